@@ -1,0 +1,16 @@
+//! The agent's ttrpc service, generated from `proto/agent.proto`.
+#![allow(
+    missing_docs,
+    unused_mut,
+    clippy::all,
+    clippy::pedantic,
+    clippy::cast_possible_truncation,
+    clippy::wildcard_enum_match_arm,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
+
+include!(concat!(env!("OUT_DIR"), "/modules.rs"));
+
+pub use agent::*;
+pub use agent_ttrpc::{Agent, AgentClient, create_agent};

@@ -1,0 +1,15 @@
+//! What crosses a border: between shim and VMM ([`control`]), between shim and guest agent ([`agent`], [`vsock`],
+//! [`guest`]). Nothing here does I/O except [`control::Channel`], which owns the
+//! framing of its socket, and [`console`], which owns the layout of its file. [`state`] is what a pod leaves on disk.
+
+#[cfg(feature = "agent")]
+pub mod agent;
+pub mod console;
+pub mod control;
+pub mod guest;
+pub mod state;
+pub mod vsock;
+
+/// Identifies what shim, VMM, agent and guest image must have in common: the crate version and a hash of everything
+/// that defines the borders between them.
+pub const BUILD_ID: &str = env!("NACRE_BUILD_ID");

@@ -1,0 +1,155 @@
+//! What happens when a part dies or can't start: the reason is told, nothing is left.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::ctr::{DEADLINE, Run, ctr, finish, fresh_id, remove_detached};
+use crate::leaks::{nacre_processes, wait_for_end};
+use crate::setup::{Config, prefix, restart_containerd};
+use crate::{Test, core, test};
+
+pub const TESTS: &[Test] = &[
+    core("kill -9 of the VMM: 137 and the reason", vmm_killed),
+    core("kill -9 of the shim: delete cleans up", shim_killed),
+    test("a panic of the guest's kernel: 137 and the console's last lines", guest_panic),
+    test("a missing kernel file is named at once", missing_kernel),
+    test("a kernel that is none is named at once", corrupt_kernel),
+    test("a corrupt guest image is told at once", corrupt_image),
+    test("too little memory is told at once", little_memory),
+    test("a bad config file is told with file and key", bad_config),
+    core("containerd restarted: output and exit code arrive", containerd_restarted),
+];
+
+fn nacre(arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new("nacre");
+    command.args(arguments);
+    finish(command)?.success()
+}
+
+/// The one process of Nacre whose name starts with `name`.
+fn only(name: &str) -> Result<u32> {
+    let mut found = nacre_processes()?.into_iter().filter(|(_, process)| process.starts_with(name));
+    let (pid, _) = found.next().with_context(|| format!("no {name} runs"))?;
+    ensure!(found.next().is_none(), "more than one {name} runs");
+    Ok(pid)
+}
+
+fn kill9(pid: u32) -> Result<()> {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
+    Ok(nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?)
+}
+
+fn sleeping(word: &str) -> Result<crate::ctr::Foreground> {
+    let run = Run { command: &["sh", "-c", "echo up; exec sleep 1000"], ..Run::default() };
+    let mut running = run.spawn(&fresh_id(word))?;
+    ensure!(running.line()? == "up");
+    Ok(running)
+}
+
+fn vmm_killed() -> Result<()> {
+    let running = sleeping("vmm9")?;
+    let id = running.id.clone();
+    kill9(only("nacre-vmm")?)?;
+    let output = running.finish()?;
+    ensure!(output.code == Some(137), "{output:?}");
+    let inspect = nacre(&["inspect", &id])?;
+    ensure!(inspect.contains("SIGKILL"), "nacre inspect does not say how: {inspect}");
+    Ok(())
+}
+
+fn shim_killed() -> Result<()> {
+    let id = fresh_id("shim9");
+    Run { command: &["sleep", "1000"], ..Run::default() }.detach(&id)?;
+    let vmm = only("nacre-vmm")?;
+    kill9(only("containerd-shim-nacre")?)?;
+    wait_for_end(vmm, Instant::now() + Duration::from_secs(10)).context("the VMM outlives its shim")?;
+    // containerd notices by itself and runs `delete`; task delete waits for that.
+    ctr(["task", "delete", "--force", &id])?;
+    ctr(["containers", "delete", &id])?.success()?;
+    Ok(())
+}
+
+fn guest_panic() -> Result<()> {
+    // The root of a guest may ask its kernel to panic: sysrq needs a writable /proc/sysrq-trigger.
+    let run = Run {
+        flags: &["--privileged"],
+        command: &["sh", "-c", "echo up; echo c > /proc/sysrq-trigger; sleep 1000"],
+    };
+    let id = fresh_id("panic");
+    let output = run.finish(&id)?;
+    ensure!(output.code == Some(137), "{output:?}");
+    let inspect = nacre(&["inspect", &id])?;
+    ensure!(inspect.contains("panic"), "nacre inspect: {inspect}");
+    Ok(())
+}
+
+/// `ctr run` under `config` fails within 10 s (60 under emulation is what ctr itself may take) with these words.
+fn fails_with(config: &str, words: &[&str]) -> Result<()> {
+    let _config = Config::with(config)?;
+    let started = Instant::now();
+    let output = Run { command: &["true"], ..Run::default() }.finish(&fresh_id("fails"))?;
+    let took = started.elapsed();
+    ensure!(output.code != Some(0), "it ran: {output:?}");
+    ensure!(took < Duration::from_secs(10), "took {took:?}: {}", output.stderr);
+    for word in words {
+        ensure!(output.stderr.contains(word), "the error does not say {word:?}: {}", output.stderr);
+    }
+    Ok(())
+}
+
+fn missing_kernel() -> Result<()> {
+    fails_with("kernel = \"/no/such/vmlinux\"\n", &["/no/such/vmlinux", "No such file"])
+}
+
+fn corrupt_kernel() -> Result<()> {
+    fails_with("kernel = \"/bin/busybox\"\n", &["/bin/busybox", "PVH"])
+}
+
+fn corrupt_image() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let image = directory.path().join("initramfs.cpio");
+    let mut bytes = fs::read(prefix()?.join("share/nacre/initramfs.cpio"))?;
+    for byte in bytes.iter_mut().take(4096) {
+        *byte ^= 0x55;
+    }
+    fs::write(&image, bytes)?;
+    fails_with(&format!("initrd = \"{}\"\n", image.display()), &["panic", "image"])
+}
+
+fn little_memory() -> Result<()> {
+    fails_with("memory_mib = 8\n", &["memory_mib", "8"])
+}
+
+fn bad_config() -> Result<()> {
+    fails_with("memory_mb = 512\n", &["config.toml", "memory_mb"])
+}
+
+fn containerd_restarted() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let mount = format!("type=bind,src={},dst=/data,options=rbind:rw", directory.path().display());
+    let id = fresh_id("restart");
+    let log = directory.path().join("log");
+    let log_uri = format!("{}", log.display());
+    // ctr ends with its connection to containerd, so the output goes to a FIFO that we hold, as CRI does.
+    let script = "echo before; while [ ! -e /data/go ]; do sleep 0.1; done; echo after; exit 9";
+    let fifos = crate::setup::hold_output(&log_uri)?;
+    let run = Run { flags: &["--mount", &mount, "--fifo-dir", &log_uri], command: &["sh", "-c", script] };
+    drop(fifos);
+    run.detach(&id)?;
+    restart_containerd()?;
+    fs::write(directory.path().join("go"), "")?;
+    let until = Instant::now() + DEADLINE;
+    loop {
+        let listed = ctr(["task", "list"])?.success()?;
+        if listed.lines().any(|line| line.starts_with(&id) && line.contains("STOPPED")) {
+            break;
+        }
+        ensure!(Instant::now() < until, "the task never stops: {listed}");
+    }
+    let deleted = ctr(["task", "delete", &id])?;
+    ensure!(deleted.code == Some(9), "exit code after the restart: {deleted:?}");
+    remove_detached(&id)
+}

@@ -1,0 +1,130 @@
+//! A container's root file system and its mounts.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::ctr::{Run, ctr, fresh_id, shell};
+use crate::{Test, core, test};
+
+pub const TESTS: &[Test] = &[
+    core("a write in the rootfs is seen there and gone with the container", rootfs_write),
+    core("a bind mount of a host directory is seen both ways", bind_both_ways),
+    test("a bind mount of a single file, read-only", bind_file),
+    core("--read-only holds", read_only),
+    test("owners, modes, links and xattrs survive the way to the host", metadata),
+    test("the native snapshotter's rootfs works", native_snapshotter),
+    test("--rootfs with a directory works", rootfs_directory),
+    test("the guest sees nothing of the host's files", host_is_hidden),
+];
+
+fn rootfs_write() -> Result<()> {
+    let output = shell("write", "echo data > /new && cat /new && ls -d /new")?.success()?;
+    ensure!(output == "data\n/new\n", "{output:?}");
+    let second = shell("again", "ls /new")?;
+    ensure!(second.code == Some(1), "the file is in the next container: {second:?}");
+    Ok(())
+}
+
+fn mount_flag(source: &Path, target: &str, options: &str) -> String {
+    format!("type=bind,src={},dst={target},options={options}", source.display())
+}
+
+fn bind_both_ways() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    fs::write(directory.path().join("from-host"), "host\n")?;
+    let mount = mount_flag(directory.path(), "/data", "rbind:rw");
+    let script = "cat /data/from-host; echo guest > /data/from-guest; echo ready; read x; cat /data/later";
+    let run = Run { flags: &["--mount", &mount], command: &["sh", "-c", script] };
+    let mut running = run.spawn(&fresh_id("bind"))?;
+    ensure!(running.line()? == "host");
+    ensure!(running.line()? == "ready");
+    let guest = fs::read_to_string(directory.path().join("from-guest"))?;
+    ensure!(guest == "guest\n", "{guest:?}");
+    fs::write(directory.path().join("later"), "while it runs\n")?;
+    running.feed(b"\n".to_vec())?;
+    let output = running.finish()?;
+    ensure!(output.text() == "while it runs\n", "{output:?}");
+    Ok(())
+}
+
+fn bind_file() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("config");
+    fs::write(&file, "key=value\n")?;
+    let mount = mount_flag(&file, "/etc/config", "bind:ro");
+    let run = Run {
+        flags: &["--mount", &mount],
+        command: &["sh", "-c", "cat /etc/config; echo changed > /etc/config"],
+    };
+    let output = run.finish(&fresh_id("file"))?;
+    ensure!(output.text() == "key=value\n", "{output:?}");
+    ensure!(output.stderr.contains("Read-only file system"), "{output:?}");
+    ensure!(fs::read_to_string(&file)? == "key=value\n", "the host's file changed");
+    Ok(())
+}
+
+fn read_only() -> Result<()> {
+    let run = Run { flags: &["--read-only"], command: &["sh", "-c", "echo x > /new"] };
+    let output = run.finish(&fresh_id("readonly"))?;
+    ensure!(output.code != Some(0) && output.stderr.contains("Read-only file system"), "{output:?}");
+    Ok(())
+}
+
+fn metadata() -> Result<()> {
+    let script = "cd /tmp; touch f; chown 1000:65534 f; chmod 4751 f; ln -s f s; ln f h; mkfifo p; \
+        stat -c '%a %u:%g %h %F' f s p; truncate -s 3G big; stat -c %s big; rm -r /tmp/*; ls -A /tmp | wc -l";
+    let output = shell("metadata", script)?.success()?;
+    let want = "4751 1000:65534 2 regular empty file\n777 0:0 1 symbolic link\n644 0:0 1 fifo\n3221225472\n0\n";
+    ensure!(output == want, "{output}");
+    Ok(())
+}
+
+fn native_snapshotter() -> Result<()> {
+    // Unpacked for this snapshotter first; a mount and its removal keep the image's layers.
+    let image = crate::ctr::IMAGE;
+    let run = Run {
+        flags: &["--snapshotter", "native"],
+        command: &["sh", "-c", "echo native > /x; cat /x"],
+    };
+    let directory = tempfile::tempdir()?;
+    let target = directory.path().display().to_string();
+    ctr(["images", "mount", "--snapshotter", "native", image, &target])?.success()?;
+    ctr(["images", "unmount", "--rm", "--snapshotter", "native", &target])?.success()?;
+    let output = run.finish(&fresh_id("native"))?.success()?;
+    ensure!(output == "native\n", "{output}");
+    Ok(())
+}
+
+fn rootfs_directory() -> Result<()> {
+    let directory = tempfile::tempdir_in(tmpfs()?)?;
+    let root = directory.path();
+    for name in ["bin", "proc", "sys", "dev", "etc", "run", "tmp"] {
+        fs::create_dir(root.join(name))?;
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox"))?;
+    std::os::unix::fs::symlink("busybox", root.join("bin/sh"))?;
+    let id = fresh_id("rootfs");
+    let path = root.display().to_string();
+    let output = ctr([
+        "run", "--rm", "--runtime", crate::ctr::RUNTIME, "--rootfs", &path, &id, "/bin/sh", "-c", "echo in; echo x > /made",
+    ])?
+    .success()?;
+    ensure!(output == "in\n", "{output}");
+    ensure!(fs::read_to_string(root.join("made"))? == "x\n");
+    Ok(())
+}
+
+fn tmpfs() -> Result<&'static Path> {
+    let run = Path::new("/run");
+    run.is_dir().then_some(run).context("no /run")
+}
+
+fn host_is_hidden() -> Result<()> {
+    let marker = tempfile::tempdir_in(tmpfs()?)?;
+    let name = marker.path().file_name().context("no name")?.to_string_lossy().into_owned();
+    let output = shell("hidden", &format!("find / -name {name} 2>/dev/null | wc -l"))?.success()?;
+    ensure!(output.trim() == "0", "{output}");
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! End-to-end tests: real containerd, real guests. Run inside a host with working KVM by `tests/lab/run`, which
+//! sets CONTAINERD_ADDRESS and PATH. One test at a time, each with a check that it left nothing behind.
+//!
+//! `nacre-e2e [--core] [--list] [NAME…]`: all tests, the core ones, or those whose names contain a NAME.
+
+mod ctr;
+mod faults;
+mod files;
+mod leaks;
+mod process;
+mod refusals;
+mod runs;
+mod setup;
+mod streams;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+
+/// A test: what it shows, and how.
+struct Test {
+    name: &'static str,
+    /// Also run under the other versions of containerd.
+    core: bool,
+    run: fn() -> Result<()>,
+}
+
+const fn test(name: &'static str, run: fn() -> Result<()>) -> Test {
+    Test { name, core: false, run }
+}
+
+const fn core(name: &'static str, run: fn() -> Result<()>) -> Test {
+    Test { name, core: true, run }
+}
+
+/// End-to-end tests of Nacre, under the containerd at CONTAINERD_ADDRESS.
+#[derive(Parser)]
+struct Arguments {
+    /// Only the tests that must pass under every version of containerd.
+    #[arg(long)]
+    core: bool,
+    /// Names the tests and runs none.
+    #[arg(long)]
+    list: bool,
+    /// Only tests whose names contain one of these.
+    names: Vec<String>,
+}
+
+fn tests() -> Vec<Test> {
+    [runs::TESTS, process::TESTS, files::TESTS, streams::TESTS, refusals::TESTS, faults::TESTS]
+        .into_iter()
+        .flatten()
+        .map(|test| Test { ..*test })
+        .collect()
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let chosen: Vec<Test> = tests()
+        .into_iter()
+        .filter(|test| test.core || !arguments.core)
+        .filter(|test| {
+            arguments.names.is_empty() || arguments.names.iter().any(|name| test.name.contains(name))
+        })
+        .collect();
+    if arguments.list {
+        for test in &chosen {
+            println!("{}", test.name);
+        }
+        return ExitCode::SUCCESS;
+    }
+    match run_all(&chosen) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("nacre-e2e: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs `tests` in order and prints a line each and the count; gives how many failed.
+fn run_all(tests: &[Test]) -> Result<usize> {
+    println!("containerd: {}", setup::containerd_version()?);
+    let started = Instant::now();
+    let mut failures = Vec::new();
+    for (index, test) in tests.iter().enumerate() {
+        let at = Instant::now();
+        let outcome = run_one(test);
+        let took = at.elapsed();
+        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!("[{:2}/{}] {:60} {word} ({:.1} s)", index + 1, tests.len(), test.name, took.as_secs_f64());
+        if let Err(error) = outcome {
+            println!("        {}", format!("{error:#}").replace('\n', "\n        "));
+            failures.push(test.name);
+        }
+    }
+    println!("end-to-end tests took {:.0} s", started.elapsed().as_secs_f64());
+    for name in &failures {
+        println!("failed: {name}");
+    }
+    println!("{} passed, {} failed", tests.len() - failures.len(), failures.len());
+    Ok(failures.len())
+}
+
+/// One test between two looks at what there is on the host.
+fn run_one(test: &Test) -> Result<()> {
+    let before = leaks::Snapshot::take().context("looking at the host before the test")?;
+    let outcome = (test.run)();
+    ctr::remove_leftovers();
+    let left = before.compare(Duration::from_secs(15)).context("looking at the host after the test");
+    outcome.and(left)
+}

@@ -1,0 +1,174 @@
+//! `ctr run`: output, exit codes, errors of Create, several containers at once, the shim's own calls.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::ctr::{RUNTIME, Run, ctr, finish, fresh_id, remove_detached, shell};
+use crate::{Test, core, test};
+
+pub const TESTS: &[Test] = &[
+    core("run prints, in another kernel", prints_in_another_kernel),
+    core("exit codes 0 and 7", exit_codes),
+    core("137 after SIGKILL", killed),
+    core("143 from a trap of SIGTERM", terminated),
+    core("a command that does not exist fails in Create and is named", missing_command),
+    test("a command that is not executable fails in Create and is named", not_executable),
+    core("three containers at once, each its own VM", three_at_once),
+    core("a detached container is listed, waited for and deleted", detached),
+    test("calls that come later are refused by name", unimplemented_calls),
+    test("an id that is taken is refused", taken_id),
+    core("the shim answers -info", shim_info),
+];
+
+fn prints_in_another_kernel() -> Result<()> {
+    let output = shell("print", "echo hello from $(uname -r)")?.success()?;
+    let host = finish({
+        let mut uname = Command::new("uname");
+        uname.arg("-r");
+        uname
+    })?
+    .success()?;
+    ensure!(output.starts_with("hello from ") && output.trim_end().ends_with("-nacre"), "printed {output:?}");
+    ensure!(!output.contains(host.trim()), "the guest has the host's kernel {host}");
+    Ok(())
+}
+
+fn exit_codes() -> Result<()> {
+    for code in [0, 7] {
+        let output = shell("exit", &format!("exit {code}"))?;
+        ensure!(output.code == Some(code), "exit {code} gave {output:?}");
+    }
+    Ok(())
+}
+
+fn killed() -> Result<()> {
+    let id = fresh_id("killed");
+    let mut run = Run { command: &["sh", "-c", "echo up; exec sleep 1000"], ..Run::default() }.spawn(&id)?;
+    ensure!(run.line()? == "up");
+    run.kill("SIGKILL")?;
+    let output = run.finish()?;
+    ensure!(output.code == Some(137), "{output:?}");
+    Ok(())
+}
+
+fn terminated() -> Result<()> {
+    let id = fresh_id("term");
+    let script = "trap 'exit 143' TERM; echo up; while :; do sleep 0.1; done";
+    let mut run = Run { command: &["sh", "-c", script], ..Run::default() }.spawn(&id)?;
+    ensure!(run.line()? == "up");
+    run.kill("SIGTERM")?;
+    let output = run.finish()?;
+    ensure!(output.code == Some(143), "{output:?}");
+    Ok(())
+}
+
+fn missing_command() -> Result<()> {
+    let output = Run { command: &["no-such-command"], ..Run::default() }.finish(&fresh_id("missing"))?;
+    ensure!(output.code != Some(0), "a missing command ran: {output:?}");
+    ensure!(
+        output.stderr.contains("no-such-command") && output.stderr.contains("executable file not found"),
+        "the error does not name it: {}",
+        output.stderr
+    );
+    Ok(())
+}
+
+fn not_executable() -> Result<()> {
+    let output = Run { command: &["/etc/passwd"], ..Run::default() }.finish(&fresh_id("noexec"))?;
+    ensure!(output.code != Some(0), "{output:?}");
+    ensure!(
+        output.stderr.contains("/etc/passwd") && output.stderr.to_lowercase().contains("permission denied"),
+        "the error does not say so: {}",
+        output.stderr
+    );
+    Ok(())
+}
+
+fn three_at_once() -> Result<()> {
+    let script = "cat /proc/sys/kernel/random/boot_id; read x; echo $x";
+    let run = Run { command: &["sh", "-c", script], ..Run::default() };
+    let mut running = Vec::new();
+    for word in ["one", "two", "three"] {
+        running.push(run.spawn(&fresh_id(word))?);
+    }
+    let mut boots = Vec::new();
+    for container in &mut running {
+        boots.push(container.line()?);
+    }
+    let vmms = crate::leaks::nacre_processes()?.iter().filter(|(_, name)| name.starts_with("nacre-vmm")).count();
+    ensure!(vmms == 3, "{vmms} VMMs for three containers");
+    for container in &mut running {
+        container.feed(b"bye\n".to_vec())?;
+    }
+    for container in running {
+        let output = container.finish()?;
+        ensure!(output.code == Some(0) && output.text().trim() == "bye", "{output:?}");
+    }
+    boots.sort();
+    boots.dedup();
+    ensure!(boots.len() == 3, "three containers saw these boots: {boots:?}");
+    Ok(())
+}
+
+fn detached() -> Result<()> {
+    let id = fresh_id("detached");
+    Run { command: &["sleep", "1000"], ..Run::default() }.detach(&id)?;
+    let listed = ctr(["task", "list"])?.success()?;
+    let line = listed.lines().find(|line| line.starts_with(&id)).context("the task is not listed")?;
+    let words: Vec<&str> = line.split_whitespace().collect();
+    ensure!(words.get(2) == Some(&"RUNNING"), "{line}");
+    let pid: u32 = words.get(1).context("no pid")?.parse()?;
+    let program = std::fs::read_link(format!("/proc/{pid}/exe"))?;
+    ensure!(program.ends_with("nacre-vmm"), "the task's pid {pid} is {}", program.display());
+    let processes = ctr(["task", "ps", &id])?.success()?;
+    ensure!(processes.lines().count() == 2, "one process expected: {processes}");
+    let inspect = finish({
+        let mut nacre = Command::new("nacre");
+        nacre.args(["inspect", &id]);
+        nacre
+    })?
+    .success()?;
+    ensure!(inspect.contains("-nacre") && inspect.contains("agent"), "nacre inspect: {inspect}");
+    ctr(["task", "kill", "-s", "SIGKILL", &id])?.success()?;
+    let again = ctr(["task", "kill", "-s", "SIGKILL", "no-such-task"])?;
+    ensure!(again.stderr.contains("not found"), "{again:?}");
+    remove_detached(&id)
+}
+
+fn unimplemented_calls() -> Result<()> {
+    let id = fresh_id("later");
+    Run { command: &["sleep", "1000"], ..Run::default() }.detach(&id)?;
+    for call in [
+        &["task", "exec", "--exec-id", "x", &id, "true"] as &[&str],
+        &["task", "pause", &id],
+        &["task", "metrics", &id],
+    ] {
+        let output = ctr(call.iter().copied())?;
+        ensure!(
+            output.code != Some(0) && output.stderr.contains("not implemented"),
+            "{call:?} gave {output:?}"
+        );
+    }
+    remove_detached(&id)
+}
+
+fn taken_id() -> Result<()> {
+    let id = fresh_id("taken");
+    let run = Run { command: &["sleep", "1000"], ..Run::default() };
+    run.detach(&id)?;
+    let second = run.finish(&id)?;
+    ensure!(second.code != Some(0) && second.stderr.contains("already exists"), "{second:?}");
+    let listed = ctr(["task", "list"])?.success()?;
+    ensure!(listed.contains(&id), "the second run ended the first: {listed}");
+    remove_detached(&id)
+}
+
+fn shim_info() -> Result<()> {
+    let mut shim = Command::new("containerd-shim-nacre-v2");
+    shim.arg("-info");
+    let output = finish(shim)?;
+    ensure!(output.code == Some(0), "{output:?}");
+    ensure!(output.text().contains(RUNTIME), "the shim does not name its runtime: {:?}", output.text());
+    Ok(())
+}

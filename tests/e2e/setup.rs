@@ -1,0 +1,96 @@
+//! What the tests know about the host they run on: containerd, its process, Nacre's installation.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::ctr::{DEADLINE, ctr};
+use crate::leaks::wait_for_end;
+
+/// `ctr version`'s server part.
+pub fn containerd_version() -> Result<String> {
+    let text = ctr(["version"])?.success()?;
+    let server = text.split("Server:").nth(1).context("ctr version names no server")?;
+    let version = server.lines().find_map(|line| line.trim().strip_prefix("Version:"));
+    Ok(version.context("ctr version names no version")?.trim().to_owned())
+}
+
+/// The socket of the containerd under test.
+pub fn containerd_address() -> Result<PathBuf> {
+    std::env::var_os("CONTAINERD_ADDRESS").map(PathBuf::from).context("CONTAINERD_ADDRESS is not set; use tests/lab/run")
+}
+
+/// Directory of the shim that containerd finds.
+pub fn prefix() -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").context("PATH is not set")?;
+    let shim = std::env::split_paths(&path)
+        .map(|directory| directory.join("containerd-shim-nacre-v2"))
+        .find(|file| file.exists())
+        .context("containerd-shim-nacre-v2 is not in PATH")?;
+    Ok(fs::canonicalize(shim)?.parent().and_then(Path::parent).context("the shim has no prefix")?.to_owned())
+}
+
+/// Nacre's configuration, changed for the time of a test.
+pub struct Config(PathBuf);
+
+impl Config {
+    /// Writes `toml` where the shim looks first.
+    pub fn with(toml: &str) -> Result<Self> {
+        let file = prefix()?.join("etc/nacre/config.toml");
+        ensure!(!file.exists(), "{} exists: the tests want to write it", file.display());
+        fs::create_dir_all(file.parent().context("no parent")?)?;
+        fs::write(&file, toml).with_context(|| format!("writing {}", file.display()))?;
+        Ok(Self(file))
+    }
+}
+
+impl Drop for Config {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            eprintln!("removing {}: {error}", self.0.display());
+        }
+    }
+}
+
+/// The pid of containerd, from its socket.
+pub fn containerd_pid() -> Result<u32> {
+    let stream = UnixStream::connect(containerd_address()?)?;
+    let peer = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)?;
+    Ok(u32::try_from(peer.pid())?)
+}
+
+/// Kills containerd and starts it again as it was.
+pub fn restart_containerd() -> Result<()> {
+    let pid = containerd_pid()?;
+    let split = |file: &str| -> Result<Vec<String>> {
+        let bytes = fs::read(format!("/proc/{pid}/{file}"))?;
+        Ok(bytes.split(|b| *b == 0).filter(|s| !s.is_empty()).map(|s| String::from_utf8_lossy(s).into_owned()).collect())
+    };
+    let arguments = split("cmdline")?;
+    let environment = split("environ")?;
+    let program = fs::read_link(format!("/proc/{pid}/exe"))?;
+    let raw = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
+    nix::sys::signal::kill(raw, nix::sys::signal::Signal::SIGKILL)?;
+    wait_for_end(pid, Instant::now() + DEADLINE)?;
+    let log = fs::OpenOptions::new().create(true).append(true).open("/tmp/containerd-restarted.log")?;
+    let mut command = Command::new(program);
+    command.args(arguments.iter().skip(1)).env_clear();
+    command.envs(environment.iter().filter_map(|pair| pair.split_once('=')));
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("starting containerd again")?;
+    wait_for_socket()
+}
+
+/// ctr itself waits for the socket (its connection time-out is 10 s), so it is asked until it answers.
+fn wait_for_socket() -> Result<()> {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        if ctr(["version"])?.code == Some(0) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "containerd does not answer after its restart");
+    }
+}

@@ -1,0 +1,4 @@
+//! Nacre's virtual machine monitor: one process, one microVM.
+
+pub mod jail;
+pub mod virtio;
