@@ -60,7 +60,9 @@ pub fn fresh_id(word: &str) -> String {
 /// Ends what a failed test left running, so that the next starts clean. A passed test leaves nothing to do.
 pub fn remove_leftovers() {
     let made = std::mem::take(&mut *MADE.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-    let Ok(listed) = ctr(["containers", "list", "-q"]).and_then(Output::success) else { return };
+    let Ok(listed) = ctr(["containers", "list", "-q"]).and_then(Output::success) else {
+        return;
+    };
     for id in made.iter().filter(|id| listed.lines().any(|line| line == *id)) {
         // Each may fail where the state in between is what the test is about; the leak check has the last word.
         let _ = ctr(["task", "kill", "-s", "SIGKILL", id]);
@@ -99,7 +101,10 @@ pub struct Run<'a> {
 impl Run<'_> {
     fn command(&self, id: &str, mode: &[&str]) -> Command {
         let mut command = Command::new("ctr");
-        command.args(["run", "--runtime", RUNTIME]).args(mode).args(self.flags);
+        command
+            .args(["run", "--runtime", RUNTIME])
+            .args(mode)
+            .args(self.flags);
         command.args([IMAGE, id]).args(self.command);
         command
     }
@@ -128,7 +133,11 @@ pub fn remove_detached(id: &str) -> Result<()> {
 
 /// `sh -c script` in a fresh container under `ctr run --rm`.
 pub fn shell(word: &str, script: &str) -> Result<Output> {
-    Run { command: &["sh", "-c", script], ..Run::default() }.finish(&fresh_id(word))
+    Run {
+        command: &["sh", "-c", script],
+        ..Run::default()
+    }
+    .finish(&fresh_id(word))
 }
 
 /// A `ctr run --rm` that goes on, with its standard streams.
@@ -151,7 +160,12 @@ impl Foreground {
             .with_context(|| format!("starting {command:?}"))?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take();
-        Ok(Self { child, id: id.to_owned(), stdin, stdout })
+        Ok(Self {
+            child,
+            id: id.to_owned(),
+            stdin,
+            stdout,
+        })
     }
 
     /// Reads a line of standard output; the container says so that it is there.
@@ -161,14 +175,23 @@ impl Foreground {
         let mut line = Vec::new();
         let mut byte = [0];
         while !line.ends_with(b"\n") {
-            wait_readable(stdout, until)
-                .with_context(|| format!("waiting for a line of {}; so far: {:?}", self.id, String::from_utf8_lossy(&line)))?;
+            wait_readable(stdout, until).with_context(|| {
+                format!(
+                    "waiting for a line of {}; so far: {:?}",
+                    self.id,
+                    String::from_utf8_lossy(&line)
+                )
+            })?;
             if stdout.read(&mut byte)? == 0 {
                 let mut errors = String::new();
                 if let Some(mut stderr) = self.child.stderr.take() {
                     stderr.read_to_string(&mut errors)?;
                 }
-                bail!("{}: output ended at {:?}\nstderr: {errors}", self.id, String::from_utf8_lossy(&line));
+                bail!(
+                    "{}: output ended at {:?}\nstderr: {errors}",
+                    self.id,
+                    String::from_utf8_lossy(&line)
+                );
             }
             line.push(byte[0]);
         }
@@ -214,7 +237,13 @@ fn collect(mut child: Child, within: Duration) -> Result<Output> {
     while stdout.is_some() || stderr.is_some() {
         let mut fds = Vec::new();
         let mut which = Vec::new();
-        for (index, fd) in [stdout.as_ref().map(|s| s.as_fd()), stderr.as_ref().map(|s| s.as_fd())].into_iter().enumerate() {
+        for (index, fd) in [
+            stdout.as_ref().map(|s| s.as_fd()),
+            stderr.as_ref().map(|s| s.as_fd()),
+        ]
+        .into_iter()
+        .enumerate()
+        {
             if let Some(fd) = fd {
                 fds.push(PollFd::new(fd, PollFlags::POLLIN));
                 which.push(index);
@@ -231,8 +260,12 @@ fn collect(mut child: Child, within: Duration) -> Result<Output> {
                 String::from_utf8_lossy(&streams[1])
             );
         }
-        let ready: Vec<usize> =
-            fds.iter().zip(which).filter(|(fd, _)| fd.any() == Some(true)).map(|(_, index)| index).collect();
+        let ready: Vec<usize> = fds
+            .iter()
+            .zip(which)
+            .filter(|(fd, _)| fd.any() == Some(true))
+            .map(|(_, index)| index)
+            .collect();
         for index in ready {
             let length = match index {
                 0 => stdout.as_mut().map_or(Ok(0), |s| s.read(&mut buffer))?,
@@ -248,5 +281,9 @@ fn collect(mut child: Child, within: Duration) -> Result<Output> {
     }
     let status = child.wait()?;
     let [stdout, stderr] = streams;
-    Ok(Output { code: status.code(), stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() })
+    Ok(Output {
+        code: status.code(),
+        stdout,
+        stderr: String::from_utf8_lossy(&stderr).into_owned(),
+    })
 }

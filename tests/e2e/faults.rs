@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::ctr::{DEADLINE, Run, ctr, finish, fresh_id, remove_detached};
+use crate::ctr::{DEADLINE, Run, ctr, finish, fresh_id};
 use crate::leaks::{nacre_processes, wait_for_end};
 use crate::setup::{Config, prefix, restart_containerd};
 use crate::{Test, core, test};
@@ -14,13 +14,19 @@ use crate::{Test, core, test};
 pub const TESTS: &[Test] = &[
     core("kill -9 of the VMM: 137 and the reason", vmm_killed),
     core("kill -9 of the shim: delete cleans up", shim_killed),
-    test("a panic of the guest's kernel: 137 and the console's last lines", guest_panic),
+    test(
+        "a panic of the guest's kernel: 137 and the console's last lines",
+        guest_panic,
+    ),
     test("a missing kernel file is named at once", missing_kernel),
     test("a kernel that is none is named at once", corrupt_kernel),
     test("a corrupt guest image is told at once", corrupt_image),
     test("too little memory is told at once", little_memory),
     test("a bad config file is told with file and key", bad_config),
-    core("containerd restarted: output and exit code arrive", containerd_restarted),
+    core(
+        "containerd restarted: output and exit code arrive",
+        containerd_restarted,
+    ),
 ];
 
 fn nacre(arguments: &[&str]) -> Result<String> {
@@ -31,7 +37,9 @@ fn nacre(arguments: &[&str]) -> Result<String> {
 
 /// The one process of Nacre whose name starts with `name`.
 fn only(name: &str) -> Result<u32> {
-    let mut found = nacre_processes()?.into_iter().filter(|(_, process)| process.starts_with(name));
+    let mut found = nacre_processes()?
+        .into_iter()
+        .filter(|(_, process)| process.starts_with(name));
     let (pid, _) = found.next().with_context(|| format!("no {name} runs"))?;
     ensure!(found.next().is_none(), "more than one {name} runs");
     Ok(pid)
@@ -43,7 +51,10 @@ fn kill9(pid: u32) -> Result<()> {
 }
 
 fn sleeping(word: &str) -> Result<crate::ctr::Foreground> {
-    let run = Run { command: &["sh", "-c", "echo up; exec sleep 1000"], ..Run::default() };
+    let run = Run {
+        command: &["sh", "-c", "echo up; exec sleep 1000"],
+        ..Run::default()
+    };
     let mut running = run.spawn(&fresh_id(word))?;
     ensure!(running.line()? == "up");
     Ok(running)
@@ -56,13 +67,20 @@ fn vmm_killed() -> Result<()> {
     let output = running.finish()?;
     ensure!(output.code == Some(137), "{output:?}");
     let inspect = nacre(&["inspect", &id])?;
-    ensure!(inspect.contains("SIGKILL"), "nacre inspect does not say how: {inspect}");
+    ensure!(
+        inspect.contains("SIGKILL"),
+        "nacre inspect does not say how: {inspect}"
+    );
     Ok(())
 }
 
 fn shim_killed() -> Result<()> {
     let id = fresh_id("shim9");
-    Run { command: &["sleep", "1000"], ..Run::default() }.detach(&id)?;
+    Run {
+        command: &["sleep", "1000"],
+        ..Run::default()
+    }
+    .detach(&id)?;
     let vmm = only("nacre-vmm")?;
     kill9(only("containerd-shim-nacre")?)?;
     wait_for_end(vmm, Instant::now() + Duration::from_secs(10)).context("the VMM outlives its shim")?;
@@ -90,18 +108,29 @@ fn guest_panic() -> Result<()> {
 fn fails_with(config: &str, words: &[&str]) -> Result<()> {
     let _config = Config::with(config)?;
     let started = Instant::now();
-    let output = Run { command: &["true"], ..Run::default() }.finish(&fresh_id("fails"))?;
+    let output = Run {
+        command: &["true"],
+        ..Run::default()
+    }
+    .finish(&fresh_id("fails"))?;
     let took = started.elapsed();
     ensure!(output.code != Some(0), "it ran: {output:?}");
     ensure!(took < Duration::from_secs(10), "took {took:?}: {}", output.stderr);
     for word in words {
-        ensure!(output.stderr.contains(word), "the error does not say {word:?}: {}", output.stderr);
+        ensure!(
+            output.stderr.contains(word),
+            "the error does not say {word:?}: {}",
+            output.stderr
+        );
     }
     Ok(())
 }
 
 fn missing_kernel() -> Result<()> {
-    fails_with("kernel = \"/no/such/vmlinux\"\n", &["/no/such/vmlinux", "No such file"])
+    fails_with(
+        "kernel = \"/no/such/vmlinux\"\n",
+        &["/no/such/vmlinux", "No such file"],
+    )
 }
 
 fn corrupt_kernel() -> Result<()> {
@@ -116,7 +145,10 @@ fn corrupt_image() -> Result<()> {
         *byte ^= 0x55;
     }
     fs::write(&image, bytes)?;
-    fails_with(&format!("initrd = \"{}\"\n", image.display()), &["panic", "image"])
+    fails_with(
+        &format!("initrd = \"{}\"\n", image.display()),
+        &["panic", "image"],
+    )
 }
 
 fn little_memory() -> Result<()> {
@@ -129,27 +161,44 @@ fn bad_config() -> Result<()> {
 
 fn containerd_restarted() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let mount = format!("type=bind,src={},dst=/data,options=rbind:rw", directory.path().display());
-    let id = fresh_id("restart");
+    let mount = format!(
+        "type=bind,src={},dst=/data,options=rbind:rw",
+        directory.path().display()
+    );
     let log = directory.path().join("log");
-    let log_uri = format!("{}", log.display());
-    // ctr ends with its connection to containerd, so the output goes to a FIFO that we hold, as CRI does.
+    let log_uri = format!("file://{}", log.display());
     let script = "echo before; while [ ! -e /data/go ]; do sleep 0.1; done; echo after; exit 9";
-    let fifos = crate::setup::hold_output(&log_uri)?;
-    let run = Run { flags: &["--mount", &mount, "--fifo-dir", &log_uri], command: &["sh", "-c", script] };
-    drop(fifos);
+    let run = Run {
+        flags: &["--mount", &mount, "--log-uri", &log_uri],
+        command: &["sh", "-c", script],
+    };
+    let id = fresh_id("restart");
     run.detach(&id)?;
     restart_containerd()?;
     fs::write(directory.path().join("go"), "")?;
+    wait_until_stopped(&id)?;
+    let deleted = ctr(["task", "delete", &id])?;
+    ensure!(
+        deleted.code == Some(9),
+        "exit code after the restart: {deleted:?}"
+    );
+    ctr(["containers", "delete", &id])?.success()?;
+    let output = fs::read_to_string(&log)?;
+    ensure!(output == "before\nafter\n", "output: {output:?}");
+    Ok(())
+}
+
+/// Asks until containerd lists the task as stopped; each question costs ctr a connection, so this does not spin.
+fn wait_until_stopped(id: &str) -> Result<()> {
     let until = Instant::now() + DEADLINE;
     loop {
         let listed = ctr(["task", "list"])?.success()?;
-        if listed.lines().any(|line| line.starts_with(&id) && line.contains("STOPPED")) {
-            break;
+        if listed
+            .lines()
+            .any(|line| line.starts_with(id) && line.contains("STOPPED"))
+        {
+            return Ok(());
         }
         ensure!(Instant::now() < until, "the task never stops: {listed}");
     }
-    let deleted = ctr(["task", "delete", &id])?;
-    ensure!(deleted.code == Some(9), "exit code after the restart: {deleted:?}");
-    remove_detached(&id)
 }

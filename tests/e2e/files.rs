@@ -9,11 +9,20 @@ use crate::ctr::{Run, ctr, fresh_id, shell};
 use crate::{Test, core, test};
 
 pub const TESTS: &[Test] = &[
-    core("a write in the rootfs is seen there and gone with the container", rootfs_write),
-    core("a bind mount of a host directory is seen both ways", bind_both_ways),
+    core(
+        "a write in the rootfs is seen there and gone with the container",
+        rootfs_write,
+    ),
+    core(
+        "a bind mount of a host directory is seen both ways",
+        bind_both_ways,
+    ),
     test("a bind mount of a single file, read-only", bind_file),
     core("--read-only holds", read_only),
-    test("owners, modes, links and xattrs survive the way to the host", metadata),
+    test(
+        "owners, modes, links and xattrs survive the way to the host",
+        metadata,
+    ),
     test("the native snapshotter's rootfs works", native_snapshotter),
     test("--rootfs with a directory works", rootfs_directory),
     test("the guest sees nothing of the host's files", host_is_hidden),
@@ -23,12 +32,18 @@ fn rootfs_write() -> Result<()> {
     let output = shell("write", "echo data > /new && cat /new && ls -d /new")?.success()?;
     ensure!(output == "data\n/new\n", "{output:?}");
     let second = shell("again", "ls /new")?;
-    ensure!(second.code == Some(1), "the file is in the next container: {second:?}");
+    ensure!(
+        second.code == Some(1),
+        "the file is in the next container: {second:?}"
+    );
     Ok(())
 }
 
 fn mount_flag(source: &Path, target: &str, options: &str) -> String {
-    format!("type=bind,src={},dst={target},options={options}", source.display())
+    format!(
+        "type=bind,src={},dst={target},options={options}",
+        source.display()
+    )
 }
 
 fn bind_both_ways() -> Result<()> {
@@ -36,7 +51,10 @@ fn bind_both_ways() -> Result<()> {
     fs::write(directory.path().join("from-host"), "host\n")?;
     let mount = mount_flag(directory.path(), "/data", "rbind:rw");
     let script = "cat /data/from-host; echo guest > /data/from-guest; echo ready; read x; cat /data/later";
-    let run = Run { flags: &["--mount", &mount], command: &["sh", "-c", script] };
+    let run = Run {
+        flags: &["--mount", &mount],
+        command: &["sh", "-c", script],
+    };
     let mut running = run.spawn(&fresh_id("bind"))?;
     ensure!(running.line()? == "host");
     ensure!(running.line()? == "ready");
@@ -61,14 +79,23 @@ fn bind_file() -> Result<()> {
     let output = run.finish(&fresh_id("file"))?;
     ensure!(output.text() == "key=value\n", "{output:?}");
     ensure!(output.stderr.contains("Read-only file system"), "{output:?}");
-    ensure!(fs::read_to_string(&file)? == "key=value\n", "the host's file changed");
+    ensure!(
+        fs::read_to_string(&file)? == "key=value\n",
+        "the host's file changed"
+    );
     Ok(())
 }
 
 fn read_only() -> Result<()> {
-    let run = Run { flags: &["--read-only"], command: &["sh", "-c", "echo x > /new"] };
+    let run = Run {
+        flags: &["--read-only"],
+        command: &["sh", "-c", "echo x > /new"],
+    };
     let output = run.finish(&fresh_id("readonly"))?;
-    ensure!(output.code != Some(0) && output.stderr.contains("Read-only file system"), "{output:?}");
+    ensure!(
+        output.code != Some(0) && output.stderr.contains("Read-only file system"),
+        "{output:?}"
+    );
     Ok(())
 }
 
@@ -76,7 +103,8 @@ fn metadata() -> Result<()> {
     let script = "cd /tmp; touch f; chown 1000:65534 f; chmod 4751 f; ln -s f s; ln f h; mkfifo p; \
         stat -c '%a %u:%g %h %F' f s p; truncate -s 3G big; stat -c %s big; rm -r /tmp/*; ls -A /tmp | wc -l";
     let output = shell("metadata", script)?.success()?;
-    let want = "4751 1000:65534 2 regular empty file\n777 0:0 1 symbolic link\n644 0:0 1 fifo\n3221225472\n0\n";
+    let want =
+        "4751 1000:65534 2 regular empty file\n777 0:0 1 symbolic link\n644 0:0 1 fifo\n3221225472\n0\n";
     ensure!(output == want, "{output}");
     Ok(())
 }
@@ -108,7 +136,16 @@ fn rootfs_directory() -> Result<()> {
     let id = fresh_id("rootfs");
     let path = root.display().to_string();
     let output = ctr([
-        "run", "--rm", "--runtime", crate::ctr::RUNTIME, "--rootfs", &path, &id, "/bin/sh", "-c", "echo in; echo x > /made",
+        "run",
+        "--rm",
+        "--runtime",
+        crate::ctr::RUNTIME,
+        "--rootfs",
+        &path,
+        &id,
+        "/bin/sh",
+        "-c",
+        "echo in; echo x > /made",
     ])?
     .success()?;
     ensure!(output == "in\n", "{output}");
@@ -123,7 +160,12 @@ fn tmpfs() -> Result<&'static Path> {
 
 fn host_is_hidden() -> Result<()> {
     let marker = tempfile::tempdir_in(tmpfs()?)?;
-    let name = marker.path().file_name().context("no name")?.to_string_lossy().into_owned();
+    let name = marker
+        .path()
+        .file_name()
+        .context("no name")?
+        .to_string_lossy()
+        .into_owned();
     let output = shell("hidden", &format!("find / -name {name} 2>/dev/null | wc -l"))?.success()?;
     ensure!(output.trim() == "0", "{output}");
     Ok(())

@@ -24,7 +24,10 @@ impl Snapshot {
             seen.insert(format!("process {pid} {name}"));
         }
         for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
-            let target = line.split(' ').nth(4).context("a line of mountinfo without a target")?;
+            let target = line
+                .split(' ')
+                .nth(4)
+                .context("a line of mountinfo without a target")?;
             seen.insert(format!("mount {target}"));
         }
         for line in fs::read_to_string("/proc/net/unix")?.lines() {
@@ -42,7 +45,10 @@ impl Snapshot {
         // Failure records are meant to stay.
         let failures = Path::new(nacre_protocol::state::STATE_ROOT).join(nacre_protocol::state::FAILURES_DIR);
         seen.extend(
-            files.iter().filter(|path| !path.starts_with(&failures)).map(|path| format!("file {}", path.display())),
+            files
+                .iter()
+                .filter(|path| !path.starts_with(&failures))
+                .map(|path| format!("file {}", path.display())),
         );
         Ok(Self(seen))
     }
@@ -70,10 +76,18 @@ pub fn nacre_processes() -> Result<Vec<(u32, String)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
-        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
+        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else {
+            continue;
+        };
         // A process may end between the listing and the look.
-        let Ok(program) = fs::read_link(path.join("exe")) else { continue };
-        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Ok(program) = fs::read_link(path.join("exe")) else {
+            continue;
+        };
+        let name = program
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if name.starts_with("nacre-vmm") || name.starts_with("containerd-shim-nacre") {
             found.push((pid, name));
         }
@@ -94,7 +108,9 @@ pub fn wait_for_end(pid: u32, until: Instant) -> Result<()> {
 }
 
 fn walk(directory: &Path, found: &mut Vec<PathBuf>, only_directories: bool) {
-    let Ok(entries) = fs::read_dir(directory) else { return };
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
     for entry in entries.flatten() {
         let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if is_directory {

@@ -28,11 +28,19 @@ struct Test {
 }
 
 const fn test(name: &'static str, run: fn() -> Result<()>) -> Test {
-    Test { name, core: false, run }
+    Test {
+        name,
+        core: false,
+        run,
+    }
 }
 
 const fn core(name: &'static str, run: fn() -> Result<()>) -> Test {
-    Test { name, core: true, run }
+    Test {
+        name,
+        core: true,
+        run,
+    }
 }
 
 /// End-to-end tests of Nacre, under the containerd at CONTAINERD_ADDRESS.
@@ -49,11 +57,18 @@ struct Arguments {
 }
 
 fn tests() -> Vec<Test> {
-    [runs::TESTS, process::TESTS, files::TESTS, streams::TESTS, refusals::TESTS, faults::TESTS]
-        .into_iter()
-        .flatten()
-        .map(|test| Test { ..*test })
-        .collect()
+    [
+        runs::TESTS,
+        process::TESTS,
+        files::TESTS,
+        streams::TESTS,
+        refusals::TESTS,
+        faults::TESTS,
+    ]
+    .into_iter()
+    .flatten()
+    .map(|test| Test { ..*test })
+    .collect()
 }
 
 fn main() -> ExitCode {
@@ -91,7 +106,13 @@ fn run_all(tests: &[Test]) -> Result<usize> {
         let outcome = run_one(test);
         let took = at.elapsed();
         let word = if outcome.is_ok() { "ok" } else { "FAILED" };
-        println!("[{:2}/{}] {:60} {word} ({:.1} s)", index + 1, tests.len(), test.name, took.as_secs_f64());
+        println!(
+            "[{:2}/{}] {:60} {word} ({:.1} s)",
+            index + 1,
+            tests.len(),
+            test.name,
+            took.as_secs_f64()
+        );
         if let Err(error) = outcome {
             println!("        {}", format!("{error:#}").replace('\n', "\n        "));
             failures.push(test.name);
@@ -101,7 +122,11 @@ fn run_all(tests: &[Test]) -> Result<usize> {
     for name in &failures {
         println!("failed: {name}");
     }
-    println!("{} passed, {} failed", tests.len() - failures.len(), failures.len());
+    println!(
+        "{} passed, {} failed",
+        tests.len() - failures.len(),
+        failures.len()
+    );
     Ok(failures.len())
 }
 
@@ -110,6 +135,8 @@ fn run_one(test: &Test) -> Result<()> {
     let before = leaks::Snapshot::take().context("looking at the host before the test")?;
     let outcome = (test.run)();
     ctr::remove_leftovers();
-    let left = before.compare(Duration::from_secs(15)).context("looking at the host after the test");
+    let left = before
+        .compare(Duration::from_secs(15))
+        .context("looking at the host after the test");
     outcome.and(left)
 }

@@ -9,28 +9,47 @@ pub const TESTS: &[Test] = &[
     core("env, cwd, args, uid and gid arrive", process_fields),
     test("hostname, rlimits and capabilities are the spec's", identity),
     test("memory and pids limits are set in the guest", limits),
-    test("a device that the spec does not allow can't be opened", device_rules),
+    test(
+        "a device that the spec does not allow can't be opened",
+        device_rules,
+    ),
 ];
 
 fn process_fields() -> Result<()> {
     let script = r#"echo "$GREETING|$(pwd)|$1|$2|$(id -u):$(id -g)""#;
     let run = Run {
-        flags: &["--env", "GREETING=hello world", "--cwd", "/tmp", "--user", "1000:65534"],
+        flags: &[
+            "--env",
+            "GREETING=hello world",
+            "--cwd",
+            "/tmp",
+            "--user",
+            "1000:65534",
+        ],
         command: &["sh", "-c", script, "sh", "first arg", "sécond"],
     };
     let output = run.finish(&fresh_id("fields"))?.success()?;
-    ensure!(output.trim_end() == "hello world|/tmp|first arg|sécond|1000:65534", "got {output:?}");
+    ensure!(
+        output.trim_end() == "hello world|/tmp|first arg|sécond|1000:65534",
+        "got {output:?}"
+    );
     Ok(())
 }
 
 fn identity() -> Result<()> {
     let script = "ulimit -n; grep -E 'CapEff|NoNewPrivs' /proc/self/status; ls /proc | grep -c '^[0-9]'";
-    let run = Run { command: &["sh", "-c", script], ..Run::default() };
+    let run = Run {
+        command: &["sh", "-c", script],
+        ..Run::default()
+    };
     let output = run.finish(&fresh_id("identity"))?.success()?;
     let lines: Vec<&str> = output.lines().collect();
     ensure!(lines.first() == Some(&"1024"), "RLIMIT_NOFILE: {output}");
     // containerd's default set.
-    ensure!(output.contains("CapEff:\t00000000a80425fb"), "capabilities: {output}");
+    ensure!(
+        output.contains("CapEff:\t00000000a80425fb"),
+        "capabilities: {output}"
+    );
     ensure!(output.contains("NoNewPrivs:\t1"), "no_new_privs: {output}");
     Ok(())
 }
@@ -38,19 +57,35 @@ fn identity() -> Result<()> {
 fn limits() -> Result<()> {
     let script = "cat /proc/self/cgroup; mount -t cgroup2 none /mnt 2>/dev/null; cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
     let run = Run {
-        flags: &["--memory-limit", "67108864", "--cpu-quota", "50000", "--cpu-period", "100000"],
+        flags: &[
+            "--memory-limit",
+            "67108864",
+            "--cpu-quota",
+            "50000",
+            "--cpu-period",
+            "100000",
+        ],
         command: &["sh", "-c", script],
     };
     let output = run.finish(&fresh_id("limits"))?.success()?;
-    ensure!(output.contains("67108864") && output.contains("50000 100000"), "limits: {output}");
+    ensure!(
+        output.contains("67108864") && output.contains("50000 100000"),
+        "limits: {output}"
+    );
     Ok(())
 }
 
 fn device_rules() -> Result<()> {
     let script = "mknod /tmp/kmsg c 1 11 && cat /tmp/kmsg; echo status $?; head -c 1 /dev/zero | wc -c";
-    let run = Run { command: &["sh", "-c", script], ..Run::default() };
+    let run = Run {
+        command: &["sh", "-c", script],
+        ..Run::default()
+    };
     let output = run.finish(&fresh_id("devices"))?;
     ensure!(output.stderr.contains("Operation not permitted"), "{output:?}");
-    ensure!(output.text().contains("status 1") && output.text().trim_end().ends_with('1'), "{output:?}");
+    ensure!(
+        output.text().contains("status 1") && output.text().trim_end().ends_with('1'),
+        "{output:?}"
+    );
     Ok(())
 }

@@ -14,10 +14,18 @@ pub const TESTS: &[Test] = &[
 ];
 
 fn refused(flags: &[&str], names: &[&str]) -> Result<()> {
-    let output = Run { flags, command: &["true"] }.finish(&fresh_id("refused"))?;
+    let output = Run {
+        flags,
+        command: &["true"],
+    }
+    .finish(&fresh_id("refused"))?;
     ensure!(output.code != Some(0), "{flags:?} was accepted");
     for name in names {
-        ensure!(output.stderr.contains(name), "the error does not name {name}: {}", output.stderr);
+        ensure!(
+            output.stderr.contains(name),
+            "the error does not name {name}: {}",
+            output.stderr
+        );
     }
     Ok(())
 }
@@ -44,7 +52,18 @@ fn hook() -> Result<()> {
     fs::write(&file, spec.to_string())?;
     let id = fresh_id("hook");
     let path = file.display().to_string();
-    let output = crate::ctr::ctr(["run", "--rm", "--runtime", crate::ctr::RUNTIME, "--config", &path, &id])?;
-    ensure!(output.code != Some(0) && output.stderr.contains("hooks.poststop"), "{output:?}");
+    let output = crate::ctr::ctr([
+        "run",
+        "--rm",
+        "--runtime",
+        crate::ctr::RUNTIME,
+        "--config",
+        &path,
+        &id,
+    ])?;
+    ensure!(
+        output.code != Some(0) && output.stderr.contains("hooks.poststop"),
+        "{output:?}"
+    );
     Ok(())
 }

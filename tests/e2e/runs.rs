@@ -12,8 +12,14 @@ pub const TESTS: &[Test] = &[
     core("exit codes 0 and 7", exit_codes),
     core("137 after SIGKILL", killed),
     core("143 from a trap of SIGTERM", terminated),
-    core("a command that does not exist fails in Create and is named", missing_command),
-    test("a command that is not executable fails in Create and is named", not_executable),
+    core(
+        "a command that does not exist fails in Create and is named",
+        missing_command,
+    ),
+    test(
+        "a command that is not executable fails in Create and is named",
+        not_executable,
+    ),
     core("three containers at once, each its own VM", three_at_once),
     core("a detached container is listed, waited for and deleted", detached),
     test("calls that come later are refused by name", unimplemented_calls),
@@ -29,8 +35,14 @@ fn prints_in_another_kernel() -> Result<()> {
         uname
     })?
     .success()?;
-    ensure!(output.starts_with("hello from ") && output.trim_end().ends_with("-nacre"), "printed {output:?}");
-    ensure!(!output.contains(host.trim()), "the guest has the host's kernel {host}");
+    ensure!(
+        output.starts_with("hello from ") && output.trim_end().ends_with("-nacre"),
+        "printed {output:?}"
+    );
+    ensure!(
+        !output.contains(host.trim()),
+        "the guest has the host's kernel {host}"
+    );
     Ok(())
 }
 
@@ -44,7 +56,11 @@ fn exit_codes() -> Result<()> {
 
 fn killed() -> Result<()> {
     let id = fresh_id("killed");
-    let mut run = Run { command: &["sh", "-c", "echo up; exec sleep 1000"], ..Run::default() }.spawn(&id)?;
+    let mut run = Run {
+        command: &["sh", "-c", "echo up; exec sleep 1000"],
+        ..Run::default()
+    }
+    .spawn(&id)?;
     ensure!(run.line()? == "up");
     run.kill("SIGKILL")?;
     let output = run.finish()?;
@@ -55,7 +71,11 @@ fn killed() -> Result<()> {
 fn terminated() -> Result<()> {
     let id = fresh_id("term");
     let script = "trap 'exit 143' TERM; echo up; while :; do sleep 0.1; done";
-    let mut run = Run { command: &["sh", "-c", script], ..Run::default() }.spawn(&id)?;
+    let mut run = Run {
+        command: &["sh", "-c", script],
+        ..Run::default()
+    }
+    .spawn(&id)?;
     ensure!(run.line()? == "up");
     run.kill("SIGTERM")?;
     let output = run.finish()?;
@@ -64,7 +84,11 @@ fn terminated() -> Result<()> {
 }
 
 fn missing_command() -> Result<()> {
-    let output = Run { command: &["no-such-command"], ..Run::default() }.finish(&fresh_id("missing"))?;
+    let output = Run {
+        command: &["no-such-command"],
+        ..Run::default()
+    }
+    .finish(&fresh_id("missing"))?;
     ensure!(output.code != Some(0), "a missing command ran: {output:?}");
     ensure!(
         output.stderr.contains("no-such-command") && output.stderr.contains("executable file not found"),
@@ -75,7 +99,11 @@ fn missing_command() -> Result<()> {
 }
 
 fn not_executable() -> Result<()> {
-    let output = Run { command: &["/etc/passwd"], ..Run::default() }.finish(&fresh_id("noexec"))?;
+    let output = Run {
+        command: &["/etc/passwd"],
+        ..Run::default()
+    }
+    .finish(&fresh_id("noexec"))?;
     ensure!(output.code != Some(0), "{output:?}");
     ensure!(
         output.stderr.contains("/etc/passwd") && output.stderr.to_lowercase().contains("permission denied"),
@@ -87,7 +115,10 @@ fn not_executable() -> Result<()> {
 
 fn three_at_once() -> Result<()> {
     let script = "cat /proc/sys/kernel/random/boot_id; read x; echo $x";
-    let run = Run { command: &["sh", "-c", script], ..Run::default() };
+    let run = Run {
+        command: &["sh", "-c", script],
+        ..Run::default()
+    };
     let mut running = Vec::new();
     for word in ["one", "two", "three"] {
         running.push(run.spawn(&fresh_id(word))?);
@@ -96,14 +127,20 @@ fn three_at_once() -> Result<()> {
     for container in &mut running {
         boots.push(container.line()?);
     }
-    let vmms = crate::leaks::nacre_processes()?.iter().filter(|(_, name)| name.starts_with("nacre-vmm")).count();
+    let vmms = crate::leaks::nacre_processes()?
+        .iter()
+        .filter(|(_, name)| name.starts_with("nacre-vmm"))
+        .count();
     ensure!(vmms == 3, "{vmms} VMMs for three containers");
     for container in &mut running {
         container.feed(b"bye\n".to_vec())?;
     }
     for container in running {
         let output = container.finish()?;
-        ensure!(output.code == Some(0) && output.text().trim() == "bye", "{output:?}");
+        ensure!(
+            output.code == Some(0) && output.text().trim() == "bye",
+            "{output:?}"
+        );
     }
     boots.sort();
     boots.dedup();
@@ -113,23 +150,40 @@ fn three_at_once() -> Result<()> {
 
 fn detached() -> Result<()> {
     let id = fresh_id("detached");
-    Run { command: &["sleep", "1000"], ..Run::default() }.detach(&id)?;
+    Run {
+        command: &["sleep", "1000"],
+        ..Run::default()
+    }
+    .detach(&id)?;
     let listed = ctr(["task", "list"])?.success()?;
-    let line = listed.lines().find(|line| line.starts_with(&id)).context("the task is not listed")?;
+    let line = listed
+        .lines()
+        .find(|line| line.starts_with(&id))
+        .context("the task is not listed")?;
     let words: Vec<&str> = line.split_whitespace().collect();
     ensure!(words.get(2) == Some(&"RUNNING"), "{line}");
     let pid: u32 = words.get(1).context("no pid")?.parse()?;
     let program = std::fs::read_link(format!("/proc/{pid}/exe"))?;
-    ensure!(program.ends_with("nacre-vmm"), "the task's pid {pid} is {}", program.display());
+    ensure!(
+        program.ends_with("nacre-vmm"),
+        "the task's pid {pid} is {}",
+        program.display()
+    );
     let processes = ctr(["task", "ps", &id])?.success()?;
-    ensure!(processes.lines().count() == 2, "one process expected: {processes}");
+    ensure!(
+        processes.lines().count() == 2,
+        "one process expected: {processes}"
+    );
     let inspect = finish({
         let mut nacre = Command::new("nacre");
         nacre.args(["inspect", &id]);
         nacre
     })?
     .success()?;
-    ensure!(inspect.contains("-nacre") && inspect.contains("agent"), "nacre inspect: {inspect}");
+    ensure!(
+        inspect.contains("-nacre") && inspect.contains("agent"),
+        "nacre inspect: {inspect}"
+    );
     ctr(["task", "kill", "-s", "SIGKILL", &id])?.success()?;
     let again = ctr(["task", "kill", "-s", "SIGKILL", "no-such-task"])?;
     ensure!(again.stderr.contains("not found"), "{again:?}");
@@ -138,7 +192,11 @@ fn detached() -> Result<()> {
 
 fn unimplemented_calls() -> Result<()> {
     let id = fresh_id("later");
-    Run { command: &["sleep", "1000"], ..Run::default() }.detach(&id)?;
+    Run {
+        command: &["sleep", "1000"],
+        ..Run::default()
+    }
+    .detach(&id)?;
     for call in [
         &["task", "exec", "--exec-id", "x", &id, "true"] as &[&str],
         &["task", "pause", &id],
@@ -155,10 +213,16 @@ fn unimplemented_calls() -> Result<()> {
 
 fn taken_id() -> Result<()> {
     let id = fresh_id("taken");
-    let run = Run { command: &["sleep", "1000"], ..Run::default() };
+    let run = Run {
+        command: &["sleep", "1000"],
+        ..Run::default()
+    };
     run.detach(&id)?;
     let second = run.finish(&id)?;
-    ensure!(second.code != Some(0) && second.stderr.contains("already exists"), "{second:?}");
+    ensure!(
+        second.code != Some(0) && second.stderr.contains("already exists"),
+        "{second:?}"
+    );
     let listed = ctr(["task", "list"])?.success()?;
     ensure!(listed.contains(&id), "the second run ended the first: {listed}");
     remove_detached(&id)
@@ -169,6 +233,10 @@ fn shim_info() -> Result<()> {
     shim.arg("-info");
     let output = finish(shim)?;
     ensure!(output.code == Some(0), "{output:?}");
-    ensure!(output.text().contains(RUNTIME), "the shim does not name its runtime: {:?}", output.text());
+    ensure!(
+        output.text().contains(RUNTIME),
+        "the shim does not name its runtime: {:?}",
+        output.text()
+    );
     Ok(())
 }

@@ -14,14 +14,21 @@ use crate::leaks::wait_for_end;
 /// `ctr version`'s server part.
 pub fn containerd_version() -> Result<String> {
     let text = ctr(["version"])?.success()?;
-    let server = text.split("Server:").nth(1).context("ctr version names no server")?;
-    let version = server.lines().find_map(|line| line.trim().strip_prefix("Version:"));
+    let server = text
+        .split("Server:")
+        .nth(1)
+        .context("ctr version names no server")?;
+    let version = server
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Version:"));
     Ok(version.context("ctr version names no version")?.trim().to_owned())
 }
 
 /// The socket of the containerd under test.
 pub fn containerd_address() -> Result<PathBuf> {
-    std::env::var_os("CONTAINERD_ADDRESS").map(PathBuf::from).context("CONTAINERD_ADDRESS is not set; use tests/lab/run")
+    std::env::var_os("CONTAINERD_ADDRESS")
+        .map(PathBuf::from)
+        .context("CONTAINERD_ADDRESS is not set; use tests/lab/run")
 }
 
 /// Directory of the shim that containerd finds.
@@ -31,7 +38,11 @@ pub fn prefix() -> Result<PathBuf> {
         .map(|directory| directory.join("containerd-shim-nacre-v2"))
         .find(|file| file.exists())
         .context("containerd-shim-nacre-v2 is not in PATH")?;
-    Ok(fs::canonicalize(shim)?.parent().and_then(Path::parent).context("the shim has no prefix")?.to_owned())
+    Ok(fs::canonicalize(shim)?
+        .parent()
+        .and_then(Path::parent)
+        .context("the shim has no prefix")?
+        .to_owned())
 }
 
 /// Nacre's configuration, changed for the time of a test.
@@ -41,7 +52,11 @@ impl Config {
     /// Writes `toml` where the shim looks first.
     pub fn with(toml: &str) -> Result<Self> {
         let file = prefix()?.join("etc/nacre/config.toml");
-        ensure!(!file.exists(), "{} exists: the tests want to write it", file.display());
+        ensure!(
+            !file.exists(),
+            "{} exists: the tests want to write it",
+            file.display()
+        );
         fs::create_dir_all(file.parent().context("no parent")?)?;
         fs::write(&file, toml).with_context(|| format!("writing {}", file.display()))?;
         Ok(Self(file))
@@ -68,7 +83,11 @@ pub fn restart_containerd() -> Result<()> {
     let pid = containerd_pid()?;
     let split = |file: &str| -> Result<Vec<String>> {
         let bytes = fs::read(format!("/proc/{pid}/{file}"))?;
-        Ok(bytes.split(|b| *b == 0).filter(|s| !s.is_empty()).map(|s| String::from_utf8_lossy(s).into_owned()).collect())
+        Ok(bytes
+            .split(|b| *b == 0)
+            .filter(|s| !s.is_empty())
+            .map(|s| String::from_utf8_lossy(s).into_owned())
+            .collect())
     };
     let arguments = split("cmdline")?;
     let environment = split("environ")?;
@@ -76,11 +95,19 @@ pub fn restart_containerd() -> Result<()> {
     let raw = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
     nix::sys::signal::kill(raw, nix::sys::signal::Signal::SIGKILL)?;
     wait_for_end(pid, Instant::now() + DEADLINE)?;
-    let log = fs::OpenOptions::new().create(true).append(true).open("/tmp/containerd-restarted.log")?;
+    let log = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open("/tmp/containerd-restarted.log")?;
     let mut command = Command::new(program);
     command.args(arguments.iter().skip(1)).env_clear();
     command.envs(environment.iter().filter_map(|pair| pair.split_once('=')));
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("starting containerd again")?;
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context("starting containerd again")?;
     wait_for_socket()
 }
 
@@ -91,6 +118,9 @@ fn wait_for_socket() -> Result<()> {
         if ctr(["version"])?.code == Some(0) {
             return Ok(());
         }
-        ensure!(Instant::now() < until, "containerd does not answer after its restart");
+        ensure!(
+            Instant::now() < until,
+            "containerd does not answer after its restart"
+        );
     }
 }

@@ -14,16 +14,25 @@ use crate::{Test, core, test};
 pub const TESTS: &[Test] = &[
     core("stderr is kept apart", stderr_apart),
     test("32 MiB of random bytes through stdout", bytes_out),
-    test("32 MiB of random bytes through stdin, cat and stdout", bytes_through),
+    test(
+        "32 MiB of random bytes through stdin, cat and stdout",
+        bytes_through,
+    ),
     test("a slow reader stops the writer", slow_reader),
-    test("output of a container that has ended arrives whole", output_after_end),
+    test(
+        "output of a container that has ended arrives whole",
+        output_after_end,
+    ),
 ];
 
 const MIB_32: usize = 32 * 1024 * 1024;
 
 fn stderr_apart() -> Result<()> {
     let output = shell("apart", "echo out; echo err >&2; echo out2")?;
-    ensure!(output.text() == "out\nout2\n" && output.stderr == "err\n", "{output:?}");
+    ensure!(
+        output.text() == "out\nout2\n" && output.stderr == "err\n",
+        "{output:?}"
+    );
     Ok(())
 }
 
@@ -35,7 +44,12 @@ fn random_file(directory: &Path) -> Result<Vec<u8>> {
 }
 
 fn same(got: &[u8], want: &[u8]) -> Result<()> {
-    ensure!(got.len() == want.len(), "{} bytes of {} arrived", got.len(), want.len());
+    ensure!(
+        got.len() == want.len(),
+        "{} bytes of {} arrived",
+        got.len(),
+        want.len()
+    );
     let first = got.iter().zip(want).position(|(a, b)| a != b);
     ensure!(first.is_none(), "bytes differ from offset {first:?}");
     Ok(())
@@ -44,10 +58,21 @@ fn same(got: &[u8], want: &[u8]) -> Result<()> {
 fn bytes_out() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let bytes = random_file(directory.path())?;
-    let mount = format!("type=bind,src={},dst=/data,options=rbind:ro", directory.path().display());
-    let run = Run { flags: &["--mount", &mount], command: &["cat", "/data/random"] };
+    let mount = format!(
+        "type=bind,src={},dst=/data,options=rbind:ro",
+        directory.path().display()
+    );
+    let run = Run {
+        flags: &["--mount", &mount],
+        command: &["cat", "/data/random"],
+    };
     let output = run.finish(&fresh_id("out"))?;
-    ensure!(output.code == Some(0), "exit code {:?}: {}", output.code, output.stderr);
+    ensure!(
+        output.code == Some(0),
+        "exit code {:?}: {}",
+        output.code,
+        output.stderr
+    );
     same(&output.stdout, &bytes)
 }
 
@@ -55,13 +80,21 @@ fn bytes_through() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let bytes = random_file(directory.path())?;
     // ctr itself may hang when its input ends before the task is there: the container speaks first.
-    let run = Run { command: &["sh", "-c", "echo ready; exec cat"], ..Run::default() };
+    let run = Run {
+        command: &["sh", "-c", "echo ready; exec cat"],
+        ..Run::default()
+    };
     let mut running = run.spawn(&fresh_id("through"))?;
     ensure!(running.line()? == "ready");
     let feeder = running.feed(bytes.clone())?;
     let output = running.finish()?;
     feeder.join().ok().context("the feeding thread panicked")??;
-    ensure!(output.code == Some(0), "exit code {:?}: {}", output.code, output.stderr);
+    ensure!(
+        output.code == Some(0),
+        "exit code {:?}: {}",
+        output.code,
+        output.stderr
+    );
     same(&output.stdout, &bytes)
 }
 
@@ -71,7 +104,10 @@ fn shims_memory() -> Result<u64> {
     for (pid, name) in crate::leaks::nacre_processes()? {
         if name.starts_with("containerd-shim") {
             let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-            let line = rollup.lines().find(|line| line.starts_with("Private_Dirty:")).context("no Private_Dirty")?;
+            let line = rollup
+                .lines()
+                .find(|line| line.starts_with("Private_Dirty:"))
+                .context("no Private_Dirty")?;
             let kib: u64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
             sum += kib * 1024;
         }
@@ -81,19 +117,32 @@ fn shims_memory() -> Result<u64> {
 
 fn slow_reader() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let mount = format!("type=bind,src={},dst=/data,options=rbind:rw", directory.path().display());
+    let mount = format!(
+        "type=bind,src={},dst=/data,options=rbind:rw",
+        directory.path().display()
+    );
     let script = "echo ready; i=0; while [ $i -lt 1024 ]; do head -c 65536 /dev/zero; i=$((i+1)); echo $i > /data/count; done";
-    let run = Run { flags: &["--mount", &mount], command: &["sh", "-c", script] };
+    let run = Run {
+        flags: &["--mount", &mount],
+        command: &["sh", "-c", script],
+    };
     let mut running = run.spawn(&fresh_id("slow"))?;
     ensure!(running.line()? == "ready");
     let count = directory.path().join("count");
     let stopped_at = wait_until_still(&count, Duration::from_secs(4))?;
-    ensure!(stopped_at * 65536 < 4 * 1024 * 1024, "the writer wrote {stopped_at} × 64 KiB to a reader that does not read");
+    ensure!(
+        stopped_at * 65536 < 4 * 1024 * 1024,
+        "the writer wrote {stopped_at} × 64 KiB to a reader that does not read"
+    );
     let memory = shims_memory()?;
     ensure!(memory < 16 * 1024 * 1024, "the shim holds {memory} bytes");
     let output = running.finish()?;
     ensure!(output.code == Some(0), "{:?}: {}", output.code, output.stderr);
-    ensure!(output.stdout.len() == 1024 * 65536, "{} bytes arrived", output.stdout.len());
+    ensure!(
+        output.stdout.len() == 1024 * 65536,
+        "{} bytes arrived",
+        output.stdout.len()
+    );
     Ok(())
 }
 
@@ -101,21 +150,39 @@ fn slow_reader() -> Result<()> {
 fn wait_until_still(file: &Path, still: Duration) -> Result<usize> {
     let until = Instant::now() + crate::ctr::DEADLINE;
     let inotify = nix::sys::inotify::Inotify::init(nix::sys::inotify::InitFlags::IN_NONBLOCK)?;
-    inotify.add_watch(file.parent().context("no parent")?, nix::sys::inotify::AddWatchFlags::IN_MODIFY)?;
+    inotify.add_watch(
+        file.parent().context("no parent")?,
+        nix::sys::inotify::AddWatchFlags::IN_MODIFY,
+    )?;
     while wait_readable(&inotify, Instant::now() + still).is_ok() {
         inotify.read_events()?;
         ensure!(Instant::now() < until, "the writer never stops");
     }
-    Ok(fs::read_to_string(file).unwrap_or_default().trim().parse().unwrap_or(0))
+    Ok(fs::read_to_string(file)
+        .unwrap_or_default()
+        .trim()
+        .parse()
+        .unwrap_or(0))
 }
 
 fn output_after_end() -> Result<()> {
     let id = fresh_id("tail");
-    let run = Run { command: &["sh", "-c", "head -c 60000 /dev/zero; exit 5"], ..Run::default() };
+    let run = Run {
+        command: &["sh", "-c", "head -c 60000 /dev/zero; exit 5"],
+        ..Run::default()
+    };
     let output = run.finish(&id)?;
-    ensure!(output.code == Some(5) && output.stdout.len() == 60000, "{:?}, {} bytes", output.code, output.stdout.len());
+    ensure!(
+        output.code == Some(5) && output.stdout.len() == 60000,
+        "{:?}, {} bytes",
+        output.code,
+        output.stdout.len()
+    );
     let mut list = Command::new("ctr");
     list.args(["task", "list", "-q"]);
-    ensure!(!crate::ctr::finish(list)?.text().contains(&id), "the task is still there");
+    ensure!(
+        !crate::ctr::finish(list)?.text().contains(&id),
+        "the task is still there"
+    );
     Ok(())
 }
