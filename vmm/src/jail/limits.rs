@@ -1,0 +1,47 @@
+//! What the VMM's process may use up. Called by [`super::enter`] before it gives up the right to raise a limit.
+
+use std::fs;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::{Error, step};
+
+/// The file server holds one descriptor for every inode that the guest has in its cache, so this bounds what a guest
+/// can hold open on the host (about 1 KiB of host kernel memory each, charged to the pod's cgroup).
+const OPEN_FILES: u64 = 262_144;
+
+/// Fails where the process has more than one thread.
+pub fn one_thread() -> Result<(), Error> {
+    let threads = step(
+        "counting threads in /proc/self/task",
+        fs::read_dir("/proc/self/task"),
+    )?
+    .count();
+    if threads == 1 {
+        return Ok(());
+    }
+    Err(Error {
+        step: "the jail is entered by one thread",
+        reason: format!("the process has {threads}"),
+    })
+}
+
+/// No core files (guest memory would be in them), bounded open files, bounded message queues.
+pub fn set() -> Result<(), Error> {
+    step("limit of core files", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
+    step(
+        "limit of message queues",
+        setrlimit(Resource::RLIMIT_MSGQUEUE, 0, 0),
+    )?;
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES);
+    if raised == Err(nix::Error::EPERM) {
+        // Without CAP_SYS_RESOURCE, or above fs.nr_open: as far as it goes.
+        let (_, hard) = step("limit of open files", getrlimit(Resource::RLIMIT_NOFILE))?;
+        let within = hard.min(OPEN_FILES);
+        return step(
+            "limit of open files",
+            setrlimit(Resource::RLIMIT_NOFILE, within, within),
+        );
+    }
+    step("limit of open files", raised)
+}

@@ -1,0 +1,58 @@
+//! The root of the jail: a private tmpfs, into which the shim later moves the mounts of containers, or a bind of one
+//! directory. Called by [`super::enter`] in its new mount namespace; never touches the host's.
+
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
+    unmount,
+};
+
+use super::{Error, step};
+
+/// The tmpfs holds directories and mount points only; a guest that fills it harms itself.
+const TMPFS_OPTIONS: [(&str, &str); 3] = [("size", "1m"), ("nr_inodes", "8192"), ("mode", "0755")];
+
+/// Makes `shared`, or an empty tmpfs, the root and the working directory, and lets go of the old root.
+pub fn pivot(shared: Option<&Path>) -> Result<(), Error> {
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    step("mounts private", mount_change("/", private))?;
+    let new_root = match shared {
+        Some(directory) => bind(directory),
+        None => step("the tmpfs of the shared tree", tmpfs()),
+    }?;
+    let over_root = move_mount(&new_root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+    step("mounting the new root", over_root)?;
+    step("entering the new root", rustix::process::fchdir(&new_root))?;
+    step(
+        "pivot_root (this does not work where the root is an initramfs)",
+        rustix::process::pivot_root(".", "."),
+    )?;
+    // The old root now lies over the new one; it is what "." is.
+    step("detaching the old root", unmount(".", UnmountFlags::DETACH))?;
+    step("entering the root", rustix::process::chdir("/"))
+}
+
+fn tmpfs() -> rustix::io::Result<std::os::fd::OwnedFd> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in TMPFS_OPTIONS {
+        fsconfig_set_string(&context, key, value)?;
+    }
+    fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// `directory` with the mounts below it.
+fn bind(directory: &Path) -> Result<std::os::fd::OwnedFd, Error> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    open_tree(CWD, directory, flags).map_err(|error| Error {
+        step: "the shared tree",
+        reason: format!("{}: {error}", directory.display()),
+    })
+}

@@ -1,0 +1,261 @@
+//! Each case is a child process: this test binary again, running only [`child`], which confines itself as the
+//! environment says and makes one call. Cases that enter the jail need root.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Output};
+
+use super::{Confinement, ThreadKind, Violation, calls, enter};
+
+const CASE: &str = "NACRE_JAIL_CASE";
+const SHARE: &str = "NACRE_JAIL_SHARE";
+
+/// What a child does once it is confined. Gives false where the result is not what a confined thread gets.
+fn act(case: &str) -> bool {
+    match case {
+        "inet socket" => socket(libc::AF_INET),
+        "open" => std::fs::File::open("/").is_ok(),
+        "exec" => Command::new("/bin/true").status().is_ok(),
+        "executable memory" => executable_memory(),
+        "thread" => std::thread::Builder::new().spawn(|| ()).is_ok(),
+        "other ioctl" => rustix::io::ioctl_fionread(std::io::stderr()).is_ok(),
+        "allocate" => vec![1_u8; 1 << 24].iter().all(|byte| *byte == 1),
+        "event descriptor" => nix::sys::eventfd::EventFd::from_value(1).is_ok_and(|fd| fd.read() == Ok(1)),
+        "panic" => std::panic::catch_unwind(|| std::hint::black_box(Option::<u8>::None).unwrap()).is_err(),
+        "create a file" => std::fs::write("/made", "x").is_ok(),
+        "socket pair" => {
+            use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+            socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::empty()).is_ok()
+        }
+        other => unreachable!("unknown case {other}"),
+    }
+}
+
+#[allow(
+    unsafe_code,
+    reason = "no safe function makes a socket of a family from a number"
+)]
+fn socket(family: i32) -> bool {
+    // SAFETY: no memory is involved.
+    unsafe { libc::socket(family, libc::SOCK_STREAM, 0) >= 0 }
+}
+
+#[allow(unsafe_code, reason = "executable memory, to see it refused")]
+fn executable_memory() -> bool {
+    let protection = libc::PROT_READ | libc::PROT_EXEC;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches nothing of ours.
+    unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) != libc::MAP_FAILED }
+}
+
+fn kind(name: &str) -> ThreadKind {
+    ThreadKind::ALL
+        .into_iter()
+        .find(|kind| format!("{kind:?}") == name)
+        .unwrap()
+}
+
+#[test]
+#[ignore = "run as a child process by the other tests"]
+fn child() {
+    let case = std::env::var(CASE).unwrap();
+    let (name, case) = case.split_once(':').unwrap();
+    let confinement = Confinement::closed(Violation::Kill).unwrap();
+    confinement.confine(kind(name)).unwrap();
+    assert!(act(case));
+    // The test harness needs more calls than any thread of ours.
+    nix::unistd::write(std::io::stderr(), b"went through\n").unwrap();
+    exit_now(0);
+}
+
+#[allow(unsafe_code, reason = "leaves without the harness's exit handlers")]
+fn exit_now(code: i32) -> ! {
+    // SAFETY: ends the process; no memory is involved.
+    unsafe { libc::_exit(code) }
+}
+
+fn run(test: &str, case: &str, share: &Path) -> Output {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
+        .env(CASE, case)
+        // A backtrace reads files; a confined thread can give none.
+        .env_remove("RUST_BACKTRACE")
+        .env(SHARE, share)
+        .output()
+        .unwrap()
+}
+
+fn confined(kind: ThreadKind, case: &str) -> Output {
+    run("jail::tests::child", &format!("{kind:?}:{case}"), Path::new("/"))
+}
+
+fn killed(status: ExitStatus) -> bool {
+    status.signal() == Some(libc::SIGSYS)
+}
+
+#[test]
+fn a_forbidden_call_kills_the_process_by_sigsys() {
+    for kind in ThreadKind::ALL {
+        for case in [
+            "inet socket",
+            "exec",
+            "executable memory",
+            "thread",
+            "other ioctl",
+        ] {
+            let output = confined(kind, case);
+            assert!(killed(output.status), "{kind:?} {case}: {output:?}");
+        }
+    }
+    for kind in [ThreadKind::Vcpu, ThreadKind::Device, ThreadKind::Control] {
+        let output = confined(kind, "open");
+        assert!(killed(output.status), "{kind:?} opens a file: {output:?}");
+    }
+    for kind in [ThreadKind::Vcpu, ThreadKind::FileServer, ThreadKind::Control] {
+        let output = confined(kind, "socket pair");
+        assert!(killed(output.status), "{kind:?} makes sockets: {output:?}");
+    }
+}
+
+#[test]
+fn what_a_thread_needs_goes_through() {
+    let everywhere = ["allocate", "event descriptor", "panic"];
+    let cases = ThreadKind::ALL
+        .into_iter()
+        .flat_map(|kind| everywhere.map(|case| (kind, case)))
+        .chain([
+            (ThreadKind::FileServer, "open"),
+            (ThreadKind::Device, "socket pair"),
+        ]);
+    for (kind, case) in cases {
+        let output = confined(kind, case);
+        assert!(output.status.success(), "{kind:?} {case}: {output:?}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("went through"),
+            "{kind:?} {case}: {output:?}"
+        );
+    }
+}
+
+#[test]
+fn every_call_of_a_table_has_its_reason_and_stands_there_once() {
+    for kind in ThreadKind::ALL {
+        let mut seen = std::collections::BTreeSet::new();
+        for call in calls::of(kind) {
+            assert!(!call.why.is_empty(), "{kind:?}: {} has no reason", call.number);
+            assert!(
+                seen.insert(call.number),
+                "{kind:?}: {} stands there twice",
+                call.number
+            );
+        }
+    }
+}
+
+#[test]
+#[ignore = "run as a child process by the other tests"]
+fn jailed() {
+    let share = std::env::var(SHARE).unwrap();
+    // The harness runs tests in a thread of its own, so this one makes a process with one thread.
+    let case = std::env::var(CASE).unwrap();
+    fork_and_wait(|| {
+        enter((!share.is_empty()).then(|| Path::new(&share))).unwrap();
+        look_around(&share);
+        let confinement = Confinement::closed(Violation::Kill).unwrap();
+        confinement.confine(ThreadKind::FileServer).unwrap();
+        assert!(act(&case));
+    });
+}
+
+/// What a jailed process must find.
+fn look_around(share: &str) {
+    let mut entries: Vec<_> = std::fs::read_dir("/")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    entries.sort();
+    assert_eq!(
+        entries,
+        if share.is_empty() {
+            vec![]
+        } else {
+            vec!["in-the-share"]
+        }
+    );
+    assert!(std::fs::metadata("..").is_ok_and(|up| same(&up, &std::fs::metadata("/").unwrap())));
+    assert!(nix::sys::prctl::get_no_new_privs().unwrap());
+    assert!(!nix::sys::prctl::get_dumpable().unwrap());
+    assert_eq!(
+        nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_CORE).unwrap(),
+        (0, 0)
+    );
+    let kept = rustix::thread::capabilities(None).unwrap();
+    assert!(!kept.permitted.contains(rustix::thread::CapabilitySet::SYS_ADMIN));
+    assert!(
+        !kept
+            .permitted
+            .contains(rustix::thread::CapabilitySet::DAC_READ_SEARCH)
+    );
+    assert!(kept.effective.contains(rustix::thread::CapabilitySet::CHOWN));
+    assert!(enter(None).is_err(), "the jail has a way to another one");
+}
+
+fn same(a: &std::fs::Metadata, b: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+#[allow(
+    unsafe_code,
+    reason = "a process with one thread, from a harness with several"
+)]
+fn fork_and_wait(body: impl FnOnce()) {
+    // SAFETY: the child runs `body` and leaves by _exit; glibc's allocator works after a fork from a thread.
+    match unsafe { nix::unistd::fork() }.unwrap() {
+        nix::unistd::ForkResult::Child => {
+            let fine = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_ok();
+            exit_now(i32::from(!fine));
+        }
+        nix::unistd::ForkResult::Parent { child } => {
+            let status = nix::sys::wait::waitpid(child, None).unwrap();
+            assert_eq!(status, nix::sys::wait::WaitStatus::Exited(child, 0));
+        }
+    }
+}
+
+fn assert_root() {
+    assert!(nix::unistd::geteuid().is_root(), "this test needs root");
+}
+
+#[test]
+fn the_jail_holds_an_empty_tmpfs_or_the_share() {
+    assert_root();
+    let output = run("jail::tests::jailed", "create a file", Path::new(""));
+    assert!(output.status.success(), "{output:?}");
+
+    let share = tempfile::tempdir().unwrap();
+    std::fs::write(share.path().join("in-the-share"), "").unwrap();
+    let output = run("jail::tests::jailed", "create a file", share.path());
+    assert!(output.status.success(), "{output:?}");
+    use std::os::unix::fs::PermissionsExt as _;
+    let made = std::fs::metadata(share.path().join("made")).unwrap();
+    assert_eq!(made.permissions().mode() & 0o777, 0o666, "the umask is 0");
+}
+
+#[test]
+fn a_missing_share_is_named() {
+    assert_root();
+    let output = run("jail::tests::jailed", "open", Path::new("/no/such/share"));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && text.contains("/no/such/share: No such file"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_process_with_several_threads_is_refused() {
+    // The harness itself has more than one.
+    let error = enter(None).unwrap_err().to_string();
+    assert!(error.contains("one thread"), "{error}");
+}
