@@ -1,0 +1,198 @@
+//! virtio-rng: entropy for the guest (virtio 1.2, 5.4), from the host's getrandom. Made by the VM's device list,
+//! served on its own worker. It never keeps a byte that it gave out.
+
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use vm_memory::Bytes as _;
+
+use super::worker::{Active, Chain, DataPath, Fault, Worker};
+use super::{Activation, DeviceError, Env, Memory, VirtioDevice, read_config_from};
+use crate::jail::ThreadKind;
+
+/// Most bytes that one request gets; the driver asks again (Linux asks for at most 64 at a time).
+pub const MAX_REQUEST: usize = 64 * 1024;
+const QUEUE_SIZES: &[u16] = &[16];
+const NAME: &str = "rng";
+/// Bytes drawn at a time.
+const DRAW: usize = 4096;
+
+/// The device.
+pub struct Rng {
+    worker: Worker,
+}
+
+impl Rng {
+    /// Makes the device with its worker.
+    ///
+    /// # Errors
+    /// Where the worker can't be started.
+    pub fn new(env: &Env) -> Result<Self, DeviceError> {
+        let worker = Worker::spawn(NAME, ThreadKind::Device, env, || Ok(Entropy))?;
+        Ok(Self { worker })
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_from(&[], offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
+        self.worker.activate(activation)
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        self.worker.reset()
+    }
+}
+
+struct Entropy;
+
+impl DataPath for Entropy {
+    fn on_queue(&mut self, index: u16, active: &mut Active) -> Result<(), Fault> {
+        active.serve(index, |memory, chain| fill(memory, chain))
+    }
+}
+
+/// Fills the writable part of `chain` up to [`MAX_REQUEST`]; gives how many bytes it wrote. A buffer outside of guest
+/// memory ends the request.
+fn fill(memory: &Memory, chain: Chain) -> u32 {
+    let mut bytes = [0; DRAW];
+    let mut written = 0_usize;
+    'chain: for descriptor in chain.writable() {
+        let mut address = descriptor.addr();
+        let mut left = usize::try_from(descriptor.len()).unwrap_or(usize::MAX);
+        while left > 0 {
+            let wanted = left.min(DRAW).min(MAX_REQUEST.saturating_sub(written));
+            let Some(part) = bytes.get_mut(..wanted).filter(|part| !part.is_empty()) else {
+                break 'chain;
+            };
+            let Ok(drawn) = rustix::rand::getrandom(&mut *part, rustix::rand::GetRandomFlags::empty()) else {
+                break 'chain;
+            };
+            let part = part.get(..drawn).unwrap_or_default();
+            if part.is_empty() || memory.write_slice(part, address).is_err() {
+                break 'chain;
+            }
+            written = written.saturating_add(drawn);
+            left = left.saturating_sub(drawn);
+            let Some(next) = u64::try_from(drawn)
+                .ok()
+                .and_then(|drawn| address.0.checked_add(drawn))
+            else {
+                break 'chain;
+            };
+            address.0 = next;
+        }
+    }
+    u32::try_from(written).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::{BUFFERS, Driver, MEMORY_SIZE, Prng, malformed_chains, readable, writable};
+
+    fn active() -> (Rng, Driver) {
+        let driver = Driver::new(QUEUE_SIZES);
+        let mut device = Rng::new(&driver.env()).unwrap();
+        let activation = driver.activation(device.features());
+        device.activate(activation).unwrap();
+        (device, driver)
+    }
+
+    #[test]
+    fn fills_a_buffer_with_bytes_that_differ() {
+        let (_device, mut driver) = active();
+        let mut drawn = Vec::new();
+        for _ in 0..40 {
+            driver.offer(0, &[writable(BUFFERS, 64)]);
+            driver.kick(0);
+            assert_eq!(driver.wait_used(0).1, 64);
+            drawn.push(driver.bytes(BUFFERS, 64));
+        }
+        drawn.sort();
+        drawn.dedup();
+        assert_eq!(drawn.len(), 40);
+    }
+
+    #[test]
+    fn a_request_is_bounded() {
+        let (_device, mut driver) = active();
+        driver.offer(
+            0,
+            &[writable(BUFFERS, 0x8000), writable(BUFFERS + 0x8000, 0x20_0000)],
+        );
+        driver.kick(0);
+        assert_eq!(driver.wait_used(0).1 as usize, MAX_REQUEST);
+        assert_eq!(driver.bytes(BUFFERS + MAX_REQUEST as u64, 64), [0; 64]);
+    }
+
+    #[test]
+    fn writes_nothing_where_it_may_not() {
+        let (_device, mut driver) = active();
+        for chain in [
+            vec![readable(BUFFERS, 64)],
+            vec![writable(BUFFERS, 0)],
+            vec![writable(MEMORY_SIZE, 64)],
+            vec![writable(u64::MAX - 16, 64)],
+        ] {
+            driver.offer(0, &chain);
+            driver.kick(0);
+            assert_eq!(driver.wait_used(0).1, 0, "{chain:?}");
+        }
+        assert_eq!(driver.bytes(BUFFERS, 64), [0; 64]);
+    }
+
+    #[test]
+    fn malformed_chains_fail_cleanly() {
+        for (name, chain) in malformed_chains() {
+            let (mut device, mut driver) = active();
+            driver.offer_raw(0, &chain);
+            driver.kick(0);
+            driver.wait_used_or_reset(0);
+            device.reset().unwrap_or_else(|error| panic!("{name}: {error}"));
+            driver.restart();
+            device.activate(driver.activation(device.features())).unwrap();
+            driver.offer(0, &[writable(BUFFERS, 64)]);
+            driver.kick(0);
+            assert_eq!(driver.wait_used(0).1, 64, "{name}");
+        }
+    }
+
+    #[test]
+    fn random_chains_neither_hang_nor_kill_it() {
+        let mut prng = Prng(0x5eed);
+        let (mut device, mut driver) = active();
+        for round in 0..3000 {
+            for index in 0..prng.small(6) {
+                driver.set_descriptor(0, index, prng.descriptor());
+            }
+            driver.make_available(0, prng.small(17));
+            driver.kick(0);
+            if driver.wait_used_or_reset(0) || round % 16 == 15 {
+                device.reset().unwrap();
+                driver.restart();
+                device.activate(driver.activation(device.features())).unwrap();
+            }
+            while driver.take_used(0).is_some() {}
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! A virtio driver for tests: guest memory in this process, queues in it, and a double for the interrupts. Tests of
+//! every device use it; it writes whatever it is told to, right or wrong.
+
+#![allow(clippy::cast_possible_truncation, reason = "sizes of a test guest are small")]
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_queue::desc::{RawDescriptor, split::Descriptor};
+use virtio_queue::{Queue, QueueT as _};
+use vm_memory::{Bytes as _, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::{Activation, ActiveQueue, Env, Interrupt, Memory, Report};
+use crate::jail::Confinement;
+
+/// Size of the test guest's memory, bytes.
+pub const MEMORY_SIZE: u64 = 32 << 20;
+/// Where buffers may be; below are the queues.
+pub const BUFFERS: u64 = 4 << 20;
+/// A test that waits longer has failed.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+const QUEUE_STRIDE: u64 = 0x2_0000;
+/// Descriptors of one slot: the longest chain that [`Driver::offer`] makes.
+const SLOT: u16 = 4;
+
+pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+pub const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+
+/// A descriptor: address, length, flags, next.
+pub type Raw = (u64, u32, u16, u16);
+
+/// A buffer that the device may read.
+pub fn readable(address: u64, length: u32) -> Raw {
+    (address, length, 0, 0)
+}
+
+/// A buffer that the device may write.
+pub fn writable(address: u64, length: u32) -> Raw {
+    (address, length, WRITE, 0)
+}
+
+/// Chains that no driver may make, each with a name; they start at descriptor 0.
+pub fn malformed_chains() -> Vec<(&'static str, Vec<Raw>)> {
+    let far = MEMORY_SIZE + 0x1000;
+    vec![
+        ("a loop of one", vec![(BUFFERS, 64, NEXT | WRITE, 0)]),
+        (
+            "a loop of two",
+            vec![(BUFFERS, 64, NEXT | WRITE, 1), (BUFFERS, 64, NEXT | WRITE, 0)],
+        ),
+        ("next beyond the table", vec![(BUFFERS, 64, NEXT | WRITE, 0xffff)]),
+        ("outside of memory, writable", vec![(far, 64, WRITE, 0)]),
+        ("outside of memory, readable", vec![(far, 64, 0, 0)]),
+        ("across the end of memory", vec![(MEMORY_SIZE - 8, 64, WRITE, 0)]),
+        (
+            "readable across the end of memory",
+            vec![(MEMORY_SIZE - 8, 64, 0, 0)],
+        ),
+        ("an address that wraps", vec![(u64::MAX - 8, 64, WRITE, 0)]),
+        ("a readable address that wraps", vec![(u64::MAX - 8, 64, 0, 0)]),
+        ("zero length", vec![(BUFFERS, 0, 0, 0)]),
+        ("zero length, writable", vec![(BUFFERS, 0, WRITE, 0)]),
+        ("4 GiB less one", vec![(BUFFERS, u32::MAX, WRITE, 0)]),
+        (
+            "over 4 GiB together",
+            vec![
+                (BUFFERS, u32::MAX, NEXT | WRITE, 1),
+                (BUFFERS, u32::MAX, WRITE, 0),
+            ],
+        ),
+        (
+            "readable after writable",
+            vec![(BUFFERS, 64, NEXT | WRITE, 1), (BUFFERS + 64, 64, 0, 0)],
+        ),
+        ("only readable, one byte", vec![(BUFFERS, 1, 0, 0)]),
+        ("only writable, one byte", vec![(BUFFERS, 1, WRITE, 0)]),
+        (
+            "an indirect table outside of memory",
+            vec![(far, 64, INDIRECT, 0)],
+        ),
+        (
+            "an indirect table of odd length",
+            vec![(BUFFERS, 17, INDIRECT, 0)],
+        ),
+        ("an indirect table in itself", vec![(0x1000, 4096, INDIRECT, 0)]),
+        (
+            "an indirect table with a next",
+            vec![(BUFFERS, 64, INDIRECT | NEXT, 1), (BUFFERS, 64, WRITE, 0)],
+        ),
+    ]
+}
+
+/// What the device signalled.
+#[derive(Debug, Default, Clone)]
+pub struct Signals {
+    pub queues: [u64; 4],
+    pub needs_reset: u64,
+}
+
+#[derive(Default)]
+pub struct Interrupts {
+    signals: Mutex<Signals>,
+    changed: Condvar,
+}
+
+impl Interrupts {
+    pub fn seen(&self) -> MutexGuard<'_, Signals> {
+        self.signals.lock().unwrap()
+    }
+
+    /// Waits until `enough` holds.
+    pub fn wait(&self, what: &str, mut enough: impl FnMut(&Signals) -> bool) {
+        let (_signals, timeout) = self
+            .changed
+            .wait_timeout_while(self.seen(), DEADLINE, |signals| !enough(signals))
+            .unwrap();
+        assert!(!timeout.timed_out(), "{what} did not come");
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Signals)) {
+        change(&mut self.seen());
+        self.changed.notify_all();
+    }
+}
+
+impl Interrupt for Interrupts {
+    fn signal_queue(&self, index: u16) {
+        self.change(|signals| signals.queues[usize::from(index)] += 1);
+    }
+
+    fn signal_config(&self) {}
+
+    fn signal_needs_reset(&self) {
+        self.change(|signals| signals.needs_reset += 1);
+    }
+}
+
+struct Ring {
+    base: u64,
+    size: u16,
+    available: u16,
+    used: u16,
+    slots: Vec<u16>,
+    kick: EventFd,
+}
+
+impl Ring {
+    fn available_at(&self) -> u64 {
+        self.base + 16 * u64::from(self.size)
+    }
+
+    fn used_at(&self) -> u64 {
+        (self.available_at() + 6 + 2 * u64::from(self.size)).next_multiple_of(4)
+    }
+}
+
+/// The driver's half of a device.
+pub struct Driver {
+    pub memory: Arc<Memory>,
+    pub interrupts: Arc<Interrupts>,
+    pub reports: Receiver<Report>,
+    reporter: Sender<Report>,
+    rings: Vec<Ring>,
+    /// How often the device had asked for a reset at the last restart.
+    resets: u64,
+}
+
+impl Driver {
+    /// Memory and one queue of each size.
+    pub fn new(sizes: &[u16]) -> Self {
+        let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY_SIZE as usize)]).unwrap();
+        let rings = sizes
+            .iter()
+            .enumerate()
+            .map(|(index, size)| Ring {
+                base: QUEUE_STRIDE * (index as u64 + 1),
+                size: *size,
+                available: 0,
+                used: 0,
+                slots: (0..size / SLOT).rev().collect(),
+                kick: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap(),
+            })
+            .collect();
+        let (reporter, reports) = channel();
+        Self {
+            memory: Arc::new(memory),
+            interrupts: Arc::default(),
+            reports,
+            reporter,
+            rings,
+            resets: 0,
+        }
+    }
+
+    pub fn env(&self) -> Env {
+        let reporter = self.reporter.clone();
+        let report = move |report| drop(reporter.send(report));
+        Env {
+            confinement: Confinement::none(),
+            report: Arc::new(report),
+        }
+    }
+
+    pub fn activation(&self, features: u64) -> Activation {
+        let queues = self.rings.iter().enumerate().map(|(index, ring)| {
+            let mut queue = Queue::new(ring.size).unwrap();
+            let split = |address: u64| (Some(address as u32), Some((address >> 32) as u32));
+            let (low, high) = split(ring.base);
+            queue.set_desc_table_address(low, high);
+            let (low, high) = split(ring.available_at());
+            queue.set_avail_ring_address(low, high);
+            let (low, high) = split(ring.used_at());
+            queue.set_used_ring_address(low, high);
+            queue.set_ready(true);
+            ActiveQueue {
+                index: index as u16,
+                queue,
+                kick: ring.kick.try_clone().unwrap(),
+            }
+        });
+        Activation {
+            memory: Arc::clone(&self.memory),
+            queues: queues.collect(),
+            interrupt: Arc::clone(&self.interrupts) as Arc<dyn Interrupt>,
+            features,
+        }
+    }
+
+    /// Forgets what is in the queues, as a driver does with a device that it reset.
+    pub fn restart(&mut self) {
+        self.resets = self.interrupts.seen().needs_reset;
+        for ring in &mut self.rings {
+            ring.available = 0;
+            ring.used = 0;
+            ring.slots = (0..ring.size / SLOT).rev().collect();
+            let zeros = vec![0; usize::from(ring.size) * 32 + 64];
+            self.memory.write_slice(&zeros, GuestAddress(ring.base)).unwrap();
+        }
+    }
+
+    pub fn set_bytes(&self, address: u64, bytes: &[u8]) {
+        self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
+    }
+
+    pub fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    }
+
+    fn u16_at(&self, address: u64) -> u16 {
+        self.memory
+            .load(GuestAddress(address), std::sync::atomic::Ordering::Acquire)
+            .unwrap()
+    }
+
+    fn set_u16(&self, address: u64, value: u16) {
+        self.memory
+            .store(value, GuestAddress(address), std::sync::atomic::Ordering::Release)
+            .unwrap();
+    }
+
+    /// Writes one descriptor as it is.
+    pub fn set_descriptor(&self, queue: usize, index: u16, raw: Raw) {
+        let descriptor = RawDescriptor::from(Descriptor::new(raw.0, raw.1, raw.2, raw.3));
+        self.memory
+            .write_obj(
+                descriptor,
+                GuestAddress(self.rings[queue].base + 16 * u64::from(index)),
+            )
+            .unwrap();
+    }
+
+    /// Makes a good chain of `buffers` available; gives its head.
+    pub fn offer(&mut self, queue: usize, buffers: &[Raw]) -> u16 {
+        assert!(buffers.len() <= usize::from(SLOT));
+        let slot = self.rings[queue].slots.pop().expect("the queue is full");
+        let head = slot * SLOT;
+        for (place, buffer) in buffers.iter().enumerate() {
+            let index = head + place as u16;
+            let more = if place + 1 < buffers.len() { NEXT } else { 0 };
+            self.set_descriptor(queue, index, (buffer.0, buffer.1, buffer.2 | more, index + 1));
+        }
+        self.make_available(queue, head);
+        head
+    }
+
+    /// Writes `descriptors` from 0 on as they are, and makes descriptor 0 available.
+    pub fn offer_raw(&mut self, queue: usize, descriptors: &[Raw]) {
+        for (index, raw) in descriptors.iter().enumerate() {
+            self.set_descriptor(queue, index as u16, *raw);
+        }
+        self.make_available(queue, 0);
+    }
+
+    /// Puts `head`, whatever it is, into the available ring.
+    pub fn make_available(&mut self, queue: usize, head: u16) {
+        let ring = &self.rings[queue];
+        let (at, size, available) = (ring.available_at(), ring.size, ring.available);
+        self.set_u16(at + 4 + 2 * u64::from(available % size), head);
+        self.set_available_index(queue, available.wrapping_add(1));
+    }
+
+    /// Sets the available ring's index, whatever it is.
+    pub fn set_available_index(&mut self, queue: usize, index: u16) {
+        let ring = &mut self.rings[queue];
+        ring.available = index;
+        let at = ring.available_at() + 2;
+        self.set_u16(at, index);
+    }
+
+    pub fn kick(&self, queue: usize) {
+        self.rings[queue].kick.write(1).unwrap();
+    }
+
+    /// The next chain that the device has used: its head and the length written.
+    pub fn take_used(&mut self, queue: usize) -> Option<(u16, u32)> {
+        let ring = &self.rings[queue];
+        let at = ring.used_at();
+        if self.u16_at(at + 2) == ring.used {
+            return None;
+        }
+        let element = at + 4 + 8 * u64::from(ring.used % ring.size);
+        let [head, length]: [u32; 2] = self.memory.read_obj(GuestAddress(element)).unwrap();
+        let ring = &mut self.rings[queue];
+        ring.used = ring.used.wrapping_add(1);
+        let slot = head as u16 / SLOT;
+        if !ring.slots.contains(&slot) {
+            ring.slots.push(slot);
+        }
+        Some((head as u16, length))
+    }
+
+    /// Asks for an interrupt for the next used chain, and tells whether one is there already.
+    fn arm(&self, queue: usize) -> bool {
+        let ring = &self.rings[queue];
+        self.set_u16(ring.available_at() + 4 + 2 * u64::from(ring.size), ring.used);
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        self.u16_at(ring.used_at() + 2) != ring.used
+    }
+
+    /// Waits for the next used chain, by interrupts alone.
+    pub fn wait_used(&mut self, queue: usize) -> (u16, u32) {
+        let interrupts = Arc::clone(&self.interrupts);
+        loop {
+            let before = interrupts.seen().queues[queue];
+            if self.arm(queue) {
+                return self.take_used(queue).unwrap();
+            }
+            interrupts.wait("a used chain", |signals| signals.queues[queue] > before);
+        }
+    }
+
+    /// Waits until the device has used a chain or asks to be reset; true where it asks for that.
+    pub fn wait_used_or_reset(&mut self, queue: usize) -> bool {
+        let interrupts = Arc::clone(&self.interrupts);
+        let mut reset = false;
+        let resets = self.resets;
+        self.arm(queue);
+        interrupts.wait("a used chain or a reset", |signals| {
+            reset = signals.needs_reset > resets;
+            reset || self.arm(queue)
+        });
+        reset
+    }
+}
+
+/// A small deterministic generator for randomized tests (xorshift64*).
+pub struct Prng(pub u64);
+
+impl Prng {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// A number below `bound`.
+    pub fn small(&mut self, bound: u16) -> u16 {
+        self.below(bound.into()) as u16
+    }
+
+    /// A descriptor of which every part is plausible or absurd.
+    pub fn descriptor(&mut self) -> Raw {
+        let address = match self.below(8) {
+            0 => self.next(),
+            1 => MEMORY_SIZE - self.below(64),
+            2 => self.below(BUFFERS),
+            _ => BUFFERS + self.below(MEMORY_SIZE - BUFFERS),
+        };
+        let length = match self.below(8) {
+            0 => self.next() as u32,
+            1 => 0,
+            2 => 16 * self.below(8) as u32,
+            _ => self.below(0x1_0000) as u32,
+        };
+        (address, length, self.below(8) as u16, self.below(20) as u16)
+    }
+}
