@@ -1,4 +1,5 @@
 //! Nacre's virtual machine monitor: one process, one microVM.
 
 pub mod jail;
+pub mod probe;
 pub mod virtio;

@@ -1,0 +1,179 @@
+//! A virtual machine for the probe's guest: one vCPU in 64-bit mode, 2 MiB of memory, the in-kernel local APIC.
+//! Made by [`super::run`] on a thread of its own; gives up at the first check that does not pass.
+#![allow(unsafe_code, reason = "a memory slot and the union in kvm_run")]
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use vm_memory::{Bytes as _, GuestAddress, GuestMemory as _, GuestMemoryMmap};
+
+use super::guest;
+
+/// Where Intel's KVM wants three pages for real mode: below the ROM, unused by us.
+const KVM_TSS: usize = 0xfffb_d000;
+const CPUID_1_ECX_XSAVE: u32 = 1 << 26;
+
+/// What became of a run from one check on.
+pub struct Run {
+    /// How many checks passed, from the first that was asked for.
+    pub passed: usize,
+    /// Why the next one did not, unless all passed.
+    pub failed: Option<String>,
+}
+
+/// Runs the checks from `first` on until one fails. `stop` is set before the thread is signalled to leave KVM_RUN.
+///
+/// # Errors
+/// The step of making the machine that failed, and why.
+pub fn run(kvm: &Kvm, first: usize, stop: &AtomicBool) -> Result<Run, String> {
+    let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), guest::MEMORY_BYTES)])
+        .map_err(|error| format!("mapping guest memory: {error}"))?;
+    memory
+        .write_slice(&guest::image(), GuestAddress(0))
+        .map_err(|error| format!("writing the test guest: {error}"))?;
+    let vm = make_vm(kvm, &memory)?;
+    let mut vcpu = vm
+        .create_vcpu(0)
+        .map_err(|error| format!("KVM_CREATE_VCPU: {error}"))?;
+    let cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(|error| format!("KVM_GET_SUPPORTED_CPUID: {error}"))?;
+    vcpu.set_cpuid2(&cpuid)
+        .map_err(|error| format!("KVM_SET_CPUID2: {error}"))?;
+    set_registers(&vcpu, first, has_xsave(&cpuid))?;
+    Ok(step_through(&mut vcpu, first, stop))
+}
+
+fn make_vm(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VmFd, String> {
+    let vm = kvm
+        .create_vm()
+        .map_err(|error| format!("KVM_CREATE_VM: {error}"))?;
+    vm.set_tss_address(KVM_TSS)
+        .map_err(|error| format!("KVM_SET_TSS_ADDR: {error}"))?;
+    vm.create_irq_chip()
+        .map_err(|error| format!("KVM_CREATE_IRQCHIP: {error}"))?;
+    let host = memory
+        .get_host_address(GuestAddress(0))
+        .map_err(|error| format!("address of guest memory: {error}"))?;
+    let region = kvm_userspace_memory_region {
+        slot: 0,
+        guest_phys_addr: 0,
+        memory_size: guest::MEMORY_BYTES as u64,
+        userspace_addr: host.addr() as u64,
+        flags: 0,
+    };
+    // SAFETY: the mapping is as long as the slot says, and the caller keeps it until the machine is gone.
+    unsafe { vm.set_user_memory_region(region) }
+        .map_err(|error| format!("KVM_SET_USER_MEMORY_REGION: {error}"))?;
+    Ok(vm)
+}
+
+fn has_xsave(cpuid: &CpuId) -> bool {
+    cpuid
+        .as_slice()
+        .iter()
+        .any(|entry| entry.function == 1 && entry.ecx & CPUID_1_ECX_XSAVE != 0)
+}
+
+/// 64-bit mode with paging, as a boot loader by the 64-bit protocol leaves it, at the code's start.
+fn set_registers(vcpu: &VcpuFd, first: usize, xsave: bool) -> Result<(), String> {
+    let mut sregs: kvm_sregs = vcpu
+        .get_sregs()
+        .map_err(|error| format!("KVM_GET_SREGS: {error}"))?;
+    let code = kvm_segment {
+        limit: 0xffff_ffff,
+        selector: guest::KERNEL_CODE,
+        type_: 0xb,
+        present: 1,
+        s: 1,
+        l: 1,
+        g: 1,
+        ..Default::default()
+    };
+    let data = kvm_segment {
+        selector: guest::KERNEL_DATA,
+        type_: 3,
+        db: 1,
+        l: 0,
+        ..code
+    };
+    sregs.cs = code;
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr = kvm_segment {
+        base: guest::TSS.0,
+        limit: guest::TSS.1,
+        selector: guest::TASK,
+        type_: 0xb,
+        present: 1,
+        ..Default::default()
+    };
+    (sregs.gdt.base, sregs.gdt.limit) = guest::GDT;
+    (sregs.idt.base, sregs.idt.limit) = guest::IDT;
+    sregs.cr3 = guest::PAGE_TABLE;
+    // PE, MP, ET, NE, WP, PG.
+    sregs.cr0 = 0x8001_0033;
+    // PAE, OSFXSR, OSXMMEXCPT, and OSXSAVE where there is XSAVE.
+    sregs.cr4 = 0x620 | (u64::from(xsave) << 18);
+    // SCE, LME, LMA.
+    sregs.efer = 0x501;
+    vcpu.set_sregs(&sregs)
+        .map_err(|error| format!("KVM_SET_SREGS: {error}"))?;
+    let regs = kvm_regs {
+        rip: guest::CODE,
+        rsp: guest::STACK,
+        rdi: first as u64,
+        rflags: 2,
+        ..Default::default()
+    };
+    vcpu.set_regs(&regs)
+        .map_err(|error| format!("KVM_SET_REGS: {error}"))
+}
+
+/// Runs until all checks passed or one failed.
+fn step_through(vcpu: &mut VcpuFd, first: usize, stop: &AtomicBool) -> Run {
+    let mut passed = 0;
+    let failed = loop {
+        if first.saturating_add(passed) == guest::CHECKS.len() {
+            break None;
+        }
+        if stop.load(Ordering::Acquire) {
+            break Some("not done within the time".to_owned());
+        }
+        match vcpu.run() {
+            Ok(VcpuExit::IoOut(guest::PORT_PASSED, [index])) => {
+                if usize::from(*index) != first.saturating_add(passed) {
+                    break Some(format!("check {index} was reported instead"));
+                }
+                passed = passed.saturating_add(1);
+            }
+            Ok(VcpuExit::IoOut(guest::PORT_WRONG, [guest::WRONG_RESULT])) => {
+                break Some("the result is wrong".to_owned());
+            }
+            Ok(VcpuExit::IoOut(guest::PORT_WRONG, [vector])) => {
+                break Some(format!("unexpected exception {vector}"));
+            }
+            Ok(VcpuExit::InternalError) => break Some(internal_error(vcpu)),
+            Ok(VcpuExit::Shutdown) => break Some("triple fault".to_owned()),
+            Ok(other) => break Some(format!("unexpected exit {other:?}")),
+            // The watchdog's signal: `stop` is set.
+            Err(error) if error.errno() == libc::EINTR => {}
+            Err(error) => break Some(format!("KVM_RUN: {error}")),
+        }
+    };
+    Run { passed, failed }
+}
+
+fn internal_error(vcpu: &mut VcpuFd) -> String {
+    let run = vcpu.get_kvm_run();
+    // SAFETY: after KVM_EXIT_INTERNAL_ERROR this is the union's live member, and it is plain data.
+    let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
+    let meaning = if suberror == 1 {
+        "KVM can't emulate the instruction"
+    } else {
+        "see the host kernel's log"
+    };
+    format!("KVM_EXIT_INTERNAL_ERROR, suberror {suberror}: {meaning}")
+}
