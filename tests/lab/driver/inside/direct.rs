@@ -1,0 +1,35 @@
+//! First process of the private namespaces on this machine: the streams are the caller's own.
+
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use nix::sys::signal::{SigSet, Signal};
+
+use super::{command, containerd, environment, mounts};
+use crate::wire::Job;
+
+/// Runs the job in the file `fd`; gives the command's exit code.
+pub fn main(fd: i32) -> Result<u8> {
+    // /proc is still the parent namespace's here, and names our own descriptors rightly through `self`.
+    let file = File::open(Path::new("/proc/self/fd").join(fd.to_string())).context("opening the job")?;
+    let job: Job = serde_json::from_reader(file).context("reading the job")?;
+    mounts::direct()?;
+    let environment = environment(&job, "direct");
+    containerd::start(&job, &environment)?;
+    let mut keys = SigSet::empty();
+    keys.add(Signal::SIGINT);
+    keys.add(Signal::SIGQUIT);
+    keys.thread_unblock()?;
+    let mut command = command::prepare(&job, &environment, false)?;
+    let code = match command.spawn() {
+        Ok(child) => command::wait_for(child.id())?,
+        Err(error) => {
+            let (code, text) = command::not_started(&job, &error);
+            eprint!("{text}");
+            code
+        }
+    };
+    containerd::keep_log(&job)?;
+    Ok(code)
+}
