@@ -37,10 +37,18 @@ pub fn run(root: &Path, options: &Options) -> Result<String> {
     let known = pods
         .iter()
         .map(|found| (found.pod.namespace.as_str(), found.pod.id.as_str()))
-        .chain(failures.iter().map(|failure| (failure.namespace.as_str(), failure.id.as_str())));
+        .chain(
+            failures
+                .iter()
+                .map(|failure| (failure.namespace.as_str(), failure.id.as_str())),
+        );
     let (namespace, id) = pods::choose(known, &options.id, options.namespace.as_deref())?;
-    let found = pods.iter().find(|found| found.pod.id == id && found.pod.namespace == namespace);
-    let failure = failures.iter().find(|failure| failure.id == id && failure.namespace == namespace);
+    let found = pods
+        .iter()
+        .find(|found| found.pod.id == id && found.pod.namespace == namespace);
+    let failure = failures
+        .iter()
+        .find(|failure| failure.id == id && failure.namespace == namespace);
     if options.json {
         let value = json!({
             "id": id, "namespace": namespace,
@@ -65,14 +73,19 @@ pub fn run(root: &Path, options: &Options) -> Result<String> {
 
 /// The start of the pod that is there, else of the one that failed.
 fn timeline<'a>(found: Option<&'a Found>, failure: Option<&'a Failure>) -> Option<&'a Timeline> {
-    found.and_then(|found| found.timeline.as_ref()).or(failure.map(|failure| &failure.timeline))
+    found
+        .and_then(|found| found.timeline.as_ref())
+        .or(failure.map(|failure| &failure.timeline))
 }
 
 fn running(out: &mut String, found: &Found) -> Result<()> {
     let pod = &found.pod;
     let pid = |pid: Option<u32>| pid.map_or("none yet".to_owned(), |pid| pid.to_string());
     let memory = pods::memory(pod)?.map_or("unknown: no memory controller".to_owned(), bytes);
-    let cgroup = pod.cgroup.as_ref().map_or("none yet".to_owned(), |path| path.display().to_string());
+    let cgroup = pod
+        .cgroup
+        .as_ref()
+        .map_or("none yet".to_owned(), |path| path.display().to_string());
     let rows = [
         ["state".to_owned(), pods::state(pod)],
         ["age".to_owned(), age(pods::seconds_since(pod.created))],
@@ -90,10 +103,18 @@ fn running(out: &mut String, found: &Found) -> Result<()> {
 fn died(out: &mut String, failure: &Failure) {
     let ago = age(pods::seconds_since(failure.time));
     let mut rows = vec![
-        vec!["failed".to_owned(), format!("{ago} ago, at: {}", clean(&failure.step))],
+        vec![
+            "failed".to_owned(),
+            format!("{ago} ago, at: {}", clean(&failure.step)),
+        ],
         vec!["reason".to_owned(), clean(&failure.reason)],
     ];
-    rows.extend(failure.hint.as_ref().map(|hint| vec!["hint".to_owned(), clean(hint)]));
+    rows.extend(
+        failure
+            .hint
+            .as_ref()
+            .map(|hint| vec!["hint".to_owned(), clean(hint)]),
+    );
     out.push('\n');
     indented(out, &columns(&rows));
     if failure.console.is_empty() {
@@ -110,14 +131,28 @@ fn started(out: &mut String, timeline: &Timeline) {
     let whole = timeline.steps.last().map_or(0, |step| step.done_us);
     let ms = |us: u64| us as f64 / 1000.0;
     // Writing to a String can't fail.
-    let _ = writeln!(out, "\nstart: {:.1} ms since containerd executed the shim", ms(whole));
-    let width = timeline.steps.iter().map(|step| step.name.chars().count()).max().unwrap_or(0);
+    let _ = writeln!(
+        out,
+        "\nstart: {:.1} ms since containerd executed the shim",
+        ms(whole)
+    );
+    let width = timeline
+        .steps
+        .iter()
+        .map(|step| step.name.chars().count())
+        .max()
+        .unwrap_or(0);
     let mut before = 0;
     for step in &timeline.steps {
         let took = step.done_us.saturating_sub(before);
         let name = clean(&step.name);
         let bar = stretch(before, step.done_us, whole, BAR);
-        let _ = writeln!(out, "  {:8.1}  +{:7.1}  {name:width$}  {bar}", ms(step.done_us), ms(took));
+        let _ = writeln!(
+            out,
+            "  {:8.1}  +{:7.1}  {name:width$}  {bar}",
+            ms(step.done_us),
+            ms(took)
+        );
         before = before.max(step.done_us);
     }
     if let Some(kernel) = &timeline.guest_kernel {
@@ -130,10 +165,22 @@ fn started(out: &mut String, timeline: &Timeline) {
     exits.sort_by(|a, b| (b.1, a.0).cmp(&(a.1, b.0)));
     let sum: u64 = exits.iter().map(|(_, count)| **count).sum();
     let most = exits.first().map_or(0, |(_, count)| **count);
-    let _ = writeln!(out, "\nVM exits from the guest's first instruction until its agent was ready: {sum}");
-    let width = exits.iter().map(|(kind, _)| kind.chars().count()).max().unwrap_or(0);
+    let _ = writeln!(
+        out,
+        "\nVM exits from the guest's first instruction until its agent was ready: {sum}"
+    );
+    let width = exits
+        .iter()
+        .map(|(kind, _)| kind.chars().count())
+        .max()
+        .unwrap_or(0);
     for (kind, count) in exits {
-        let _ = writeln!(out, "  {:width$}  {count:9}  {}", clean(kind), stretch(0, *count, most, BAR));
+        let _ = writeln!(
+            out,
+            "  {:width$}  {count:9}  {}",
+            clean(kind),
+            stretch(0, *count, most, BAR)
+        );
     }
 }
 
@@ -152,16 +199,32 @@ mod tests {
 
     fn inspect(id: &str, json: bool) -> String {
         let root = example();
-        run(root.path(), &Options { id: id.to_owned(), namespace: None, json }).unwrap()
+        run(
+            root.path(),
+            &Options {
+                id: id.to_owned(),
+                namespace: None,
+                json,
+            },
+        )
+        .unwrap()
     }
 
     #[test]
     fn a_running_pod_shows_its_start() {
         let out = inspect("web-1", false);
-        for words in ["running", "60.0  guest boots", "6.1.0-nacre", "first instruction until its agent was ready: 207"] {
+        for words in [
+            "running",
+            "60.0  guest boots",
+            "6.1.0-nacre",
+            "first instruction until its agent was ready: 207",
+        ] {
             assert!(out.contains(words), "{words:?} is missing in:\n{out}");
         }
-        assert!(out.find("mmio_read").unwrap() < out.find("io_out").unwrap(), "most frequent first:\n{out}");
+        assert!(
+            out.find("mmio_read").unwrap() < out.find("io_out").unwrap(),
+            "most frequent first:\n{out}"
+        );
     }
 
     #[test]

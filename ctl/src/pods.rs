@@ -29,7 +29,10 @@ pub fn all(root: &Path) -> Result<Vec<Found>> {
         }
         // A pod may go away while we look, and its directory is there before its file.
         if let Some(pod) = read::<Pod>(&directory.join(POD_FILE))? {
-            found.push(Found { pod, timeline: read(&directory.join(TIMELINE_FILE))? });
+            found.push(Found {
+                pod,
+                timeline: read(&directory.join(TIMELINE_FILE))?,
+            });
         }
     }
     found.sort_by(|a, b| (a.pod.created, &a.pod.id).cmp(&(b.pod.created, &b.pod.id)));
@@ -72,20 +75,35 @@ pub fn choose<'a>(
     match matching.as_slice() {
         [(space, id)] => Ok(((*space).to_owned(), (*id).to_owned())),
         [] => {
-            let place = namespace.map(|name| format!(" in namespace {name}")).unwrap_or_default();
-            bail!("no pod and no failure record{place} whose id starts with {id:?}; `nacre ps` and `nacre failures` list them")
+            let place = namespace
+                .map(|name| format!(" in namespace {name}"))
+                .unwrap_or_default();
+            bail!(
+                "no pod and no failure record{place} whose id starts with {id:?}; `nacre ps` and `nacre failures` list them"
+            )
         }
         several => {
-            let names: Vec<String> = several.iter().map(|(space, id)| format!("{id} (namespace {space})")).collect();
-            bail!("{id:?} means several pods; write more of the id or give --namespace:\n  {}", names.join("\n  "))
+            let names: Vec<String> = several
+                .iter()
+                .map(|(space, id)| format!("{id} (namespace {space})"))
+                .collect();
+            bail!(
+                "{id:?} means several pods; write more of the id or give --namespace:\n  {}",
+                names.join("\n  ")
+            )
         }
     }
 }
 
 /// Seconds since `time`, itself seconds since the epoch.
 pub fn seconds_since(time: u64) -> u64 {
-    let then = UNIX_EPOCH.checked_add(Duration::from_secs(time)).unwrap_or(UNIX_EPOCH);
-    SystemTime::now().duration_since(then).unwrap_or_default().as_secs()
+    let then = UNIX_EPOCH
+        .checked_add(Duration::from_secs(time))
+        .unwrap_or(UNIX_EPOCH);
+    SystemTime::now()
+        .duration_since(then)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 /// What a pod's cgroup is charged with, bytes; None where there is no memory controller in the unified tree.
@@ -93,10 +111,16 @@ pub fn seconds_since(time: u64) -> u64 {
 /// # Errors
 /// Where the file holds no number.
 pub fn memory(pod: &Pod) -> Result<Option<u64>> {
-    let Some(cgroup) = &pod.cgroup else { return Ok(None) };
+    let Some(cgroup) = &pod.cgroup else {
+        return Ok(None);
+    };
     let file = cgroup.join("memory.current");
     match fs::read_to_string(&file) {
-        Ok(text) => Ok(Some(text.trim().parse().with_context(|| format!("{}: {text:?}", file.display()))?)),
+        Ok(text) => Ok(Some(
+            text.trim()
+                .parse()
+                .with_context(|| format!("{}: {text:?}", file.display()))?,
+        )),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("reading {}", file.display())),
     }
@@ -109,7 +133,9 @@ pub fn state(pod: &Pod) -> String {
         return format!("{}, but its shim (pid {}) is gone", pod.state, pod.shim_pid);
     }
     match pod.vmm_pid {
-        Some(pid) if pod.state == "running" && gone(pid) => format!("running, but its VMM (pid {pid}) is gone"),
+        Some(pid) if pod.state == "running" && gone(pid) => {
+            format!("running, but its VMM (pid {pid}) is gone")
+        }
         _ => pod.state.clone(),
     }
 }
@@ -130,7 +156,9 @@ fn entries(directory: &Path) -> Result<Vec<std::path::PathBuf>> {
 /// The JSON in `file`; None where there is none.
 fn read<T: DeserializeOwned>(file: &Path) -> Result<Option<T>> {
     match fs::read(file) {
-        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{}", file.display())).map(Some),
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .with_context(|| format!("{}", file.display()))
+            .map(Some),
         Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("reading {}", file.display())),
     }
@@ -158,12 +186,19 @@ pub mod tests {
             created,
             state: "running".to_owned(),
         };
-        for (key, pod) in [("1", pod("web-1", "default", 20)), ("2", pod("web-2", "k8s.io", 10))] {
+        for (key, pod) in [
+            ("1", pod("web-1", "default", 20)),
+            ("2", pod("web-2", "k8s.io", 10)),
+        ] {
             let directory = root.path().join(key);
             fs::create_dir(&directory).unwrap();
             fs::write(directory.join(POD_FILE), serde_json::to_vec(&pod).unwrap()).unwrap();
         }
-        fs::write(root.path().join("1").join(TIMELINE_FILE), serde_json::to_vec(&timeline()).unwrap()).unwrap();
+        fs::write(
+            root.path().join("1").join(TIMELINE_FILE),
+            serde_json::to_vec(&timeline()).unwrap(),
+        )
+        .unwrap();
         let failure = Failure {
             id: "dead-1".to_owned(),
             namespace: "default".to_owned(),
@@ -181,7 +216,10 @@ pub mod tests {
     }
 
     fn timeline() -> Timeline {
-        let step = |name: &str, done_us| TimelineStep { name: name.to_owned(), done_us };
+        let step = |name: &str, done_us| TimelineStep {
+            name: name.to_owned(),
+            done_us,
+        };
         Timeline {
             steps: vec![step("shim starts", 1500), step("guest boots", 61_500)],
             boot_exits: [("io_out".to_owned(), 7), ("mmio_read".to_owned(), 200)].into(),
@@ -192,7 +230,11 @@ pub mod tests {
     #[test]
     fn reads_pods_and_failures() {
         let root = example();
-        let ids: Vec<String> = all(root.path()).unwrap().into_iter().map(|found| found.pod.id).collect();
+        let ids: Vec<String> = all(root.path())
+            .unwrap()
+            .into_iter()
+            .map(|found| found.pod.id)
+            .collect();
         assert_eq!(ids, ["web-2", "web-1"], "oldest first");
         assert_eq!(failures(root.path()).unwrap().len(), 1);
         assert!(all(Path::new("/no/such")).unwrap().is_empty());
@@ -208,14 +250,26 @@ pub mod tests {
 
     #[test]
     fn chooses_by_id_prefix_and_namespace() {
-        let known = [("default", "web"), ("default", "web-1"), ("k8s.io", "web-1"), ("k8s.io", "db")];
+        let known = [
+            ("default", "web"),
+            ("default", "web-1"),
+            ("k8s.io", "web-1"),
+            ("k8s.io", "db"),
+        ];
         let pick = |id, namespace| choose(known.into_iter(), id, namespace);
         let got = |space: &str, id: &str| (space.to_owned(), id.to_owned());
-        assert_eq!(pick("web", None).unwrap(), got("default", "web"), "an exact id wins");
+        assert_eq!(
+            pick("web", None).unwrap(),
+            got("default", "web"),
+            "an exact id wins"
+        );
         assert_eq!(pick("d", None).unwrap(), got("k8s.io", "db"));
         assert_eq!(pick("web-1", Some("k8s.io")).unwrap(), got("k8s.io", "web-1"));
         let several = pick("web-1", None).unwrap_err().to_string();
-        assert!(several.contains("--namespace") && several.contains("k8s.io"), "{several}");
+        assert!(
+            several.contains("--namespace") && several.contains("k8s.io"),
+            "{several}"
+        );
         let none = pick("x", None).unwrap_err().to_string();
         assert!(none.contains("nacre ps"), "{none}");
     }

@@ -13,7 +13,11 @@ use crate::text::{age, bytes, clean, columns};
 /// # Errors
 /// Where the state can't be read.
 pub fn pods(root: &Path, json: bool) -> Result<String> {
-    let mut rows = vec![["ID", "NAMESPACE", "STATE", "VMM PID", "MEMORY", "AGE"].map(String::from).to_vec()];
+    let mut rows = vec![
+        ["ID", "NAMESPACE", "STATE", "VMM PID", "MEMORY", "AGE"]
+            .map(String::from)
+            .to_vec(),
+    ];
     let mut list = Vec::new();
     for found in pods::all(root)? {
         let pod = &found.pod;
@@ -33,7 +37,11 @@ pub fn pods(root: &Path, json: bool) -> Result<String> {
             "shim_pid": pod.shim_pid, "memory_bytes": memory, "age_seconds": seconds, "cgroup": pod.cgroup,
         }));
     }
-    Ok(if json { format!("{:#}\n", serde_json::Value::from(list)) } else { columns(&rows) })
+    Ok(if json {
+        format!("{:#}\n", serde_json::Value::from(list))
+    } else {
+        columns(&rows)
+    })
 }
 
 /// The pods that failed, as a table or as JSON.
@@ -45,7 +53,11 @@ pub fn failures(root: &Path, json: bool) -> Result<String> {
     if json {
         return Ok(format!("{:#}\n", serde_json::to_value(&found)?));
     }
-    let mut rows = vec![["ID", "NAMESPACE", "AGO", "STEP", "REASON"].map(String::from).to_vec()];
+    let mut rows = vec![
+        ["ID", "NAMESPACE", "AGO", "STEP", "REASON"]
+            .map(String::from)
+            .to_vec(),
+    ];
     rows.extend(found.iter().map(|failure| {
         vec![
             clean(&failure.id),

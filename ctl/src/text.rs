@@ -17,13 +17,20 @@ pub fn print(text: &str) -> std::io::Result<()> {
 pub fn columns(rows: &[Vec<String>]) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
     };
     let widths: Vec<usize> = (0..count).map(width).collect();
     let mut out = String::new();
     for row in rows {
-        let line: String =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}  ")).collect();
+        let line: String = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}  "))
+            .collect();
         out.push_str(line.trim_end());
         out.push('\n');
     }
@@ -33,7 +40,11 @@ pub fn columns(rows: &[Vec<String>]) -> String {
 /// `text` with control characters escaped: some of it comes from guests.
 pub fn clean(text: &str) -> String {
     let escape = |c: char| {
-        if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
+        if c.is_control() {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
     };
     text.chars().map(escape).collect()
 }
@@ -80,7 +91,10 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let rows = [vec!["ID".to_owned(), "STATE".to_owned()], vec!["longer".to_owned(), "x".to_owned()]];
+        let rows = [
+            vec!["ID".to_owned(), "STATE".to_owned()],
+            vec!["longer".to_owned(), "x".to_owned()],
+        ];
         assert_eq!(columns(&rows), "ID      STATE\nlonger  x\n");
     }
 

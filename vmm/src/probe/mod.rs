@@ -77,13 +77,20 @@ impl fmt::Display for Report {
         if let Some(reason) = &self.no_machine {
             return write!(f, "KVM can't run Linux here: {reason} ({took} ms)");
         }
-        let failed: Vec<String> = self
-            .checks
+        // Checks that failed for the same reason are named together.
+        let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+        for check in &self.checks {
+            let Verdict::Failed(reason) = &check.verdict else {
+                continue;
+            };
+            match reasons.iter_mut().find(|(known, _)| known == reason) {
+                Some((_, names)) => names.push(check.name),
+                None => reasons.push((reason, vec![check.name])),
+            }
+        }
+        let failed: Vec<String> = reasons
             .iter()
-            .filter_map(|check| match &check.verdict {
-                Verdict::Failed(reason) => Some(format!("{}: {reason}", check.name)),
-                Verdict::Passed | Verdict::NotTried => None,
-            })
+            .map(|(reason, names)| format!("{}: {reason}", names.join(", ")))
             .collect();
         if self.runs_linux() {
             write!(

@@ -1,0 +1,199 @@
+//! The host's kernel and its cgroups.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
+use rustix::mount::{FsOpenFlags, OpenTreeFlags, fsopen, open_tree};
+
+use super::Check;
+
+/// The oldest kernel with all that is used: cgroup.kill came last.
+const OLDEST_KERNEL: (u32, u32) = (5, 14);
+const UPGRADE: &str = "boot a kernel of at least 5.14 (Debian 12 has 6.1)";
+
+/// The group's checks.
+pub fn checks() -> Vec<Check> {
+    let mut checks = vec![root(), kernel(), file_opening(), mounting(), overlay()];
+    checks.extend(cgroups());
+    checks
+}
+
+fn root() -> Check {
+    if rustix::process::geteuid().is_root() {
+        Check::ok("user", "root")
+    } else {
+        Check::failed(
+            "user",
+            "not root: other checks may fail for that alone",
+            "run it by sudo",
+        )
+    }
+}
+
+fn kernel() -> Check {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy();
+    match version(&release) {
+        Some(found) if found >= OLDEST_KERNEL => Check::ok("kernel", release),
+        _ => Check::failed("kernel", release, UPGRADE),
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn file_opening() -> Check {
+    match openat2(
+        CWD,
+        "/",
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT,
+    ) {
+        Ok(_) => Check::ok("openat2", "resolves below a directory"),
+        Err(error) => Check::failed("openat2", error.to_string(), refused(error)),
+    }
+}
+
+fn mounting() -> Check {
+    let tree = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tried = open_tree(CWD, "/", tree).and_then(|_| fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC));
+    match tried {
+        Ok(_) => Check::ok("mounts", "can be made detached (open_tree, fsopen)"),
+        Err(error) => Check::failed("mounts", format!("open_tree, fsopen: {error}"), refused(error)),
+    }
+}
+
+fn refused(error: Errno) -> &'static str {
+    match error {
+        Errno::PERM | Errno::ACCESS => "run it as root, outside of containers that forbid the call",
+        _ => UPGRADE,
+    }
+}
+
+fn overlay() -> Check {
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if known
+        .lines()
+        .any(|line| line.split_whitespace().next_back() == Some("overlay"))
+    {
+        return Check::ok("overlayfs", "in the kernel");
+    }
+    Check::warning(
+        "overlayfs",
+        "not in the kernel (or its module is not loaded yet)",
+        "modprobe overlay, or use another snapshotter of containerd (ctr --snapshotter native)",
+    )
+}
+
+fn cgroups() -> Vec<Check> {
+    let mounts = match fs::read_to_string("/proc/self/mountinfo") {
+        Ok(mounts) => mounts,
+        Err(error) => {
+            return vec![Check::failed(
+                "cgroup2",
+                format!("/proc/self/mountinfo: {error}"),
+                "mount -t proc proc /proc",
+            )];
+        }
+    };
+    let Some(mount) = cgroup2(&mounts) else {
+        let fix = "mount -t cgroup2 none /sys/fs/cgroup, or boot with systemd.unified_cgroup_hierarchy=1";
+        return vec![Check::failed("cgroup2", "not mounted", fix)];
+    };
+    let shown = mount.display().to_string();
+    vec![
+        Check::ok("cgroup2", format!("mounted at {shown}")),
+        kill(&mount),
+        controllers(&mount),
+    ]
+}
+
+/// Where the first cgroup2 is mounted. Fields: proc(5), /proc/pid/mountinfo.
+fn cgroup2(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        (after.split(' ').next()? == "cgroup2").then(|| before.split(' ').nth(4).map(PathBuf::from))?
+    })
+}
+
+/// cgroup.kill is in every cgroup but the root: any child shows it.
+fn kill(mount: &Path) -> Check {
+    let child = fs::read_dir(mount)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.join("cgroup.procs").exists());
+    match child {
+        None => Check::skipped("cgroup.kill", "no cgroup below the root to look at"),
+        Some(child) if child.join("cgroup.kill").exists() => Check::ok("cgroup.kill", "there"),
+        Some(_) => Check::failed("cgroup.kill", "not there", UPGRADE),
+    }
+}
+
+fn controllers(mount: &Path) -> Check {
+    let file = mount.join("cgroup.controllers");
+    let found = match fs::read_to_string(&file) {
+        Ok(found) => found,
+        Err(error) => return Check::failed("controllers", format!("{}: {error}", file.display()), UPGRADE),
+    };
+    let missing: Vec<&str> = ["cpu", "memory", "pids"]
+        .into_iter()
+        .filter(|wanted| !found.split_whitespace().any(|c| c == *wanted))
+        .collect();
+    if missing.is_empty() {
+        return Check::ok("controllers", found.trim());
+    }
+    Check::warning(
+        "controllers",
+        format!("the unified tree has no {} (hybrid cgroups)", missing.join(", ")),
+        "pods run and limits hold inside of them, but the VM itself is not limited on the host;\n\
+         boot with systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare() {
+        assert_eq!(version("6.1.0-50-cloud-amd64"), Some((6, 1)));
+        assert_eq!(version("5.10-rc1"), Some((5, 10)));
+        assert_eq!(version("weird"), None);
+        assert!(version("5.9.1") < Some(OLDEST_KERNEL) && version("5.14.0") >= Some(OLDEST_KERNEL));
+    }
+
+    #[test]
+    fn finds_cgroup2_in_mountinfo() {
+        let hybrid = "30 23 0:26 / /sys/fs/cgroup rw shared:9 - tmpfs tmpfs rw\n\
+                      31 30 0:27 / /sys/fs/cgroup/unified rw shared:10 - cgroup2 cgroup2 rw\n";
+        assert_eq!(cgroup2(hybrid), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(
+            cgroup2("30 23 0:26 / /sys/fs/cgroup rw - cgroup cgroup rw,memory\n"),
+            None
+        );
+    }
+
+    #[test]
+    fn a_tree_without_controllers_is_a_warning() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("cgroup.controllers"), "cpu io pids\n").unwrap();
+        let check = controllers(directory.path());
+        assert!(
+            check.status == super::super::Status::Warning && check.found.contains("no memory"),
+            "{check:?}"
+        );
+        fs::write(
+            directory.path().join("cgroup.controllers"),
+            "cpuset cpu io memory pids\n",
+        )
+        .unwrap();
+        assert_eq!(controllers(directory.path()).status, super::super::Status::Ok);
+    }
+}

@@ -1,0 +1,158 @@
+//! The installation that this `nacre` is part of: its files, and whether they are of one build.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nacre_protocol::BUILD_ID;
+
+use super::Check;
+
+/// The shim's program.
+pub const SHIM: &str = "containerd-shim-nacre-v2";
+const VMM: &str = "nacre-vmm";
+const REINSTALL: &str = "install all parts of one build (make)";
+
+/// The group's checks.
+pub fn checks() -> Vec<Check> {
+    let prefix = match prefix() {
+        Ok(prefix) => prefix,
+        Err(error) => {
+            return vec![Check::failed(
+                "prefix",
+                format!("/proc/self/exe: {error}"),
+                REINSTALL,
+            )];
+        }
+    };
+    let share = prefix.join("share/nacre");
+    vec![
+        Check::ok("prefix", prefix.display().to_string()),
+        kernel(&share.join("vmlinux")),
+        image(&share.join("initramfs.cpio")),
+        program("VMM", &prefix.join("bin").join(VMM), "--version"),
+        program("shim", &prefix.join("bin").join(SHIM), "-v"),
+    ]
+}
+
+/// The directory that has bin/ with this program in it.
+///
+/// # Errors
+/// Where the program's own file can't be found.
+pub fn prefix() -> io::Result<PathBuf> {
+    let program = fs::canonicalize("/proc/self/exe")?;
+    Ok(program
+        .parent()
+        .and_then(Path::parent)
+        .unwrap_or(Path::new("/"))
+        .to_owned())
+}
+
+fn kernel(file: &Path) -> Check {
+    const NAME: &str = "guest kernel";
+    match fs::read(file) {
+        Ok(bytes) if bytes.starts_with(b"\x7fELF") => Check::ok(
+            NAME,
+            format!("{}, {}", file.display(), crate::text::bytes(bytes.len() as u64)),
+        ),
+        Ok(_) => Check::failed(NAME, format!("{} is no ELF file", file.display()), REINSTALL),
+        Err(error) => Check::failed(NAME, format!("{}: {error}", file.display()), REINSTALL),
+    }
+}
+
+/// The agent in the image carries its build id as text.
+fn image(file: &Path) -> Check {
+    const NAME: &str = "guest image";
+    let bytes = match fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) => return Check::failed(NAME, format!("{}: {error}", file.display()), REINSTALL),
+    };
+    if !bytes.starts_with(b"070701") {
+        return Check::failed(
+            NAME,
+            format!("{} is no newc cpio archive", file.display()),
+            REINSTALL,
+        );
+    }
+    if bytes
+        .windows(BUILD_ID.len())
+        .any(|window| window == BUILD_ID.as_bytes())
+    {
+        return Check::ok(NAME, format!("{}, build {BUILD_ID}", file.display()));
+    }
+    let found = format!(
+        "{} has no agent of build {BUILD_ID}, which is this nacre's",
+        file.display()
+    );
+    Check::failed(NAME, found, REINSTALL)
+}
+
+/// A program of the installation, asked for its build id by `flag`.
+fn program(name: &'static str, file: &Path, flag: &str) -> Check {
+    let shown = file.display();
+    let output = match Command::new(file).arg(flag).output() {
+        Ok(output) => output,
+        Err(error) => return Check::failed(name, format!("{shown}: {error}"), REINSTALL),
+    };
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    if text.contains(BUILD_ID) {
+        return Check::ok(name, format!("{shown}, build {BUILD_ID}"));
+    }
+    let said = text.lines().next().unwrap_or("nothing");
+    Check::failed(
+        name,
+        format!("{shown} is of another build: {said:?}; this nacre is {BUILD_ID}"),
+        REINSTALL,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Status;
+
+    fn file(content: &[u8]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), content).unwrap();
+        file
+    }
+
+    #[test]
+    fn an_image_of_another_build_is_told() {
+        let good = file(format!("070701 … {BUILD_ID} …").as_bytes());
+        assert_eq!(image(good.path()).status, Status::Ok);
+        let other = image(file(b"070701 0.0.1+0123456789abcdef").path());
+        assert!(
+            other.status == Status::Failed && other.found.contains(BUILD_ID),
+            "{other:?}"
+        );
+        assert!(image(file(b"gzip").path()).found.contains("no newc cpio"));
+        assert!(
+            image(Path::new("/no/such"))
+                .found
+                .contains("/no/such: No such file")
+        );
+    }
+
+    #[test]
+    fn a_program_of_another_build_is_told() {
+        let other = program("VMM", Path::new("/bin/echo"), "9.9.9");
+        assert!(
+            other.status == Status::Failed && other.found.contains("9.9.9"),
+            "{other:?}"
+        );
+        assert_eq!(
+            program("VMM", Path::new("/bin/echo"), BUILD_ID).status,
+            Status::Ok
+        );
+        assert_eq!(program("VMM", Path::new("/no/such"), "-v").status, Status::Failed);
+    }
+
+    #[test]
+    fn a_kernel_that_is_none_is_told() {
+        assert!(kernel(file(b"MZ").path()).found.contains("no ELF"));
+        assert_eq!(kernel(Path::new("/proc/self/exe")).status, Status::Ok);
+    }
+}
