@@ -15,4 +15,5 @@ pub const CALLS: &[Call] = &[
     any(libc::SYS_recvmsg, "the control socket"),
     any(libc::SYS_sendmsg, "the control socket"),
     any(libc::SYS_pwrite64, "last words on the console's ring"),
+    any(libc::SYS_pread64, "KVM's statistics of the vCPUs"),
 ];

@@ -1,0 +1,239 @@
+//! ACPI tables in the hardware-reduced form: enough for the kernel to find CPUs, interrupt controller, virtio
+//! devices, pvpanic, its generation id, and the registers for power-off and reset. Pure: makes bytes; the machine's
+//! steps write them.
+//!
+//! ```text
+//! RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT     devices and \_S5 (dsdt.rs)
+//!             └─▶ MADT             local APICs, I/O APIC
+//! ```
+
+mod dsdt;
+
+use acpi_tables::Aml as _;
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use vm_memory::{Bytes as _, GuestAddress};
+
+use crate::devices::power;
+use crate::machine::layout;
+use crate::virtio::Memory;
+
+const OEM: [u8; 6] = *b"NACRE ";
+const TABLE: [u8; 8] = *b"NACREVMM";
+const REVISION: u32 = 1;
+
+/// What the tables tell of.
+#[derive(Debug, Clone, Copy)]
+pub struct Machine {
+    /// vCPUs, whose APIC ids count from 0.
+    pub vcpus: u8,
+    /// virtio-mmio devices, in the windows that the layout gives.
+    pub virtio_devices: u8,
+    /// The VM generation id.
+    pub generation_id: [u8; 16],
+}
+
+/// Why the tables could not be put into memory.
+#[derive(Debug, thiserror::Error)]
+#[error("ACPI tables of {bytes} bytes do not fit at {at:#x}")]
+pub struct Error {
+    /// How much.
+    pub bytes: usize,
+    /// Where.
+    pub at: u64,
+}
+
+/// The tables as one run of bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tables {
+    /// What is to stand at [`layout::ACPI`], the RSDP first.
+    pub bytes: Vec<u8>,
+}
+
+/// Makes the tables.
+#[must_use]
+pub fn make(machine: &Machine) -> Tables {
+    let mut tables = Tables {
+        bytes: vec![0; Rsdp::len()],
+    };
+    // The generation id stands in a buffer of its own that the DSDT points to.
+    let generation_id = tables.append(&machine.generation_id);
+    let dsdt = tables.append(&dsdt(machine, generation_id));
+    let mut fadt = Vec::new();
+    fadt_for(dsdt).to_aml_bytes(&mut fadt);
+    let fadt = tables.append(&fadt);
+    let mut madt = Vec::new();
+    madt_for(machine.vcpus).to_aml_bytes(&mut madt);
+    let madt = tables.append(&madt);
+    let mut root = XSDT::new(OEM, TABLE, REVISION);
+    root.add_entry(fadt);
+    root.add_entry(madt);
+    let mut xsdt = Vec::new();
+    root.to_aml_bytes(&mut xsdt);
+    let xsdt = tables.append(&xsdt);
+    let mut rsdp = Vec::new();
+    Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
+    tables.bytes.splice(..rsdp.len(), rsdp);
+    tables
+}
+
+impl Tables {
+    /// Adds `table`, 16-byte aligned; gives its guest-physical address.
+    fn append(&mut self, table: &[u8]) -> u64 {
+        self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
+        let address = layout::ACPI.saturating_add(self.bytes.len() as u64);
+        self.bytes.extend_from_slice(table);
+        address
+    }
+
+    /// Writes the tables to [`layout::ACPI`].
+    ///
+    /// # Errors
+    /// [`Error`] where they exceed their room or memory.
+    pub fn write(&self, memory: &Memory) -> Result<(), Error> {
+        let error = Error {
+            bytes: self.bytes.len(),
+            at: layout::ACPI,
+        };
+        if self.bytes.len() as u64 > layout::ACPI_END - layout::ACPI {
+            return Err(error);
+        }
+        memory
+            .write_slice(&self.bytes, GuestAddress(layout::ACPI))
+            .map_err(|_| error)
+    }
+}
+
+fn dsdt(machine: &Machine, generation_id: u64) -> Vec<u8> {
+    let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
+    table.append_slice(&dsdt::body(machine.virtio_devices, generation_id));
+    table.as_slice().to_vec()
+}
+
+/// FADT (ACPI 6.5, 5.2.9) of a hardware-reduced machine: all that counts is the DSDT and three registers.
+fn fadt_for(dsdt: u64) -> acpi_tables::fadt::FADT {
+    let register = |port: u16| {
+        GAS::new(
+            AddressSpace::SystemIo,
+            8,
+            0,
+            AccessSize::ByteAccess,
+            u64::from(port),
+        )
+    };
+    let mut builder = FADTBuilder::new(OEM, TABLE, REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton);
+    // No VGA, no CMOS clock, no 8042 (bits of IAPC_BOOT_ARCH; bit 1 is left clear: there is no 8042).
+    builder.iapc_boot_arch = (1 << 2 | 1 << 5).into();
+    builder.reset_reg = register(layout::POWER_PORT + power::RESET);
+    builder.reset_value = power::RESET_VALUE;
+    builder.sleep_control_reg = register(layout::POWER_PORT + power::SLEEP_CONTROL);
+    builder.sleep_status_reg = register(layout::POWER_PORT + power::SLEEP_STATUS);
+    builder.finalize()
+}
+
+fn madt_for(vcpus: u8) -> MADT {
+    let mut table = MADT::new(
+        OEM,
+        TABLE,
+        REVISION,
+        LocalInterruptController::Address(layout::LOCAL_APIC),
+    );
+    for id in 0..vcpus {
+        table.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    }
+    table.add_structure(IoApic::new(vcpus, layout::IO_APIC, 0));
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(vcpus: u8) -> Machine {
+        Machine {
+            vcpus,
+            virtio_devices: 3,
+            generation_id: [0xa5; 16],
+        }
+    }
+
+    fn u32_at(bytes: &[u8], at: usize) -> usize {
+        u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
+    }
+
+    fn u64_at(bytes: &[u8], at: usize) -> u64 {
+        u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    }
+
+    /// The table at guest address `address`, its length and checksum checked.
+    fn table(bytes: &[u8], address: u64, signature: &[u8; 4]) -> Vec<u8> {
+        let at = usize::try_from(address - layout::ACPI).unwrap();
+        let table = bytes[at..at + u32_at(bytes, at + 4)].to_vec();
+        assert_eq!(&table[..4], signature);
+        let sum = table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+        assert_eq!(sum, 0, "checksum of {signature:?}");
+        table
+    }
+
+    #[test]
+    fn every_table_is_reached_from_the_rsdp_with_a_good_checksum() {
+        let bytes = make(&machine(4)).bytes;
+        assert_eq!(&bytes[..8], b"RSD PTR ");
+        for length in [20, Rsdp::len()] {
+            assert_eq!(
+                bytes[..length]
+                    .iter()
+                    .fold(0u8, |sum, byte| sum.wrapping_add(*byte)),
+                0
+            );
+        }
+        let xsdt = table(&bytes, u64_at(&bytes, 24), b"XSDT");
+        let fadt = table(&bytes, u64_at(&xsdt, 36), b"FACP");
+        table(&bytes, u64_at(&fadt, 140), b"DSDT");
+        let madt = table(&bytes, u64_at(&xsdt, 44), b"APIC");
+        assert_eq!(madt.len(), 44 + 4 * 8 + 12);
+    }
+
+    #[test]
+    fn the_fadt_has_reset_and_sleep_registers() {
+        let bytes = make(&machine(1)).bytes;
+        let xsdt = table(&bytes, u64_at(&bytes, 24), b"XSDT");
+        let fadt = table(&bytes, u64_at(&xsdt, 36), b"FACP");
+        let flags = u32_at(&fadt, 112);
+        assert_ne!(flags & 1 << 20, 0, "hardware-reduced");
+        assert_ne!(flags & 1 << 10, 0, "reset register supported");
+        for (at, register) in [
+            (116, power::RESET),
+            (244, power::SLEEP_CONTROL),
+            (256, power::SLEEP_STATUS),
+        ] {
+            assert_eq!(fadt[at..at + 4], [1, 8, 0, 1], "port, 8 bits, byte access");
+            assert_eq!(u64_at(&fadt, at + 4), u64::from(layout::POWER_PORT + register));
+        }
+        assert_eq!(fadt[128], power::RESET_VALUE);
+    }
+
+    #[test]
+    fn the_largest_machine_fits() {
+        let tables = make(&Machine {
+            vcpus: crate::config::MAX_VCPUS,
+            virtio_devices: layout::MAX_VIRTIO,
+            generation_id: [1; 16],
+        });
+        let memory = crate::machine::memory::make(2 << 20).unwrap();
+        tables.write(&memory).unwrap();
+        assert_eq!(
+            memory.read_obj::<[u8; 8]>(GuestAddress(layout::ACPI)).unwrap(),
+            *b"RSD PTR "
+        );
+    }
+}

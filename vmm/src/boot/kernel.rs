@@ -1,0 +1,332 @@
+//! The guest kernel: an uncompressed ELF vmlinux with a PVH entry point. [`inspect`] reads its headers, [`load`] puts
+//! its segments at their physical addresses. The file is the operator's, so it may be anything, but not hostile at
+//! speed: it is read once, with every size checked.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+
+use linux_loader::elf;
+use vm_memory::{ByteValued, GuestAddress};
+
+use crate::virtio::Memory;
+
+/// Owner and type of the ELF note that holds the 32-bit PVH entry point (XEN_ELFNOTE_PHYS32_ENTRY).
+const PVH_NOTE: (&[u8], u32) = (b"Xen\0", 18);
+/// Most program headers and largest note segment that are read.
+const MAX_SEGMENTS: u16 = 64;
+const MAX_NOTES: u64 = 64 * 1024;
+
+/// Why a kernel file can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file ends too early or can't be read.
+    #[error("{what} can't be read: {source}")]
+    Read {
+        /// What was to be read.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not an ELF file.
+    #[error("no PVH kernel: not an x86-64 ELF file ({0})")]
+    NotElf(&'static str),
+    /// An ELF file without the note.
+    #[error("no PVH entry point: an ELF file, but not a Linux kernel built with CONFIG_PVH")]
+    NoPvhEntry,
+    /// A segment that can't be loaded.
+    #[error("segment at {address:#x} of {bytes:#x} bytes does not fit in guest memory")]
+    Segment {
+        /// Physical address.
+        address: u64,
+        /// Size in memory.
+        bytes: u64,
+    },
+}
+
+/// A kernel as its headers describe it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Entry point of the PVH protocol, physical.
+    pub entry: u64,
+    /// End of the last segment, physical.
+    pub end: u64,
+    /// What is to be loaded.
+    pub segments: Vec<Segment>,
+}
+
+/// A loadable segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it stands in the file.
+    pub offset: u64,
+    /// Bytes in the file.
+    pub file_bytes: u64,
+    /// Physical address.
+    pub address: u64,
+    /// Bytes in memory; those beyond the file's are zero.
+    pub memory_bytes: u64,
+}
+
+impl Image {
+    /// Size in memory, without holes.
+    #[must_use]
+    pub fn loaded_bytes(&self) -> u64 {
+        self.segments
+            .iter()
+            .fold(0, |sum, segment| segment.memory_bytes.saturating_add(sum))
+    }
+}
+
+/// Reads the headers of `file`.
+///
+/// # Errors
+/// [`Error`], with "PVH" in it where the file is no kernel for us.
+pub fn inspect(file: &File) -> Result<Image, Error> {
+    let header: elf::Elf64_Ehdr = read(file, 0, "the ELF header")?;
+    check_header(&header)?;
+    let mut image = Image {
+        entry: 0,
+        end: 0,
+        segments: Vec::new(),
+    };
+    let mut entry = None;
+    for index in 0..header.e_phnum {
+        let size = size_of::<elf::Elf64_Phdr>() as u64;
+        let offset = header.e_phoff.saturating_add(u64::from(index) * size);
+        let segment: elf::Elf64_Phdr = read(file, offset, "a program header")?;
+        match segment.p_type {
+            elf::PT_LOAD => {
+                let end = segment
+                    .p_paddr
+                    .checked_add(segment.p_memsz)
+                    .filter(|_| segment.p_filesz <= segment.p_memsz)
+                    .ok_or(Error::Segment {
+                        address: segment.p_paddr,
+                        bytes: segment.p_memsz,
+                    })?;
+                image.end = image.end.max(end);
+                image.segments.push(Segment {
+                    offset: segment.p_offset,
+                    file_bytes: segment.p_filesz,
+                    address: segment.p_paddr,
+                    memory_bytes: segment.p_memsz,
+                });
+            }
+            elf::PT_NOTE if entry.is_none() => {
+                let mut notes = vec![0; usize::try_from(segment.p_filesz.min(MAX_NOTES)).unwrap_or(0)];
+                file.read_exact_at(&mut notes, segment.p_offset)
+                    .map_err(|source| Error::Read {
+                        what: "the ELF notes",
+                        source,
+                    })?;
+                entry = pvh_entry(&notes);
+            }
+            _ => {}
+        }
+    }
+    image.entry = entry.ok_or(Error::NoPvhEntry)?;
+    Ok(image)
+}
+
+/// Puts the segments of `image` from `file` into `memory`, which is still all zero.
+///
+/// # Errors
+/// [`Error::Segment`] where one does not fit, [`Error::Read`] where the file ends too early.
+pub fn load(image: &Image, file: &File, memory: &Memory) -> Result<(), Error> {
+    for segment in &image.segments {
+        let unfit = || Error::Segment {
+            address: segment.address,
+            bytes: segment.memory_bytes,
+        };
+        let bytes = usize::try_from(segment.file_bytes).map_err(|_| unfit())?;
+        super::initrd::copy(
+            file,
+            segment.offset,
+            memory,
+            (GuestAddress(segment.address), bytes),
+        )
+        .map_err(|source| Error::Read {
+            what: "a segment",
+            source,
+        })?
+        .ok_or_else(unfit)?;
+    }
+    Ok(())
+}
+
+fn check_header(header: &elf::Elf64_Ehdr) -> Result<(), Error> {
+    const EM_X86_64: u16 = 62;
+    const CLASS_64: u8 = 2;
+    const LITTLE_ENDIAN: u8 = 1;
+    let [m0, m1, m2, m3, class, data, ..] = header.e_ident;
+    if [m0, m1, m2, m3] != *b"\x7fELF" {
+        return Err(Error::NotElf(
+            "no ELF magic; a bzImage must be unpacked to vmlinux",
+        ));
+    }
+    if class != CLASS_64 || data != LITTLE_ENDIAN || header.e_machine != EM_X86_64 {
+        return Err(Error::NotElf("another machine"));
+    }
+    if usize::from(header.e_phentsize) != size_of::<elf::Elf64_Phdr>() || header.e_phnum > MAX_SEGMENTS {
+        return Err(Error::NotElf("odd program headers"));
+    }
+    Ok(())
+}
+
+fn read<T: ByteValued + Default>(file: &File, offset: u64, what: &'static str) -> Result<T, Error> {
+    let mut value = T::default();
+    file.read_exact_at(value.as_mut_slice(), offset)
+        .map_err(|source| {
+            if source.kind() == io::ErrorKind::UnexpectedEof {
+                Error::NotElf("it ends too early")
+            } else {
+                Error::Read { what, source }
+            }
+        })?;
+    Ok(value)
+}
+
+/// Finds the PVH entry point in the bytes of a note segment (ELF specification, 2-5: three words, then name and
+/// descriptor, each padded to 4 bytes).
+fn pvh_entry(mut notes: &[u8]) -> Option<u64> {
+    loop {
+        let name_bytes = take_u32(&mut notes)?;
+        let descriptor_bytes = take_u32(&mut notes)?;
+        let kind = take_u32(&mut notes)?;
+        let name = take(&mut notes, name_bytes)?;
+        let mut descriptor = take(&mut notes, descriptor_bytes)?;
+        if (name, kind) == PVH_NOTE {
+            return take_u32(&mut descriptor).map(u64::from);
+        }
+    }
+}
+
+fn take_u32(bytes: &mut &[u8]) -> Option<u32> {
+    let (first, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(u32::from_le_bytes(*first))
+}
+
+/// Takes `count` bytes and their padding.
+fn take<'a>(bytes: &mut &'a [u8], count: u32) -> Option<&'a [u8]> {
+    let count = usize::try_from(count).ok()?;
+    let taken = bytes.get(..count)?;
+    *bytes = bytes
+        .get(count.checked_next_multiple_of(4)?..)
+        .unwrap_or_default();
+    Some(taken)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::io::Write as _;
+    use vm_memory::Bytes as _;
+
+    fn note(name: &[u8], kind: u32, descriptor: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for word in [name.len() as u64, descriptor.len() as u64, u64::from(kind)] {
+            bytes.extend_from_slice(&word.to_le_bytes()[..4]);
+        }
+        for part in [name, descriptor] {
+            bytes.extend_from_slice(part);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        bytes
+    }
+
+    /// A vmlinux with one segment of `code` at 1 MiB.
+    pub(crate) fn vmlinux(code: &[u8], notes: &[u8]) -> File {
+        let mut header = elf::Elf64_Ehdr {
+            e_machine: 62,
+            e_phentsize: 56,
+            e_phnum: 2,
+            e_phoff: 64,
+            ..Default::default()
+        };
+        header.e_ident[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        let load = elf::Elf64_Phdr {
+            p_type: elf::PT_LOAD,
+            p_offset: 4096,
+            p_filesz: code.len() as u64,
+            p_memsz: code.len() as u64 + 100,
+            p_paddr: 0x10_0000,
+            ..Default::default()
+        };
+        let note = elf::Elf64_Phdr {
+            p_type: elf::PT_NOTE,
+            p_offset: 1024,
+            p_filesz: notes.len() as u64,
+            ..Default::default()
+        };
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(header.as_slice()).unwrap();
+        file.write_all(load.as_slice()).unwrap();
+        file.write_all(note.as_slice()).unwrap();
+        file.write_all_at(notes, 1024).unwrap();
+        file.write_all_at(code, 4096).unwrap();
+        file
+    }
+
+    #[test]
+    fn finds_entry_and_segments_and_loads_them() {
+        let notes = [
+            note(b"GNU\0", 3, &[1; 20]),
+            note(b"Xen\0", 18, &0x10_0040u32.to_le_bytes()),
+        ]
+        .concat();
+        let file = vmlinux(b"code", &notes);
+        let image = inspect(&file).unwrap();
+        assert_eq!((image.entry, image.end), (0x10_0040, 0x10_0000 + 104));
+        let memory = crate::machine::memory::make(2 << 20).unwrap();
+        load(&image, &file, &memory).unwrap();
+        assert_eq!(
+            memory.read_obj::<[u8; 5]>(GuestAddress(0x10_0000)).unwrap(),
+            *b"code\0"
+        );
+    }
+
+    #[test]
+    fn an_elf_file_without_the_note_is_no_pvh_kernel() {
+        for notes in [vec![], note(b"GNU\0", 3, &[1; 20]), note(b"Xen\0", 18, &[1, 2])] {
+            let text = inspect(&vmlinux(b"code", &notes)).unwrap_err().to_string();
+            assert!(text.contains("PVH"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_kernel_says_pvh() {
+        let mut text = tempfile::tempfile().unwrap();
+        text.write_all(&[b'x'; 200]).unwrap();
+        for file in [
+            File::open("/bin/sh").unwrap(),
+            text,
+            tempfile::tempfile().unwrap(),
+        ] {
+            let error = inspect(&file).unwrap_err().to_string();
+            assert!(error.contains("PVH"), "{error}");
+        }
+    }
+
+    #[test]
+    fn damaged_notes_end_the_search() {
+        for bytes in [[0xff; 12].as_slice(), &[0; 3], &[0xff; 64], &[]] {
+            assert_eq!(pvh_entry(bytes), None);
+        }
+    }
+
+    #[test]
+    fn a_segment_beyond_memory_is_refused() {
+        let file = vmlinux(b"code", &note(b"Xen\0", 18, &[0; 4]));
+        let image = inspect(&file).unwrap();
+        let memory = crate::machine::memory::make(1 << 20).unwrap();
+        assert!(matches!(
+            load(&image, &file, &memory),
+            Err(Error::Segment {
+                address: 0x10_0000,
+                ..
+            })
+        ));
+    }
+}

@@ -1,0 +1,3 @@
+//! How a virtio device meets its driver. virtio-mmio is the only way so far; no device knows that.
+
+pub mod mmio;
