@@ -20,6 +20,7 @@
 pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vsock;
 pub mod worker;
 
 use std::sync::Arc;

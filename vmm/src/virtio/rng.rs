@@ -6,7 +6,7 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vm_memory::Bytes as _;
 
-use super::worker::{Active, Chain, DataPath, Fault, Worker};
+use super::worker::{Active, Chain, DataPath, Fault, Notify, Worker};
 use super::{Activation, DeviceError, Env, Memory, VirtioDevice, read_config_from};
 use crate::jail::ThreadKind;
 
@@ -67,7 +67,7 @@ struct Entropy;
 
 impl DataPath for Entropy {
     fn on_queue(&mut self, index: u16, active: &mut Active) -> Result<(), Fault> {
-        active.serve(index, |memory, chain| fill(memory, chain))
+        active.serve(index, Notify::Each, |memory, chain| fill(memory, chain))
     }
 }
 

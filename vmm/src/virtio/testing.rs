@@ -275,6 +275,22 @@ impl Driver {
             .unwrap();
     }
 
+    /// The address in descriptor `index`.
+    pub fn descriptor_address(&self, queue: usize, index: u16) -> u64 {
+        let at = self.rings[queue].base + 16 * u64::from(index);
+        self.memory.read_obj(GuestAddress(at)).unwrap()
+    }
+
+    /// Writes a table of descriptors anywhere, as they are.
+    pub fn set_table(&self, address: u64, descriptors: &[Raw]) {
+        for (index, raw) in descriptors.iter().enumerate() {
+            let descriptor = RawDescriptor::from(Descriptor::new(raw.0, raw.1, raw.2, raw.3));
+            self.memory
+                .write_obj(descriptor, GuestAddress(address + 16 * index as u64))
+                .unwrap();
+        }
+    }
+
     /// Makes a good chain of `buffers` available; gives its head.
     pub fn offer(&mut self, queue: usize, buffers: &[Raw]) -> u16 {
         assert!(buffers.len() <= usize::from(SLOT));

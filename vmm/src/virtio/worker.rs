@@ -28,7 +28,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Activation, DeviceError, Env, Memory, Report};
 use crate::jail::ThreadKind;
-pub use active::{Active, Poller};
+pub use active::{Active, Notify, Poller};
 
 /// How many [`Report::Stopped`] one worker sends in its life: a guest can make a device fail as often as it likes.
 pub const MAX_REPORTS: u32 = 16;

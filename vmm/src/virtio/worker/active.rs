@@ -178,33 +178,51 @@ impl Active {
             .map_err(|error| Fault::new("kick", error))
     }
 
-    /// Serves every available chain of queue `index` with `request`, which gives the number of bytes it wrote, and
-    /// completes each at once. After as many chains as the queue has descriptors the worker looks at other events
-    /// first, so that a driver that never stops can't keep it.
+    /// Serves every available chain of queue `index` with `request`, which gives the number of bytes it wrote. After
+    /// as many chains as the queue has descriptors the worker looks at other events first, so that a driver that never
+    /// stops can't keep it.
     ///
     /// # Errors
     /// Where the rings are broken.
     pub fn serve(
         &mut self,
         index: u16,
+        notify: Notify,
         mut request: impl FnMut(&Arc<Memory>, Chain) -> u32,
     ) -> Result<(), Fault> {
         let mut left = self.queue_size(index);
+        let mut silent = false;
         loop {
             self.mute(index)?;
-            while let Some(chain) = self.pop(index)? {
+            while left > 0
+                && let Some(chain) = self.pop(index)?
+            {
                 let head = chain.head_index();
                 let length = request(&self.memory, chain);
                 self.push(index, head, length)?;
-                self.notify(index)?;
-                left = left.saturating_sub(1);
-                if left == 0 {
-                    return self.again(index);
+                match notify {
+                    Notify::Each => self.notify(index)?,
+                    Notify::AtEnd => silent = true,
                 }
+                left = left.saturating_sub(1);
+            }
+            if left == 0 {
+                self.again(index)?;
+                break;
             }
             if !self.unmute(index)? {
-                return Ok(());
+                break;
             }
         }
+        if silent { self.notify(index) } else { Ok(()) }
     }
+}
+
+/// When [`Active::serve`] tells the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notify {
+    /// After each chain: somebody waits for it.
+    Each,
+    /// After the last that is there: nobody waits, fewer interrupts.
+    AtEnd,
 }

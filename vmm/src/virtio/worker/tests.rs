@@ -9,7 +9,7 @@ struct Echo;
 impl DataPath for Echo {
     fn on_queue(&mut self, index: u16, active: &mut Active) -> Result<(), Fault> {
         let mut order = 0_u8;
-        active.serve(index, |memory, chain| {
+        active.serve(index, Notify::Each, |memory, chain| {
             use vm_memory::Bytes as _;
             for descriptor in chain {
                 order = memory.read_obj(descriptor.addr()).unwrap();

@@ -1,0 +1,287 @@
+//! What no driver may send, and floods.
+
+use std::io::Write as _;
+
+use virtio_vsock::packet::PKT_HEADER_SIZE;
+
+use super::*;
+use crate::virtio::testing::{INDIRECT, Prng, Raw, malformed_chains, readable, writable};
+
+#[test]
+fn refused_and_unknown_connections_are_reset() {
+    let mut guest = Guest::new();
+    guest.send(REQUEST, 99);
+    assert_eq!(guest.receive_op(), RST);
+    for op in [
+        RESPONSE,
+        SHUTDOWN,
+        RW,
+        CREDIT_UPDATE,
+        CREDIT_REQUEST,
+        8,
+        0,
+        0xffff,
+    ] {
+        guest.send(op, 1234);
+        let (wire, _) = guest.receive();
+        assert_eq!(
+            (wire.op, wire.src_port, wire.dst_port),
+            (RST, 1234, 5000),
+            "op {op}"
+        );
+    }
+    let _host = guest.connect(7);
+    guest.is_quiet(7);
+}
+
+#[test]
+fn malformed_packets_are_dropped_or_reset() {
+    type Case = (&'static str, fn(&mut Wire), Option<u16>);
+    let cases: [Case; 12] = [
+        ("another guest's CID", |w| w.src_cid = 4, None),
+        ("a CID beyond 32 bits", |w| w.src_cid = (1 << 32) | 3, None),
+        ("a reset from nobody", |w| w.op = RST, None),
+        ("a reset of an unknown type", |w| (w.op, w.kind) = (RST, 9), None),
+        ("length without payload", |w| (w.op, w.len) = (RW, 100), None),
+        (
+            "length over the limit",
+            |w| (w.op, w.len) = (RW, 64 * 1024 + 1),
+            None,
+        ),
+        ("the greatest length", |w| (w.op, w.len) = (RW, u32::MAX), None),
+        ("type seqpacket", |w| w.kind = 2, Some(2)),
+        ("type 0", |w| w.kind = 0, Some(0)),
+        ("type 0xffff", |w| w.kind = 0xffff, Some(0xffff)),
+        ("an unknown operation", |w| w.op = 99, Some(1)),
+        ("operation 0", |w| w.op = 0, Some(1)),
+    ];
+    for (name, change, reset) in cases {
+        let mut guest = Guest::new();
+        let mut wire = guest.packet(REQUEST, 1234);
+        change(&mut wire);
+        guest.send_wire(&wire, &[]);
+        if let Some(kind) = reset {
+            let (wire, _) = guest.receive();
+            assert_eq!((wire.op, wire.kind), (RST, kind), "{name}");
+        }
+        let host = guest.connect(7);
+        guest.send_data(7, name.as_bytes());
+        assert_eq!(read_exactly(&host, name.len()), name.as_bytes());
+        guest.is_quiet(7);
+    }
+}
+
+#[test]
+fn a_packet_for_another_cid_is_reset_in_its_name() {
+    let mut guest = Guest::new();
+    let mut wire = guest.packet(REQUEST, 1234);
+    wire.dst_cid = 17;
+    guest.send_wire(&wire, &[]);
+    let used = guest.driver.wait_used(0);
+    let at = RX_AREA + u64::from(guest.slot_of(used.0)) * SLOT;
+    let reply = Wire::read(&guest.driver.bytes(at, PKT_HEADER_SIZE));
+    assert_eq!((reply.op, reply.src_cid, reply.dst_cid), (RST, 17, 3));
+}
+
+#[test]
+fn nonsense_on_a_connection_resets_that_one_alone() {
+    for op in [REQUEST, RESPONSE] {
+        let mut guest = Guest::new();
+        let good = guest.connect(7);
+        let bad = guest.connect(8);
+        guest.send(op, 8);
+        assert_eq!(guest.receive().0.src_port, 8);
+        at_end(&bad);
+        guest.send_data(7, b"fine");
+        assert_eq!(read_exactly(&good, 4), b"fine");
+    }
+    let mut guest = Guest::new();
+    let host = guest.connect(7);
+    guest.shut(7, 2);
+    at_end(&host);
+    guest.send_data(7, b"after the end");
+    assert_eq!(guest.receive_op(), RST);
+}
+
+#[test]
+fn the_number_of_connections_is_bounded() {
+    let mut guest = Guest::new();
+    let mut hosts = Vec::new();
+    for port in 0..MAX_CONNECTIONS as u32 {
+        hosts.push(guest.connect(10_000 + port));
+    }
+    guest.send(REQUEST, 9);
+    assert_eq!(guest.receive_op(), RST);
+    guest.send(RST, 10_000);
+    guest.connect(9);
+}
+
+#[test]
+fn a_flood_without_receive_buffers_is_bounded() {
+    let mut guest = Guest::new();
+    while guest.driver.take_used(0).is_some() {}
+    for port in 0..5000 {
+        guest.send(RW, port);
+    }
+    let mut resets = 0;
+    while let Some(used) = guest.driver.take_used(0) {
+        assert_eq!(
+            guest
+                .driver
+                .bytes(RX_AREA + u64::from(guest.slot_of(used.0)) * SLOT + 30, 1),
+            [3]
+        );
+        resets += 1;
+    }
+    assert_eq!(resets, 60, "as many as there were buffers");
+}
+
+#[test]
+fn malformed_chains_fail_cleanly_in_either_queue() {
+    for queue in [0, 1, 2] {
+        for (name, chain) in malformed_chains() {
+            let mut guest = Guest::new();
+            guest.device.reset().unwrap();
+            guest.driver.restart();
+            guest
+                .device
+                .activate(guest.driver.activation(guest.device.features()))
+                .unwrap();
+            guest.driver.offer_raw(queue, &chain);
+            guest.driver.kick(queue);
+            if queue == 0 {
+                // Receive buffers are looked at when there is something for the guest.
+                let at = TX_AREA + SLOT;
+                let wire = guest.packet(RW, 1234);
+                guest.driver.set_bytes(at, &wire.bytes());
+                guest.driver.offer(1, &[readable(at, PKT_HEADER_SIZE as u32)]);
+                guest.driver.kick(1);
+                guest.driver.wait_used_or_reset(1);
+            } else if queue == 1 {
+                guest.driver.wait_used_or_reset(1);
+            }
+            guest.restart();
+            let host = guest.connect(7);
+            guest.send_data(7, name.as_bytes());
+            assert_eq!(read_exactly(&host, name.len()), name.as_bytes());
+        }
+    }
+}
+
+#[test]
+fn header_and_payload_may_share_a_descriptor_or_an_indirect_table() {
+    let mut guest = Guest::new();
+    let host = guest.connect(7);
+    let mut wire = guest.packet(RW, 7);
+    wire.len = 5;
+    let at = TX_AREA + SLOT;
+    guest.driver.set_bytes(at, &wire.bytes());
+    guest.driver.set_bytes(at + PKT_HEADER_SIZE as u64, b"whole");
+    guest.driver.offer(1, &[readable(at, PKT_HEADER_SIZE as u32 + 5)]);
+    guest.driver.kick(1);
+    assert_eq!(read_exactly(&host, 5), b"whole");
+    guest.driver.wait_used(1);
+    let table = at + 0x1000;
+    let parts: [Raw; 2] = [
+        (at, PKT_HEADER_SIZE as u32, 1, 1),
+        (at + PKT_HEADER_SIZE as u64, 5, 0, 0),
+    ];
+    guest.driver.set_table(table, &parts);
+    guest.driver.offer(1, &[(table, 32, INDIRECT, 0)]);
+    guest.driver.kick(1);
+    assert_eq!(read_exactly(&host, 5), b"whole");
+}
+
+#[test]
+fn random_packets_and_chains_neither_hang_nor_kill_it() {
+    let mut prng = Prng(0x0bad_cafe);
+    let mut guest = Guest::new();
+    let mut hosts = Vec::new();
+    for round in 0..6000 {
+        let at = TX_AREA + prng.below(30) * SLOT;
+        let mut wire = guest.packet(prng.small(9), 7 + prng.below(4) as u32);
+        wire.len = prng.below(300) as u32;
+        wire.flags = prng.below(4) as u32;
+        if prng.below(8) == 0 {
+            let field = prng.below(PKT_HEADER_SIZE as u64) as usize;
+            let mut bytes = wire.bytes();
+            bytes[field] = prng.next() as u8;
+            wire = Wire::read(&bytes);
+        }
+        guest.driver.set_bytes(at, &wire.bytes());
+        let chain = match prng.below(4) {
+            0 => vec![prng.descriptor()],
+            1 => vec![readable(at, PKT_HEADER_SIZE as u32), prng.descriptor()],
+            _ => vec![readable(at, PKT_HEADER_SIZE as u32), readable(at + 64, 300)],
+        };
+        guest.driver.offer(1, &chain);
+        guest.driver.kick(1);
+        let broken = guest.driver.wait_used_or_reset(1);
+        while let Ok((_, stream)) = guest.connected.try_recv() {
+            (&stream).write_all(b"hello").unwrap();
+            hosts.push(stream);
+        }
+        while guest.driver.take_used(1).is_some() {}
+        while let Some((head, _)) = guest.driver.take_used(0) {
+            let at = RX_AREA + u64::from(guest.slot_of(head)) * SLOT;
+            guest
+                .driver
+                .offer(0, &[writable(at, RX_BUFFER + PKT_HEADER_SIZE as u32)]);
+        }
+        guest.driver.kick(0);
+        if prng.below(16) == 0 {
+            hosts.clear();
+        }
+        if broken || round % 512 == 511 {
+            guest.restart();
+        }
+    }
+    guest.restart();
+    guest.fwd_cnt = 0;
+    let host = guest.connect(7);
+    guest.send_data(7, b"alive");
+    assert_eq!(read_exactly(&host, 5), b"alive");
+}
+
+#[test]
+fn data_beyond_the_credit_resets_the_connection() {
+    let mut guest = Guest::new();
+    let host = guest.connect(7);
+    let chunk = vec![1; 64 * 1024];
+    let mut refused = false;
+    for _ in 0..64 {
+        guest.send_data(7, &chunk);
+        if let Some(used) = guest.driver.take_used(0) {
+            let (wire, _) = guest.take(used);
+            if wire.op == RST {
+                refused = true;
+                break;
+            }
+        }
+    }
+    assert!(
+        refused,
+        "4 MiB were taken from a guest that had credit for 256 KiB"
+    );
+    drop(host);
+    guest.send(REQUEST, 8);
+    // What came after the reset was for a connection that is not there.
+    loop {
+        let (wire, _) = guest.receive();
+        if wire.op == RESPONSE {
+            break;
+        }
+        assert_eq!((wire.op, wire.src_port), (RST, 7));
+    }
+}
+
+#[test]
+fn a_guest_that_lies_of_its_room_gets_nothing() {
+    let mut guest = Guest::new();
+    let host = guest.connect(7);
+    guest.fwd_cnt = 0xffff_0000;
+    guest.buf_alloc = 0;
+    guest.send(CREDIT_UPDATE, 7);
+    (&host).write_all(b"x").unwrap();
+    guest.is_quiet(7);
+}
