@@ -18,11 +18,8 @@ use nix::sys::signalfd::SignalFd;
 use crate::console::Tail;
 use crate::machine::{Boot, Machine};
 use crate::terminal::{self, Raw};
-use crate::wire::{self, Job, ToHost, ToInside};
+use crate::wire::{self, ToHost, ToInside};
 use crate::{Arguments, parts};
-
-/// A VM that has not said a word for this long has locked up: it does so under emulation.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 enum Event {
@@ -53,7 +50,10 @@ pub fn run(arguments: &Arguments, checkout: &Path) -> Result<u8> {
     let raw = job.terminal.is_some().then(Raw::enter).transpose()?;
     let tail = Tail::default();
     start_threads(&mut machine, &sender, &tail, arguments.verbose)?;
-    let outcome = attend(&mut machine, &job, &events, &tail);
+    // A VM that has not said a word for this long has locked up: it does so under emulation.
+    let patience = Duration::from_secs(arguments.patience);
+    wire::send(&machine.control, &ToInside::Job(Box::new(job))).context("sending the job")?;
+    let outcome = attend(&mut machine, patience, &events, &tail);
     drop(raw);
     outcome
 }
@@ -83,8 +83,7 @@ fn start_threads(machine: &mut Machine, sender: &Sender<Event>, tail: &Tail, ver
 }
 
 /// The owner: takes events until there is an exit code or a reason why there is none.
-fn attend(machine: &mut Machine, job: &Job, events: &Receiver<Event>, tail: &Tail) -> Result<u8> {
-    wire::send(&machine.control, &ToInside::Job(Box::new(job.clone()))).context("sending the job")?;
+fn attend(machine: &mut Machine, patience: Duration, events: &Receiver<Event>, tail: &Tail) -> Result<u8> {
     let mut beat = Instant::now();
     let mut phase = "starting up";
     let mut copied = [0; 2];
@@ -95,7 +94,7 @@ fn attend(machine: &mut Machine, job: &Job, events: &Receiver<Event>, tail: &Tai
         {
             return Ok(code);
         }
-        let left = PATIENCE.saturating_sub(beat.elapsed());
+        let left = patience.saturating_sub(beat.elapsed());
         match events.recv_timeout(left) {
             Ok(Event::Inside(ToHost::Beat)) => beat = Instant::now(),
             Ok(Event::Inside(ToHost::Started)) => phase = "the command ran",
@@ -126,7 +125,7 @@ fn attend(machine: &mut Machine, job: &Job, events: &Receiver<Event>, tail: &Tai
             }
             Err(RecvTimeoutError::Timeout) => bail!(
                 "the VM has been silent for {} s while {phase}, killed; this is the lab's failure, not the command's; {}",
-                PATIENCE.as_secs(),
+                patience.as_secs(),
                 tail.text()
             ),
             Err(RecvTimeoutError::Disconnected) => bail!("all threads have ended"),

@@ -46,6 +46,9 @@ pub struct Arguments {
     /// CPUs of the VM; more than 1 has locked up under emulation.
     #[arg(long, default_value_t = 1)]
     cpus: u32,
+    /// Seconds without a sign of life after which the VM is killed.
+    #[arg(long, hide = true, default_value_t = 60)]
+    patience: u64,
     /// The checkout, set by tests/lab/run.
     #[arg(long, hide = true, default_value = ".")]
     checkout: PathBuf,
