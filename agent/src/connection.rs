@@ -1,0 +1,105 @@
+//! The agent's service on one stream that the agent itself has opened. Tells when the stream has ended, which the
+//! library's server does not. Never opens or accepts a stream.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
+use ttrpc::asynchronous::transport::Listener;
+use ttrpc::asynchronous::{Server, Service};
+
+/// A service on its stream. The library ends its connections with its server, so this is to be kept.
+pub struct Serving {
+    _server: Server,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Serving {
+    /// Waits until the peer has closed the stream or it has failed.
+    pub async fn ended(&mut self) {
+        // A sender that is gone without a word: the stream is too.
+        let _ = (&mut self.ended).await;
+    }
+}
+
+/// Serves `services` on `stream`.
+pub async fn serve(stream: AsyncFd<OwnedFd>, services: HashMap<String, Service>) -> ttrpc::Result<Serving> {
+    let (ended, receiver) = oneshot::channel();
+    let stream = Stream {
+        inner: stream,
+        ended: Some(ended),
+    };
+    let listener = Listener::new(futures::stream::iter([Ok(stream)]));
+    let mut server = Server::new().add_listener(listener).register_service(services);
+    server.start().await?;
+    Ok(Serving {
+        _server: server,
+        ended: receiver,
+    })
+}
+
+struct Stream {
+    inner: AsyncFd<OwnedFd>,
+    ended: Option<oneshot::Sender<()>>,
+}
+
+impl Stream {
+    fn end(&mut self) {
+        if let Some(ended) = self.ended.take() {
+            // Nobody listens any more where the agent is about to stop anyway.
+            let _ = ended.send(());
+        }
+    }
+
+    fn poll_receive(&self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.inner.poll_read_ready(context))?;
+            let space = buffer.initialize_unfilled();
+            if let Ok(result) = guard.try_io(|fd| rustix::io::read(fd, &mut *space).map_err(io::Error::from))
+            {
+                let length = result?;
+                buffer.advance(length);
+                return Poll::Ready(Ok(length));
+            }
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let result = ready!(this.poll_receive(context, buffer));
+        if !matches!(result, Ok(1..)) {
+            this.end();
+        }
+        Poll::Ready(result.map(drop))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.inner.poll_write_ready(context))?;
+            if let Ok(result) = guard.try_io(|fd| rustix::io::write(fd, bytes).map_err(io::Error::from)) {
+                return Poll::Ready(result);
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(rustix::net::shutdown(&self.inner, rustix::net::Shutdown::Write).map_err(io::Error::from))
+    }
+}

@@ -1,0 +1,103 @@
+//! A container's creation, step by step: id, spec, bundle, streams, helper, reaper. Either all of it is done or
+//! nothing of it is left.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use nacre_protocol::agent::CreateContainerRequest;
+use tokio::sync::watch;
+
+use super::spec::{self, Prepared};
+use super::state::State;
+use super::{BUNDLES, Container, Containers, STATE, lock, remove_directories};
+use crate::cgroup::Cgroup;
+use crate::error::Error;
+use crate::runtime::{Create, Fresh};
+use crate::stdio::{self, Streams};
+
+impl Containers {
+    /// Makes a container, up to the gate at which its init waits.
+    pub async fn create(self: &Arc<Self>, request: CreateContainerRequest) -> Result<Arc<Container>, Error> {
+        // A caller that goes away leaves no half of a container.
+        let this = Arc::clone(self);
+        let made = tokio::spawn(async move { this.create_whole(&request).await });
+        made.await.map_err(|error| Error::Runtime(error.to_string()))?
+    }
+
+    async fn create_whole(&self, request: &CreateContainerRequest) -> Result<Arc<Container>, Error> {
+        let id = &request.container_id;
+        spec::check_id(id)?;
+        let prepared = spec::prepare(id, &request.spec)?;
+        self.reserve(id)?;
+        let made = self.make(request, &prepared).await;
+        match &made {
+            Ok(container) => lock(&self.table).insert(id.clone(), Some(Arc::clone(container))),
+            Err(_) => {
+                // The reason why it was not made is what is told; the id is free either way.
+                let _ = Cgroup::new(&prepared.cgroup).remove().await;
+                let _ = remove_directories(id);
+                lock(&self.table).remove(id)
+            }
+        };
+        made
+    }
+
+    fn reserve(&self, id: &str) -> Result<(), Error> {
+        let mut table = lock(&self.table);
+        if table.contains_key(id) {
+            return Err(Error::ContainerExists { id: id.to_owned() });
+        }
+        table.insert(id.to_owned(), None);
+        Ok(())
+    }
+
+    async fn make(
+        &self,
+        request: &CreateContainerRequest,
+        prepared: &Prepared,
+    ) -> Result<Arc<Container>, Error> {
+        let id = &request.container_id;
+        let dialed = stdio::dial(&self.dialer, request.stdio.get_or_default())?;
+        let helper = self.helper()?;
+        let create = Create {
+            id: id.clone(),
+            bundle: write_bundle(id, prepared)?,
+            state: STATE.into(),
+            cgroup: Cgroup::new(&prepared.cgroup).directory().to_owned(),
+            devices: prepared.devices.clone(),
+            new_network: prepared.new_network,
+        };
+        let (ends, streams) = stdio::connect(dialed, prepared.uid).await?;
+        let fresh = helper.create(&create, ends.0).await?;
+        Ok(self.adopt(id, Cgroup::new(&prepared.cgroup), fresh, streams))
+    }
+
+    /// Makes the agent init's parent, with the reaper watching before it can be.
+    fn adopt(&self, id: &str, cgroup: Cgroup, fresh: Fresh, streams: Streams) -> Arc<Container> {
+        let container = Arc::new(Container {
+            id: id.to_owned(),
+            init: fresh.pid,
+            cgroup,
+            state: Mutex::new(State::Created),
+            exit: watch::Sender::new(None),
+            input: Mutex::new(streams.start()),
+        });
+        let watched = Arc::clone(&container);
+        self.reaper.watch(fresh.pid, move |exit| watched.ended(exit));
+        drop(fresh);
+        container
+    }
+}
+
+fn write_bundle(id: &str, prepared: &Prepared) -> Result<std::path::PathBuf, Error> {
+    let bundle = Path::new(BUNDLES).join(id);
+    fs::create_dir_all(&bundle).map_err(Error::file("creating", &bundle))?;
+    let file = bundle.join("config.json");
+    let json = serde_json::to_vec(&prepared.spec).map_err(|error| Error::BadSpec {
+        field: "config.json",
+        reason: error.to_string(),
+    })?;
+    fs::write(&file, json).map_err(Error::file("writing", file))?;
+    Ok(bundle)
+}

@@ -1,0 +1,208 @@
+//! The device rules of a container as a program for its cgroup: rules in, instructions out, no I/O. Loaded by
+//! [`load`]. libcontainer, built without its own, would let the rules vanish.
+//!
+//! The program gets what is asked for (read, write, mknod), the device's type and its numbers. Permission by
+//! permission, the last rule that speaks of it decides; what no rule speaks of is refused. The devices that every
+//! container has are allowed after all rules, as runc does.
+
+pub mod load;
+
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
+
+use crate::error::Error;
+
+/// Permission bits of `bpf_cgroup_dev_ctx.access_type`, upper half.
+const MKNOD: u32 = 1;
+const READ: u32 = 2;
+const WRITE: u32 = 4;
+const ALL: u32 = MKNOD | READ | WRITE;
+/// Device types of `bpf_cgroup_dev_ctx.access_type`, lower half.
+const BLOCK: u32 = 1;
+const CHARACTER: u32 = 2;
+
+/// Most rules of a container. A rule takes up to seven instructions; helper messages and the kernel bound them.
+const MAX_RULES: usize = 256;
+
+/// A rule, understood. None stands for any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rule {
+    allow: bool,
+    kind: Option<u32>,
+    major: Option<u32>,
+    minor: Option<u32>,
+    access: u32,
+}
+
+const fn character(major: u32, minor: Option<u32>) -> Rule {
+    Rule {
+        allow: true,
+        kind: Some(CHARACTER),
+        major: Some(major),
+        minor,
+        access: ALL,
+    }
+}
+
+/// What every container may use: mknod of anything, null, zero, full, random, urandom, tty, ptmx, pts.
+const DEFAULTS: [Rule; 10] = [
+    Rule {
+        allow: true,
+        kind: Some(CHARACTER),
+        major: None,
+        minor: None,
+        access: MKNOD,
+    },
+    Rule {
+        allow: true,
+        kind: Some(BLOCK),
+        major: None,
+        minor: None,
+        access: MKNOD,
+    },
+    character(1, Some(3)),
+    character(1, Some(5)),
+    character(1, Some(7)),
+    character(1, Some(8)),
+    character(1, Some(9)),
+    character(5, Some(0)),
+    character(5, Some(2)),
+    character(136, None),
+];
+
+/// The program for `rules`, in the kernel's form.
+pub fn program(rules: &[LinuxDeviceCgroup]) -> Result<Vec<u64>, Error> {
+    if rules.len() > MAX_RULES {
+        return Err(bad(format!("more than {MAX_RULES} rules")));
+    }
+    let rules = rules
+        .iter()
+        .map(parse)
+        .chain(DEFAULTS.map(Ok))
+        .collect::<Result<Vec<Rule>, Error>>()?;
+    Ok(compile(&rules))
+}
+
+fn bad(reason: String) -> Error {
+    Error::BadSpec {
+        field: "linux.resources.devices",
+        reason,
+    }
+}
+
+fn parse(rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
+    let kind = match rule.typ() {
+        // Whatever else it says, it speaks of everything.
+        None | Some(LinuxDeviceType::A) => {
+            return Ok(Rule {
+                allow: rule.allow(),
+                kind: None,
+                major: None,
+                minor: None,
+                access: ALL,
+            });
+        }
+        Some(LinuxDeviceType::B) => BLOCK,
+        Some(LinuxDeviceType::C | LinuxDeviceType::U) => CHARACTER,
+        Some(LinuxDeviceType::P) => return Err(bad("a FIFO is not a device".to_owned())),
+    };
+    let number = |number: Option<i64>| match number {
+        None | Some(-1) => Ok(None),
+        Some(number) => u32::try_from(number)
+            .map(Some)
+            .map_err(|_| bad(format!("{number} is no device number"))),
+    };
+    let mut access = 0;
+    for letter in rule.access().as_deref().unwrap_or("rwm").chars() {
+        access |= match letter {
+            'r' => READ,
+            'w' => WRITE,
+            'm' => MKNOD,
+            _ => return Err(bad(format!("access {letter:?} is none of r, w, m"))),
+        };
+    }
+    let (major, minor) = (number(rule.major())?, number(rule.minor())?);
+    Ok(Rule {
+        allow: rule.allow(),
+        kind: Some(kind),
+        major,
+        minor,
+        access,
+    })
+}
+
+// Registers.
+const RESULT: u8 = 0;
+const CONTEXT: u8 = 1;
+const KIND: u8 = 2;
+const WANTED: u8 = 3;
+const MAJOR: u8 = 4;
+const MINOR: u8 = 5;
+const SCRATCH: u8 = 6;
+
+// Operations (include/uapi/linux/bpf.h and bpf_common.h).
+const LOAD_WORD: u8 = 0x61;
+const MOVE: u8 = 0xb7;
+const MOVE_REGISTER: u8 = 0xbf;
+const AND: u8 = 0x57;
+const SHIFT_RIGHT: u8 = 0x77;
+const JUMP_IF_EQUAL: u8 = 0x15;
+const JUMP_IF_NOT_EQUAL: u8 = 0x55;
+const EXIT: u8 = 0x95;
+
+/// `struct bpf_insn`: operation, registers, jump offset, immediate.
+fn instruction(operation: u8, destination: u8, source: u8, offset: u16, immediate: u32) -> u64 {
+    u64::from(operation)
+        | u64::from(destination) << 8
+        | u64::from(source) << 12
+        | u64::from(offset) << 16
+        | u64::from(immediate) << 32
+}
+
+/// From the last rule to the first, a rule that matches takes the permissions it allows off what is wanted; nothing
+/// left is success, and a rule that forbids what is left is the end.
+fn compile(rules: &[Rule]) -> Vec<u64> {
+    let mut program = vec![
+        instruction(LOAD_WORD, KIND, CONTEXT, 0, 0),
+        instruction(MOVE_REGISTER, WANTED, KIND, 0, 0),
+        instruction(AND, KIND, 0, 0, 0xffff),
+        instruction(SHIFT_RIGHT, WANTED, 0, 0, 16),
+        instruction(LOAD_WORD, MAJOR, CONTEXT, 4, 0),
+        instruction(LOAD_WORD, MINOR, CONTEXT, 8, 0),
+    ];
+    for rule in rules.iter().rev() {
+        let effect: &[u64] = &if rule.allow {
+            [
+                instruction(AND, WANTED, 0, 0, !rule.access),
+                instruction(JUMP_IF_NOT_EQUAL, WANTED, 0, 2, 0),
+                instruction(MOVE, RESULT, 0, 0, 1),
+                instruction(EXIT, 0, 0, 0, 0),
+            ]
+            .to_vec()
+        } else {
+            [
+                instruction(MOVE_REGISTER, SCRATCH, WANTED, 0, 0),
+                instruction(AND, SCRATCH, 0, 0, rule.access),
+                instruction(JUMP_IF_EQUAL, SCRATCH, 0, 2, 0),
+                instruction(MOVE, RESULT, 0, 0, 0),
+                instruction(EXIT, 0, 0, 0, 0),
+            ]
+            .to_vec()
+        };
+        let tests: Vec<(u8, u32)> = [(KIND, rule.kind), (MAJOR, rule.major), (MINOR, rule.minor)]
+            .into_iter()
+            .filter_map(|(register, value)| Some((register, value?)))
+            .collect();
+        for (index, (register, value)) in tests.iter().enumerate() {
+            // Past the remaining tests and the effect; at most 2 + 5.
+            let skip = u16::try_from(tests.len() - index - 1 + effect.len()).unwrap_or(u16::MAX);
+            program.push(instruction(JUMP_IF_NOT_EQUAL, *register, 0, skip, *value));
+        }
+        program.extend(effect);
+    }
+    program.push(instruction(MOVE, RESULT, 0, 0, 0));
+    program.push(instruction(EXIT, 0, 0, 0, 0));
+    program
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+//! The helper's side: libcontainer, called in a process that has nothing else to do. The program's `main` comes here
+//! first thing when its name is [`super::HELPER`]; never called by the agent itself.
+
+use std::error::Error as StdError;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use libcontainer::container::Container;
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use nacre_protocol::control::{self, Channel};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::command::CommandExecutor;
+use super::{Create, FromHelper, bring_loopback_up, events};
+use crate::devices;
+
+/// Makes the container that the agent asks for, and waits until the agent knows it. The exit status.
+pub fn main() -> i32 {
+    match run() {
+        Ok(()) => 0,
+        Err(error) => {
+            crate::report::say(&format!("container helper: {}", chain(&*error)));
+            1
+        }
+    }
+}
+
+type Failure = Box<dyn StdError>;
+
+fn run() -> Result<(), Failure> {
+    // The container is not to inherit the agent's exemption from the out-of-memory killer.
+    fs::write("/proc/self/oom_score_adj", "0")?;
+    // Standard input is to become the container's.
+    let channel = Channel::new(fcntl_dupfd_cloexec(io::stdin().as_fd(), 3)?);
+    events::install(fcntl_dupfd_cloexec(&channel, 3)?)?;
+    let (create, fds) = match channel.receive::<Create>() {
+        Err(control::Error::Closed) => return Ok(()),
+        request => request?,
+    };
+    let stdio: [OwnedFd; 3] = fds
+        .try_into()
+        .map_err(|_| "three streams are to come with a request")?;
+    let answer = match make(&create, stdio) {
+        Ok(pid) => FromHelper::Created { pid },
+        Err(error) => FromHelper::Failed(chain(&*error)),
+    };
+    channel.send(&answer, &[])?;
+    // Nothing more comes: this is the end of the agent's interest.
+    match channel.receive::<()>() {
+        Err(control::Error::Closed) => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(_) => Err("a second request".into()),
+    }
+}
+
+fn make(create: &Create, stdio: [OwnedFd; 3]) -> Result<i32, Failure> {
+    let [stdin, stdout, stderr] = stdio;
+    let mut container = ContainerBuilder::new(create.id.clone(), SyscallType::Linux)
+        .with_root_path(&create.state)?
+        .with_executor(CommandExecutor::new())
+        .with_stdin(stdin)
+        .with_stdout(stdout)
+        .with_stderr(stderr)
+        .as_init(&create.bundle)
+        .with_systemd(false)
+        .build()?;
+    finish(create, &container).inspect_err(|_| {
+        // What is told is why it could not be finished; the agent removes what this leaves.
+        let _ = container.delete(true);
+    })
+}
+
+/// What libcontainer does not do, while init waits at its gate.
+fn finish(create: &Create, container: &Container) -> Result<i32, Failure> {
+    let pid = container.pid().ok_or("libcontainer knows no pid")?.as_raw();
+    devices::load::attach(&create.devices, &create.cgroup)?;
+    if create.new_network {
+        let network = fs::File::open(Path::new("/proc").join(pid.to_string()).join("ns/net"))?;
+        move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
+        bring_loopback_up()?;
+    }
+    Ok(pid)
+}
+
+/// An error with its causes; a cause that the text before it already ends with is not said twice.
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.ends_with(&words) {
+            text = format!("{text}: {words}");
+        }
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,212 @@
+//! How a container's command is found and executed: by runc's rules, with runc's words where it fails. Called by
+//! libcontainer in the container's first process, inside its root, as its user; never before that, so that no path
+//! of the container means anything outside.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{BufReader, Read as _, Write as _};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use libcontainer::oci_spec::runtime::{Process, Spec};
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use nix::errno::Errno;
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, execve};
+use rustix::fs::{Access, access};
+
+use super::events;
+
+/// Exit status of a command that was found but not executed, as runc's.
+const NOT_EXECUTED: i32 = 1;
+/// Most of /etc/passwd that is read, bytes.
+const MAX_PASSWD: u64 = 1 << 20;
+
+/// Executes the command of a spec.
+#[derive(Clone)]
+pub struct CommandExecutor {}
+
+impl CommandExecutor {
+    /// The only one there is.
+    pub fn new() -> Self {
+        Self {}
+    }
+}
+
+impl Executor for CommandExecutor {
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        let name = command(spec)
+            .ok_or_else(|| ExecutorValidationError::ArgValidationError("no command".to_owned()))?;
+        let opened = reopen_null();
+        opened.map_err(|error| ExecutorValidationError::ArgValidationError(format!("/dev/null: {error}")))?;
+        let text = match find(name, &environment(spec)) {
+            Ok(_) => return Ok(()),
+            Err(reason) => format!("exec: {name:?}: {reason}"),
+        };
+        events::send_command_error(&text);
+        Err(ExecutorValidationError::ArgValidationError(text))
+    }
+
+    fn setup_envs(&self, _envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        // The environment goes to execve as the spec has it, in its order.
+        Ok(())
+    }
+
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let name = command(spec).unwrap_or_default();
+        let reason = match find(name, &environment(spec)) {
+            Ok(path) => match execute(&path, spec) {
+                Ok(never) => match never {},
+                Err(reason) => reason.desc().to_lowercase(),
+            },
+            Err(reason) => reason,
+        };
+        // Create has long been answered: this is for whoever reads the container's output.
+        let _ = writeln!(std::io::stderr(), "exec {name}: {reason}");
+        std::process::exit(NOT_EXECUTED);
+    }
+}
+
+/// Opens the container's /dev/null for reading and writing where it is a standard stream: libcontainer has put it
+/// there for reading only.
+fn reopen_null() -> std::io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let device = null.metadata()?.rdev();
+    let is_null = |stream: &dyn AsFd| rustix::fs::fstat(stream).is_ok_and(|stat| stat.st_rdev == device);
+    if is_null(&std::io::stdin()) {
+        dup2_stdin(&null)?;
+    }
+    if is_null(&std::io::stdout()) {
+        dup2_stdout(&null)?;
+    }
+    if is_null(&std::io::stderr()) {
+        dup2_stderr(&null)?;
+    }
+    Ok(())
+}
+
+fn process(spec: &Spec) -> Option<&Process> {
+    spec.process().as_ref()
+}
+
+fn command(spec: &Spec) -> Option<&str> {
+    process(spec)?.args().as_ref()?.first().map(String::as_str)
+}
+
+/// The spec's environment, completed by HOME.
+fn environment(spec: &Spec) -> Vec<String> {
+    let mut variables = process(spec)
+        .and_then(|process| process.env().clone())
+        .unwrap_or_default();
+    if !variables.iter().any(|variable| variable.starts_with("HOME=")) {
+        let uid = process(spec).map_or(0, |process| process.user().uid());
+        let passwd = File::open("/etc/passwd").map(|file| BufReader::new(file.take(MAX_PASSWD)));
+        let home = passwd.ok().and_then(|passwd| home(passwd, uid));
+        variables.push(format!("HOME={}", home.as_deref().unwrap_or("/")));
+    }
+    variables
+}
+
+/// The home directory of `uid`, in the format of passwd(5).
+fn home(passwd: impl std::io::BufRead, uid: u32) -> Option<String> {
+    passwd.lines().map_while(Result::ok).find_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        (fields.next()?.parse() == Ok(uid)).then(|| fields.nth(2).map(str::to_owned))?
+    })
+}
+
+/// Where `name` is executed from. The error is the end of a sentence.
+fn find(name: &str, environment: &[String]) -> Result<PathBuf, String> {
+    if name.contains('/') {
+        return match executable(Path::new(name)) {
+            Ok(()) => Ok(PathBuf::from(name)),
+            Err(Errno::EACCES) => Err("permission denied".to_owned()),
+            Err(Errno::EISDIR) => Err("is a directory".to_owned()),
+            Err(reason) => Err(format!("stat {name}: {}", reason.desc().to_lowercase())),
+        };
+    }
+    let path = environment
+        .iter()
+        .rev()
+        .find_map(|variable| variable.strip_prefix("PATH="))
+        .unwrap_or_default();
+    path.split(':')
+        .filter(|_| !path.is_empty())
+        .map(|directory| Path::new(if directory.is_empty() { "." } else { directory }).join(name))
+        .find(|candidate| executable(candidate).is_ok())
+        .ok_or_else(|| "executable file not found in $PATH".to_owned())
+}
+
+fn executable(path: &Path) -> Result<(), Errno> {
+    let raw = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or_default());
+    if std::fs::metadata(path).map_err(raw)?.is_dir() {
+        return Err(Errno::EISDIR);
+    }
+    access(path, Access::EXEC_OK).map_err(|error| Errno::from_raw(error.raw_os_error()))
+}
+
+fn execute(path: &Path, spec: &Spec) -> Result<Infallible, Errno> {
+    let strings = |strings: &[String]| -> Result<Vec<CString>, Errno> {
+        strings
+            .iter()
+            .map(|string| CString::new(string.as_str()).map_err(|_| Errno::EINVAL))
+            .collect()
+    };
+    let args = process(spec)
+        .and_then(|process| process.args().clone())
+        .unwrap_or_default();
+    let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| Errno::EINVAL)?;
+    execve(&path, &strings(&args)?, &strings(&environment(spec))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn home_directories() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbad line\nu:x:1000:1000::/home/u:/bin/sh\n";
+        assert_eq!(home(passwd.as_bytes(), 0).as_deref(), Some("/root"));
+        assert_eq!(home(passwd.as_bytes(), 1000).as_deref(), Some("/home/u"));
+        assert_eq!(home(passwd.as_bytes(), 7), None);
+    }
+
+    #[test]
+    fn finds_as_a_shell_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, mode: u32| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, "").unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        let command = file("command", 0o755);
+        let text = file("text", 0o644);
+        let path = format!("PATH=/no/such:{}", directory.path().display());
+        let find = |name: &str| find(name, &["A=b".to_owned(), path.clone()]);
+        assert_eq!(find("command").unwrap(), command);
+        assert_eq!(find(command.to_str().unwrap()).unwrap(), command);
+        assert_eq!(find("missing").unwrap_err(), "executable file not found in $PATH");
+        assert_eq!(find("text").unwrap_err(), "executable file not found in $PATH");
+        assert_eq!(find(text.to_str().unwrap()).unwrap_err(), "permission denied");
+        assert_eq!(
+            find("/no/such").unwrap_err(),
+            "stat /no/such: no such file or directory"
+        );
+        assert_eq!(
+            find(directory.path().to_str().unwrap()).unwrap_err(),
+            "is a directory"
+        );
+    }
+
+    #[test]
+    fn without_a_path_nothing_is_found() {
+        assert_eq!(
+            find("true", &[]).unwrap_err(),
+            "executable file not found in $PATH"
+        );
+    }
+}

@@ -1,0 +1,85 @@
+//! What libcontainer logs as errors, sent to the agent: its errors alone often leave out the cause. Installed by the
+//! helper and inherited by the processes that libcontainer forks; never sends more than an error's worth.
+
+use std::fmt::{Debug, Write as _};
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+
+use nacre_protocol::control::Channel;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+
+use super::FromHelper;
+
+/// Longest text of an event, characters.
+const MAX_TEXT: usize = 500;
+
+static CHANNEL: OnceLock<Channel> = OnceLock::new();
+
+/// Sends errors that are logged from now on, and a panic, to `socket`.
+pub fn install(socket: OwnedFd) -> Result<(), Box<dyn std::error::Error>> {
+    CHANNEL.set(Channel::new(socket)).map_err(|_| "installed twice")?;
+    tracing::subscriber::set_global_default(Errors)?;
+    std::panic::set_hook(Box::new(|panic| {
+        send(&FromHelper::Event(panic.to_string()));
+        // Also in a container's first process, which must not abort.
+        std::process::exit(crate::report::FAILED);
+    }));
+    Ok(())
+}
+
+/// Tells why the command can't be executed.
+pub fn send_command_error(text: &str) {
+    send(&FromHelper::Command(text.to_owned()));
+}
+
+fn send(message: &FromHelper) {
+    if let Some(channel) = CHANNEL.get() {
+        // The agent listens until it has its answer; later there is nobody to tell.
+        let _ = channel.send(message, &[]);
+    }
+}
+
+struct Errors;
+
+impl Subscriber for Errors {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == Level::ERROR
+    }
+
+    fn max_level_hint(&self) -> Option<tracing::level_filters::LevelFilter> {
+        Some(tracing::level_filters::LevelFilter::ERROR)
+    }
+
+    fn new_span(&self, _span: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _span: &Id, _values: &Record<'_>) {}
+
+    fn record_follows_from(&self, _span: &Id, _follows: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut text = Text(String::new());
+        event.record(&mut text);
+        send(&FromHelper::Event(text.0.chars().take(MAX_TEXT).collect()));
+    }
+
+    fn enter(&self, _span: &Id) {}
+
+    fn exit(&self, _span: &Id) {}
+}
+
+struct Text(String);
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        let separator = if self.0.is_empty() { "" } else { ", " };
+        // Writing to a string can't fail.
+        let _ = match field.name() {
+            "message" => write!(self.0, "{separator}{value:?}"),
+            name => write!(self.0, "{separator}{name}: {value:?}"),
+        };
+    }
+}

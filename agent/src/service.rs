@@ -1,0 +1,165 @@
+//! The agent's service, method by method: the request's fields in, the containers' calls, the reply's fields out.
+//! Called by the ttrpc server; holds no state of a container.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use nacre_protocol::BUILD_ID;
+use nacre_protocol::agent::{
+    Agent, ContainerRef, CreateContainerRequest, CreateContainerResponse, Empty, KillProcessRequest,
+    ListPidsResponse, ProcessRef, SetupRequest, SetupResponse, WaitProcessResponse, create_agent,
+};
+use tokio::sync::watch;
+use ttrpc::asynchronous::{Service as Methods, TtrpcContext};
+
+use crate::container::Containers;
+use crate::error::Error;
+use crate::machine;
+
+/// When the agent came up, microseconds of the monotonic clock.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// Its first instruction.
+    pub started_us: u64,
+    /// Its stream to the host was open.
+    pub dialed_us: u64,
+}
+
+/// What the methods work on.
+pub struct Service {
+    containers: Arc<Containers>,
+    times: Times,
+    shutdown: watch::Sender<bool>,
+    /// Whether the clock and the host name are the agent's to set.
+    owns_machine: bool,
+}
+
+impl Service {
+    /// The service and a receiver that tells when the host wants the guest to end.
+    pub fn methods(
+        containers: Arc<Containers>,
+        times: Times,
+        owns_machine: bool,
+    ) -> (HashMap<String, Methods>, watch::Receiver<bool>) {
+        let (shutdown, receiver) = watch::channel(false);
+        (
+            create_agent(Arc::new(Self {
+                containers,
+                times,
+                shutdown,
+                owns_machine,
+            })),
+            receiver,
+        )
+    }
+}
+
+fn check_build(theirs: &str) -> Result<(), Error> {
+    if theirs == BUILD_ID {
+        return Ok(());
+    }
+    let shim = theirs.chars().take(100).collect();
+    Err(Error::BuildMismatch {
+        agent: BUILD_ID.to_owned(),
+        shim,
+    })
+}
+
+#[async_trait]
+impl Agent for Service {
+    async fn setup(&self, _: &TtrpcContext, request: SetupRequest) -> ttrpc::Result<SetupResponse> {
+        check_build(&request.build_id)?;
+        if self.owns_machine {
+            machine::set_clock(Duration::from_nanos(request.realtime_ns.unsigned_abs()))?;
+            machine::set_hostname(&request.hostname)?;
+        }
+        Ok(SetupResponse {
+            build_id: BUILD_ID.to_owned(),
+            kernel_release: machine::kernel_release(),
+            init_started_us: self.times.started_us,
+            dialed_us: self.times.dialed_us,
+            ..SetupResponse::default()
+        })
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> ttrpc::Result<CreateContainerResponse> {
+        let container = self.containers.create(request).await?;
+        Ok(CreateContainerResponse {
+            pid: container.init(),
+            ..CreateContainerResponse::default()
+        })
+    }
+
+    async fn start_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
+        self.containers.get(&request.container_id)?.start()?;
+        Ok(Empty::new())
+    }
+
+    async fn wait_process(
+        &self,
+        _: &TtrpcContext,
+        request: ProcessRef,
+    ) -> ttrpc::Result<WaitProcessResponse> {
+        let exit = self
+            .containers
+            .process(&request.container_id, &request.exec_id)?
+            .wait()
+            .await;
+        Ok(WaitProcessResponse {
+            exit_status: exit.status,
+            exited_at_ns: exit.at_ns,
+            ..WaitProcessResponse::default()
+        })
+    }
+
+    async fn kill_process(&self, _: &TtrpcContext, request: KillProcessRequest) -> ttrpc::Result<Empty> {
+        let process = request.process.get_or_default();
+        self.containers
+            .process(&process.container_id, &process.exec_id)?
+            .kill(request.signal, request.all)?;
+        Ok(Empty::new())
+    }
+
+    async fn close_stdin(&self, _: &TtrpcContext, request: ProcessRef) -> ttrpc::Result<Empty> {
+        self.containers
+            .process(&request.container_id, &request.exec_id)?
+            .close_stdin();
+        Ok(Empty::new())
+    }
+
+    async fn list_pids(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<ListPidsResponse> {
+        let pids = self.containers.get(&request.container_id)?.pids()?;
+        Ok(ListPidsResponse {
+            pids,
+            ..ListPidsResponse::default()
+        })
+    }
+
+    async fn delete_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
+        self.containers.delete(&request.container_id).await?;
+        Ok(Empty::new())
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.shutdown.send_replace(true);
+        Ok(Empty::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_build_is_named() {
+        check_build(BUILD_ID).unwrap();
+        let error = check_build("0.0.9+1").unwrap_err().to_string();
+        assert!(error.contains("0.0.9+1") && error.contains(BUILD_ID), "{error}");
+    }
+}

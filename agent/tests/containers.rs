@@ -1,0 +1,305 @@
+//! The agent, run by hand in namespaces of its own, makes real containers from a busybox root file system. Needs
+//! root, and `/bin/busybox` linked statically (Debian: busybox-static). No virtual machine, no limits: cgroup2 here
+//! has no controllers.
+
+mod guest;
+
+use std::io::{Read as _, Write as _};
+
+use guest::{Container, Guest, run};
+use ttrpc::Code;
+
+#[test]
+fn output_and_exit_code_arrive() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let (created, mut stdio) = guest
+            .create("a", &["sh", "-c", "echo out; echo err >&2; exit 7"])
+            .await
+            .unwrap();
+        assert!(created.pid > 1);
+        guest.start_container("a").await.unwrap();
+        assert_eq!(stdio.stdout().await, "out\n");
+        assert_eq!(stdio.stderr().await, "err\n");
+        let exit = guest.wait("a").await.unwrap();
+        assert_eq!(exit.exit_status, 7);
+        assert!(exit.exited_at_ns > 1_000_000_000_000_000_000);
+        assert_eq!(guest.wait("a").await.unwrap(), exit, "asked again");
+        guest.delete("a").await.unwrap();
+        assert_eq!(guest.wait("a").await.unwrap_err().0, Code::NOT_FOUND);
+        guest.expect_nothing_left("a");
+    });
+}
+
+#[test]
+fn nothing_runs_before_the_gate_is_opened() {
+    run(async {
+        let mut guest = Guest::start().await;
+        guest.create("a", &["sh", "-c", "touch /started"]).await.unwrap();
+        assert!(!guest.rootfs.path().join("started").exists());
+        guest.start_container("a").await.unwrap();
+        assert_eq!(guest.wait("a").await.unwrap().exit_status, 0);
+        assert!(guest.rootfs.path().join("started").exists());
+        assert_eq!(
+            guest.start_container("a").await.unwrap_err().0,
+            Code::FAILED_PRECONDITION
+        );
+    });
+}
+
+#[test]
+fn input_arrives_and_ends() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let (_, mut stdio) = guest.create("a", &["sh", "-c", "cat; echo end"]).await.unwrap();
+        guest.start_container("a").await.unwrap();
+        stdio.stdin.write_all(b"some input\n").unwrap();
+        stdio.stdin.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(stdio.stdout().await, "some input\nend\n");
+        assert_eq!(guest.wait("a").await.unwrap().exit_status, 0);
+    });
+}
+
+#[test]
+fn input_ends_by_request() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let (_, mut stdio) = guest.create("a", &["sh", "-c", "cat; echo end"]).await.unwrap();
+        guest.start_container("a").await.unwrap();
+        stdio.stdin.write_all(b"some input\n").unwrap();
+        guest.close_stdin("a").await.unwrap();
+        assert_eq!(stdio.stdout().await, "some input\nend\n");
+        assert_eq!(guest.wait("a").await.unwrap().exit_status, 0);
+    });
+}
+
+#[test]
+fn streams_can_be_opened_again_by_the_processes_user() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let command = [
+            "sh",
+            "-c",
+            "echo out > /dev/stdout; echo err > /dev/stderr; id -u",
+        ];
+        let mut container = Container::new("a", &command);
+        container.spec["process"]["user"] = serde_json::json!({"uid": 1000, "gid": 1000});
+        let (_, mut stdio) = guest.create_as(container).await.unwrap();
+        guest.start_container("a").await.unwrap();
+        assert_eq!(stdio.stdout().await, "out\n1000\n");
+        assert_eq!(stdio.stderr().await, "err\n");
+    });
+}
+
+#[test]
+fn unwanted_streams_are_dev_null() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let mut container = Container::new("a", &["sh", "-c", "cat; echo out; echo err >&2"]);
+        container.streams = [false; 3];
+        guest.create_as(container).await.unwrap();
+        guest.start_container("a").await.unwrap();
+        assert_eq!(guest.wait("a").await.unwrap().exit_status, 0);
+    });
+}
+
+#[test]
+fn a_command_that_cannot_be_executed_fails_in_create() {
+    run(async {
+        let mut guest = Guest::start().await;
+        for (command, text) in [
+            (
+                "no-such-command",
+                "exec: \"no-such-command\": executable file not found in $PATH",
+            ),
+            ("/etc/passwd", "exec: \"/etc/passwd\": permission denied"),
+            (
+                "/no/such",
+                "exec: \"/no/such\": stat /no/such: no such file or directory",
+            ),
+            ("/etc", "exec: \"/etc\": is a directory"),
+        ] {
+            let error = guest.create("a", &[command]).await.unwrap_err();
+            assert_eq!(error, (Code::INVALID_ARGUMENT, text.to_owned()));
+            guest.expect_nothing_left("a");
+        }
+        guest.create("a", &["true"]).await.unwrap();
+    });
+}
+
+#[test]
+fn a_failure_of_libcontainer_names_its_cause() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let mut container = Container::new("a", &["true"]);
+        let mounts = container.spec["mounts"].as_array_mut().unwrap();
+        mounts.push(serde_json::json!({"destination": "/data", "type": "bind", "source": "/no/such/source", "options": ["rbind"]}));
+        let (code, text) = guest.create_as(container).await.unwrap_err();
+        assert_eq!(code, Code::INTERNAL);
+        assert!(text.contains("/no/such/source"), "{text}");
+        guest.expect_nothing_left("a");
+    });
+}
+
+#[test]
+fn signals() {
+    run(async {
+        let mut guest = Guest::start().await;
+        guest.create("a", &["true"]).await.unwrap();
+        let (_, mut stdio) = guest
+            .create(
+                "b",
+                &[
+                    "sh",
+                    "-c",
+                    "trap 'exit 43' TERM; echo up; while :; do sleep 0.05; done",
+                ],
+            )
+            .await
+            .unwrap();
+        guest.start_container("b").await.unwrap();
+        assert_eq!(stdio.line().await, "up\n");
+        assert_eq!(guest.delete("b").await.unwrap_err().0, Code::FAILED_PRECONDITION);
+        guest.kill("b", 15, false).await.unwrap();
+        assert_eq!(guest.wait("b").await.unwrap().exit_status, 43);
+        assert_eq!(
+            guest.kill("b", 9, false).await.unwrap_err(),
+            (Code::NOT_FOUND, "process already finished".to_owned())
+        );
+        assert_eq!(guest.kill("c", 9, false).await.unwrap_err().0, Code::NOT_FOUND);
+        assert_eq!(
+            guest.kill("a", 900, false).await.unwrap_err().0,
+            Code::INVALID_ARGUMENT
+        );
+    });
+}
+
+#[test]
+fn a_process_ended_by_a_signal_of_either_kind() {
+    run(async {
+        let mut guest = Guest::start().await;
+        for (id, signal, all) in [("a", 9, false), ("b", 9, true)] {
+            let (_, mut stdio) = guest
+                .create(id, &["sh", "-c", "sleep 1000 & sleep 1000 & echo up; wait"])
+                .await
+                .unwrap();
+            guest.start_container(id).await.unwrap();
+            assert_eq!(stdio.line().await, "up\n");
+            assert_eq!(guest.pids(id).await.unwrap().len(), 3);
+            guest.kill(id, signal, all).await.unwrap();
+            assert_eq!(guest.wait(id).await.unwrap().exit_status, 137);
+            guest.delete(id).await.unwrap();
+            guest.expect_nothing_left(id);
+        }
+    });
+}
+
+#[test]
+fn a_created_container_can_be_deleted() {
+    run(async {
+        let mut guest = Guest::start().await;
+        guest.create("a", &["sleep", "1000"]).await.unwrap();
+        guest.delete("a").await.unwrap();
+        guest.expect_nothing_left("a");
+        guest.create("a", &["true"]).await.unwrap();
+    });
+}
+
+#[test]
+fn an_id_is_taken_until_delete() {
+    run(async {
+        let mut guest = Guest::start().await;
+        guest.create("a", &["true"]).await.unwrap();
+        assert_eq!(
+            guest.create("a", &["true"]).await.unwrap_err().0,
+            Code::ALREADY_EXISTS
+        );
+        assert_eq!(
+            guest.create("../a", &["true"]).await.unwrap_err().0,
+            Code::INVALID_ARGUMENT
+        );
+    });
+}
+
+#[test]
+fn devices_are_those_allowed() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let script = "mknod /tmp/kmsg c 1 11 && cat /tmp/kmsg; echo status $?; head -c 2 /dev/zero | wc -c; \
+            head -c 2 /dev/urandom | wc -c; echo x > /dev/null; ls /dev | sort | xargs echo";
+        let (_, mut stdio) = guest.create("a", &["sh", "-c", script]).await.unwrap();
+        guest.start_container("a").await.unwrap();
+        let output = stdio.stdout().await;
+        assert_eq!(
+            output,
+            "status 1\n2\n2\ncore fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero\n"
+                .replace("core ", if std::path::Path::new("/proc/kcore").exists() { "kcore " } else { "" })
+                .replace("kcore fd full mqueue", "fd full kcore mqueue"),
+        );
+        assert!(stdio.stderr().await.contains("Operation not permitted"));
+    });
+}
+
+#[test]
+fn a_new_network_has_its_loopback_device_up() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let (_, mut stdio) = guest
+            .create("a", &["cat", "/sys/class/net/lo/flags"])
+            .await
+            .unwrap();
+        guest.start_container("a").await.unwrap();
+        assert_eq!(stdio.stdout().await, "0x9\n");
+    });
+}
+
+#[test]
+fn setup_compares_builds() {
+    run(async {
+        let guest = Guest::start().await;
+        let answer = guest.setup(nacre_protocol::BUILD_ID).await.unwrap();
+        assert_eq!(answer.build_id, nacre_protocol::BUILD_ID);
+        assert!(!answer.kernel_release.is_empty());
+        assert!(0 < answer.init_started_us && answer.init_started_us < answer.dialed_us);
+        let (code, text) = guest.setup("other").await.unwrap_err();
+        assert_eq!(code, Code::FAILED_PRECONDITION);
+        assert!(
+            text.contains("other") && text.contains(nacre_protocol::BUILD_ID),
+            "{text}"
+        );
+    });
+}
+
+#[test]
+fn ends_with_its_stream_and_after_shutdown() {
+    run(async {
+        let guest = Guest::start().await;
+        guest.shutdown().await.unwrap();
+        assert!(guest.ended().await.success());
+        let guest = Guest::start().await;
+        assert!(guest.disconnect().await.success());
+    });
+}
+
+#[test]
+fn megabytes_arrive_unchanged() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let (_, mut stdio) = guest.create("a", &["cat"]).await.unwrap();
+        guest.start_container("a").await.unwrap();
+        let bytes: Vec<u8> = (0..2_000_000_u32)
+            .flat_map(|n| n.wrapping_mul(2_654_435_761).to_ne_bytes())
+            .collect();
+        let mut stdin = stdio.stdin.try_clone().unwrap();
+        let sent = bytes.clone();
+        let writer = std::thread::spawn(move || {
+            stdin.write_all(&sent).unwrap();
+            stdin.shutdown(std::net::Shutdown::Write).unwrap();
+        });
+        let mut got = Vec::new();
+        stdio.output().read_to_end(&mut got).unwrap();
+        writer.join().unwrap();
+        assert!(got == bytes, "{} bytes of {}", got.len(), bytes.len());
+        assert_eq!(guest.wait("a").await.unwrap().exit_status, 0);
+    });
+}
