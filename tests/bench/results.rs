@@ -100,7 +100,7 @@ mod tests {
         let list: serde_json::Value = serde_json::from_str(&results.json().unwrap()).unwrap();
         let mut keys: Vec<&String> = list[0].as_object().unwrap().keys().collect();
         keys.sort();
-        assert_eq!(keys, ["name", "nacre", "peer", "peer_name", "ratio", "unit"]);
+        assert_eq!(keys, ["nacre", "name", "peer", "peer_name", "ratio", "unit"]);
         assert!(results.table().contains("1.50 MiB") && results.table().contains("wanted: less"));
     }
 }
