@@ -73,7 +73,8 @@ test: setup
 
 bench: setup
 	@$(MAKE) --no-print-directory install
-	@tests/lab/run -- tests/bench
+	@cargo build --quiet --package nacre-tests --bin nacre-bench
+	@tests/lab/run -- $(TARGET)/debug/nacre-bench --output $(TARGET)/bench
 
 clean:
 	@cargo clean
