@@ -24,7 +24,7 @@ use nacre_vmm::watch::{End, watch};
 /// Exit codes by hand: 0 the guest powered off, 1 it could not be started, 10 it reset itself, 11 its kernel
 /// panicked, 12 the VMM failed. With --probe: 0 KVM runs Linux here, 3 it can't.
 #[derive(Debug, Parser)]
-#[command(name = "nacre-vmm", version)]
+#[command(name = "nacre-vmm", version = nacre_protocol::BUILD_ID)]
 struct Arguments {
     /// The socket to the shim; everything else comes from there.
     #[arg(long, value_name = "FD", conflicts_with_all = ["kernel", "probe"])]
@@ -56,6 +56,9 @@ struct Arguments {
     /// Run without namespaces and system call filters, for debugging or without root.
     #[arg(long)]
     no_jail: bool,
+    /// Let system calls that the filters forbid go through, and have the host's kernel log them (dmesg: type=1326).
+    #[arg(long, conflicts_with = "no_jail")]
+    log_calls: bool,
 }
 
 fn main() -> ExitCode {
@@ -181,7 +184,11 @@ fn by_hand(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Confinement::none()
     } else {
         jail::enter(None).context("use --no-jail to run without")?;
-        Confinement::closed(Violation::Kill)?
+        Confinement::closed(if arguments.log_calls {
+            Violation::Log
+        } else {
+            Violation::Kill
+        })?
     };
     let mut machine = machine::build(&config, resources, &confinement, |_| {}).map_err(explain)?;
     confinement.confine(ThreadKind::Control)?;

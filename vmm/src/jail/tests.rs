@@ -5,13 +5,15 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Output};
 
+use nix::sys::eventfd::EventFd;
+
 use super::{Confinement, ThreadKind, Violation, calls, enter};
 
 const CASE: &str = "NACRE_JAIL_CASE";
 const SHARE: &str = "NACRE_JAIL_SHARE";
 
 /// What a child does once it is confined. Gives false where the result is not what a confined thread gets.
-fn act(case: &str) -> bool {
+fn act(case: &str, event: &EventFd) -> bool {
     match case {
         "inet socket" => socket(libc::AF_INET),
         "open" => std::fs::File::open("/").is_ok(),
@@ -20,7 +22,7 @@ fn act(case: &str) -> bool {
         "thread" => std::thread::Builder::new().spawn(|| ()).is_ok(),
         "other ioctl" => rustix::io::ioctl_fionread(std::io::stderr()).is_ok(),
         "allocate" => vec![1_u8; 1 << 24].iter().all(|byte| *byte == 1),
-        "event descriptor" => nix::sys::eventfd::EventFd::from_value(1).is_ok_and(|fd| fd.read() == Ok(1)),
+        "event descriptor" => event.read() == Ok(1),
         "panic" => std::panic::catch_unwind(|| std::hint::black_box(Option::<u8>::None).unwrap()).is_err(),
         "create a file" => std::fs::write("/made", "x").is_ok(),
         "socket pair" => {
@@ -61,8 +63,9 @@ fn child() {
     let case = std::env::var(CASE).unwrap();
     let (name, case) = case.split_once(':').unwrap();
     let confinement = Confinement::closed(Violation::Kill).unwrap();
+    let event = EventFd::from_value(1).unwrap();
     confinement.confine(kind(name)).unwrap();
-    assert!(act(case));
+    assert!(act(case, &event));
     // The test harness needs more calls than any thread of ours.
     nix::unistd::write(std::io::stderr(), b"went through\n").unwrap();
     exit_now(0);
@@ -162,8 +165,9 @@ fn jailed() {
         enter((!share.is_empty()).then(|| Path::new(&share))).unwrap();
         look_around(&share);
         let confinement = Confinement::closed(Violation::Kill).unwrap();
+        let event = EventFd::from_value(1).unwrap();
         confinement.confine(ThreadKind::FileServer).unwrap();
-        assert!(act(&case));
+        assert!(act(&case, &event));
     });
 }
 

@@ -1,19 +1,14 @@
-//! The main thread once the VM runs: the control socket, signals by descriptor, the end of the others.
+//! The main thread once the VM runs: the control socket, the console's input by hand, the end of the others.
 
 use super::{Call, any};
 
 pub const CALLS: &[Call] = &[
-    any(libc::SYS_epoll_create1, "the loop"),
-    any(libc::SYS_epoll_ctl, "the loop"),
-    any(libc::SYS_epoll_wait, "waits"),
-    any(libc::SYS_epoll_pwait, "waits"),
-    any(libc::SYS_poll, "waits for the control socket or the VM's end"),
-    any(libc::SYS_ppoll, "the same, with a deadline"),
-    any(libc::SYS_eventfd2, "event descriptors"),
-    any(libc::SYS_timerfd_create, "deadlines"),
-    any(libc::SYS_timerfd_settime, "deadlines"),
+    any(
+        libc::SYS_poll,
+        "waits for the control socket, the VM's end, a key",
+    ),
     any(libc::SYS_recvmsg, "the control socket"),
     any(libc::SYS_sendmsg, "the control socket"),
-    any(libc::SYS_pwrite64, "last words on the console's ring"),
-    any(libc::SYS_pread64, "KVM's statistics of the vCPUs"),
+    any(libc::SYS_pread64, "KVM's statistics, for counts of exits"),
+    any(libc::SYS_pwrite64, "the console's last line goes into its ring"),
 ];
