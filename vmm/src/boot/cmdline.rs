@@ -17,6 +17,8 @@ const ALWAYS: &[&str] = &[
     "pci=off",
     // A panic is reported by pvpanic; then reset at once instead of hanging.
     "panic=-1",
+    // By the ACPI register: a kernel with EFI takes a hardware-reduced machine for one that resets by EFI.
+    "reboot=acpi",
     // There is no PIT and no PIC: don't test how the timer's interrupt is wired.
     "no_timer_check",
     // Seed the random pool from RDRAND at once; virtio-rng adds the host's entropy.
