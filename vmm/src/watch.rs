@@ -6,6 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use nacre_protocol::control::{Error as ChannelError, Outcome};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::control::{Control, Error};
 use crate::machine::Machine;
@@ -17,52 +18,80 @@ pub enum End {
     Guest(Outcome),
     /// The shim is gone, or speaks another language: no shim, no VM.
     Shim(String),
+    /// [`Wait::stop`] was written.
+    Stopped,
 }
 
-/// Waits for the end of `machine`, answering `control` and passing standard input on where `keys` says so.
+/// What to wait for beside the guest's end.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wait<'a> {
+    /// The shim's questions.
+    pub control: Option<&'a Control>,
+    /// Standard input, which goes to the guest's console.
+    pub keys: bool,
+    /// Ends the VM when it is written.
+    pub stop: Option<&'a EventFd>,
+}
+
+/// What has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Ending,
+    Control,
+    Stop,
+    Keys,
+}
+
+/// Waits for the end of `machine`, and does meanwhile what `wait` says.
 ///
 /// # Errors
 /// Where waiting itself fails.
-pub fn watch(machine: &Machine, control: Option<&Control>, keys: bool) -> Result<End, Errno> {
-    let stdin = std::io::stdin();
-    let mut keys = keys;
+pub fn watch(machine: &Machine, mut wait: Wait<'_>) -> Result<End, Errno> {
     loop {
-        // A descriptor with a negative number is left out by poll; absent ones are left out here.
-        let ending = machine.ending().as_fd();
-        let sources: [Option<BorrowedFd<'_>>; 3] = [
-            Some(ending),
-            control.map(|control| control.as_fd()),
-            keys.then(|| stdin.as_fd()),
-        ];
-        let mut fds: Vec<PollFd<'_>> = sources
-            .iter()
-            .flatten()
-            .map(|fd| PollFd::new(*fd, PollFlags::POLLIN))
-            .collect();
-        match poll(&mut fds, PollTimeout::NONE) {
-            Err(Errno::EINTR) => continue,
-            result => result?,
-        };
-        let ready = |fd: BorrowedFd<'_>| {
-            use std::os::fd::AsRawFd as _;
-            fds.iter()
-                .any(|polled| polled.as_fd().as_raw_fd() == fd.as_raw_fd() && polled.any() == Some(true))
-        };
-        let typed = keys && ready(stdin.as_fd());
-        let asked = control.filter(|control| ready(control.as_fd()));
-        if let Some(outcome) = machine.ending().outcome() {
-            machine.finish_console();
-            return Ok(End::Guest(outcome));
-        }
-        match asked.map(|control| control.answer(machine)) {
-            None | Some(Ok(())) => {}
-            Some(Err(Error::Channel(ChannelError::Closed))) => return Ok(End::Shim("it is gone".to_owned())),
-            Some(Err(error)) => return Ok(End::Shim(error.to_string())),
-        }
-        if typed {
-            keys = pass_keys(machine);
+        for source in next(machine, &wait)? {
+            match source {
+                Source::Ending => {
+                    if let Some(outcome) = machine.ending().outcome() {
+                        machine.finish_console();
+                        return Ok(End::Guest(outcome));
+                    }
+                }
+                Source::Control => match wait.control.map(|control| control.answer(machine)) {
+                    None | Some(Ok(())) => {}
+                    Some(Err(Error::Channel(ChannelError::Closed))) => {
+                        return Ok(End::Shim("it is gone".to_owned()));
+                    }
+                    Some(Err(error)) => return Ok(End::Shim(error.to_string())),
+                },
+                Source::Stop => return Ok(End::Stopped),
+                Source::Keys => wait.keys = pass_keys(machine),
+            }
         }
     }
+}
+
+/// Waits until something comes.
+fn next(machine: &Machine, wait: &Wait<'_>) -> Result<Vec<Source>, Errno> {
+    let stdin = std::io::stdin();
+    let sources: [(Source, Option<BorrowedFd<'_>>); 4] = [
+        (Source::Ending, Some(machine.ending().as_fd())),
+        (Source::Control, wait.control.map(|control| control.as_fd())),
+        (Source::Stop, wait.stop.map(crate::machine::ending::borrow)),
+        (Source::Keys, wait.keys.then(|| stdin.as_fd())),
+    ];
+    let (names, mut fds): (Vec<Source>, Vec<PollFd<'_>>) = sources
+        .into_iter()
+        .filter_map(|(source, fd)| Some((source, PollFd::new(fd?, PollFlags::POLLIN))))
+        .unzip();
+    match poll(&mut fds, PollTimeout::NONE) {
+        Err(Errno::EINTR) => return Ok(Vec::new()),
+        result => result?,
+    };
+    let came = names
+        .into_iter()
+        .zip(&fds)
+        .filter(|(_, fd)| fd.any() == Some(true));
+    Ok(came.map(|(source, _)| source).collect())
 }
 
 /// Passes what was typed to the guest; false at the end of input.

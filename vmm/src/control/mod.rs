@@ -2,14 +2,16 @@
 //! device sends connections through the same socket, since a packet is one message.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use nacre_protocol::control::{
     CONFIG_FDS, Channel, Configure, Error as ChannelError, FromVmm, Outcome, Step, ToVmm,
 };
 
+use crate::log::Limited;
 use crate::machine::{Failure, Machine};
+use crate::virtio::vsock::{Host, Refused};
 
 /// Why the shim could not be understood.
 #[derive(Debug, thiserror::Error)]
@@ -48,10 +50,13 @@ impl Control {
         Self(Arc::new(Channel::new(own(fd))))
     }
 
-    /// The socket itself, for the vsock device.
+    /// The vsock device's way to the shim: the guest's connections go over the same socket.
     #[must_use]
-    pub fn channel(&self) -> Arc<Channel> {
-        Arc::clone(&self.0)
+    pub fn vsock_host(&self) -> ShimHost {
+        ShimHost {
+            channel: Arc::clone(&self.0),
+            log: Limited::new(),
+        }
     }
 
     /// Waits for `Configure`.
@@ -128,6 +133,26 @@ impl Control {
     }
 }
 
+/// Sends the guest's connections to the shim.
+#[derive(Debug)]
+pub struct ShimHost {
+    channel: Arc<Channel>,
+    log: Limited,
+}
+
+impl Host for ShimHost {
+    /// Refuses where the shim is gone. Waits where the socket is full: the shim reads it in its main loop.
+    fn connect(&mut self, port: u32, stream: OwnedFd) -> Result<(), Refused> {
+        let sent = self
+            .channel
+            .send(&FromVmm::Connection { port }, &[stream.as_raw_fd()]);
+        sent.map_err(|error| {
+            self.log.say(|| format!("a connection to port {port}: {error}"));
+            Refused
+        })
+    }
+}
+
 impl AsFd for Control {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -145,7 +170,7 @@ fn own(fd: RawFd) -> OwnedFd {
 mod tests {
     use super::*;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-    use std::os::fd::{AsRawFd as _, IntoRawFd as _};
+    use std::os::fd::IntoRawFd as _;
 
     fn pair() -> (Channel, Control) {
         let (shim, vmm) = socketpair(
@@ -189,6 +214,18 @@ mod tests {
         assert!(matches!(vmm.configuration(), Err(Error::Descriptors(1))));
         shim.send(&ToVmm::QueryExits, &[]).unwrap();
         assert!(matches!(vmm.configuration(), Err(Error::NotConfigured)));
+    }
+
+    #[test]
+    fn a_connection_of_the_guest_goes_to_the_shim_or_is_refused() {
+        let (shim, vmm) = pair();
+        let mut host = vmm.vsock_host();
+        let stream = || OwnedFd::from(tempfile::tempfile().unwrap());
+        host.connect(7, stream()).unwrap();
+        let (message, fds) = shim.receive::<FromVmm>().unwrap();
+        assert_eq!((message, fds.len()), (FromVmm::Connection { port: 7 }, 1));
+        drop(shim);
+        assert_eq!(host.connect(7, stream()), Err(Refused));
     }
 
     #[test]

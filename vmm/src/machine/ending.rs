@@ -72,7 +72,7 @@ impl AsFd for Ending {
     unsafe_code,
     reason = "the event's type gives its descriptor only as a number"
 )]
-fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+pub(crate) fn borrow(event: &EventFd) -> BorrowedFd<'_> {
     use std::os::fd::AsRawFd as _;
     // SAFETY: the descriptor belongs to `event`, which outlives the borrow.
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }

@@ -10,11 +10,14 @@ use crate::kvm::Vm;
 use crate::kvm::vcpu::Board;
 use crate::transport::mmio::{MmioTransport, QUEUE_NOTIFY, Wires};
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::{self, Vsock};
 use crate::virtio::{Env, Memory, Report, VirtioDevice};
 
 /// What the devices work on.
-#[derive(Default)]
-pub struct Sources {}
+pub struct Sources {
+    /// Where the guest's connections go.
+    pub vsock: vsock::Config,
+}
 
 /// What every device's worker gets: its jail, and whom it tells of its end.
 pub(super) fn env(confinement: &Confinement, ending: &Ending) -> Env {
@@ -30,8 +33,11 @@ pub(super) fn env(confinement: &Confinement, ending: &Ending) -> Env {
 }
 
 /// Makes the devices, in the order of their windows.
-pub(super) fn make(env: &Env, _sources: Sources) -> Result<Vec<Box<dyn VirtioDevice>>, Error> {
-    Ok(vec![Box::new(Rng::new(env)?)])
+pub(super) fn make(env: &Env, sources: Sources) -> Result<Vec<Box<dyn VirtioDevice>>, Error> {
+    Ok(vec![
+        Box::new(Vsock::new(sources.vsock, env)?),
+        Box::new(Rng::new(env)?),
+    ])
 }
 
 /// Gives each of `devices` its place on the board; gives their number.
