@@ -17,6 +17,7 @@
     )
 )]
 
+pub mod fs;
 pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -1,0 +1,210 @@
+//! The device over a temporary directory, with a FUSE client on in-memory guest RAM. Files change owner in some tests,
+//! so they need root, as the VMM does.
+#![allow(clippy::cast_possible_truncation, reason = "sizes of a test guest are small")]
+
+mod files;
+mod malformed;
+
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::virtio::testing::{BUFFERS, Driver, readable, writable};
+
+const LOOKUP: u32 = 1;
+const FORGET: u32 = 2;
+const GETATTR: u32 = 3;
+const INIT: u32 = 26;
+const ROOT: u64 = 1;
+
+const REQUEST_AT: u64 = BUFFERS;
+const REPLY_AT: u64 = BUFFERS + (4 << 20);
+const IN_HEADER: usize = 40;
+const OUT_HEADER: usize = 16;
+
+/// Bytes of a request, field by field.
+#[derive(Default, Clone)]
+struct Body(Vec<u8>);
+
+impl Body {
+    fn u32(mut self, value: u32) -> Self {
+        self.0.extend(value.to_le_bytes());
+        self
+    }
+
+    fn u64(mut self, value: u64) -> Self {
+        self.0.extend(value.to_le_bytes());
+        self
+    }
+
+    fn name(mut self, name: &str) -> Self {
+        self.0.extend(name.bytes());
+        self.0.push(0);
+        self
+    }
+
+    fn bytes(mut self, bytes: &[u8]) -> Self {
+        self.0.extend(bytes);
+        self
+    }
+}
+
+/// What a request gave: the payload, or the errno.
+type Answer = Result<Vec<u8>, i32>;
+
+/// An entry as LOOKUP and the makers of files answer it.
+#[derive(Debug)]
+struct Seen {
+    nodeid: u64,
+    entry_seconds: u64,
+    attr_seconds: u64,
+    size: u64,
+    mode: u32,
+    owner: (u32, u32),
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+impl Seen {
+    fn read(bytes: &[u8]) -> Self {
+        Self {
+            nodeid: u64_at(bytes, 0),
+            entry_seconds: u64_at(bytes, 16),
+            attr_seconds: u64_at(bytes, 24),
+            size: u64_at(bytes, 40 + 8),
+            mode: u32_at(bytes, 40 + 60),
+            owner: (u32_at(bytes, 40 + 68), u32_at(bytes, 40 + 72)),
+        }
+    }
+}
+
+struct Guest {
+    driver: Driver,
+    device: Fs,
+    root: TempDir,
+    user: u32,
+    unique: u64,
+}
+
+impl Guest {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let driver = Driver::new(QUEUE_SIZES);
+        let config = Config {
+            tag: "nacre".to_owned(),
+            root: root.path().to_owned(),
+            prepared: Prepared::before_jail().unwrap(),
+        };
+        let mut device = Fs::new(config, &driver.env()).unwrap();
+        device.activate(driver.activation(device.features())).unwrap();
+        let mut guest = Self {
+            driver,
+            device,
+            root,
+            user: 0,
+            unique: 0,
+        };
+        guest.init();
+        guest
+    }
+
+    fn init(&mut self) {
+        // Everything that Linux 6.1 offers, with the second word of flags.
+        let flags = 0x7bff_fffb_u32;
+        let body = Body::default()
+            .u32(7)
+            .u32(37)
+            .u32(128 * 1024)
+            .u32(flags)
+            .u32(0)
+            .bytes(&[0; 44]);
+        let reply = self.ask(INIT, 0, body).unwrap();
+        assert_eq!(
+            (u32_at(&reply, 0), u32_at(&reply, 20)),
+            (7, 1 << 20),
+            "major, max_write"
+        );
+        let enabled = u32_at(&reply, 12);
+        assert_ne!(enabled & 1 << 27, 0, "submounts");
+        assert_eq!(enabled & 1 << 16, 0, "writeback cache");
+    }
+
+    fn restart(&mut self) {
+        self.device.reset().unwrap();
+        self.driver.restart();
+        self.device
+            .activate(self.driver.activation(self.device.features()))
+            .unwrap();
+        self.init();
+    }
+
+    fn path(&self) -> &Path {
+        self.root.path()
+    }
+
+    fn request(&mut self, opcode: u32, nodeid: u64, body: &Body) -> Vec<u8> {
+        self.unique += 2;
+        let length = (IN_HEADER + body.0.len()) as u32;
+        let header = Body::default()
+            .u32(length)
+            .u32(opcode)
+            .u64(self.unique)
+            .u64(nodeid);
+        header
+            .u32(self.user)
+            .u32(self.user)
+            .u32(77)
+            .u32(0)
+            .bytes(&body.0)
+            .0
+    }
+
+    /// Sends a request and takes its reply, of at most a MiB.
+    fn ask(&mut self, opcode: u32, nodeid: u64, body: Body) -> Answer {
+        let request = self.request(opcode, nodeid, &body);
+        self.driver.set_bytes(REQUEST_AT, &request);
+        let (header, rest) = (IN_HEADER as u32, (request.len() - IN_HEADER) as u32);
+        let chain = [
+            readable(REQUEST_AT, header),
+            readable(REQUEST_AT + u64::from(header), rest),
+            writable(REPLY_AT, OUT_HEADER as u32),
+            writable(REPLY_AT + OUT_HEADER as u64, 1 << 20),
+        ];
+        self.driver.offer(1, &chain);
+        self.driver.kick(1);
+        let (_, written) = self.driver.wait_used(1);
+        let reply = self.driver.bytes(REPLY_AT, written as usize);
+        assert_eq!(u64_at(&reply, 8), self.unique);
+        assert_eq!(u32_at(&reply, 0), written);
+        match u32_at(&reply, 4).cast_signed() {
+            0 => Ok(reply[OUT_HEADER..].to_vec()),
+            error => Err(-error),
+        }
+    }
+
+    fn lookup(&mut self, parent: u64, name: &str) -> Result<Seen, i32> {
+        self.ask(LOOKUP, parent, Body::default().name(name))
+            .map(|reply| Seen::read(&reply))
+    }
+
+    /// Looks up a path below the root.
+    fn walk(&mut self, path: &str) -> Seen {
+        let mut at = ROOT;
+        let mut seen = None;
+        for name in path.split('/') {
+            let entry = self
+                .lookup(at, name)
+                .unwrap_or_else(|error| panic!("{path}: {error}"));
+            at = entry.nodeid;
+            seen = Some(entry);
+        }
+        seen.unwrap()
+    }
+}

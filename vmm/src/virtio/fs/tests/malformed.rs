@@ -1,0 +1,256 @@
+//! What no driver may send.
+
+use super::*;
+use crate::virtio::testing::{Prng, Raw, malformed_chains};
+
+impl Guest {
+    /// Still serves files.
+    fn is_alive(&mut self) {
+        std::fs::write(self.path().join("alive"), "12345").unwrap();
+        assert_eq!(self.lookup(ROOT, "alive").unwrap().size, 5);
+    }
+
+    /// Offers `chain` over `request`; gives the length of the answer.
+    fn raw(&mut self, request: &[u8], chain: &[Raw]) -> u32 {
+        self.driver.set_bytes(REQUEST_AT, request);
+        self.driver.offer(1, chain);
+        self.driver.kick(1);
+        self.driver.wait_used(1).1
+    }
+}
+
+#[test]
+fn malformed_chains_fail_cleanly() {
+    for queue in [0, 1] {
+        for (name, chain) in malformed_chains() {
+            let mut guest = Guest::new();
+            guest.device.reset().unwrap();
+            guest.driver.restart();
+            guest
+                .device
+                .activate(guest.driver.activation(guest.device.features()))
+                .unwrap();
+            guest.driver.offer_raw(queue, &chain);
+            guest.driver.kick(queue);
+            guest.driver.wait_used_or_reset(queue);
+            guest.restart();
+            guest.is_alive();
+            assert!(
+                guest.driver.reports.try_recv().is_err(),
+                "{name} stopped the device"
+            );
+        }
+    }
+}
+
+#[test]
+fn requests_that_are_none_are_refused() {
+    let mut guest = Guest::new();
+    let request = guest.request(GETATTR, ROOT, &Body::default().u64(0).u64(0));
+    let length = request.len() as u32;
+    let reply = writable(REPLY_AT, 4096);
+    for (name, chain, answered) in [
+        ("no reply buffer", vec![readable(REQUEST_AT, length)], 0),
+        (
+            "a reply buffer of 15 bytes",
+            vec![readable(REQUEST_AT, length), writable(REPLY_AT, 15)],
+            0,
+        ),
+        ("half a header", vec![readable(REQUEST_AT, 20), reply], 0),
+        (
+            "a header alone",
+            vec![readable(REQUEST_AT, 40), reply],
+            OUT_HEADER as u32,
+        ),
+        (
+            "no room for attributes",
+            vec![readable(REQUEST_AT, length), writable(REPLY_AT, 16)],
+            OUT_HEADER as u32,
+        ),
+        ("only a reply buffer", vec![reply], 0),
+    ] {
+        assert_eq!(guest.raw(&request, &chain), answered, "{name}");
+        if answered != 0 {
+            assert_eq!(
+                u32_at(&guest.driver.bytes(REPLY_AT, 16), 4).cast_signed(),
+                -libc::EINVAL,
+                "{name}"
+            );
+        }
+        guest.is_alive();
+    }
+}
+
+#[test]
+fn every_operation_survives_an_empty_and_a_garbage_body() {
+    let mut prng = Prng(0xf05e);
+    for opcode in 0..60_u32 {
+        let mut guest = Guest::new();
+        let random: Vec<u8> = (0..200).map(|_| prng.next() as u8).collect();
+        for body in [vec![], vec![0xff; 200], vec![0; 200], random] {
+            for nodeid in [ROOT, 0, 12345, u64::MAX] {
+                let request = guest.request(opcode, nodeid, &Body(body.clone()));
+                let length = request.len() as u32;
+                for room in [0, 8, 16, 64, 8192] {
+                    guest.raw(
+                        &request,
+                        &[readable(REQUEST_AT, length), writable(REPLY_AT, room)],
+                    );
+                }
+            }
+        }
+        guest.restart();
+        guest.is_alive();
+    }
+}
+
+#[test]
+fn numbers_beyond_every_limit_are_refused() {
+    let mut guest = Guest::new();
+    std::fs::write(guest.path().join("file"), "data").unwrap();
+    let file = guest.lookup(ROOT, "file").unwrap().nodeid;
+    let handle = u64_at(&guest.ask(14, file, Body::default().u32(2).u32(0)).unwrap(), 0);
+    let directory = u64_at(&guest.ask(27, ROOT, Body::default().u32(0).u32(0)).unwrap(), 0);
+    let at = |offset: u64, size: u32| {
+        Body::default()
+            .u64(handle)
+            .u64(offset)
+            .u32(size)
+            .u32(0)
+            .u64(0)
+            .u64(0)
+    };
+    for offset in [1 << 63, u64::MAX, u64::MAX - 4096] {
+        assert_eq!(
+            guest.ask(15, file, at(offset, 10)).unwrap_err(),
+            libc::EINVAL,
+            "read"
+        );
+        assert_eq!(
+            guest.ask(16, file, at(offset, 4).bytes(b"data")).unwrap_err(),
+            libc::EINVAL,
+            "write"
+        );
+        let body = Body::default().u64(handle).u64(offset).u64(10).u32(0).u32(0);
+        assert_eq!(guest.ask(43, file, body).unwrap_err(), libc::EINVAL, "fallocate");
+        // FATTR_SIZE
+        let body = Body::default().u32(8).u32(0).u64(0).u64(offset).bytes(&[0; 64]);
+        assert_eq!(guest.ask(4, file, body).unwrap_err(), libc::EINVAL, "truncate");
+    }
+    assert!(
+        guest
+            .ask(16, file, at(i64::MAX as u64, 4).bytes(b"data"))
+            .is_err(),
+        "write at the end of offsets"
+    );
+    let body = Body::default()
+        .u64(directory)
+        .u64(0)
+        .u32(u32::MAX)
+        .u32(0)
+        .u64(0)
+        .u64(0);
+    let listed = guest.ask(28, ROOT, body);
+    assert!(
+        listed.is_ok() || listed == Err(libc::ENOMEM),
+        "readdir: {listed:?}"
+    );
+    let forget = guest.ask(42, ROOT, Body::default().u32(u32::MAX).u32(0));
+    assert_eq!(forget.unwrap_err(), libc::ENOMEM, "batch forget");
+    for flags in [libc::O_CREAT, libc::O_PATH, libc::O_TMPFILE] {
+        let body = Body::default().u32((flags | libc::O_RDWR).cast_unsigned()).u32(0);
+        assert_eq!(
+            guest.ask(14, ROOT, body).unwrap_err(),
+            libc::EINVAL,
+            "open with {flags:#o}"
+        );
+    }
+    guest.is_alive();
+}
+
+#[test]
+fn names_lead_nowhere_else() {
+    let mut guest = Guest::new();
+    let inside = guest.path().join("inside");
+    std::fs::create_dir(&inside).unwrap();
+    std::fs::write(guest.path().join("outside"), "x").unwrap();
+    let nodeid = guest.lookup(ROOT, "inside").unwrap().nodeid;
+    for name in [
+        "..",
+        ".",
+        "",
+        "../outside",
+        "/etc/passwd",
+        "a/b",
+        "../../../../etc",
+    ] {
+        assert_eq!(
+            guest.lookup(nodeid, name).unwrap_err(),
+            libc::EINVAL,
+            "lookup {name}"
+        );
+        let unlinked = guest.ask(10, nodeid, Body::default().name(name));
+        assert_eq!(unlinked.unwrap_err(), libc::EINVAL, "unlink {name}");
+        let made = guest.ask(9, nodeid, Body::default().u32(0o755).u32(0).name(name));
+        assert_eq!(made.unwrap_err(), libc::EINVAL, "mkdir {name}");
+        let body = Body::default().u64(nodeid).name("new").name(name);
+        assert_eq!(
+            guest.ask(12, ROOT, body).unwrap_err(),
+            libc::EINVAL,
+            "rename to {name}"
+        );
+    }
+    std::os::unix::fs::symlink("/etc", inside.join("link")).unwrap();
+    let link = guest.lookup(nodeid, "link").unwrap();
+    assert_eq!(link.mode & libc::S_IFMT, libc::S_IFLNK);
+    assert!(guest.lookup(link.nodeid, "passwd").is_err());
+    assert!(guest.ask(27, link.nodeid, Body::default().u32(0).u32(0)).is_err());
+    assert!(guest.path().join("outside").exists());
+}
+
+#[test]
+fn random_requests_neither_hang_nor_kill_it() {
+    let mut prng = Prng(0x1234_5678);
+    let mut guest = Guest::new();
+    for round in 0..6000 {
+        let opcode = prng.below(54) as u32;
+        let mut body = Vec::new();
+        for _ in 0..prng.below(120) {
+            body.push(if prng.below(3) == 0 {
+                prng.next() as u8
+            } else {
+                prng.below(3) as u8
+            });
+        }
+        let nodeid = prng.below(6);
+        let mut request = guest.request(opcode, nodeid, &Body(body));
+        if prng.below(4) == 0 {
+            let at = prng.below(request.len() as u64) as usize;
+            request[at] = prng.next() as u8;
+        }
+        guest.driver.set_bytes(REQUEST_AT, &request);
+        let length = request.len() as u32;
+        let chain = match prng.below(4) {
+            0 => vec![readable(REQUEST_AT, length), prng.descriptor(), prng.descriptor()],
+            1 => vec![
+                readable(REQUEST_AT, prng.below(u64::from(length)) as u32),
+                writable(REPLY_AT, 4096),
+            ],
+            _ => vec![
+                readable(REQUEST_AT, length),
+                writable(REPLY_AT, prng.below(8192) as u32),
+            ],
+        };
+        let queue = usize::from(prng.below(4) != 0);
+        guest.driver.offer(queue, &chain);
+        guest.driver.kick(queue);
+        let broken = guest.driver.wait_used_or_reset(queue);
+        while guest.driver.take_used(queue).is_some() {}
+        if broken || round % 1024 == 1023 {
+            guest.restart();
+        }
+    }
+    guest.restart();
+    guest.is_alive();
+    assert!(guest.driver.reports.try_recv().is_err());
+}
