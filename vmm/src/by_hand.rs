@@ -10,11 +10,12 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use nacre_protocol::control::Outcome;
+use nacre_protocol::guest::SHARED_TAG;
 use nacre_protocol::vsock::AGENT_PORT;
 use nacre_vmm::config::{Config, ConsoleTo};
 use nacre_vmm::jail::{self, Confinement, ThreadKind, Violation};
 use nacre_vmm::machine::{self, Failure, Resources, Sources};
-use nacre_vmm::virtio::vsock;
+use nacre_vmm::virtio::{fs, vsock};
 use nacre_vmm::watch::{End, Wait, watch};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -100,7 +101,28 @@ fn resources(arguments: &ByHand, host: Listener) -> anyhow::Result<Resources> {
                 host: Box::new(host),
                 listener,
             },
+            files: arguments
+                .share
+                .as_deref()
+                .map(|share| files(share, arguments.no_jail))
+                .transpose()?,
         },
+    })
+}
+
+/// The shared directory is the root of the jail.
+fn files(share: &Path, no_jail: bool) -> anyhow::Result<fs::Config> {
+    let root = if no_jail {
+        share
+            .canonicalize()
+            .with_context(|| format!("the shared directory {}", share.display()))?
+    } else {
+        "/".into()
+    };
+    Ok(fs::Config {
+        tag: SHARED_TAG.to_owned(),
+        root,
+        prepared: fs::Prepared::before_jail().context("opening /proc/self/fd")?,
     })
 }
 
@@ -108,7 +130,7 @@ fn confinement(arguments: &ByHand) -> anyhow::Result<Confinement> {
     if arguments.no_jail {
         return Ok(Confinement::none());
     }
-    jail::enter(None).context("use --no-jail to run without")?;
+    jail::enter(arguments.share.as_deref()).context("use --no-jail to run without")?;
     let violation = if arguments.log_calls {
         Violation::Log
     } else {

@@ -53,6 +53,9 @@ struct ByHand {
     /// Connect the guest's serial console to this terminal, with all of the kernel's messages.
     #[arg(long)]
     console: bool,
+    /// A directory for the guest, which mounts it as virtiofs with the tag "nacre".
+    #[arg(long, value_name = "DIR")]
+    share: Option<PathBuf>,
     /// A socket to make: who connects and writes "CONNECT <port>" reaches that vsock port of the guest.
     #[arg(long, value_name = "PATH")]
     vsock_uds: Option<PathBuf>,

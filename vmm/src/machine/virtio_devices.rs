@@ -9,6 +9,7 @@ use crate::jail::Confinement;
 use crate::kvm::Vm;
 use crate::kvm::vcpu::Board;
 use crate::transport::mmio::{MmioTransport, QUEUE_NOTIFY, Wires};
+use crate::virtio::fs::{self, Fs};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{self, Vsock};
 use crate::virtio::{Env, Memory, Report, VirtioDevice};
@@ -17,6 +18,8 @@ use crate::virtio::{Env, Memory, Report, VirtioDevice};
 pub struct Sources {
     /// Where the guest's connections go.
     pub vsock: vsock::Config,
+    /// The tree that the guest shares; by hand there may be none.
+    pub files: Option<fs::Config>,
 }
 
 /// What every device's worker gets: its jail, and whom it tells of its end.
@@ -34,10 +37,14 @@ pub(super) fn env(confinement: &Confinement, ending: &Ending) -> Env {
 
 /// Makes the devices, in the order of their windows.
 pub(super) fn make(env: &Env, sources: Sources) -> Result<Vec<Box<dyn VirtioDevice>>, Error> {
-    Ok(vec![
+    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
         Box::new(Vsock::new(sources.vsock, env)?),
         Box::new(Rng::new(env)?),
-    ])
+    ];
+    if let Some(files) = sources.files {
+        devices.push(Box::new(Fs::new(files, env)?));
+    }
+    Ok(devices)
 }
 
 /// Gives each of `devices` its place on the board; gives their number.
