@@ -1,3 +1,47 @@
-//! Not written yet.
+//! `containerd-shim-nacre-v2`: what containerd runs for a pod. `start` makes the pod's directory and socket, forks the
+//! daemon and prints the address; the daemon serves the Task service and owns the pod's VM; `delete` cleans up after a
+//! daemon that is gone. Reads its arguments here and dispatches; never starts a thread or a runtime before the fork.
 
-fn main() {}
+mod arguments;
+mod bundle;
+mod cgroup;
+mod clock;
+mod command;
+mod config;
+mod container;
+mod daemon;
+mod error;
+mod guest;
+mod identity;
+mod io;
+mod log;
+mod rootfs;
+mod sandbox;
+mod service;
+mod state;
+mod sys;
+mod task_state;
+mod vm;
+
+use std::process::ExitCode;
+
+use arguments::{Action, Arguments};
+
+fn main() -> ExitCode {
+    let begun_ns = clock::monotonic_ns();
+    let outcome = Arguments::parse(std::env::args().skip(1))
+        .map_err(anyhow::Error::from)
+        .and_then(|arguments| match arguments.action {
+            Action::Version => command::info::version(),
+            Action::Info => command::info::info(),
+            Action::Start => command::start::run(arguments, begun_ns),
+            Action::Delete => command::delete::run(&arguments),
+        });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("containerd-shim-nacre-v2: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! `-v` and `-info`: what this program is. containerd 2.x gives `-info` its runtime options on standard input and reads a
+//! `containerd.types.RuntimeInfo` from standard output; there are no options of ours, so the input is not read.
+
+use std::io::Write as _;
+
+use containerd_shim_protos::protobuf::Message as _;
+use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+
+/// The runtime's name in containerd.
+const NAME: &str = "io.containerd.nacre.v2";
+
+/// Prints the version.
+pub fn version() -> anyhow::Result<()> {
+    println!("containerd-shim-nacre-v2:");
+    println!("  Version:  {}", env!("CARGO_PKG_VERSION"));
+    println!("  Build:    {}", nacre_protocol::BUILD_ID);
+    Ok(())
+}
+
+/// Prints the message.
+pub fn info() -> anyhow::Result<()> {
+    let version = RuntimeVersion {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        revision: nacre_protocol::BUILD_ID.to_owned(),
+        ..Default::default()
+    };
+    let info = RuntimeInfo {
+        name: NAME.to_owned(),
+        version: Some(version).into(),
+        ..Default::default()
+    };
+    std::io::stdout().write_all(&info.write_to_bytes()?)?;
+    Ok(())
+}

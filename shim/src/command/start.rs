@@ -1,0 +1,102 @@
+//! `start`: makes the pod's directory and socket, forks the daemon, prints the address. It is on the way of every
+//! container, so it does the least: no runtime, no configuration, no thread.
+
+use std::io::Write as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use anyhow::{Context as _, bail};
+
+use crate::arguments::Arguments;
+use crate::command::delete;
+use crate::daemon;
+use crate::identity::{self, Identity};
+use crate::state;
+use crate::sys;
+
+/// Runs the command; `begun_ns` is when containerd executed it.
+pub fn run(arguments: Arguments, begun_ns: u64) -> anyhow::Result<()> {
+    let bundle = std::env::current_dir().context("working directory")?;
+    let spec = std::fs::read(identity::config_json(&bundle)).unwrap_or_default();
+    if let Some(sandbox) = identity::sandbox_of(&spec).filter(|sandbox| *sandbox != arguments.id) {
+        return join(&arguments, &sandbox);
+    }
+    let identity = Identity::new(&arguments.address, &arguments.namespace, &arguments.id, bundle);
+    make_room(&identity)?;
+    let directory = identity.directory();
+    state::make_directory(&directory)?;
+    let socket = identity.socket();
+    let listener = UnixListener::bind(&socket).with_context(|| format!("binding {}", socket.display()))?;
+    let address = identity.socket_address();
+    let start = daemon::Start {
+        identity,
+        listener,
+        containerd: Some(nix::unistd::getppid()),
+        begun_ns,
+    };
+    sys::fork_into(move || daemon::run(start)).context("forking the daemon")?;
+    print(&address)
+}
+
+/// A container of a pod that is there: its shim is the sandbox's.
+fn join(arguments: &Arguments, sandbox: &str) -> anyhow::Result<()> {
+    let identity = Identity::new(
+        &arguments.address,
+        &arguments.namespace,
+        sandbox,
+        Default::default(),
+    );
+    if !identity.socket().exists() {
+        bail!(
+            "container {} belongs to sandbox {sandbox}, which has no shim at {}",
+            arguments.id,
+            identity.socket().display()
+        );
+    }
+    print(&identity.socket_address())
+}
+
+/// What an earlier pod of the same name left goes, unless it lives.
+fn make_room(identity: &Identity) -> anyhow::Result<()> {
+    if !identity.directory().exists() {
+        return Ok(());
+    }
+    if UnixStream::connect(identity.socket()).is_ok() {
+        bail!(
+            "a shim for {} in namespace {} already exists",
+            identity.id,
+            identity.namespace
+        );
+    }
+    delete::clean_up(identity).context("removing what an earlier pod of this name left")?;
+    Ok(())
+}
+
+fn print(address: &str) -> anyhow::Result<()> {
+    let text = answer(address, std::env::var("MAX_SHIM_VERSION").ok().as_deref());
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+/// The address alone is what every containerd understands (it then speaks task.v2); one that says so gets version 3.
+fn answer(address: &str, max_version: Option<&str>) -> String {
+    match max_version.and_then(|version| version.parse::<u32>().ok()) {
+        Some(3..) => serde_json::json!({"version": 3, "address": address, "protocol": "ttrpc"}).to_string(),
+        _ => address.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_containerd_gets_the_form_that_it_reads() {
+        assert_eq!(answer("unix:///s", None), "unix:///s");
+        assert_eq!(answer("unix:///s", Some("2")), "unix:///s");
+        let json = answer("unix:///s", Some("3"));
+        assert!(
+            json.contains(r#""version":3"#) && json.contains(r#""address":"unix:///s""#),
+            "{json}"
+        );
+    }
+}

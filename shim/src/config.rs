@@ -1,0 +1,245 @@
+//! `config.toml`, read once by the daemon: `P/etc/nacre/config.toml` of the installation `P` that the running program is
+//! in, else `/etc/nacre/config.toml`, else the defaults.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// Less than this and the guest's kernel and image do not fit.
+pub const MIN_MEMORY_MIB: u32 = 64;
+/// What the guest itself takes beside a container's memory limit.
+pub const GUEST_MIB: u32 = 128;
+const MAX_MEMORY_MIB: u32 = 1024 * 1024;
+const MAX_VCPUS: u8 = 32;
+const MAX_BOOT_DEADLINE_S: u32 = 600;
+
+/// How pods of this installation are run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The guest kernel.
+    pub kernel: PathBuf,
+    /// The guest image.
+    pub initrd: PathBuf,
+    /// The VMM's program.
+    pub vmm: PathBuf,
+    /// Guest memory of a pod without limits, MiB.
+    pub memory_mib: u32,
+    /// vCPUs of a pod without limits.
+    pub vcpus: u8,
+    /// Appended to the guest's kernel command line.
+    pub kernel_params: String,
+    /// The guest's console goes to the shim's log, too.
+    pub console_to_log: bool,
+    /// How long a guest may take until its agent answers.
+    pub boot_deadline: Duration,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    kernel: Option<PathBuf>,
+    initrd: Option<PathBuf>,
+    vmm: Option<PathBuf>,
+    memory_mib: Option<u32>,
+    vcpus: Option<u8>,
+    kernel_params: Option<String>,
+    console_to_log: Option<bool>,
+    boot_deadline_s: Option<u32>,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("finding this program's own file: {0}")]
+    Program(#[source] std::io::Error),
+    #[error("{file}: {source}")]
+    Read { file: PathBuf, source: std::io::Error },
+    #[error("{file}: {reason}")]
+    Parse { file: PathBuf, reason: String },
+    #[error("{file}: {key} = {value}: {reason}")]
+    Value {
+        file: PathBuf,
+        key: &'static str,
+        value: String,
+        reason: String,
+    },
+}
+
+/// The configuration of the installation that this program is part of.
+///
+/// # Errors
+/// [`Error`] with the file and the key.
+pub fn load() -> Result<Config, Error> {
+    let program = std::fs::read_link("/proc/self/exe").map_err(Error::Program)?;
+    let prefix = program
+        .parent()
+        .and_then(Path::parent)
+        .unwrap_or(Path::new("/"))
+        .to_owned();
+    for file in [
+        prefix.join("etc/nacre/config.toml"),
+        PathBuf::from("/etc/nacre/config.toml"),
+    ] {
+        match std::fs::read_to_string(&file) {
+            Ok(text) => return parse(&text, &file, &prefix),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::Read { file, source }),
+        }
+    }
+    parse("", Path::new("config.toml"), &prefix)
+}
+
+fn parse(text: &str, file: &Path, prefix: &Path) -> Result<Config, Error> {
+    let read: File = toml::from_str(text).map_err(|error| Error::Parse {
+        file: file.to_owned(),
+        reason: error.to_string().trim_end().to_owned(),
+    })?;
+    let config = Config {
+        kernel: read.kernel.unwrap_or_else(|| prefix.join("share/nacre/vmlinux")),
+        initrd: read
+            .initrd
+            .unwrap_or_else(|| prefix.join("share/nacre/initramfs.cpio")),
+        vmm: read.vmm.unwrap_or_else(|| prefix.join("bin/nacre-vmm")),
+        memory_mib: read.memory_mib.unwrap_or(512),
+        vcpus: read.vcpus.unwrap_or(1),
+        kernel_params: read.kernel_params.unwrap_or_default(),
+        console_to_log: read.console_to_log.unwrap_or(false),
+        boot_deadline: Duration::from_secs(read.boot_deadline_s.unwrap_or(30).into()),
+    };
+    let refuse = |key, value: u64, reason: String| {
+        Err(Error::Value {
+            file: file.to_owned(),
+            key,
+            value: value.to_string(),
+            reason,
+        })
+    };
+    if config.memory_mib < MIN_MEMORY_MIB {
+        let reason = format!("too little: the guest's kernel and image need at least {MIN_MEMORY_MIB}");
+        return refuse("memory_mib", config.memory_mib.into(), reason);
+    }
+    if config.memory_mib > MAX_MEMORY_MIB {
+        return refuse(
+            "memory_mib",
+            config.memory_mib.into(),
+            format!("more than {MAX_MEMORY_MIB}"),
+        );
+    }
+    if !(1..=MAX_VCPUS).contains(&config.vcpus) {
+        return refuse("vcpus", config.vcpus.into(), format!("not in 1..={MAX_VCPUS}"));
+    }
+    let deadline = config.boot_deadline.as_secs();
+    if !(1..=u64::from(MAX_BOOT_DEADLINE_S)).contains(&deadline) {
+        return refuse(
+            "boot_deadline_s",
+            deadline,
+            format!("not in 1..={MAX_BOOT_DEADLINE_S}"),
+        );
+    }
+    Ok(config)
+}
+
+/// How large a VM is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Guest memory, MiB.
+    pub memory_mib: u32,
+    /// vCPUs.
+    pub vcpus: u8,
+}
+
+impl Config {
+    /// The size of a pod's VM: what its limits say and what the guest needs beside, else the configured size.
+    #[must_use]
+    pub fn size(&self, memory_limit: Option<i64>, cpu_quota: Option<i64>, cpu_period: Option<u64>) -> Size {
+        let memory_mib = memory_limit
+            .and_then(|bytes| u64::try_from(bytes).ok())
+            .filter(|bytes| *bytes > 0)
+            .map(|bytes| bytes.div_ceil(1024 * 1024).saturating_add(GUEST_MIB.into()))
+            .map_or(self.memory_mib, |mib| {
+                u32::try_from(mib).unwrap_or(u32::MAX).min(MAX_MEMORY_MIB)
+            });
+        let vcpus = match (
+            cpu_quota.and_then(|quota| u64::try_from(quota).ok()),
+            cpu_period.unwrap_or(100_000),
+        ) {
+            (Some(quota), period) if quota > 0 && period > 0 => u8::try_from(quota.div_ceil(period))
+                .unwrap_or(MAX_VCPUS)
+                .clamp(1, MAX_VCPUS),
+            _ => self.vcpus,
+        };
+        Size { memory_mib, vcpus }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, Error> {
+        parse(text, Path::new("/p/etc/nacre/config.toml"), Path::new("/p"))
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_installation_s_own() {
+        let config = read("").unwrap();
+        assert_eq!(config.kernel, Path::new("/p/share/nacre/vmlinux"));
+        assert_eq!(config.vmm, Path::new("/p/bin/nacre-vmm"));
+        assert_eq!((config.memory_mib, config.vcpus), (512, 1));
+        assert_eq!(config.boot_deadline, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn an_error_names_file_and_key() {
+        for (text, words) in [
+            (
+                "memory_mb = 512\n",
+                &["config.toml", "memory_mb", "line 1"] as &[&str],
+            ),
+            ("memory_mib = 8\n", &["config.toml", "memory_mib", "8", "64"]),
+            ("vcpus = 0\n", &["config.toml", "vcpus = 0"]),
+            ("vcpus = 'two'\n", &["config.toml", "vcpus"]),
+            ("boot_deadline_s = 0\n", &["config.toml", "boot_deadline_s"]),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            for word in words {
+                assert!(error.contains(word), "{text:?}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn limits_decide_the_size() {
+        let config = read("").unwrap();
+        assert_eq!(
+            config.size(None, None, None),
+            Size {
+                memory_mib: 512,
+                vcpus: 1
+            }
+        );
+        assert_eq!(
+            config.size(Some(64 << 20), Some(50_000), Some(100_000)),
+            Size {
+                memory_mib: 192,
+                vcpus: 1
+            }
+        );
+        assert_eq!(
+            config.size(Some(1), Some(250_000), None),
+            Size {
+                memory_mib: 129,
+                vcpus: 3
+            }
+        );
+        assert_eq!(
+            config.size(Some(-1), Some(-1), Some(0)),
+            Size {
+                memory_mib: 512,
+                vcpus: 1
+            }
+        );
+        assert_eq!(config.size(Some(i64::MAX), Some(i64::MAX), Some(1)).vcpus, 32);
+    }
+}

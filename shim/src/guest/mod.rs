@@ -1,0 +1,192 @@
+//! The agent, as the shim talks to it: a ttrpc client on the one stream that the agent opened. Calls that a healthy
+//! agent answers at once have a deadline; a lost stream is told apart from an answer. Never dials, never retries.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use nacre_protocol::agent::{
+    AgentClient, ContainerRef, CreateContainerRequest, KillProcessRequest, ProcessRef, SetupRequest,
+    SetupResponse, Stdio,
+};
+use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::transport::Socket;
+use ttrpc::context::{Context, with_duration};
+
+use crate::clock;
+use crate::error::{Error, StepFailed};
+
+/// Until an answer must have come. Emulated hosts take seconds for what others do in milliseconds.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Why a call was not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallError {
+    /// The agent says no.
+    Answer(ttrpc::Code, String),
+    /// The stream is lost, most likely with the VM.
+    Lost(String),
+}
+
+impl CallError {
+    /// As containerd is told; `step` names what was being done where the agent did not answer.
+    pub fn into_error(self, step: &str) -> Error {
+        match self {
+            Self::Answer(code, message) => Error::Guest { code, message },
+            Self::Lost(reason) => StepFailed {
+                step: step.into(),
+                reason,
+                hint: None,
+                console: Vec::new(),
+            }
+            .into(),
+        }
+    }
+}
+
+impl From<ttrpc::Error> for CallError {
+    fn from(error: ttrpc::Error) -> Self {
+        match error {
+            ttrpc::Error::RpcStatus(status) => Self::Answer(status.code(), status.message),
+            lost @ (ttrpc::Error::Socket(_)
+            | ttrpc::Error::Nix(_)
+            | ttrpc::Error::LocalClosed
+            | ttrpc::Error::RemoteClosed
+            | ttrpc::Error::Eof
+            | ttrpc::Error::Others(_)) => Self::Lost(format!("the agent's stream: {lost}")),
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// 0..255.
+    pub status: u32,
+    /// Nanoseconds since the epoch.
+    pub at_ns: i64,
+}
+
+/// A guest whose agent has dialled in.
+#[derive(Clone)]
+pub struct Guest {
+    client: AgentClient,
+}
+
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Guest")
+    }
+}
+
+fn reference(container_id: &str) -> ContainerRef {
+    ContainerRef {
+        container_id: container_id.to_owned(),
+        ..Default::default()
+    }
+}
+
+fn init_of(container_id: &str) -> ProcessRef {
+    ProcessRef {
+        container_id: container_id.to_owned(),
+        ..Default::default()
+    }
+}
+
+fn soon() -> Context {
+    with_duration(DEADLINE)
+}
+
+impl Guest {
+    /// Takes over the stream that the agent opened.
+    ///
+    /// # Errors
+    /// Where the descriptor is no Unix socket that can be waited on.
+    pub fn new(stream: OwnedFd) -> std::io::Result<Self> {
+        let socket = Socket::try_from(UnixStream::from(stream))?;
+        Ok(Self {
+            client: AgentClient::new(Client::new(socket)),
+        })
+    }
+
+    /// The first call: builds are compared, the guest learns the time and its name.
+    ///
+    /// # Errors
+    /// [`CallError`], with FAILED_PRECONDITION where the builds differ.
+    pub async fn setup(&self, hostname: &str) -> Result<SetupResponse, CallError> {
+        let request = SetupRequest {
+            build_id: nacre_protocol::BUILD_ID.to_owned(),
+            realtime_ns: clock::realtime_ns(),
+            hostname: hostname.to_owned(),
+            ..Default::default()
+        };
+        Ok(self.client.setup(soon(), &request).await?)
+    }
+
+    /// Makes a container whose init waits at its gate; gives its pid in the guest.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn create(&self, id: &str, spec: Vec<u8>, stdio: Stdio) -> Result<u32, CallError> {
+        let request = CreateContainerRequest {
+            container_id: id.to_owned(),
+            spec,
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        };
+        Ok(self.client.create_container(soon(), &request).await?.pid)
+    }
+
+    /// Opens the gate.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn start(&self, id: &str) -> Result<(), CallError> {
+        self.client.start_container(soon(), &reference(id)).await?;
+        Ok(())
+    }
+
+    /// Waits for the end of a container's init, however long it takes.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn wait(&self, id: &str) -> Result<Exit, CallError> {
+        let exit = self.client.wait_process(Context::default(), &init_of(id)).await?;
+        Ok(Exit {
+            status: exit.exit_status,
+            at_ns: exit.exited_at_ns,
+        })
+    }
+
+    /// Sends a signal to a container's init, or to all in it.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn kill(&self, id: &str, signal: u32, all: bool) -> Result<(), CallError> {
+        let request = KillProcessRequest {
+            process: Some(init_of(id)).into(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        self.client.kill_process(soon(), &request).await?;
+        Ok(())
+    }
+
+    /// The processes in a container, as the guest numbers them.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn pids(&self, id: &str) -> Result<Vec<u32>, CallError> {
+        Ok(self.client.list_pids(soon(), &reference(id)).await?.pids)
+    }
+
+    /// Removes a stopped container.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn delete(&self, id: &str) -> Result<(), CallError> {
+        self.client.delete_container(soon(), &reference(id)).await?;
+        Ok(())
+    }
+}

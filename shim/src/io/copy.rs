@@ -1,0 +1,111 @@
+//! Copies between a FIFO and a vsock stream's socket: splice(2), so that bytes stay in the kernel; to a plain file by
+//! read and write. Each ends with the end of its source.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::pipe::{SpliceFlags, splice};
+use tokio::io::unix::AsyncFd;
+
+use crate::sys;
+
+/// Most bytes of one splice: what a FIFO holds.
+const CHUNK: usize = 64 * 1024;
+/// Splices in a row before others have their turn.
+const TURN: usize = 16;
+
+/// FIFO to guest; the guest then reads the end of the stream.
+pub async fn fifo_to_stream(fifo: OwnedFd, stream: OwnedFd) -> io::Result<()> {
+    let (from, to) = (watch(fifo)?, watch(stream)?);
+    splice_all(&from, &to).await?;
+    UnixStream::from(to.into_inner()).shutdown(Shutdown::Write)
+}
+
+/// Guest to FIFO.
+pub async fn stream_to_fifo(stream: OwnedFd, fifo: OwnedFd) -> io::Result<()> {
+    splice_all(&watch(stream)?, &watch(fifo)?).await
+}
+
+/// Guest to file.
+pub async fn stream_to_file(stream: OwnedFd, mut file: File) -> io::Result<()> {
+    let from = watch(stream)?;
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let mut ready = from.readable().await?;
+        match ready.try_io(|from| Ok(rustix::io::read(from.get_ref(), &mut buffer)?)) {
+            Ok(Ok(0)) => return Ok(()),
+            Ok(Ok(length)) => file.write_all(buffer.get(..length).unwrap_or_default())?,
+            Ok(Err(error)) => return Err(error),
+            Err(_would_block) => {}
+        }
+    }
+}
+
+fn nonblocking(fd: OwnedFd) -> io::Result<OwnedFd> {
+    let flags = rustix::fs::fcntl_getfl(&fd)?;
+    rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
+    Ok(fd)
+}
+
+fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    sys::watch(nonblocking(fd)?)
+}
+
+/// Whether `fd` has one of `events` now, or its end.
+fn is_ready(fd: &impl AsFd, events: PollFlags) -> io::Result<bool> {
+    let mut fds = [PollFd::new(fd, events)];
+    Ok(poll(&mut fds, Some(&Timespec::default()))? > 0)
+}
+
+async fn splice_all(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    loop {
+        // A FIFO that nobody has opened for writing yet reads as ended: only what epoll says counts.
+        let mut source = from.readable().await?;
+        if splice_turn(from.get_ref(), to.get_ref())? == Turn::Ended {
+            return Ok(());
+        }
+        // EAGAIN does not say whose. Readiness was taken before the look, so that a change since is not lost.
+        if !is_ready(from.get_ref(), PollFlags::IN)? {
+            source.clear_ready();
+            continue;
+        }
+        drop(source);
+        let mut sink = to.writable().await?;
+        if !is_ready(to.get_ref(), PollFlags::OUT)? {
+            sink.clear_ready();
+        }
+        drop(sink);
+        tokio::task::yield_now().await;
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    Ended,
+    Blocked,
+}
+
+fn splice_turn(from: &OwnedFd, to: &OwnedFd) -> io::Result<Turn> {
+    for _ in 0..TURN {
+        match splice(
+            from,
+            None,
+            to,
+            None,
+            CHUNK,
+            SpliceFlags::NONBLOCK | SpliceFlags::MOVE,
+        ) {
+            Ok(0) => return Ok(Turn::Ended),
+            Ok(_) => {}
+            Err(Errno::AGAIN) => return Ok(Turn::Blocked),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Turn::Blocked)
+}

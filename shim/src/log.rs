@@ -1,0 +1,100 @@
+//! The shim's log: lines in containerd's own form on standard error, which the daemon has pointed at the bundle's `log`
+//! FIFO. Never blocks: a line that does not fit into the FIFO is dropped and counted, the next one tells.
+
+use std::fmt::Display;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::clock;
+
+static ID: OnceLock<String> = OnceLock::new();
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+/// Longest line; what a guest wrote may be in it.
+const MAX_LINE: usize = 4096;
+
+/// Names the pod in every later line.
+pub fn set_id(id: &str) {
+    // A second call would be a second daemon in one process; the first name stays.
+    let _ = ID.set(id.to_owned());
+}
+
+/// What an operator may want to know.
+pub fn info(message: impl Display) {
+    line("info", &message.to_string());
+}
+
+/// What went wrong without ending anything.
+pub fn warn(message: impl Display) {
+    line("warning", &message.to_string());
+}
+
+/// What failed.
+pub fn error(message: impl Display) {
+    line("error", &message.to_string());
+}
+
+fn line(level: &str, message: &str) {
+    if cfg!(test) {
+        return;
+    }
+    let dropped = DROPPED.swap(0, Ordering::Relaxed);
+    let note = if dropped > 0 {
+        format!(" dropped={dropped}")
+    } else {
+        String::new()
+    };
+    let text = format_line(level, message, ID.get().map_or("", String::as_str)) + &note + "\n";
+    if rustix::io::write(rustix::stdio::stderr(), text.as_bytes()).is_err() {
+        DROPPED.fetch_add(dropped + 1, Ordering::Relaxed);
+    }
+}
+
+fn format_line(level: &str, message: &str, id: &str) -> String {
+    let message: String = message.chars().take(MAX_LINE).collect();
+    format!(
+        "time=\"{}\" level={level} msg={message:?} id={id:?} runtime=nacre",
+        utc(clock::realtime().as_secs())
+    )
+}
+
+/// `seconds` since the epoch as RFC 3339 in UTC (days to a civil date by the usual 400-year era arithmetic).
+fn utc(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_index = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_index + 2) / 5 + 1;
+    let month = if month_index < 10 {
+        month_index + 3
+    } else {
+        month_index - 9
+    };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_right() {
+        assert_eq!(utc(0), "1970-01-01T00:00:00Z");
+        assert_eq!(utc(951_827_696), "2000-02-29T12:34:56Z");
+        assert_eq!(utc(1_798_761_599), "2026-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn a_message_stays_on_its_line() {
+        let line = format_line("info", "a\nb \"c\"", "x");
+        assert!(!line.contains('\n'));
+        assert!(line.contains(r#"msg="a\nb \"c\"" id="x""#), "{line}");
+    }
+}

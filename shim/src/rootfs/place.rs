@@ -1,0 +1,46 @@
+//! Moves detached mounts to where the guest finds them: a forked helper enters the VMM's mount namespace, whose root is
+//! the tree that the guest sees, and ends.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use nix::sched::{CloneFlags, setns};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{MoveMountFlags, move_mount};
+
+use super::{Error, Placement};
+use crate::sys;
+
+/// Moves `placements` into the mount namespace of the process behind `vmm` (a pidfd).
+///
+/// # Errors
+/// [`Error`] with the place.
+pub fn place(vmm: impl AsFd, placements: &[Placement]) -> Result<(), Error> {
+    let vmm = vmm.as_fd();
+    sys::in_child(|| {
+        setns(vmm, CloneFlags::CLONE_NEWNS).map_err(|error| format!("setns: {error}"))?;
+        placements.iter().try_for_each(|placement| {
+            put(placement).map_err(|error| format!("/{}: {error}", placement.target.display()))
+        })
+    })
+    .map_err(Error::Child)?
+    .map_err(Error::Place)
+}
+
+fn put(placement: &Placement) -> std::io::Result<()> {
+    let target = Path::new("/").join(&placement.target);
+    if placement.is_directory {
+        std::fs::create_dir_all(&target)?;
+    } else {
+        std::fs::create_dir_all(target.parent().unwrap_or(Path::new("/")))?;
+        rustix::fs::open(
+            &target,
+            OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::from(0o644),
+        )?;
+    }
+    for mount in &placement.mounts {
+        move_mount(mount, "", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    }
+    Ok(())
+}

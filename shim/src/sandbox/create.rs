@@ -1,0 +1,223 @@
+//! The way of a container into the guest: planned and opened at once, so that a spec that can't be honoured is refused
+//! without waiting; then, in a task of its own, mounted, placed when the VMM's namespace is there, and created when the
+//! agent is.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nacre_protocol::agent::Stdio;
+use tokio::sync::{mpsc, watch};
+
+use super::{Event, Progress, Sandbox, failed};
+use crate::bundle::{self, Plan};
+use crate::clock;
+use crate::container::{Container, Reply, Request, answer};
+use crate::error::{Error, StepFailed};
+use crate::guest::{CallError, Guest};
+use crate::identity;
+use crate::io::Streams;
+use crate::rootfs;
+use crate::service::publisher::Notice;
+use crate::task_state::Input;
+
+/// A lost stream is most likely a VM that ends: its reason is worth this wait.
+const END_DEADLINE: Duration = Duration::from_secs(5);
+
+impl Sandbox {
+    pub(super) fn create(&mut self, request: Request, reply: Reply<u32>) {
+        match self.begin_create(&request) {
+            Ok((streams, job)) => {
+                let pid = self.vm.as_ref().map_or(0, |vm| vm.pid());
+                let id = request.id.clone();
+                self.containers
+                    .insert(id, Container::new(request, pid, streams, reply));
+                let queue = self.queue.clone();
+                tokio::spawn(async move {
+                    let id = job.id.clone();
+                    let result = job.run().await;
+                    // The owner is gone only with the shim.
+                    let _ = queue.send(Event::Created(id, result)).await;
+                });
+            }
+            Err(error) => {
+                crate::log::error(format_args!("create {}: {error}", request.id));
+                answer(reply, Err(error));
+            }
+        }
+    }
+
+    fn begin_create(&mut self, request: &Request) -> Result<(Streams, Job), Error> {
+        check_id(&request.id)?;
+        if self.closing {
+            return Err(Error::Closing);
+        }
+        if self.containers.contains_key(&request.id) {
+            return Err(Error::Exists(request.id.clone()));
+        }
+        self.recorder.step("create called", clock::monotonic_ns());
+        let file = identity::config_json(&request.bundle);
+        let spec = std::fs::read(&file)
+            .map_err(|error| failed("read spec", format_args!("{}: {error}", file.display()), None))?;
+        let plan = bundle::plan(&request.id, &request.bundle, &spec, request.rootfs.clone())
+            .map_err(|error| Error::Refused(error.to_string()))?;
+        for path in &plan.unknown {
+            crate::log::warn(format_args!(
+                "{}: {path} is in no OCI specification; ignored",
+                request.id
+            ));
+        }
+        let next_port = &mut self.next_port;
+        let (streams, stdio, expected) = Streams::open(&request.paths, || {
+            let port = *next_port;
+            *next_port = port.wrapping_add(1);
+            port
+        })
+        .map_err(|error| failed("open streams", error, None))?;
+        self.ports.extend(expected);
+        let job = Job {
+            id: request.id.clone(),
+            plan,
+            stdio,
+            vmm: self.vm.as_ref().map(|vm| vm.shared_pidfd()),
+            progress: self.progress.subscribe(),
+            queue: self.queue.clone(),
+        };
+        Ok((streams, job))
+    }
+
+    pub(super) fn created(&mut self, id: &str, result: Result<u32, Error>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let reply = container.creating.take();
+        match result {
+            Ok(guest_pid) => {
+                container.advance(Input::Created);
+                self.recorder.step("container created", clock::monotonic_ns());
+                crate::log::info(format_args!("{id} created, pid {guest_pid} in the guest"));
+                self.publisher.publish(&Notice::Created {
+                    request: &container.request,
+                    pid: container.pid,
+                });
+                let pid = container.pid;
+                if let Some(reply) = reply {
+                    answer(reply, Ok(pid));
+                }
+                self.wait_in_guest(id);
+            }
+            Err(error) => {
+                crate::log::error(format_args!("create {id}: {error}"));
+                self.containers.remove(id);
+                self.recorder.write();
+                if let Some(reply) = reply {
+                    answer(reply, Err(error));
+                }
+            }
+        }
+    }
+}
+
+/// The id becomes the name of a directory.
+fn check_id(id: &str) -> Result<(), Error> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if id.is_empty() || id.starts_with('.') || !id.chars().all(plain) {
+        return Err(Error::InvalidId(id.to_owned()));
+    }
+    Ok(())
+}
+
+/// What is done for a container outside the owner.
+struct Job {
+    id: String,
+    plan: Plan,
+    stdio: Stdio,
+    vmm: Option<Arc<OwnedFd>>,
+    progress: watch::Receiver<Progress>,
+    queue: mpsc::Sender<Event>,
+}
+
+impl Job {
+    async fn run(mut self) -> Result<u32, Error> {
+        let placements = rootfs::detach(&self.id, &self.plan.rootfs, &self.plan.mounts)
+            .map_err(|error| failed("mount root file system", error, None))?;
+        self.step("host mounts made").await;
+        self.running().await?;
+        let vmm = self.vmm.take().ok_or(Error::Closing)?;
+        if let Err(error) = rootfs::place(&vmm, &placements) {
+            let step = failed("place root file system", error, None);
+            return Err(ended(&mut self.progress).await.unwrap_or(step).into());
+        }
+        drop(placements);
+        self.step("host mounts placed").await;
+        let guest = self.ready().await?;
+        let spec = std::mem::take(&mut self.plan.guest_spec);
+        match guest
+            .create(&self.id, spec, std::mem::take(&mut self.stdio))
+            .await
+        {
+            Ok(pid) => Ok(pid),
+            Err(error @ CallError::Answer(..)) => Err(error.into_error("create container")),
+            Err(error @ CallError::Lost(_)) => match ended(&mut self.progress).await {
+                Some(reason) => Err(reason.into()),
+                None => Err(error.into_error("create container")),
+            },
+        }
+    }
+
+    async fn step(&self, name: &'static str) {
+        // The owner is gone only with the shim.
+        let _ = self.queue.send(Event::Step(name, clock::monotonic_ns())).await;
+    }
+
+    async fn running(&mut self) -> Result<(), Error> {
+        match &*changed(&mut self.progress, |progress| {
+            !matches!(progress, Progress::Starting)
+        })
+        .await?
+        {
+            Progress::Ended(reason) => Err(StepFailed::clone(reason).into()),
+            Progress::Starting | Progress::Running | Progress::Ready(_) => Ok(()),
+        }
+    }
+
+    async fn ready(&mut self) -> Result<Guest, Error> {
+        let known = |progress: &Progress| matches!(progress, Progress::Ready(_) | Progress::Ended(_));
+        match &*changed(&mut self.progress, known).await? {
+            Progress::Ready(guest) => Ok(guest.clone()),
+            Progress::Ended(reason) => Err(StepFailed::clone(reason).into()),
+            Progress::Starting | Progress::Running => Err(Error::Closing),
+        }
+    }
+}
+
+async fn changed(
+    progress: &mut watch::Receiver<Progress>,
+    until: impl FnMut(&Progress) -> bool,
+) -> Result<watch::Ref<'_, Progress>, Error> {
+    progress.wait_for(until).await.map_err(|_| Error::Closing)
+}
+
+/// The reason of the VM's end, where it ends about now.
+pub(super) async fn ended(progress: &mut watch::Receiver<Progress>) -> Option<StepFailed> {
+    let end = progress.wait_for(|progress| matches!(progress, Progress::Ended(_)));
+    match &*tokio::time::timeout(END_DEADLINE, end).await.ok()?.ok()? {
+        Progress::Ended(reason) => Some(StepFailed::clone(reason)),
+        Progress::Starting | Progress::Running | Progress::Ready(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_name_directories() {
+        for good in ["a", "e2e-1_x.y", "0123456789abcdef"] {
+            assert!(check_id(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "../x", "a/b", "a b", ".hidden", "ä"] {
+            assert!(check_id(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! A pod: one VM and its containers. One task owns all of it ([`Sandbox`]); whatever happens (a call of containerd's, a
+//! word of the VMM's, an exit in the guest, a finished step) is an [`Event`] in its one queue. What takes time runs in
+//! tasks of its own that hold no state and end with an event.
+//!
+//! ```text
+//! VM: Starting ─Running─▶ Running ─agent set up─▶ Ready
+//!        └──────────────────┴───────Ended───────────┴─▶ Ended (the reason stays)
+//! ```
+
+mod calls;
+mod create;
+mod exits;
+mod timeline;
+mod vm_events;
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use nacre_protocol::agent::SetupResponse;
+use nacre_protocol::state::Pod;
+use nacre_protocol::vsock::FIRST_STREAM_PORT;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::bundle::{self, Outline};
+use crate::cgroup::Cgroup;
+use crate::clock;
+use crate::config::{self, Config};
+use crate::container::{Container, Deleted, Reply, Request};
+use crate::error::{Error, StepFailed};
+use crate::guest::{CallError, Exit, Guest};
+use crate::identity::{self, Identity};
+use crate::io::Paths;
+use crate::service::publisher::Publisher;
+use crate::task_state::TaskState;
+use crate::vm::{self, Vm};
+use timeline::Recorder;
+
+/// Events that may wait; whoever has one more waits itself (and so does the VMM, and its guest).
+const QUEUE: usize = 64;
+
+/// A task as State shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// Its bundle.
+    pub bundle: String,
+    /// Its pid for containerd.
+    pub pid: u32,
+    /// Where it stands.
+    pub state: TaskState,
+    /// Its streams.
+    pub paths: Paths,
+    /// How it ended.
+    pub exit: Option<Exit>,
+}
+
+/// A call of containerd's.
+#[derive(Debug)]
+pub enum Call {
+    Create(Request, Reply<u32>),
+    Start(String, Reply<u32>),
+    State(String, Reply<View>),
+    Wait(String, Reply<Exit>),
+    Kill {
+        id: String,
+        signal: u32,
+        all: bool,
+        reply: Reply<()>,
+    },
+    Delete(String, Reply<Deleted>),
+    CloseStdin(String, Reply<()>),
+    Pids(String, Reply<Vec<u32>>),
+    /// Ends the shim where it has no containers, or `now`.
+    Shutdown {
+        now: bool,
+        reply: Reply<()>,
+    },
+}
+
+/// Whatever happens to a pod.
+#[derive(Debug)]
+pub enum Event {
+    Call(Call),
+    Vm(vm::Event),
+    /// A step of a start, done at this monotonic time.
+    Step(&'static str, u64),
+    AgentSetUp(Box<Result<(Guest, SetupResponse), CallError>>),
+    Created(String, Result<u32, Error>),
+    Started(String, Result<(), Error>),
+    Exited(String, Exit),
+    /// All output of an ended container is written, or has had its time.
+    Drained(String),
+    /// The agent's stream is lost.
+    AgentLost(String),
+    /// The VM can't go on, for this reason.
+    Hopeless(StepFailed),
+}
+
+impl From<vm::Event> for Event {
+    fn from(event: vm::Event) -> Self {
+        Self::Vm(event)
+    }
+}
+
+/// How far the VM has come.
+#[derive(Debug, Clone)]
+pub enum Progress {
+    Starting,
+    Running,
+    Ready(Guest),
+    Ended(Arc<StepFailed>),
+}
+
+/// Hands calls to a sandbox's owner.
+#[derive(Debug, Clone)]
+pub struct Handle(mpsc::Sender<Event>);
+
+impl Handle {
+    /// Makes the call that `call` builds around the reply's address, and waits for the reply.
+    ///
+    /// # Errors
+    /// What the owner answers; [`Error::Closing`] where it is gone.
+    pub async fn call<T>(&self, call: impl FnOnce(Reply<T>) -> Call) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.0
+            .send(Event::Call(call(reply)))
+            .await
+            .map_err(|_| Error::Closing)?;
+        answer.await.map_err(|_| Error::Closing)?
+    }
+}
+
+/// The owner of a pod.
+#[derive(Debug)]
+pub struct Sandbox {
+    identity: Identity,
+    outline: Outline,
+    config: Option<Config>,
+    pod: Pod,
+    publisher: Publisher,
+    recorder: Recorder,
+    queue: mpsc::Sender<Event>,
+    progress: watch::Sender<Progress>,
+    vm: Option<Vm>,
+    cgroup: Option<Cgroup>,
+    containers: BTreeMap<String, Container>,
+    /// Ports on which the guest is expected to open a stream.
+    ports: BTreeMap<u32, oneshot::Sender<OwnedFd>>,
+    next_port: u32,
+    agent_seen: bool,
+    /// Why the VM was ended, where it was by us.
+    cause: Option<StepFailed>,
+    /// The VM is no longer wanted: its end is no failure.
+    closing: bool,
+    shutdown: Option<Reply<()>>,
+}
+
+impl Sandbox {
+    /// The sandbox of `identity`, and how to call it; `begun_ns` is when containerd executed the shim. Nothing runs yet.
+    pub fn new(
+        identity: Identity,
+        publisher: Publisher,
+        begun_ns: u64,
+    ) -> (Self, mpsc::Receiver<Event>, Handle) {
+        let (queue, events) = mpsc::channel(QUEUE);
+        let handle = Handle(queue.clone());
+        let outline = match std::fs::read(identity::config_json(&identity.bundle)) {
+            Ok(bytes) => bundle::outline(&bytes),
+            // The Sandbox API has no spec yet at this point.
+            Err(_) => Outline::default(),
+        };
+        let pod = Pod {
+            id: identity.id.clone(),
+            namespace: identity.namespace.clone(),
+            containerd_address: identity.address.clone(),
+            bundle: identity.bundle.clone(),
+            shim_pid: std::process::id(),
+            vmm_pid: None,
+            cgroup: None,
+            created: clock::realtime().as_secs(),
+            state: "creating".into(),
+        };
+        let recorder = Recorder::new(identity.directory(), begun_ns);
+        let sandbox = Self {
+            identity,
+            outline,
+            config: None,
+            pod,
+            publisher,
+            recorder,
+            queue,
+            progress: watch::channel(Progress::Starting).0,
+            vm: None,
+            cgroup: None,
+            containers: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            next_port: FIRST_STREAM_PORT,
+            agent_seen: false,
+            cause: None,
+            closing: false,
+            shutdown: None,
+        };
+        (sandbox, events, handle)
+    }
+
+    /// Starts the VM, then handles events until the shim is to end.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        if let Err(failed) = self.start_vm() {
+            self.vm_ended(failed);
+        }
+        while let Some(event) = events.recv().await {
+            self.handle(event);
+            if self.is_over() {
+                break;
+            }
+        }
+        self.clean_up();
+        if let Some(reply) = self.shutdown.take() {
+            crate::container::answer(reply, Ok(()));
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Call(call) => self.call(call),
+            Event::Vm(event) => self.vm_event(event),
+            Event::Step(name, at_ns) => self.recorder.step(name, at_ns),
+            Event::AgentSetUp(result) => self.agent_set_up(*result),
+            Event::Created(id, result) => self.created(&id, result),
+            Event::Started(id, result) => self.started(&id, result),
+            Event::Exited(id, exit) => self.exited(&id, exit),
+            Event::Drained(id) => self.drained(&id),
+            Event::AgentLost(reason) => self.agent_lost(&reason),
+            Event::Hopeless(failed) => self.end_vm(failed),
+        }
+    }
+
+    fn start_vm(&mut self) -> Result<(), StepFailed> {
+        let config = config::load().map_err(|error| failed("read configuration", error, None))?;
+        let size = config.size(
+            self.outline.memory_limit,
+            self.outline.cpu_quota,
+            self.outline.cpu_period,
+        );
+        let cgroup = Cgroup::plan(self.outline.cgroups_path.as_deref(), &self.identity.key)
+            .map_err(|error| failed("plan cgroup", error, None))?;
+        self.pod.cgroup = Some(cgroup.path().to_owned());
+        self.write_pod();
+        let started = Vm::start(&config, size, &self.identity.id, &cgroup);
+        self.cgroup = Some(cgroup);
+        let deadline = config.boot_deadline;
+        self.config = Some(config);
+        let (vm, followed) = started.map_err(|error| {
+            let hint = matches!(&error, vm::Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
+            let hint = hint.then(|| "install Nacre again, or set its place in config.toml; `nacre doctor` checks it".into());
+            failed("start VM", error, hint)
+        })?;
+        self.pod.vmm_pid = Some(vm.pid());
+        self.write_pod();
+        self.recorder.step("VMM started", clock::monotonic_ns());
+        self.vm = Some(vm);
+        tokio::spawn(vm::follow(followed, self.queue.clone()));
+        self.watch_boot(deadline);
+        Ok(())
+    }
+
+    fn write_pod(&self) {
+        if let Err(error) = crate::state::write_pod(&self.identity.directory(), &self.pod) {
+            crate::log::error(format_args!("writing the pod's state: {error}"));
+        }
+    }
+
+    /// Nothing is left to be done: the shim is to end and the VM has.
+    fn is_over(&self) -> bool {
+        self.shutdown.is_some() && self.vm.is_none()
+    }
+
+    /// What is left of the pod on the host goes: the directory with the socket is the last.
+    fn clean_up(&mut self) {
+        self.remove_cgroup();
+        if let Err(error) = crate::state::remove_directory(&self.identity.directory()) {
+            crate::log::error(format_args!("removing the pod's directory: {error}"));
+        }
+    }
+
+    fn remove_cgroup(&mut self) {
+        if let Some(cgroup) = self.cgroup.take()
+            && let Err(error) = cgroup.remove()
+        {
+            crate::log::error(format_args!("removing the pod's cgroup: {error}"));
+        }
+    }
+}
+
+fn failed(step: &str, error: impl std::fmt::Display, hint: Option<String>) -> StepFailed {
+    StepFailed {
+        step: step.into(),
+        reason: error.to_string(),
+        hint,
+        console: Vec::new(),
+    }
+}

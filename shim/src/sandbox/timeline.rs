@@ -1,0 +1,122 @@
+//! Records the steps of a pod's start and writes them where `nacre inspect` reads them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use nacre_protocol::state::{Timeline, TimelineStep};
+
+/// More steps than a start has; a VMM that sends more is not believed.
+const MAX_STEPS: usize = 128;
+
+/// The step to which the guest's own clock is tied.
+pub const DIALLED_IN: &str = "agent dialled in";
+
+/// A timeline in the making.
+#[derive(Debug)]
+pub struct Recorder {
+    directory: PathBuf,
+    begun_ns: u64,
+    timeline: Timeline,
+}
+
+impl Recorder {
+    /// Of the pod in `directory`, from `begun_ns` (monotonic).
+    pub fn new(directory: PathBuf, begun_ns: u64) -> Self {
+        Self {
+            directory,
+            begun_ns,
+            timeline: Timeline::default(),
+        }
+    }
+
+    /// `name` was done at `at_ns` (monotonic).
+    pub fn step(&mut self, name: impl Into<String>, at_ns: u64) {
+        if self.timeline.steps.len() < MAX_STEPS {
+            let done_us = at_ns.saturating_sub(self.begun_ns) / 1000;
+            self.timeline.steps.push(TimelineStep {
+                name: name.into(),
+                done_us,
+            });
+        }
+    }
+
+    /// What the guest is, and what its boot cost.
+    pub fn guest_kernel(&mut self, release: String) {
+        self.timeline.guest_kernel = Some(release);
+    }
+
+    /// What the guest did by its own clock, microseconds since its kernel's start; set against when it dialled in.
+    pub fn guest_clock(&mut self, init_started_us: u64, dialed_us: u64) {
+        let Some(dialled) = self.timeline.steps.iter().find(|step| step.name == DIALLED_IN) else {
+            return;
+        };
+        let dialled = dialled.done_us;
+        let mut guest = |name: &str, at_us: u64| {
+            let done_us = dialled.saturating_sub(dialed_us.saturating_sub(at_us));
+            self.timeline.steps.push(TimelineStep {
+                name: name.into(),
+                done_us,
+            });
+        };
+        guest("guest: kernel entered", 0);
+        guest("guest: init started", init_started_us);
+    }
+
+    /// VM exits of the boot, by kind.
+    pub fn boot_exits(&mut self, exits: BTreeMap<String, u64>) {
+        self.timeline.boot_exits = exits;
+    }
+
+    /// The timeline so far, in the order of time.
+    pub fn timeline(&self) -> Timeline {
+        let mut timeline = self.timeline.clone();
+        timeline.steps.sort_by_key(|step| step.done_us);
+        timeline
+    }
+
+    /// Writes it.
+    pub fn write(&self) {
+        if let Err(error) = crate::state::write_timeline(&self.directory, &self.timeline()) {
+            crate::log::error(format_args!("writing the timeline: {error}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_in_the_order_of_time_and_bounded() {
+        let mut recorder = Recorder::new("/".into(), 1_000_000);
+        recorder.step("b", 5_000_000);
+        recorder.step("a", 2_000_000);
+        recorder.step("early", 0);
+        let names: Vec<_> = recorder
+            .timeline()
+            .steps
+            .iter()
+            .map(|step| (step.name.clone(), step.done_us))
+            .collect();
+        assert_eq!(
+            names,
+            [("early".into(), 0), ("a".into(), 1000), ("b".into(), 4000)]
+        );
+        recorder.step(DIALLED_IN, 9_000_000);
+        recorder.guest_clock(3_000, 5_000);
+        let at = |name: &str| {
+            recorder
+                .timeline()
+                .steps
+                .iter()
+                .find(|step| step.name == name)
+                .map(|step| step.done_us)
+        };
+        assert_eq!(
+            (at("guest: kernel entered"), at("guest: init started")),
+            (Some(3_000), Some(6_000))
+        );
+        (0..1000).for_each(|_| recorder.step("x", 0));
+        assert_eq!(recorder.timeline().steps.len(), MAX_STEPS);
+    }
+}

@@ -1,0 +1,135 @@
+//! A VMM without a machine: takes its configuration, makes the mount namespace that the shim moves mounts into, and
+//! serves the agent itself. The kernel's extra parameters say how it is to behave.
+#![allow(unsafe_code, reason = "descriptor 3 is the protocol's")]
+
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::Arc;
+
+use nacre_protocol::agent::create_agent;
+use nacre_protocol::console::Writer;
+use nacre_protocol::control::{CONTROL_FD, Channel, ConfigFd, Configure, FromVmm, Outcome, Step, ToVmm};
+use nacre_protocol::vsock::AGENT_PORT;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::fake_agent::FakeAgent;
+
+pub fn main() {
+    // SAFETY: the shim hands the control socket over at this number; nothing else here uses it.
+    let channel = Channel::new(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
+    let (message, mut fds) = channel.receive::<ToVmm>().unwrap();
+    let ToVmm::Configure(configure) = message else {
+        panic!("{message:?}")
+    };
+    let mut console = Writer::new(fds.remove(ConfigFd::Console as usize).into());
+    console.write(b"Linux version of a fake\n").unwrap();
+    eprintln!("fake VMM of {}", configure.pod);
+    if behave(&channel, &configure, &mut console) {
+        return;
+    }
+    enter_namespace();
+    channel
+        .send(&FromVmm::Step(Step::now("fake step").unwrap()), &[])
+        .unwrap();
+    channel.send(&FromVmm::Running, &[]).unwrap();
+    if configure.extra_cmdline == "fake=silent" {
+        // Until the shim ends it.
+        drop(channel.receive::<ToVmm>());
+        return;
+    }
+    serve(channel, &configure);
+}
+
+/// Ends early where it is told to; whether it did.
+fn behave(channel: &Channel, configure: &Configure, console: &mut Writer) -> bool {
+    match configure.extra_cmdline.as_str() {
+        "fake=fail" => {
+            let failed = FromVmm::Failed {
+                step: "load kernel".into(),
+                error: "it has no PVH entry".into(),
+                hint: Some("build it with CONFIG_PVH".into()),
+            };
+            channel.send(&failed, &[]).unwrap();
+            true
+        }
+        "fake=panic" => {
+            channel.send(&FromVmm::Running, &[]).unwrap();
+            console.write(b"Kernel panic - not syncing: no init\n").unwrap();
+            channel.send(&FromVmm::Ended(Outcome::Panic), &[]).unwrap();
+            true
+        }
+        "fake=nonsense" => {
+            channel.send(&"Nonsense", &[]).unwrap();
+            std::thread::park();
+            true
+        }
+        _ => false,
+    }
+}
+
+fn enter_namespace() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )
+    .unwrap();
+    mount(
+        Some("none"),
+        "/mnt",
+        Some("tmpfs"),
+        MsFlags::empty(),
+        None::<&str>,
+    )
+    .unwrap();
+    nix::unistd::chdir("/mnt").unwrap();
+    nix::unistd::pivot_root(".", ".").unwrap();
+    umount2(".", MntFlags::MNT_DETACH).unwrap();
+    nix::unistd::chdir("/").unwrap();
+}
+
+fn serve(channel: Channel, configure: &Configure) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let channel = Arc::new(channel);
+    runtime.block_on(async {
+        let name = format!("nacre-fake-{}-{}", configure.pod, std::process::id());
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
+        let agents_end = UnixStream::connect_addr(&address).unwrap();
+        let listener = ttrpc::asynchronous::transport::Listener::try_from(listener).unwrap();
+        let agent = FakeAgent::new(Arc::clone(&channel), configure.extra_cmdline.clone());
+        let mut server = ttrpc::asynchronous::Server::new()
+            .add_listener(listener)
+            .register_service(create_agent(Arc::new(agent)));
+        server.start().await.unwrap();
+        channel
+            .send(
+                &FromVmm::Connection { port: AGENT_PORT },
+                &[agents_end.as_raw_fd()],
+            )
+            .unwrap();
+        drop(agents_end);
+        let control = Arc::clone(&channel);
+        tokio::task::spawn_blocking(move || {
+            while let Ok((message, _)) = control.receive::<ToVmm>() {
+                if message == ToVmm::QueryExits {
+                    control
+                        .send(&FromVmm::Exits([("io".to_owned(), 3)].into()), &[])
+                        .unwrap();
+                }
+            }
+            // The shim is gone: so is this VMM.
+            std::process::exit(0);
+        })
+        .await
+        .unwrap();
+    });
+}

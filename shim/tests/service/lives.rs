@@ -1,0 +1,393 @@
+//! Containers that live and end as they should. Each test leaves nothing behind, and looks.
+
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use containerd_shim_protos::api::{
+    CloseIORequest, ConnectRequest, ExecProcessRequest, PauseRequest, PidsRequest, StartRequest, StatsRequest,
+};
+use serde_json::json;
+use ttrpc::Code;
+
+use crate::Case;
+use crate::cases;
+use crate::pod::{Pod, refused, soon};
+
+cases![
+    a_life_and_its_events,
+    both_services_answer,
+    streams_are_byte_exact,
+    a_slow_reader_stops_the_writer,
+    an_exit_before_the_reply_to_start,
+    signals_and_statuses,
+    unknown_and_wrong_calls_have_their_codes,
+    mounts_are_placed_in_the_vmm_s_tree,
+    a_created_container_can_be_deleted,
+    containers_of_a_pod_join_its_shim,
+];
+
+async fn a_life_and_its_events() -> Result<()> {
+    let (mut pod, client) = Pod::start("life", "", &["exit", "7"]).await?;
+    ensure!(
+        pod.address.starts_with("unix:///run/nacre/") && pod.address.len() < 107 + 7,
+        "{}",
+        pod.address
+    );
+    let pid = client.create(soon(), &pod.creation()).await?.pid;
+    let recorded = pod.recorded()?;
+    ensure!(recorded.vmm_pid == Some(pid) && pid != 0, "{recorded:?}");
+    let connect = client
+        .connect(
+            soon(),
+            &ConnectRequest {
+                id: pod.id.clone(),
+                ..Default::default()
+            },
+        )
+        .await?;
+    ensure!(
+        connect.shim_pid == recorded.shim_pid && connect.task_pid == pid,
+        "{connect:?}"
+    );
+    ensure!(pod.state(&client).await?.status.value() == 1, "not created");
+    let pids = client
+        .pids(
+            soon(),
+            &PidsRequest {
+                id: pod.id.clone(),
+                ..Default::default()
+            },
+        )
+        .await?;
+    ensure!(
+        pids.processes
+            .iter()
+            .map(|process| process.pid)
+            .collect::<Vec<_>>()
+            == [7, 8]
+    );
+    let timeline = std::fs::read_to_string(format!("/run/nacre/{}/timeline.json", pod.key()))?;
+    for word in ["fake step", "agent ready", "6.1.0-nacre"] {
+        ensure!(timeline.contains(word), "{word} is not in {timeline}");
+    }
+    ensure!(pod.start_task(&client).await? == pid);
+    let exit = pod.wait(&client).await?;
+    ensure!(
+        exit.exit_status == 7 && exit.exited_at.seconds == 1_700_000_000,
+        "{exit:?}"
+    );
+    let deleted = pod.delete(&client).await?;
+    ensure!(deleted.exit_status == 7 && deleted.pid == pid, "{deleted:?}");
+    ensure!(refused(pod.state(&client).await)?.0 == Code::NOT_FOUND);
+    pod.finish(&client).await?;
+    let topics = pod.topics_until("/tasks/delete").await?;
+    ensure!(
+        topics == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"],
+        "{topics:?}"
+    );
+    Ok(())
+}
+
+async fn both_services_answer() -> Result<()> {
+    let (pod, client) = Pod::start("both", "", &["sleep"]).await?;
+    let raw = ttrpc::asynchronous::Client::connect(&pod.address).await?;
+    for version in ["v2", "v3"] {
+        let request = ttrpc::proto::Request {
+            service: format!("containerd.task.{version}.Task"),
+            method: "State".into(),
+            timeout_nano: 20_000_000_000,
+            ..Default::default()
+        };
+        let (code, message) = refused(raw.request(request).await)?;
+        ensure!(
+            code == Code::NOT_FOUND && message.contains("no task"),
+            "{version}: {message}"
+        );
+    }
+    pod.finish(&client).await
+}
+
+fn random(count: usize) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; count];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+async fn streams_are_byte_exact() -> Result<()> {
+    let (pod, client) = Pod::start("streams", "", &["cat"]).await?;
+    let (stdin, stdout) = (pod.fifo("in")?, pod.fifo("out")?);
+    let mut creation = pod.creation();
+    creation.stdin = stdin.display().to_string();
+    creation.stdout = stdout.display().to_string();
+    let reader = std::thread::spawn(move || std::fs::read(stdout));
+    client.create(soon(), &creation).await?;
+    pod.start_task(&client).await?;
+    let sent = random(8 << 20)?;
+    let bytes = sent.clone();
+    let writer = std::thread::spawn(move || std::fs::write(stdin, bytes));
+    tokio::task::spawn_blocking(move || writer.join())
+        .await?
+        .ok()
+        .context("writer")??;
+    client
+        .close_io(
+            soon(),
+            &CloseIORequest {
+                id: pod.id.clone(),
+                stdin: true,
+                ..Default::default()
+            },
+        )
+        .await?;
+    ensure!(pod.wait(&client).await?.exit_status == 0);
+    pod.delete(&client).await?;
+    let read = tokio::task::spawn_blocking(move || reader.join())
+        .await?
+        .ok()
+        .context("reader")??;
+    ensure!(read == sent, "{} bytes came of {}", read.len(), sent.len());
+    pod.finish(&client).await
+}
+
+fn private_dirty_kib(pid: u32) -> Result<u64> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = rollup
+        .lines()
+        .find(|line| line.starts_with("Private_Dirty:"))
+        .context("no Private_Dirty")?;
+    Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
+}
+
+async fn a_slow_reader_stops_the_writer() -> Result<()> {
+    let (pod, client) = Pod::start("slow", "", &["flood"]).await?;
+    let stdout = pod.fifo("out")?;
+    let mut creation = pod.creation();
+    creation.stdout = stdout.display().to_string();
+    client.create(soon(), &creation).await?;
+    let mut reader = std::fs::File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(&stdout)?;
+    pod.start_task(&client).await?;
+    let waited = tokio::time::timeout(Duration::from_millis(700), pod.wait(&client)).await;
+    ensure!(waited.is_err(), "64 MiB went into a FIFO that nobody reads");
+    let memory = private_dirty_kib(pod.recorded()?.shim_pid)?;
+    ensure!(memory < 8 * 1024, "the shim holds {memory} KiB");
+    nix::fcntl::fcntl(&reader, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty()))?;
+    let count = tokio::task::spawn_blocking(move || std::io::copy(&mut reader, &mut std::io::sink()));
+    ensure!(pod.wait(&client).await?.exit_status == 0);
+    pod.delete(&client).await?;
+    ensure!(count.await?? == 1024 * 65536);
+    pod.finish(&client).await
+}
+
+async fn an_exit_before_the_reply_to_start() -> Result<()> {
+    for round in 0..5 {
+        let (mut pod, client) = Pod::start(&format!("quick{round}"), "", &["exit-at-once"]).await?;
+        client.create(soon(), &pod.creation()).await?;
+        pod.start_task(&client).await?;
+        ensure!(pod.wait(&client).await?.exit_status == 0);
+        pod.delete(&client).await?;
+        pod.finish(&client).await?;
+        let topics = pod.topics_until("/tasks/delete").await?;
+        ensure!(
+            topics == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"],
+            "{topics:?}"
+        );
+    }
+    Ok(())
+}
+
+async fn signals_and_statuses() -> Result<()> {
+    let (pod, client) = Pod::start("signals", "", &["sleep"]).await?;
+    client.create(soon(), &pod.creation()).await?;
+    pod.start_task(&client).await?;
+    let (code, message) = refused(pod.delete(&client).await)?;
+    ensure!(
+        code == Code::FAILED_PRECONDITION && message.contains("running"),
+        "{code:?} {message}"
+    );
+    let again = client
+        .start(
+            soon(),
+            &StartRequest {
+                id: pod.id.clone(),
+                ..Default::default()
+            },
+        )
+        .await;
+    ensure!(refused(again)?.0 == Code::FAILED_PRECONDITION);
+    pod.kill(&client, libc::SIGTERM).await?;
+    ensure!(pod.wait(&client).await?.exit_status == 143);
+    let state = pod.state(&client).await?;
+    ensure!(state.status.value() == 3 && state.exit_status == 143, "{state:?}");
+    let (code, message) = refused(pod.kill(&client, libc::SIGKILL).await)?;
+    ensure!(
+        code == Code::NOT_FOUND && message.contains("already finished"),
+        "{message}"
+    );
+    pod.delete(&client).await?;
+    pod.finish(&client).await
+}
+
+async fn unknown_and_wrong_calls_have_their_codes() -> Result<()> {
+    let (pod, client) = Pod::start("codes", "", &["sleep"]).await?;
+    ensure!(refused(pod.state(&client).await)?.0 == Code::NOT_FOUND);
+    ensure!(refused(pod.kill(&client, 9).await)?.0 == Code::NOT_FOUND);
+    ensure!(refused(pod.delete(&client).await)?.0 == Code::NOT_FOUND);
+    let mut bad = pod.creation();
+    bad.id = "../x".into();
+    ensure!(refused(client.create(soon(), &bad).await)?.0 == Code::INVALID_ARGUMENT);
+    client.create(soon(), &pod.creation()).await?;
+    let (code, message) = refused(client.create(soon(), &pod.creation()).await)?;
+    ensure!(
+        code == Code::ALREADY_EXISTS && message.contains("already exists"),
+        "{message}"
+    );
+    let exec = client
+        .exec(
+            soon(),
+            &ExecProcessRequest {
+                id: pod.id.clone(),
+                ..Default::default()
+            },
+        )
+        .await;
+    let pause = client
+        .pause(
+            soon(),
+            &PauseRequest {
+                id: pod.id.clone(),
+                ..Default::default()
+            },
+        )
+        .await;
+    let stats = client
+        .stats(
+            soon(),
+            &StatsRequest {
+                id: pod.id.clone(),
+                ..Default::default()
+            },
+        )
+        .await;
+    for (name, (code, message)) in [
+        ("Exec", refused(exec)?),
+        ("Pause", refused(pause)?),
+        ("Stats", refused(stats)?),
+    ] {
+        ensure!(
+            code == Code::UNIMPLEMENTED && message.contains(name),
+            "{name}: {message}"
+        );
+    }
+    pod.delete(&client).await?;
+    pod.finish(&client).await
+}
+
+async fn mounts_are_placed_in_the_vmm_s_tree() -> Result<()> {
+    for (name, place, want) in [
+        ("bind", "rootfs", "in-the-root"),
+        ("overlay", "rootfs", "in-the-root upper-file"),
+        ("host", "mounts/0", "on-the-host"),
+    ] {
+        let mut pod = Pod::prepare(&format!("mounts-{name}"), "", |_| {}).await?;
+        let path = pod.path().to_owned();
+        let mut spec: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(path.join("bundle/config.json"))?)?;
+        spec["process"]["args"] = json!(["list", place]);
+        spec["mounts"] = json!([{"destination": "/d", "type": "bind", "source": path.join("host"), "options": ["rbind", "ro"]}]);
+        std::fs::write(path.join("bundle/config.json"), spec.to_string())?;
+        let client = pod.run_start().await?;
+        let mut creation = pod.creation();
+        if name == "overlay" {
+            let tmpfs = tempfile::tempdir_in("/dev/shm")?;
+            std::fs::create_dir(tmpfs.path().join("upper"))?;
+            std::fs::create_dir(tmpfs.path().join("work"))?;
+            std::fs::write(tmpfs.path().join("upper/upper-file"), "")?;
+            let mount = &mut creation.rootfs[0];
+            mount.type_ = "overlay".into();
+            mount.options = vec![
+                "index=off".into(),
+                format!("workdir={}/work", tmpfs.path().display()),
+                format!("upperdir={}/upper", tmpfs.path().display()),
+                format!("lowerdir={}", path.join("root").display()),
+            ];
+            list(&pod, &client, creation, want).await?;
+        } else {
+            list(&pod, &client, creation, want).await?;
+        }
+        pod.finish(&client).await?;
+    }
+    Ok(())
+}
+
+async fn list(
+    pod: &Pod,
+    client: &containerd_shim_protos::shim_async::TaskClient,
+    mut creation: containerd_shim_protos::api::CreateTaskRequest,
+    want: &str,
+) -> Result<()> {
+    creation.stdout = format!("file://{}", pod.path().join("listed").display());
+    client.create(soon(), &creation).await?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    ensure!(
+        !mounts.contains(&pod.path().display().to_string()),
+        "the host sees the mount: {mounts}"
+    );
+    pod.start_task(client).await?;
+    pod.wait(client).await?;
+    pod.delete(client).await?;
+    let listed = std::fs::read_to_string(pod.path().join("listed"))?;
+    ensure!(listed == want, "the tree has {listed:?}, not {want:?}");
+    Ok(())
+}
+
+async fn a_created_container_can_be_deleted() -> Result<()> {
+    let (pod, client) = Pod::start("created", "", &["sleep"]).await?;
+    client.create(soon(), &pod.creation()).await?;
+    let begun = Instant::now();
+    ensure!(pod.delete(&client).await?.exit_status == 137);
+    ensure!(
+        begun.elapsed() < Duration::from_secs(5),
+        "took {:?}",
+        begun.elapsed()
+    );
+    pod.finish(&client).await
+}
+
+async fn containers_of_a_pod_join_its_shim() -> Result<()> {
+    let annotate = |spec: &mut serde_json::Value, kind: &str, sandbox: &str| {
+        spec["annotations"] =
+            json!({"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": sandbox});
+    };
+    let mut pod = Pod::prepare("sandbox", "", |spec| annotate(spec, "sandbox", "sandbox")).await?;
+    let client = pod.run_start().await?;
+    client.create(soon(), &pod.creation()).await?;
+    let mut spec: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(pod.path().join("bundle/config.json"))?)?;
+    annotate(&mut spec, "container", "sandbox");
+    let other = pod.path().join("bundle2");
+    std::fs::create_dir(&other)?;
+    std::fs::write(other.join("config.json"), spec.to_string())?;
+    let started = std::process::Command::new(pod.path().join("bin/containerd-shim-nacre-v2"))
+        .args([
+            "-namespace",
+            "test",
+            "-address",
+            &pod.path().join("containerd.sock").display().to_string(),
+        ])
+        .args(["-id", "inner", "start"])
+        .current_dir(&other)
+        .env("MAX_SHIM_VERSION", "3")
+        .output()?;
+    let answer: serde_json::Value = serde_json::from_slice(&started.stdout)?;
+    ensure!(
+        answer["address"] == pod.address && answer["version"] == 3,
+        "{answer}"
+    );
+    pod.delete(&client).await?;
+    pod.finish(&client).await
+}

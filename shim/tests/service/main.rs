@@ -1,0 +1,74 @@
+//! The built shim from `start` to `delete`, driven by ttrpc as containerd drives it; VMM and agent are test doubles
+//! (this very program, where it is started as `nacre-vmm --control-fd 3`). Needs root, for namespaces and mounts; no KVM
+//! guest is run.
+#![allow(missing_docs, reason = "a test")]
+
+mod failures;
+mod fake_agent;
+mod fake_vmm;
+mod lives;
+mod pod;
+
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// A test's name and what it does.
+type Case = (
+    &'static str,
+    fn() -> Pin<Box<dyn Future<Output = anyhow::Result<()>>>>,
+);
+
+/// The tests of a module, by their functions' names.
+#[macro_export]
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => {
+        pub const ALL: &[Case] = &[$((stringify!($name), || Box::pin($name()))),*];
+    };
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|word| word == "--control-fd") {
+        fake_vmm::main();
+        return ExitCode::SUCCESS;
+    }
+    if !nix::unistd::geteuid().is_root() || !std::path::Path::new("/dev/kvm").exists() {
+        println!("skipped: these tests want root and /dev/kvm");
+        return ExitCode::SUCCESS;
+    }
+    let names: Vec<&String> = arguments.iter().filter(|word| !word.starts_with('-')).collect();
+    let chosen = [lives::ALL, failures::ALL]
+        .into_iter()
+        .flatten()
+        .filter(|(name, _)| names.is_empty() || names.iter().any(|word| name.contains(*word)));
+    let (mut passed, mut failed) = (0, Vec::new());
+    for (name, test) in chosen {
+        let begun = Instant::now();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let outcome = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), test()).await });
+        let outcome = outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("not done within 60 s")));
+        match outcome {
+            Ok(()) => passed += 1,
+            Err(_) => failed.push(name),
+        }
+        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!("test {name} ... {word} ({} ms)", begun.elapsed().as_millis());
+        if let Err(error) = outcome {
+            println!("    {}", format!("{error:#}").replace('\n', "\n    "));
+        }
+    }
+    println!(
+        "\ntest result: {}. {passed} passed; {} failed",
+        if failed.is_empty() { "ok" } else { "FAILED" },
+        failed.len()
+    );
+    if failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

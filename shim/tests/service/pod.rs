@@ -1,0 +1,353 @@
+//! A pod under test: an installation of its own with the fake VMM in it, a bundle, a containerd that takes events, the
+//! shim that `start` gave, and a look at what is left afterwards.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use async_trait::async_trait;
+use containerd_shim_protos::api::{
+    CreateTaskRequest, DeleteRequest, DeleteResponse, ForwardRequest, KillRequest, Mount, ShutdownRequest,
+    StartRequest, StateRequest, StateResponse, WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::protobuf::well_known_types::empty::Empty;
+use containerd_shim_protos::shim::event::Envelope;
+use containerd_shim_protos::shim_async::{Events, TaskClient, create_events};
+use nacre_protocol::state;
+use rustix::process::{PidfdFlags, pidfd_open};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use ttrpc::asynchronous::{Client, Server, TtrpcContext};
+use ttrpc::context::with_duration;
+
+struct Containerd(mpsc::UnboundedSender<Envelope>);
+
+#[async_trait]
+impl Events for Containerd {
+    async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
+        // A test that has ended takes no more.
+        let _ = self.0.send(request.envelope.unwrap_or_default());
+        Ok(Empty::new())
+    }
+}
+
+/// Everything of one test; its directories go with it.
+pub struct Pod {
+    pub directory: tempfile::TempDir,
+    pub id: String,
+    pub address: String,
+    events: mpsc::UnboundedReceiver<Envelope>,
+    _containerd: Server,
+}
+
+/// Longest wait of one call.
+pub fn soon() -> ttrpc::context::Context {
+    with_duration(Duration::from_secs(20))
+}
+
+impl Pod {
+    /// An installation whose config.toml is `config`, and a bundle with `spec`'s changes; nothing runs.
+    pub async fn prepare(id: &str, config: &str, change: impl FnOnce(&mut Value)) -> Result<Self> {
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+        let path = directory.path();
+        for name in ["bin", "etc/nacre", "share/nacre", "bundle", "root", "host"] {
+            std::fs::create_dir_all(path.join(name))?;
+        }
+        std::fs::hard_link(
+            env!("CARGO_BIN_EXE_containerd-shim-nacre-v2"),
+            path.join("bin/containerd-shim-nacre-v2"),
+        )?;
+        std::fs::hard_link(std::env::current_exe()?, path.join("bin/nacre-vmm"))?;
+        for name in ["vmlinux", "initramfs.cpio"] {
+            std::fs::write(path.join("share/nacre").join(name), "fake")?;
+        }
+        std::fs::write(path.join("etc/nacre/config.toml"), config)?;
+        std::fs::write(path.join("root/in-the-root"), "")?;
+        std::fs::write(path.join("host/on-the-host"), "")?;
+        let mut spec = json!({
+            "ociVersion": "1.0.2",
+            "process": {"args": ["sleep"], "cwd": "/"},
+            "root": {"path": "rootfs"},
+            "linux": {
+                "cgroupsPath": format!("/nacre-test-{id}/{id}"),
+                "namespaces": [{"type":"mount"},{"type":"pid"},{"type":"network"},{"type":"ipc"},{"type":"uts"}]
+            }
+        });
+        change(&mut spec);
+        std::fs::write(path.join("bundle/config.json"), spec.to_string())?;
+        let socket = path.join("events");
+        let (sender, events) = mpsc::unbounded_channel();
+        let mut containerd = Server::new()
+            .bind(&format!("unix://{}", socket.display()))?
+            .register_service(create_events(Arc::new(Containerd(sender))));
+        containerd.start().await?;
+        let id = id.to_owned();
+        Ok(Self {
+            directory,
+            id,
+            address: String::new(),
+            events,
+            _containerd: containerd,
+        })
+    }
+
+    /// Prepares and starts a pod whose process has these words.
+    pub async fn start(id: &str, config: &str, words: &[&str]) -> Result<(Self, TaskClient)> {
+        let mut pod = Self::prepare(id, config, |spec| spec["process"]["args"] = json!(words)).await?;
+        let client = pod.run_start().await?;
+        Ok((pod, client))
+    }
+
+    /// `start`, as containerd executes it.
+    pub async fn run_start(&mut self) -> Result<TaskClient> {
+        self.address = String::from_utf8(self.shim(&["start"])?.stdout)?;
+        self.connect().await
+    }
+
+    pub async fn connect(&self) -> Result<TaskClient> {
+        Ok(TaskClient::new(
+            Client::connect(&self.address)
+                .await
+                .with_context(|| self.address.clone())?,
+        ))
+    }
+
+    /// Runs the shim's program in the bundle with these last words.
+    pub fn shim(&self, words: &[&str]) -> Result<Output> {
+        let path = self.path();
+        let output = Command::new(path.join("bin/containerd-shim-nacre-v2"))
+            .args([
+                "-namespace",
+                "test",
+                "-address",
+                &self.containerd(),
+                "-id",
+                &self.id,
+            ])
+            .args(words)
+            .current_dir(path.join("bundle"))
+            .env("TTRPC_ADDRESS", path.join("events"))
+            .stdin(Stdio::null())
+            .output()?;
+        ensure!(output.status.success(), "{words:?}: {output:?}");
+        Ok(output)
+    }
+
+    fn containerd(&self) -> String {
+        self.path().join("containerd.sock").display().to_string()
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn key(&self) -> String {
+        state::pod_key(&self.containerd(), "test", &self.id)
+    }
+
+    pub fn recorded(&self) -> Result<state::Pod> {
+        let file = state::pod_dir(&self.key()).join(state::POD_FILE);
+        Ok(serde_json::from_slice(
+            &std::fs::read(&file).with_context(|| file.display().to_string())?,
+        )?)
+    }
+
+    /// The failure's record, which goes with the test.
+    pub fn failure(&self) -> Result<state::Failure> {
+        let file = state::failure_file(&self.key());
+        let failure =
+            serde_json::from_slice(&std::fs::read(&file).with_context(|| file.display().to_string())?)?;
+        std::fs::remove_file(file)?;
+        Ok(failure)
+    }
+
+    /// Makes a FIFO for a stream.
+    pub fn fifo(&self, name: &str) -> Result<PathBuf> {
+        let path = self.path().join(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600))?;
+        Ok(path)
+    }
+
+    /// Create's message: a bind of the test's root, no streams.
+    pub fn creation(&self) -> CreateTaskRequest {
+        let mount = Mount {
+            type_: "bind".into(),
+            source: self.path().join("root").display().to_string(),
+            options: vec!["rbind".into(), "rw".into()],
+            ..Default::default()
+        };
+        CreateTaskRequest {
+            id: self.id.clone(),
+            bundle: self.path().join("bundle").display().to_string(),
+            rootfs: vec![mount],
+            ..Default::default()
+        }
+    }
+
+    pub async fn start_task(&self, client: &TaskClient) -> Result<u32> {
+        Ok(client
+            .start(
+                soon(),
+                &StartRequest {
+                    id: self.id.clone(),
+                    ..Default::default()
+                },
+            )
+            .await?
+            .pid)
+    }
+
+    pub async fn wait(&self, client: &TaskClient) -> Result<WaitResponse> {
+        Ok(client
+            .wait(
+                soon(),
+                &WaitRequest {
+                    id: self.id.clone(),
+                    ..Default::default()
+                },
+            )
+            .await?)
+    }
+
+    pub async fn state(&self, client: &TaskClient) -> ttrpc::Result<StateResponse> {
+        client
+            .state(
+                soon(),
+                &StateRequest {
+                    id: self.id.clone(),
+                    ..Default::default()
+                },
+            )
+            .await
+    }
+
+    pub async fn kill(&self, client: &TaskClient, signal: i32) -> ttrpc::Result<Empty> {
+        let request = KillRequest {
+            id: self.id.clone(),
+            signal: signal.unsigned_abs(),
+            all: true,
+            ..Default::default()
+        };
+        client.kill(soon(), &request).await
+    }
+
+    pub async fn delete(&self, client: &TaskClient) -> ttrpc::Result<DeleteResponse> {
+        client
+            .delete(
+                soon(),
+                &DeleteRequest {
+                    id: self.id.clone(),
+                    ..Default::default()
+                },
+            )
+            .await
+    }
+
+    /// Shutdown, the shim's end, `delete`; then nothing may be left.
+    pub async fn finish(&self, client: &TaskClient) -> Result<()> {
+        let shim = self.recorded()?.shim_pid;
+        let ended = pidfd(shim)?;
+        client
+            .shutdown(
+                soon(),
+                &ShutdownRequest {
+                    id: self.id.clone(),
+                    ..Default::default()
+                },
+            )
+            .await?;
+        wait_end(ended).await.context("the shim does not end")?;
+        self.nothing_left()?;
+        self.shim(&[
+            "-bundle",
+            &self.path().join("bundle").display().to_string(),
+            "delete",
+        ])?;
+        self.nothing_left()
+    }
+
+    pub fn nothing_left(&self) -> Result<()> {
+        let directory = state::pod_dir(&self.key());
+        ensure!(!directory.exists(), "{} is left", directory.display());
+        let parent = format!("nacre-test-{}", self.id);
+        for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+            ensure!(
+                !Path::new(root).join(&parent).exists(),
+                "cgroup {root}/{parent} is left"
+            );
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        ensure!(
+            !mounts.contains(&self.path().display().to_string()),
+            "a mount is left: {mounts}"
+        );
+        for (pid, program) in programs()? {
+            ensure!(
+                !program.starts_with(self.path()),
+                "process {pid} of {} is left",
+                program.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// The topics of the events so far and of those to come until `last`.
+    pub async fn topics_until(&mut self, last: &str) -> Result<Vec<String>> {
+        let mut topics = Vec::new();
+        loop {
+            let next = tokio::time::timeout(Duration::from_secs(20), self.events.recv()).await;
+            let Ok(Some(envelope)) = next else {
+                bail!("no {last} after {topics:?}")
+            };
+            topics.push(envelope.topic);
+            if topics.last().is_some_and(|topic| topic == last) {
+                return Ok(topics);
+            }
+        }
+    }
+}
+
+fn programs() -> Result<HashMap<u32, PathBuf>> {
+    let mut found = HashMap::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else {
+            continue;
+        };
+        // A process may end between the listing and the look.
+        if let Ok(program) = std::fs::read_link(path.join("exe")) {
+            found.insert(pid, program);
+        }
+    }
+    Ok(found)
+}
+
+pub fn pidfd(pid: u32) -> Result<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("pid 0")?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+pub async fn wait_end(process: OwnedFd) -> Result<()> {
+    let waited = tokio::task::spawn_blocking(move || {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let timeout = Timespec {
+            tv_sec: 20,
+            tv_nsec: 0,
+        };
+        poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout))
+    });
+    ensure!(waited.await?? == 1, "it still runs after 20 s");
+    Ok(())
+}
+
+/// The status of a call that must fail.
+pub fn refused<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> Result<(ttrpc::Code, String)> {
+    match result {
+        Err(ttrpc::Error::RpcStatus(status)) => Ok((status.code(), status.message)),
+        other => bail!("not refused: {other:?}"),
+    }
+}
