@@ -1,5 +1,5 @@
-//! The agent, run by hand in namespaces of its own, makes real containers from a busybox root file system. Needs
-//! root, and `/bin/busybox` linked statically (Debian: busybox-static). No virtual machine, no limits: cgroup2 here
+//! The agent, run by hand in namespaces of its own, makes real containers from a busybox root file system. The agent
+//! is this build's, or the program that NACRE_AGENT names (the static one of a guest image, say). Needs root, and `/bin/busybox` linked statically (Debian: busybox-static). No virtual machine, no limits: cgroup2 here
 //! has no controllers.
 
 mod guest;
@@ -225,7 +225,7 @@ fn an_id_is_taken_until_delete() {
 fn devices_are_those_allowed() {
     run(async {
         let mut guest = Guest::start().await;
-        let script = "mknod /tmp/kmsg c 1 11 && cat /tmp/kmsg; echo status $?; head -c 2 /dev/zero | wc -c; \
+        let script = "mknod /tmp/fuse c 10 229 && true < /tmp/fuse; echo status $?; head -c 2 /dev/zero | wc -c; \
             head -c 2 /dev/urandom | wc -c; echo x > /dev/null; ls /dev | sort | xargs echo";
         let (_, mut stdio) = guest.create("a", &["sh", "-c", script]).await.unwrap();
         guest.start_container("a").await.unwrap();
@@ -300,6 +300,51 @@ fn megabytes_arrive_unchanged() {
         stdio.output().read_to_end(&mut got).unwrap();
         writer.join().unwrap();
         assert!(got == bytes, "{} bytes of {}", got.len(), bytes.len());
+        assert_eq!(guest.wait("a").await.unwrap().exit_status, 0);
+    });
+}
+
+#[test]
+fn the_environment_is_the_specs_and_home_the_containers() {
+    run(async {
+        let mut guest = Guest::start().await;
+        for (id, uid, home) in [("a", 0, "/root"), ("b", 7, "/")] {
+            let mut container = Container::new(id, &["env"]);
+            container.spec["process"]["env"] = serde_json::json!(["PATH=/bin", "B=2", "A=1=2"]);
+            container.spec["process"]["user"]["uid"] = uid.into();
+            let (_, mut stdio) = guest.create_as(container).await.unwrap();
+            guest.start_container(id).await.unwrap();
+            assert_eq!(
+                stdio.stdout().await,
+                format!("PATH=/bin\nB=2\nA=1=2\nHOME={home}\n")
+            );
+        }
+    });
+}
+
+#[test]
+fn a_file_that_is_no_program_says_so_where_output_goes() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let file = guest.rootfs.path().join("bin/nonsense");
+        std::fs::write(&file, "nonsense").unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let (_, mut stdio) = guest.create("a", &["nonsense"]).await.unwrap();
+        guest.start_container("a").await.unwrap();
+        assert_eq!(stdio.stderr().await, "exec /bin/nonsense: exec format error\n");
+        assert_eq!(guest.wait("a").await.unwrap().exit_status, 1);
+    });
+}
+
+#[test]
+fn all_devices_where_all_are_allowed() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let mut container = Container::new("a", &["sh", "-c", "mknod /tmp/fuse c 10 229 && true < /tmp/fuse"]);
+        container.spec["linux"]["resources"]["devices"] =
+            serde_json::json!([{"allow": true, "access": "rwm"}]);
+        guest.create_as(container).await.unwrap();
+        guest.start_container("a").await.unwrap();
         assert_eq!(guest.wait("a").await.unwrap().exit_status, 0);
     });
 }

@@ -66,6 +66,7 @@ impl Containers {
             state: STATE.into(),
             cgroup: Cgroup::new(&prepared.cgroup).directory().to_owned(),
             devices: prepared.devices.clone(),
+            find_home: prepared.find_home,
             new_network: prepared.new_network,
         };
         let (ends, streams) = stdio::connect(dialed, prepared.uid).await?;

@@ -15,10 +15,12 @@ pub struct Prepared {
     pub spec: Spec,
     /// The container's cgroup, absolute.
     pub cgroup: PathBuf,
-    /// The device program of the cgroup.
+    /// The device program of the cgroup; none where all is allowed.
     pub devices: Vec<u64>,
     /// Owner of the standard streams.
     pub uid: u32,
+    /// The spec names no HOME: the one it has now stands for what the container's /etc/passwd says.
+    pub find_home: bool,
     /// The container gets a network of its own, in which the loopback device is down.
     pub new_network: bool,
 }
@@ -55,14 +57,23 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
         });
     }
     let uid = spec.process().as_ref().map_or(0, |process| process.user().uid());
-    let mut process = spec.process().clone();
-    if let Some(process) = &mut process
-        && process.no_new_privileges() == Some(false)
-    {
+    let mut process = spec.process().clone().ok_or_else(|| missing("process"))?;
+    if process.no_new_privileges() == Some(false) {
         // libcontainer takes "no" for a decision to load the seccomp filter late, when that is no longer allowed.
         process.set_no_new_privileges(None);
     }
-    spec.set_process(process);
+    let mut environment = process.env().clone().unwrap_or_default();
+    let home = environment
+        .iter()
+        .rev()
+        .find_map(|variable| variable.strip_prefix("HOME="));
+    let find_home = home.is_none_or(str::is_empty);
+    if find_home {
+        // Else libcontainer would ask the C library, which may load code from the container.
+        environment.push("HOME=/".to_owned());
+    }
+    process.set_env(Some(environment));
+    spec.set_process(Some(process));
 
     let mut linux = spec.linux().clone().ok_or_else(|| missing("linux"))?;
     let rules = linux
@@ -98,6 +109,7 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
         cgroup,
         devices,
         uid,
+        find_home,
         new_network,
     })
 }
@@ -180,6 +192,11 @@ mod tests {
         assert_eq!(prepared.cgroup, Path::new("/a"));
         assert_eq!(prepared.uid, 7);
         assert!(prepared.new_network);
+        assert!(prepared.find_home);
+        assert_eq!(
+            prepared.spec.process().as_ref().unwrap().env().as_deref(),
+            Some(&["HOME=/".to_owned()][..])
+        );
         let linux = prepared.spec.linux().as_ref().unwrap();
         assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/a")));
         let kinds: Vec<_> = linux
@@ -205,11 +222,25 @@ mod tests {
                 spec["linux"]["cgroupsPath"] = "/pod/a".into();
                 spec["linux"]["namespaces"] = serde_json::json!([{"type": "cgroup"}, {"type": "mount"}]);
                 spec["process"]["noNewPrivileges"] = true.into();
+                spec["process"]["env"] = serde_json::json!(["HOME=", "HOME=/x"]);
             }),
         )
         .unwrap();
         assert_eq!(prepared.cgroup, Path::new("/pod/a"));
         assert!(!prepared.new_network);
+        assert!(!prepared.find_home);
+        assert_eq!(
+            prepared
+                .spec
+                .process()
+                .as_ref()
+                .unwrap()
+                .env()
+                .as_ref()
+                .unwrap()
+                .len(),
+            2
+        );
         assert_eq!(
             prepared
                 .spec

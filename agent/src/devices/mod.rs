@@ -33,6 +33,14 @@ struct Rule {
     access: u32,
 }
 
+const ANYTHING: Rule = Rule {
+    allow: true,
+    kind: None,
+    major: None,
+    minor: None,
+    access: ALL,
+};
+
 const fn character(major: u32, minor: Option<u32>) -> Rule {
     Rule {
         allow: true,
@@ -69,17 +77,44 @@ const DEFAULTS: [Rule; 10] = [
     character(136, None),
 ];
 
-/// The program for `rules`, in the kernel's form.
+/// The program for `rules`, in the kernel's form; empty where everything is allowed.
 pub fn program(rules: &[LinuxDeviceCgroup]) -> Result<Vec<u64>, Error> {
     if rules.len() > MAX_RULES {
         return Err(bad(format!("more than {MAX_RULES} rules")));
     }
-    let rules = rules
-        .iter()
-        .map(parse)
-        .chain(DEFAULTS.map(Ok))
-        .collect::<Result<Vec<Rule>, Error>>()?;
-    Ok(compile(&rules))
+    let rules = rules.iter().map(parse).collect::<Result<Vec<Rule>, Error>>()?;
+    let allows_all = rules
+        .last()
+        .is_some_and(|last| last.allow && ANYTHING.is_within(last));
+    if allows_all {
+        return Ok(Vec::new());
+    }
+    Ok(compile(&effective(&rules)))
+}
+
+/// `rules` and the defaults without those that decide nothing: what a later rule covers, and refusals before
+/// anything was allowed. The kernel's check of a program takes longer than all else that is done with it.
+fn effective(rules: &[Rule]) -> Vec<Rule> {
+    let all: Vec<Rule> = rules.iter().chain(&DEFAULTS).copied().collect();
+    let covered =
+        |index: usize, rule: &Rule| all.iter().skip(index).skip(1).any(|later| rule.is_within(later));
+    all.iter()
+        .enumerate()
+        .filter(|(index, rule)| !covered(*index, rule))
+        .map(|(_, rule)| *rule)
+        .skip_while(|rule| !rule.allow)
+        .collect()
+}
+
+impl Rule {
+    /// Whether `other` speaks of all that this rule speaks of.
+    fn is_within(&self, other: &Self) -> bool {
+        let within = |ours: Option<u32>, others: Option<u32>| others.is_none() || ours == others;
+        within(self.kind, other.kind)
+            && within(self.major, other.major)
+            && within(self.minor, other.minor)
+            && self.access & !other.access == 0
+    }
 }
 
 fn bad(reason: String) -> Error {

@@ -101,9 +101,34 @@ fn permissions_of_several_rules_add_up_and_the_last_word_counts() {
 
 #[test]
 fn privileged_is_allowed_everything() {
-    let program = program(&rules(r#"[{"allow": true, "access": "rwm"}]"#)).unwrap();
-    assert!(run(&program, ALL, BLOCK, 4095, 1_048_575));
-    assert!(run(&program, ALL, CHARACTER, 1, 11));
+    let program = program(&rules(
+        r#"[{"allow": false, "access": "rwm"}, {"allow": true, "access": "rwm"}]"#,
+    ))
+    .unwrap();
+    assert!(program.is_empty());
+}
+
+#[test]
+fn rules_that_decide_nothing_are_left_out() {
+    let parsed = |json| {
+        rules(json)
+            .iter()
+            .map(|rule| parse(rule).unwrap())
+            .collect::<Vec<_>>()
+    };
+    let default = parsed(
+        r#"[{"allow": false, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 5, "minor": 1, "access": "rwm"}]"#,
+    );
+    let effective = effective(&default);
+    assert_eq!(effective.len(), DEFAULTS.len() + 1);
+    assert_eq!(effective.first(), Some(&character(5, Some(1))));
+    let kept = super::effective(&parsed(
+        r#"[{"allow": true, "type": "b", "major": 8, "access": "rw"},
+            {"allow": false, "type": "b", "major": 8, "minor": 1, "access": "w"}]"#,
+    ));
+    assert_eq!(kept.len(), DEFAULTS.len() + 2);
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn make(create: &Create, stdio: [OwnedFd; 3]) -> Result<i32, Failure> {
     let [stdin, stdout, stderr] = stdio;
     let mut container = ContainerBuilder::new(create.id.clone(), SyscallType::Linux)
         .with_root_path(&create.state)?
-        .with_executor(CommandExecutor::new())
+        .with_executor(CommandExecutor::new(create.find_home))
         .with_stdin(stdin)
         .with_stdout(stdout)
         .with_stderr(stderr)
@@ -77,7 +77,9 @@ fn make(create: &Create, stdio: [OwnedFd; 3]) -> Result<i32, Failure> {
 /// What libcontainer does not do, while init waits at its gate.
 fn finish(create: &Create, container: &Container) -> Result<i32, Failure> {
     let pid = container.pid().ok_or("libcontainer knows no pid")?.as_raw();
-    devices::load::attach(&create.devices, &create.cgroup)?;
+    if !create.devices.is_empty() {
+        devices::load::attach(&create.devices, &create.cgroup)?;
+    }
     if create.new_network {
         let network = fs::File::open(Path::new("/proc").join(pid.to_string()).join("ns/net"))?;
         move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;

@@ -2,6 +2,7 @@
 //! libcontainer in the container's first process, inside its root, as its user; never before that, so that no path
 //! of the container means anything outside.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -11,7 +12,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use libcontainer::oci_spec::runtime::{Process, Spec};
+use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, execve};
@@ -26,27 +27,63 @@ const MAX_PASSWD: u64 = 1 << 20;
 
 /// Executes the command of a spec.
 #[derive(Clone)]
-pub struct CommandExecutor {}
+pub struct CommandExecutor {
+    find_home: bool,
+    /// What validation has found.
+    command: OnceCell<Command>,
+}
+
+/// All that execve takes.
+#[derive(Clone)]
+struct Command {
+    path: PathBuf,
+    arguments: Vec<String>,
+    environment: Vec<String>,
+}
 
 impl CommandExecutor {
-    /// The only one there is.
-    pub fn new() -> Self {
-        Self {}
+    /// `find_home`: the spec's HOME is a placeholder for what the container's /etc/passwd says.
+    pub fn new(find_home: bool) -> Self {
+        Self {
+            find_home,
+            command: OnceCell::new(),
+        }
+    }
+
+    fn prepare(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        let refuse = |text: String| ExecutorValidationError::ArgValidationError(text);
+        let process = spec
+            .process()
+            .as_ref()
+            .ok_or_else(|| refuse("no process".to_owned()))?;
+        let arguments = process.args().clone().unwrap_or_default();
+        let mut environment = process.env().clone().unwrap_or_default();
+        if self.find_home {
+            let home = find_home(process.user().uid());
+            environment.retain(|variable| !variable.starts_with("HOME="));
+            environment.push(format!("HOME={home}"));
+        }
+        let name = arguments.first().map(String::as_str).unwrap_or_default();
+        let path = find(name, &environment).map_err(|reason| {
+            let text = format!("exec: {name:?}: {reason}");
+            events::send_command_error(&text);
+            refuse(text)
+        })?;
+        self.command
+            .set(Command {
+                path,
+                arguments,
+                environment,
+            })
+            .map_err(|_| refuse("validated twice".to_owned()))
     }
 }
 
 impl Executor for CommandExecutor {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        let name = command(spec)
-            .ok_or_else(|| ExecutorValidationError::ArgValidationError("no command".to_owned()))?;
-        let opened = reopen_null();
-        opened.map_err(|error| ExecutorValidationError::ArgValidationError(format!("/dev/null: {error}")))?;
-        let text = match find(name, &environment(spec)) {
-            Ok(_) => return Ok(()),
-            Err(reason) => format!("exec: {name:?}: {reason}"),
-        };
-        events::send_command_error(&text);
-        Err(ExecutorValidationError::ArgValidationError(text))
+        reopen_null()
+            .map_err(|error| ExecutorValidationError::ArgValidationError(format!("/dev/null: {error}")))?;
+        self.prepare(spec)
     }
 
     fn setup_envs(&self, _envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
@@ -54,18 +91,28 @@ impl Executor for CommandExecutor {
         Ok(())
     }
 
-    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let name = command(spec).unwrap_or_default();
-        let reason = match find(name, &environment(spec)) {
-            Ok(path) => match execute(&path, spec) {
-                Ok(never) => match never {},
-                Err(reason) => reason.desc().to_lowercase(),
-            },
-            Err(reason) => reason,
+    fn exec(&self, _spec: &Spec) -> Result<(), ExecutorError> {
+        let command = self.command.get().ok_or(ExecutorError::InvalidArg)?;
+        let reason = match command.execute() {
+            Ok(never) => match never {},
+            Err(reason) => reason.desc().to_lowercase(),
         };
         // Create has long been answered: this is for whoever reads the container's output.
-        let _ = writeln!(std::io::stderr(), "exec {name}: {reason}");
+        let _ = writeln!(std::io::stderr(), "exec {}: {reason}", command.path.display());
         std::process::exit(NOT_EXECUTED);
+    }
+}
+
+impl Command {
+    fn execute(&self) -> Result<Infallible, Errno> {
+        let strings = |strings: &[String]| -> Result<Vec<CString>, Errno> {
+            strings
+                .iter()
+                .map(|string| CString::new(string.as_str()).map_err(|_| Errno::EINVAL))
+                .collect()
+        };
+        let path = CString::new(self.path.as_os_str().as_encoded_bytes()).map_err(|_| Errno::EINVAL)?;
+        execve(&path, &strings(&self.arguments)?, &strings(&self.environment)?)
     }
 }
 
@@ -87,26 +134,13 @@ fn reopen_null() -> std::io::Result<()> {
     Ok(())
 }
 
-fn process(spec: &Spec) -> Option<&Process> {
-    spec.process().as_ref()
-}
-
-fn command(spec: &Spec) -> Option<&str> {
-    process(spec)?.args().as_ref()?.first().map(String::as_str)
-}
-
-/// The spec's environment, completed by HOME.
-fn environment(spec: &Spec) -> Vec<String> {
-    let mut variables = process(spec)
-        .and_then(|process| process.env().clone())
-        .unwrap_or_default();
-    if !variables.iter().any(|variable| variable.starts_with("HOME=")) {
-        let uid = process(spec).map_or(0, |process| process.user().uid());
-        let passwd = File::open("/etc/passwd").map(|file| BufReader::new(file.take(MAX_PASSWD)));
-        let home = passwd.ok().and_then(|passwd| home(passwd, uid));
-        variables.push(format!("HOME={}", home.as_deref().unwrap_or("/")));
-    }
-    variables
+/// The home directory of `uid` in the container.
+fn find_home(uid: u32) -> String {
+    let passwd = File::open("/etc/passwd").map(|file| BufReader::new(file.take(MAX_PASSWD)));
+    passwd
+        .ok()
+        .and_then(|passwd| home(passwd, uid))
+        .unwrap_or_else(|| "/".to_owned())
 }
 
 /// The home directory of `uid`, in the format of passwd(5).
@@ -145,20 +179,6 @@ fn executable(path: &Path) -> Result<(), Errno> {
         return Err(Errno::EISDIR);
     }
     access(path, Access::EXEC_OK).map_err(|error| Errno::from_raw(error.raw_os_error()))
-}
-
-fn execute(path: &Path, spec: &Spec) -> Result<Infallible, Errno> {
-    let strings = |strings: &[String]| -> Result<Vec<CString>, Errno> {
-        strings
-            .iter()
-            .map(|string| CString::new(string.as_str()).map_err(|_| Errno::EINVAL))
-            .collect()
-    };
-    let args = process(spec)
-        .and_then(|process| process.args().clone())
-        .unwrap_or_default();
-    let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| Errno::EINVAL)?;
-    execve(&path, &strings(&args)?, &strings(&environment(spec))?)
 }
 
 #[cfg(test)]

@@ -48,6 +48,8 @@ pub struct Create {
     pub cgroup: PathBuf,
     /// The device program of its cgroup.
     pub devices: Vec<u64>,
+    /// HOME is to be found in the container's /etc/passwd.
+    pub find_home: bool,
     /// Its network is new: the loopback device is to be brought up.
     pub new_network: bool,
 }
