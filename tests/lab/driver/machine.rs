@@ -156,7 +156,7 @@ fn base(command: &mut Command, arguments: &Arguments, boot: &Boot) -> Result<()>
     let loglevel = if arguments.verbose { 6 } else { 4 };
     // PCI, ACPI and the clock are as QEMU makes them; no mitigations, as nothing here is anybody else's.
     let append = format!(
-        "console=ttyS0 loglevel={loglevel} panic=-1 mitigations=off nokaslr audit=0 \
+        "console=ttyS0 loglevel={loglevel} panic=-1 mitigations=off nokaslr \
          random.trust_cpu=on no_timer_check cryptomgr.notests NACRE_LAB_DRIVER={driver}"
     );
     command
