@@ -1,9 +1,12 @@
 //! What crosses a border: between shim and VMM ([`control`]), between shim and guest agent ([`agent`], [`vsock`],
 //! [`guest`]). Nothing here does I/O except [`control::Channel`], which owns the
-//! framing of its socket, and [`console`], which owns the layout of its file. [`state`] is what a pod leaves on disk.
+//! framing of its socket, and [`console`], which owns the layout of its file. [`state`] is what a pod leaves on disk,
+//! [`config`] what an operator writes.
 
 #[cfg(feature = "agent")]
 pub mod agent;
+#[cfg(feature = "config")]
+pub mod config;
 pub mod console;
 pub mod control;
 pub mod guest;

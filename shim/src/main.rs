@@ -7,7 +7,6 @@ mod bundle;
 mod cgroup;
 mod clock;
 mod command;
-mod config;
 mod container;
 mod daemon;
 mod error;

@@ -5,17 +5,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nacre_protocol::BUILD_ID;
+use nacre_protocol::{BUILD_ID, config};
 
 use super::Check;
 
 /// The shim's program.
 pub const SHIM: &str = "containerd-shim-nacre-v2";
-const VMM: &str = "nacre-vmm";
 const REINSTALL: &str = "install all parts of one build (make)";
 
-/// The group's checks.
+/// The group's checks. Files are looked for where the configuration says, as the shim does.
 pub fn checks() -> Vec<Check> {
+    const CONFIG: &str = "config.toml";
     let prefix = match prefix() {
         Ok(prefix) => prefix,
         Err(error) => {
@@ -26,14 +26,50 @@ pub fn checks() -> Vec<Check> {
             )];
         }
     };
-    let share = prefix.join("share/nacre");
-    vec![
-        Check::ok("prefix", prefix.display().to_string()),
-        kernel(&share.join("vmlinux")),
-        image(&share.join("initramfs.cpio")),
-        program("VMM", &prefix.join("bin").join(VMM), "--version"),
-        program("shim", &prefix.join("bin").join(SHIM), "-v"),
-    ]
+    let shim = prefix.join("bin").join(SHIM);
+    let mut checks = vec![Check::ok("prefix", prefix.display().to_string())];
+    match config::load() {
+        Ok(config) => {
+            let size = format!(
+                "{} MiB and {} vCPU(s) without limits",
+                config.memory_mib, config.vcpus
+            );
+            let file = config
+                .file
+                .as_ref()
+                .map_or("none, so the defaults".to_owned(), |file| {
+                    file.display().to_string()
+                });
+            checks.extend([
+                Check::ok(CONFIG, format!("{file}: {size}")),
+                kernel(&config.kernel),
+                image(&config.initrd),
+                program("VMM", &config.vmm, "--version"),
+            ]);
+        }
+        Err(error) => checks.extend([
+            Check::failed(
+                CONFIG,
+                one_line(&error.to_string()),
+                "correct the file, or remove it for the defaults",
+            ),
+            Check::skipped("guest kernel", "config.toml may say where it is"),
+            Check::skipped("guest image", "config.toml may say where it is"),
+            Check::skipped("VMM", "config.toml may say where it is"),
+        ]),
+    }
+    checks.push(program("shim", &shim, "-v"));
+    checks
+}
+
+/// The lines of `text` that say something, as one.
+fn one_line(text: &str) -> String {
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.chars().any(char::is_alphanumeric))
+        .collect();
+    lines.join("; ")
 }
 
 /// The directory that has bin/ with this program in it.

@@ -25,7 +25,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::bundle::{self, Outline};
 use crate::cgroup::Cgroup;
 use crate::clock;
-use crate::config::{self, Config};
 use crate::container::{Container, Deleted, Reply, Request};
 use crate::error::{Error, StepFailed};
 use crate::guest::{CallError, Exit, Guest};
@@ -34,6 +33,7 @@ use crate::io::Paths;
 use crate::service::publisher::Publisher;
 use crate::task_state::TaskState;
 use crate::vm::{self, Vm};
+use nacre_protocol::config::{self, Config};
 use timeline::Recorder;
 
 /// Events that may wait; whoever has one more waits itself (and so does the VMM, and its guest).

@@ -2,8 +2,8 @@
 
 use nacre_protocol::control::Outcome;
 
-use crate::config::Config;
 use crate::error::StepFailed;
+use nacre_protocol::config::Config;
 
 /// How the process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,6 +142,7 @@ mod tests {
 
     fn config() -> Config {
         Config {
+            file: None,
             kernel: "/k/vmlinux".into(),
             initrd: "/i/image.cpio".into(),
             vmm: Path::new("/v").into(),

@@ -20,8 +20,8 @@ use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 
 use crate::cgroup::{self, Cgroup};
-use crate::config::{Config, Size};
 use crate::sys;
+use nacre_protocol::config::{Config, Size};
 
 pub use end::{End, Status};
 pub use follow::{Event, Followed, follow};

@@ -1,4 +1,4 @@
-//! `config.toml`, read once by the daemon: `P/etc/nacre/config.toml` of the installation `P` that the running program is
+//! `config.toml`, read once by the shim's daemon and by `nacre doctor`: `P/etc/nacre/config.toml` of the installation `P` that the running program is
 //! in, else `/etc/nacre/config.toml`, else the defaults.
 
 use std::path::{Path, PathBuf};
@@ -17,6 +17,8 @@ const MAX_BOOT_DEADLINE_S: u32 = 600;
 /// How pods of this installation are run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// The file that it was read from; None where there is none and these are the defaults.
+    pub file: Option<PathBuf>,
     /// The guest kernel.
     pub kernel: PathBuf,
     /// The guest image.
@@ -51,17 +53,35 @@ struct File {
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// This program does not know where it is.
     #[error("finding this program's own file: {0}")]
     Program(#[source] std::io::Error),
+    /// The file can't be read.
     #[error("{file}: {source}")]
-    Read { file: PathBuf, source: std::io::Error },
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is no TOML, or has a key that there is not.
     #[error("{file}: {reason}")]
-    Parse { file: PathBuf, reason: String },
+    Parse {
+        /// The file.
+        file: PathBuf,
+        /// What and where.
+        reason: String,
+    },
+    /// A value is out of its range.
     #[error("{file}: {key} = {value}: {reason}")]
     Value {
+        /// The file.
         file: PathBuf,
+        /// The key.
         key: &'static str,
+        /// What it says.
         value: String,
+        /// What it may say.
         reason: String,
     },
 }
@@ -82,7 +102,13 @@ pub fn load() -> Result<Config, Error> {
         PathBuf::from("/etc/nacre/config.toml"),
     ] {
         match std::fs::read_to_string(&file) {
-            Ok(text) => return parse(&text, &file, &prefix),
+            Ok(text) => {
+                let config = parse(&text, &file, &prefix)?;
+                return Ok(Config {
+                    file: Some(file),
+                    ..config
+                });
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(source) => return Err(Error::Read { file, source }),
         }
@@ -96,6 +122,7 @@ fn parse(text: &str, file: &Path, prefix: &Path) -> Result<Config, Error> {
         reason: error.to_string().trim_end().to_owned(),
     })?;
     let config = Config {
+        file: None,
         kernel: read.kernel.unwrap_or_else(|| prefix.join("share/nacre/vmlinux")),
         initrd: read
             .initrd
