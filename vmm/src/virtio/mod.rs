@@ -53,7 +53,7 @@ pub struct ActiveQueue {
     /// Rings and state. One that the driver has not made ready is never looked at. The device itself switches
     /// VIRTIO_F_EVENT_IDX on, from [`Activation::features`].
     pub queue: Queue,
-    /// Non-blocking; written by KVM (ioeventfd) on the driver's notification, read by the device's worker alone.
+    /// Written by KVM (ioeventfd) on the driver's notification; nobody needs to read it.
     pub kick: EventFd,
 }
 

@@ -19,6 +19,10 @@ use super::place::{LONG, Place, number, placed};
 
 /// The kernel's limits on an extended attribute and on a list of names (XATTR_SIZE_MAX, XATTR_LIST_MAX).
 const MAX_XATTR: u32 = 64 * 1024;
+/// For a file of a root file system: its pages outlive its closing, and closing it asks nothing (every write has gone
+/// through by then, and locks stay in the guest).
+const KEPT: OpenOptions = OpenOptions::KEEP_CACHE.union(OpenOptions::NOFLUSH);
+
 /// See the module.
 pub struct Tree {
     files: PassthroughFs,
@@ -246,7 +250,7 @@ impl FileSystem for Tree {
             .files
             .open(ctx, number(inode), kill_priv, open_flags(flags)?)?;
         if Place::of(inode) == Place::Rootfs {
-            options |= OpenOptions::KEEP_CACHE;
+            options |= KEPT;
         }
         Ok((handle, options))
     }
@@ -276,7 +280,7 @@ impl FileSystem for Tree {
             extensions,
         )?;
         if Place::of(parent) == Place::Rootfs {
-            options |= OpenOptions::KEEP_CACHE;
+            options |= KEPT;
         }
         Ok((placed(entry, parent, name), handle, options))
     }
