@@ -144,6 +144,15 @@ impl Vm {
             .map_err(call("wiring a notification"))?;
         Ok(event)
     }
+
+    /// From now on nothing happens when the guest writes the 32-bit `value` to `address`, and without an exit to us.
+    ///
+    /// # Errors
+    /// [`Error::Call`] where KVM refuses or there is no descriptor left.
+    pub fn swallow(&self, address: u64, value: u32) -> Result<(), Error> {
+        // KVM keeps what it needs of the descriptor until the VM's end.
+        self.doorbell(address, value).map(drop)
+    }
 }
 
 fn event() -> Result<EventFd, Error> {
@@ -194,6 +203,11 @@ pub(crate) mod tests {
         assert!(
             vm.doorbell(layout::mmio_window(0) + 0x50, 0).is_err(),
             "the same one twice"
+        );
+        vm.swallow(layout::mmio_window(0) + 0x64, 1).unwrap();
+        assert!(
+            vm.swallow(layout::mmio_window(0) + 0x64, 1).is_err(),
+            "one that is swallowed already: the wire outlives its descriptor"
         );
     }
 

@@ -8,7 +8,7 @@ use super::{Error, layout};
 use crate::jail::Confinement;
 use crate::kvm::Vm;
 use crate::kvm::vcpu::Board;
-use crate::transport::mmio::{MmioTransport, QUEUE_NOTIFY, Wires};
+use crate::transport::mmio::{INTERRUPT_ACK, MmioTransport, QUEUE_NOTIFY, USED_BUFFERS, Wires};
 use crate::virtio::fs::{self, Fs};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{self, Vsock};
@@ -69,6 +69,7 @@ pub(super) fn plug(
             line: vm.line(layout::virtio_gsi(index))?,
             doorbells: doorbells?,
         };
+        vm.swallow(window.saturating_add(INTERRUPT_ACK), USED_BUFFERS)?;
         let name = device.name();
         let transport = MmioTransport::new(device, Arc::clone(memory), wires);
         board

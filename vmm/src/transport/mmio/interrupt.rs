@@ -9,7 +9,8 @@ use super::status;
 use crate::log::Limited;
 use crate::virtio::Interrupt;
 
-const USED_BUFFERS: u32 = 1;
+/// A queue has used buffers.
+pub const USED_BUFFERS: u32 = 1;
 const CONFIG_CHANGED: u32 = 2;
 
 /// The line and the reasons for which it was raised.

@@ -39,6 +39,12 @@ const VERSION_1: u64 = 1 << 32;
 /// Where the driver writes a queue's index to notify it; the machine wires an ioeventfd there for each queue.
 pub const QUEUE_NOTIFY: u64 = 0x50;
 
+/// Where the driver acknowledges an interrupt. The machine lets KVM swallow [`USED_BUFFERS`] there, which most
+/// acknowledgements are: that reason then stays pending, and all that follows is that the driver, once interrupted,
+/// looks at its queues.
+pub const INTERRUPT_ACK: u64 = 0x64;
+pub use self::interrupt::USED_BUFFERS;
+
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"NACR");
