@@ -108,7 +108,9 @@ fn fill(memory: &Memory, chain: Chain) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::testing::{BUFFERS, Driver, MEMORY_SIZE, Prng, malformed_chains, readable, writable};
+    use crate::virtio::testing::{
+        BUFFERS, Driver, MEMORY_SIZE, Prng, malformed_chains, passes_confined, readable, writable,
+    };
 
     fn active() -> (Rng, Driver) {
         let driver = Driver::new(QUEUE_SIZES);
@@ -194,5 +196,10 @@ mod tests {
             }
             while driver.take_used(0).is_some() {}
         }
+    }
+
+    #[test]
+    fn works_confined() {
+        passes_confined("virtio::rng::tests::fills");
     }
 }

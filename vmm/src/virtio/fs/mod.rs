@@ -8,7 +8,8 @@
 //!
 //! What the worker needs of the jail (the tables are in `crate::jail`):
 //! - capabilities CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETUID, SETGID, MKNOD, SETFCAP: files get the owner, mode,
-//!   kind and attributes that the guest's kernel has already allowed;
+//!   kind and attributes that the guest's kernel has already allowed. Not SYS_ADMIN: extended attributes `trusted.*`
+//!   and `security.*` other than file capabilities can't be set, as in a container without it;
 //! - a working directory and umask of its own (CLONE_FS), since both change for some requests;
 //! - system calls for files by descriptor, credentials of this thread, and capget/capset.
 //!

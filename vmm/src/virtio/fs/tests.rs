@@ -10,7 +10,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::*;
-use crate::virtio::testing::{BUFFERS, Driver, readable, writable};
+use crate::virtio::testing::{BUFFERS, Driver, passes_confined, readable, writable};
 
 const LOOKUP: u32 = 1;
 const FORGET: u32 = 2;
@@ -207,4 +207,14 @@ impl Guest {
         }
         seen.unwrap()
     }
+}
+
+#[test]
+fn files_work_confined() {
+    passes_confined("virtio::fs::tests::files::");
+}
+
+#[test]
+fn every_operation_works_confined() {
+    passes_confined("virtio::fs::tests::malformed::every_operation");
 }

@@ -1,11 +1,13 @@
 //! One connection: the host's stream, what the stream did not take yet, and what the guest is owed. Used by the muxer
 //! on the worker's thread. Data goes between stream and guest memory without a copy of ours, unless the stream is full.
+//! A stream whose other end is gone answers EPIPE: Rust's runtime ignores SIGPIPE.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::ErrorKind;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
+use rustix::io::Errno;
 use vm_memory::{ReadVolatile as _, VolatileMemoryError, WriteVolatile as _};
 
 use super::packet::{Header, MAX_PAYLOAD, Op, Packet, Ports, Shut, Slice, encode};
@@ -125,7 +127,7 @@ impl Connection {
     /// Tells who dialled by hand that the guest has answered.
     fn greet(&mut self) {
         // The stream is fresh and takes it; where its other end is gone, the next event tells.
-        let _ = (&self.stream).write_all(format!("OK {}\n", self.ports.host).as_bytes());
+        let _ = rustix::io::write(&self.stream, format!("OK {}\n", self.ports.host).as_bytes());
     }
 
     fn end_after_backlog(&mut self) {
@@ -170,13 +172,13 @@ impl Connection {
     pub fn flush(&mut self) -> Result<(), Deaf> {
         while !self.backlog.is_empty() {
             let (first, _) = self.backlog.as_slices();
-            match (&self.stream).write(first) {
+            match rustix::io::write(&self.stream, first) {
                 Ok(written) => {
                     self.backlog.drain(..written.min(first.len()));
                     self.credit.forward(u32::try_from(written).unwrap_or(u32::MAX));
                 }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(()),
                 Err(_) => {
                     self.discard_backlog();
                     return Err(Deaf);
@@ -305,7 +307,7 @@ impl Greeting {
     pub fn proceed(mut self) -> Greeted {
         let mut byte = [0_u8];
         while self.line.len() < MAX_LINE {
-            match (&self.stream).read(&mut byte) {
+            match rustix::io::read(&self.stream, &mut byte) {
                 Ok(1) if byte == *b"\n" => {
                     let line = String::from_utf8_lossy(&self.line).into_owned();
                     let port = line
@@ -314,8 +316,8 @@ impl Greeting {
                     return port.map_or(Greeted::Nonsense, |port| Greeted::Port(port, self.stream));
                 }
                 Ok(1) => self.line.extend(byte),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Greeted::Wait(self),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(Errno::AGAIN) => return Greeted::Wait(self),
+                Err(Errno::INTR) => {}
                 Ok(_) | Err(_) => return Greeted::Nonsense,
             }
         }

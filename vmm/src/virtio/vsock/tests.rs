@@ -13,7 +13,7 @@ use virtio_vsock::packet::PKT_HEADER_SIZE;
 use super::packet::Shut;
 use super::state::{Act, BUFFER, Event, State};
 use super::*;
-use crate::virtio::testing::{BUFFERS, DEADLINE, Driver, Prng, readable, writable};
+use crate::virtio::testing::{BUFFERS, DEADLINE, Driver, Prng, passes_confined, readable, writable};
 
 const REQUEST: u16 = 1;
 const RESPONSE: u16 = 2;
@@ -353,4 +353,9 @@ fn the_table_of_states() {
     for (state, event, next, act) in cases {
         assert_eq!(state.next(event), (next, act), "{state:?} {event:?}");
     }
+}
+
+#[test]
+fn streams_work_confined() {
+    passes_confined("virtio::vsock::tests::streams::");
 }
