@@ -21,6 +21,9 @@ use crate::wire;
 /// Memory of the VM.
 const MEMORY: &str = "4096M";
 
+/// Where Debian has the firmware that is no part of QEMU.
+const SEABIOS: &str = "/usr/share/seabios";
+
 /// Where virtiofsd is: with QEMU in bookworm, a package of its own later.
 const FILE_SERVERS: [&str; 2] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
 
@@ -46,6 +49,8 @@ pub struct Boot {
     initramfs: PathBuf,
     /// `lib/modules` of the kernel's package.
     pub modules: PathBuf,
+    qemu: PathBuf,
+    firmware: PathBuf,
 }
 
 impl Boot {
@@ -56,6 +61,8 @@ impl Boot {
             kernel: part(&parts, "kernel")?,
             initramfs: part(&parts, "initramfs")?,
             modules: part(&parts, "modules")?,
+            qemu: part(&parts, "qemu")?,
+            firmware: part(&parts, "firmware")?,
         })
     }
 }
@@ -63,7 +70,7 @@ impl Boot {
 impl Machine {
     /// Powers the VM on.
     pub fn start(arguments: &Arguments, boot: &Boot, target: &Path) -> Result<Self> {
-        let mut command = mortal("qemu-system-x86_64");
+        let mut command = mortal(&boot.qemu);
         base(&mut command, arguments, boot)?;
         let mut theirs = Vec::new();
         let mut file_servers = Vec::new();
@@ -160,6 +167,9 @@ fn base(command: &mut Command, arguments: &Arguments, boot: &Boot) -> Result<()>
          random.trust_cpu=on no_timer_check cryptomgr.notests NACRE_LAB_DRIVER={driver}"
     );
     command
+        .arg("-L")
+        .arg(&boot.firmware)
+        .args(["-L", SEABIOS])
         .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,-pku"])
         .args(["-smp", &arguments.cpus.to_string(), "-m", MEMORY])
         .args([
