@@ -340,11 +340,32 @@ fn a_file_that_is_no_program_says_so_where_output_goes() {
 fn all_devices_where_all_are_allowed() {
     run(async {
         let mut guest = Guest::start().await;
-        let mut container = Container::new("a", &["sh", "-c", "mknod /tmp/fuse c 10 229 && true < /tmp/fuse"]);
+        let mut container =
+            Container::new("a", &["sh", "-c", "mknod /tmp/fuse c 10 229 && true < /tmp/fuse"]);
         container.spec["linux"]["resources"]["devices"] =
             serde_json::json!([{"allow": true, "access": "rwm"}]);
         guest.create_as(container).await.unwrap();
         guest.start_container("a").await.unwrap();
         assert_eq!(guest.wait("a").await.unwrap().exit_status, 0);
+    });
+}
+
+#[test]
+fn a_seccomp_profile_is_applied() {
+    run(async {
+        let mut guest = Guest::start().await;
+        for (id, privileged) in [("a", true), ("b", false)] {
+            let mut container = Container::new(id, &["sh", "-c", "mkdir /tmp/x; touch /tmp/y && echo made"]);
+            container.spec["process"]["noNewPrivileges"] = privileged.into();
+            container.spec["linux"]["seccomp"] = serde_json::json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+                "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]
+            });
+            let (_, mut stdio) = guest.create_as(container).await.unwrap();
+            guest.start_container(id).await.unwrap();
+            assert_eq!(stdio.stdout().await, "made\n");
+            assert!(stdio.stderr().await.contains("Function not implemented"));
+        }
     });
 }

@@ -131,7 +131,7 @@ fn busybox_root() -> tempfile::TempDir {
         std::fs::create_dir(path.join(directory)).unwrap();
     }
     std::fs::copy("/bin/busybox", path.join("bin/busybox")).expect("package busybox-static");
-    for applet in "sh cat echo env sleep true touch id mknod head wc ls sort xargs".split(' ') {
+    for applet in "sh cat echo env sleep true touch mkdir id mknod head wc ls sort xargs".split(' ') {
         std::os::unix::fs::symlink("busybox", path.join("bin").join(applet)).unwrap();
     }
     std::fs::write(path.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").unwrap();
