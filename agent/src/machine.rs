@@ -9,6 +9,7 @@ use std::time::Duration;
 use nacre_protocol::guest::{SHARED_MOUNT, SHARED_TAG};
 use rustix::fs::CWD;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use crate::cgroup;
@@ -16,6 +17,14 @@ use crate::error::Error;
 
 /// Every controller that containers are limited by.
 const CONTROLLERS: &str = "+cpuset +cpu +io +memory +hugetlb +pids";
+
+/// What a container inherits where its spec says nothing: as from containerd's service. The kernel's own defaults for
+/// pid 1 follow from the guest's small memory.
+const INHERITED_LIMITS: [(Resource, Option<u64>); 3] = [
+    (Resource::Nproc, None),
+    (Resource::Core, None),
+    (Resource::Nofile, Some(1 << 20)),
+];
 
 /// Moves the process off the initramfs's own root, which pivot_root refuses to leave: onto a mount of the same tree.
 pub fn take_root() -> Result<(), Error> {
@@ -60,6 +69,16 @@ pub fn settle() -> Result<(), Error> {
     fs::write(file, "-1000").map_err(Error::file("writing", file))?;
     let file = Path::new(cgroup::ROOT).join("cgroup.subtree_control");
     fs::write(&file, CONTROLLERS).map_err(Error::file("writing", file))?;
+    for (resource, limit) in INHERITED_LIMITS {
+        setrlimit(
+            resource,
+            Rlimit {
+                current: limit,
+                maximum: limit,
+            },
+        )
+        .map_err(Error::system("setting a limit"))?;
+    }
     crate::runtime::bring_loopback_up().map_err(Error::system("bringing the loopback device up"))
 }
 

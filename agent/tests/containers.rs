@@ -351,6 +351,26 @@ fn all_devices_where_all_are_allowed() {
 }
 
 #[test]
+fn the_kernel_takes_rules_of_every_shape() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let mut container =
+            Container::new("a", &["sh", "-c", "mknod /tmp/fuse c 10 229 && true < /tmp/fuse"]);
+        container.spec["linux"]["resources"]["devices"] = serde_json::json!([
+            {"allow": false, "access": "rwm"},
+            {"allow": true, "type": "a", "access": "rwm"},
+            {"allow": false, "type": "b", "access": "w"},
+            {"allow": false, "type": "c", "major": 10, "access": "wm"},
+            {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "m"},
+            {"allow": false, "type": "b", "major": 8, "minor": 1, "access": "rwm"}
+        ]);
+        guest.create_as(container).await.unwrap();
+        guest.start_container("a").await.unwrap();
+        assert_eq!(guest.wait("a").await.unwrap().exit_status, 0);
+    });
+}
+
+#[test]
 fn a_seccomp_profile_is_applied() {
     run(async {
         let mut guest = Guest::start().await;

@@ -55,9 +55,11 @@ fn identity() -> Result<()> {
 }
 
 fn limits() -> Result<()> {
-    let script = "cat /proc/self/cgroup; mount -t cgroup2 none /mnt 2>/dev/null; cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
+    let script = "cat /proc/self/cgroup /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
     let run = Run {
         flags: &[
+            "--mount",
+            "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro:nosuid:noexec:nodev",
             "--memory-limit",
             "67108864",
             "--cpu-quota",

@@ -205,24 +205,7 @@ fn compile(rules: &[Rule]) -> Vec<u64> {
         instruction(LOAD_WORD, MINOR, CONTEXT, 8, 0),
     ];
     for rule in rules.iter().rev() {
-        let effect: &[u64] = &if rule.allow {
-            [
-                instruction(AND, WANTED, 0, 0, !rule.access),
-                instruction(JUMP_IF_NOT_EQUAL, WANTED, 0, 2, 0),
-                instruction(MOVE, RESULT, 0, 0, 1),
-                instruction(EXIT, 0, 0, 0, 0),
-            ]
-            .to_vec()
-        } else {
-            [
-                instruction(MOVE_REGISTER, SCRATCH, WANTED, 0, 0),
-                instruction(AND, SCRATCH, 0, 0, rule.access),
-                instruction(JUMP_IF_EQUAL, SCRATCH, 0, 2, 0),
-                instruction(MOVE, RESULT, 0, 0, 0),
-                instruction(EXIT, 0, 0, 0, 0),
-            ]
-            .to_vec()
-        };
+        let effect = effect(rule);
         let tests: Vec<(u8, u32)> = [(KIND, rule.kind), (MAJOR, rule.major), (MINOR, rule.minor)]
             .into_iter()
             .filter_map(|(register, value)| Some((register, value?)))
@@ -233,10 +216,41 @@ fn compile(rules: &[Rule]) -> Vec<u64> {
             program.push(instruction(JUMP_IF_NOT_EQUAL, *register, 0, skip, *value));
         }
         program.extend(effect);
+        if tests.is_empty() && rule.access == ALL {
+            // It decides everything, and the kernel refuses instructions that nothing can reach.
+            return program;
+        }
     }
-    program.push(instruction(MOVE, RESULT, 0, 0, 0));
-    program.push(instruction(EXIT, 0, 0, 0, 0));
+    program.extend(verdict(false));
     program
+}
+
+/// What a rule that matches does; past its end the next rule is looked at.
+fn effect(rule: &Rule) -> Vec<u64> {
+    if rule.access == ALL {
+        return verdict(rule.allow).to_vec();
+    }
+    let mut effect = if rule.allow {
+        vec![
+            instruction(AND, WANTED, 0, 0, !rule.access),
+            instruction(JUMP_IF_NOT_EQUAL, WANTED, 0, 2, 0),
+        ]
+    } else {
+        vec![
+            instruction(MOVE_REGISTER, SCRATCH, WANTED, 0, 0),
+            instruction(AND, SCRATCH, 0, 0, rule.access),
+            instruction(JUMP_IF_EQUAL, SCRATCH, 0, 2, 0),
+        ]
+    };
+    effect.extend(verdict(rule.allow));
+    effect
+}
+
+fn verdict(allow: bool) -> [u64; 2] {
+    [
+        instruction(MOVE, RESULT, 0, 0, allow.into()),
+        instruction(EXIT, 0, 0, 0, 0),
+    ]
 }
 
 #[cfg(test)]
