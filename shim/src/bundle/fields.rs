@@ -27,7 +27,7 @@ const NOT_LINUX: &str = "for another platform";
 static SPEC: Rule = Keys(&[
     ("ociVersion", Accept),
     ("hostname", Accept),
-    ("domainname", Refuse(LATER)),
+    ("domainname", Accept),
     ("annotations", Accept),
     ("root", Keys(&[("path", Accept), ("readonly", Accept)])),
     ("process", PROCESS),
@@ -54,9 +54,9 @@ const PROCESS: Rule = Keys(&[
     ("noNewPrivileges", Accept),
     ("apparmorProfile", Refuse("the guest's kernel has no AppArmor")),
     ("oomScoreAdj", Accept),
-    ("scheduler", Refuse(LATER)),
+    ("scheduler", Accept),
     ("selinuxLabel", Refuse("the guest's kernel has no SELinux")),
-    ("ioPriority", Refuse(LATER)),
+    ("ioPriority", Accept),
     ("execCPUAffinity", Refuse(LATER)),
 ]);
 
@@ -97,14 +97,33 @@ const LINUX: Rule = Keys(&[
     ),
     ("devices", Accept),
     ("netDevices", Refuse(LATER)),
-    ("seccomp", Refuse(LATER)),
+    ("seccomp", SECCOMP),
     ("rootfsPropagation", Accept),
     ("maskedPaths", Accept),
     ("readonlyPaths", Accept),
     ("mountLabel", Refuse("the guest's kernel has no SELinux")),
     ("intelRdt", Refuse(LATER)),
-    ("personality", Refuse(LATER)),
+    (
+        "personality",
+        Keys(&[("domain", Accept), ("flags", Refuse(LATER))]),
+    ),
     ("memoryPolicy", Refuse(LATER)),
+]);
+
+const SECCOMP: Rule = Keys(&[
+    ("defaultAction", Accept),
+    ("defaultErrnoRet", Accept),
+    ("architectures", Accept),
+    ("flags", Accept),
+    (
+        "listenerPath",
+        Refuse("a listener on the host can't be reached from a guest"),
+    ),
+    (
+        "listenerMetadata",
+        Refuse("a listener on the host can't be reached from a guest"),
+    ),
+    ("syscalls", Accept),
 ]);
 
 const RESOURCES: Rule = Keys(&[
@@ -129,20 +148,20 @@ const RESOURCES: Rule = Keys(&[
             ("shares", Accept),
             ("quota", Accept),
             ("period", Accept),
-            ("burst", Refuse(LATER)),
+            ("burst", Accept),
             ("realtimeRuntime", Refuse(V1)),
             ("realtimePeriod", Refuse(V1)),
             ("cpus", Refuse(HOST_NUMBER)),
             ("mems", Refuse(HOST_NUMBER)),
-            ("idle", Refuse(LATER)),
+            ("idle", Accept),
         ]),
     ),
     ("pids", Keys(&[("limit", Accept)])),
-    ("blockIO", Refuse(LATER)),
-    ("hugepageLimits", Refuse(LATER)),
+    ("blockIO", Refuse(HOST_NUMBER)),
+    ("hugepageLimits", Accept),
     ("network", Refuse(LATER)),
     ("rdma", Refuse(LATER)),
-    ("unified", Refuse(LATER)),
+    ("unified", Accept),
 ]);
 
 /// A field that can't be honoured.
@@ -227,11 +246,11 @@ mod tests {
     #[test]
     fn each_refused_field_is_named_by_its_path() {
         let spec = json!({
-            "process": {"terminal": true, "args": ["a"], "scheduler": {"policy": "SCHED_RR"}},
+            "process": {"terminal": true, "args": ["a"], "execCPUAffinity": {"initial": "0"}},
             "hooks": {"poststop": [{"path": "/bin/true"}], "prestart": []},
             "mounts": [{"destination": "/a"}, {"destination": "/b", "uidMappings": [{"hostID": 1}]}],
             "linux": {
-                "resources": {"cpu": {"cpus": "0-1", "quota": 5}, "unified": {"memory.high": "1"}},
+                "resources": {"cpu": {"cpus": "0-1", "quota": 5}, "blockIO": {"weight": 10}, "unified": {"memory.high": "1"}},
                 "namespaces": [{"type": "network", "path": "/proc/1/ns/net"}]
             }
         });
@@ -244,10 +263,10 @@ mod tests {
         let want = [
             "hooks.poststop",
             "linux.namespaces[0].path",
+            "linux.resources.blockIO",
             "linux.resources.cpu.cpus",
-            "linux.resources.unified",
             "mounts[1].uidMappings",
-            "process.scheduler",
+            "process.execCPUAffinity",
             "process.terminal",
         ];
         assert_eq!(paths, want);
@@ -258,7 +277,7 @@ mod tests {
         let spec = json!({
             "process": {"terminal": false, "apparmorProfile": "", "consoleSize": null},
             "hooks": {}, "windows": null,
-            "linux": {"resources": {"hugepageLimits": [], "network": {}}, "seccomp": null}
+            "linux": {"resources": {"rdma": {}, "network": {}}, "seccomp": null}
         });
         assert_eq!(check(&spec), Findings::default());
     }

@@ -157,6 +157,23 @@ fn check_namespaces(namespaces: &Value, refusals: &mut Vec<Refusal>) {
     }
 }
 
+/// Options of a mount that nobody would apply: id mappings, copies, propagation to or from the host.
+const NOT_DONE: [&str; 13] = [
+    "idmap",
+    "ridmap",
+    "tmpcopyup",
+    "shared",
+    "rshared",
+    "slave",
+    "rslave",
+    "unbindable",
+    "runbindable",
+    "sync",
+    "dirsync",
+    "mand",
+    "remount",
+];
+
 /// Binds come from the host; other file systems are made in the guest.
 fn host_mounts(bundle: &Path, mounts: &Value, refusals: &mut Vec<Refusal>) -> Vec<HostMount> {
     const IN_GUEST: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
@@ -170,10 +187,7 @@ fn host_mounts(bundle: &Path, mounts: &Value, refusals: &mut Vec<Refusal>) -> Ve
             .collect();
         let has = |word: &str| options.contains(&word);
         let kind = mount["type"].as_str().unwrap_or_default();
-        if let Some(word) = options
-            .iter()
-            .find(|word| ["idmap", "ridmap", "tmpcopyup"].contains(word))
-        {
+        if let Some(word) = options.iter().find(|word| NOT_DONE.contains(word)) {
             let reason = format!("{word:?} is not supported yet");
             refusals.push(Refusal {
                 path: format!("mounts[{index}].options"),

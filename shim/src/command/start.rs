@@ -33,6 +33,7 @@ pub fn run(arguments: Arguments, begun_ns: u64) -> anyhow::Result<()> {
         containerd: Some(nix::unistd::getppid()),
         begun_ns,
     };
+    keep(&address)?;
     sys::fork_into(move || daemon::run(start)).context("forking the daemon")?;
     print(&address)
 }
@@ -52,7 +53,15 @@ fn join(arguments: &Arguments, sandbox: &str) -> anyhow::Result<()> {
             identity.socket().display()
         );
     }
+    keep(&identity.socket_address())?;
     print(&identity.socket_address())
+}
+
+/// A containerd that restarts reads the address from the bundle; up to 1.6 it leaves writing it to the shim.
+fn keep(address: &str) -> anyhow::Result<()> {
+    std::fs::write(".address", address)
+        .and_then(|()| std::fs::rename(".address", "address"))
+        .context("writing the address into the bundle")
 }
 
 /// What an earlier pod of the same name left goes, unless it lives.

@@ -11,7 +11,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 
-use super::{Error, Mount};
+use super::{Error, Mount, staged};
 use crate::sys::{self, Attributes};
 
 /// fsconfig(2) takes strings of 255 bytes and a NUL.
@@ -138,40 +138,52 @@ impl Options {
 }
 
 fn overlay(options: &Options) -> Result<OwnedFd, Error> {
-    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("overlay"))?;
-    // Resolved against the working directory at some point until fsconfig_create, which one depends on the kernel.
     let short = Shortened::of(&options.values);
-    let _back = match &short {
-        Some(short) => Some(WorkingDirectory::change(&short.base)?),
-        None => None,
-    };
-    for (key, value) in short.as_ref().map_or(&options.values, |short| &short.values) {
-        match value {
-            Some(value) => fsconfig_set_string(fs.as_fd(), key.as_str(), value.as_str()),
-            None => fsconfig_set_flag(fs.as_fd(), key.as_str()),
+    let values = short.as_ref().map_or(&options.values, |short| &short.values);
+    let mount = match &short {
+        Some(short) if !fits(values) => staged::overlay(&short.base, &words(values))?,
+        Some(short) => {
+            // Resolved at some point until fsconfig_create, which one depends on the kernel.
+            let _back = WorkingDirectory::change(&short.base)?;
+            configured(values)?
         }
-        .map_err(failed(format!(
-            "overlay option {key}={}",
-            value.as_deref().unwrap_or_default()
-        )))?;
-    }
-    fsconfig_create(fs.as_fd()).map_err(failed(describe(&options.values)))?;
-    let mount = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
-        .map_err(failed("overlay"))?;
+        None => configured(values)?,
+    };
     close_off(&mount, "overlay", options.extent)?;
     Ok(mount)
 }
 
-fn describe(values: &[(String, Option<String>)]) -> String {
-    let words: Vec<String> = values
+fn configured(values: &[(String, Option<String>)]) -> Result<OwnedFd, Error> {
+    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("overlay"))?;
+    for (key, value) in values {
+        match value {
+            Some(value) => fsconfig_set_string(fs.as_fd(), key.as_str(), value.as_str()),
+            None => fsconfig_set_flag(fs.as_fd(), key.as_str()),
+        }
+        .map_err(failed(format!("overlay option {}", word(key, value.as_ref()))))?;
+    }
+    fsconfig_create(fs.as_fd()).map_err(failed(format!("overlay of {}", words(values))))?;
+    fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(failed("overlay"))
+}
+
+/// Whether fsconfig(2) takes all of `values`.
+fn fits(values: &[(String, Option<String>)]) -> bool {
+    values
         .iter()
-        .map(|(key, value)| {
-            value
-                .as_ref()
-                .map_or(key.clone(), |value| format!("{key}={value}"))
-        })
-        .collect();
-    format!("overlay of {}", words.join(","))
+        .all(|(_, value)| value.as_ref().is_none_or(|value| value.len() <= MAX_VALUE))
+}
+
+fn word(key: &str, value: Option<&String>) -> String {
+    value.map_or(key.to_owned(), |value| format!("{key}={value}"))
+}
+
+/// In mount(8)'s notation.
+fn words(values: &[(String, Option<String>)]) -> String {
+    values
+        .iter()
+        .map(|(key, value)| word(key, value.as_ref()))
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 /// Overlay options with paths relative to the directory that all have in common.
@@ -186,10 +198,7 @@ const PATH_KEYS: [&str; 3] = ["lowerdir", "upperdir", "workdir"];
 impl Shortened {
     /// None where every value fits as it is.
     fn of(values: &[(String, Option<String>)]) -> Option<Self> {
-        if values
-            .iter()
-            .all(|(_, value)| value.as_ref().is_none_or(|value| value.len() <= MAX_VALUE))
-        {
+        if fits(values) {
             return None;
         }
         let paths = |value: &str| value.split(':').map(PathBuf::from).collect::<Vec<_>>();
@@ -260,20 +269,20 @@ impl Drop for WorkingDirectory {
 mod tests {
     use super::*;
 
-    fn words(words: &[&str]) -> Vec<String> {
+    fn strings(words: &[&str]) -> Vec<String> {
         words.iter().map(|word| (*word).to_owned()).collect()
     }
 
     #[test]
     fn options_are_sorted() {
-        let options = Options::parse(&words(&["rbind", "ro", "index=off", "volatile"])).unwrap();
+        let options = Options::parse(&strings(&["rbind", "ro", "index=off", "volatile"])).unwrap();
         assert!(options.bind && options.extent.recursive && options.extent.read_only);
         assert_eq!(
             options.values,
             [("index".into(), Some("off".into())), ("volatile".into(), None)]
         );
         assert!(
-            Options::parse(&words(&["rshared"]))
+            Options::parse(&strings(&["rshared"]))
                 .unwrap_err()
                 .contains("rshared")
         );
@@ -286,7 +295,7 @@ mod tests {
                 kind: kind.into(),
                 source: "/".into(),
                 target: String::new(),
-                options: words(options),
+                options: strings(options),
             };
             super::mount(0, &mount).unwrap_err().to_string()
         };
@@ -313,5 +322,47 @@ mod tests {
         assert!(short.values[2].1.as_ref().unwrap().starts_with("1/fs:2/fs:"));
         assert_eq!(short.values[0].1.as_deref(), Some("off"));
         assert_eq!(Shortened::of(&values[..2]), None);
+    }
+
+    #[test]
+    fn more_layers_than_fsconfig_takes_are_mounted_all_the_same() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        // Not on an overlay itself, where this test may run: its upper layer could not be there.
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        for name in (0..90)
+            .map(|n| n.to_string())
+            .chain(["upper".into(), "work".into()])
+        {
+            std::fs::create_dir(path(&name)).unwrap();
+        }
+        std::fs::write(path("0/top"), "").unwrap();
+        std::fs::write(path("89/bottom"), "").unwrap();
+        let lower: Vec<String> = (0..90).map(|n| path(&n.to_string())).collect();
+        let options = strings(&[
+            &format!("lowerdir={}", lower.join(":")),
+            &format!("upperdir={}", path("upper")),
+            &format!("workdir={}", path("work")),
+        ]);
+        let mount = super::mount(
+            0,
+            &super::Mount {
+                kind: "overlay".into(),
+                source: "overlay".into(),
+                target: String::new(),
+                options,
+            },
+        );
+        let mount = mount.unwrap();
+        for name in ["top", "bottom"] {
+            rustix::fs::statat(&mount, name, rustix::fs::AtFlags::empty()).unwrap();
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(
+            !mounts.contains(&directory.path().display().to_string()),
+            "{mounts}"
+        );
     }
 }

@@ -4,6 +4,7 @@
 
 mod detached;
 mod place;
+mod staged;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -25,6 +26,8 @@ pub enum Error {
     Path { what: String, source: std::io::Error },
     #[error("entering the VMM's mount namespace: {0}")]
     Child(#[source] std::io::Error),
+    #[error("{0}")]
+    Staged(String),
     #[error("in the VMM's mount namespace: {0}")]
     Place(String),
 }
