@@ -178,8 +178,9 @@ fn containerd_restarted() -> Result<()> {
     fs::write(directory.path().join("go"), "")?;
     wait_until_stopped(&id)?;
     let deleted = ctr(["task", "delete", &id])?;
+    // ctr tells the code in a line of its log; its own is 0.
     ensure!(
-        deleted.code == Some(9),
+        deleted.stderr.contains("exit code 9"),
         "exit code after the restart: {deleted:?}"
     );
     ctr(["containers", "delete", &id])?.success()?;
