@@ -55,7 +55,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let pairs = pairs::measure(arguments.pairs)?;
     pairs.report(&mut results);
     let starts = start::measure(arguments.starts)?;
-    starts.report(&mut results);
+    starts.report(&mut results)?;
     sizes::measure(&mut results)?;
     let json = arguments.output.join("results.json");
     std::fs::write(&json, results.json()?).with_context(|| format!("writing {}", json.display()))?;

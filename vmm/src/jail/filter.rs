@@ -74,16 +74,35 @@ fn compile<'a>(
 
 /// The rules for one call, of which one must match; none: any arguments are fine.
 fn alternatives(call: &Call) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
-    let rule = |index, comparison, value| {
-        let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, comparison, value)?;
-        SeccompRule::new(vec![condition])
-    };
+    let equal = |index, value| condition(index, SeccompCmpOp::Eq, value);
     match call.argument {
         Argument::Any => Ok(Vec::new()),
         Argument::OneOf { index, values } => values
             .iter()
-            .map(|value| rule(index, SeccompCmpOp::Eq, *value))
+            .map(|value| SeccompRule::new(vec![equal(index, *value)?]))
             .collect(),
-        Argument::Without { index, bits } => Ok(vec![rule(index, SeccompCmpOp::MaskedEq(bits), 0)?]),
+        Argument::Options(values) => values
+            .iter()
+            .map(|(first, second)| {
+                let mut conditions = vec![equal(0, *first)?];
+                if let Some(second) = second {
+                    conditions.push(equal(1, *second)?);
+                }
+                SeccompRule::new(conditions)
+            })
+            .collect(),
+        Argument::Without { index, bits } => Ok(vec![SeccompRule::new(vec![condition(
+            index,
+            SeccompCmpOp::MaskedEq(bits),
+            0,
+        )?])?]),
     }
+}
+
+fn condition(
+    index: u8,
+    comparison: SeccompCmpOp,
+    value: u64,
+) -> Result<SeccompCondition, seccompiler::BackendError> {
+    SeccompCondition::new(index, SeccompCmpArgLen::Dword, comparison, value)
 }

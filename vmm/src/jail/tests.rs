@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Output};
 
 use nix::sys::eventfd::EventFd;
+use rustix::thread::CapabilitySet;
 
 use super::{Confinement, ThreadKind, Violation, calls, enter};
 
@@ -24,6 +25,13 @@ fn act(case: &str, event: &EventFd) -> bool {
         "allocate" => vec![1_u8; 1 << 24].iter().all(|byte| *byte == 1),
         "event descriptor" => event.read() == Ok(1),
         "panic" => std::panic::catch_unwind(|| std::hint::black_box(Option::<u8>::None).unwrap()).is_err(),
+        "read capabilities" => {
+            rustix::thread::capability_is_in_bounding_set(CapabilitySet::CHOWN).is_ok()
+                && rustix::thread::capability_is_in_ambient_set(CapabilitySet::CHOWN).is_ok()
+        }
+        "raise a capability" => {
+            rustix::thread::configure_capability_in_ambient_set(CapabilitySet::CHOWN, true).is_ok()
+        }
         "create a file" => std::fs::write("/made", "x").is_ok(),
         "socket pair" => {
             use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -105,6 +113,7 @@ fn a_forbidden_call_kills_the_process_by_sigsys() {
             "executable memory",
             "thread",
             "other ioctl",
+            "raise a capability",
         ] {
             let output = confined(kind, case);
             assert!(killed(output.status), "{kind:?} {case}: {output:?}");
@@ -128,6 +137,7 @@ fn what_a_thread_needs_goes_through() {
         .flat_map(|kind| everywhere.map(|case| (kind, case)))
         .chain([
             (ThreadKind::FileServer, "open"),
+            (ThreadKind::FileServer, "read capabilities"),
             (ThreadKind::Device, "socket pair"),
         ]);
     for (kind, case) in cases {
@@ -194,13 +204,9 @@ fn look_around(share: &str) {
         (0, 0)
     );
     let kept = rustix::thread::capabilities(None).unwrap();
-    assert!(!kept.permitted.contains(rustix::thread::CapabilitySet::SYS_ADMIN));
-    assert!(
-        !kept
-            .permitted
-            .contains(rustix::thread::CapabilitySet::DAC_READ_SEARCH)
-    );
-    assert!(kept.effective.contains(rustix::thread::CapabilitySet::CHOWN));
+    assert!(!kept.permitted.contains(CapabilitySet::SYS_ADMIN));
+    assert!(!kept.permitted.contains(CapabilitySet::DAC_READ_SEARCH));
+    assert!(kept.effective.contains(CapabilitySet::CHOWN));
     assert!(enter(None).is_err(), "the jail has a way to another one");
 }
 

@@ -1,7 +1,7 @@
 //! The file server (virtio-fs): everything that virtiofsd's library asks of the kernel to serve the shared tree, from
 //! its one thread. Not open_by_handle_at, which opens files outside of the tree.
 
-use super::{Call, any, one_of};
+use super::{Call, any, options};
 
 pub const CALLS: &[Call] = &[
     // The event loop.
@@ -79,11 +79,18 @@ pub const CALLS: &[Call] = &[
         "drops FSETID around a write that clears set-id bits, and takes it back",
     ),
     any(libc::SYS_capset, "the same; nothing beyond the permitted set"),
-    one_of(
+    options(
         libc::SYS_prctl,
-        0,
-        &[libc::PR_CAPBSET_READ as u64],
-        "the library reads the bounding set",
+        &[
+            (libc::PR_CAPBSET_READ as u64, None),
+            (libc::PR_GET_SECUREBITS as u64, None),
+            (libc::PR_GET_NO_NEW_PRIVS as u64, None),
+            (
+                libc::PR_CAP_AMBIENT as u64,
+                Some(libc::PR_CAP_AMBIENT_IS_SET as u64),
+            ),
+        ],
+        "the same: libcap-ng reads all there is about capabilities first",
     ),
     any(
         libc::SYS_fchdir,

@@ -36,6 +36,8 @@ pub enum Argument {
         /// The values.
         values: &'static [u64],
     },
+    /// Argument 0 is one of these, and with it argument 1, where one is given.
+    Options(&'static [(u64, Option<u64>)]),
     /// The argument has none of `bits`.
     Without {
         /// Counted from 0.
@@ -76,6 +78,14 @@ const fn without(number: i64, index: u8, bits: u64, why: &'static str) -> Call {
     Call {
         number,
         argument: Argument::Without { index, bits },
+        why,
+    }
+}
+
+const fn options(number: i64, values: &'static [(u64, Option<u64>)], why: &'static str) -> Call {
+    Call {
+        number,
+        argument: Argument::Options(values),
         why,
     }
 }
