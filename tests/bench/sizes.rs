@@ -26,12 +26,15 @@ pub fn measure(results: &mut Results) -> Result<()> {
         "as it is in the guest image; wanted: at most 6 MB",
     ));
     let kernel = fs::read(share.join("vmlinux")).context("reading the guest kernel")?;
-    let loaded = loaded_bytes(&kernel).context("the guest kernel")?;
+    let (loaded, in_memory) = loaded_bytes(&kernel).context("the guest kernel")?;
     results.add(Measure::alone(
         "vmlinux, loaded segments",
         "MiB",
         loaded as f64 / MIB,
-        "sum of their sizes in memory; wanted: at most 15 MB",
+        format!(
+            "with what starts as zeros: {:.1} MiB; wanted: at most 15 MB",
+            in_memory as f64 / MIB
+        ),
     ));
     vmm_memory(results)?;
     idle_pod(results)
@@ -74,8 +77,8 @@ fn entry_size(archive: &[u8], name: &str) -> Result<usize> {
     }
 }
 
-/// Sum of p_memsz over the loaded segments of a 64-bit little-endian ELF file.
-fn loaded_bytes(elf: &[u8]) -> Result<u64> {
+/// Sums of p_filesz and p_memsz over the loaded segments of a 64-bit little-endian ELF file.
+fn loaded_bytes(elf: &[u8]) -> Result<(u64, u64)> {
     ensure!(elf.starts_with(b"\x7fELF\x02\x01"), "is no 64-bit ELF file");
     let number = |at: usize, bytes: usize| -> Result<u64> {
         let field = elf.get(at..at + bytes).context("is cut off")?;
@@ -86,13 +89,14 @@ fn loaded_bytes(elf: &[u8]) -> Result<u64> {
     };
     let table = usize::try_from(number(32, 8)?)?;
     let (size, count) = (usize::try_from(number(54, 2)?)?, usize::try_from(number(56, 2)?)?);
-    let mut sum = 0;
+    let (mut in_file, mut in_memory) = (0, 0);
     for header in (0..count).map(|index| table + index * size) {
         if number(header, 4)? == u64::from(PT_LOAD) {
-            sum += number(header + 40, 8)?;
+            in_file += number(header + 32, 8)?;
+            in_memory += number(header + 40, 8)?;
         }
     }
-    Ok(sum)
+    Ok((in_file, in_memory))
 }
 
 /// Private dirty memory of a VMM without its guest's, with two alive that both have read all of their file system.
@@ -220,8 +224,9 @@ mod tests {
     #[test]
     fn sums_loaded_segments_of_this_program() {
         let program = fs::read("/proc/self/exe").unwrap();
-        let sum = loaded_bytes(&program).unwrap();
-        assert!(sum > 100_000 && sum < program.len() as u64 + (1 << 24), "{sum}");
+        let (in_file, in_memory) = loaded_bytes(&program).unwrap();
+        assert!(in_file > 100_000 && in_file < program.len() as u64, "{in_file}");
+        assert!(in_memory >= in_file, "{in_memory}");
         assert!(loaded_bytes(b"MZ").is_err());
     }
 
