@@ -4,7 +4,7 @@
 //! The tree is the root of the VMM's mount namespace after the jail is closed; containers' mounts are moved into it
 //! while the guest runs. Two phases: [`Prepared::before_jail`] opens /proc/self/fd, which the jail has not;
 //! [`Fs::new`] afterwards does the rest. What the guest may cache is decided in [`place`], what it may send in
-//! [`tree`] and [`answer`]; [`view`] is guest memory as the library wants it.
+//! [`checks`] and [`answer`]; [`view`] is guest memory as the library wants it.
 //!
 //! What the worker needs of the jail (the tables are in `crate::jail`):
 //! - capabilities CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETUID, SETGID, MKNOD, SETFCAP: files get the owner, mode,
@@ -17,6 +17,7 @@
 //! holds more than the process's limit, less [`RESERVED_FILES`], gets ENFILE; nobody else notices.
 
 mod answer;
+mod checks;
 mod place;
 #[cfg(test)]
 mod tests;

@@ -15,10 +15,9 @@ use virtiofsd::filesystem::{
 use virtiofsd::fuse::{Attr, SetattrIn};
 use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, NegotiationMode, PassthroughFs};
 
+use super::checks::{MAX_XATTR, checked, offset, open_flags, refused};
 use super::place::{LONG, Place, number, placed};
 
-/// The kernel's limits on an extended attribute and on a list of names (XATTR_SIZE_MAX, XATTR_LIST_MAX).
-const MAX_XATTR: u32 = 64 * 1024;
 /// For a file of a root file system: its pages outlive its closing, and closing it asks nothing (every write has gone
 /// through by then, and locks stay in the guest).
 const KEPT: OpenOptions = OpenOptions::KEEP_CACHE.union(OpenOptions::NOFLUSH);
@@ -59,36 +58,6 @@ impl Tree {
     }
 }
 
-fn refused(errno: i32) -> io::Error {
-    io::Error::from_raw_os_error(errno)
-}
-
-/// A name in a directory, and nothing that leads elsewhere.
-fn checked(name: &CStr) -> io::Result<&CStr> {
-    match name.to_bytes() {
-        b"" | b"." | b".." => Err(refused(libc::EINVAL)),
-        bytes if bytes.contains(&b'/') => Err(refused(libc::EINVAL)),
-        _ => Ok(name),
-    }
-}
-
-/// An offset that the kernel's signed one can hold; the library takes that for granted.
-fn offset(offset: u64) -> io::Result<u64> {
-    i64::try_from(offset).map_err(|_| refused(libc::EINVAL))?;
-    Ok(offset)
-}
-
-/// Open flags without those that make a file or give a descriptor that is none.
-fn open_flags(flags: u32) -> io::Result<u32> {
-    let bits = i32::from_ne_bytes(flags.to_ne_bytes());
-    let never = libc::O_CREAT | libc::O_PATH | (libc::O_TMPFILE & !libc::O_DIRECTORY);
-    if bits & never == 0 {
-        Ok(flags)
-    } else {
-        Err(refused(libc::EINVAL))
-    }
-}
-
 /// Requests that need nothing but the library's inode number.
 macro_rules! pass {
     ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty;)*) => {$(
@@ -108,7 +77,8 @@ impl FileSystem for Tree {
         if !capable.contains(FsOptions::SUBMOUNTS) {
             return Err(refused(libc::EPROTO));
         }
-        self.files.init(capable)
+        // A link's target never changes: another one is another inode.
+        Ok(self.files.init(capable)? | FsOptions::CACHE_SYMLINKS)
     }
 
     fn destroy(&self) {

@@ -9,6 +9,7 @@
 //! the stream.
 
 mod connection;
+mod greeting;
 mod muxer;
 mod packet;
 mod state;

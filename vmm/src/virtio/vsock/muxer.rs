@@ -11,7 +11,8 @@ use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::epoll::EventSet;
 
-use super::connection::{Connection, Greeted, Greeting};
+use super::connection::Connection;
+use super::greeting::{Greeted, Greeting};
 use super::packet::{Header, Op, Packet, Ports, Refusal, Reset, Slice, encode_reset, parse, unknown};
 use super::state::{Act, Event, State};
 use super::{Host, MAX_CONNECTIONS};
