@@ -5,6 +5,7 @@ use std::io;
 
 /// The kernel's limits on an extended attribute and on a list of names (XATTR_SIZE_MAX, XATTR_LIST_MAX).
 pub const MAX_XATTR: u32 = 64 * 1024;
+
 /// The error with this errno.
 pub fn refused(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)

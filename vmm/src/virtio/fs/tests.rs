@@ -133,6 +133,7 @@ impl Guest {
         );
         let enabled = u32_at(&reply, 12);
         assert_ne!(enabled & 1 << 27, 0, "submounts");
+        assert_ne!(enabled & 1 << 23, 0, "links are cached");
         assert_eq!(enabled & 1 << 16, 0, "writeback cache");
     }
 
