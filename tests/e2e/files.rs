@@ -1,6 +1,7 @@
 //! A container's root file system and its mounts.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
@@ -125,14 +126,22 @@ fn native_snapshotter() -> Result<()> {
     Ok(())
 }
 
-fn rootfs_directory() -> Result<()> {
+/// A root file system outside of every snapshotter: busybox and empty directories.
+pub fn busybox_root() -> Result<tempfile::TempDir> {
     let directory = tempfile::tempdir_in(tmpfs()?)?;
     let root = directory.path();
+    fs::set_permissions(root, fs::Permissions::from_mode(0o755))?;
     for name in ["bin", "proc", "sys", "dev", "etc", "run", "tmp"] {
         fs::create_dir(root.join(name))?;
     }
     fs::copy("/bin/busybox", root.join("bin/busybox"))?;
     std::os::unix::fs::symlink("busybox", root.join("bin/sh"))?;
+    Ok(directory)
+}
+
+fn rootfs_directory() -> Result<()> {
+    let directory = busybox_root()?;
+    let root = directory.path();
     let id = fresh_id("rootfs");
     let path = root.display().to_string();
     let output = ctr([

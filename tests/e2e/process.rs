@@ -6,7 +6,8 @@ use crate::ctr::{Run, fresh_id};
 use crate::{Test, core, test};
 
 pub const TESTS: &[Test] = &[
-    core("env, cwd, args, uid and gid arrive", process_fields),
+    core("env, cwd and args arrive", process_fields),
+    core("uid, gid, additional gids and umask arrive", user),
     test("hostname, rlimits and capabilities are the spec's", identity),
     test("memory and pids limits are set in the guest", limits),
     test(
@@ -16,23 +17,47 @@ pub const TESTS: &[Test] = &[
 ];
 
 fn process_fields() -> Result<()> {
-    let script = r#"echo "$GREETING|$(pwd)|$1|$2|$(id -u):$(id -g)""#;
+    let script = r#"echo "$GREETING|$(pwd)|$1|$2""#;
     let run = Run {
-        flags: &[
-            "--env",
-            "GREETING=hello world",
-            "--cwd",
-            "/tmp",
-            "--user",
-            "1000:65534",
-        ],
+        flags: &["--env", "GREETING=hello world", "--cwd", "/tmp"],
         command: &["sh", "-c", script, "sh", "first arg", "sécond"],
     };
     let output = run.finish(&fresh_id("fields"))?.success()?;
     ensure!(
-        output.trim_end() == "hello world|/tmp|first arg|sécond|1000:65534",
+        output.trim_end() == "hello world|/tmp|first arg|sécond",
         "got {output:?}"
     );
+    Ok(())
+}
+
+/// Not every ctr has a flag for the user: the specification is given whole.
+fn user() -> Result<()> {
+    let root = crate::files::busybox_root()?;
+    let spec = serde_json::json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "args": ["/bin/sh", "-c", "for o in -u -g -G; do busybox id $o; done; umask"],
+            "cwd": "/",
+            "env": ["PATH=/bin"],
+            "user": {"uid": 1000, "gid": 65534, "additionalGids": [44, 100], "umask": 0o027}
+        },
+        "root": {"path": root.path()},
+        "linux": {"namespaces": [{"type": "mount"}, {"type": "network"}, {"type": "pid"}]}
+    });
+    let file = root.path().join("etc/config.json");
+    std::fs::write(&file, spec.to_string())?;
+    let path = file.display().to_string();
+    let output = crate::ctr::ctr([
+        "run",
+        "--rm",
+        "--runtime",
+        crate::ctr::RUNTIME,
+        "--config",
+        &path,
+        &fresh_id("user"),
+    ])?
+    .success()?;
+    ensure!(output == "1000\n65534\n65534 44 100\n0027\n", "got {output:?}");
     Ok(())
 }
 

@@ -200,7 +200,7 @@ fn unimplemented_calls() -> Result<()> {
     for call in [
         &["task", "exec", "--exec-id", "x", &id, "true"] as &[&str],
         &["task", "pause", &id],
-        &["task", "metrics", &id],
+        &["task", "checkpoint", &id],
     ] {
         let output = ctr(call.iter().copied())?;
         ensure!(
