@@ -35,22 +35,30 @@ fn host_network() -> Result<()> {
 }
 
 fn terminal() -> Result<()> {
-    refused(&["--tty"], &["process.terminal"])
+    refused_spec("process.terminal", |spec| {
+        spec["process"]["terminal"] = true.into()
+    })
 }
 
-/// `ctr run --config` takes a whole spec.
 fn hook() -> Result<()> {
+    refused_spec("hooks.poststop", |spec| {
+        spec["hooks"] = serde_json::json!({"poststop": [{"path": "/bin/true"}]});
+    })
+}
+
+/// A whole specification, changed, is refused with these words. (`ctr run --config` takes one.)
+fn refused_spec(name: &str, change: impl FnOnce(&mut serde_json::Value)) -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let spec = serde_json::json!({
+    let mut spec = serde_json::json!({
         "ociVersion": "1.0.2",
         "process": {"args": ["true"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
         "root": {"path": "/run"},
-        "hooks": {"poststop": [{"path": "/bin/true"}]},
         "linux": {"namespaces": [{"type": "mount"}, {"type": "network"}, {"type": "pid"}]}
     });
+    change(&mut spec);
     let file = directory.path().join("config.json");
     fs::write(&file, spec.to_string())?;
-    let id = fresh_id("hook");
+    let id = fresh_id("spec");
     let path = file.display().to_string();
     let output = crate::ctr::ctr([
         "run",
@@ -62,8 +70,8 @@ fn hook() -> Result<()> {
         &id,
     ])?;
     ensure!(
-        output.code != Some(0) && output.stderr.contains("hooks.poststop"),
-        "{output:?}"
+        output.code != Some(0) && output.stderr.contains(name),
+        "the error does not name {name}: {output:?}"
     );
     Ok(())
 }
