@@ -51,6 +51,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     );
     std::fs::create_dir_all(&arguments.output)
         .with_context(|| format!("making {}", arguments.output.display()))?;
+    sizes::warn_of_unoptimised()?;
     let mut results = Results::default();
     let pairs = pairs::measure(arguments.pairs)?;
     pairs.report(&mut results);

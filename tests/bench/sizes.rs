@@ -14,6 +14,25 @@ const GUEST_MEMORY_KIB: u64 = 64 * 1024;
 /// Loaded segments (ELF specification, program header).
 const PT_LOAD: u32 = 1;
 
+/// An optimised and stripped VMM is far smaller, an unoptimised one far larger.
+const OPTIMISED_BYTES: u64 = 6 << 20;
+
+/// Tells where times are about to be measured that mean nothing.
+pub fn warn_of_unoptimised() -> Result<()> {
+    let vmm = prefix()?.join("bin/nacre-vmm");
+    let bytes = fs::metadata(&vmm)
+        .with_context(|| format!("looking at {}", vmm.display()))?
+        .len();
+    if bytes > OPTIMISED_BYTES {
+        eprintln!(
+            "{} is {} MiB large, so not optimised: these times mean nothing; make without QUICK=1",
+            vmm.display(),
+            bytes >> 20
+        );
+    }
+    Ok(())
+}
+
 /// Measures all of them.
 pub fn measure(results: &mut Results) -> Result<()> {
     let share = prefix()?.join("share/nacre");

@@ -7,6 +7,7 @@ mod ctr;
 mod faults;
 mod files;
 mod leaks;
+mod operator;
 mod process;
 mod refusals;
 mod runs;
@@ -64,6 +65,7 @@ fn tests() -> Vec<Test> {
         streams::TESTS,
         refusals::TESTS,
         faults::TESTS,
+        operator::TESTS,
     ]
     .into_iter()
     .flatten()

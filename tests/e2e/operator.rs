@@ -1,0 +1,140 @@
+//! What an operator sees of a pod that runs: `nacre doctor`, `ps` and `inspect`, and how its VMM is confined.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::ctr::{Run, ctr, finish, fresh_id};
+use crate::{Test, core, test};
+
+pub const TESTS: &[Test] = &[
+    core("nacre doctor finds nothing wrong", doctor),
+    test("nacre ps and inspect show a pod that runs", shown),
+    core("the VMM of a pod is in its jail, every thread of it", jailed),
+];
+
+/// CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP.
+const FILE_SERVER: &str = "00000000880000db";
+const NONE: &str = "0000000000000000";
+
+fn nacre(arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new("nacre");
+    command.args(arguments);
+    finish(command)?.success()
+}
+
+fn doctor() -> Result<()> {
+    let address = crate::setup::containerd_address()?;
+    let checks = nacre(&["doctor", "--json", "--address", &address.to_string_lossy()])?;
+    let checks: Vec<Value> = serde_json::from_str(&checks)?;
+    let wrong: Vec<&Value> = checks
+        .iter()
+        .filter(|check| check["status"] == "failed")
+        .collect();
+    ensure!(wrong.is_empty(), "{wrong:#?}");
+    let probed = checks
+        .iter()
+        .any(|check| check["name"] == "probe boot" && check["status"] == "ok");
+    ensure!(probed, "no probe boot among {checks:#?}");
+    Ok(())
+}
+
+/// A detached container for the time of `look`.
+fn with_pod(word: &str, look: impl FnOnce(&str, &Value) -> Result<()>) -> Result<()> {
+    let id = fresh_id(word);
+    let run = Run {
+        command: &["sleep", "1000"],
+        ..Run::default()
+    };
+    run.detach(&id)?;
+    let seen = pod(&id).and_then(|pod| look(&id, &pod));
+    ctr(["task", "delete", "--force", &id])?;
+    ctr(["containers", "delete", &id])?.success()?;
+    seen
+}
+
+/// What `nacre ps` says of a pod.
+fn pod(id: &str) -> Result<Value> {
+    let pods: Vec<Value> = serde_json::from_str(&nacre(&["ps", "--json"])?)?;
+    pods.into_iter()
+        .find(|pod| pod["id"] == id)
+        .with_context(|| format!("nacre ps does not list {id}"))
+}
+
+fn shown() -> Result<()> {
+    with_pod("shown", |id, pod| {
+        ensure!(
+            pod["state"] == "running" && pod["namespace"] == "default",
+            "{pod:#}"
+        );
+        ensure!(
+            pod["memory_bytes"].as_u64().is_none_or(|bytes| bytes > 1 << 20),
+            "{pod:#}"
+        );
+        let out = nacre(&["inspect", id.get(..id.len() - 1).context("a short id")?])?;
+        for words in [
+            "state",
+            "running",
+            "agent ready",
+            "guest kernel: ",
+            "-nacre",
+            "VM exits",
+        ] {
+            ensure!(out.contains(words), "nacre inspect does not say {words:?}: {out}");
+        }
+        Ok(())
+    })
+}
+
+fn jailed() -> Result<()> {
+    with_pod("jailed", |id, pod| {
+        let pid = pod["vmm_pid"].as_u64().context("no VMM pid")?;
+        let process = Path::new("/proc").join(pid.to_string());
+        for kind in ["mnt", "net", "ipc", "uts"] {
+            let theirs = fs::read_link(process.join("ns").join(kind))?;
+            let ours = fs::read_link(Path::new("/proc/self/ns").join(kind))?;
+            ensure!(theirs != ours, "the VMM shares our {kind} namespace");
+        }
+        let inside: Vec<String> = fs::read_dir(process.join("root"))?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<Result<_>>()?;
+        ensure!(inside == [id], "the VMM's root holds {inside:?}");
+        let mut file_servers = 0;
+        for task in fs::read_dir(process.join("task"))? {
+            let task = task?.path();
+            let name = fs::read_to_string(task.join("comm"))?;
+            let status = fs::read_to_string(task.join("status"))?;
+            let field = |key: &str| -> Result<&str> {
+                let line = status.lines().find_map(|line| line.strip_prefix(key));
+                Ok(line
+                    .with_context(|| format!("status has no {key}"))?
+                    .trim_start_matches(':')
+                    .trim())
+            };
+            ensure!(
+                field("Seccomp")? == "2",
+                "thread {name:?} has no filter: {status}"
+            );
+            ensure!(
+                field("NoNewPrivs")? == "1",
+                "thread {name:?} may gain privileges: {status}"
+            );
+            let (effective, permitted) = (field("CapEff")?, field("CapPrm")?);
+            let is_file_server = permitted == FILE_SERVER;
+            file_servers += usize::from(is_file_server);
+            ensure!(
+                is_file_server || (permitted == NONE && effective == NONE),
+                "thread {name:?}: {status}"
+            );
+            ensure!(field("CapBnd")? == FILE_SERVER, "thread {name:?}: {status}");
+        }
+        ensure!(
+            file_servers == 1,
+            "{file_servers} threads have the file server's capabilities"
+        );
+        Ok(())
+    })
+}
