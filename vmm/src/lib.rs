@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! main ─▶ config ─▶ jail ─▶ machine ─┬▶ kvm      VM, memory slots, vCPU threads
-//!                                    ├▶ boot     kernel, initramfs, command line, PVH start info
+//!                                    ├▶ boot     kernel, initramfs, command line, zero page
 //!                                    ├▶ acpi     tables
 //!                                    ├▶ devices  serial console, pvpanic, power      ┐ on a bus, reached
 //!                                    └▶ virtio   behind transport                    ┘ from vCPU threads

@@ -13,8 +13,8 @@ pub enum Error {
 
 /// Words for every guest.
 const ALWAYS: &[&str] = &[
-    // No PCI here: the kernel would scan empty buses. It has PCI only because ACPICA wants its region handler.
-    "pci=off",
+    // PCI is there only because ACPICA wants its region handler: take its ports for good, scan nothing.
+    "pci=conf1,noearly",
     // A panic is reported by pvpanic; then reset at once instead of hanging.
     "panic=-1",
     // By the ACPI register: a kernel with EFI takes a hardware-reduced machine for one that resets by EFI.

@@ -1,5 +1,6 @@
-//! The guest kernel: an uncompressed ELF vmlinux with a PVH entry point. [`inspect`] reads its headers, [`load`] puts
-//! its segments at their physical addresses. The file is the operator's, so it may be anything, but not hostile at
+//! The guest kernel: an uncompressed ELF vmlinux. The PVH note is what tells it from any other ELF file, and that it
+//! boots where it was linked; it is entered at its 64-bit entry point (see [`super::zero_page`]). [`inspect`] reads its
+//! headers, [`load`] puts its segments at their physical addresses. The file is the operator's, so it may be anything, but not hostile at
 //! speed: it is read once, with every size checked.
 
 use std::fs::File;
@@ -34,6 +35,9 @@ pub enum Error {
     /// An ELF file without the note.
     #[error("no PVH entry point: an ELF file, but not a Linux kernel built with CONFIG_PVH")]
     NoPvhEntry,
+    /// An entry point that is not loaded.
+    #[error("no PVH kernel: the entry point {0:#x} is in no segment")]
+    NoEntry(u64),
     /// A segment that can't be loaded.
     #[error("segment at {address:#x} of {bytes:#x} bytes does not fit in guest memory")]
     Segment {
@@ -47,7 +51,7 @@ pub enum Error {
 /// A kernel as its headers describe it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// Entry point of the PVH protocol, physical.
+    /// The 64-bit entry point, physical.
     pub entry: u64,
     /// End of the last segment, physical.
     pub end: u64,
@@ -86,11 +90,11 @@ pub fn inspect(file: &File) -> Result<Image, Error> {
     let header: elf::Elf64_Ehdr = read(file, 0, "the ELF header")?;
     check_header(&header)?;
     let mut image = Image {
-        entry: 0,
+        entry: header.e_entry,
         end: 0,
         segments: Vec::new(),
     };
-    let mut entry = None;
+    let mut is_pvh = false;
     for index in 0..header.e_phnum {
         let size = size_of::<elf::Elf64_Phdr>() as u64;
         let offset = header.e_phoff.saturating_add(u64::from(index) * size);
@@ -113,20 +117,29 @@ pub fn inspect(file: &File) -> Result<Image, Error> {
                     memory_bytes: segment.p_memsz,
                 });
             }
-            elf::PT_NOTE if entry.is_none() => {
+            elf::PT_NOTE if !is_pvh => {
                 let mut notes = vec![0; usize::try_from(segment.p_filesz.min(MAX_NOTES)).unwrap_or(0)];
                 file.read_exact_at(&mut notes, segment.p_offset)
                     .map_err(|source| Error::Read {
                         what: "the ELF notes",
                         source,
                     })?;
-                entry = pvh_entry(&notes);
+                is_pvh = has_pvh_entry(&notes);
             }
             _ => {}
         }
     }
-    image.entry = entry.ok_or(Error::NoPvhEntry)?;
-    Ok(image)
+    if !is_pvh {
+        return Err(Error::NoPvhEntry);
+    }
+    let holds = |segment: &Segment| {
+        (segment.address..segment.address.saturating_add(segment.file_bytes)).contains(&image.entry)
+    };
+    if image.segments.iter().any(holds) {
+        Ok(image)
+    } else {
+        Err(Error::NoEntry(image.entry))
+    }
 }
 
 /// Puts the segments of `image` from `file` into `memory`, which is still all zero.
@@ -187,19 +200,22 @@ fn read<T: ByteValued + Default>(file: &File, offset: u64, what: &'static str) -
     Ok(value)
 }
 
-/// Finds the PVH entry point in the bytes of a note segment (ELF specification, 2-5: three words, then name and
-/// descriptor, each padded to 4 bytes).
-fn pvh_entry(mut notes: &[u8]) -> Option<u64> {
-    loop {
-        let name_bytes = take_u32(&mut notes)?;
-        let descriptor_bytes = take_u32(&mut notes)?;
-        let kind = take_u32(&mut notes)?;
-        let name = take(&mut notes, name_bytes)?;
-        let mut descriptor = take(&mut notes, descriptor_bytes)?;
+/// Whether the bytes of a note segment (ELF specification, 2-5: three words, then name and descriptor, each padded to
+/// 4 bytes) tell of a PVH entry point.
+fn has_pvh_entry(mut notes: &[u8]) -> bool {
+    while let Some((name, kind, descriptor)) = take_note(&mut notes) {
         if (name, kind) == PVH_NOTE {
-            return take_u32(&mut descriptor).map(u64::from);
+            return descriptor.len() >= size_of::<u32>();
         }
     }
+    false
+}
+
+fn take_note<'a>(notes: &mut &'a [u8]) -> Option<(&'a [u8], u32, &'a [u8])> {
+    let name_bytes = take_u32(notes)?;
+    let descriptor_bytes = take_u32(notes)?;
+    let kind = take_u32(notes)?;
+    Some((take(notes, name_bytes)?, kind, take(notes, descriptor_bytes)?))
 }
 
 fn take_u32(bytes: &mut &[u8]) -> Option<u32> {
@@ -236,6 +252,8 @@ pub(crate) mod tests {
         bytes
     }
 
+    const ENTRY: u64 = 0x10_0002;
+
     /// A vmlinux with one segment of `code` at 1 MiB.
     pub(crate) fn vmlinux(code: &[u8], notes: &[u8]) -> File {
         let mut header = elf::Elf64_Ehdr {
@@ -243,6 +261,7 @@ pub(crate) mod tests {
             e_phentsize: 56,
             e_phnum: 2,
             e_phoff: 64,
+            e_entry: ENTRY,
             ..Default::default()
         };
         header.e_ident[..6].copy_from_slice(b"\x7fELF\x02\x01");
@@ -278,7 +297,7 @@ pub(crate) mod tests {
         .concat();
         let file = vmlinux(b"code", &notes);
         let image = inspect(&file).unwrap();
-        assert_eq!((image.entry, image.end), (0x10_0040, 0x10_0000 + 104));
+        assert_eq!((image.entry, image.end), (ENTRY, 0x10_0000 + 104));
         let memory = crate::machine::memory::make(2 << 20).unwrap();
         load(&image, &file, &memory).unwrap();
         assert_eq!(
@@ -310,9 +329,15 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn an_entry_point_outside_of_what_is_loaded_is_refused() {
+        let file = vmlinux(b"c", &note(b"Xen\0", 18, &[0; 4]));
+        assert!(matches!(inspect(&file), Err(Error::NoEntry(ENTRY))));
+    }
+
+    #[test]
     fn damaged_notes_end_the_search() {
         for bytes in [[0xff; 12].as_slice(), &[0; 3], &[0xff; 64], &[]] {
-            assert_eq!(pvh_entry(bytes), None);
+            assert!(!has_pvh_entry(bytes));
         }
     }
 

@@ -1,10 +1,10 @@
-//! What stands in guest memory when the guest starts: kernel, initramfs, command line, PVH start info. Called by the
+//! What stands in guest memory when the guest starts: kernel, initramfs, command line, zero page. Called by the
 //! machine's steps; works on any guest memory, without KVM.
 
 pub mod cmdline;
 pub mod initrd;
 pub mod kernel;
-pub mod start_info;
+pub mod zero_page;
 
 /// Why the guest could not be put into memory.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +36,8 @@ pub enum Error {
         initrd_bytes: u64,
     },
     /// The boot information could not be written.
-    #[error("PVH start info: {0}")]
-    StartInfo(String),
+    #[error("boot information: {0}")]
+    ZeroPage(String),
 }
 
 /// What a guest needs beside its kernel and the initramfs in both its packed and its unpacked form, bytes: page

@@ -1,6 +1,5 @@
-//! The state of the first vCPU at the PVH entry point: 32-bit protected mode without paging, flat segments, EBX at the
-//! start info (xen/include/public/arch-x86/hvm/start_info.h). The other vCPUs wait, as reset left them, for INIT and
-//! SIPI.
+//! The state of the first vCPU at the 64-bit entry point: long mode, paging on, flat segments, RSI at the zero page
+//! (Documentation/x86/boot.rst). The other vCPUs wait, as reset left them, for INIT and SIPI.
 
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
@@ -8,8 +7,12 @@ use kvm_ioctls::VcpuFd;
 use super::{Error, call};
 use crate::machine::layout;
 
-/// CR0: protected mode, FPU of the 387 kind.
-const CR0_PE_ET: u64 = 1 | 1 << 4;
+/// CR0: protected mode, FPU of the 387 kind, paging.
+const CR0: u64 = 1 | 1 << 4 | 1 << 31;
+/// CR4: physical address extension, which long mode needs.
+const CR4: u64 = 1 << 5;
+/// EFER: long mode enabled and active.
+const EFER: u64 = 1 << 8 | 1 << 10;
 /// RFLAGS: the bit that is always set.
 const RFLAGS: u64 = 2;
 
@@ -35,28 +38,36 @@ pub fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {
     }
 }
 
-/// Points the first vCPU at the PVH entry point `entry`.
+/// Points the first vCPU at the 64-bit entry point `entry`.
 ///
 /// # Errors
 /// [`Error`] where KVM refuses.
 pub fn set_entry(vcpu: &VcpuFd, entry: u64) -> Result<(), Error> {
     let mut special = vcpu.get_sregs().map_err(call("reading registers"))?;
-    special.cr0 = CR0_PE_ET;
-    special.cr4 = 0;
-    special.cs = flat(8, CODE);
-    let data = flat(16, DATA);
+    special.cr0 = CR0;
+    special.cr3 = layout::PAGE_TABLES;
+    special.cr4 = CR4;
+    special.efer = EFER;
+    special.gdt.base = layout::DESCRIPTOR_TABLE;
+    special.gdt.limit = 4 * 8 - 1;
+    special.cs = kvm_segment {
+        l: 1,
+        db: 0,
+        ..flat(0x10, CODE)
+    };
+    let data = flat(0x18, DATA);
     (special.ds, special.es, special.fs, special.gs, special.ss) = (data, data, data, data, data);
     special.tr = kvm_segment {
         limit: 0x67,
         g: 0,
         db: 0,
         s: 0,
-        ..flat(24, BUSY_TSS)
+        ..flat(0, BUSY_TSS)
     };
     vcpu.set_sregs(&special).map_err(call("setting segments"))?;
     let general = kvm_regs {
         rip: entry,
-        rbx: layout::START_INFO,
+        rsi: layout::ZERO_PAGE,
         rflags: RFLAGS,
         ..Default::default()
     };
@@ -67,7 +78,7 @@ pub fn set_entry(vcpu: &VcpuFd, entry: u64) -> Result<(), Error> {
 const CODE: u8 = 0xb;
 /// Data, read and write, accessed.
 const DATA: u8 = 0x3;
-/// A 32-bit TSS in use.
+/// A TSS in use.
 const BUSY_TSS: u8 = 0xb;
 
 /// A segment of 4 GiB from 0 on.
@@ -90,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kvm_takes_the_pvh_state() {
+    fn kvm_takes_the_entry_state() {
         let Some(vm) = super::super::tests::vm() else {
             return;
         };
@@ -100,11 +111,11 @@ mod tests {
         set_msrs(&vcpu).unwrap();
         set_entry(&vcpu, 0x100_0000).unwrap();
         let general = vcpu.get_regs().unwrap();
-        assert_eq!((general.rip, general.rbx), (0x100_0000, layout::START_INFO));
+        assert_eq!((general.rip, general.rsi), (0x100_0000, layout::ZERO_PAGE));
         let special = vcpu.get_sregs().unwrap();
         assert_eq!(
-            (special.cr0 & 1, special.cs.db, special.cs.limit),
-            (1, 1, 0xffff_ffff)
+            (special.cr0 & CR0, special.cs.l, special.efer & EFER),
+            (CR0, 1, EFER)
         );
     }
 }

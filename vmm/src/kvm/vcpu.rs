@@ -201,11 +201,13 @@ mod tests {
     use crate::machine::layout;
     use vm_memory::{Bytes as _, GuestAddress};
 
-    /// Runs 32-bit `code` as the first vCPU of a guest until it ends.
+    /// Runs `code` as the first vCPU of a guest until it ends.
     fn outcome(code: &[u8]) -> Option<(Outcome, BTreeMap<String, u64>)> {
         let vm = super::super::tests::vm()?;
         let memory = crate::machine::memory::make(2 << 20).unwrap();
         memory.write_slice(code, GuestAddress(0x10_0000)).unwrap();
+        let nothing = crate::boot::initrd::Placed { address: 0, bytes: 0 };
+        crate::boot::zero_page::write(&memory, "", nothing, 0).unwrap();
         vm.set_memory(&memory).unwrap();
         let fd = vm.vcpu(0).unwrap();
         let cpuid = super::super::cpuid::for_vcpu(&vm.supported_cpuid().unwrap(), 0, 1).unwrap();

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! 0x0000_0000  zero page and real-mode remains (the AP trampoline lives below 640 KiB)
-//! 0x0000_1000  PVH start info, modules, memory map        0x0000_2000  kernel command line
+//! 0x0000_0500  descriptor table        0x0000_1000  zero page        0x0000_2000  kernel command line
+//! 0x0000_9000  page tables for the kernel's first instructions
 //! 0x0009_fc00  end of low RAM                             0x000e_0000  ACPI tables, to 1 MiB
 //! 0x0010_0000  RAM; the kernel at its own address (16 MiB by default); the initramfs at the end of low RAM
 //! 0xd000_0000  end of low RAM at most; virtio-mmio windows, one page each
@@ -10,12 +11,12 @@
 //! 0x1_0000_0000  the rest of RAM
 //! ```
 
-/// PVH start info.
-pub const START_INFO: u64 = 0x1000;
-/// The start info's list of modules.
-pub const MODULES: u64 = 0x1100;
-/// The start info's memory map.
-pub const MEMORY_MAP: u64 = 0x1200;
+/// The descriptor table that the boot protocol asks for.
+pub const DESCRIPTOR_TABLE: u64 = 0x500;
+/// The zero page: what the kernel is told.
+pub const ZERO_PAGE: u64 = 0x1000;
+/// Three pages of page tables.
+pub const PAGE_TABLES: u64 = 0x9000;
 /// The kernel command line.
 pub const COMMAND_LINE: u64 = 0x2000;
 /// Longest kernel command line with its NUL, bytes (COMMAND_LINE_SIZE of x86).
@@ -53,6 +54,8 @@ pub const TSS: u64 = 0xfffb_d000;
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// The serial console's interrupt line.
 pub const SERIAL_GSI: u8 = 4;
+/// PCI configuration: address and data.
+pub const PCI_PORT: u16 = 0xcf8;
 /// pvpanic, 1 port.
 pub const PANIC_PORT: u16 = 0x505;
 /// Sleep control, sleep status, reset: 3 ports.

@@ -24,6 +24,7 @@ use crate::bus::Bus;
 use crate::config::Config;
 use crate::devices::console::Console;
 use crate::devices::panic::PanicPort;
+use crate::devices::pci::{self, EmptyPci};
 use crate::devices::power::{self, Power};
 use crate::devices::serial::{self, Input, Line};
 use crate::jail::Confinement;
@@ -202,6 +203,12 @@ fn board(vm: &Vm, ending: &Ending, console: &Console) -> Result<(Board, Input), 
         1,
         Box::new(PanicPort::new(ending.clone())),
     )?;
+    ports.insert(
+        "pci",
+        u64::from(layout::PCI_PORT),
+        u64::from(pci::PORTS),
+        Box::new(EmptyPci::default()),
+    )?;
     let power = Power::new(ending.clone());
     ports.insert(
         "power",
@@ -235,7 +242,7 @@ fn describe(
     })
     .write(memory)?;
     let line = boot::cmdline::compose(config).map_err(boot::Error::from)?;
-    boot::start_info::write(memory, &line, initrd, layout::ACPI)?;
+    boot::zero_page::write(memory, &line, initrd, layout::ACPI)?;
     Ok(())
 }
 

@@ -1,0 +1,187 @@
+//! What the kernel finds when it is entered by the 64-bit boot protocol (Documentation/x86/boot.rst, "64-bit BOOT
+//! PROTOCOL"): the zero page with command line, initramfs, memory map and ACPI tables; page tables that map the first
+//! GiB to itself; a descriptor table.
+//!
+//! Not PVH, though the kernel has that entry point: there Linux looks for Xen at 256 places in CPUID, an exit each.
+
+use vm_memory::{Bytes as _, GuestAddress, GuestMemory as _, GuestMemoryRegion as _};
+
+use super::Error;
+use super::initrd::Placed;
+use crate::machine::layout;
+use crate::virtio::Memory;
+
+const PAGE: usize = 4096;
+/// Kinds of memory in the map.
+const RAM: u32 = 1;
+const ACPI: u32 = 3;
+/// A table entry that is present and writable; one that maps 2 MiB.
+const PRESENT: u64 = 0b11;
+const LARGE: u64 = 1 << 7;
+/// The descriptor table: none, none, 64-bit code at selector 0x10, data at 0x18.
+const DESCRIPTORS: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+
+/// The zero page, made in a buffer.
+struct ZeroPage([u8; PAGE]);
+
+impl ZeroPage {
+    /// Sets the field at `offset`, which is one of the constants of the protocol.
+    fn set(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Error> {
+        let end = offset.saturating_add(bytes.len());
+        let field = self.0.get_mut(offset..end);
+        let field = field.ok_or_else(|| Error::ZeroPage(format!("no room for a field at {offset:#x}")))?;
+        field.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Sets one of the addresses that are split into two words.
+    fn set_split(&mut self, low: usize, high: usize, value: u64) -> Result<(), Error> {
+        let [b0, b1, b2, b3, rest @ ..] = value.to_le_bytes();
+        self.set(low, &[b0, b1, b2, b3])?;
+        self.set(high, &rest)
+    }
+}
+
+/// Writes everything that the kernel finds, for a guest with `initrd` and ACPI tables at `rsdp`.
+///
+/// # Errors
+/// [`Error::ZeroPage`] where memory ends too early.
+pub fn write(memory: &Memory, command_line: &str, initrd: Placed, rsdp: u64) -> Result<(), Error> {
+    put(memory, layout::COMMAND_LINE, command_line.as_bytes())?;
+    put(memory, layout::ZERO_PAGE, &zero_page(memory, initrd, rsdp)?.0)?;
+    put(memory, layout::DESCRIPTOR_TABLE, &words(DESCRIPTORS))?;
+    let directory = (0..512u64).map(|index| index << 21 | PRESENT | LARGE);
+    put(
+        memory,
+        layout::PAGE_TABLES,
+        &((layout::PAGE_TABLES + 0x1000) | PRESENT).to_le_bytes(),
+    )?;
+    put(
+        memory,
+        layout::PAGE_TABLES + 0x1000,
+        &((layout::PAGE_TABLES + 0x2000) | PRESENT).to_le_bytes(),
+    )?;
+    put(memory, layout::PAGE_TABLES + 0x2000, &words(directory))
+}
+
+fn words(words: impl IntoIterator<Item = u64>) -> Vec<u8> {
+    words.into_iter().flat_map(u64::to_le_bytes).collect()
+}
+
+fn zero_page(memory: &Memory, initrd: Placed, rsdp: u64) -> Result<ZeroPage, Error> {
+    let mut page = ZeroPage([0; PAGE]);
+    page.set(0x70, &rsdp.to_le_bytes())?;
+    page.set(0x1fe, &0xaa55u16.to_le_bytes())?;
+    page.set(0x202, b"HdrS")?;
+    // Version 2.15 of the protocol; a loader without a number of its own; loaded high.
+    page.set(0x206, &0x020fu16.to_le_bytes())?;
+    page.set(0x210, &[0xff, 1])?;
+    page.set_split(0x218, 0xc0, initrd.address)?;
+    page.set_split(0x21c, 0xc4, initrd.bytes)?;
+    page.set_split(0x228, 0xc8, layout::COMMAND_LINE)?;
+    let map = memory_map(memory);
+    page.set(
+        0x1e8,
+        &[u8::try_from(map.len()).map_err(|error| Error::ZeroPage(error.to_string()))?],
+    )?;
+    let mut offset = 0x2d0_usize;
+    for (start, end, kind) in map {
+        page.set(offset, &start.to_le_bytes())?;
+        page.set(offset.saturating_add(8), &end.saturating_sub(start).to_le_bytes())?;
+        page.set(offset.saturating_add(16), &kind.to_le_bytes())?;
+        offset = offset.saturating_add(20);
+    }
+    Ok(page)
+}
+
+fn put(memory: &Memory, address: u64, bytes: &[u8]) -> Result<(), Error> {
+    memory
+        .write_slice(bytes, GuestAddress(address))
+        .map_err(|error| Error::ZeroPage(format!("writing {} bytes at {address:#x}: {error}", bytes.len())))
+}
+
+/// Start, end, kind of each part.
+fn memory_map(memory: &Memory) -> Vec<(u64, u64, u32)> {
+    let mut map = vec![
+        (0, layout::LOW_RAM_END, RAM),
+        (layout::ACPI, layout::ACPI_END, ACPI),
+    ];
+    map.extend(memory.iter().map(|region| {
+        let start = region.start_addr().0;
+        (
+            start.max(layout::HIGH_RAM),
+            start.saturating_add(region.len()),
+            RAM,
+        )
+    }));
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read<const N: usize>(memory: &Memory, address: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    }
+
+    fn written() -> Memory {
+        let memory = crate::machine::memory::make(5 << 30).unwrap();
+        write(
+            &memory,
+            "a=b",
+            Placed {
+                address: 0x20_0000,
+                bytes: 5,
+            },
+            layout::ACPI,
+        )
+        .unwrap();
+        memory
+    }
+
+    #[test]
+    fn the_zero_page_has_everything_where_the_protocol_says() {
+        let memory = written();
+        let page: [u8; PAGE] = read(&memory, layout::ZERO_PAGE);
+        assert_eq!(page[0x1fe..0x200], [0x55, 0xaa]);
+        assert_eq!(&page[0x202..0x206], b"HdrS");
+        assert_eq!(page[0x70..0x78], layout::ACPI.to_le_bytes());
+        assert_eq!(page[0x218..0x220], [0, 0, 0x20, 0, 5, 0, 0, 0]);
+        assert_eq!(page[0x228..0x22c], [0, 0x20, 0, 0]);
+        assert_eq!(read(&memory, layout::COMMAND_LINE), *b"a=b\0");
+        assert_eq!(page[0x1e8], 4, "low RAM, ACPI, RAM below and above 4 GiB");
+        assert_eq!(page[0x2d0 + 3 * 20..][..8], layout::RAM_ABOVE_4G.to_le_bytes());
+        assert_eq!(
+            page[0x1ef], 0,
+            "the sentinel of a loader that has cleared the rest"
+        );
+    }
+
+    #[test]
+    fn the_first_gib_is_mapped_to_itself() {
+        let memory = written();
+        let word = |address| u64::from_le_bytes(read(&memory, address));
+        let directory_pointers = word(layout::PAGE_TABLES) & !0xfff;
+        let directory = word(directory_pointers) & !0xfff;
+        for index in [0, 1, 511] {
+            assert_eq!(word(directory + index * 8), index << 21 | 0x83);
+        }
+    }
+
+    #[test]
+    fn the_memory_map_has_all_ram_once_and_no_device_hole() {
+        let memory = crate::machine::memory::make(5 << 30).unwrap();
+        let map = memory_map(&memory);
+        for pair in map.windows(2) {
+            assert!(pair[0].1 <= pair[1].0, "{map:?}");
+        }
+        let (start, end, _) = *map.last().unwrap();
+        assert_eq!(
+            (start, end - start),
+            (layout::RAM_ABOVE_4G, (5 << 30) - layout::MMIO)
+        );
+    }
+}
