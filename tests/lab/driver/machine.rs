@@ -170,7 +170,15 @@ fn base(command: &mut Command, arguments: &Arguments, boot: &Boot) -> Result<()>
         .arg("-L")
         .arg(&boot.firmware)
         .args(["-L", SEABIOS])
-        .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,-pku"])
+        // The emulator does string instructions byte by byte: without these two features kernels take those of 8 bytes.
+        .args([
+            "-M",
+            "q35",
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "max,-pku,-erms,-fsrm",
+        ])
         .args(["-smp", &arguments.cpus.to_string(), "-m", MEMORY])
         .args([
             "-object",
