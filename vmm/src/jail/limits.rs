@@ -7,8 +7,10 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::{Error, step};
 
 /// The file server holds one descriptor for every inode that the guest has in its cache, so this bounds what a guest
-/// can hold open on the host (about 1 KiB of host kernel memory each, charged to the pod's cgroup).
-const OPEN_FILES: u64 = 262_144;
+/// can hold open on the host (about 1 KiB of host kernel memory each, charged to the pod's cgroup). A guest with much
+/// memory remembers every file that it has looked at, so trees of several 100,000 files must fit. The usual
+/// fs.nr_open.
+const OPEN_FILES: u64 = 1 << 20;
 
 /// Fails where the process has more than one thread.
 pub fn one_thread() -> Result<(), Error> {
