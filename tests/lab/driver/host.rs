@@ -109,7 +109,10 @@ fn attend(machine: &mut Machine, patience: Duration, events: &Receiver<Event>, t
                 let (rows, columns) = terminal::size()?;
                 wire::send(&machine.control, &ToInside::Window(rows, columns))?;
             }
-            Ok(Event::Signal(signal)) => bail!("ended by {signal}"),
+            Ok(Event::Signal(signal)) => {
+                eprintln!("lab: ended by {signal} while {phase}\r");
+                return Ok(u8::try_from(128 + signal as i32)?);
+            }
             Ok(Event::ControlLost(error)) => {
                 bail!(
                     "lost the VM's control port ({error}) while {phase}; {}",
