@@ -40,7 +40,12 @@ pub fn run(arguments: &ByHand) -> anyhow::Result<ExitCode> {
     };
     let resources = resources(arguments, host)?;
     let confinement = confinement(arguments)?;
-    let mut machine = machine::build(&config, resources, &confinement, |_| {}).map_err(explain)?;
+    let mut steps = vec![("jail closed", Instant::now())];
+    let step = |name| steps.push((name, Instant::now()));
+    let mut machine = machine::build(&config, resources, &confinement, step).map_err(explain)?;
+    if arguments.until_ready {
+        show(&steps);
+    }
     confinement.confine(ThreadKind::Control)?;
     started.get_or_init(Instant::now);
     machine.run();
@@ -63,6 +68,16 @@ pub fn run(arguments: &ByHand) -> anyhow::Result<ExitCode> {
         End::Stopped => ExitCode::SUCCESS,
         End::Shim(reason) => bail!("a shim where there is none: {reason}"),
     })
+}
+
+/// Says how long each step took.
+fn show(steps: &[(&str, Instant)]) {
+    for ((_, before), (name, done)) in steps.iter().zip(steps.iter().skip(1)) {
+        eprintln!(
+            "nacre-vmm: {name}: {:.1} ms",
+            (*done - *before).as_secs_f64() * 1000.0
+        );
+    }
 }
 
 fn config(arguments: &ByHand) -> anyhow::Result<Config> {

@@ -59,7 +59,7 @@ struct ByHand {
     /// A socket to make: who connects and writes "CONNECT <port>" reaches that vsock port of the guest.
     #[arg(long, value_name = "PATH")]
     vsock_uds: Option<PathBuf>,
-    /// End as soon as the guest's agent dials in, and print how long that took.
+    /// End as soon as the guest's agent dials in, and print how long that and the steps before took.
     #[arg(long)]
     until_ready: bool,
     /// Print the VM's exits by kind when it ends.
