@@ -70,6 +70,9 @@ fn step<T, E: Display>(step: &'static str, result: Result<T, E>) -> Result<T, Er
 /// [`Error`] with the step that failed; the process must then end.
 pub fn enter(shared: Option<&Path>) -> Result<(), Error> {
     limits::one_thread()?;
+    // A backtrace reads files that are gone from here on, by calls that no filter allows: where the environment asks
+    // for one, a panic would end by SIGSYS instead of being reported.
+    std::panic::set_hook(Box::new(|panic| eprintln!("nacre-vmm: {panic}")));
     limits::set()?;
     let namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET

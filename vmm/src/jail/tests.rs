@@ -86,14 +86,18 @@ fn exit_now(code: i32) -> ! {
 }
 
 fn run(test: &str, case: &str, share: &Path) -> Output {
-    Command::new(std::env::current_exe().unwrap())
+    command(test, case, share).output().unwrap()
+}
+
+fn command(test: &str, case: &str, share: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
         .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
         .env(CASE, case)
         // A backtrace reads files; a confined thread can give none.
         .env_remove("RUST_BACKTRACE")
-        .env(SHARE, share)
-        .output()
-        .unwrap()
+        .env(SHARE, share);
+    command
 }
 
 fn confined(kind: ThreadKind, case: &str) -> Output {
@@ -250,6 +254,16 @@ fn the_jail_holds_an_empty_tmpfs_or_the_share() {
     use std::os::unix::fs::PermissionsExt as _;
     let made = std::fs::metadata(share.path().join("made")).unwrap();
     assert_eq!(made.permissions().mode() & 0o777, 0o666, "the umask is 0");
+}
+
+#[test]
+fn a_panic_is_reported_even_where_a_backtrace_is_wanted() {
+    assert_root();
+    let mut command = command("jail::tests::jailed", "panic", Path::new(""));
+    let output = command.env("RUST_BACKTRACE", "1").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("nacre-vmm: panicked at"), "{text}");
 }
 
 #[test]
