@@ -33,6 +33,7 @@ fn process_fields() -> Result<()> {
 /// Not every ctr has a flag for the user: the specification is given whole.
 fn user() -> Result<()> {
     let root = crate::files::busybox_root()?;
+    let namespaces = ["mount", "network", "pid", "ipc", "uts"].map(|kind| serde_json::json!({"type": kind}));
     let spec = serde_json::json!({
         "ociVersion": "1.0.2",
         "process": {
@@ -42,7 +43,7 @@ fn user() -> Result<()> {
             "user": {"uid": 1000, "gid": 65534, "additionalGids": [44, 100], "umask": 0o027}
         },
         "root": {"path": root.path()},
-        "linux": {"namespaces": [{"type": "mount"}, {"type": "network"}, {"type": "pid"}]}
+        "linux": {"namespaces": namespaces}
     });
     let file = root.path().join("etc/config.json");
     std::fs::write(&file, spec.to_string())?;
