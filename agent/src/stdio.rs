@@ -1,6 +1,7 @@
-//! A process's standard streams: pipes in the guest, spliced to and from the host's streams. Pipes, since a process
-//! may open /dev/stdout anew, which fails on a socket. Nothing is buffered beyond the pipe: a reader that does not
-//! read stops the writer. Used by container creation; never interprets a byte.
+//! A process's standard streams: pipes in the guest, copied to and from the host's streams. Pipes, since a process
+//! may open /dev/stdout anew, which fails on a socket. Input is spliced; output is read and written, since a spliced
+//! page is a vsock packet of its own, and each packet an exit of the VM. Nothing is buffered beyond the pipe and one
+//! such piece: a reader that does not read stops the writer. Used by container creation; never interprets a byte.
 
 use std::fs::File;
 use std::io;
@@ -137,7 +138,7 @@ impl Streams {
     pub fn start(self) -> Option<Input> {
         for pair in self.outputs.into_iter().flatten() {
             // An error is the host's end closed, or the process's: the same end for the other side.
-            tokio::spawn(async move { while matches!(pair.step().await, Ok(1..)) {} });
+            tokio::spawn(async move { pair.copy_output().await });
         }
         let pair = self.input?;
         let (closing, closed) = watch::channel(false);
@@ -159,6 +160,38 @@ async fn copy_input(pair: Pair, mut closing: watch::Receiver<bool>) {
 }
 
 impl Pair {
+    /// Copies until the end, in pieces as large as the pipe holds.
+    async fn copy_output(&self) -> io::Result<()> {
+        let mut piece = vec![0; CHUNK];
+        loop {
+            let mut source = self.from.readable().await?;
+            let length = match rustix::io::read(&self.from, &mut piece) {
+                Ok(0) => return Ok(()),
+                Ok(length) => length,
+                Err(rustix::io::Errno::AGAIN) => {
+                    source.clear_ready();
+                    continue;
+                }
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            self.write_all(piece.get(..length).unwrap_or_default()).await?;
+        }
+    }
+
+    async fn write_all(&self, mut piece: &[u8]) -> io::Result<()> {
+        while !piece.is_empty() {
+            let mut sink = self.to.writable().await?;
+            match rustix::io::write(&self.to, piece) {
+                Ok(written) => piece = piece.get(written..).unwrap_or_default(),
+                Err(rustix::io::Errno::AGAIN) => sink.clear_ready(),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
     /// Waits until something can be moved and moves it; 0 at the end. Nothing is lost where it is not awaited to its
     /// end.
     async fn step(&self) -> io::Result<usize> {
