@@ -272,6 +272,35 @@ mod tests {
         assert_eq!(paths, want);
     }
 
+    /// Rows of the table in the documentation: path and reason of every refused field.
+    fn rows(rule: &Rule, path: &str, found: &mut Vec<String>) {
+        match rule {
+            Accept => {}
+            Refuse(reason) => found.push(format!("| `{path}` | {reason} |")),
+            Each(rule) => rows(rule, &format!("{path}[]"), found),
+            Keys(keys) => {
+                for (key, rule) in *keys {
+                    let path = if path.is_empty() {
+                        (*key).to_owned()
+                    } else {
+                        format!("{path}.{key}")
+                    };
+                    rows(rule, &path, found);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_documentation_lists_what_is_refused() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/refused-fields.md");
+        let text = std::fs::read_to_string(file).unwrap();
+        let listed: Vec<&str> = text.lines().filter(|line| line.starts_with("| `")).collect();
+        let mut want = Vec::new();
+        rows(&SPEC, "", &mut want);
+        assert_eq!(listed, want, "the table in {file}");
+    }
+
     #[test]
     fn what_is_empty_asks_for_nothing() {
         let spec = json!({

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message as _;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
-use nacre_protocol::state::Pod;
+use nacre_protocol::state::{Pod, STATE_ROOT};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -31,7 +31,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir().context("working directory")?,
     };
-    let identity = Identity::new(&arguments.address, &arguments.namespace, &arguments.id, bundle);
+    let address = match arguments.address.as_str() {
+        "" => address_of(arguments),
+        address => address.to_owned(),
+    };
+    let identity = Identity::new(&address, &arguments.namespace, &arguments.id, bundle);
     let pid = clean_up(&identity)?;
     unmount(&identity.bundle.join("rootfs"));
     let now = clock::realtime();
@@ -48,6 +52,15 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     };
     std::io::stdout().write_all(&response.write_to_bytes()?)?;
     Ok(())
+}
+
+/// The address that the pod was started with, where this call does not say: pods are named by it.
+fn address_of(arguments: &Arguments) -> String {
+    let pods = std::fs::read_dir(STATE_ROOT).into_iter().flatten().flatten();
+    pods.filter_map(|entry| state::read_pod(&entry.path()).ok().flatten())
+        .find(|pod| pod.id == arguments.id && pod.namespace == arguments.namespace)
+        .map(|pod| pod.containerd_address)
+        .unwrap_or_default()
 }
 
 /// Ends what still runs of the pod and removes what is left of it; gives the VMM's pid, 0 where it is not known.

@@ -83,7 +83,7 @@ async fn a_killed_shim_is_cleaned_up_by_delete() -> Result<()> {
         Signal::SIGKILL,
     )?;
     wait_end(vmm).await.context("the VMM outlives its shim")?;
-    let output = pod.shim(&["delete"])?;
+    let output = pod.shim(&["-address", "", "delete"])?;
     let response = DeleteResponse::parse_from_bytes(&output.stdout)?;
     ensure!(
         response.exit_status == 137 && response.pid == pid && response.exited_at.seconds > 0,
