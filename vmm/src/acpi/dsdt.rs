@@ -6,16 +6,19 @@ use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
 };
 
+use super::Machine;
 use crate::devices::power;
 use crate::machine::layout;
 
 /// AML of the whole body.
-pub(super) fn body(virtio_devices: u8, generation_id: u64) -> Vec<u8> {
+pub(super) fn body(machine: &Machine, generation_id: u64) -> Vec<u8> {
     let mut devices = Vec::new();
-    for index in 0..virtio_devices.min(layout::MAX_VIRTIO) {
+    for index in 0..machine.virtio_devices.min(layout::MAX_VIRTIO) {
         virtio(index, &mut devices);
     }
-    serial(&mut devices);
+    if machine.serial {
+        serial(&mut devices);
+    }
     panic(&mut devices);
     generation(generation_id, &mut devices);
     let mut body = Scope::raw("_SB_".into(), devices);
@@ -114,9 +117,18 @@ mod tests {
         aml.windows(word.len()).filter(|window| *window == word).count()
     }
 
+    fn machine(virtio_devices: u8, serial: bool) -> Machine {
+        Machine {
+            vcpus: 1,
+            virtio_devices,
+            serial,
+            generation_id: [0; 16],
+        }
+    }
+
     #[test]
     fn has_each_device_and_the_power_off_state() {
-        let aml = body(3, 0xe_0010);
+        let aml = body(&machine(3, true), 0xe_0010);
         assert_eq!(count(&aml, b"LNRO0005"), 3);
         for word in [b"V000", b"V002", b"COM1", b"PEVT", b"VGEN", b"_S5_", b"ADDR"] {
             assert_eq!(count(&aml, word), 1, "{}", String::from_utf8_lossy(word));
@@ -130,7 +142,8 @@ mod tests {
 
     #[test]
     fn each_virtio_device_has_its_own_window_and_line() {
-        let aml = body(2, 0);
+        let aml = body(&machine(2, false), 0);
+        assert_eq!(count(&aml, b"COM1"), 0, "nobody sits at the console");
         for index in 0..2u8 {
             let window = u32::try_from(layout::mmio_window(index)).unwrap().to_le_bytes();
             assert_eq!(count(&aml, &window), 1);

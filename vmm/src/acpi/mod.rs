@@ -33,6 +33,9 @@ pub struct Machine {
     pub vcpus: u8,
     /// virtio-mmio devices, in the windows that the layout gives.
     pub virtio_devices: u8,
+    /// Tell of the serial port, so that programs in the guest can use it and not its kernel alone. Finding it costs
+    /// exits, so only where somebody sits there.
+    pub serial: bool,
     /// The VM generation id.
     pub generation_id: [u8; 16],
 }
@@ -110,7 +113,7 @@ impl Tables {
 
 fn dsdt(machine: &Machine, generation_id: u64) -> Vec<u8> {
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
-    table.append_slice(&dsdt::body(machine.virtio_devices, generation_id));
+    table.append_slice(&dsdt::body(machine, generation_id));
     table.as_slice().to_vec()
 }
 
@@ -162,6 +165,7 @@ mod tests {
         Machine {
             vcpus,
             virtio_devices: 3,
+            serial: false,
             generation_id: [0xa5; 16],
         }
     }
@@ -227,6 +231,7 @@ mod tests {
         let tables = make(&Machine {
             vcpus: crate::config::MAX_VCPUS,
             virtio_devices: layout::MAX_VIRTIO,
+            serial: true,
             generation_id: [1; 16],
         });
         let memory = crate::machine::memory::make(2 << 20).unwrap();

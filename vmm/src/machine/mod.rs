@@ -21,7 +21,7 @@ pub use self::virtio_devices::Sources;
 use crate::acpi;
 use crate::boot::{self, initrd, kernel};
 use crate::bus::Bus;
-use crate::config::Config;
+use crate::config::{Config, ConsoleTo};
 use crate::devices::console::Console;
 use crate::devices::panic::PanicPort;
 use crate::devices::pci::{self, EmptyPci};
@@ -238,6 +238,7 @@ fn describe(
     acpi::make(&acpi::Machine {
         vcpus: config.vcpus,
         virtio_devices,
+        serial: config.console == ConsoleTo::Terminal,
         generation_id,
     })
     .write(memory)?;
