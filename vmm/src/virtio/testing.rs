@@ -100,6 +100,8 @@ struct Ring {
     base: u64,
     size: u16,
     available: u16,
+    /// What `available` was when it was last decided whether to kick.
+    kicked_at: u16,
     used: u16,
     slots: Vec<u16>,
     kick: EventFd,
@@ -137,6 +139,7 @@ impl Driver {
                 base: QUEUE_STRIDE * (index as u64 + 1),
                 size: *size,
                 available: 0,
+                kicked_at: 0,
                 used: 0,
                 slots: (0..size / SLOT).rev().collect(),
                 kick: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap(),
@@ -197,6 +200,7 @@ impl Driver {
         self.resets = self.interrupts.seen().needs_reset;
         for ring in &mut self.rings {
             ring.available = 0;
+            ring.kicked_at = 0;
             ring.used = 0;
             ring.slots = (0..ring.size / SLOT).rev().collect();
             let zeros = vec![0; usize::from(ring.size) * 32 + 64];
@@ -291,8 +295,22 @@ impl Driver {
         self.set_u16(at, index);
     }
 
+    /// Kicks, whether the device wants it or not.
     pub fn kick(&self, queue: usize) {
         self.rings[queue].kick.write(1).unwrap();
+    }
+
+    /// Kicks where the device wants to know of what was made available since the last time, as Linux does (virtio
+    /// 1.2, 2.7.10).
+    pub fn kick_if_wanted(&mut self, queue: usize) {
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        let ring = &self.rings[queue];
+        let event = self.u16_at(ring.used_at() + 4 + 8 * u64::from(ring.size));
+        let (new, old) = (ring.available, ring.kicked_at);
+        if new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old) {
+            self.kick(queue);
+        }
+        self.rings[queue].kicked_at = new;
     }
 
     /// The next chain that the device has used: its head and the length written.

@@ -179,7 +179,7 @@ impl Guest {
             writable(REPLY_AT + OUT_HEADER as u64, 1 << 20),
         ];
         self.driver.offer(1, &chain);
-        self.driver.kick(1);
+        self.driver.kick_if_wanted(1);
         let (_, written) = self.driver.wait_used(1);
         let reply = self.driver.bytes(REPLY_AT, written as usize);
         assert_eq!(u64_at(&reply, 8), self.unique);

@@ -136,7 +136,7 @@ impl Guest {
             self.driver
                 .offer(0, &[writable(at, RX_BUFFER + PKT_HEADER_SIZE as u32)]);
         }
-        self.driver.kick(0);
+        self.driver.kick_if_wanted(0);
     }
 
     fn restart(&mut self) {
@@ -170,7 +170,7 @@ impl Guest {
             buffers.push(readable(at + 64, payload.len() as u32));
         }
         self.driver.offer(1, &buffers);
-        self.driver.kick(1);
+        self.driver.kick_if_wanted(1);
         assert_eq!(self.driver.wait_used(1).1, 0);
         self.free_tx.push(at);
     }
@@ -199,7 +199,7 @@ impl Guest {
         assert_eq!((wire.dst_cid, wire.src_cid), (3, 2), "{wire:?}");
         self.driver
             .offer(0, &[writable(at, RX_BUFFER + PKT_HEADER_SIZE as u32)]);
-        self.driver.kick(0);
+        self.driver.kick_if_wanted(0);
         if wire.op == RW {
             self.fwd_cnt = self.fwd_cnt.wrapping_add(wire.len);
         }

@@ -59,6 +59,50 @@ fn a_mebibyte_goes_to_the_guest() {
     }
 }
 
+/// As a busy guest does: packets as long as there is credit, receive buffers given back in batches.
+#[test]
+fn sixteen_mebibytes_go_both_ways_at_once() {
+    const TOTAL: usize = 16 << 20;
+    let mut guest = Guest::new();
+    let host = guest.connect(7);
+    let data = pattern(1 << 20);
+    let (sending, expected) = (data.clone(), data.clone());
+    let reading = host.try_clone().unwrap();
+    let writer = std::thread::spawn(move || {
+        for _ in 0..TOTAL >> 20 {
+            (&host).write_all(&sending).unwrap();
+        }
+        host
+    });
+    let reader = std::thread::spawn(move || {
+        for _ in 0..TOTAL >> 20 {
+            assert_eq!(read_exactly(&reading, 1 << 20), expected);
+        }
+    });
+    let (mut sent, mut forwarded, mut received, mut told) = (0_usize, 0_u32, 0_usize, 0_usize);
+    while sent < TOTAL || received < TOTAL {
+        while sent < TOTAL && (sent as u32).wrapping_sub(forwarded) <= BUFFER - 65536 {
+            guest.send_data(7, &data[sent % (1 << 20)..][..65536]);
+            sent += 65536;
+        }
+        let (wire, bytes) = guest.receive();
+        forwarded = wire.fwd_cnt;
+        assert!(wire.op == RW || wire.op == CREDIT_UPDATE, "{wire:?}");
+        assert!(
+            bytes
+                .iter()
+                .eq(data.iter().cycle().skip(received % (1 << 20)).take(bytes.len()))
+        );
+        received += bytes.len();
+        if received - told > 64 * 1024 {
+            told = received;
+            guest.send(CREDIT_UPDATE, 7);
+        }
+    }
+    reader.join().unwrap();
+    drop(writer.join().unwrap());
+}
+
 #[test]
 fn a_host_that_does_not_read_exhausts_the_credit_and_reading_gives_it_back() {
     let mut guest = Guest::new();
