@@ -50,7 +50,7 @@ programs: check
 # Static: it is the only file of its root file system. --target keeps the flags away from build scripts.
 agent: check
 	@echo "==> agent of the guest (cargo, profile guest)"
-	@RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" LIBSECCOMP_LINK_TYPE=static \
+	@RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static -C force-unwind-tables=no" LIBSECCOMP_LINK_TYPE=static \
 		LIBSECCOMP_LIB_PATH=/usr/lib/x86_64-linux-gnu \
 		cargo build --profile guest --target $(GUEST_TRIPLE) --package nacre-agent
 

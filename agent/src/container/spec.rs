@@ -3,7 +3,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceBuilder, LinuxNamespaceType, Process, Spec};
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Process, Spec};
 
 use crate::devices;
 use crate::error::Error;
@@ -58,6 +59,33 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
     }
     let uid = spec.process().as_ref().map_or(0, |process| process.user().uid());
     let mut process = spec.process().clone().ok_or_else(|| missing("process"))?;
+    let find_home = complete_process(&mut process);
+    spec.set_process(Some(process));
+
+    let mut linux = spec.linux().clone().ok_or_else(|| missing("linux"))?;
+    let rules = linux
+        .resources()
+        .as_ref()
+        .and_then(|resources| resources.devices().clone())
+        .unwrap_or_default();
+    let devices = devices::program(&rules)?;
+    let cgroup = cgroup_path(id, linux.cgroups_path().as_deref())?;
+    linux.set_cgroups_path(Some(cgroup.clone()));
+    let (namespaces, new_network) = namespaces(&linux)?;
+    linux.set_namespaces(Some(namespaces));
+    spec.set_linux(Some(linux));
+    Ok(Prepared {
+        spec,
+        cgroup,
+        devices,
+        uid,
+        find_home,
+        new_network,
+    })
+}
+
+/// Fills in what the guest decides; whether HOME is a placeholder now.
+fn complete_process(process: &mut Process) -> bool {
     if process.no_new_privileges() == Some(false) {
         // libcontainer takes "no" for a decision to load the seccomp filter late, when that is no longer allowed.
         process.set_no_new_privileges(None);
@@ -73,45 +101,43 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
         environment.push("HOME=/".to_owned());
     }
     process.set_env(Some(environment));
-    spec.set_process(Some(process));
+    find_home
+}
 
-    let mut linux = spec.linux().clone().ok_or_else(|| missing("linux"))?;
-    let rules = linux
-        .resources()
-        .as_ref()
-        .and_then(|resources| resources.devices().clone())
-        .unwrap_or_default();
-    let devices = devices::program(&rules)?;
-    let cgroup = cgroup_path(id, linux.cgroups_path().as_deref())?;
-    linux.set_cgroups_path(Some(cgroup.clone()));
+/// The container's namespaces in the guest, and whether a network is among them.
+///
+/// The guest's network is the pod's: a container that is to have a new one gets that, which is as much its own, and
+/// costs nothing to make. Only settings of a network need one that they can be applied to.
+fn namespaces(linux: &Linux) -> Result<(Vec<LinuxNamespace>, bool), Error> {
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
-    let new_network = namespaces.iter().any(|namespace| {
+    let is_new_network = |namespace: &LinuxNamespace| {
         namespace.typ() == LinuxNamespaceType::Network
             && namespace.path().as_ref().is_none_or(|p| p.as_os_str().is_empty())
+    };
+    let has_settings = linux.sysctl().as_ref().is_some_and(|settings| {
+        settings
+            .keys()
+            .any(|key| key.starts_with("net.") || key.starts_with("net/"))
     });
+    if !has_settings {
+        namespaces.retain(|namespace| !is_new_network(namespace));
+    }
     if !namespaces
         .iter()
         .any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup)
     {
         // Without one, a container's cgroup mount would show the guest's whole tree.
-        let namespace = LinuxNamespaceBuilder::default()
+        let cgroup = LinuxNamespaceBuilder::default()
             .typ(LinuxNamespaceType::Cgroup)
             .build();
-        namespaces.push(namespace.map_err(|error| Error::BadSpec {
+        let bad = |error: OciSpecError| Error::BadSpec {
             field: "linux.namespaces",
             reason: error.to_string(),
-        })?);
+        };
+        namespaces.push(cgroup.map_err(bad)?);
     }
-    linux.set_namespaces(Some(namespaces));
-    spec.set_linux(Some(linux));
-    Ok(Prepared {
-        spec,
-        cgroup,
-        devices,
-        uid,
-        find_home,
-        new_network,
-    })
+    let new_network = namespaces.iter().any(is_new_network);
+    Ok((namespaces, new_network))
 }
 
 fn missing(field: &'static str) -> Error {
@@ -191,7 +217,7 @@ mod tests {
         .unwrap();
         assert_eq!(prepared.cgroup, Path::new("/a"));
         assert_eq!(prepared.uid, 7);
-        assert!(prepared.new_network);
+        assert!(!prepared.new_network, "it has the guest's");
         assert!(prepared.find_home);
         assert_eq!(
             prepared.spec.process().as_ref().unwrap().env().as_deref(),
@@ -206,7 +232,14 @@ mod tests {
             .iter()
             .map(|n| n.typ())
             .collect();
-        assert!(kinds.contains(&LinuxNamespaceType::Cgroup));
+        assert_eq!(
+            kinds,
+            [
+                LinuxNamespaceType::Mount,
+                LinuxNamespaceType::Pid,
+                LinuxNamespaceType::Cgroup
+            ]
+        );
         assert_eq!(
             prepared.spec.process().as_ref().unwrap().no_new_privileges(),
             None
@@ -256,6 +289,22 @@ mod tests {
         assert_eq!(
             prepared.spec.process().as_ref().unwrap().no_new_privileges(),
             Some(true)
+        );
+    }
+
+    #[test]
+    fn a_network_with_settings_is_the_containers_own() {
+        let sysctl = serde_json::json!({"kernel.msgmax": "1", "net.ipv4.ip_forward": "1"});
+        assert!(
+            prepare("a", &json(|spec| spec["linux"]["sysctl"] = sysctl))
+                .unwrap()
+                .new_network
+        );
+        let other = serde_json::json!({"kernel.msgmax": "1"});
+        assert!(
+            !prepare("a", &json(|spec| spec["linux"]["sysctl"] = other))
+                .unwrap()
+                .new_network
         );
     }
 
