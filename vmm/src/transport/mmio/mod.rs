@@ -135,6 +135,7 @@ impl MmioTransport {
             Write::QueueNotify => self.notify(value),
             Write::InterruptAck => self.interrupt.acknowledge(value),
             Write::Status => self.set_status(value),
+            Write::SharedMemorySelect => {}
         }
     }
 

@@ -53,6 +53,8 @@ pub enum Write {
     InterruptAck,
     /// How far the driver is.
     Status,
+    /// Which shared memory region [`Read::SharedMemory`] means; there is none.
+    SharedMemorySelect,
     /// Half of the address of a ring of the selected queue.
     QueueAddress(Ring, Part),
 }
@@ -96,7 +98,7 @@ pub fn write(offset: u64) -> Option<Write> {
         0x38 => Write::QueueSize,
         0x44 => Write::QueueReady,
         super::QUEUE_NOTIFY => Write::QueueNotify,
-        0x64 => Write::InterruptAck,
+        super::INTERRUPT_ACK => Write::InterruptAck,
         0x70 => Write::Status,
         0x80 => Write::QueueAddress(Ring::Descriptors, Part::Low),
         0x84 => Write::QueueAddress(Ring::Descriptors, Part::High),
@@ -104,6 +106,7 @@ pub fn write(offset: u64) -> Option<Write> {
         0x94 => Write::QueueAddress(Ring::Available, Part::High),
         0xa0 => Write::QueueAddress(Ring::Used, Part::Low),
         0xa4 => Write::QueueAddress(Ring::Used, Part::High),
+        0xac => Write::SharedMemorySelect,
         _ => return None,
     })
 }

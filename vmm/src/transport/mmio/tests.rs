@@ -151,6 +151,7 @@ fn tells_what_it_is() {
         driver.write(0x30, queue);
         assert_eq!(driver.read(0x34), size, "queue {queue}");
     }
+    driver.write(0xac, 0);
     assert_eq!(driver.read(0xb0), u32::MAX, "no shared memory");
 }
 
