@@ -12,6 +12,7 @@ mod inside;
 mod machine;
 mod parts;
 mod terminal;
+mod tsc;
 mod wire;
 
 use std::ffi::OsString;
