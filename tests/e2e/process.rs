@@ -43,6 +43,8 @@ fn user() -> Result<()> {
             "user": {"uid": 1000, "gid": 65534, "additionalGids": [44, 100], "umask": 0o027}
         },
         "root": {"path": root.path()},
+        // Whoever makes a container looks things up in its /proc, runc as well as libcontainer.
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
         "linux": {"namespaces": namespaces}
     });
     let file = root.path().join("etc/config.json");
