@@ -41,7 +41,8 @@ pub enum Error {
 }
 
 /// What a guest needs beside its kernel and the initramfs in both its packed and its unpacked form, bytes: page
-/// tables, the kernel's own data, the agent's. Measured with the project's kernel: below this it dies of OOM.
+/// tables, the kernel's own data, the agent's. Tried with the project's kernel and agent: at the least that this gives,
+/// the agent starts; a container needs its own memory on top.
 const WORKING_BYTES: u64 = 24 << 20;
 
 /// Checks that `memory_mib` can hold a kernel and an initramfs of these sizes and leave room to work.
