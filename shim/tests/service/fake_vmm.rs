@@ -55,6 +55,7 @@ fn behave(channel: &Channel, configure: &Configure, console: &mut Writer) -> boo
             true
         }
         "fake=panic" => {
+            enter_namespace();
             channel.send(&FromVmm::Running, &[]).unwrap();
             console.write(b"Kernel panic - not syncing: no init\n").unwrap();
             channel.send(&FromVmm::Ended(Outcome::Panic), &[]).unwrap();
