@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How many lines a report shows.
-const KEPT: usize = 30;
+/// How many lines a report shows: a kernel panic with its trace, and what came before.
+const KEPT: usize = 60;
 /// Longest kept line, bytes.
 const LONGEST: usize = 400;
 

@@ -21,6 +21,9 @@ use crate::terminal::{self, Raw};
 use crate::wire::{self, ToHost, ToInside};
 use crate::{Arguments, parts};
 
+/// How long a VM that is ending may take to say its last.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 #[derive(Debug)]
 enum Event {
     Inside(ToHost),
@@ -82,6 +85,16 @@ fn start_threads(machine: &mut Machine, sender: &Sender<Event>, tail: &Tail, ver
     Ok(())
 }
 
+/// Waits until the console of a VM that is ending has been read to its end: it says why. Not for ever.
+fn await_console(events: &Receiver<Event>) {
+    let until = Instant::now() + LAST_WORDS;
+    while let Ok(event) = events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        if matches!(event, Event::QemuEnded) {
+            return;
+        }
+    }
+}
+
 /// The owner: takes events until there is an exit code or a reason why there is none.
 fn attend(machine: &mut Machine, patience: Duration, events: &Receiver<Event>, tail: &Tail) -> Result<u8> {
     let mut beat = Instant::now();
@@ -114,6 +127,7 @@ fn attend(machine: &mut Machine, patience: Duration, events: &Receiver<Event>, t
                 return Ok(u8::try_from(128 + signal as i32)?);
             }
             Ok(Event::ControlLost(error)) => {
+                await_console(events);
                 bail!(
                     "lost the VM's control port ({error}) while {phase}; {}",
                     tail.text()
