@@ -47,3 +47,18 @@ pub fn set() -> Result<(), Error> {
     }
     step("limit of open files", raised)
 }
+
+/// Keeps the allocator from shrinking a thread's arena: before it does, glibc opens /proc/sys/vm/overcommit_memory,
+/// which no filter but the file server's allows. Blocks from 128 KiB on are mappings of their own and still go back.
+#[allow(unsafe_code, reason = "a setting of the C library's allocator")]
+pub fn keep_arenas() -> Result<(), Error> {
+    // SAFETY: sets a number that the allocator reads under its own lock; no memory of ours is involved.
+    let set = unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX) };
+    if set == 1 {
+        return Ok(());
+    }
+    Err(Error {
+        step: "mallopt of M_TRIM_THRESHOLD",
+        reason: "the allocator refuses it".to_owned(),
+    })
+}

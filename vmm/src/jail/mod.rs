@@ -105,6 +105,7 @@ impl Confinement {
     /// # Errors
     /// [`Error`] where a table does not compile.
     pub fn closed(violation: Violation) -> Result<Self, Error> {
+        limits::keep_arenas()?;
         Ok(Self {
             filters: Some(Arc::new(filter::Filters::compile(violation)?)),
         })

@@ -23,6 +23,10 @@ fn act(case: &str, event: &EventFd) -> bool {
         "thread" => std::thread::Builder::new().spawn(|| ()).is_ok(),
         "other ioctl" => rustix::io::ioctl_fionread(std::io::stderr()).is_ok(),
         "allocate" => vec![1_u8; 1 << 24].iter().all(|byte| *byte == 1),
+        "allocate and free" => {
+            let blocks: Vec<Vec<u8>> = (0..256).map(|_| vec![1; 64 << 10]).collect();
+            blocks.iter().all(|block| block.len() == 64 << 10)
+        }
         "event descriptor" => event.read() == Ok(1),
         "panic" => std::panic::catch_unwind(|| std::hint::black_box(Option::<u8>::None).unwrap()).is_err(),
         "read capabilities" => {
@@ -135,7 +139,7 @@ fn a_forbidden_call_kills_the_process_by_sigsys() {
 
 #[test]
 fn what_a_thread_needs_goes_through() {
-    let everywhere = ["allocate", "event descriptor", "panic"];
+    let everywhere = ["allocate", "allocate and free", "event descriptor", "panic"];
     let cases = ThreadKind::ALL
         .into_iter()
         .flat_map(|kind| everywhere.map(|case| (kind, case)))
