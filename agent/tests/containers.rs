@@ -372,6 +372,32 @@ fn the_kernel_takes_rules_of_every_shape() {
 }
 
 #[test]
+fn limits_are_in_the_containers_cgroup() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let script = "cd /sys/fs/cgroup && cat hugetlb.2MB.max hugetlb.2MB.rsvd.max cgroup.max.depth";
+        let mut container = Container::new("a", &["sh", "-c", script]);
+        container.spec["linux"]["resources"]["hugepageLimits"] =
+            serde_json::json!([{"pageSize": "2MB", "limit": 4_194_304}]);
+        container.spec["linux"]["resources"]["unified"] = serde_json::json!({"cgroup.max.depth": "3"});
+        let (_, mut stdio) = guest.create_as(container).await.unwrap();
+        guest.start_container("a").await.unwrap();
+        assert_eq!(stdio.stdout().await, "4194304\n4194304\n3\n");
+        // A limit that the kernel can't keep is named, and nothing is left of the container.
+        let mut container = Container::new("b", &["true"]);
+        container.spec["linux"]["resources"]["hugepageLimits"] =
+            serde_json::json!([{"pageSize": "3MB", "limit": 1}]);
+        let (code, text) = guest.create_as(container).await.unwrap_err();
+        assert_eq!(code, Code::INVALID_ARGUMENT);
+        assert!(
+            text.contains("linux.resources.hugepageLimits: the guest's kernel has no"),
+            "{text}"
+        );
+        guest.expect_nothing_left("b");
+    });
+}
+
+#[test]
 fn a_seccomp_profile_is_applied() {
     run(async {
         let mut guest = Guest::start().await;

@@ -60,18 +60,21 @@ impl Containers {
         let id = &request.container_id;
         let dialed = stdio::dial(&self.dialer, request.stdio.get_or_default())?;
         let helper = self.helper()?;
+        let cgroup = Cgroup::new(&prepared.cgroup);
         let create = Create {
             id: id.clone(),
             bundle: write_bundle(id, prepared)?,
             state: STATE.into(),
-            cgroup: Cgroup::new(&prepared.cgroup).directory().to_owned(),
+            cgroup: cgroup.directory().to_owned(),
             devices: prepared.devices.clone(),
             find_home: prepared.find_home,
             new_network: prepared.new_network,
         };
         let (ends, streams) = stdio::connect(dialed, prepared.uid).await?;
         let fresh = helper.create(&create, ends.0).await?;
-        Ok(self.adopt(id, Cgroup::new(&prepared.cgroup), fresh, streams))
+        // Init waits at its gate: making it is not to be hindered by limits meant for its command.
+        cgroup.apply(&prepared.resources)?;
+        Ok(self.adopt(id, cgroup, fresh, streams))
     }
 
     /// Makes the agent init's parent, with the reaper watching before it can be.

@@ -4,8 +4,11 @@
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::OciSpecError;
-use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{
+    Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, Process, Spec,
+};
 
+use crate::cgroup::limits;
 use crate::devices;
 use crate::error::Error;
 
@@ -18,6 +21,8 @@ pub struct Prepared {
     pub cgroup: PathBuf,
     /// The device program of the cgroup; none where all is allowed.
     pub devices: Vec<u64>,
+    /// The limits of its cgroup, which can all be said in files.
+    pub resources: LinuxResources,
     /// Owner of the standard streams.
     pub uid: u32,
     /// The spec names no HOME: the one it has now stands for what the container's /etc/passwd says.
@@ -63,12 +68,11 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
     spec.set_process(Some(process));
 
     let mut linux = spec.linux().clone().ok_or_else(|| missing("linux"))?;
-    let rules = linux
-        .resources()
-        .as_ref()
-        .and_then(|resources| resources.devices().clone())
-        .unwrap_or_default();
-    let devices = devices::program(&rules)?;
+    // libcontainer gets none of them: it drops some and mistakes others.
+    let resources = linux.resources().clone().unwrap_or_default();
+    linux.set_resources(None);
+    let devices = devices::program(resources.devices().as_deref().unwrap_or_default())?;
+    limits::settings(&resources)?;
     let cgroup = cgroup_path(id, linux.cgroups_path().as_deref())?;
     linux.set_cgroups_path(Some(cgroup.clone()));
     let (namespaces, new_network) = namespaces(&linux)?;
@@ -78,6 +82,7 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
         spec,
         cgroup,
         devices,
+        resources,
         uid,
         find_home,
         new_network,
@@ -332,6 +337,18 @@ mod tests {
                 .unwrap_err()
                 .to_string()
                 .contains("config.json")
+        );
+    }
+
+    #[test]
+    fn limits_are_the_agents_to_write() {
+        let resources = serde_json::json!({"pids": {"limit": 5}, "memory": {"limit": 7}});
+        let prepared = prepare("a", &json(|spec| spec["linux"]["resources"] = resources)).unwrap();
+        assert!(prepared.spec.linux().as_ref().unwrap().resources().is_none());
+        assert_eq!(prepared.resources.pids().as_ref().unwrap().limit(), 5);
+        let wrong = serde_json::json!({"pids": {"limit": -5}});
+        assert!(
+            refusal(|spec| spec["linux"]["resources"] = wrong).contains("linux.resources.pids.limit: -5")
         );
     }
 

@@ -1,10 +1,13 @@
-//! A container's cgroup (v2): its processes, their end, its removal. libcontainer makes it and sets its limits.
+//! A container's cgroup (v2): its processes, its limits, its end. libcontainer makes it.
 //! Used by the container's life; never touches a cgroup that is not a container's.
+
+pub mod limits;
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::LinuxResources;
 use tokio::io::Interest;
 
 use crate::error::Error;
@@ -26,6 +29,14 @@ impl Cgroup {
     /// Its directory.
     pub fn directory(&self) -> &Path {
         &self.0
+    }
+
+    /// Sets the limits that `resources` name; the others stay. Device rules are not looked at.
+    ///
+    /// # Errors
+    /// [`Error::BadSpec`] with the field that can't be honoured; those before it are set.
+    pub fn apply(&self, resources: &LinuxResources) -> Result<(), Error> {
+        limits::write(&self.0, &limits::settings(resources)?)
     }
 
     /// All processes in it and below.

@@ -1,0 +1,266 @@
+//! From a spec's resources to files, as tables.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn resources(json: Value) -> LinuxResources {
+    serde_json::from_value(json).unwrap()
+}
+
+/// Settings as one line each.
+fn lines(json: Value) -> Vec<String> {
+    let line = |setting: Setting| match setting.change {
+        Change::Set(text) => format!("{}={text}", setting.file),
+        Change::SetWhereItIs(text) => format!("{}?={text}", setting.file),
+        Change::SetSecond(text) => format!("{}=… {text}", setting.file),
+        Change::RequireAtMost(most) => format!("{}<={most}", setting.file),
+    };
+    settings(&resources(json))
+        .unwrap()
+        .into_iter()
+        .map(line)
+        .collect()
+}
+
+fn refusal(json: Value) -> String {
+    settings(&resources(json)).unwrap_err().to_string()
+}
+
+#[test]
+fn each_resource_becomes_files_of_cgroup_v2() {
+    for (json, want) in [
+        (json!({}), &[][..]),
+        (json!({"cpu": {"shares": 1024}}), &["cpu.weight=100"]),
+        (json!({"cpu": {"shares": 0, "quota": 0, "period": 0}}), &[]),
+        (
+            json!({"cpu": {"quota": 50_000, "period": 100_000}}),
+            &["cpu.max=50000 100000"],
+        ),
+        (json!({"cpu": {"quota": 50_000}}), &["cpu.max=50000"]),
+        (
+            json!({"cpu": {"quota": -1, "period": 20_000}}),
+            &["cpu.max=max 20000"],
+        ),
+        (json!({"cpu": {"quota": -1}}), &["cpu.max=max"]),
+        (json!({"cpu": {"period": 20_000}}), &["cpu.max=… 20000"]),
+        (
+            json!({"cpu": {"quota": 50_000, "burst": 1000}}),
+            &["cpu.max.burst=0", "cpu.max=50000", "cpu.max.burst=1000"],
+        ),
+        (json!({"cpu": {"burst": 1000}}), &["cpu.max.burst=1000"]),
+        (json!({"cpu": {"idle": 0}}), &["cpu.idle=0"]),
+        (json!({"cpu": {"idle": 1}}), &["cpu.idle=1"]),
+        (
+            json!({"cpu": {"idle": 1, "shares": 2}}),
+            &["cpu.idle=0", "cpu.weight=1", "cpu.idle=1"],
+        ),
+        (
+            json!({"cpu": {"idle": 0, "shares": 2}}),
+            &["cpu.idle=0", "cpu.weight=1"],
+        ),
+        (
+            json!({"cpu": {"cpus": "0-1,3", "mems": "0"}}),
+            &["cpuset.cpus=0-1,3", "cpuset.mems=0"],
+        ),
+        (json!({"cpu": {"cpus": "", "mems": ""}}), &[]),
+        (json!({"pids": {"limit": 50}}), &["pids.max=50"]),
+        (json!({"pids": {"limit": 0}}), &["pids.max=0"]),
+        (json!({"pids": {"limit": -1}}), &["pids.max=max"]),
+        (
+            json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 4_194_304}]}),
+            &["hugetlb.2MB.max=4194304", "hugetlb.2MB.rsvd.max?=4194304"],
+        ),
+        (
+            json!({"unified": {"memory.high": "1", "io.max": "a\nb", "cgroup.max.depth": "3"}}),
+            &["cgroup.max.depth=3", "io.max=a\nb", "memory.high=1"],
+        ),
+        (
+            json!({"unified": {"memory.max": "1"}, "memory": {"limit": 5}}),
+            &["memory.max=5", "memory.max=1"],
+        ),
+        (json!({"devices": [{"allow": false, "access": "rwm"}]}), &[]),
+        (json!({"blockIO": {}, "network": {}, "rdma": {}}), &[]),
+    ] {
+        assert_eq!(lines(json.clone()), want, "{json}");
+    }
+}
+
+#[test]
+fn memory_and_swap() {
+    for (json, want) in [
+        (json!({}), &[][..]),
+        (json!({"limit": 1000}), &["memory.max=1000"]),
+        (json!({"limit": 0, "swap": 0, "reservation": 0}), &[]),
+        (json!({"limit": -1}), &["memory.swap.max?=max", "memory.max=max"]),
+        (
+            json!({"limit": 1000, "swap": 1500}),
+            &["memory.swap.max?=500", "memory.max=1000"],
+        ),
+        (
+            json!({"limit": 1000, "swap": 1000}),
+            &["memory.swap.max?=0", "memory.max=1000"],
+        ),
+        (
+            json!({"limit": 1000, "swap": -1}),
+            &["memory.swap.max?=max", "memory.max=1000"],
+        ),
+        (json!({"swap": -1}), &["memory.swap.max?=max"]),
+        (
+            json!({"limit": -1, "swap": -1}),
+            &["memory.swap.max?=max", "memory.max=max"],
+        ),
+        (json!({"reservation": 500}), &["memory.low=500"]),
+        (json!({"reservation": -1}), &["memory.low=max"]),
+        (
+            json!({"limit": 1000, "checkBeforeUpdate": true}),
+            &["memory.current<=1000", "memory.max=1000"],
+        ),
+        (
+            json!({"limit": -1, "checkBeforeUpdate": true}),
+            &["memory.swap.max?=max", "memory.max=max"],
+        ),
+        (
+            json!({"checkBeforeUpdate": true, "disableOOMKiller": false, "useHierarchy": true}),
+            &[],
+        ),
+    ] {
+        assert_eq!(lines(json!({"memory": json})), want, "{json}");
+    }
+}
+
+#[test]
+fn what_means_nothing_is_refused_by_its_field() {
+    for (json, field) in [
+        (json!({"memory": {"limit": -2}}), "memory.limit"),
+        (json!({"memory": {"limit": 5, "swap": -2}}), "memory.swap"),
+        (json!({"memory": {"swap": 5}}), "memory.swap"),
+        (json!({"memory": {"limit": -1, "swap": 5}}), "memory.swap"),
+        (json!({"memory": {"limit": 5, "swap": 4}}), "memory.swap"),
+        (json!({"memory": {"reservation": -2}}), "memory.reservation"),
+        (json!({"memory": {"kernel": 5}}), "memory.kernel"),
+        (json!({"memory": {"kernelTCP": 5}}), "memory.kernelTCP"),
+        (json!({"memory": {"swappiness": 5}}), "memory.swappiness"),
+        (
+            json!({"memory": {"disableOOMKiller": true}}),
+            "memory.disableOOMKiller",
+        ),
+        (json!({"cpu": {"quota": -2}}), "cpu.quota"),
+        (json!({"cpu": {"idle": 2}}), "cpu.idle"),
+        (json!({"cpu": {"idle": -1}}), "cpu.idle"),
+        (json!({"cpu": {"cpus": "0\n"}}), "cpu.cpus"),
+        (json!({"cpu": {"mems": "../x"}}), "cpu.mems"),
+        (json!({"cpu": {"realtimeRuntime": 5}}), "cpu.realtimeRuntime"),
+        (json!({"pids": {"limit": -2}}), "pids.limit"),
+        (json!({"blockIO": {"weight": 10}}), "blockIO"),
+        (json!({"network": {"classID": 1}}), "network"),
+        (json!({"rdma": {"mlx": {"hcaHandles": 1}}}), "rdma"),
+        (
+            json!({"hugepageLimits": [{"pageSize": "2MB", "limit": -2}]}),
+            "hugepageLimits",
+        ),
+    ] {
+        let text = refusal(json.clone());
+        assert!(
+            text.contains(&format!("linux.resources.{field}: ")),
+            "{json}: {text}"
+        );
+    }
+    for size in [
+        "",
+        "MB",
+        "2",
+        "2TB",
+        "02MB",
+        "../2MB",
+        "2 MB",
+        "-2MB",
+        "99999999999MB",
+    ] {
+        let text = refusal(json!({"hugepageLimits": [{"pageSize": size, "limit": 1}]}));
+        assert!(text.contains("page size"), "{size}: {text}");
+    }
+}
+
+#[test]
+fn names_in_unified_are_files_of_controllers() {
+    for name in [
+        "",
+        "memory",
+        "memory.",
+        ".max",
+        "../memory.max",
+        "a/b.c",
+        "memory.max\n",
+        "é.a",
+        "cgroup.procs",
+        "cgroup.freeze",
+        "cgroup.kill",
+        "cgroup.type",
+        "cgroup.subtree_control",
+        &"a.".repeat(65),
+    ] {
+        let text = refusal(json!({"unified": {name: "1"}}));
+        assert!(text.contains("linux.resources.unified: "), "{name:?}: {text}");
+    }
+    let many: serde_json::Map<String, Value> = (0..257).map(|n| (format!("a.{n}"), json!("1"))).collect();
+    assert!(refusal(json!({"unified": many})).contains("more than 256"));
+}
+
+#[test]
+fn weights_meet_both_ends_and_the_usual_one() {
+    for (shares, want) in [
+        (1, 1),
+        (2, 1),
+        (1024, 100),
+        (262_144, 10_000),
+        (u64::MAX, 10_000),
+        (512, 59),
+        (2048, 174),
+    ] {
+        assert_eq!(weight(shares), want, "{shares}");
+    }
+    let all: Vec<u32> = (2..262_144).step_by(997).map(weight).collect();
+    assert!(all.is_sorted());
+}
+
+#[test]
+fn files_are_written_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |file: &str| directory.path().join(file);
+    for (file, text) in [
+        ("cpu.max", "40000 100000\n"),
+        ("memory.current", "900\n"),
+        ("memory.max", "max\n"),
+    ] {
+        fs::write(path(file), text).unwrap();
+    }
+    let apply = |json: Value| write(directory.path(), &settings(&resources(json)).unwrap());
+    apply(
+        json!({"cpu": {"period": 50_000}, "memory": {"limit": 900, "swap": 900, "checkBeforeUpdate": true}}),
+    )
+    .unwrap();
+    // A plain file keeps the rest of what it had.
+    assert!(
+        fs::read_to_string(path("cpu.max"))
+            .unwrap()
+            .starts_with("40000 50000")
+    );
+    assert_eq!(fs::read_to_string(path("memory.max")).unwrap(), "900\n");
+    assert!(!path("memory.swap.max").exists());
+    let error = apply(json!({"memory": {"limit": 899, "checkBeforeUpdate": true}}))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("linux.resources.memory.checkBeforeUpdate: 900 bytes are in use"),
+        "{error}"
+    );
+    assert_eq!(fs::read_to_string(path("memory.max")).unwrap(), "900\n");
+    let error = apply(json!({"hugepageLimits": [{"pageSize": "16GB", "limit": 1}]}))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("linux.resources.hugepageLimits: the guest's kernel has no hugetlb.16GB.max"),
+        "{error}"
+    );
+}
