@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::ctr::{DEADLINE, Run, ctr, finish, fresh_id};
 use crate::leaks::{nacre_processes, wait_for_end};
 use crate::setup::{Config, prefix, restart_containerd};
 use crate::{Test, core, test};
+use nacre_tests::containerd::ctr::{Run, ctr, finish, fresh_id, wait_until_stopped};
 
 pub const TESTS: &[Test] = &[
     core("kill -9 of the VMM: 137 and the reason", vmm_killed),
@@ -50,7 +50,7 @@ fn kill9(pid: u32) -> Result<()> {
     Ok(nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?)
 }
 
-fn sleeping(word: &str) -> Result<crate::ctr::Foreground> {
+fn sleeping(word: &str) -> Result<nacre_tests::containerd::ctr::Foreground> {
     let run = Run {
         command: &["sh", "-c", "echo up; exec sleep 1000"],
         ..Run::default()
@@ -95,6 +95,7 @@ fn guest_panic() -> Result<()> {
     let run = Run {
         flags: &["--privileged"],
         command: &["sh", "-c", "echo up; echo c > /proc/sysrq-trigger; sleep 1000"],
+        ..Run::default()
     };
     let id = fresh_id("panic");
     let output = run.finish(&id)?;
@@ -171,6 +172,7 @@ fn containerd_restarted() -> Result<()> {
     let run = Run {
         flags: &["--mount", &mount, "--log-uri", &log_uri],
         command: &["sh", "-c", script],
+        ..Run::default()
     };
     let id = fresh_id("restart");
     run.detach(&id)?;
@@ -187,19 +189,4 @@ fn containerd_restarted() -> Result<()> {
     let output = fs::read_to_string(&log)?;
     ensure!(output == "before\nafter\n", "output: {output:?}");
     Ok(())
-}
-
-/// Asks until containerd lists the task as stopped; each question costs ctr a connection, so this does not spin.
-fn wait_until_stopped(id: &str) -> Result<()> {
-    let until = Instant::now() + DEADLINE;
-    loop {
-        let listed = ctr(["task", "list"])?.success()?;
-        if listed
-            .lines()
-            .any(|line| line.starts_with(id) && line.contains("STOPPED"))
-        {
-            return Ok(());
-        }
-        ensure!(Instant::now() < until, "the task never stops: {listed}");
-    }
 }

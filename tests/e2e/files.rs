@@ -1,13 +1,14 @@
 //! A container's root file system and its mounts.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use nacre_tests::containerd::Runtime;
+use nacre_tests::containerd::bundle::Bundle;
 
-use crate::ctr::{Run, ctr, fresh_id, shell};
 use crate::{Test, core, test};
+use nacre_tests::containerd::ctr::{Run, ctr, fresh_id, shell};
 
 pub const TESTS: &[Test] = &[
     core(
@@ -55,6 +56,7 @@ fn bind_both_ways() -> Result<()> {
     let run = Run {
         flags: &["--mount", &mount],
         command: &["sh", "-c", script],
+        ..Run::default()
     };
     let mut running = run.spawn(&fresh_id("bind"))?;
     ensure!(running.line()? == "host");
@@ -76,6 +78,7 @@ fn bind_file() -> Result<()> {
     let run = Run {
         flags: &["--mount", &mount],
         command: &["sh", "-c", "cat /etc/config; echo changed > /etc/config"],
+        ..Run::default()
     };
     let output = run.finish(&fresh_id("file"))?;
     ensure!(output.text() == "key=value\n", "{output:?}");
@@ -91,6 +94,7 @@ fn read_only() -> Result<()> {
     let run = Run {
         flags: &["--read-only"],
         command: &["sh", "-c", "echo x > /new"],
+        ..Run::default()
     };
     let output = run.finish(&fresh_id("readonly"))?;
     ensure!(
@@ -112,10 +116,11 @@ fn metadata() -> Result<()> {
 
 fn native_snapshotter() -> Result<()> {
     // Unpacked for this snapshotter first; a mount and its removal keep the image's layers.
-    let image = crate::ctr::IMAGE;
+    let image = nacre_tests::containerd::ctr::IMAGE;
     let run = Run {
         flags: &["--snapshotter", "native"],
         command: &["sh", "-c", "echo native > /x; cat /x"],
+        ..Run::default()
     };
     let directory = tempfile::tempdir()?;
     let target = directory.path().display().to_string();
@@ -126,32 +131,18 @@ fn native_snapshotter() -> Result<()> {
     Ok(())
 }
 
-/// A root file system outside of every snapshotter: busybox and empty directories.
-pub fn busybox_root() -> Result<tempfile::TempDir> {
-    let directory = tempfile::tempdir_in(tmpfs()?)?;
-    let root = directory.path();
-    fs::set_permissions(root, fs::Permissions::from_mode(0o755))?;
-    for name in ["bin", "proc", "sys", "dev", "etc", "run", "tmp"] {
-        fs::create_dir(root.join(name))?;
-    }
-    fs::copy("/bin/busybox", root.join("bin/busybox"))?;
-    std::os::unix::fs::symlink("busybox", root.join("bin/sh"))?;
-    Ok(directory)
-}
-
 fn rootfs_directory() -> Result<()> {
-    let directory = busybox_root()?;
-    let root = directory.path();
-    let id = fresh_id("rootfs");
+    let bundle = Bundle::new(&[], |_| ())?;
+    let root = bundle.root();
     let path = root.display().to_string();
     let output = ctr([
         "run",
         "--rm",
         "--runtime",
-        crate::ctr::RUNTIME,
+        Runtime::Nacre.name(),
         "--rootfs",
         &path,
-        &id,
+        &fresh_id("rootfs"),
         "/bin/sh",
         "-c",
         "echo in; echo x > /made",

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::ctr::wait_readable;
+use nacre_tests::containerd::ctr::wait_readable;
 
 /// Everything on the host that belongs to Nacre or to a container.
 #[derive(Debug)]

@@ -3,7 +3,6 @@
 //!
 //! `nacre-e2e [--core] [--list] [NAME…]`: all tests, the core ones, or those whose names contain a NAME.
 
-mod ctr;
 mod faults;
 mod files;
 mod leaks;
@@ -19,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use nacre_tests::containerd::ctr;
 
 /// A test: what it shows, and how.
 struct Test {

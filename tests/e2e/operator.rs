@@ -7,8 +7,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use crate::ctr::{Run, ctr, finish, fresh_id};
 use crate::{Test, core, test};
+use nacre_tests::containerd::ctr::{Run, ctr, finish, fresh_id};
 
 pub const TESTS: &[Test] = &[
     core("nacre doctor finds nothing wrong", doctor),

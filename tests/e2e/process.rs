@@ -1,9 +1,11 @@
 //! What a process finds: environment, working directory, arguments, user, limits of its device cgroup.
 
 use anyhow::{Result, ensure};
+use nacre_tests::containerd::bundle::Bundle;
+use serde_json::json;
 
-use crate::ctr::{Run, fresh_id};
 use crate::{Test, core, test};
+use nacre_tests::containerd::ctr::{Run, fresh_id};
 
 pub const TESTS: &[Test] = &[
     core("env, cwd and args arrive", process_fields),
@@ -21,6 +23,7 @@ fn process_fields() -> Result<()> {
     let run = Run {
         flags: &["--env", "GREETING=hello world", "--cwd", "/tmp"],
         command: &["sh", "-c", script, "sh", "first arg", "sécond"],
+        ..Run::default()
     };
     let output = run.finish(&fresh_id("fields"))?.success()?;
     ensure!(
@@ -32,34 +35,12 @@ fn process_fields() -> Result<()> {
 
 /// Not every ctr has a flag for the user: the specification is given whole.
 fn user() -> Result<()> {
-    let root = crate::files::busybox_root()?;
-    let namespaces = ["mount", "network", "pid", "ipc", "uts"].map(|kind| serde_json::json!({"type": kind}));
-    let spec = serde_json::json!({
-        "ociVersion": "1.0.2",
-        "process": {
-            "args": ["/bin/sh", "-c", "for o in -u -g -G; do busybox id $o; done; umask"],
-            "cwd": "/",
-            "env": ["PATH=/bin"],
-            "user": {"uid": 1000, "gid": 65534, "additionalGids": [44, 100], "umask": 0o027}
-        },
-        "root": {"path": root.path()},
-        // Whoever makes a container looks things up in its /proc, runc as well as libcontainer.
-        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-        "linux": {"namespaces": namespaces}
-    });
-    let file = root.path().join("etc/config.json");
-    std::fs::write(&file, spec.to_string())?;
-    let path = file.display().to_string();
-    let output = crate::ctr::ctr([
-        "run",
-        "--rm",
-        "--runtime",
-        crate::ctr::RUNTIME,
-        "--config",
-        &path,
-        &fresh_id("user"),
-    ])?
-    .success()?;
+    let script = "for o in -u -g -G; do id $o; done; umask";
+    let bundle = Bundle::new(&["sh", "-c", script], |spec| {
+        spec["process"]["user"] =
+            json!({"uid": 1000, "gid": 65534, "additionalGids": [44, 100], "umask": 0o027});
+    })?;
+    let output = bundle.finish("user")?.success()?;
     ensure!(output == "1000\n65534\n65534 44 100\n0027\n", "got {output:?}");
     Ok(())
 }
@@ -96,6 +77,7 @@ fn limits() -> Result<()> {
             "100000",
         ],
         command: &["sh", "-c", script],
+        ..Run::default()
     };
     let output = run.finish(&fresh_id("limits"))?.success()?;
     ensure!(

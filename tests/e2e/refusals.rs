@@ -1,11 +1,11 @@
 //! Fields of a spec that are not applied are refused by name, never ignored.
 
-use std::fs;
-
 use anyhow::{Result, ensure};
+use nacre_tests::containerd::bundle::Bundle;
+use serde_json::Value;
 
-use crate::ctr::{Run, fresh_id};
 use crate::{Test, core, test};
+use nacre_tests::containerd::ctr::{Run, fresh_id};
 
 pub const TESTS: &[Test] = &[
     core("host network is refused by name", host_network),
@@ -17,6 +17,7 @@ fn refused(flags: &[&str], names: &[&str]) -> Result<()> {
     let output = Run {
         flags,
         command: &["true"],
+        ..Run::default()
     }
     .finish(&fresh_id("refused"))?;
     ensure!(output.code != Some(0), "{flags:?} was accepted");
@@ -46,29 +47,9 @@ fn hook() -> Result<()> {
     })
 }
 
-/// A whole specification, changed, is refused with these words. (`ctr run --config` takes one.)
-fn refused_spec(name: &str, change: impl FnOnce(&mut serde_json::Value)) -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let mut spec = serde_json::json!({
-        "ociVersion": "1.0.2",
-        "process": {"args": ["true"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
-        "root": {"path": "/run"},
-        "linux": {"namespaces": [{"type": "mount"}, {"type": "network"}, {"type": "pid"}]}
-    });
-    change(&mut spec);
-    let file = directory.path().join("config.json");
-    fs::write(&file, spec.to_string())?;
-    let id = fresh_id("spec");
-    let path = file.display().to_string();
-    let output = crate::ctr::ctr([
-        "run",
-        "--rm",
-        "--runtime",
-        crate::ctr::RUNTIME,
-        "--config",
-        &path,
-        &id,
-    ])?;
+/// A whole specification, changed, is refused with these words.
+fn refused_spec(name: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
+    let output = Bundle::new(&["true"], change)?.finish("spec")?;
     ensure!(
         output.code != Some(0) && output.stderr.contains(name),
         "the error does not name {name}: {output:?}"

@@ -3,9 +3,10 @@
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use nacre_tests::containerd::Runtime;
 
-use crate::ctr::{RUNTIME, Run, ctr, finish, fresh_id, remove_detached, shell};
 use crate::{Test, core, test};
+use nacre_tests::containerd::ctr::{Run, ctr, finish, fresh_id, remove_detached, shell};
 
 pub const TESTS: &[Test] = &[
     core("run prints, in another kernel", prints_in_another_kernel),
@@ -234,7 +235,7 @@ fn shim_info() -> Result<()> {
     let output = finish(shim)?;
     ensure!(output.code == Some(0), "{output:?}");
     ensure!(
-        output.text().contains(RUNTIME),
+        output.text().contains(Runtime::Nacre.name()),
         "the shim does not name its runtime: {:?}",
         output.text()
     );

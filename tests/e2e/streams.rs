@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::ctr::{Run, fresh_id, shell, wait_readable};
 use crate::{Test, core, test};
+use nacre_tests::containerd::ctr::{Run, fresh_id, shell, wait_readable};
 
 pub const TESTS: &[Test] = &[
     core("stderr is kept apart", stderr_apart),
@@ -65,6 +65,7 @@ fn bytes_out() -> Result<()> {
     let run = Run {
         flags: &["--mount", &mount],
         command: &["cat", "/data/random"],
+        ..Run::default()
     };
     let output = run.finish(&fresh_id("out"))?;
     ensure!(
@@ -125,6 +126,7 @@ fn slow_reader() -> Result<()> {
     let run = Run {
         flags: &["--mount", &mount],
         command: &["sh", "-c", script],
+        ..Run::default()
     };
     let mut running = run.spawn(&fresh_id("slow"))?;
     ensure!(running.line()? == "ready");
@@ -148,7 +150,7 @@ fn slow_reader() -> Result<()> {
 
 /// Waits until nothing has been written to the number in `file` for `still`; gives it.
 fn wait_until_still(file: &Path, still: Duration) -> Result<usize> {
-    let until = Instant::now() + crate::ctr::DEADLINE;
+    let until = Instant::now() + nacre_tests::containerd::ctr::DEADLINE;
     let inotify = nix::sys::inotify::Inotify::init(nix::sys::inotify::InitFlags::IN_NONBLOCK)?;
     inotify.add_watch(
         file.parent().context("no parent")?,
@@ -181,7 +183,7 @@ fn output_after_end() -> Result<()> {
     let mut list = Command::new("ctr");
     list.args(["task", "list", "-q"]);
     ensure!(
-        !crate::ctr::finish(list)?.text().contains(&id),
+        !nacre_tests::containerd::ctr::finish(list)?.text().contains(&id),
         "the task is still there"
     );
     Ok(())

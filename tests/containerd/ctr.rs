@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -9,10 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::Runtime;
+
 /// The image that `tests/lab/run` imports.
 pub const IMAGE: &str = "docker.io/library/busybox:latest";
-/// The runtime under test.
-pub const RUNTIME: &str = "io.containerd.nacre.v2";
 /// Emulated hosts take seconds for what others do in milliseconds.
 pub const DEADLINE: Duration = Duration::from_secs(90);
 
@@ -96,16 +97,23 @@ pub struct Run<'a> {
     pub flags: &'a [&'a str],
     /// The command in the container.
     pub command: &'a [&'a str],
+    /// A whole specification in place of the image and the command.
+    pub config: Option<&'a Path>,
+    /// Who runs it.
+    pub runtime: Runtime,
 }
 
 impl Run<'_> {
     fn command(&self, id: &str, mode: &[&str]) -> Command {
         let mut command = Command::new("ctr");
         command
-            .args(["run", "--runtime", RUNTIME])
+            .args(["run", "--runtime", self.runtime.name()])
             .args(mode)
             .args(self.flags);
-        command.args([IMAGE, id]).args(self.command);
+        match self.config {
+            Some(file) => command.arg("--config").arg(file).arg(id),
+            None => command.args([IMAGE, id]).args(self.command),
+        };
         command
     }
 
@@ -129,6 +137,21 @@ impl Run<'_> {
 pub fn remove_detached(id: &str) -> Result<()> {
     ctr(["task", "delete", "--force", id])?;
     ctr(["containers", "delete", id])?.success().map(drop)
+}
+
+/// Asks until containerd lists the task as stopped; each question costs ctr a connection, so this does not spin.
+pub fn wait_until_stopped(id: &str) -> Result<()> {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        let listed = ctr(["task", "list"])?.success()?;
+        if listed
+            .lines()
+            .any(|line| line.starts_with(id) && line.contains("STOPPED"))
+        {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "the task never stops: {listed}");
+    }
 }
 
 /// `sh -c script` in a fresh container under `ctr run --rm`.

@@ -1,0 +1,301 @@
+//! The root file system, mounts and device nodes.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::process::{run_bundle, run_with, words};
+use super::specs::{DEFAULT, DEVICES, KERNEL, MOUNTS};
+use super::{Behaviour, Seen, calls, script};
+use crate::containerd::Runtime;
+use crate::containerd::bundle::Bundle;
+
+const OPTIONS: &[&str] = &["mounts[].options"];
+
+pub const BEHAVIOURS: &[Behaviour] = &[
+    script(
+        "the root can be written",
+        &["root.path"],
+        &DEFAULT,
+        "echo x > /new && cat /new; stat -c '%a %u:%g' / /tmp",
+    ),
+    script(
+        "a read-only root",
+        &["root.readonly"],
+        &KERNEL,
+        "echo x > /new; touch /root; echo y > /dev/shm/y && cat /dev/shm/y",
+    ),
+    script(
+        "masked paths",
+        &["linux.maskedPaths"],
+        &KERNEL,
+        "wc -c < /proc/keys; ls -A /etc | wc -l; echo x > /etc/x; stat -c %F /proc/keys /etc",
+    ),
+    script(
+        "masked paths by default",
+        &["linux.maskedPaths"],
+        &DEFAULT,
+        "for p in /proc/kcore /proc/keys /proc/timer_list; do wc -c < $p; done; ls -A /sys/firmware /proc/scsi 2>/dev/null | wc -w",
+    ),
+    script(
+        "read-only paths",
+        &["linux.readonlyPaths"],
+        &KERNEL,
+        "echo 1 > /proc/sys/vm/swappiness; touch /run/x; ls -d /run",
+    ),
+    script(
+        "read-only paths by default",
+        &["linux.readonlyPaths"],
+        &DEFAULT,
+        "echo 1 > /proc/sys/kernel/hostname; echo b > /proc/sysrq-trigger; touch /run/x && echo written",
+    ),
+    script(
+        "mounts by default",
+        &["mounts[].destination", "mounts[].type", "mounts[].options"],
+        &DEFAULT,
+        "for m in /proc /dev /dev/pts /dev/shm /dev/mqueue /sys /run; do awk -v m=$m '$5 == m { print $5, $6, $(NF-2) }' /proc/self/mountinfo; done",
+    ),
+    script(
+        "files in /dev by default",
+        &["linux.devices"],
+        &DEFAULT,
+        "cd /dev; ls | sort; stat -c '%n %a %u:%g %t,%T' null zero full random urandom tty",
+    ),
+    script(
+        "links in /dev",
+        &["linux.devices"],
+        &DEFAULT,
+        "cd /dev; for l in fd stdin stdout stderr ptmx; do echo $l $(readlink $l); done; ls -A pts",
+    ),
+    script(
+        "devices work by default",
+        &["linux.devices"],
+        &DEFAULT,
+        "echo x > /dev/null; head -c 3 /dev/zero | od -c; echo x > /dev/full; head -c 9 /dev/urandom | wc -c",
+    ),
+    script(
+        "a device that is not allowed",
+        &["linux.resources.devices"],
+        &DEFAULT,
+        "mknod /tmp/kmsg c 1 11 && head -c 0 /tmp/kmsg && dd if=/tmp/kmsg count=1 2>&1 | tail -n 1; mknod /tmp/loop b 7 0; dd if=/tmp/loop count=1 2>&1 | grep -o 'Operation.*'",
+    ),
+    script(
+        "nodes of devices",
+        &[
+            "linux.devices[].path",
+            "linux.devices[].fileMode",
+            "linux.devices[].uid",
+            "linux.devices[].gid",
+        ],
+        &DEVICES,
+        "stat -c '%n %F %a %u:%g %t,%T' /dev/mine /dev/sub/kmsg /dev/pipe; stat -c %F /dev/null",
+    ),
+    script(
+        "rules of devices",
+        &["linux.resources.devices"],
+        &DEVICES,
+        "dd if=/dev/sub/kmsg of=/dev/null count=0 && echo read; echo x > /dev/sub/kmsg; mknod /tmp/c c 1 4 && echo made; head -c 1 /tmp/c",
+    ),
+    script(
+        "/dev/pts of its own",
+        &["mounts[].type"],
+        &DEFAULT,
+        "stat -c %a /dev/pts/ptmx; mount | grep -c devpts",
+    ),
+    script(
+        "a tmpfs with size and mode",
+        OPTIONS,
+        &MOUNTS,
+        "stat -c '%a %u:%g' /t; df -k /t | tail -n 1 | awk '{ print $1, $2 }'; dd if=/dev/zero of=/t/f bs=64k count=17 2>&1 | grep -o 'No space.*'",
+    ),
+    script(
+        "noexec, nosuid and inodes of a tmpfs",
+        OPTIONS,
+        &MOUNTS,
+        "printf '#!/bin/sh\\necho ran\\n' > /t/x; chmod 755 /t/x; /t/x; awk '$5 == \"/t\" { print $6, $NF }' /proc/self/mountinfo",
+    ),
+    script(
+        "a directory is bound for writing",
+        OPTIONS,
+        &MOUNTS,
+        "cat /rw/file; echo more > /rw/new && cat /ro/new; rm /rw/new",
+    ),
+    script(
+        "a directory is bound read-only",
+        OPTIONS,
+        &MOUNTS,
+        "echo x > /ro/y; rm /ro/file; cat /ro/file",
+    ),
+    script(
+        "a file is bound read-only",
+        OPTIONS,
+        &MOUNTS,
+        "cat /new/file; echo x > /new/file; stat -c '%F %a' /new/file",
+    ),
+    script(
+        "a file is bound over a missing one",
+        OPTIONS,
+        &MOUNTS,
+        "cat /etc/over; ls /etc | sort",
+    ),
+    script(
+        "flags of a bind mount",
+        OPTIONS,
+        &MOUNTS,
+        "awk '$5 == \"/noexec\" { print $6 }' /proc/self/mountinfo; cp /bin/busybox /rw/b; /noexec/b true; rm /rw/b",
+    ),
+    script(
+        "a mount below a mount",
+        OPTIONS,
+        &MOUNTS,
+        "df -k /rw/below | tail -n 1 | awk '{ print $2 }'; ls -A /rw/below | wc -l",
+    ),
+    script(
+        "/dev/shm and mqueue",
+        &["mounts[].type"],
+        &DEFAULT,
+        "echo x > /dev/shm/a && cat /dev/shm/a; stat -c %a /dev/shm /dev/mqueue; df -k /dev/shm | tail -n 1 | awk '{ print $2 }'; touch /dev/mqueue/q && ls /dev/mqueue",
+    ),
+    script(
+        "/sys is read-only",
+        &["mounts[].options"],
+        &DEFAULT,
+        "echo 1 > /sys/kernel/uevent_seqnum; mkdir /sys/x; awk '$5 == \"/sys\" { print $6 }' /proc/self/mountinfo",
+    ),
+    script(
+        "the cgroup tree is there to be read",
+        &["mounts[].type"],
+        &MOUNTS,
+        "ls /sys/fs/cgroup | grep -E '^cgroup.(procs|events|type)$'; mkdir /sys/fs/cgroup/x; awk '$5 == \"/sys/fs/cgroup\" { print $6, $(NF-2) }' /proc/self/mountinfo",
+    ),
+    script(
+        "who may mount",
+        &["process.capabilities.effective"],
+        &DEFAULT,
+        "mount -t tmpfs none /tmp; umount /proc; chroot / true && echo chroot",
+    ),
+    script(
+        "owners, links and modes of files",
+        &["root.path"],
+        &DEFAULT,
+        "cd /tmp; touch f; chown 1000:65534 f; chmod 4751 f; ln -s f s; ln f h; mkfifo p; stat -c '%n %a %u:%g %h %F' f s p",
+    ),
+    calls(
+        "a destination that goes upwards stays inside",
+        &["mounts[].destination"],
+        upwards,
+    ),
+    calls(
+        "a destination through a link of the image stays inside",
+        &["mounts[].destination"],
+        through_link,
+    ),
+    calls(
+        "a source that does not exist is refused",
+        &["mounts[].source"],
+        missing_source,
+    ),
+    calls(
+        "an unknown type of mount is refused",
+        &["mounts[].type"],
+        unknown_type,
+    ),
+    calls("a writing propagates to the host", &["mounts[].source"], to_host),
+    calls(
+        "a rootfs that does not exist is refused",
+        &["root.path"],
+        missing_root,
+    ),
+];
+
+fn add_mount(spec: &mut serde_json::Value, mount: serde_json::Value) {
+    if let Some(mounts) = spec["mounts"].as_array_mut() {
+        mounts.push(mount);
+    }
+}
+
+fn upwards(runtime: Runtime) -> Result<Seen> {
+    run_with(
+        runtime,
+        &[
+            "sh",
+            "-c",
+            "awk '$(NF-1) == \"up\" { print $5 }' /proc/self/mountinfo",
+        ],
+        |spec| {
+            add_mount(
+                spec,
+                json!({"destination": "/../../up", "type": "tmpfs", "source": "up", "options": ["size=64k"]}),
+            );
+        },
+    )
+}
+
+fn through_link(runtime: Runtime) -> Result<Seen> {
+    let script = "awk '$(NF-1) == \"link\" { print $5 }' /proc/self/mountinfo";
+    let bundle = Bundle::new(&["sh", "-c", script], |spec| {
+        add_mount(
+            spec,
+            json!({"destination": "/link/in", "type": "tmpfs", "source": "link", "options": ["size=64k"]}),
+        );
+    })?;
+    std::os::unix::fs::symlink("/run/../../../../tmp", bundle.root().join("link"))?;
+    let seen = run_bundle(runtime, &bundle)?;
+    ensure!(!std::path::Path::new("/tmp/in").exists(), "made on the host");
+    Ok(seen)
+}
+
+fn missing_source(runtime: Runtime) -> Result<Seen> {
+    let seen = run_with(runtime, &["true"], |spec| {
+        add_mount(
+            spec,
+            json!({"destination": "/x", "type": "bind", "source": "/no/such/source", "options": ["bind"]}),
+        );
+    })?;
+    Ok(words(seen, &["/no/such/source", "no such file or directory"]))
+}
+
+fn unknown_type(runtime: Runtime) -> Result<Seen> {
+    let seen = run_with(runtime, &["true"], |spec| {
+        add_mount(
+            spec,
+            json!({"destination": "/x", "type": "nosuchfs", "source": "x"}),
+        );
+    })?;
+    Ok(words(seen, &["nosuchfs", "no such device"]))
+}
+
+fn to_host(runtime: Runtime) -> Result<Seen> {
+    let bundle = Bundle::new(
+        &[
+            "sh",
+            "-c",
+            "echo written > /data/new; chmod 640 /data/new; chown 5:6 /data/new",
+        ],
+        |spec| {
+            let host = crate::containerd::bundle::shared(spec);
+            add_mount(
+                spec,
+                json!({"destination": "/data", "type": "bind", "source": host, "options": ["rbind"]}),
+            );
+        },
+    )?;
+    let mut seen = run_bundle(runtime, &bundle)?;
+    let file = bundle.shared().join("new");
+    let metadata = std::fs::metadata(&file)?;
+    use std::os::unix::fs::MetadataExt as _;
+    seen.stdout += &format!(
+        "{:o} {}:{} {}",
+        metadata.mode(),
+        metadata.uid(),
+        metadata.gid(),
+        std::fs::read_to_string(file)?
+    );
+    Ok(seen)
+}
+
+fn missing_root(runtime: Runtime) -> Result<Seen> {
+    let seen = run_with(runtime, &["true"], |spec| {
+        spec["root"]["path"] = json!("/no/such/root")
+    })?;
+    Ok(words(seen, &["/no/such/root"]))
+}
