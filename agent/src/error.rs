@@ -15,6 +15,12 @@ pub enum Error {
     /// The container has no such process.
     #[error("container {id:?} has no process {exec_id:?}")]
     NoProcess { id: String, exec_id: String },
+    /// The name of a process is taken, or empty.
+    #[error("container {id:?} has a process {exec_id:?} already")]
+    ProcessExists { id: String, exec_id: String },
+    /// A size for a process without a terminal.
+    #[error("the process has no terminal")]
+    NoTerminal,
     /// A signal for a process that has exited; runc's words, which callers look for.
     #[error("process already finished")]
     ProcessFinished,
@@ -84,11 +90,13 @@ impl Error {
     fn code(&self) -> Code {
         match self {
             Self::NoContainer { .. } | Self::NoProcess { .. } | Self::ProcessFinished => Code::NOT_FOUND,
-            Self::ContainerExists { .. } => Code::ALREADY_EXISTS,
+            Self::ContainerExists { .. } | Self::ProcessExists { .. } => Code::ALREADY_EXISTS,
             Self::BadId { .. } | Self::BadSpec { .. } | Self::BadRequest { .. } | Self::Command(_) => {
                 Code::INVALID_ARGUMENT
             }
-            Self::BuildMismatch { .. } | Self::WrongState { .. } => Code::FAILED_PRECONDITION,
+            Self::BuildMismatch { .. } | Self::WrongState { .. } | Self::NoTerminal => {
+                Code::FAILED_PRECONDITION
+            }
             Self::Runtime(_) | Self::HelperDied(_) | Self::System { .. } | Self::File { .. } => {
                 Code::INTERNAL
             }

@@ -6,17 +6,22 @@
 //! directory, named by the port, and leaves the machine as it is.
 
 mod cgroup;
+mod command;
 mod connection;
 mod container;
 mod devices;
 mod dial;
 mod error;
+mod exec;
 mod machine;
 mod reaper;
 mod report;
 mod runtime;
+mod scheduler;
 mod service;
+mod signal;
 mod stdio;
+mod terminal;
 mod watched;
 
 use std::path::PathBuf;

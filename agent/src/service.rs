@@ -8,13 +8,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use nacre_protocol::BUILD_ID;
 use nacre_protocol::agent::{
-    Agent, ContainerRef, CreateContainerRequest, CreateContainerResponse, Empty, KillProcessRequest,
-    ListPidsResponse, ProcessRef, SetupRequest, SetupResponse, WaitProcessResponse, create_agent,
+    Agent, ContainerRef, ContainerStatsResponse, CreateContainerRequest, CreateContainerResponse, Empty,
+    KillProcessRequest, ListPidsResponse, ProcessRef, ResizePtyRequest, SetupRequest, SetupResponse,
+    StartExecRequest, StartExecResponse, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
+    WaitProcessResponse, create_agent,
 };
 use tokio::sync::watch;
 use ttrpc::asynchronous::{Service as Methods, TtrpcContext};
 
-use crate::container::Containers;
+use crate::container::{Containers, check_signal};
 use crate::error::Error;
 use crate::machine;
 
@@ -106,24 +108,88 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: ProcessRef,
     ) -> ttrpc::Result<WaitProcessResponse> {
-        let exit = self
+        let (exit, oom_kills) = self
             .containers
-            .process(&request.container_id, &request.exec_id)?
-            .wait()
-            .await;
+            .wait(&request.container_id, &request.exec_id)
+            .await?;
         Ok(WaitProcessResponse {
             exit_status: exit.status,
             exited_at_ns: exit.at_ns,
+            oom_kills,
             ..WaitProcessResponse::default()
         })
     }
 
     async fn kill_process(&self, _: &TtrpcContext, request: KillProcessRequest) -> ttrpc::Result<Empty> {
         let process = request.process.get_or_default();
+        let signal = check_signal(request.signal)?;
+        if request.all {
+            self.containers.get(&process.container_id)?.kill_all(signal)?;
+        } else {
+            self.containers
+                .process(&process.container_id, &process.exec_id)?
+                .kill(signal)?;
+        }
+        Ok(Empty::new())
+    }
+
+    async fn start_exec(
+        &self,
+        _: &TtrpcContext,
+        request: StartExecRequest,
+    ) -> ttrpc::Result<StartExecResponse> {
+        Ok(StartExecResponse {
+            pid: self.containers.exec(request).await?,
+            ..StartExecResponse::default()
+        })
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
+        let process = request.process.get_or_default();
         self.containers
             .process(&process.container_id, &process.exec_id)?
-            .kill(request.signal, request.all)?;
+            .resize(request.width, request.height)?;
         Ok(Empty::new())
+    }
+
+    async fn pause_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
+        self.containers.get(&request.container_id)?.pause().await?;
+        Ok(Empty::new())
+    }
+
+    async fn resume_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
+        self.containers.get(&request.container_id)?.resume().await?;
+        Ok(Empty::new())
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.containers
+            .get(&request.container_id)?
+            .update(&request.resources)?;
+        Ok(Empty::new())
+    }
+
+    async fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRef,
+    ) -> ttrpc::Result<ContainerStatsResponse> {
+        Ok(ContainerStatsResponse {
+            files: self.containers.get(&request.container_id)?.stats()?,
+            ..ContainerStatsResponse::default()
+        })
+    }
+
+    async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> ttrpc::Result<WaitOomResponse> {
+        let container = self.containers.get(&request.container_id)?;
+        Ok(WaitOomResponse {
+            kills: container.wait_oom(request.known_kills).await?,
+            ..WaitOomResponse::default()
+        })
     }
 
     async fn close_stdin(&self, _: &TtrpcContext, request: ProcessRef) -> ttrpc::Result<Empty> {

@@ -1,7 +1,7 @@
 //! A process's standard streams: pipes in the guest, copied to and from the host's streams. Pipes, since a process
-//! may open /dev/stdout anew, which fails on a socket. Input is spliced; output is read and written, since a spliced
+//! may open /dev/stdout anew, which fails on a socket; or the terminal that it has in their place. Input is spliced; output is read and written, since a spliced
 //! page is a vsock packet of its own, and each packet an exit of the VM. Nothing is buffered beyond the pipe and one
-//! such piece: a reader that does not read stops the writer. Used by container creation; never interprets a byte.
+//! such piece: a reader that does not read stops the writer. Used for a container's init and for execs; never interprets a byte.
 
 use std::fs::File;
 use std::io;
@@ -29,9 +29,13 @@ pub struct Ends(pub [OwnedFd; 3]);
 /// The host's streams on their way.
 pub struct Dialed([Option<Dialing>; 3]);
 
-/// The agent's ends, not yet copied.
+/// The agent's ends of the pipes.
+pub struct Pipes([Option<OwnedFd>; 3]);
+
+/// The agent's ends and the host's streams, not yet copied.
 pub struct Streams {
     input: Option<Pair>,
+    is_terminal: bool,
     outputs: [Option<Pair>; 2],
 }
 
@@ -68,46 +72,81 @@ pub fn dial(dialer: &Dialer, ports: &Stdio) -> Result<Dialed, Error> {
     ]))
 }
 
-/// Waits for the streams and makes their pipes, owned by `uid`; `/dev/null` for a stream that is not wanted.
-pub async fn connect(dialed: Dialed, uid: u32) -> Result<(Ends, Streams), Error> {
-    let [input, output, error] = dialed.0;
+/// Makes the pipes of the wanted streams, owned by `uid`; `/dev/null` for a stream that is not wanted.
+pub fn pipes(dialed: &Dialed, uid: u32) -> Result<(Ends, Pipes), Error> {
+    let [input, output, error] = &dialed.0;
     let (stdin, input) = match input {
-        Some(dialing) => {
+        Some(_) => {
             let (read, write) = make_pipe(uid)?;
-            (
-                read.0,
-                Some(Pair {
-                    from: dialing.finish().await?,
-                    to: watched(write.0)?,
-                }),
-            )
+            (read.0, Some(write.0))
         }
         None => (null()?, None),
     };
-    let (stdout, output) = output_pipe(output, uid).await?;
-    let (stderr, error) = output_pipe(error, uid).await?;
-    Ok((
-        Ends([stdin, stdout, stderr]),
-        Streams {
-            input,
-            outputs: [output, error],
-        },
-    ))
+    let (stdout, output) = output_pipe(output.is_some(), uid)?;
+    let (stderr, error) = output_pipe(error.is_some(), uid)?;
+    Ok((Ends([stdin, stdout, stderr]), Pipes([input, output, error])))
 }
 
-async fn output_pipe(dialing: Option<Dialing>, uid: u32) -> Result<(OwnedFd, Option<Pair>), Error> {
-    match dialing {
-        Some(dialing) => {
-            let (read, write) = make_pipe(uid)?;
-            Ok((
-                write.0,
-                Some(Pair {
-                    from: watched(read.0)?,
-                    to: dialing.finish().await?,
+fn output_pipe(wanted: bool, uid: u32) -> Result<(OwnedFd, Option<OwnedFd>), Error> {
+    if !wanted {
+        return Ok((null()?, None));
+    }
+    let (read, write) = make_pipe(uid)?;
+    Ok((write.0, Some(read.0)))
+}
+
+impl Dialed {
+    /// Waits for the streams, and puts `pipes` between them and the process.
+    pub async fn with_pipes(self, pipes: Pipes) -> Result<Streams, Error> {
+        let [input, output, error] = self.0;
+        let [stdin, stdout, stderr] = pipes.0;
+        let input = pair(input, stdin).await?;
+        let outputs = [pair(output, stdout).await?, pair(error, stderr).await?];
+        Ok(Streams {
+            input: input.map(|(stream, pipe)| Pair {
+                from: stream,
+                to: pipe,
+            }),
+            is_terminal: false,
+            outputs: outputs.map(|pair| {
+                pair.map(|(stream, pipe)| Pair {
+                    from: pipe,
+                    to: stream,
+                })
+            }),
+        })
+    }
+
+    /// Waits for the streams, and puts the terminal whose master is `master` between them and the process.
+    pub async fn with_terminal(self, master: &OwnedFd) -> Result<Streams, Error> {
+        let again = || master.try_clone().map_err(Error::system("sharing a terminal"));
+        let [input, output, _] = self.0;
+        let input = pair(input, Some(again()?)).await?;
+        let output = pair(output, Some(again()?)).await?;
+        Ok(Streams {
+            input: input.map(|(stream, master)| Pair {
+                from: stream,
+                to: master,
+            }),
+            is_terminal: true,
+            outputs: [
+                output.map(|(stream, master)| Pair {
+                    from: master,
+                    to: stream,
                 }),
-            ))
-        }
-        None => Ok((null()?, None)),
+                None,
+            ],
+        })
+    }
+}
+
+type Watched = AsyncFd<OwnedFd>;
+
+/// The host's stream and the agent's end of what it is copied to or from; both are there or none.
+async fn pair(dialing: Option<Dialing>, end: Option<OwnedFd>) -> Result<Option<(Watched, Watched)>, Error> {
+    match (dialing, end) {
+        (Some(dialing), Some(end)) => Ok(Some((dialing.finish().await?, watched(end)?))),
+        _ => Ok(None),
     }
 }
 
@@ -138,11 +177,19 @@ impl Streams {
     pub fn start(self) -> Option<Input> {
         for pair in self.outputs.into_iter().flatten() {
             // An error is the host's end closed, or the process's: the same end for the other side.
-            tokio::spawn(async move { pair.copy_output().await });
+            tokio::spawn(async move { pair.copy().await });
         }
         let pair = self.input?;
         let (closing, closed) = watch::channel(false);
-        let copying = tokio::spawn(copy_input(pair, closed));
+        let is_terminal = self.is_terminal;
+        let copying = tokio::spawn(async move {
+            if is_terminal {
+                // Its end is a character; nothing is to be told of another.
+                let _ = pair.copy().await;
+            } else {
+                copy_input(pair, closed).await;
+            }
+        });
         Some(Input { closing, copying })
     }
 }
@@ -161,7 +208,7 @@ async fn copy_input(pair: Pair, mut closing: watch::Receiver<bool>) {
 
 impl Pair {
     /// Copies until the end, in pieces as large as the pipe holds.
-    async fn copy_output(&self) -> io::Result<()> {
+    async fn copy(&self) -> io::Result<()> {
         let mut piece = vec![0; CHUNK];
         loop {
             let mut source = self.from.readable().await?;
@@ -255,8 +302,12 @@ mod tests {
     }
 
     async fn connected(ports: Stdio, dialer: &Dialer) -> ([File; 3], Option<Input>) {
-        let (ends, streams) = connect(dial(dialer, &ports).unwrap(), 0).await.unwrap();
-        (ends.0.map(File::from), streams.start())
+        let dialed = dial(dialer, &ports).unwrap();
+        let (ends, pipes) = pipes(&dialed, 0).unwrap();
+        (
+            ends.0.map(File::from),
+            dialed.with_pipes(pipes).await.unwrap().start(),
+        )
     }
 
     #[test]

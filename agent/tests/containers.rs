@@ -2,6 +2,7 @@
 //! is this build's, or the program that NACRE_AGENT names (the static one of a guest image, say). Needs root, and `/bin/busybox` linked statically (Debian: busybox-static). No virtual machine, no limits: cgroup2 here
 //! has no controllers.
 
+#[allow(dead_code, reason = "each file of tests uses a part of it")]
 mod guest;
 
 use std::io::{Read as _, Write as _};

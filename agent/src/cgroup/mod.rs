@@ -1,6 +1,7 @@
 //! A container's cgroup (v2): its processes, its limits, its end. libcontainer makes it.
 //! Used by the container's life; never touches a cgroup that is not a container's.
 
+mod counters;
 pub mod limits;
 
 use std::fs::{self, File};
@@ -78,6 +79,21 @@ impl Cgroup {
     }
 
     async fn wait_until_empty(&self) -> io::Result<()> {
+        self.wait_for_event(|line| line == "populated 0").await
+    }
+
+    /// Freezes all processes in it and below, and waits until they are frozen; or has them go on.
+    pub async fn freeze(&self, frozen: bool) -> Result<(), Error> {
+        let file = self.0.join("cgroup.freeze");
+        fs::write(&file, if frozen { "1" } else { "0" }).map_err(Error::file("writing", file))?;
+        let wanted = if frozen { "frozen 1" } else { "frozen 0" };
+        self.wait_for_event(|line| line == wanted)
+            .await
+            .map_err(Error::file("waiting for a change of", &self.0))
+    }
+
+    /// Waits until cgroup.events has a line that `wanted` is true of, or the cgroup is no more.
+    async fn wait_for_event(&self, wanted: impl Fn(&str) -> bool) -> io::Result<()> {
         let file = match File::open(self.0.join("cgroup.events")) {
             Err(error) if gone(&error) => return Ok(()),
             file => file?,
@@ -87,7 +103,7 @@ impl Cgroup {
             let mut text = String::new();
             events.get_ref().rewind()?;
             events.get_ref().read_to_string(&mut text)?;
-            if !text.lines().any(|line| line == "populated 1") {
+            if text.lines().any(&wanted) {
                 return Ok(());
             }
             events.ready(Interest::PRIORITY).await?.clear_ready();

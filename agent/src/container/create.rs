@@ -6,15 +6,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use nacre_protocol::agent::CreateContainerRequest;
+use rustix::process::{PidfdFlags, pidfd_open};
 use tokio::sync::watch;
 
+use super::process::Process;
 use super::spec::{self, Prepared};
 use super::state::State;
 use super::{BUNDLES, Container, Containers, STATE, lock, remove_directories};
 use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::runtime::{Create, Fresh};
-use crate::stdio::{self, Streams};
+use crate::stdio;
 
 impl Containers {
     /// Makes a container, up to the gate at which its init waits.
@@ -68,29 +70,49 @@ impl Containers {
             cgroup: cgroup.directory().to_owned(),
             devices: prepared.devices.clone(),
             find_home: prepared.find_home,
+            terminal: prepared.terminal,
             new_network: prepared.new_network,
         };
-        let (ends, streams) = stdio::connect(dialed, prepared.uid).await?;
-        let fresh = helper.create(&create, ends.0).await?;
+        let (ends, pending) = stdio::pipes(&dialed, prepared.uid)?;
+        let mut fresh = helper.create(&create, ends.0).await?;
         // Init waits at its gate: making it is not to be hindered by limits meant for its command.
         cgroup.apply(&prepared.resources)?;
-        Ok(self.adopt(id, cgroup, fresh, streams))
+        let terminal = fresh.terminal.take();
+        let streams = match &terminal {
+            Some(master) => dialed.with_terminal(master).await?,
+            None => dialed.with_pipes(pending).await?,
+        };
+        let container = self.adopt(id, prepared, cgroup, fresh)?;
+        container.init.attach(streams, terminal);
+        container.start_counting();
+        Ok(container)
     }
 
     /// Makes the agent init's parent, with the reaper watching before it can be.
-    fn adopt(&self, id: &str, cgroup: Cgroup, fresh: Fresh, streams: Streams) -> Arc<Container> {
+    fn adopt(
+        &self,
+        id: &str,
+        prepared: &Prepared,
+        cgroup: Cgroup,
+        fresh: Fresh,
+    ) -> Result<Arc<Container>, Error> {
+        let pidfd =
+            pidfd_open(fresh.pid, PidfdFlags::empty()).map_err(Error::system("holding on to init"))?;
         let container = Arc::new(Container {
             id: id.to_owned(),
-            init: fresh.pid,
+            spec: prepared.spec.clone(),
+            init: Arc::new(Process::new(fresh.pid)),
+            pidfd,
             cgroup,
             state: Mutex::new(State::Created),
-            exit: watch::Sender::new(None),
-            input: Mutex::new(streams.start()),
+            execs: Mutex::default(),
+            oom_kills: watch::Sender::new(0),
+            counting: Mutex::default(),
         });
         let watched = Arc::clone(&container);
         self.reaper.watch(fresh.pid, move |exit| watched.ended(exit));
         drop(fresh);
-        container
+        Ok(container)
     }
 }
 

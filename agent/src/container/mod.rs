@@ -4,28 +4,33 @@
 //! Lock order: the table, then a container's state; neither is held while anything is awaited.
 
 mod create;
-mod signal;
+mod exec;
+mod process;
 mod spec;
 mod state;
 
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use oci_spec::runtime::{LinuxResources, Spec};
 use rustix::process::Pid;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
+use self::process::Process;
 use self::state::{Event, State};
 use crate::cgroup::Cgroup;
 use crate::dial::Dialer;
 use crate::error::Error;
 use crate::reaper::{Exit, Reaper};
 use crate::runtime::Helper;
-use crate::stdio::Input;
+use crate::signal;
 
 /// libcontainer's state, one directory a container. Short: a socket's path in it has 107 bytes at most.
 const STATE: &str = "/run/nacre/c";
@@ -47,11 +52,26 @@ pub struct Containers {
 /// One container, from the time its init waits at the gate.
 pub struct Container {
     id: String,
-    init: Pid,
+    /// As it was made.
+    spec: Spec,
+    init: Arc<Process>,
+    /// Init's.
+    pidfd: OwnedFd,
     cgroup: Cgroup,
     state: Mutex<State>,
-    exit: watch::Sender<Option<Exit>>,
-    input: Mutex<Option<Input>>,
+    /// None: the name is taken by a process that is being started.
+    execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
+    /// Processes killed for want of memory.
+    oom_kills: watch::Sender<u64>,
+    counting: Mutex<Option<AbortHandle>>,
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if let Some(counting) = lock(&self.counting).take() {
+            counting.abort();
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -88,17 +108,25 @@ impl Containers {
         found.ok_or_else(|| Error::NoContainer { id: id.to_owned() })
     }
 
-    /// The container whose process `exec_id` is; only init processes exist, with an empty one.
-    pub fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Container>, Error> {
+    /// A process of a container; its init where `exec_id` is empty.
+    pub fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Process>, Error> {
         let container = self.get(id)?;
         if exec_id.is_empty() {
-            Ok(container)
-        } else {
-            Err(Error::NoProcess {
-                id: id.to_owned(),
-                exec_id: exec_id.to_owned(),
-            })
+            return Ok(Arc::clone(&container.init));
         }
+        let found = lock(&container.execs).get(exec_id).cloned().flatten();
+        found.ok_or_else(|| Error::NoProcess {
+            id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+        })
+    }
+
+    /// Waits for a process to end. An exec is forgotten then.
+    pub async fn wait(&self, id: &str, exec_id: &str) -> Result<(Exit, u64), Error> {
+        let container = self.get(id)?;
+        let exit = self.process(id, exec_id)?.wait().await;
+        lock(&container.execs).remove(exec_id);
+        Ok((exit, *container.oom_kills.borrow()))
     }
 
     /// Removes a container that does not run.
@@ -106,10 +134,10 @@ impl Containers {
         let container = self.get(id)?;
         let before = container.enter(Event::Delete, "delete")?;
         if before == State::Created {
-            container.send(libc::SIGKILL)?;
+            container.init.kill(libc::SIGKILL)?;
         }
         let gone = async {
-            container.wait().await;
+            container.init.wait().await;
             container.cgroup.remove().await
         };
         let late = |_| {
@@ -165,53 +193,101 @@ impl Container {
             .map_err(Error::file("opening the gate", gate))
     }
 
-    /// Waits until init has ended.
-    pub async fn wait(&self) -> Exit {
-        let mut exit = self.exit.subscribe();
-        loop {
-            if let Some(exit) = *exit.borrow_and_update() {
-                return exit;
-            }
-            // The sender is in `self`: this ends by an exit only.
-            let _ = exit.changed().await;
+    /// Sends `signal` to every process in the container.
+    pub fn kill_all(&self, signal: i32) -> Result<(), Error> {
+        if signal == libc::SIGKILL {
+            return self.cgroup.kill();
         }
+        for pid in self.cgroup.pids()? {
+            // A process that has ended since has got what was wanted.
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            pid.map_or(Ok(()), |pid| signal::send(pid, signal))
+                .map_err(Error::system("sending a signal"))?;
+        }
+        Ok(())
     }
 
-    /// Sends `signal` to init, or to every process in the container.
-    pub fn kill(&self, signal: u32, all: bool) -> Result<(), Error> {
-        let signal = i32::try_from(signal)
-            .ok()
-            .filter(|signal| (0..=libc::SIGRTMAX()).contains(signal))
-            .ok_or_else(|| Error::BadRequest {
-                what: format!("{signal} is no signal"),
+    /// Stops all its processes until they are resumed.
+    pub async fn pause(&self) -> Result<(), Error> {
+        self.enter(Event::Pause, "pause")?;
+        let frozen = self.cgroup.freeze(true).await;
+        if frozen.is_err() {
+            // It may have ended meanwhile; else it runs as before.
+            let _ = self.enter(Event::Resume, "resume");
+        }
+        frozen
+    }
+
+    /// Lets its processes go on.
+    pub async fn resume(&self) -> Result<(), Error> {
+        self.enter(Event::Resume, "resume")?;
+        self.cgroup.freeze(false).await
+    }
+
+    /// Changes the limits that `resources` (JSON) names; the others stay.
+    pub fn update(&self, resources: &[u8]) -> Result<(), Error> {
+        let state = *lock(&self.state);
+        if !matches!(state, State::Created | State::Running | State::Paused) {
+            return Err(Error::WrongState {
+                id: self.id.clone(),
+                state: state.name(),
+                request: "update",
+            });
+        }
+        let resources: LinuxResources =
+            serde_json::from_slice(resources).map_err(|error| Error::BadSpec {
+                field: "linux.resources",
+                reason: error.to_string(),
             })?;
-        match (all, signal) {
-            (true, libc::SIGKILL) => self.cgroup.kill(),
-            (true, _) => {
-                for pid in self.cgroup.pids()? {
-                    // A process that has ended since has got what was wanted.
-                    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-                    pid.map_or(Ok(()), |pid| signal::send(pid, signal))
-                        .map_err(Error::system("sending a signal"))?;
-                }
-                Ok(())
+        if resources
+            .devices()
+            .as_ref()
+            .is_some_and(|rules| !rules.is_empty())
+        {
+            return Err(Error::BadSpec {
+                field: "linux.resources.devices",
+                reason: "can't be changed while the container lives".to_owned(),
+            });
+        }
+        self.cgroup.apply(&resources)
+    }
+
+    /// What the kernel counts of it.
+    pub fn stats(&self) -> Result<HashMap<String, Vec<u8>>, Error> {
+        self.cgroup.stats()
+    }
+
+    /// Counts its processes that are killed for want of memory, from now on.
+    fn start_counting(self: &Arc<Self>) {
+        let whole = Arc::downgrade(self);
+        let Ok(Some(mut events)) = self.cgroup.memory_events() else {
+            return;
+        };
+        let counting = tokio::spawn(async move {
+            while let Ok(kills) = events.changed().await {
+                let Some(container) = whole.upgrade() else { return };
+                container.oom_kills.send_replace(kills);
             }
-            (false, _) => self.send(signal),
+        });
+        *lock(&self.counting) = Some(counting.abort_handle());
+    }
+
+    /// Counts now: before an end is told that may be one of them.
+    fn count_kills(&self) {
+        if let Ok(Some(kills)) = self.cgroup.oom_kills() {
+            self.oom_kills.send_replace(kills);
         }
     }
 
-    /// Sends `signal` to init. Its pid is its own until the reaper has told of its end.
-    fn send(&self, signal: i32) -> Result<(), Error> {
-        if self.exit.borrow().is_some() {
-            return Err(Error::ProcessFinished);
-        }
-        signal::send(self.init, signal).map_err(Error::system("sending a signal"))
-    }
-
-    /// No more standard input after what has arrived.
-    pub fn close_stdin(&self) {
-        if let Some(input) = &*lock(&self.input) {
-            input.close();
+    /// Waits until more than `known` of its processes were killed for want of memory.
+    pub async fn wait_oom(self: Arc<Self>, known: u64) -> Result<u64, Error> {
+        let mut kills = self.oom_kills.subscribe();
+        let id = self.id.clone();
+        // The container is not kept: its deletion is an answer too.
+        drop(self);
+        match kills.wait_for(|kills| *kills > known).await {
+            Ok(kills) => Ok(*kills),
+            Err(_) => Err(Error::NoContainer { id }),
         }
     }
 
@@ -222,23 +298,31 @@ impl Container {
 
     /// Init's pid.
     pub fn init(&self) -> u32 {
-        self.init.as_raw_nonzero().get().unsigned_abs()
+        self.init.pid()
     }
 
-    /// The reaper's event.
+    /// The reaper's event, of init.
     fn ended(&self, exit: Exit) {
         let mut state = lock(&self.state);
         if let Some(after) = state.after(Event::Exit) {
             *state = after;
         }
         drop(state);
-        self.exit.send_replace(Some(exit));
-        if let Some(input) = &*lock(&self.input) {
-            input.abort();
-        }
+        self.count_kills();
+        self.init.ended(exit);
         // What init leaves is the container's still: it does not outlive init.
         if let Err(error) = self.cgroup.kill() {
             crate::report::say(&format!("after the end of {}: {error}", self.id));
         }
     }
+}
+
+/// The number of a signal.
+pub fn check_signal(signal: u32) -> Result<i32, Error> {
+    i32::try_from(signal)
+        .ok()
+        .filter(|signal| (0..=libc::SIGRTMAX()).contains(signal))
+        .ok_or_else(|| Error::BadRequest {
+            what: format!("{signal} is no signal"),
+        })
 }

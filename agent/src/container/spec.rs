@@ -11,6 +11,7 @@ use oci_spec::runtime::{
 use crate::cgroup::limits;
 use crate::devices;
 use crate::error::Error;
+use crate::terminal::Terminal;
 
 /// A spec that can be run.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct Prepared {
     pub resources: LinuxResources,
     /// Owner of the standard streams.
     pub uid: u32,
+    /// The process's terminal, where it wants one.
+    pub terminal: Option<Terminal>,
     /// The spec names no HOME: the one it has now stands for what the container's /etc/passwd says.
     pub find_home: bool,
     /// The container gets a network of its own, in which the loopback device is down.
@@ -63,6 +66,7 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
         });
     }
     let uid = spec.process().as_ref().map_or(0, |process| process.user().uid());
+    let terminal = spec.process().as_ref().and_then(Terminal::wanted);
     let mut process = spec.process().clone().ok_or_else(|| missing("process"))?;
     let find_home = complete_process(&mut process);
     spec.set_process(Some(process));
@@ -84,13 +88,14 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
         devices,
         resources,
         uid,
+        terminal,
         find_home,
         new_network,
     })
 }
 
 /// Fills in what the guest decides; whether HOME is a placeholder now.
-fn complete_process(process: &mut Process) -> bool {
+pub fn complete_process(process: &mut Process) -> bool {
     if process.no_new_privileges() == Some(false) {
         // libcontainer takes "no" for a decision to load the seccomp filter late, when that is no longer allowed.
         process.set_no_new_privileges(None);
@@ -152,7 +157,8 @@ fn missing(field: &'static str) -> Error {
     }
 }
 
-fn check_process(process: &Process) -> Result<(), Error> {
+/// Checks what libcontainer and the kernel would not, or with worse words.
+pub fn check_process(process: &Process) -> Result<(), Error> {
     if process
         .args()
         .as_ref()
@@ -164,10 +170,10 @@ fn check_process(process: &Process) -> Result<(), Error> {
             reason: "names no command".to_owned(),
         });
     }
-    if process.terminal() == Some(true) {
+    if !process.cwd().is_absolute() {
         return Err(Error::BadSpec {
-            field: "process.terminal",
-            reason: "is not supported".to_owned(),
+            field: "process.cwd",
+            reason: format!("{} is not absolute", process.cwd().display()),
         });
     }
     Ok(())
@@ -316,7 +322,7 @@ mod tests {
     #[test]
     fn refuses_by_name() {
         assert!(refusal(|spec| spec["process"]["args"] = serde_json::json!([])).contains("process.args"));
-        assert!(refusal(|spec| spec["process"]["terminal"] = true.into()).contains("process.terminal"));
+        assert!(refusal(|spec| spec["process"]["cwd"] = "tmp".into()).contains("process.cwd"));
         assert!(
             refusal(|spec| drop(spec.as_object_mut().unwrap().remove("process")))
                 .contains("process: is missing")

@@ -1,10 +1,10 @@
 //! A container's life as a table, without I/O.
 //!
 //! ```text
-//! Created ──start──▶ Running
-//!    │ └────exit──┐     │ exit
-//!  delete         ▼     ▼
-//!    │          Stopped ◀┘
+//! Created ──start──▶ Running ──pause──▶ Paused
+//!    │ └────exit──┐     │ exit ◀─resume─┘ │
+//!  delete         ▼     ▼                 │ exit
+//!    │          Stopped ◀─────────────────┘
 //!    ▼             │ delete
 //! Deleted ◀────────┘            a delete that failed halfway is repeated
 //! ```
@@ -17,6 +17,8 @@ pub enum State {
     Created,
     /// Its init process runs the command.
     Running,
+    /// Its processes are frozen.
+    Paused,
     /// Its init process has ended.
     Stopped,
     /// Its remains are being removed.
@@ -28,6 +30,10 @@ pub enum State {
 pub enum Event {
     /// The gate is opened.
     Start,
+    /// Its processes are frozen.
+    Pause,
+    /// They go on.
+    Resume,
     /// Init has ended.
     Exit,
     /// It is to be removed.
@@ -38,13 +44,16 @@ impl State {
     /// The state after `event`; None where that can't happen or is not allowed.
     pub fn after(self, event: Event) -> Option<Self> {
         match (self, event) {
-            (Self::Created, Event::Start) => Some(Self::Running),
-            (Self::Created | Self::Running, Event::Exit) => Some(Self::Stopped),
+            (Self::Created, Event::Start) | (Self::Paused, Event::Resume) => Some(Self::Running),
+            (Self::Running, Event::Pause) => Some(Self::Paused),
+            (Self::Created | Self::Running | Self::Paused, Event::Exit) => Some(Self::Stopped),
             (Self::Deleted, Event::Exit) => Some(Self::Deleted),
             (Self::Created | Self::Stopped | Self::Deleted, Event::Delete) => Some(Self::Deleted),
-            (Self::Running | Self::Stopped | Self::Deleted, Event::Start)
+            (Self::Running | Self::Paused | Self::Stopped | Self::Deleted, Event::Start)
+            | (Self::Created | Self::Paused | Self::Stopped | Self::Deleted, Event::Pause)
+            | (Self::Created | Self::Running | Self::Stopped | Self::Deleted, Event::Resume)
             | (Self::Stopped, Event::Exit)
-            | (Self::Running, Event::Delete) => None,
+            | (Self::Running | Self::Paused, Event::Delete) => None,
         }
     }
 
@@ -53,6 +62,7 @@ impl State {
         match self {
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
             Self::Deleted => "deleted",
         }
@@ -70,6 +80,17 @@ mod tests {
             .iter()
             .try_fold(State::Created, |state, event| state.after(*event));
         assert_eq!(end, Some(State::Deleted));
+    }
+
+    #[test]
+    fn a_paused_container_goes_on_or_ends() {
+        assert_eq!(State::Running.after(Event::Pause), Some(State::Paused));
+        assert_eq!(State::Paused.after(Event::Resume), Some(State::Running));
+        assert_eq!(State::Paused.after(Event::Exit), Some(State::Stopped));
+        assert_eq!(State::Paused.after(Event::Pause), None);
+        assert_eq!(State::Paused.after(Event::Delete), None);
+        assert_eq!(State::Running.after(Event::Resume), None);
+        assert_eq!(State::Created.after(Event::Pause), None);
     }
 
     #[test]

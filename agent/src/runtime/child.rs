@@ -4,7 +4,7 @@
 use std::error::Error as StdError;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use libcontainer::container::Container;
@@ -14,8 +14,9 @@ use nacre_protocol::control::{self, Channel};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::command::CommandExecutor;
-use super::{Create, FromHelper, bring_loopback_up, events};
+use super::console::Console;
+use super::executor::CommandExecutor;
+use super::{Create, FromHelper, bring_loopback_up, console, events};
 use crate::devices;
 
 /// Makes the container that the agent asks for, and waits until the agent knows it. The exit status.
@@ -44,11 +45,13 @@ fn run() -> Result<(), Failure> {
     let stdio: [OwnedFd; 3] = fds
         .try_into()
         .map_err(|_| "three streams are to come with a request")?;
-    let answer = match make(&create, stdio) {
-        Ok(pid) => FromHelper::Created { pid },
-        Err(error) => FromHelper::Failed(chain(&*error)),
-    };
-    channel.send(&answer, &[])?;
+    match make(&create, stdio) {
+        Ok((pid, terminal)) => {
+            let fds: Vec<RawFd> = terminal.iter().map(AsRawFd::as_raw_fd).collect();
+            channel.send(&FromHelper::Created { pid }, &fds)?;
+        }
+        Err(error) => channel.send(&FromHelper::Failed(chain(&*error)), &[])?,
+    }
     // Nothing more comes: this is the end of the agent's interest.
     match channel.receive::<()>() {
         Err(control::Error::Closed) => Ok(()),
@@ -57,25 +60,32 @@ fn run() -> Result<(), Failure> {
     }
 }
 
-fn make(create: &Create, stdio: [OwnedFd; 3]) -> Result<i32, Failure> {
+fn make(create: &Create, stdio: [OwnedFd; 3]) -> Result<(i32, Option<OwnedFd>), Failure> {
+    let console = create.terminal.map(|size| console::listen(&create.bundle, size));
+    let console = console.transpose()?;
     let [stdin, stdout, stderr] = stdio;
     let mut container = ContainerBuilder::new(create.id.clone(), SyscallType::Linux)
         .with_root_path(&create.state)?
         .with_executor(CommandExecutor::new(create.find_home))
+        .with_console_socket(console.as_ref().map(Console::path))
         .with_stdin(stdin)
         .with_stdout(stdout)
         .with_stderr(stderr)
         .as_init(&create.bundle)
         .with_systemd(false)
         .build()?;
-    finish(create, &container).inspect_err(|_| {
+    finish(create, &container, console).inspect_err(|_| {
         // What is told is why it could not be finished; the agent removes what this leaves.
         let _ = container.delete(true);
     })
 }
 
 /// What libcontainer does not do, while init waits at its gate.
-fn finish(create: &Create, container: &Container) -> Result<i32, Failure> {
+fn finish(
+    create: &Create,
+    container: &Container,
+    console: Option<Console>,
+) -> Result<(i32, Option<OwnedFd>), Failure> {
     let pid = container.pid().ok_or("libcontainer knows no pid")?.as_raw();
     if !create.devices.is_empty() {
         devices::load::attach(&create.devices, &create.cgroup)?;
@@ -85,7 +95,7 @@ fn finish(create: &Create, container: &Container) -> Result<i32, Failure> {
         move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
         bring_loopback_up()?;
     }
-    Ok(pid)
+    Ok((pid, console.map(Console::receive).transpose()?))
 }
 
 /// An error with its causes; a cause that the text before it already ends with is not said twice.

@@ -9,8 +9,9 @@
 //! ```
 
 pub mod child;
-mod command;
+mod console;
 mod events;
+mod executor;
 mod loopback;
 
 pub use loopback::bring_up as bring_loopback_up;
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
 use crate::error::Error;
+use crate::terminal::Terminal;
 use crate::watched;
 
 /// `argv[0]` of a helper.
@@ -48,6 +50,8 @@ pub struct Create {
     pub cgroup: PathBuf,
     /// The device program of its cgroup.
     pub devices: Vec<u64>,
+    /// Its first process has a terminal.
+    pub terminal: Option<Terminal>,
     /// HOME is to be found in the container's /etc/passwd.
     pub find_home: bool,
     /// Its network is new: the loopback device is to be brought up.
@@ -61,7 +65,7 @@ enum FromHelper {
     Event(String),
     /// The command can't be executed; follows before `Failed`.
     Command(String),
-    /// Init waits at its gate.
+    /// Init waits at its gate; the master of its terminal comes with it, where it has one.
     Created { pid: i32 },
     /// There is no container.
     Failed(String),
@@ -74,6 +78,8 @@ pub struct Helper(AsyncFd<Channel>);
 pub struct Fresh {
     /// Init.
     pub pid: Pid,
+    /// The master of its terminal.
+    pub terminal: Option<OwnedFd>,
     _helper: Helper,
 }
 
@@ -112,29 +118,33 @@ impl Helper {
         let mut command = None;
         loop {
             match self.receive().await {
-                Ok(FromHelper::Created { pid }) => {
+                Ok((FromHelper::Created { pid }, fds)) => {
                     let pid =
                         Pid::from_raw(pid).ok_or_else(|| Error::Runtime("init has no pid".to_owned()))?;
-                    return Ok(Fresh { pid, _helper: self });
+                    return Ok(Fresh {
+                        pid,
+                        terminal: fds.into_iter().next(),
+                        _helper: self,
+                    });
                 }
-                Ok(FromHelper::Event(text)) if events.len() < MAX_EVENTS => events.push(text),
-                Ok(FromHelper::Event(_)) => {}
-                Ok(FromHelper::Command(text)) => command = Some(text),
-                Ok(FromHelper::Failed(_)) if command.is_some() => {
+                Ok((FromHelper::Event(text), _)) if events.len() < MAX_EVENTS => events.push(text),
+                Ok((FromHelper::Event(_), _)) => {}
+                Ok((FromHelper::Command(text), _)) => command = Some(text),
+                Ok((FromHelper::Failed(_), _)) if command.is_some() => {
                     return Err(Error::Command(command.unwrap_or_default()));
                 }
-                Ok(FromHelper::Failed(text)) => return Err(Error::Runtime(with_events(text, &events))),
+                Ok((FromHelper::Failed(text), _)) => return Err(Error::Runtime(with_events(text, &events))),
                 Err(error) => return Err(Error::HelperDied(with_events(error.to_string(), &events))),
             }
         }
     }
 
-    async fn receive(&self) -> Result<FromHelper, control::Error> {
+    async fn receive(&self) -> Result<(FromHelper, Vec<OwnedFd>), control::Error> {
         loop {
             let mut guard = self.0.readable().await.map_err(|_| control::Error::Closed)?;
             match self.0.get_ref().receive::<FromHelper>() {
                 Err(control::Error::Socket(nix::errno::Errno::EAGAIN)) => guard.clear_ready(),
-                result => return result.map(|(message, _)| message),
+                result => return result,
             }
         }
     }

@@ -111,7 +111,8 @@ impl Stdio {
 
     /// A line of standard output.
     pub async fn line(&mut self) -> String {
-        let mut stream = BufReader::new(self.outputs[0].get_ref().try_clone().unwrap());
+        let nothing = BufReader::new(UnixStream::pair().unwrap().0);
+        let mut stream = std::mem::replace(&mut self.outputs[0], nothing);
         let (line, stream) = in_thread(move || {
             let mut line = String::new();
             stream.read_line(&mut line).unwrap();
@@ -123,6 +124,23 @@ impl Stdio {
     }
 }
 
+/// The wanted streams; an unwanted one has ended from the start.
+fn accept(listeners: [Option<UnixListener>; 3]) -> Stdio {
+    let [stdin, stdout, stderr] = listeners.map(|listener| match listener {
+        Some(listener) => listener.accept().unwrap().0,
+        None => UnixStream::pair().unwrap().0,
+    });
+    Stdio {
+        stdin,
+        outputs: [stdout, stderr].map(BufReader::new),
+    }
+}
+
+/// A process object for an exec: root's, in the root directory.
+pub fn process(command: &[&str]) -> serde_json::Value {
+    serde_json::json!({"args": command, "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}})
+}
+
 fn busybox_root() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     let path = root.path();
@@ -131,7 +149,10 @@ fn busybox_root() -> tempfile::TempDir {
         std::fs::create_dir(path.join(directory)).unwrap();
     }
     std::fs::copy("/bin/busybox", path.join("bin/busybox")).expect("package busybox-static");
-    for applet in "sh cat echo env sleep true touch mkdir id mknod head wc ls sort xargs".split(' ') {
+    for applet in
+        "sh cat echo env sleep true touch mkdir id mknod head wc ls sort xargs tty stty readlink grep"
+            .split(' ')
+    {
         std::os::unix::fs::symlink("busybox", path.join("bin").join(applet)).unwrap();
     }
     std::fs::write(path.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").unwrap();
@@ -189,14 +210,30 @@ impl Guest {
     pub async fn create_as(&mut self, mut container: Container) -> Answer<(CreateContainerResponse, Stdio)> {
         container.spec["linux"]["cgroupsPath"] = format!("/{}/{}", self.cgroup, container.id).into();
         container.spec["root"]["path"] = self.rootfs.path().to_str().unwrap().into();
-        let mut listeners = Vec::new();
+        let (listeners, stdio) = self.listen(container.streams);
+        let request = CreateContainerRequest {
+            container_id: container.id,
+            spec: serde_json::to_vec(&container.spec).unwrap(),
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        };
+        let created = answer(self.client().create_container(context(), &request).await)?;
+        Ok((created, accept(listeners)))
+    }
+
+    /// Sockets at the ports of the wanted streams.
+    fn listen(&mut self, wanted: [bool; 3]) -> ([Option<UnixListener>; 3], nacre_protocol::agent::Stdio) {
         let mut ports = [0; 3];
-        for (port, wanted) in ports.iter_mut().zip(container.streams) {
-            if wanted {
-                *port = self.next_port;
-                self.next_port += 1;
-                listeners.push(UnixListener::bind(self.sockets.path().join(port.to_string())).unwrap());
-            }
+        let mut listeners = [const { None }; 3];
+        for ((port, listener), _) in ports
+            .iter_mut()
+            .zip(&mut listeners)
+            .zip(wanted)
+            .filter(|(_, wanted)| *wanted)
+        {
+            *port = self.next_port;
+            self.next_port += 1;
+            *listener = Some(UnixListener::bind(self.sockets.path().join(port.to_string())).unwrap());
         }
         let [stdin_port, stdout_port, stderr_port] = ports;
         let stdio = nacre_protocol::agent::Stdio {
@@ -205,28 +242,107 @@ impl Guest {
             stderr_port,
             ..Default::default()
         };
-        let request = CreateContainerRequest {
-            container_id: container.id,
-            spec: serde_json::to_vec(&container.spec).unwrap(),
+        (listeners, stdio)
+    }
+
+    /// Runs a process beside a container's first.
+    pub async fn exec_as(
+        &mut self,
+        id: &str,
+        exec_id: &str,
+        process: serde_json::Value,
+        streams: [bool; 3],
+    ) -> Answer<(u32, Stdio)> {
+        let (listeners, stdio) = self.listen(streams);
+        let request = StartExecRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            process: serde_json::to_vec(&process).unwrap(),
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        let created = answer(self.client().create_container(context(), &request).await)?;
-        // An unwanted stream has ended from the start.
-        let mut accepted = listeners.iter().map(|listener| listener.accept().unwrap().0);
-        let mut streams = container
-            .streams
-            .map(|wanted| {
-                if wanted {
-                    accepted.next().unwrap()
-                } else {
-                    UnixStream::pair().unwrap().0
-                }
-            })
-            .into_iter();
-        let stdin = streams.next().unwrap();
-        let outputs = [0, 1].map(|_| BufReader::new(streams.next().unwrap()));
-        Ok((created, Stdio { stdin, outputs }))
+        let started = answer(self.client().start_exec(context(), &request).await)?;
+        Ok((started.pid, accept(listeners)))
+    }
+
+    pub async fn exec(&mut self, id: &str, exec_id: &str, command: &[&str]) -> Answer<(u32, Stdio)> {
+        self.exec_as(id, exec_id, process(command), [true; 3]).await
+    }
+
+    pub async fn wait_exec(&self, id: &str, exec_id: &str) -> Answer<WaitProcessResponse> {
+        answer(
+            self.client()
+                .wait_process(context(), &Self::exec_of(id, exec_id))
+                .await,
+        )
+    }
+
+    pub async fn kill_exec(&self, id: &str, exec_id: &str, signal: u32) -> Answer<Empty> {
+        let request = KillProcessRequest {
+            process: Some(Self::exec_of(id, exec_id)).into(),
+            signal,
+            ..Default::default()
+        };
+        answer(self.client().kill_process(context(), &request).await)
+    }
+
+    pub async fn resize(&self, id: &str, exec_id: &str, width: u32, height: u32) -> Answer<Empty> {
+        let request = ResizePtyRequest {
+            process: Some(Self::exec_of(id, exec_id)).into(),
+            width,
+            height,
+            ..Default::default()
+        };
+        answer(self.client().resize_pty(context(), &request).await)
+    }
+
+    pub async fn pause(&self, id: &str) -> Answer<Empty> {
+        answer(
+            self.client()
+                .pause_container(context(), &Self::container(id))
+                .await,
+        )
+    }
+
+    pub async fn resume(&self, id: &str) -> Answer<Empty> {
+        answer(
+            self.client()
+                .resume_container(context(), &Self::container(id))
+                .await,
+        )
+    }
+
+    pub async fn update(&self, id: &str, resources: serde_json::Value) -> Answer<Empty> {
+        let request = UpdateContainerRequest {
+            container_id: id.to_owned(),
+            resources: serde_json::to_vec(&resources).unwrap(),
+            ..Default::default()
+        };
+        answer(self.client().update_container(context(), &request).await)
+    }
+
+    pub async fn stats(&self, id: &str) -> Answer<ContainerStatsResponse> {
+        answer(
+            self.client()
+                .container_stats(context(), &Self::container(id))
+                .await,
+        )
+    }
+
+    pub async fn wait_oom(&self, id: &str, known_kills: u64) -> Answer<WaitOomResponse> {
+        let request = WaitOomRequest {
+            container_id: id.to_owned(),
+            known_kills,
+            ..Default::default()
+        };
+        answer(self.client().wait_oom(context(), &request).await)
+    }
+
+    fn exec_of(id: &str, exec_id: &str) -> ProcessRef {
+        ProcessRef {
+            exec_id: exec_id.to_owned(),
+            ..Self::process(id)
+        }
     }
 
     fn container(id: &str) -> ContainerRef {

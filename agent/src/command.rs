@@ -1,110 +1,64 @@
-//! How a container's command is found and executed: by runc's rules, with runc's words where it fails. Called by
-//! libcontainer in the container's first process, inside its root, as its user; never before that, so that no path
-//! of the container means anything outside.
+//! How a process's command is found and executed: by runc's rules, with runc's words where it fails. Called in the
+//! process that becomes the command, inside the container's root, as its user; never before that, so that no path of
+//! the container means anything outside.
 
-use std::cell::OnceCell;
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{BufReader, Read as _, Write as _};
+use std::io::{BufReader, Read as _};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use libcontainer::oci_spec::runtime::Spec;
-use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, execve};
+use oci_spec::runtime::Process;
 use rustix::fs::{Access, access};
 
-use super::events;
+use crate::signal;
 
-/// Exit status of a command that was found but not executed, as runc's.
-const NOT_EXECUTED: i32 = 1;
 /// Most of /etc/passwd that is read, bytes.
 const MAX_PASSWD: u64 = 1 << 20;
 
-/// Executes the command of a spec.
-#[derive(Clone)]
-pub struct CommandExecutor {
-    find_home: bool,
-    /// What validation has found.
-    command: OnceCell<Command>,
-}
-
 /// All that execve takes.
 #[derive(Clone)]
-struct Command {
+pub struct Command {
     path: PathBuf,
     arguments: Vec<String>,
     environment: Vec<String>,
 }
 
-impl CommandExecutor {
-    /// `find_home`: the spec's HOME is a placeholder for what the container's /etc/passwd says.
-    pub fn new(find_home: bool) -> Self {
-        Self {
-            find_home,
-            command: OnceCell::new(),
-        }
-    }
-
-    fn prepare(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        let refuse = |text: String| ExecutorValidationError::ArgValidationError(text);
-        let process = spec
-            .process()
-            .as_ref()
-            .ok_or_else(|| refuse("no process".to_owned()))?;
+impl Command {
+    /// Finds the command of `process`; `find_home`: its HOME is a placeholder for what the container's /etc/passwd says.
+    ///
+    /// # Errors
+    /// What runc says where it can't be executed.
+    pub fn find(process: &Process, find_home: bool) -> Result<Self, String> {
         let arguments = process.args().clone().unwrap_or_default();
         let mut environment = process.env().clone().unwrap_or_default();
-        if self.find_home {
-            let home = find_home(process.user().uid());
+        if find_home {
+            let home = home_of(process.user().uid());
             environment.retain(|variable| !variable.starts_with("HOME="));
             environment.push(format!("HOME={home}"));
         }
         let name = arguments.first().map(String::as_str).unwrap_or_default();
-        let path = find(name, &environment).map_err(|reason| {
-            let text = format!("exec: {name:?}: {reason}");
-            events::send_command_error(&text);
-            refuse(text)
-        })?;
-        self.command
-            .set(Command {
-                path,
-                arguments,
-                environment,
-            })
-            .map_err(|_| refuse("validated twice".to_owned()))
-    }
-}
-
-impl Executor for CommandExecutor {
-    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        reopen_null()
-            .map_err(|error| ExecutorValidationError::ArgValidationError(format!("/dev/null: {error}")))?;
-        self.prepare(spec)
+        let path = find(name, &environment).map_err(|reason| format!("exec: {name:?}: {reason}"))?;
+        Ok(Self {
+            path,
+            arguments,
+            environment,
+        })
     }
 
-    fn setup_envs(&self, _envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        // The environment goes to execve as the spec has it, in its order.
-        Ok(())
+    /// Where it is in the container.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    fn exec(&self, _spec: &Spec) -> Result<(), ExecutorError> {
-        let command = self.command.get().ok_or(ExecutorError::InvalidArg)?;
-        let reason = match command.execute() {
-            Ok(never) => match never {},
-            Err(reason) => reason.desc().to_lowercase(),
-        };
-        // Create has long been answered: this is for whoever reads the container's output.
-        let _ = writeln!(std::io::stderr(), "exec {}: {reason}", command.path.display());
-        std::process::exit(NOT_EXECUTED);
-    }
-}
-
-impl Command {
-    fn execute(&self) -> Result<Infallible, Errno> {
+    /// Becomes the command, with every signal as a new process has it.
+    pub fn execute(&self) -> Result<Infallible, Errno> {
+        // Rust's own start-up ignores it, and what is ignored stays so in the command.
+        signal::reset_pipe().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
         let strings = |strings: &[String]| -> Result<Vec<CString>, Errno> {
             strings
                 .iter()
@@ -117,8 +71,8 @@ impl Command {
 }
 
 /// Opens the container's /dev/null for reading and writing where it is a standard stream: libcontainer has put it
-/// there for reading only.
-fn reopen_null() -> std::io::Result<()> {
+/// there for reading only, or it is the guest's own.
+pub fn reopen_null() -> std::io::Result<()> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let device = null.metadata()?.rdev();
     let is_null = |stream: &dyn AsFd| rustix::fs::fstat(stream).is_ok_and(|stat| stat.st_rdev == device);
@@ -135,7 +89,7 @@ fn reopen_null() -> std::io::Result<()> {
 }
 
 /// The home directory of `uid` in the container.
-fn find_home(uid: u32) -> String {
+fn home_of(uid: u32) -> String {
     let passwd = File::open("/etc/passwd").map(|file| BufReader::new(file.take(MAX_PASSWD)));
     passwd
         .ok()

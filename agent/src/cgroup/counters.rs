@@ -1,0 +1,155 @@
+//! What the kernel counts of a container: the files of its cgroup for the host to read, and its kills for want of
+//! memory. Never interprets a counter but that one.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::{Cgroup, gone};
+use crate::error::Error;
+use crate::watched;
+
+/// Files that say how much of something a container uses or may use.
+const FILES: [&str; 20] = [
+    "cpu.pressure",
+    "cpu.stat",
+    "io.pressure",
+    "io.stat",
+    "memory.current",
+    "memory.events",
+    "memory.max",
+    "memory.peak",
+    "memory.pressure",
+    "memory.stat",
+    "memory.swap.current",
+    "memory.swap.max",
+    "memory.swap.peak",
+    "pids.current",
+    "pids.events",
+    "pids.max",
+    "pids.peak",
+    "rdma.current",
+    "rdma.max",
+    "cgroup.events",
+];
+/// Most bytes of one file that are told.
+const MAX_FILE: u64 = 64 * 1024;
+
+impl Cgroup {
+    /// Its files by name. A file that is not there is of a controller that the guest's kernel does not have.
+    pub fn stats(&self) -> Result<HashMap<String, Vec<u8>>, Error> {
+        let mut files = HashMap::new();
+        let mut add = |name: &str| {
+            let path = self.directory().join(name);
+            let mut bytes = Vec::new();
+            let read = File::open(&path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut bytes));
+            match read {
+                Ok(_) => drop(files.insert(name.to_owned(), bytes)),
+                // EOPNOTSUPP: pressure is not measured.
+                Err(error) if gone(&error) || error.kind() == io::ErrorKind::Unsupported => {}
+                Err(error) => return Err(Error::file("reading", path)(error)),
+            }
+            Ok(())
+        };
+        FILES.iter().try_for_each(|name| add(name))?;
+        for entry in fs::read_dir(self.directory()).map_err(Error::file("listing", self.directory()))? {
+            let entry = entry.map_err(Error::file("listing", self.directory()))?;
+            match entry.file_name().to_str() {
+                Some(name) if is_huge_page_counter(name) => add(name)?,
+                _ => {}
+            }
+        }
+        Ok(files)
+    }
+
+    /// How many of its processes have been killed for want of memory; None without a memory controller.
+    pub fn oom_kills(&self) -> Result<Option<u64>, Error> {
+        let file = self.directory().join("memory.events");
+        match fs::read_to_string(&file) {
+            Ok(text) => Ok(Some(kills(&text))),
+            Err(error) if gone(&error) => Ok(None),
+            Err(error) => Err(Error::file("reading", file)(error)),
+        }
+    }
+
+    /// Watches for kills; None without a memory controller.
+    pub fn memory_events(&self) -> Result<Option<MemoryEvents>, Error> {
+        let path = self.directory().join("memory.events");
+        match File::open(&path) {
+            Ok(file) => watched::watch_for(file, Interest::PRIORITY)
+                .map(|file| Some(MemoryEvents(file)))
+                .map_err(Error::file("watching", path)),
+            Err(error) if gone(&error) => Ok(None),
+            Err(error) => Err(Error::file("opening", path)(error)),
+        }
+    }
+}
+
+/// `hugetlb.<size>.current` and the like (Documentation/admin-guide/cgroup-v2.rst, HugeTLB).
+fn is_huge_page_counter(name: &str) -> bool {
+    let size_and_kind = name
+        .strip_prefix("hugetlb.")
+        .and_then(|rest| rest.split_once('.'));
+    size_and_kind.is_some_and(|(_, kind)| ["current", "max", "events"].contains(&kind))
+}
+
+fn kills(events: &str) -> u64 {
+    let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+/// A cgroup's memory.events while it is watched.
+pub struct MemoryEvents(AsyncFd<File>);
+
+impl MemoryEvents {
+    /// Waits for the next change; gives the kills by then.
+    ///
+    /// # Errors
+    /// The cgroup is no more.
+    pub async fn changed(&mut self) -> io::Result<u64> {
+        self.0.ready(Interest::PRIORITY).await?.clear_ready();
+        let mut text = String::new();
+        self.0.get_ref().rewind()?;
+        self.0.get_ref().read_to_string(&mut text)?;
+        Ok(kills(&text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kills_are_read() {
+        assert_eq!(
+            kills("low 0\nhigh 3\nmax 4\noom 2\noom_kill 2\noom_group_kill 0\n"),
+            2
+        );
+        assert_eq!(kills(""), 0);
+    }
+
+    #[test]
+    fn counters_of_huge_pages() {
+        assert!(is_huge_page_counter("hugetlb.2MB.current"));
+        assert!(is_huge_page_counter("hugetlb.1GB.events"));
+        assert!(!is_huge_page_counter("hugetlb.2MB.rsvd.max"));
+        assert!(!is_huge_page_counter("memory.current"));
+    }
+
+    #[test]
+    fn files_that_are_there_are_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup(directory.path().to_owned());
+        assert!(cgroup.stats().unwrap().is_empty());
+        assert_eq!(cgroup.oom_kills().unwrap(), None);
+        for name in ["memory.current", "hugetlb.2MB.max", "cgroup.procs"] {
+            fs::write(directory.path().join(name), "7\n").unwrap();
+        }
+        let files = cgroup.stats().unwrap();
+        assert_eq!(files.len(), 2, "{files:?}");
+        assert_eq!(files["memory.current"], b"7\n");
+    }
+}

@@ -1,0 +1,103 @@
+//! A process's way to a CPU: sched_setattr(2), which no safe wrapper has, and lists of CPUs as the kernel writes them.
+#![allow(unsafe_code, reason = "sched_setattr has no safe wrapper")]
+
+use std::io;
+
+use oci_spec::runtime::{LinuxSchedulerFlag, LinuxSchedulerPolicy, Scheduler};
+
+/// Highest number of a CPU in a list.
+const MAX_CPU: usize = 1023;
+
+/// `struct sched_attr` of linux/sched/types.h, its first version.
+#[repr(C)]
+struct Attributes {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+/// Sets the calling process's scheduling.
+///
+/// # Errors
+/// What the kernel says: EINVAL for a combination that means nothing, EPERM in a cgroup without real time.
+pub fn set(wanted: &Scheduler) -> io::Result<()> {
+    let attributes = attributes(wanted)?;
+    // SAFETY: the kernel reads as many bytes of the structure as it says itself.
+    match unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn attributes(wanted: &Scheduler) -> io::Result<Attributes> {
+    let policy = match wanted.policy() {
+        LinuxSchedulerPolicy::SchedOther => 0,
+        LinuxSchedulerPolicy::SchedFifo => 1,
+        LinuxSchedulerPolicy::SchedRr => 2,
+        LinuxSchedulerPolicy::SchedBatch => 3,
+        LinuxSchedulerPolicy::SchedIso => 4,
+        LinuxSchedulerPolicy::SchedIdle => 5,
+        LinuxSchedulerPolicy::SchedDeadline => 6,
+    };
+    let flags = wanted.flags().iter().flatten().fold(0, |all, flag| {
+        all | match flag {
+            LinuxSchedulerFlag::SchedResetOnFork => 0x01,
+            LinuxSchedulerFlag::SchedFlagReclaim => 0x02,
+            LinuxSchedulerFlag::SchedFlagDLOverrun => 0x04,
+            LinuxSchedulerFlag::SchedFlagKeepPolicy => 0x08,
+            LinuxSchedulerFlag::SchedFlagKeepParams => 0x10,
+            LinuxSchedulerFlag::SchedFlagUtilClampMin => 0x20,
+            LinuxSchedulerFlag::SchedFlagUtilClampMax => 0x40,
+        }
+    });
+    let priority = u32::try_from(wanted.priority().unwrap_or(0))
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a negative priority"))?;
+    Ok(Attributes {
+        size: u32::try_from(size_of::<Attributes>()).unwrap_or_default(),
+        policy,
+        flags,
+        nice: wanted.nice().unwrap_or(0),
+        priority,
+        runtime: wanted.runtime().unwrap_or(0),
+        deadline: wanted.deadline().unwrap_or(0),
+        period: wanted.period().unwrap_or(0),
+    })
+}
+
+/// The CPUs in a list such as `0-3,7` (List format of cpuset(7)).
+///
+/// # Errors
+/// A sentence that names the part that is none.
+pub fn cpu_list(text: &str) -> Result<Vec<usize>, String> {
+    let number = |text: &str| {
+        text.parse::<usize>()
+            .ok()
+            .filter(|cpu| *cpu <= MAX_CPU)
+            .ok_or_else(|| format!("{text:?} is no CPU"))
+    };
+    let mut all = Vec::new();
+    for part in text.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        all.extend(number(first)?..=number(last)?);
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_cpus() {
+        assert_eq!(cpu_list("0").unwrap(), [0]);
+        assert_eq!(cpu_list("0-2,7\n").unwrap(), [0, 1, 2, 7]);
+        for bad in ["", "a", "1-", "-1", "0-100000", "1,,2"] {
+            assert!(cpu_list(bad).is_err(), "{bad:?}");
+        }
+    }
+}

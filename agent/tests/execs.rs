@@ -1,0 +1,337 @@
+//! Processes beside a container's first, terminals, freezing, counters: as `containers.rs`, with a real agent by hand.
+
+#[allow(dead_code, reason = "each file of tests uses a part of it")]
+mod guest;
+
+use std::io::Write as _;
+
+use guest::{Container, Guest, process, run};
+use serde_json::json;
+use ttrpc::Code;
+
+const FOREVER: &[&str] = &["sleep", "1000000"];
+
+async fn running(command: &[&str]) -> Guest {
+    let mut guest = Guest::start().await;
+    guest.create("a", command).await.unwrap();
+    guest.start_container("a").await.unwrap();
+    guest
+}
+
+#[test]
+fn an_execs_output_and_exit_code_arrive_once() {
+    run(async {
+        let mut guest = running(FOREVER).await;
+        let (pid, mut stdio) = guest
+            .exec("a", "x", &["sh", "-c", "cat; echo err >&2; exit 7"])
+            .await
+            .unwrap();
+        assert!(guest.pids("a").await.unwrap().contains(&pid));
+        stdio.stdin.write_all(b"in\n").unwrap();
+        stdio.stdin.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(stdio.stdout().await, "in\n");
+        assert_eq!(stdio.stderr().await, "err\n");
+        assert_eq!(guest.wait_exec("a", "x").await.unwrap().exit_status, 7);
+        assert_eq!(guest.wait_exec("a", "x").await.unwrap_err().0, Code::NOT_FOUND);
+        guest
+            .exec("a", "x", &["true"])
+            .await
+            .expect("the name is free again");
+        guest.kill("a", 9, false).await.unwrap();
+        guest.wait("a").await.unwrap();
+        guest.delete("a").await.unwrap();
+        guest.expect_nothing_left("a");
+    });
+}
+
+#[test]
+fn an_exec_is_in_the_containers_namespaces_and_cgroup() {
+    run(async {
+        let mut guest = running(FOREVER).await;
+        let script = "for n in cgroup ipc mnt pid uts; do readlink /proc/1/ns/$n; readlink /proc/self/ns/$n; done | sort -u | wc -l; \
+                      cat /proc/self/cgroup; ls /proc | grep -c '^[0-9]'";
+        let (_, mut stdio) = guest.exec("a", "x", &["sh", "-c", script]).await.unwrap();
+        // Of each kind the two are one. Its own cgroup is the root of its cgroup namespace.
+        let output = stdio.stdout().await;
+        let lines: Vec<&str> = output.lines().collect();
+        assert_eq!(lines.first(), Some(&"5"), "{output}");
+        assert!(lines.contains(&"0::/"), "{output}");
+    });
+}
+
+#[test]
+fn an_exec_is_what_its_process_object_says() {
+    run(async {
+        let mut guest = running(FOREVER).await;
+        let mut object = process(&[
+            "sh",
+            "-c",
+            "id -u; id -g; id -G; umask; echo $PWD $A $HOME; ulimit -n; grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status; cat /proc/self/oom_score_adj",
+        ]);
+        object["user"] = json!({"uid": 1000, "gid": 1001, "additionalGids": [44, 45], "umask": 0o027});
+        object["cwd"] = "/tmp".into();
+        object["env"] = json!(["PATH=/bin", "A=b"]);
+        object["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]);
+        object["capabilities"] = json!({"bounding": ["CAP_KILL"]});
+        object["noNewPrivileges"] = true.into();
+        object["oomScoreAdj"] = 123.into();
+        let (_, mut stdio) = guest.exec_as("a", "x", object, [true; 3]).await.unwrap();
+        let output = stdio.stdout().await;
+        let want = "1000\n1001\n1001 44 45\n0027\n/tmp b /\n77\n\
+            CapEff:\t0000000000000000\nCapBnd:\t0000000000000020\nNoNewPrivs:\t1\n123\n";
+        assert_eq!(output, want, "{}", stdio.stderr().await);
+    });
+}
+
+/// What is ignored stays ignored: a pipe whose reader is gone would not end its writer.
+#[test]
+fn no_process_ignores_a_broken_pipe() {
+    run(async {
+        let script = "grep SigIgn /proc/self/status";
+        let mut guest = Guest::start().await;
+        let (_, mut init) = guest
+            .create(
+                "a",
+                &["sh", "-c", "grep SigIgn /proc/self/status; exec sleep 1000000"],
+            )
+            .await
+            .unwrap();
+        guest.start_container("a").await.unwrap();
+        let (_, mut exec) = guest.exec("a", "x", &["sh", "-c", script]).await.unwrap();
+        for text in [init.line().await, exec.stdout().await] {
+            let mask = text.trim_start_matches("SigIgn:").trim();
+            let ignored = u64::from_str_radix(mask, 16).unwrap();
+            let pipe = 1 << (libc::SIGPIPE - 1);
+            assert_eq!(ignored & pipe, 0, "{text}");
+        }
+    });
+}
+
+#[test]
+fn an_exec_that_cant_be_says_why_and_leaves_nothing() {
+    run(async {
+        let mut guest = running(FOREVER).await;
+        for (change, code, words) in [
+            (
+                json!({"args": ["no-such"]}),
+                Code::INVALID_ARGUMENT,
+                "exec: \"no-such\": executable file not found in $PATH",
+            ),
+            (json!({"args": []}), Code::INVALID_ARGUMENT, "process.args"),
+            (
+                json!({"cwd": "/no/such"}),
+                Code::INTERNAL,
+                "chdir to cwd (\"/no/such\"): no such file or directory",
+            ),
+            (
+                json!({"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 8, "hard": 7}]}),
+                Code::INTERNAL,
+                "RLIMIT_NOFILE",
+            ),
+        ] {
+            let mut object = process(&["true"]);
+            object
+                .as_object_mut()
+                .unwrap()
+                .extend(change.as_object().unwrap().clone());
+            let (got, message) = guest.exec_as("a", "x", object, [true; 3]).await.unwrap_err();
+            assert!(got == code && message.contains(words), "{got:?} {message}");
+        }
+        assert_eq!(guest.pids("a").await.unwrap().len(), 1);
+        let nobody = guest.exec("b", "x", &["true"]).await.unwrap_err();
+        assert_eq!(nobody.0, Code::NOT_FOUND);
+        guest.exec("a", "x", FOREVER).await.unwrap();
+        assert_eq!(
+            guest.exec("a", "x", FOREVER).await.unwrap_err().0,
+            Code::ALREADY_EXISTS
+        );
+        assert_eq!(
+            guest.exec("a", "", FOREVER).await.unwrap_err().0,
+            Code::ALREADY_EXISTS
+        );
+    });
+}
+
+#[test]
+fn an_exec_needs_a_running_container_and_ends_with_it() {
+    run(async {
+        let mut guest = Guest::start().await;
+        guest.create("a", FOREVER).await.unwrap();
+        assert_eq!(
+            guest.exec("a", "x", FOREVER).await.unwrap_err().0,
+            Code::FAILED_PRECONDITION
+        );
+        guest.start_container("a").await.unwrap();
+        guest.exec("a", "x", FOREVER).await.unwrap();
+        guest.exec("a", "y", FOREVER).await.unwrap();
+        guest.kill_exec("a", "y", 15).await.unwrap();
+        assert_eq!(guest.wait_exec("a", "y").await.unwrap().exit_status, 143);
+        guest.kill("a", 9, false).await.unwrap();
+        assert_eq!(guest.wait_exec("a", "x").await.unwrap().exit_status, 137);
+        guest.wait("a").await.unwrap();
+        assert_eq!(
+            guest.exec("a", "z", FOREVER).await.unwrap_err().0,
+            Code::FAILED_PRECONDITION
+        );
+    });
+}
+
+#[test]
+fn many_execs_one_after_the_other() {
+    run(async {
+        let mut guest = running(FOREVER).await;
+        for round in 0..30 {
+            let status = (round % 5).to_string();
+            let name = format!("x{round}");
+            guest
+                .exec("a", &name, &["sh", "-c", "exit $0", &status])
+                .await
+                .unwrap();
+            assert_eq!(guest.wait_exec("a", &name).await.unwrap().exit_status, round % 5);
+        }
+        assert_eq!(guest.pids("a").await.unwrap().len(), 1);
+    });
+}
+
+fn with_terminal(id: &str, script: &str) -> Container {
+    let mut container = Container::new(id, &["sh", "-c", script]);
+    container.spec["process"]["terminal"] = true.into();
+    container.spec["process"]["consoleSize"] = json!({"width": 91, "height": 37});
+    container.streams = [true, true, false];
+    container
+}
+
+#[test]
+fn a_container_has_a_terminal() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let script = "tty; stty size; test -t 2 && echo all; test -c /dev/console && echo console; read line; stty size; echo got $line";
+        let (_, mut stdio) = guest.create_as(with_terminal("a", script)).await.unwrap();
+        guest.start_container("a").await.unwrap();
+        for want in ["/dev/pts/0\r\n", "37 91\r\n", "all\r\n", "console\r\n"] {
+            assert_eq!(stdio.line().await, want);
+        }
+        guest.resize("a", "", 100, 50).await.unwrap();
+        stdio.stdin.write_all(b"word\n").unwrap();
+        assert_eq!(stdio.line().await, "word\r\n", "the echo");
+        assert_eq!(stdio.stdout().await, "50 100\r\ngot word\r\n");
+        assert_eq!(guest.wait("a").await.unwrap().exit_status, 0);
+        assert_eq!(
+            guest.resize("a", "", 100, 50).await.unwrap_err().0,
+            Code::NOT_FOUND
+        );
+    });
+}
+
+#[test]
+fn a_terminals_signals_reach_its_process() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let script = "trap 'echo interrupted; exit 3' INT; echo ready; while :; do sleep 1; done";
+        let (_, mut stdio) = guest.create_as(with_terminal("a", script)).await.unwrap();
+        guest.start_container("a").await.unwrap();
+        assert_eq!(stdio.line().await, "ready\r\n");
+        stdio.stdin.write_all(&[3]).unwrap();
+        assert!(stdio.stdout().await.contains("interrupted\r\n"));
+        assert_eq!(guest.wait("a").await.unwrap().exit_status, 3);
+    });
+}
+
+#[test]
+fn an_exec_has_a_terminal_of_its_users() {
+    run(async {
+        let mut guest = running(FOREVER).await;
+        let mut object = process(&["sh", "-c", "stty size; echo to the name > $(tty); exit 5"]);
+        object["terminal"] = true.into();
+        object["consoleSize"] = json!({"width": 80, "height": 24});
+        object["user"] = json!({"uid": 1000, "gid": 1000});
+        let (_, mut stdio) = guest
+            .exec_as("a", "x", object, [true, true, false])
+            .await
+            .unwrap();
+        assert_eq!(stdio.stdout().await, "24 80\r\nto the name\r\n");
+        assert_eq!(guest.wait_exec("a", "x").await.unwrap().exit_status, 5);
+        guest.exec("a", "y", FOREVER).await.unwrap();
+        assert_eq!(
+            guest.resize("a", "y", 1, 1).await.unwrap_err().0,
+            Code::FAILED_PRECONDITION
+        );
+        assert_eq!(
+            guest.resize("a", "y", 70000, 1).await.unwrap_err().0,
+            Code::INVALID_ARGUMENT
+        );
+    });
+}
+
+#[test]
+fn a_paused_container_stands_still() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let (_, mut stdio) = guest
+            .create("a", &["sh", "-c", "while read line; do echo $line; done"])
+            .await
+            .unwrap();
+        assert_eq!(guest.pause("a").await.unwrap_err().0, Code::FAILED_PRECONDITION);
+        guest.start_container("a").await.unwrap();
+        guest.pause("a").await.unwrap();
+        assert_eq!(guest.pause("a").await.unwrap_err().0, Code::FAILED_PRECONDITION);
+        assert_eq!(
+            guest.exec("a", "x", &["true"]).await.unwrap_err().0,
+            Code::FAILED_PRECONDITION
+        );
+        stdio.stdin.write_all(b"one\n").unwrap();
+        guest.resume("a").await.unwrap();
+        assert_eq!(stdio.line().await, "one\n");
+        guest.pause("a").await.unwrap();
+        guest.kill("a", 9, false).await.unwrap();
+        assert_eq!(guest.wait("a").await.unwrap().exit_status, 137);
+    });
+}
+
+#[test]
+fn counters_are_told_and_a_deletion_ends_the_wait_for_kills() {
+    run(async {
+        let mut guest = Guest::start().await;
+        guest.create("a", FOREVER).await.unwrap();
+        let files = guest.stats("a").await.unwrap().files;
+        assert!(files.contains_key("cgroup.events"), "{files:?}");
+        let (ended, ()) = tokio::join!(guest.wait_oom("a", 0), async {
+            guest.delete("a").await.map(drop).unwrap()
+        });
+        assert_eq!(ended.unwrap_err().0, Code::NOT_FOUND);
+    });
+}
+
+#[test]
+fn limits_are_changed_or_refused_by_name() {
+    run(async {
+        let mut guest = running(FOREVER).await;
+        guest
+            .update("a", json!({"unified": {"cgroup.max.depth": "3"}}))
+            .await
+            .unwrap();
+        let (_, mut stdio) = guest
+            .exec("a", "x", &["cat", "/sys/fs/cgroup/cgroup.max.depth"])
+            .await
+            .unwrap();
+        assert_eq!(stdio.stdout().await, "3\n");
+        for (resources, words) in [
+            (json!({"devices": [{"allow": true}]}), "linux.resources.devices"),
+            (json!({"unified": {"../x": "3"}}), "linux.resources.unified"),
+            (json!({"blockIO": {"weight": 10}}), "linux.resources.blockIO"),
+            (json!("x"), "linux.resources"),
+        ] {
+            let (code, message) = guest.update("a", resources).await.unwrap_err();
+            assert!(
+                code == Code::INVALID_ARGUMENT && message.contains(words),
+                "{code:?} {message}"
+            );
+        }
+        guest.kill("a", 9, false).await.unwrap();
+        guest.wait("a").await.unwrap();
+        assert_eq!(
+            guest.update("a", json!({})).await.unwrap_err().0,
+            Code::FAILED_PRECONDITION
+        );
+    });
+}
