@@ -7,7 +7,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{BufReader, Read as _};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -90,11 +90,21 @@ pub fn reopen_null() -> std::io::Result<()> {
 
 /// The home directory of `uid` in the container.
 fn home_of(uid: u32) -> String {
-    let passwd = File::open("/etc/passwd").map(|file| BufReader::new(file.take(MAX_PASSWD)));
-    passwd
-        .ok()
+    plain_file("/etc/passwd")
         .and_then(|passwd| home(passwd, uid))
         .unwrap_or_else(|| "/".to_owned())
+}
+
+/// The beginning of a file of the container's; None where it is none, such as a FIFO that nobody ever writes to.
+fn plain_file(path: &str) -> Option<impl std::io::BufRead> {
+    let mut options = File::options();
+    let file = options
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+        .ok()?;
+    let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+    is_file.then(|| BufReader::new(file.take(MAX_PASSWD)))
 }
 
 /// The home directory of `uid`, in the format of passwd(5).
@@ -146,6 +156,20 @@ mod tests {
         assert_eq!(home(passwd.as_bytes(), 0).as_deref(), Some("/root"));
         assert_eq!(home(passwd.as_bytes(), 1000).as_deref(), Some("/home/u"));
         assert_eq!(home(passwd.as_bytes(), 7), None);
+    }
+
+    #[test]
+    fn only_a_plain_file_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+        nix::unistd::mkfifo(path("fifo").as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::fs::write(path("file"), "u:x:7:7::/home/u:\n").unwrap();
+        assert!(plain_file(&path("fifo")).is_none());
+        assert!(plain_file(&path("missing")).is_none());
+        assert_eq!(
+            home(plain_file(&path("file")).unwrap(), 7).as_deref(),
+            Some("/home/u")
+        );
     }
 
     #[test]

@@ -335,3 +335,24 @@ fn limits_are_changed_or_refused_by_name() {
         );
     });
 }
+
+#[test]
+fn a_containers_own_files_do_not_hold_an_exec_up() {
+    run(async {
+        let script =
+            "rm -f /etc/passwd /dev/ptmx; mkfifo /etc/passwd /dev/ptmx; echo ready; exec sleep 1000000";
+        let mut guest = Guest::start().await;
+        let (_, mut stdio) = guest.create("a", &["sh", "-c", script]).await.unwrap();
+        guest.start_container("a").await.unwrap();
+        assert_eq!(stdio.line().await, "ready\n");
+        let (_, mut stdio) = guest.exec("a", "x", &["sh", "-c", "echo $HOME"]).await.unwrap();
+        assert_eq!(stdio.stdout().await, "/\n");
+        let mut object = process(&["true"]);
+        object["terminal"] = true.into();
+        let (_, message) = guest
+            .exec_as("a", "y", object, [true, true, false])
+            .await
+            .unwrap_err();
+        assert!(message.contains("/dev/ptmx"), "{message}");
+    });
+}

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use nacre_protocol::agent::CreateContainerRequest;
 use rustix::process::{PidfdFlags, pidfd_open};
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 
 use super::process::Process;
 use super::spec::{self, Prepared};
@@ -106,6 +106,7 @@ impl Containers {
             cgroup,
             state: Mutex::new(State::Created),
             execs: Mutex::default(),
+            freezing: RwLock::default(),
             oom_kills: watch::Sender::new(0),
             counting: Mutex::default(),
         });

@@ -3,6 +3,7 @@
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nacre_protocol::agent::StartExecRequest;
 use oci_spec::runtime::{Process as Wanted, Spec};
@@ -17,6 +18,8 @@ use crate::stdio;
 
 /// Most execs of one container at a time.
 const MAX_EXECS: usize = 4096;
+/// How long a process may take until it executes its command: less than the host waits for an answer.
+const EXECUTED: Duration = Duration::from_secs(50);
 
 impl Containers {
     /// Runs a process in a container; gives its pid once its command is executed.
@@ -26,6 +29,8 @@ impl Containers {
         let started = tokio::spawn(async move {
             let container = this.get(&request.container_id)?;
             let wanted = parse(&request.process, &container.spec)?;
+            // A process that is frozen on its way would never be told of.
+            let _not_frozen = container.freezing.read().await;
             container.reserve(&request.exec_id)?;
             let started = this.start_exec(&container, &request, wanted).await;
             let mut execs = lock(&container.execs);
@@ -70,7 +75,14 @@ impl Containers {
             }
             watched.ended(exit);
         });
-        let terminal = started.executed().await?;
+        let executed = tokio::time::timeout(EXECUTED, started.executed()).await;
+        let terminal = executed.unwrap_or_else(|_| {
+            process.kill(libc::SIGKILL)?;
+            let seconds = EXECUTED.as_secs();
+            Err(Error::Runtime(format!(
+                "the command was not executed within {seconds} s"
+            )))
+        })?;
         let streams = match &terminal {
             Some(master) => dialed.with_terminal(master).await,
             None => dialed.with_pipes(pipes).await,

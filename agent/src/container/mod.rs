@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::{LinuxResources, Spec};
 use rustix::process::Pid;
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 use tokio::task::AbortHandle;
 
 use self::process::Process;
@@ -61,6 +61,8 @@ pub struct Container {
     state: Mutex<State>,
     /// None: the name is taken by a process that is being started.
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
+    /// Read while a process is being started, written while all are being frozen.
+    freezing: RwLock<()>,
     /// Processes killed for want of memory.
     oom_kills: watch::Sender<u64>,
     counting: Mutex<Option<AbortHandle>>,
@@ -209,6 +211,7 @@ impl Container {
 
     /// Stops all its processes until they are resumed.
     pub async fn pause(&self) -> Result<(), Error> {
+        let _none_starts = self.freezing.write().await;
         self.enter(Event::Pause, "pause")?;
         let frozen = self.cgroup.freeze(true).await;
         if frozen.is_err() {

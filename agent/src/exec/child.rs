@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use libcontainer::capabilities;
@@ -35,6 +36,8 @@ use crate::terminal::Terminal;
 
 /// Exit status of a child that could not become its command; nobody is told of it.
 const FAILED: i32 = 255;
+/// Device number of /dev/ptmx (Documentation/admin-guide/devices.txt).
+const PTMX: (u32, u32) = (5, 2);
 /// What a process makes files with where its spec says nothing.
 const UMASK: u32 = 0o022;
 
@@ -158,12 +161,19 @@ fn give([stdin, stdout, stderr]: [BorrowedFd<'_>; 3]) -> Result<(), Failure> {
 /// A terminal of the container's own devpts becomes the session's.
 fn attach(terminal: Terminal, report: &Channel) -> Result<(), Failure> {
     let step = "terminal";
-    let master: OwnedFd = File::options()
+    // Whatever the container has put there: opening it neither waits nor makes it this session's.
+    let master = File::options()
         .read(true)
         .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open("/dev/ptmx")
-        .map_err(at(step))?
-        .into();
+        .map_err(at(step))?;
+    if master.metadata().map_err(at(step))?.rdev() != libc::makedev(PTMX.0, PTMX.1) {
+        return Err(Failure::Step(
+            "terminal: /dev/ptmx is no multiplexer of terminals".to_owned(),
+        ));
+    }
+    let master = OwnedFd::from(master);
     unlockpt(&master).map_err(at(step))?;
     let slave = terminal.complete(&master).map_err(at(step))?;
     report
