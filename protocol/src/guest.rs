@@ -20,3 +20,12 @@ pub fn rootfs_path(container_id: &str) -> String {
 pub fn mount_path(container_id: &str, index: usize) -> String {
     format!("{SHARED_MOUNT}/{container_id}/{MOUNTS_DIR}/{index}")
 }
+
+/// Begins the `path` of a namespace that is another container's.
+pub const NAMESPACE_OF: &str = "container:";
+
+/// The `path` of a namespace that is container `container_id`'s of the same kind, in the guest's spec.
+#[must_use]
+pub fn namespace_of(container_id: &str) -> String {
+    format!("{NAMESPACE_OF}{container_id}")
+}

@@ -10,6 +10,7 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod guest;
+pub mod spec;
 pub mod state;
 pub mod vsock;
 

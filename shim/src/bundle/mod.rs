@@ -1,31 +1,28 @@
 //! From a bundle to a plan: what the host does (mounts) and what the guest is told (its spec). Pure: reads no file but
 //! the bytes it is given, opens nothing, so that a spec that can't be honoured is refused before anything is made.
 
-mod fields;
+mod cpus;
+mod namespaces;
 
 use std::path::{Path, PathBuf};
 
 use nacre_protocol::guest;
+use nacre_protocol::spec::{self, Finding, Findings};
 use serde_json::{Value, json};
 
 use crate::rootfs::{Extent, Mount};
-pub use fields::Refusal;
+pub use namespaces::Pod;
 
 /// Why a bundle can't be run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("config.json: {0}")]
     Json(#[from] serde_json::Error),
-    #[error("{}", list(.0))]
-    Refused(Vec<Refusal>),
-}
-
-fn list(refusals: &[Refusal]) -> String {
-    let parts: Vec<String> = refusals
-        .iter()
-        .map(|refusal| format!("{}: {}", refusal.path, refusal.reason))
-        .collect();
-    parts.join("; ")
+    #[error("config.json: {0} bytes; at most {max}", max = spec::MAX_SPEC)]
+    TooLarge(usize),
+    /// Every field that can't be honoured, by path.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// A container's root file system on the host.
@@ -57,8 +54,8 @@ pub struct Plan {
     pub rootfs: Rootfs,
     /// The host's files that it sees.
     pub mounts: Vec<HostMount>,
-    /// Keys of the spec that nobody knows, by path.
-    pub unknown: Vec<String>,
+    /// Fields of the spec that have no effect, and why.
+    pub ignored: Vec<Finding>,
 }
 
 /// What a VM must know of its first spec before Create comes.
@@ -72,6 +69,8 @@ pub struct Outline {
     pub cpu_quota: Option<i64>,
     /// Microseconds.
     pub cpu_period: Option<u64>,
+    /// The host's CPUs that it may run on; empty: all.
+    pub cpus: Vec<usize>,
     /// The container's host name.
     pub hostname: Option<String>,
     /// Whether the spec says that other containers will join.
@@ -88,31 +87,50 @@ pub fn outline(config_json: &[u8]) -> Outline {
         memory_limit: memory["limit"].as_i64(),
         cpu_quota: cpu["quota"].as_i64(),
         cpu_period: cpu["period"].as_u64(),
+        cpus: cpu["cpus"].as_str().and_then(cpus::parse).unwrap_or_default(),
         hostname: spec["hostname"].as_str().map(str::to_owned),
         is_pod: spec["annotations"]["io.kubernetes.cri.container-type"].is_string(),
     }
 }
 
 /// Plans container `id` of the spec `config_json` in `bundle`, whose root file system is `rootfs` (none where the spec's
-/// own root.path is it).
+/// own root.path is it), for the VM of `pod`.
 ///
 /// # Errors
 /// [`Error`] with every field that can't be honoured.
-pub fn plan(id: &str, bundle: &Path, config_json: &[u8], rootfs: Vec<Mount>) -> Result<Plan, Error> {
-    let mut spec: Value = serde_json::from_slice(config_json)?;
-    let mut findings = fields::check(&spec);
-    check_namespaces(&spec["linux"]["namespaces"], &mut findings.refusals);
-    let mounts = host_mounts(bundle, &spec["mounts"], &mut findings.refusals);
+pub fn plan(
+    id: &str,
+    bundle: &Path,
+    config_json: &[u8],
+    rootfs: Vec<Mount>,
+    pod: Option<Pod<'_>>,
+) -> Result<Plan, Error> {
+    let mut spec = parse(config_json)?;
+    let mut findings = spec::sift(&mut spec);
+    if !spec.is_object() {
+        // What is of the wrong shape below is taken out already.
+        return Err(Error::Refused(findings.refusals()));
+    }
+    for point in NOT_YET {
+        if spec["hooks"][point]
+            .as_array()
+            .is_some_and(|hooks| !hooks.is_empty())
+        {
+            findings.refuse(format!("hooks.{point}"), "not supported yet");
+        }
+    }
+    if spec["process"]["terminal"] == json!(true) {
+        findings.refuse("process.terminal", "not supported yet");
+    }
+    namespaces::check(&mut spec["linux"]["namespaces"], pod, &mut findings);
+    let mounts = host_mounts(bundle, &spec["mounts"], &mut findings);
+    check_cpus(id, &spec, pod, &mut findings);
     let root_path = spec["root"]["path"].as_str().unwrap_or_default().to_owned();
     if rootfs.is_empty() && root_path.is_empty() {
-        let reason = "missing, and no mounts are given for it".to_owned();
-        findings.refusals.push(Refusal {
-            path: "root.path".into(),
-            reason,
-        });
+        findings.refuse("root.path", "missing, and no mounts are given for it");
     }
-    if !findings.refusals.is_empty() {
-        return Err(Error::Refused(findings.refusals));
+    if !findings.refused.is_empty() {
+        return Err(Error::Refused(findings.refusals()));
     }
     let rootfs = if rootfs.is_empty() {
         Rootfs::Directory(bundle.join(root_path))
@@ -124,105 +142,87 @@ pub fn plan(id: &str, bundle: &Path, config_json: &[u8], rootfs: Vec<Mount>) -> 
         guest_spec: serde_json::to_vec(&spec)?,
         rootfs,
         mounts,
-        unknown: findings.unknown,
+        ignored: findings.ignored,
     })
 }
 
-/// A guest has its own of each kind; sharing the host's is what it can't.
-fn check_namespaces(namespaces: &Value, refusals: &mut Vec<Refusal>) {
-    const WANTED: [&str; 5] = ["mount", "pid", "network", "ipc", "uts"];
-    const ALSO: [&str; 1] = ["cgroup"];
-    let kinds: Vec<&str> = namespaces
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|one| one["type"].as_str())
-        .collect();
-    for (index, kind) in kinds.iter().enumerate() {
-        if !WANTED.contains(kind) && !ALSO.contains(kind) {
-            let path = format!("linux.namespaces[{index}].type");
-            refusals.push(Refusal {
-                path,
-                reason: format!("{kind:?} namespaces are not supported yet"),
-            });
-        }
-    }
-    for missing in WANTED.iter().filter(|kind| !kinds.contains(kind)) {
-        let reason =
-            format!("there is no {missing:?}: the host's {missing} namespace can't be shared with a guest");
-        refusals.push(Refusal {
-            path: "linux.namespaces".into(),
-            reason,
-        });
+/// Checks the `process` of an Exec; what the guest gets, and the fields that have no effect.
+///
+/// # Errors
+/// [`Error`] with every field that can't be honoured.
+#[cfg_attr(not(test), expect(dead_code, reason = "Exec is not there yet"))]
+pub fn process(json: &[u8]) -> Result<(Vec<u8>, Vec<Finding>), Error> {
+    let mut process = parse(json)?;
+    let findings = spec::sift_process(&mut process);
+    if findings.refused.is_empty() {
+        Ok((serde_json::to_vec(&process)?, findings.ignored))
+    } else {
+        Err(Error::Refused(findings.refusals()))
     }
 }
 
-/// Options of a mount that nobody would apply: id mappings, copies, propagation to or from the host.
-const NOT_DONE: [&str; 13] = [
-    "idmap",
-    "ridmap",
-    "tmpcopyup",
-    "shared",
-    "rshared",
-    "slave",
-    "rslave",
-    "unbindable",
-    "runbindable",
-    "sync",
-    "dirsync",
-    "mand",
-    "remount",
-];
+fn parse(json: &[u8]) -> Result<Value, Error> {
+    if json.len() > spec::MAX_SPEC {
+        return Err(Error::TooLarge(json.len()));
+    }
+    if std::str::from_utf8(json).is_err() {
+        let value: Value = serde_json::from_str(&String::from_utf8_lossy(json))?;
+        let path = spec::find_broken_text(&value, "").unwrap_or_else(|| "config.json".to_owned());
+        return Err(Error::Refused(format!("{path}: is no UTF-8")));
+    }
+    Ok(serde_json::from_slice(json)?)
+}
+
+/// The VM has its CPUs from the spec it was started for.
+fn check_cpus(id: &str, spec: &Value, pod: Option<Pod<'_>>, findings: &mut Findings) {
+    let path = "linux.resources.cpu.cpus";
+    let Some(text) = spec["linux"]["resources"]["cpu"]["cpus"]
+        .as_str()
+        .filter(|text| !text.is_empty())
+    else {
+        return;
+    };
+    if cpus::parse(text).is_none() {
+        findings.refuse(path, format!("{text:?} is no list of CPUs below {}", cpus::MAX));
+    } else if pod.is_some_and(|pod| pod.sandbox != id) {
+        findings.ignore(path, "the pod's VM has its CPUs from the pod's first container");
+    }
+}
+
+/// Hooks that nobody runs yet.
+const NOT_YET: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
 
 /// Binds come from the host; other file systems are made in the guest.
-fn host_mounts(bundle: &Path, mounts: &Value, refusals: &mut Vec<Refusal>) -> Vec<HostMount> {
-    const IN_GUEST: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+fn host_mounts(bundle: &Path, mounts: &Value, findings: &mut Findings) -> Vec<HostMount> {
     let mut found = Vec::new();
     for (index, mount) in mounts.as_array().into_iter().flatten().enumerate() {
-        let options: Vec<&str> = mount["options"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect();
-        let has = |word: &str| options.contains(&word);
-        let kind = mount["type"].as_str().unwrap_or_default();
-        if let Some(word) = options.iter().find(|word| NOT_DONE.contains(word)) {
-            let reason = format!("{word:?} is not supported yet");
-            refusals.push(Refusal {
-                path: format!("mounts[{index}].options"),
-                reason,
-            });
+        let has = |word: &str| {
+            mount["options"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|option| option == word)
+        };
+        if mount["type"] != "bind" && !has("bind") && !has("rbind") {
+            continue;
         }
-        if kind == "bind" || has("bind") || has("rbind") {
-            let Some(source) = mount["source"].as_str().filter(|source| !source.is_empty()) else {
-                let reason = "a bind without a source".to_owned();
-                refusals.push(Refusal {
-                    path: format!("mounts[{index}].source"),
-                    reason,
-                });
-                continue;
-            };
-            found.push(HostMount {
-                index,
-                source: bundle.join(source),
-                extent: Extent {
-                    recursive: !has("bind"),
-                    read_only: has("ro") || has("rro"),
-                },
-            });
-        } else if !IN_GUEST.contains(&kind) {
-            let reason = format!("file system {kind:?} is not supported yet");
-            refusals.push(Refusal {
-                path: format!("mounts[{index}].type"),
-                reason,
-            });
-        }
+        let Some(source) = mount["source"].as_str().filter(|source| !source.is_empty()) else {
+            findings.refuse(format!("mounts[{index}].source"), "a bind without a source");
+            continue;
+        };
+        found.push(HostMount {
+            index,
+            source: bundle.join(source),
+            extent: Extent {
+                recursive: !has("bind"),
+                read_only: has("ro") || has("rro"),
+            },
+        });
     }
     found
 }
 
-/// Rewrites what names the host: paths become the guest's; the VM is the network namespace already.
+/// Rewrites what names the host: paths become the guest's; what was done on the host is taken out.
 fn for_guest(spec: &mut Value, id: &str, mounts: &[HostMount]) {
     spec["root"]["path"] = json!(guest::rootfs_path(id));
     for mount in mounts {
@@ -230,8 +230,11 @@ fn for_guest(spec: &mut Value, id: &str, mounts: &[HostMount]) {
         spec["mounts"][mount.index]["type"] = json!("bind");
     }
     spec["linux"]["cgroupsPath"] = json!(format!("/{id}"));
-    if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
-        namespaces.retain(|namespace| namespace["type"] != "network");
+    if let Some(cpu) = spec
+        .pointer_mut("/linux/resources/cpu")
+        .and_then(Value::as_object_mut)
+    {
+        cpu.remove("cpus");
     }
 }
 

@@ -13,7 +13,7 @@ fn spec(rest: &str) -> String {
 }
 
 fn planned(text: &str, rootfs: Vec<Mount>) -> Result<Plan, Error> {
-    plan("a", Path::new("/bundle"), text.as_bytes(), rootfs)
+    plan("a", Path::new("/bundle"), text.as_bytes(), rootfs, None)
 }
 
 fn guest_spec(plan: &Plan) -> Value {
@@ -32,7 +32,7 @@ fn the_guest_s_spec_names_nothing_of_the_host() {
         .iter()
         .map(|one| &one["type"])
         .collect();
-    assert_eq!(kinds, ["mount", "pid", "ipc", "uts"]);
+    assert_eq!(kinds, ["mount", "pid", "network", "ipc", "uts"]);
     assert_eq!(guest["process"]["args"][0], "sh");
 }
 
@@ -91,20 +91,164 @@ fn binds_come_from_the_host_and_the_rest_stays_in_the_guest() {
 }
 
 #[test]
-fn the_host_s_namespaces_are_refused_by_kind() {
+fn namespaces_are_the_guest_s_own_or_the_pod_s() {
     let text = spec("").replace(r#"{"type":"network"},"#, "");
     let error = planned(&text, Vec::new()).unwrap_err().to_string();
     assert!(
         error.contains("linux.namespaces") && error.contains("network"),
         "{error}"
     );
-    let user = spec("").replace(r#"{"type":"uts"}"#, r#"{"type":"uts"},{"type":"user"}"#);
-    assert!(
-        planned(&user, Vec::new())
-            .unwrap_err()
-            .to_string()
-            .contains("linux.namespaces[5].type")
+    let more = r#"{"type":"uts","path":"/proc/5/ns/uts"},{"type":"user"},{"type":"time"},{"type":"cgroup"}"#;
+    let text = spec("").replace(r#"{"type":"uts"}"#, more);
+    let pod = Some(Pod { pid: 5, sandbox: "s" });
+    let plan = plan("a", Path::new("/bundle"), text.as_bytes(), Vec::new(), pod).unwrap();
+    let namespaces = &guest_spec(&plan)["linux"]["namespaces"];
+    assert_eq!(namespaces[4], json!({"type": "uts", "path": "container:s"}));
+    assert_eq!(namespaces.as_array().unwrap().len(), 8);
+}
+
+#[test]
+fn cpus_are_the_vm_s_and_the_pod_s_first_container_s() {
+    let cpus = |cpus: &str| {
+        spec("").replace(
+            r#""cgroupsPath""#,
+            &format!(r#""resources":{{"cpu":{{"cpus":"{cpus}","shares":5}}}},"cgroupsPath""#),
+        )
+    };
+    let planned = |id: &str, text: &str| {
+        let pod = Some(Pod { pid: 5, sandbox: "s" });
+        plan(id, Path::new("/bundle"), text.as_bytes(), Vec::new(), pod)
+    };
+    let first = planned("s", &cpus("0-1")).unwrap();
+    assert_eq!(first.ignored, []);
+    assert_eq!(
+        guest_spec(&first)["linux"]["resources"]["cpu"],
+        json!({"shares": 5})
     );
+    let second = planned("a", &cpus("0-1")).unwrap();
+    assert_eq!(second.ignored[0].path, "linux.resources.cpu.cpus");
+    for wrong in ["7-5", "5000", "x"] {
+        let error = planned("s", &cpus(wrong)).unwrap_err().to_string();
+        assert!(error.starts_with("linux.resources.cpu.cpus: "), "{error}");
+    }
+}
+
+#[test]
+fn what_is_ignored_is_named_and_does_not_reach_the_guest() {
+    let text =
+        spec(r#","future":1,"mounts":[{"destination":"/a","type":"tmpfs","options":["silent","size=1m"]}]"#)
+            .replace(
+                r#""cwd""#,
+                r#""apparmorProfile":"cri-containerd.apparmor.d","cwd""#,
+            );
+    let plan = planned(&text, Vec::new()).unwrap();
+    let paths: Vec<_> = plan.ignored.iter().map(|finding| finding.path.as_str()).collect();
+    assert_eq!(
+        paths,
+        ["future", "process.apparmorProfile", "mounts[0].options[0]"]
+    );
+    let guest = guest_spec(&plan);
+    assert!(guest.get("future").is_none() && guest["process"].get("apparmorProfile").is_none());
+    assert_eq!(guest["mounts"][0]["options"], json!(["size=1m"]));
+}
+
+#[test]
+fn an_exec_s_process_is_checked_by_the_same_table() {
+    let (process, ignored) =
+        process(br#"{"args":["a"],"cwd":"/","selinuxLabel":"x","terminal":true}"#).unwrap();
+    let process: Value = serde_json::from_slice(&process).unwrap();
+    assert_eq!(process, json!({"args": ["a"], "cwd": "/", "terminal": true}));
+    assert_eq!(ignored[0].path, "process.selinuxLabel");
+    let error = super::process(br#"{"args":["a"],"cwd":"x"}"#)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(error, "process.cwd: \"x\" is no absolute path");
+    let error = super::process(b"{\"args\":[\"a\xff\"],\"cwd\":\"/\"}")
+        .unwrap_err()
+        .to_string();
+    assert_eq!(error, "args[0]: is no UTF-8");
+}
+
+#[test]
+fn bad_input_is_an_error_with_its_path() {
+    let many = |element: &str, count: usize| format!("[{}]", vec![element; count].join(","));
+    let tables = [
+        (
+            spec(r#","mounts":[{"destination":"/../x","type":"tmpfs"}]"#),
+            "mounts[0].destination: ",
+        ),
+        (
+            spec(&format!(
+                r#","mounts":{}"#,
+                many(r#"{"destination":"/x","type":"tmpfs"}"#, 10_000)
+            )),
+            "mounts: 10000 elements; at most 1024",
+        ),
+        (
+            spec("").replace(r#"["sh"]"#, &many(r#""a""#, 100_000)),
+            "process.args: 100000 elements",
+        ),
+        (
+            spec("").replace(r#"["sh"]"#, "[7]"),
+            "process.args[0]: 7 is no text",
+        ),
+        (
+            spec("").replace(r#""args":["sh"],"#, ""),
+            "process.args: names no command",
+        ),
+        (
+            spec("").replace(r#""process":"#, r#""other":"#),
+            "process: is missing",
+        ),
+        (
+            spec("").replace(
+                r#""cwd":"/""#,
+                r#""cwd":"/","rlimits":[{"type":"RLIMIT_X","hard":1,"soft":1}]"#,
+            ),
+            "process.rlimits[0].type: ",
+        ),
+        (
+            spec("").replace(r#""cwd":"/""#, r#""cwd":"/","oomScoreAdj":-1001"#),
+            "process.oomScoreAdj: -1001",
+        ),
+        (
+            spec("").replace(
+                r#""cgroupsPath""#,
+                r#""resources":{"pids":{"limit":-2}},"cgroupsPath""#,
+            ),
+            "linux.resources.pids.limit: -2",
+        ),
+        (
+            spec("").replace(
+                r#""cgroupsPath""#,
+                r#""resources":{"memory":{"limit":"5"}},"cgroupsPath""#,
+            ),
+            "linux.resources.memory.limit: \"5\"",
+        ),
+        (
+            spec(&format!(r#","deep":{}{}"#, "[".repeat(500), "]".repeat(500))),
+            "config.json: recursion",
+        ),
+        (
+            spec(&format!(
+                r#","annotations":{{"a":"{}"}}"#,
+                "x".repeat(spec::MAX_SPEC)
+            )),
+            "config.json: 31",
+        ),
+    ];
+    for (text, want) in tables {
+        let error = planned(&text, Vec::new()).unwrap_err().to_string();
+        assert!(error.starts_with(want), "{want}: {error}");
+        assert!(error.len() < 20_000);
+    }
+    let mut bytes = spec("").replace(r#"["sh"]"#, r#"["sh","?"]"#).into_bytes();
+    let at = bytes.iter().position(|byte| *byte == b'?').unwrap();
+    bytes[at] = 0xff;
+    let error = plan("a", Path::new("/bundle"), &bytes, Vec::new(), None)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(error, "process.args[1]: is no UTF-8");
 }
 
 #[test]
@@ -152,12 +296,13 @@ fn a_spec_without_a_root_or_that_is_none_is_refused() {
 #[test]
 fn an_outline_needs_no_valid_spec() {
     assert_eq!(outline(b"{"), Outline::default());
-    let text = br#"{"hostname":"h","linux":{"cgroupsPath":"/d/a","resources":{"memory":{"limit":5},"cpu":{"quota":1,"period":2}}}}"#;
+    let text = br#"{"hostname":"h","linux":{"cgroupsPath":"/d/a","resources":{"memory":{"limit":5},"cpu":{"quota":1,"period":2,"cpus":"0,2"}}}}"#;
     let want = Outline {
         cgroups_path: Some("/d/a".into()),
         memory_limit: Some(5),
         cpu_quota: Some(1),
         cpu_period: Some(2),
+        cpus: vec![0, 2],
         hostname: Some("h".into()),
         is_pod: false,
     };

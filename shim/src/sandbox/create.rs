@@ -10,7 +10,7 @@ use nacre_protocol::agent::Stdio;
 use tokio::sync::{mpsc, watch};
 
 use super::{Event, Progress, Sandbox, failed};
-use crate::bundle::{self, Plan};
+use crate::bundle::{self, Plan, Pod};
 use crate::clock;
 use crate::container::{Container, Reply, Request, answer};
 use crate::error::{Error, StepFailed};
@@ -59,12 +59,16 @@ impl Sandbox {
         let file = identity::config_json(&request.bundle);
         let spec = std::fs::read(&file)
             .map_err(|error| failed("read spec", format_args!("{}: {error}", file.display()), None))?;
-        let plan = bundle::plan(&request.id, &request.bundle, &spec, request.rootfs.clone())
+        let pod = self.vm.as_ref().map(|vm| Pod {
+            pid: vm.pid(),
+            sandbox: &self.identity.id,
+        });
+        let plan = bundle::plan(&request.id, &request.bundle, &spec, request.rootfs.clone(), pod)
             .map_err(|error| Error::Refused(error.to_string()))?;
-        for path in &plan.unknown {
+        for finding in &plan.ignored {
             crate::log::warn(format_args!(
-                "{}: {path} is in no OCI specification; ignored",
-                request.id
+                "{}: {} is ignored: {}",
+                request.id, finding.path, finding.reason
             ));
         }
         let next_port = &mut self.next_port;

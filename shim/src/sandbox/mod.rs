@@ -246,7 +246,7 @@ impl Sandbox {
             .map_err(|error| failed("plan cgroup", error, None))?;
         self.pod.cgroup = Some(cgroup.path().to_owned());
         self.write_pod();
-        let started = Vm::start(&config, size, &self.identity.id, &cgroup);
+        let started = Vm::start(&config, size, &self.identity.id, &cgroup, &self.outline.cpus);
         self.cgroup = Some(cgroup);
         let deadline = config.boot_deadline;
         self.config = Some(config);

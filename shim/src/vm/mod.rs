@@ -64,11 +64,18 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Opens what the VMM needs, starts it in `cgroup` and configures it; gives what [`follow`] takes, too.
+    /// Opens what the VMM needs, starts it in `cgroup` and configures it; gives what [`follow`] takes, too. It runs on the
+    /// host's `cpus`; on all where there are none named.
     ///
     /// # Errors
     /// [`Error`] with the file or step.
-    pub fn start(config: &Config, size: Size, pod: &str, cgroup: &Cgroup) -> Result<(Self, Followed), Error> {
+    pub fn start(
+        config: &Config,
+        size: Size,
+        pod: &str,
+        cgroup: &Cgroup,
+        cpus: &[usize],
+    ) -> Result<(Self, Followed), Error> {
         let kvm = open("/dev/kvm", Path::new("/dev/kvm"), true)?;
         let kernel = open("guest kernel", &config.kernel, false)?;
         let initrd = open("guest image", &config.initrd, false)?;
@@ -88,6 +95,9 @@ impl Vm {
         drop((theirs, stderr));
         let pid = u32::try_from(spawned.pid.as_raw()).unwrap_or_default();
         reset_oom_score(pid);
+        // It waits for its configuration: its other threads come later and inherit this.
+        run_on(spawned.pid, cpus)
+            .map_err(system("running the VMM on the CPUs of linux.resources.cpu.cpus"))?;
         let channel = Channel::new(ours);
         let configure = ToVmm::Configure(Configure {
             build_id: nacre_protocol::BUILD_ID.to_owned(),
@@ -213,6 +223,17 @@ fn spawn(
         stderr,
     };
     sys::spawn(&spawn).map_err(failed)
+}
+
+fn run_on(pid: nix::unistd::Pid, cpus: &[usize]) -> io::Result<()> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let mut set = nix::sched::CpuSet::new();
+    for cpu in cpus {
+        set.set(*cpu)?;
+    }
+    Ok(nix::sched::sched_setaffinity(pid, &set)?)
 }
 
 /// The shim is as precious as containerd's other shims; a pod's memory is not.
