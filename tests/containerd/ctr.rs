@@ -174,6 +174,16 @@ pub struct Foreground {
 }
 
 impl Foreground {
+    /// `ctr` with `arguments`, which concern the container `id`.
+    ///
+    /// # Errors
+    /// Where ctr can't be started.
+    pub fn ctr(arguments: &[&str], id: &str) -> Result<Self> {
+        let mut command = Command::new("ctr");
+        command.args(arguments);
+        Self::spawn(command, id)
+    }
+
     fn spawn(mut command: Command, id: &str) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::piped())

@@ -2,6 +2,8 @@
 
 pub mod bundle;
 pub mod ctr;
+pub mod task;
+pub mod terminal;
 
 /// Who runs a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

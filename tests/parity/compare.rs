@@ -1,5 +1,7 @@
 //! Two sides of a behaviour side by side. Pure.
 
+use std::fmt;
+
 use anyhow::Result;
 
 use super::{Behaviour, Seen};
@@ -45,16 +47,28 @@ fn said(seen: &Result<Seen>) -> String {
 
 fn side(name: &str, seen: &Result<Seen>) -> String {
     match seen {
-        Ok(Seen { code, stdout, stderr }) => {
-            let mut text = format!("{name}: exit code {code:?}\n");
-            for (stream, lines) in [("stdout", stdout), ("stderr", stderr)] {
-                for line in lines.lines() {
-                    text.push_str(&format!("    {stream}: {line}\n"));
-                }
-            }
-            text
-        }
+        Ok(seen) => format!("{name}: {seen}"),
         Err(error) => format!("{name}: could not be looked at: {error:#}\n"),
+    }
+}
+
+/// As much of a stream as someone wants to read.
+const LINES: usize = 24;
+const WIDTH: usize = 300;
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "exit code {:?}", self.code)?;
+        for (stream, text) in [("stdout", &self.stdout), ("stderr", &self.stderr)] {
+            for line in text.lines().take(LINES) {
+                let short: String = line.chars().take(WIDTH).collect();
+                writeln!(f, "    {stream}: {short}")?;
+            }
+            if text.lines().count() > LINES || text.lines().any(|line| line.len() > WIDTH) {
+                writeln!(f, "    {stream}: … {} bytes", text.len())?;
+            }
+        }
+        Ok(())
     }
 }
 

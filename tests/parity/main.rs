@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 use nacre_tests::containerd::{Runtime, ctr};
-use nacre_tests::parity::{Behaviour, Seen, Verdict, behaviours, compare, groups, run_group};
+use nacre_tests::parity::{Behaviour, Verdict, behaviours, compare, groups, run_group};
 
 /// Compares Nacre with runc, behaviour by behaviour, under the containerd at CONTAINERD_ADDRESS.
 #[derive(Parser)]
@@ -101,10 +101,7 @@ fn show(chosen: &[&'static Behaviour], runtime: Runtime) -> usize {
         for (behaviour, seen) in group.iter().zip(seen) {
             println!("--- {}", behaviour.name);
             match seen {
-                Ok(Seen { code, stdout, stderr }) => {
-                    print!("{stdout}{stderr}");
-                    println!("=== {code:?}");
-                }
+                Ok(seen) => print!("{seen}"),
                 Err(error) => {
                     failed += 1;
                     println!("ERROR: {error:#}");

@@ -7,11 +7,13 @@
 mod compare;
 mod execs;
 mod files;
+mod flags;
 mod kernel;
 mod process;
 mod run;
 mod specs;
 mod tasks;
+mod terminals;
 
 use anyhow::Result;
 
@@ -88,9 +90,11 @@ pub fn behaviours() -> Vec<&'static Behaviour> {
     [
         process::BEHAVIOURS,
         files::BEHAVIOURS,
+        flags::BEHAVIOURS,
         kernel::BEHAVIOURS,
         execs::BEHAVIOURS,
         tasks::BEHAVIOURS,
+        terminals::BEHAVIOURS,
     ]
     .into_iter()
     .flatten()

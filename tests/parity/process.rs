@@ -96,7 +96,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "resource limits by default",
         &["process.rlimits"],
         &DEFAULT,
-        "grep -vE 'processes|pending signals|locked|Limit' /proc/1/limits",
+        "grep -vE 'processes|pending signals|locked|core file|Limit' /proc/1/limits",
     ),
     script(
         "oomScoreAdj",
@@ -109,6 +109,10 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         &["process.oomScoreAdj"],
         &DEFAULT,
         "cat /proc/1/oom_score_adj",
+    )
+    .but(
+        "it is the runtime's own: containerd's shim for runc adds one to it",
+        "0",
     ),
     script(
         "hostname",
@@ -126,7 +130,8 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "signals are as by default",
         &["process.args"],
         &DEFAULT,
-        "grep -E '^Sig(Blk|Ign|Pnd)|^ShdPnd' /proc/1/status",
+        // Without 32 and 33, which glibc's posix_spawn ignores, and 3, which sh does.
+        "while read -r name set; do case $name in SigBlk:|SigIgn:|SigPnd:|ShdPnd:) echo $name $((0x$set & 0x7ffffffb)) ;; esac; done < /proc/1/status",
     ),
     script(
         "session, group and terminal of the first process",
@@ -233,6 +238,10 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "a command that is a directory",
         &["process.args"],
         directory_command,
+    )
+    .but(
+        "as newer versions of runc say it",
+        "exec: \"/etc\": is a directory",
     ),
     calls("a file of unknown format", &["process.args"], unknown_format),
 ];
@@ -261,8 +270,10 @@ pub fn reason(mut seen: Seen) -> Seen {
     if let Some(at) = seen.stderr.find("exec: \"") {
         seen.stderr.drain(..at);
     }
-    if let Some(at) = seen.stderr.find(": unknown") {
-        seen.stderr.truncate(at);
+    // What gRPC calls it.
+    for code in [": unknown", ": invalid argument", ": not found"] {
+        seen.stderr
+            .truncate(seen.stderr.trim_end().trim_end_matches(code).len());
     }
     seen
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
+use super::process::reason;
 use super::{Behaviour, How, Seen, Spec};
 use crate::containerd::Runtime;
 use crate::containerd::bundle::Bundle;
@@ -126,7 +127,7 @@ fn execute(id: &str, number: usize, flags: &[&str], command: &[&str]) -> Result<
     let arguments = before.iter().chain(flags).chain([&id]).chain(command);
     let output = ctr(arguments.copied())?;
     ensure!(output.code.is_some(), "ctr was ended by a signal: {output:?}");
-    let mut seen = Seen::from(output);
+    let mut seen = reason(output.into());
     seen.stderr = seen.stderr.replace(id, "ID").replace(&name, "EXEC");
     Ok(seen)
 }

@@ -171,8 +171,7 @@ pub const LIMITS: Spec = Spec {
         }
         let resources = &mut spec["linux"]["resources"];
         resources["memory"] = json!({"limit": 67_108_864, "reservation": 33_554_432, "swap": 67_108_864});
-        resources["cpu"] =
-            json!({"shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0", "mems": "0"});
+        resources["cpu"] = json!({"shares": 512, "quota": 50_000, "period": 100_000});
         resources["pids"] = json!({"limit": 20});
         resources["unified"] = json!({"memory.high": "60000000"});
     },

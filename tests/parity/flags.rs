@@ -1,0 +1,106 @@
+//! `ctr run` with its flags and an image, as people type it.
+
+use anyhow::Result;
+
+use super::{Behaviour, Seen, calls};
+use crate::containerd::Runtime;
+use crate::containerd::ctr::{Run, fresh_id};
+
+pub const BEHAVIOURS: &[Behaviour] = &[
+    calls(
+        "run: environment and working directory",
+        &["process.env", "process.cwd"],
+        |runtime| {
+            run(
+                runtime,
+                &["--env", "A=b c", "--env", "D=", "--cwd", "/tmp"],
+                "echo $A $D; pwd; env | sort | head -n 4",
+            )
+        },
+    ),
+    calls("run: a read-only root", &["root.readonly"], |runtime| {
+        run(
+            runtime,
+            &["--read-only"],
+            "touch /x; touch /tmp/x; touch /run/x; ls /run",
+        )
+    }),
+    calls(
+        "run: privileged",
+        &[
+            "process.capabilities.effective",
+            "linux.maskedPaths",
+            "linux.readonlyPaths",
+        ],
+        |runtime| {
+            run(
+                runtime,
+                &["--privileged"],
+                "grep -E '^(Cap|NoNew)' /proc/self/status; touch /proc/sys/kernel/hostname && hostname changed && hostname; mount -t tmpfs none /tmp && echo mounted; test -e /proc/keys && cat /proc/keys > /dev/null && echo read",
+            )
+        },
+    ),
+    calls(
+        "run: a capability more",
+        &["process.capabilities.effective"],
+        |runtime| {
+            run(
+                runtime,
+                &["--cap-add", "CAP_SYS_ADMIN"],
+                "grep CapEff /proc/self/status; mount -t tmpfs none /tmp && echo mounted",
+            )
+        },
+    ),
+    calls(
+        "run: containerd's own system call filter",
+        &["linux.seccomp"],
+        |runtime| {
+            run(
+                runtime,
+                &["--seccomp"],
+                "grep Seccomp: /proc/self/status; unshare -U true; swapoff -a; date -s 2000-01-01; insmod x; chroot / echo chroot; linux32 echo linux32; mount -t tmpfs none /tmp; ping -c 1 127.0.0.1 | head -n 1; nice -n 5 nice; ls -A /tmp",
+            )
+        },
+    ),
+    calls(
+        "run: memory and CPU limits",
+        &["linux.resources.memory.limit", "linux.resources.cpu.quota"],
+        |runtime| {
+            let mount = "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro:nosuid:noexec:nodev";
+            run(
+                runtime,
+                &["--mount", mount, "--memory-limit", "67108864", "--cpus", "0.5"],
+                "cd /sys/fs/cgroup$(grep ^0:: /proc/self/cgroup | cut -d : -f 3); cat memory.max cpu.max",
+            )
+        },
+    ),
+    calls(
+        "run: a tmpfs and a directory of the host's",
+        &["mounts[].options"],
+        |runtime| {
+            run(
+                runtime,
+                &[
+                    "--mount",
+                    "type=tmpfs,src=t,dst=/t,options=size=2m:mode=711",
+                    "--mount",
+                    "type=bind,src=/etc,dst=/host,options=rbind:ro",
+                ],
+                "df -k /t | tail -n 1 | awk '{ print $2 }'; stat -c %a /t; test -s /host/passwd && echo there; touch /host/x",
+            )
+        },
+    ),
+    calls("run: rlimits", &["process.rlimits"], |runtime| {
+        run(runtime, &[], "ulimit -n; ulimit -Hn")
+    }),
+];
+
+fn run(runtime: Runtime, flags: &[&str], script: &str) -> Result<Seen> {
+    let run = Run {
+        flags,
+        command: &["sh", "-c", script],
+        runtime,
+        ..Run::default()
+    };
+    Ok(run.finish(&fresh_id("flags"))?.into())
+}
