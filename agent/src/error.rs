@@ -33,6 +33,9 @@ pub enum Error {
     /// A part of the spec that can't be honoured.
     #[error("spec: {field}: {reason}")]
     BadSpec { field: &'static str, reason: String },
+    /// Fields of the spec that can't be honoured, each with its path.
+    #[error("spec: {0}")]
+    Refused(String),
     /// A request with a value that means nothing.
     #[error("{what}")]
     BadRequest { what: String },
@@ -91,9 +94,11 @@ impl Error {
         match self {
             Self::NoContainer { .. } | Self::NoProcess { .. } | Self::ProcessFinished => Code::NOT_FOUND,
             Self::ContainerExists { .. } | Self::ProcessExists { .. } => Code::ALREADY_EXISTS,
-            Self::BadId { .. } | Self::BadSpec { .. } | Self::BadRequest { .. } | Self::Command(_) => {
-                Code::INVALID_ARGUMENT
-            }
+            Self::BadId { .. }
+            | Self::BadSpec { .. }
+            | Self::Refused(_)
+            | Self::BadRequest { .. }
+            | Self::Command(_) => Code::INVALID_ARGUMENT,
             Self::BuildMismatch { .. } | Self::WrongState { .. } | Self::NoTerminal => {
                 Code::FAILED_PRECONDITION
             }

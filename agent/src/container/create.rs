@@ -14,6 +14,7 @@ use super::spec::{self, Prepared};
 use super::state::State;
 use super::{BUNDLES, Container, Containers, STATE, lock, remove_directories};
 use crate::cgroup::Cgroup;
+use crate::devices;
 use crate::error::Error;
 use crate::runtime::{Create, Fresh};
 use crate::stdio;
@@ -30,7 +31,9 @@ impl Containers {
     async fn create_whole(&self, request: &CreateContainerRequest) -> Result<Arc<Container>, Error> {
         let id = &request.container_id;
         spec::check_id(id)?;
-        let prepared = spec::prepare(id, &request.spec)?;
+        let mut prepared = spec::prepare(id, &request.spec)?;
+        spec::resolve(&mut prepared.spec, |id| self.init_of(id))?;
+        devices::check_present(&prepared.spec)?;
         self.reserve(id)?;
         let made = self.make(request, &prepared).await;
         match &made {
@@ -72,6 +75,8 @@ impl Containers {
             find_home: prepared.find_home,
             terminal: prepared.terminal,
             new_network: prepared.new_network,
+            names: prepared.names.clone(),
+            mounts: prepared.mounts.clone(),
         };
         let (ends, pending) = stdio::pipes(&dialed, prepared.uid)?;
         let mut fresh = helper.create(&create, ends.0).await?;

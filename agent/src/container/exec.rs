@@ -9,7 +9,7 @@ use nacre_protocol::agent::StartExecRequest;
 use oci_spec::runtime::{Process as Wanted, Spec};
 
 use super::process::Process;
-use super::spec::{check_process, complete_process};
+use super::spec::{complete_process, outside_uid, parse_process};
 use super::state::State;
 use super::{Container, Containers, lock};
 use crate::error::Error;
@@ -64,7 +64,7 @@ impl Containers {
             init: (container.init.raw_pid(), container.pidfd.as_fd()),
             cgroup: &container.cgroup,
         };
-        let (ends, pipes) = stdio::pipes(&dialed, wanted.user().uid())?;
+        let (ends, pipes) = stdio::pipes(&dialed, outside_uid(&container.spec, wanted.user().uid()))?;
         let started = exec::start(&job, &ends.0)?;
         drop(ends);
         let process = Arc::new(Process::new(started.pid));
@@ -129,11 +129,7 @@ impl Container {
 
 /// The process of a request, completed from its container's spec where it is silent, as by runc.
 fn parse(json: &[u8], spec: &Spec) -> Result<Wanted, Error> {
-    let mut wanted: Wanted = serde_json::from_slice(json).map_err(|error| Error::BadSpec {
-        field: "process",
-        reason: error.to_string(),
-    })?;
-    check_process(&wanted)?;
+    let mut wanted = parse_process(json)?;
     let Some(init) = spec.process() else {
         return Ok(wanted);
     };

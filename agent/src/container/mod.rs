@@ -24,6 +24,7 @@ use tokio::sync::{RwLock, watch};
 use tokio::task::AbortHandle;
 
 use self::process::Process;
+pub use self::spec::{Later, Names};
 use self::state::{Event, State};
 use crate::cgroup::Cgroup;
 use crate::dial::Dialer;
@@ -108,6 +109,15 @@ impl Containers {
     pub fn get(&self, id: &str) -> Result<Arc<Container>, Error> {
         let found = lock(&self.table).get(id).cloned().flatten();
         found.ok_or_else(|| Error::NoContainer { id: id.to_owned() })
+    }
+
+    /// The first process of container `id`, which must not have ended: its namespaces are to be entered.
+    pub fn init_of(&self, id: &str) -> Result<Pid, Error> {
+        let container = self.get(id)?;
+        if *lock(&container.state) == State::Stopped {
+            return Err(Error::ProcessFinished);
+        }
+        Ok(container.init.raw_pid())
     }
 
     /// A process of a container; its init where `exec_id` is empty.

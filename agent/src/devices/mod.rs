@@ -7,7 +7,9 @@
 
 pub mod load;
 
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
 use crate::error::Error;
 
@@ -76,6 +78,30 @@ const DEFAULTS: [Rule; 10] = [
     character(5, Some(2)),
     character(136, None),
 ];
+
+/// Whether the guest has the devices that `spec` makes files for.
+///
+/// # Errors
+/// [`Error::BadSpec`] with the device: a file with numbers that mean nothing here, or something else than on the host.
+pub fn check_present(spec: &Spec) -> Result<(), Error> {
+    let devices = spec.linux().as_ref().and_then(|linux| linux.devices().as_ref());
+    let missing = devices.into_iter().flatten().find(|device| {
+        let node = format!("/sys/dev/char/{}:{}", device.major(), device.minor());
+        device.typ() != LinuxDeviceType::P && !Path::new(&node).exists()
+    });
+    match missing {
+        None => Ok(()),
+        Some(device) => Err(Error::BadSpec {
+            field: "linux.devices",
+            reason: format!(
+                "the guest has no device {}:{} for {}",
+                device.major(),
+                device.minor(),
+                device.path().display()
+            ),
+        }),
+    }
+}
 
 /// The program for `rules`, in the kernel's form; empty where everything is allowed.
 pub fn program(rules: &[LinuxDeviceCgroup]) -> Result<Vec<u64>, Error> {

@@ -16,7 +16,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::console::Console;
 use super::executor::CommandExecutor;
-use super::{Create, FromHelper, bring_loopback_up, console, events};
+use super::{Create, FromHelper, bring_loopback_up, console, events, mounts};
+use crate::container::Names;
 use crate::devices;
 
 /// Makes the container that the agent asks for, and waits until the agent knows it. The exit status.
@@ -95,7 +96,30 @@ fn finish(
         move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
         bring_loopback_up()?;
     }
-    Ok((pid, console.map(Console::receive).transpose()?))
+    name(pid, &create.names)?;
+    let terminal = console.map(Console::receive).transpose()?;
+    // Last: the file system is the container's from then on.
+    mounts::finish(pid, &create.mounts)?;
+    Ok((pid, terminal))
+}
+
+/// Names the UTS namespace that process `pid` has joined.
+fn name(pid: i32, names: &Names) -> Result<(), Failure> {
+    if *names == Names::default() {
+        return Ok(());
+    }
+    let namespace = fs::File::open(format!("/proc/{pid}/ns/uts"))?;
+    move_into_link_name_space(
+        namespace.as_fd(),
+        Some(LinkNameSpaceType::HostNameAndNISDomainName),
+    )?;
+    if let Some(host) = &names.host {
+        rustix::system::sethostname(host.as_bytes())?;
+    }
+    if let Some(domain) = &names.domain {
+        rustix::system::setdomainname(domain.as_bytes())?;
+    }
+    Ok(())
 }
 
 /// An error with its causes; a cause that the text before it already ends with is not said twice.

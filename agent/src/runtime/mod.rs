@@ -13,6 +13,7 @@ mod console;
 mod events;
 mod executor;
 mod loopback;
+mod mounts;
 
 pub use loopback::bring_up as bring_loopback_up;
 
@@ -28,6 +29,7 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
+use crate::container::{Later, Names};
 use crate::error::Error;
 use crate::terminal::Terminal;
 use crate::watched;
@@ -56,6 +58,10 @@ pub struct Create {
     pub find_home: bool,
     /// Its network is new: the loopback device is to be brought up.
     pub new_network: bool,
+    /// Names for the UTS namespace of another container.
+    pub names: Names,
+    /// What libcontainer does not do with its mounts.
+    pub mounts: Vec<Later>,
 }
 
 /// From the helper and from the processes that libcontainer forks off it.

@@ -150,7 +150,7 @@ fn busybox_root() -> tempfile::TempDir {
     }
     std::fs::copy("/bin/busybox", path.join("bin/busybox")).expect("package busybox-static");
     for applet in
-        "sh cat echo env sleep true touch mkdir id mknod head wc ls sort xargs tty stty readlink grep rm mkfifo"
+        "sh cat echo env sleep true touch mkdir id mknod head wc ls sort xargs tty stty readlink grep rm mkfifo stat cut chmod uname ionice"
             .split(' ')
     {
         std::os::unix::fs::symlink("busybox", path.join("bin").join(applet)).unwrap();
