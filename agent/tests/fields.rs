@@ -538,3 +538,57 @@ fn filters_of_system_calls() {
         );
     });
 }
+
+#[test]
+fn a_working_directory_that_is_missing_is_made() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let volume = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(outside.path(), guest.rootfs.path().join("link")).unwrap();
+        for (index, cwd) in ["/new/directory", "/volume/new", "/tmp"].into_iter().enumerate() {
+            let text = output(&mut guest, &format!("c{index}"), "pwd", |spec| {
+                let source = volume.path().to_str().unwrap();
+                add(
+                    spec,
+                    "/mounts",
+                    json!({"destination": "/volume", "type": "bind", "source": source, "options": ["rbind"]}),
+                );
+                spec["process"]["cwd"] = json!(cwd);
+                spec["root"]["readonly"] = json!(true);
+            })
+            .await;
+            assert_eq!(text, format!("{cwd}\n"));
+        }
+        assert!(guest.rootfs.path().join("new/directory").is_dir() && volume.path().join("new").is_dir());
+        for cwd in ["/etc/passwd/x", "/link/new"] {
+            let (_, text) = refusal(&mut guest, |spec| spec["process"]["cwd"] = json!(cwd)).await;
+            assert!(text.contains("process.cwd"), "{text}");
+        }
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn destinations_that_leave_the_root_stay_in_it() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let outside = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(outside.path(), guest.rootfs.path().join("link")).unwrap();
+        std::os::unix::fs::symlink("../../../../../../etc", guest.rootfs.path().join("up")).unwrap();
+        for (index, destination) in ["/up", "/link/x", "relative"].into_iter().enumerate() {
+            let mut container = Container::new(&format!("c{index}"), &["true"]);
+            // Without a source, too: it is a name alone.
+            add(
+                &mut container.spec,
+                "/mounts",
+                json!({"destination": destination, "type": "tmpfs"}),
+            );
+            // Whether it is made or refused: it is not made outside.
+            let _ = guest.create_as(container).await;
+        }
+        assert!(std::path::Path::new("/etc/passwd").exists());
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+        guest.create("after", &["true"]).await.unwrap();
+    });
+}

@@ -12,7 +12,7 @@ use tokio::sync::{RwLock, watch};
 use super::process::Process;
 use super::spec::{self, Prepared};
 use super::state::State;
-use super::{BUNDLES, Container, Containers, STATE, lock, remove_directories};
+use super::{BUNDLES, Container, Containers, STATE, lock, remove_directories, workdir};
 use crate::cgroup::Cgroup;
 use crate::devices;
 use crate::error::Error;
@@ -63,6 +63,7 @@ impl Containers {
         prepared: &Prepared,
     ) -> Result<Arc<Container>, Error> {
         let id = &request.container_id;
+        workdir::make(&prepared.spec)?;
         let dialed = stdio::dial(&self.dialer, request.stdio.get_or_default())?;
         let helper = self.helper()?;
         let cgroup = Cgroup::new(&prepared.cgroup);

@@ -8,6 +8,7 @@ mod exec;
 mod process;
 mod spec;
 mod state;
+mod workdir;
 
 use std::collections::HashMap;
 use std::fs;

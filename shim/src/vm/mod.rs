@@ -249,3 +249,31 @@ fn nonblocking(channel: Channel) -> io::Result<AsyncFd<Channel>> {
     rustix::fs::fcntl_setfl(&channel, flags | rustix::fs::OFlags::NONBLOCK)?;
     sys::watch_channel(channel)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_runs_on_the_cpus_that_are_named() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        let allowed = || {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+            line.unwrap().trim().to_owned()
+        };
+        let all = allowed();
+        run_on(pid, &[]).unwrap();
+        let before = allowed();
+        run_on(pid, &[0]).unwrap();
+        let after = allowed();
+        let error = run_on(pid, &[1023]).map_err(|error| error.kind());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!((before, after.as_str()), (all, "0"));
+        assert_eq!(error, Err(io::ErrorKind::InvalidInput));
+    }
+}

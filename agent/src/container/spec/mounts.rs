@@ -54,6 +54,11 @@ fn rewrite(mount: &mut Mount, is_shared: bool) -> Later {
         }
     }
     mount.set_options(Some(kept));
+    if mount.source().is_none() {
+        // It is a name alone, but libcontainer wants one.
+        let name = mount.typ().clone().unwrap_or_default();
+        mount.set_source(Some(PathBuf::from(name)));
+    }
     later
 }
 
