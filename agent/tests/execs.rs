@@ -307,7 +307,10 @@ fn limits_are_changed_or_refused_by_name() {
     run(async {
         let mut guest = running(FOREVER).await;
         guest
-            .update("a", json!({"unified": {"cgroup.max.depth": "3"}}))
+            .update(
+                "a",
+                json!({"unified": {"cgroup.max.depth": "3"}, "devices": [{"allow": true}]}),
+            )
             .await
             .unwrap();
         let (_, mut stdio) = guest
@@ -316,7 +319,6 @@ fn limits_are_changed_or_refused_by_name() {
             .unwrap();
         assert_eq!(stdio.stdout().await, "3\n");
         for (resources, words) in [
-            (json!({"devices": [{"allow": true}]}), "linux.resources.devices"),
             (json!({"unified": {"../x": "3"}}), "linux.resources.unified"),
             (json!({"blockIO": {"weight": 10}}), "linux.resources.blockIO"),
             (json!("x"), "linux.resources"),

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::Spec;
 use rustix::process::Pid;
 use tokio::sync::{RwLock, watch};
 use tokio::task::AbortHandle;
@@ -248,22 +248,7 @@ impl Container {
                 request: "update",
             });
         }
-        let resources: LinuxResources =
-            serde_json::from_slice(resources).map_err(|error| Error::BadSpec {
-                field: "linux.resources",
-                reason: error.to_string(),
-            })?;
-        if resources
-            .devices()
-            .as_ref()
-            .is_some_and(|rules| !rules.is_empty())
-        {
-            return Err(Error::BadSpec {
-                field: "linux.resources.devices",
-                reason: "can't be changed while the container lives".to_owned(),
-            });
-        }
-        self.cgroup.apply(&resources)
+        self.cgroup.apply(&spec::parse_update(resources)?)
     }
 
     /// What the kernel counts of it.

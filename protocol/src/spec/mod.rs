@@ -9,8 +9,8 @@ mod walk;
 
 pub use node::{Fate, Field, Kind, Leaf, Node, Where, leaves};
 pub use options::{FILE_SYSTEMS, MountKind, MountOption, OPTIONS, OptionFate, option};
-pub use table::{PROCESS, SPEC};
-pub use walk::{Finding, Findings, find_broken_text, sift, sift_process};
+pub use table::{PROCESS, RESOURCES, SPEC};
+pub use walk::{Finding, Findings, find_broken_text, sift, sift_process, sift_update};
 
 /// The largest spec, bytes of JSON: what follows it to the guest fits into a message (4 MiB).
 pub const MAX_SPEC: usize = 3 << 20;

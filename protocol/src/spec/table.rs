@@ -243,7 +243,7 @@ const LINUX: &[Field] = &[
         ],
     ),
     key!("sysctl", false, Node::Map(&GUEST_TEXT)),
-    object!("resources", RESOURCES),
+    key!("resources", false, RESOURCES),
     field!("cgroupsPath", Text, HOST),
     list!(
         "namespaces",
@@ -351,7 +351,8 @@ const SECCOMP: &[Field] = &[
     ),
 ];
 
-const RESOURCES: &[Field] = &[
+/// `linux.resources`: of a container, and of each Update.
+pub const RESOURCES: Node = Node::Object(&[
     list!(
         "devices",
         &Node::Object(&[
@@ -440,7 +441,7 @@ const RESOURCES: &[Field] = &[
         ])),
     ),
     key!("unified", false, Node::Map(&GUEST_TEXT)),
-];
+]);
 
 const THROTTLE: Node = Node::Object(&[
     field!("major", I64, RefusedWithZero(HOST_DISKS)),

@@ -413,3 +413,41 @@ fn the_lists_have_no_word_twice() {
     paths.dedup();
     assert_eq!(paths.len(), all);
 }
+
+#[test]
+fn an_update_follows_the_same_table() {
+    let mut resources = json!({"memory": {"limit": 5}, "cpu": {"cpus": "0", "shares": 2}, "pids": null, "x": 1,
+        "devices": [{"allow": true}]});
+    let findings = sift_update(&mut resources);
+    assert_eq!(findings.refused, []);
+    let paths: Vec<_> = findings
+        .ignored
+        .iter()
+        .map(|finding| finding.path.as_str())
+        .collect();
+    assert_eq!(
+        paths,
+        [
+            "linux.resources.x",
+            "linux.resources.devices",
+            "linux.resources.cpu.cpus"
+        ]
+    );
+    assert_eq!(resources, json!({"memory": {"limit": 5}, "cpu": {"shares": 2}}));
+    let findings = sift_update(&mut json!({"blockIO": {"weight": 5}, "memory": {"limit": -5}}));
+    assert!(
+        findings
+            .refusals()
+            .starts_with("linux.resources.blockIO.weight: "),
+        "{findings:?}"
+    );
+    assert!(findings.refusals().contains("linux.resources.memory.limit: -5"));
+    assert_eq!(
+        sift_update(&mut json!([])).refusals(),
+        "linux.resources: is no object"
+    );
+    assert_eq!(
+        sift_update(&mut json!({"devices": [], "cpu": {"cpus": ""}})),
+        Findings::default()
+    );
+}

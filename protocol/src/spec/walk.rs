@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::node::{Fate, Field, Kind, Leaf, Node, join};
 use super::options::{FILE_SYSTEMS, MountKind, OptionFate, option};
-use super::table::{PROCESS, SPEC};
+use super::table::{PROCESS, RESOURCES, SPEC};
 
 /// Most findings of one kind that are kept: enough for a person, and bounded.
 const MAX_FINDINGS: usize = 64;
@@ -81,6 +81,30 @@ pub fn sift_process(process: &mut Value) -> Findings {
     if findings.refused.is_empty() {
         check_command(process, "process", &mut findings);
     }
+    findings
+}
+
+/// As [`sift`], of a `linux.resources` object that changes a container which lives.
+pub fn sift_update(resources: &mut Value) -> Findings {
+    let mut findings = Findings::default();
+    walk(&RESOURCES, resources, "linux.resources", &mut findings);
+    let mut leave_out = |parent: &str, key: &str, reason: &str| {
+        let object = resources.pointer_mut(parent).and_then(Value::as_object_mut);
+        if object
+            .and_then(|object| object.remove(key))
+            .is_some_and(|value| asks(&value, true))
+        {
+            let path = format!("linux.resources{}.{key}", parent.replace('/', "."));
+            findings.ignore(path, reason);
+        }
+    };
+    // Kubernetes sends all that there is with each change.
+    leave_out(
+        "",
+        "devices",
+        "the rules stay as they were when the container was made",
+    );
+    leave_out("/cpu", "cpus", "the VM stays on the CPUs that it was started on");
     findings
 }
 

@@ -2,12 +2,13 @@
 //! [`Prepared`]. Called by container creation; never looks at the system.
 
 mod ids;
+mod library;
 mod mounts;
 mod namespaces;
 
 use std::path::{Component, Path, PathBuf};
 
-use nacre_protocol::spec::{sift, sift_process};
+use nacre_protocol::spec::{sift, sift_process, sift_update};
 use oci_spec::runtime::{Capabilities, Linux, LinuxCapabilities, LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -64,10 +65,7 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
     if !findings.refused.is_empty() {
         return Err(Error::Refused(findings.refusals()));
     }
-    if let Some(process) = value.get_mut("process") {
-        rename_flags(process);
-    }
-    swap_masks(&mut value);
+    library::translate(&mut value);
     let mut spec: Spec = from_value("config.json", value)?;
     let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
     if !root.path().is_absolute() {
@@ -115,45 +113,19 @@ pub fn parse_process(json: &[u8]) -> Result<Process, Error> {
     if !findings.refused.is_empty() {
         return Err(Error::Refused(findings.refusals()));
     }
-    rename_flags(&mut value);
+    library::translate_process(&mut value);
     from_value("process", value)
 }
 
-/// Of a comparison under a mask, the specification and runc have the mask first; libcontainer has it second.
-fn swap_masks(spec: &mut Value) {
-    let calls = spec
-        .pointer_mut("/linux/seccomp/syscalls")
-        .and_then(Value::as_array_mut);
-    for call in calls.into_iter().flatten() {
-        for arg in call
-            .get_mut("args")
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-        {
-            if arg["op"] == "SCMP_CMP_MASKED_EQ"
-                && let Some(arg) = arg.as_object_mut()
-            {
-                let mask = arg.remove("value").unwrap_or_default();
-                let wanted = arg.insert("valueTwo".to_owned(), mask);
-                arg.insert("value".to_owned(), wanted.unwrap_or_else(|| 0.into()));
-            }
-        }
+/// The limits that a container is to get while it lives.
+pub fn parse_update(json: &[u8]) -> Result<LinuxResources, Error> {
+    let mut value: Value = parse("linux.resources", json)?;
+    let findings = sift_update(&mut value);
+    if !findings.refused.is_empty() {
+        return Err(Error::Refused(findings.refusals()));
     }
-}
-
-/// Two flags of a scheduler have names of their own in the library that reads them.
-fn rename_flags(process: &mut Value) {
-    let flags = process
-        .pointer_mut("/scheduler/flags")
-        .and_then(Value::as_array_mut);
-    for flag in flags.into_iter().flatten() {
-        match flag.as_str() {
-            Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
-            Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
-            _ => {}
-        }
-    }
+    library::translate_resources(&mut value);
+    from_value("linux.resources", value)
 }
 
 fn parse(field: &'static str, json: &[u8]) -> Result<Value, Error> {

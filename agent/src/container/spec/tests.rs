@@ -437,3 +437,61 @@ fn a_mask_is_where_libcontainer_looks_for_it() {
     let values: Vec<_> = args.iter().map(|arg| (arg.value(), arg.value_two())).collect();
     assert_eq!(values, [(4, Some(5)), (0, Some(5)), (5, None)]);
 }
+
+#[test]
+fn what_may_be_missing_or_empty_is_understood() {
+    use serde_json::json;
+    let least = json!({"ociVersion": "1.2", "process": {"args": ["a"], "cwd": "/"}, "root": {"path": "/r"}, "linux": {}});
+    let prepared = |change: &dyn Fn(&mut Value)| {
+        let mut spec = least.clone();
+        change(&mut spec);
+        prepare("a", &serde_json::to_vec(&spec).unwrap()).unwrap_or_else(|error| panic!("{spec}: {error}"))
+    };
+    assert_eq!(prepared(&|_| {}).uid, 0);
+    for (pointer, value) in [
+        ("/process/user", json!({})),
+        ("/process/user", json!({"uid": 7})),
+        ("/process/user", json!(null)),
+        ("/process/capabilities", json!({})),
+        ("/process/execCPUAffinity", json!({})),
+        ("/process/env", json!(null)),
+        ("/process/ioPriority", json!({"class": "IOPRIO_CLASS_IDLE"})),
+        ("/process/scheduler", json!({"policy": "SCHED_BATCH"})),
+        ("/linux/resources", json!({})),
+        (
+            "/linux/resources",
+            json!({"memory": {}, "cpu": {}, "pids": {}, "devices": [], "hugepageLimits": [], "unified": {}}),
+        ),
+        (
+            "/linux/resources",
+            json!({"pids": {"limit": null}, "devices": [{"allow": true}]}),
+        ),
+        ("/linux/timeOffsets", json!({})),
+        (
+            "/linux/timeOffsets",
+            json!({"monotonic": {}, "boottime": {"secs": 1}}),
+        ),
+        (
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}),
+        ),
+        ("/linux/devices", json!([{"type": "p", "path": "/dev/fifo"}])),
+        ("/linux/namespaces", json!([])),
+        ("/linux/cgroupsPath", json!("")),
+        ("/linux/rootfsPropagation", json!("")),
+        ("/hooks", json!({"startContainer": [{"path": "/bin/true"}]})),
+        ("/mounts", json!([{"destination": "/p", "type": "proc"}])),
+        ("/annotations", json!({})),
+        ("/hostname", json!("")),
+    ] {
+        let prepared = prepared(&|spec: &mut Value| {
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            spec.pointer_mut(parent).unwrap()[key] = value.clone();
+        });
+        assert_eq!(
+            limits::settings(&prepared.resources).unwrap(),
+            [],
+            "{pointer} = {value}"
+        );
+    }
+}
