@@ -510,7 +510,7 @@ fn filters_of_system_calls() {
             }
             let script = "touch /tmp/f; chmod 600 /tmp/f; a=$?; chmod 700 /tmp/f; echo $a $?";
             let text = output(&mut guest, id, script, |spec| {
-                spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG"], "syscalls": [
+                spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"], "syscalls": [
                     {"names": ["chmod"], "action": "SCMP_ACT_ERRNO", "args": [arg]}]});
             })
             .await;

@@ -6,6 +6,7 @@ mod node;
 mod options;
 mod table;
 mod walk;
+mod words;
 
 pub use node::{Fate, Field, Kind, Leaf, Node, Where, leaves};
 pub use options::{FILE_SYSTEMS, MountKind, MountOption, OPTIONS, OptionFate, option};

@@ -6,6 +6,10 @@ use super::node::Kind::{
 };
 use super::node::Where::{Guest, Host, Vm};
 use super::node::{Fate, Field, Kind, Leaf, Node};
+use super::words::{
+    ACTIONS, ARCHITECTURES, CAPABILITIES, NAMESPACES, NO_LISTENER, NOTIFY, OF_LISTENERS, OPERATORS, POLICIES,
+    PROPAGATIONS, RLIMITS, SCHEDULER_FLAGS, SECCOMP_FLAGS,
+};
 
 // Macros and no functions: what they make can be part of a constant.
 macro_rules! leaf {
@@ -63,7 +67,6 @@ const HOST: Fate = Applied(Host);
 const NOT_LINUX: &str = "for another platform";
 const V1: &str = "a control of cgroup v1; the guest has cgroup v2";
 const HOST_DISKS: &str = "it weighs or limits disks by numbers of the host, and the guest has none of them";
-const NO_LISTENER: &str = "a listener on the host can't be reached by the guest's kernel";
 const RDT: &str = "the guest's kernel can't divide the host's caches";
 const NUMA: &str = "the guest's memory is one node, wherever the host has put it";
 const HOST_NET: &str = "the devices are the host's, and the guest has none of them";
@@ -329,7 +332,7 @@ const SECCOMP: &[Field] = &[
     required!("defaultAction", WordExcept(ACTIONS, NOTIFY), GUEST),
     field!("defaultErrnoRet", Number(0, 4095), GUEST),
     list!("architectures", &leaf!(Word(ARCHITECTURES), GUEST)),
-    list!("flags", &leaf!(Word(SECCOMP_FLAGS), GUEST)),
+    list!("flags", &leaf!(WordExcept(SECCOMP_FLAGS, OF_LISTENERS), GUEST)),
     field!("listenerPath", Text, Refused(NO_LISTENER)),
     field!("listenerMetadata", Text, Refused(NO_LISTENER)),
     list!(
@@ -448,157 +451,3 @@ const THROTTLE: Node = Node::Object(&[
     field!("minor", I64, RefusedWithZero(HOST_DISKS)),
     field!("rate", U64, RefusedWithZero(HOST_DISKS)),
 ]);
-
-const NAMESPACES: &[&str] = &["mount", "pid", "network", "uts", "ipc", "user", "cgroup", "time"];
-
-/// The specification's four, and the recursive forms that containerd writes.
-const PROPAGATIONS: &[&str] = &[
-    "",
-    "private",
-    "shared",
-    "slave",
-    "unbindable",
-    "rprivate",
-    "rshared",
-    "rslave",
-    "runbindable",
-];
-
-const POLICIES: &[&str] = &[
-    "SCHED_OTHER",
-    "SCHED_FIFO",
-    "SCHED_RR",
-    "SCHED_BATCH",
-    "SCHED_IDLE",
-    "SCHED_DEADLINE",
-];
-
-const SCHEDULER_FLAGS: &[&str] = &[
-    "SCHED_FLAG_RESET_ON_FORK",
-    "SCHED_FLAG_RECLAIM",
-    "SCHED_FLAG_DL_OVERRUN",
-    "SCHED_FLAG_KEEP_POLICY",
-    "SCHED_FLAG_KEEP_PARAMS",
-    "SCHED_FLAG_UTIL_CLAMP_MIN",
-    "SCHED_FLAG_UTIL_CLAMP_MAX",
-];
-
-const ACTIONS: &[&str] = &[
-    "SCMP_ACT_KILL",
-    "SCMP_ACT_KILL_PROCESS",
-    "SCMP_ACT_KILL_THREAD",
-    "SCMP_ACT_TRAP",
-    "SCMP_ACT_ERRNO",
-    "SCMP_ACT_TRACE",
-    "SCMP_ACT_ALLOW",
-    "SCMP_ACT_LOG",
-];
-
-const NOTIFY: &[(&str, &str)] = &[("SCMP_ACT_NOTIFY", NO_LISTENER)];
-
-const OPERATORS: &[&str] = &[
-    "SCMP_CMP_NE",
-    "SCMP_CMP_LT",
-    "SCMP_CMP_LE",
-    "SCMP_CMP_EQ",
-    "SCMP_CMP_GE",
-    "SCMP_CMP_GT",
-    "SCMP_CMP_MASKED_EQ",
-];
-
-const SECCOMP_FLAGS: &[&str] = &[
-    "SECCOMP_FILTER_FLAG_TSYNC",
-    "SECCOMP_FILTER_FLAG_LOG",
-    "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
-    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
-];
-
-const ARCHITECTURES: &[&str] = &[
-    "SCMP_ARCH_X86",
-    "SCMP_ARCH_X86_64",
-    "SCMP_ARCH_X32",
-    "SCMP_ARCH_ARM",
-    "SCMP_ARCH_AARCH64",
-    "SCMP_ARCH_LOONGARCH64",
-    "SCMP_ARCH_M68K",
-    "SCMP_ARCH_MIPS",
-    "SCMP_ARCH_MIPS64",
-    "SCMP_ARCH_MIPS64N32",
-    "SCMP_ARCH_MIPSEL",
-    "SCMP_ARCH_MIPSEL64",
-    "SCMP_ARCH_MIPSEL64N32",
-    "SCMP_ARCH_PPC",
-    "SCMP_ARCH_PPC64",
-    "SCMP_ARCH_PPC64LE",
-    "SCMP_ARCH_S390",
-    "SCMP_ARCH_S390X",
-    "SCMP_ARCH_SH",
-    "SCMP_ARCH_SHEB",
-    "SCMP_ARCH_PARISC",
-    "SCMP_ARCH_PARISC64",
-    "SCMP_ARCH_RISCV64",
-];
-
-const RLIMITS: &[&str] = &[
-    "RLIMIT_AS",
-    "RLIMIT_CORE",
-    "RLIMIT_CPU",
-    "RLIMIT_DATA",
-    "RLIMIT_FSIZE",
-    "RLIMIT_LOCKS",
-    "RLIMIT_MEMLOCK",
-    "RLIMIT_MSGQUEUE",
-    "RLIMIT_NICE",
-    "RLIMIT_NOFILE",
-    "RLIMIT_NPROC",
-    "RLIMIT_RSS",
-    "RLIMIT_RTPRIO",
-    "RLIMIT_RTTIME",
-    "RLIMIT_SIGPENDING",
-    "RLIMIT_STACK",
-];
-
-/// capabilities(7), in the kernel's order.
-const CAPABILITIES: &[&str] = &[
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
-];
