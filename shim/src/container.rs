@@ -1,26 +1,19 @@
-//! One container as the sandbox's owner holds it: its state, its streams, who waits for what. No I/O of its own.
+//! One container as the sandbox's owner holds it: its init, the processes beside it, whether they are frozen. No I/O of
+//! its own.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use tokio::sync::oneshot;
+use nacre_protocol::agent::Stdio;
+use serde_json::{Map, Value};
 
 use crate::error::Error;
 use crate::guest::Exit;
-use crate::io::{Paths, Streams};
+use crate::hooks::Hooks;
+use crate::io::Paths;
+use crate::process::{Name, Process, Reply};
 use crate::rootfs::Mount;
-use crate::task_state::{Input, TaskState};
-
-/// Where the answer to a call goes. A caller that is gone does not mind.
-pub type Reply<T> = oneshot::Sender<Result<T, Error>>;
-
-/// What Delete answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deleted {
-    /// As containerd knows the task.
-    pub pid: u32,
-    /// How it ended.
-    pub exit: Exit,
-}
+use crate::task_state::{Freeze, FreezeInput, TaskState};
 
 /// What containerd asks for with Create.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +28,39 @@ pub struct Request {
     pub paths: Paths,
 }
 
+/// What containerd asks for with Exec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecRequest {
+    /// Which process it is to be.
+    pub name: Name,
+    /// The process object of the OCI specification, JSON.
+    pub process: Vec<u8>,
+    /// Its streams.
+    pub paths: Paths,
+}
+
+/// A terminal's size, characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Columns.
+    pub width: u16,
+    /// Rows.
+    pub height: u16,
+}
+
+/// A process beside init.
+#[derive(Debug)]
+pub struct Exec {
+    /// The process.
+    pub process: Process,
+    /// What the guest is told when it is started: the process object.
+    pub spec: Map<String, Value>,
+    /// What the guest is told when it is started: its streams' ports.
+    pub stdio: Stdio,
+    /// Its terminal's size, where that was set before there was a terminal.
+    pub size: Option<Size>,
+}
+
 /// A container.
 #[derive(Debug)]
 pub struct Container {
@@ -42,38 +68,38 @@ pub struct Container {
     pub request: Request,
     /// The task's pid for containerd: the VMM's.
     pub pid: u32,
-    /// Where it stands.
-    pub state: TaskState,
-    /// How it ended.
-    pub exit: Option<Exit>,
-    /// Its streams.
-    pub streams: Streams,
-    /// Whether all its output has been written after its end.
-    pub drained: bool,
-    /// Who waits for its end.
-    pub waiters: Vec<Reply<Exit>>,
+    /// Its init.
+    pub init: Process,
+    /// The processes beside it, by their ids.
+    pub execs: BTreeMap<String, Exec>,
+    /// Whether they are frozen.
+    pub freeze: Freeze,
+    /// How init ended, while processes beside it have not: their ends are told first.
+    pub held: Option<Exit>,
+    /// Processes that were killed for want of memory, as far as containerd was told.
+    pub oom_kills: u64,
+    /// How often it was told.
+    pub oom_events: u32,
+    /// What runs on the host around it.
+    pub hooks: Hooks,
     /// Who waits for it to be created.
     pub creating: Option<Reply<u32>>,
-    /// Who waits for it to be started.
-    pub starting: Option<Reply<u32>>,
-    /// Who waits for it to be deleted.
-    pub deleting: Option<Reply<Deleted>>,
 }
 
 impl Container {
     /// A container that is being created, for `reply`.
-    pub fn new(request: Request, pid: u32, streams: Streams, reply: Reply<u32>) -> Self {
+    pub fn new(request: Request, pid: u32, init: Process, hooks: Hooks, reply: Reply<u32>) -> Self {
         Self {
             request,
             pid,
-            state: TaskState::Creating,
-            exit: None,
-            streams,
-            drained: false,
-            waiters: Vec::new(),
+            init,
+            execs: BTreeMap::new(),
+            freeze: Freeze::Thawed,
+            held: None,
+            oom_kills: 0,
+            oom_events: 0,
+            hooks,
             creating: Some(reply),
-            starting: None,
-            deleting: None,
         }
     }
 
@@ -82,35 +108,66 @@ impl Container {
         &self.request.id
     }
 
-    /// Goes on by `input`; whether it could. What can't be is logged: it is a defect, here or in the guest.
-    pub fn advance(&mut self, input: Input) -> bool {
-        match self.state.next(input) {
-            Some(state) => {
-                self.state = state;
+    /// The process of this id; init for the empty one.
+    pub fn process(&self, exec: &str) -> Option<&Process> {
+        if exec.is_empty() {
+            return Some(&self.init);
+        }
+        self.execs.get(exec).map(|exec| &exec.process)
+    }
+
+    /// As [`Container::process`].
+    pub fn process_mut(&mut self, exec: &str) -> Option<&mut Process> {
+        if exec.is_empty() {
+            return Some(&mut self.init);
+        }
+        self.execs.get_mut(exec).map(|exec| &mut exec.process)
+    }
+
+    /// Whether the end of a process beside init is still to be told.
+    pub fn has_live_execs(&self) -> bool {
+        self.execs.values().any(|exec| exec.process.state.is_live())
+    }
+
+    /// Whether all output of the processes that have ended is written.
+    pub fn is_drained(&self) -> bool {
+        let ended = |process: &Process| process.state == TaskState::Stopped;
+        self.init.drained
+            && self
+                .execs
+                .values()
+                .all(|exec| exec.process.drained || !ended(&exec.process))
+    }
+
+    /// Whether its command runs, frozen or not; false from the moment that init's end is known.
+    pub fn is_running(&self) -> bool {
+        self.init.state == TaskState::Running && self.held.is_none()
+    }
+
+    /// Goes on by `input`; whether it could.
+    pub fn freeze(&mut self, input: FreezeInput) -> bool {
+        match self.freeze.next(input) {
+            Some(freeze) => {
+                self.freeze = freeze;
                 true
             }
-            None => {
-                crate::log::error(format_args!(
-                    "task {} is {}: {input:?} can't happen",
-                    self.id(),
-                    self.state
-                ));
-                false
-            }
+            None => false,
         }
     }
 
     /// That it can't be `wanted` in its state.
     pub fn refuse(&self, wanted: &'static str) -> Error {
+        let state = if self.held.is_some() {
+            TaskState::Stopped.name()
+        } else if self.init.state == TaskState::Running {
+            self.freeze.name()
+        } else {
+            self.init.state.name()
+        };
         Error::State {
-            id: self.id().to_owned(),
-            state: self.state,
+            name: self.init.name().clone(),
+            state,
             wanted,
         }
     }
-}
-
-/// Answers `reply`; one that nobody waits for any more is dropped.
-pub fn answer<T>(reply: Reply<T>, with: Result<T, Error>) {
-    drop(reply.send(with));
 }

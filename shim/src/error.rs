@@ -1,6 +1,6 @@
 //! What a call of containerd's can be answered with instead of success. `service` turns it into a ttrpc status.
 
-use crate::task_state::TaskState;
+use crate::process::Name;
 
 /// A step that failed, told so that one knows what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,23 +38,26 @@ impl std::error::Error for StepFailed {}
 pub enum Error {
     #[error("no task {0}")]
     NoTask(String),
-    #[error("no process {exec} in task {id}: exec is not supported yet")]
-    NoProcess { id: String, exec: String },
-    #[error("process already finished: task {0} is stopped")]
-    Finished(String),
-    #[error("task {0} already exists")]
-    Exists(String),
-    #[error("task {id} is {state}: it can't be {wanted}")]
+    #[error("no {0}")]
+    NoProcess(Name),
+    #[error("process already finished: {0} is stopped")]
+    Finished(Name),
+    #[error("{0} already exists")]
+    Exists(Name),
+    #[error("{name} is {state}: it can't be {wanted}")]
     State {
-        id: String,
-        state: TaskState,
+        name: Name,
+        state: &'static str,
         wanted: &'static str,
     },
+    /// Of a container that is stopped: the kernel's counters went with its processes.
+    #[error("no counters: {0} is stopped")]
+    NoCounters(Name),
     #[error("{0:?} is no valid id: letters, digits, '.', '_' and '-' only")]
     InvalidId(String),
     #[error("{0}")]
     Refused(String),
-    #[error("{0} is not implemented by this shim yet")]
+    #[error("{0}")]
     NotImplemented(&'static str),
     #[error("{0}")]
     Step(Box<StepFailed>),

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use nacre_protocol::guest;
 use nacre_protocol::spec::{self, Finding, Findings};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use crate::hooks::Hooks;
 use crate::rootfs::{Extent, Mount};
 pub use namespaces::Pod;
 
@@ -46,7 +47,7 @@ pub struct HostMount {
 }
 
 /// What is to be done for a container.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub struct Plan {
     /// The spec for the guest, JSON.
     pub guest_spec: Vec<u8>,
@@ -56,6 +57,10 @@ pub struct Plan {
     pub mounts: Vec<HostMount>,
     /// Fields of the spec that have no effect, and why.
     pub ignored: Vec<Finding>,
+    /// What runs on the host around it.
+    pub hooks: Hooks,
+    /// Whether the process is to have a terminal.
+    pub terminal: bool,
 }
 
 /// What a VM must know of its first spec before Create comes.
@@ -111,17 +116,10 @@ pub fn plan(
         // What is of the wrong shape below is taken out already.
         return Err(Error::Refused(findings.refusals()));
     }
-    for point in NOT_YET {
-        if spec["hooks"][point]
-            .as_array()
-            .is_some_and(|hooks| !hooks.is_empty())
-        {
-            findings.refuse(format!("hooks.{point}"), "not supported yet");
-        }
-    }
-    if spec["process"]["terminal"] == json!(true) {
-        findings.refuse("process.terminal", "not supported yet");
-    }
+    let hooks = Hooks::parse(id, bundle, &spec).unwrap_or_else(|invalid| {
+        findings.refuse(invalid.path, invalid.reason);
+        Hooks::default()
+    });
     namespaces::check(&mut spec["linux"]["namespaces"], pod, &mut findings);
     let mounts = host_mounts(bundle, &spec["mounts"], &mut findings);
     check_cpus(id, &spec, pod, &mut findings);
@@ -137,27 +135,33 @@ pub fn plan(
     } else {
         Rootfs::Mounts(rootfs)
     };
+    let terminal = spec["process"]["terminal"].as_bool().unwrap_or(false);
     for_guest(&mut spec, id, &mounts);
     Ok(Plan {
         guest_spec: serde_json::to_vec(&spec)?,
         rootfs,
         mounts,
         ignored: findings.ignored,
+        hooks,
+        terminal,
     })
 }
 
-/// Checks the `process` of an Exec; what the guest gets, and the fields that have no effect.
+/// Checks the `process` of an Exec; gives what the guest gets, and the fields that have no effect.
 ///
 /// # Errors
 /// [`Error`] with every field that can't be honoured.
-#[cfg_attr(not(test), expect(dead_code, reason = "Exec is not there yet"))]
-pub fn process(json: &[u8]) -> Result<(Vec<u8>, Vec<Finding>), Error> {
+pub fn process(json: &[u8]) -> Result<(Map<String, Value>, Vec<Finding>), Error> {
     let mut process = parse(json)?;
     let findings = spec::sift_process(&mut process);
-    if findings.refused.is_empty() {
-        Ok((serde_json::to_vec(&process)?, findings.ignored))
-    } else {
-        Err(Error::Refused(findings.refusals()))
+    match process {
+        Value::Object(process) if findings.refused.is_empty() => Ok((process, findings.ignored)),
+        Value::Object(_)
+        | Value::Null
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::String(_)
+        | Value::Array(_) => Err(Error::Refused(findings.refusals())),
     }
 }
 
@@ -188,9 +192,6 @@ fn check_cpus(id: &str, spec: &Value, pod: Option<Pod<'_>>, findings: &mut Findi
         findings.ignore(path, "the pod's VM has its CPUs from the pod's first container");
     }
 }
-
-/// Hooks that nobody runs yet.
-const NOT_YET: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
 
 /// Binds come from the host; other file systems are made in the guest.
 fn host_mounts(bundle: &Path, mounts: &Value, findings: &mut Findings) -> Vec<HostMount> {
@@ -230,6 +231,9 @@ fn for_guest(spec: &mut Value, id: &str, mounts: &[HostMount]) {
         spec["mounts"][mount.index]["type"] = json!("bind");
     }
     spec["linux"]["cgroupsPath"] = json!(format!("/{id}"));
+    if let Some(hooks) = spec["hooks"].as_object_mut() {
+        hooks.retain(|point, _| !Hooks::KEYS.contains(&point.as_str()));
+    }
     if let Some(cpu) = spec
         .pointer_mut("/linux/resources/cpu")
         .and_then(Value::as_object_mut)

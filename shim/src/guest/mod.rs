@@ -1,20 +1,23 @@
 //! The agent, as the shim talks to it: a ttrpc client on the one stream that the agent opened. Calls that a healthy
 //! agent answers at once have a deadline; a lost stream is told apart from an answer. Never dials, never retries.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use nacre_protocol::agent::{
-    AgentClient, ContainerRef, CreateContainerRequest, KillProcessRequest, ProcessRef, SetupRequest,
-    SetupResponse, Stdio,
+    AgentClient, ContainerRef, CreateContainerRequest, KillProcessRequest, ProcessRef, ResizePtyRequest,
+    SetupRequest, SetupResponse, StartExecRequest, Stdio, UpdateContainerRequest, WaitOomRequest,
 };
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{Context, with_duration};
 
 use crate::clock;
+use crate::container::Size;
 use crate::error::{Error, StepFailed};
+use crate::process::Name;
 
 /// Until an answer must have come. Emulated hosts take seconds for what others do in milliseconds.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -65,7 +68,12 @@ pub struct Exit {
     pub status: u32,
     /// Nanoseconds since the epoch.
     pub at_ns: i64,
+    /// Processes of its container that had been killed for want of memory by then.
+    pub oom_kills: u64,
 }
+
+/// Files of a container's cgroup in the guest, by name.
+pub type CgroupFiles = HashMap<String, Vec<u8>>;
 
 /// A guest whose agent has dialled in.
 #[derive(Clone)]
@@ -86,9 +94,10 @@ fn reference(container_id: &str) -> ContainerRef {
     }
 }
 
-fn init_of(container_id: &str) -> ProcessRef {
+fn process(name: &Name) -> ProcessRef {
     ProcessRef {
-        container_id: container_id.to_owned(),
+        container_id: name.container.clone(),
+        exec_id: name.exec.clone(),
         ..Default::default()
     }
 }
@@ -146,31 +155,119 @@ impl Guest {
         Ok(())
     }
 
-    /// Waits for the end of a container's init, however long it takes.
+    /// Runs a further process in a container; gives its pid in the guest.
     ///
     /// # Errors
     /// [`CallError`].
-    pub async fn wait(&self, id: &str) -> Result<Exit, CallError> {
-        let exit = self.client.wait_process(Context::default(), &init_of(id)).await?;
+    pub async fn start_exec(&self, name: &Name, spec: Vec<u8>, stdio: Stdio) -> Result<u32, CallError> {
+        let request = StartExecRequest {
+            container_id: name.container.clone(),
+            exec_id: name.exec.clone(),
+            process: spec,
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        };
+        Ok(self.client.start_exec(soon(), &request).await?.pid)
+    }
+
+    /// Waits for the end of a process, however long it takes.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn wait(&self, name: &Name) -> Result<Exit, CallError> {
+        let exit = self
+            .client
+            .wait_process(Context::default(), &process(name))
+            .await?;
         Ok(Exit {
             status: exit.exit_status,
             at_ns: exit.exited_at_ns,
+            oom_kills: exit.oom_kills,
         })
     }
 
-    /// Sends a signal to a container's init, or to all in it.
+    /// Sends a signal to a process, or to all in its container.
     ///
     /// # Errors
     /// [`CallError`].
-    pub async fn kill(&self, id: &str, signal: u32, all: bool) -> Result<(), CallError> {
+    pub async fn kill(&self, name: &Name, signal: u32, all: bool) -> Result<(), CallError> {
         let request = KillProcessRequest {
-            process: Some(init_of(id)).into(),
+            process: Some(process(name)).into(),
             signal,
             all,
             ..Default::default()
         };
         self.client.kill_process(soon(), &request).await?;
         Ok(())
+    }
+
+    /// Sets the size of a process's terminal.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn resize(&self, name: &Name, size: Size) -> Result<(), CallError> {
+        let request = ResizePtyRequest {
+            process: Some(process(name)).into(),
+            width: size.width.into(),
+            height: size.height.into(),
+            ..Default::default()
+        };
+        self.client.resize_pty(soon(), &request).await?;
+        Ok(())
+    }
+
+    /// Freezes a container's processes.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn pause(&self, id: &str) -> Result<(), CallError> {
+        self.client.pause_container(soon(), &reference(id)).await?;
+        Ok(())
+    }
+
+    /// Thaws them.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn resume(&self, id: &str) -> Result<(), CallError> {
+        self.client.resume_container(soon(), &reference(id)).await?;
+        Ok(())
+    }
+
+    /// Changes the limits that `resources` names: the object of the OCI specification, JSON.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn update(&self, id: &str, resources: Vec<u8>) -> Result<(), CallError> {
+        let request = UpdateContainerRequest {
+            container_id: id.to_owned(),
+            resources,
+            ..Default::default()
+        };
+        self.client.update_container(soon(), &request).await?;
+        Ok(())
+    }
+
+    /// What the guest's kernel counts of a container.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn stats(&self, id: &str) -> Result<CgroupFiles, CallError> {
+        Ok(self.client.container_stats(soon(), &reference(id)).await?.files)
+    }
+
+    /// Waits, however long it takes, until more than `known` processes of a container were killed for want of memory;
+    /// gives how many.
+    ///
+    /// # Errors
+    /// [`CallError`], with NOT_FOUND where the container is gone.
+    pub async fn wait_oom(&self, id: &str, known: u64) -> Result<u64, CallError> {
+        let request = WaitOomRequest {
+            container_id: id.to_owned(),
+            known_kills: known,
+            ..Default::default()
+        };
+        Ok(self.client.wait_oom(Context::default(), &request).await?.kills)
     }
 
     /// The processes in a container, as the guest numbers them.

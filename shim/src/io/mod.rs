@@ -24,6 +24,8 @@ pub struct Paths {
     pub stdout: String,
     /// The same for standard error.
     pub stderr: String,
+    /// Whether they are one terminal: there is no standard error then.
+    pub terminal: bool,
 }
 
 /// A port on which the guest will open a stream, and who waits for it.
@@ -36,6 +38,7 @@ pub struct Streams {
     stdin: Option<AbortHandle>,
     outputs: watch::Receiver<usize>,
     tasks: Vec<AbortHandle>,
+    ports: Vec<u32>,
     /// The FIFOs' other ends.
     _held: Vec<File>,
 }
@@ -50,9 +53,10 @@ impl Streams {
         mut next_port: impl FnMut() -> u32,
     ) -> Result<(Self, Stdio, Vec<Expected>), Error> {
         let source = fifo::open_source(&paths.stdin)?;
+        let stderr = if paths.terminal { "" } else { &paths.stderr };
         let sinks = [
             (fifo::open_sink(&paths.stdout)?, "stdout"),
-            (fifo::open_sink(&paths.stderr)?, "stderr"),
+            (fifo::open_sink(stderr)?, "stderr"),
         ];
         let mut expected = Vec::new();
         let mut expect = || {
@@ -108,6 +112,7 @@ impl Streams {
                 stdin,
                 outputs,
                 tasks,
+                ports: expected.iter().map(|(port, _)| *port).collect(),
                 _held: all_held,
             },
             stdio,
@@ -126,6 +131,12 @@ impl Streams {
         if let Some(task) = self.stdin.take() {
             task.abort();
         }
+    }
+
+    /// The ports that were given out for them.
+    #[must_use]
+    pub fn ports(&self) -> &[u32] {
+        &self.ports
     }
 
     /// Becomes 0 when all output has been written.

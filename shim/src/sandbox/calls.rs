@@ -1,14 +1,14 @@
 //! Calls of containerd's, answered from what the owner knows or by a task that asks the guest.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 
-use super::{Call, Event, Progress, Sandbox, View};
-use crate::clock;
-use crate::container::{Container, Reply, answer};
+use super::{Call, Listed, Progress, Sandbox, View};
+use crate::container::{Container, Size};
 use crate::error::Error;
-use crate::guest::{CallError, Exit, Guest};
-use crate::service::publisher::Notice;
-use crate::task_state::{Input, TaskState};
+use crate::guest::{CallError, CgroupFiles, Exit, Guest};
+use crate::process::{Name, Process, Reply, Tag, answer};
+use crate::task_state::{Freeze, TaskState};
 
 impl Sandbox {
     pub(super) fn call(&mut self, call: Call) {
@@ -16,38 +16,65 @@ impl Sandbox {
         self.publisher.wake();
         match call {
             Call::Create(request, reply) => self.create(request, reply),
-            Call::Start(id, reply) => self.start(&id, reply),
-            Call::State(id, reply) => answer(reply, self.find(&id).map(view)),
-            Call::Wait(id, reply) => self.wait(&id, reply),
+            Call::Exec(request, reply) => self.exec(request, reply),
+            Call::Start(name, reply) => self.start(&name, reply),
+            Call::State(name, reply) => answer(reply, self.state(&name)),
+            Call::Wait(name, reply) => self.wait(&name, reply),
             Call::Kill {
-                id,
+                name,
                 signal,
                 all,
                 reply,
-            } => self.kill(&id, signal, all, reply),
-            Call::Delete(id, reply) => self.delete(&id, reply),
-            Call::CloseStdin(id, reply) => {
+            } => self.kill(name, signal, all, reply),
+            Call::Delete(name, reply) => self.delete(&name, reply),
+            Call::CloseStdin(name, reply) => {
                 answer(
                     reply,
-                    self.find_mut(&id)
-                        .map(|container| container.streams.close_stdin()),
+                    self.process_mut(&name)
+                        .map(|process| process.streams.close_stdin()),
                 );
             }
+            Call::Resize(name, size, reply) => self.resize(name, size, reply),
             Call::Pids(id, reply) => self.pids(&id, reply),
+            Call::Pause(id, reply) => self.pause(&id, reply),
+            Call::Resume(id, reply) => self.resume(&id, reply),
+            Call::Update(id, resources, reply) => self.update(&id, resources, reply),
+            Call::Stats(id, reply) => self.stats(&id, reply),
             Call::Shutdown { now, reply } => self.shut_down(now, reply),
         }
     }
 
-    fn find(&self, id: &str) -> Result<&Container, Error> {
+    pub(super) fn container(&self, id: &str) -> Result<&Container, Error> {
         self.containers
             .get(id)
             .ok_or_else(|| Error::NoTask(id.to_owned()))
     }
 
-    pub(super) fn find_mut(&mut self, id: &str) -> Result<&mut Container, Error> {
+    pub(super) fn container_mut(&mut self, id: &str) -> Result<&mut Container, Error> {
         self.containers
             .get_mut(id)
             .ok_or_else(|| Error::NoTask(id.to_owned()))
+    }
+
+    pub(super) fn process_mut(&mut self, name: &Name) -> Result<&mut Process, Error> {
+        self.container_mut(&name.container)?
+            .process_mut(&name.exec)
+            .ok_or_else(|| Error::NoProcess(name.clone()))
+    }
+
+    fn find(&self, name: &Name) -> Result<(&Container, &Process), Error> {
+        let container = self.container(&name.container)?;
+        let process = container
+            .process(&name.exec)
+            .ok_or_else(|| Error::NoProcess(name.clone()))?;
+        Ok((container, process))
+    }
+
+    /// The container of the process that an event is about; None where that process is gone.
+    pub(super) fn tagged(&mut self, tag: &Tag) -> Option<&mut Container> {
+        let container = self.containers.get_mut(&tag.name.container)?;
+        let is_it = container.process(&tag.name.exec)?.tag == *tag;
+        is_it.then_some(container)
     }
 
     pub(super) fn guest(&self) -> Result<Guest, Error> {
@@ -58,95 +85,139 @@ impl Sandbox {
         }
     }
 
-    fn start(&mut self, id: &str, reply: Reply<u32>) {
-        let begun = self.guest().and_then(|guest| {
-            let container = self.find_mut(id)?;
-            if container.state != TaskState::Created {
-                return Err(container.refuse("started"));
-            }
-            container.advance(Input::Start);
-            Ok(guest)
-        });
-        let guest = match begun {
-            Ok(guest) => guest,
-            Err(error) => return answer(reply, Err(error)),
-        };
-        if let Some(container) = self.containers.get_mut(id) {
-            container.starting = Some(reply);
-        }
-        let (id, queue) = (id.to_owned(), self.queue.clone());
-        tokio::spawn(async move {
-            let result = guest
-                .start(&id)
-                .await
-                .map_err(|error| error.into_error("start container"));
-            // The owner is gone only with the shim.
-            let _ = queue.send(Event::Started(id, result)).await;
-        });
+    fn state(&self, name: &Name) -> Result<View, Error> {
+        let (container, process) = self.find(name)?;
+        let runs = process.state == TaskState::Running;
+        Ok(View {
+            bundle: container.request.bundle.display().to_string(),
+            pid: process.pid(container.pid),
+            state: process.state,
+            freeze: if runs { container.freeze } else { Freeze::Thawed },
+            paths: process.paths.clone(),
+            exit: process.exit,
+        })
     }
 
-    pub(super) fn started(&mut self, id: &str, result: Result<(), Error>) {
-        let Some(container) = self.containers.get_mut(id) else {
-            return;
-        };
-        let reply = container.starting.take();
-        let ended = container.state == TaskState::Exiting;
-        let pid = container.pid;
-        match &result {
-            Ok(()) => {
-                container.advance(Input::Started);
-                self.publisher.publish(&Notice::Started { id, pid });
-                self.recorder.step("container started", clock::monotonic_ns());
-                self.recorder.write();
-            }
-            Err(error) => {
-                container.advance(Input::StartFailed);
-                crate::log::error(format_args!("start {id}: {error}"));
-            }
-        }
-        if let Some(reply) = reply {
-            answer(reply, result.map(|()| pid));
-        }
-        if ended {
-            self.stopped(id);
-        }
-    }
-
-    fn wait(&mut self, id: &str, reply: Reply<Exit>) {
-        match self.find_mut(id) {
-            Ok(container) => match container.exit.filter(|_| container.state == TaskState::Stopped) {
+    fn wait(&mut self, name: &Name, reply: Reply<Exit>) {
+        match self.process_mut(name) {
+            Ok(process) => match process.end() {
                 Some(exit) => answer(reply, Ok(exit)),
-                None => container.waiters.push(reply),
+                None => process.waiters.push(reply),
             },
             Err(error) => answer(reply, Err(error)),
         }
     }
 
-    fn kill(&self, id: &str, signal: u32, all: bool, reply: Reply<()>) {
-        let begun = self.find(id).and_then(|container| match container.state {
-            TaskState::Stopped | TaskState::Exiting => Err(Error::Finished(id.to_owned())),
-            TaskState::Created | TaskState::Starting | TaskState::Running => self.guest(),
-            TaskState::Creating => Err(container.refuse("killed")),
+    fn kill(&self, name: Name, signal: u32, all: bool, reply: Reply<()>) {
+        let begun = self.find(&name).and_then(|(container, process)| {
+            let init_ended = name.is_init() && container.held.is_some();
+            match process.state {
+                TaskState::Stopped | TaskState::Exiting => Err(Error::Finished(name.clone())),
+                _ if init_ended => Err(Error::Finished(name.clone())),
+                TaskState::Running => self.guest(),
+                TaskState::Created | TaskState::Starting if name.is_init() => self.guest(),
+                TaskState::Creating | TaskState::Created | TaskState::Starting => {
+                    Err(process.refuse("killed"))
+                }
+            }
         });
-        let id = id.to_owned();
+        // "All" is the container's init and whatever it left; a process beside it is one.
+        let all = all && name.is_init();
         match begun {
-            Ok(guest) => ask(reply, "kill", async move { guest.kill(&id, signal, all).await }),
+            Ok(guest) => ask(reply, "kill", async move { guest.kill(&name, signal, all).await }),
             Err(error) => answer(reply, Err(error)),
         }
     }
 
-    fn pids(&self, id: &str, reply: Reply<Vec<u32>>) {
-        let begun = self.find(id).and_then(|container| {
-            if container.state == TaskState::Stopped {
-                Ok(None)
-            } else {
-                self.guest().map(Some)
+    /// A process without a terminal takes any size, as under containerd's own shims.
+    fn resize(&mut self, name: Name, size: Size, reply: Reply<()>) {
+        let begun = self.find(&name).and_then(|(_, process)| {
+            if !process.paths.terminal {
+                return Ok(None);
             }
+            match process.state {
+                TaskState::Created | TaskState::Starting if !name.is_init() => Ok(None),
+                TaskState::Created | TaskState::Starting | TaskState::Running => self.guest().map(Some),
+                TaskState::Creating | TaskState::Exiting | TaskState::Stopped => {
+                    Err(process.refuse("resized"))
+                }
+            }
+        });
+        match begun {
+            Ok(Some(guest)) => ask(reply, "resize terminal", async move {
+                guest.resize(&name, size).await
+            }),
+            Ok(None) => {
+                if let Some(exec) = self
+                    .containers
+                    .get_mut(&name.container)
+                    .and_then(|container| container.execs.get_mut(&name.exec))
+                {
+                    exec.size = Some(size);
+                }
+                answer(reply, Ok(()));
+            }
+            Err(error) => answer(reply, Err(error)),
+        }
+    }
+
+    fn pids(&self, id: &str, reply: Reply<Vec<Listed>>) {
+        let begun = self.container(id).and_then(|container| {
+            if container.init.state == TaskState::Stopped {
+                return Ok(None);
+            }
+            let mut execs = BTreeMap::new();
+            for (exec, known) in &container.execs {
+                if let Some(pid) = known.process.guest_pid.filter(|_| known.process.exit.is_none()) {
+                    execs.insert(pid, exec.clone());
+                }
+            }
+            Ok(Some((self.guest()?, execs)))
         });
         let id = id.to_owned();
         match begun {
-            Ok(Some(guest)) => ask(reply, "list processes", async move { guest.pids(&id).await }),
+            Ok(Some((guest, mut execs))) => ask(reply, "list processes", async move {
+                let pids = guest.pids(&id).await?;
+                let listed = |pid| Listed {
+                    pid,
+                    exec: execs.remove(&pid),
+                };
+                Ok(pids.into_iter().map(listed).collect())
+            }),
             Ok(None) => answer(reply, Ok(Vec::new())),
+            Err(error) => answer(reply, Err(error)),
+        }
+    }
+
+    fn update(&self, id: &str, resources: Vec<u8>, reply: Reply<()>) {
+        let begun = self
+            .container(id)
+            .and_then(|container| match container.init.state {
+                TaskState::Created | TaskState::Starting | TaskState::Running => self.guest(),
+                TaskState::Creating | TaskState::Exiting | TaskState::Stopped => {
+                    Err(container.refuse("updated"))
+                }
+            });
+        let id = id.to_owned();
+        match begun {
+            Ok(guest) => ask(reply, "update limits", async move {
+                guest.update(&id, resources).await
+            }),
+            Err(error) => answer(reply, Err(error)),
+        }
+    }
+
+    fn stats(&self, id: &str, reply: Reply<CgroupFiles>) {
+        let begun = self
+            .container(id)
+            .and_then(|container| match container.init.state {
+                TaskState::Created | TaskState::Starting | TaskState::Running => self.guest(),
+                TaskState::Creating => Err(container.refuse("measured")),
+                TaskState::Exiting | TaskState::Stopped => Err(Error::NoCounters(Name::init(id))),
+            });
+        let id = id.to_owned();
+        match begun {
+            Ok(guest) => ask(reply, "read counters", async move { guest.stats(&id).await }),
             Err(error) => answer(reply, Err(error)),
         }
     }
@@ -159,16 +230,6 @@ impl Sandbox {
         if let Some(earlier) = self.shutdown.replace(reply) {
             answer(earlier, Ok(()));
         }
-    }
-}
-
-fn view(container: &Container) -> View {
-    View {
-        bundle: container.request.bundle.display().to_string(),
-        pid: container.pid,
-        state: container.state,
-        paths: container.request.paths.clone(),
-        exit: container.exit,
     }
 }
 

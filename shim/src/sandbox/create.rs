@@ -12,14 +12,15 @@ use tokio::sync::{mpsc, watch};
 use super::{Event, Progress, Sandbox, failed};
 use crate::bundle::{self, Plan, Pod};
 use crate::clock;
-use crate::container::{Container, Reply, Request, answer};
+use crate::container::{Container, Request};
 use crate::error::{Error, StepFailed};
 use crate::guest::{CallError, Guest};
+use crate::hooks::Point;
 use crate::identity;
-use crate::io::Streams;
+use crate::process::{Name, Process, Reply, answer};
 use crate::rootfs;
 use crate::service::publisher::Notice;
-use crate::task_state::Input;
+use crate::task_state::{Input, TaskState};
 
 /// A lost stream is most likely a VM that ends: its reason is worth this wait.
 const END_DEADLINE: Duration = Duration::from_secs(5);
@@ -27,11 +28,10 @@ const END_DEADLINE: Duration = Duration::from_secs(5);
 impl Sandbox {
     pub(super) fn create(&mut self, request: Request, reply: Reply<u32>) {
         match self.begin_create(&request) {
-            Ok((streams, job)) => {
-                let pid = self.vm.as_ref().map_or(0, |vm| vm.pid());
+            Ok((init, job)) => {
                 let id = request.id.clone();
-                self.containers
-                    .insert(id, Container::new(request, pid, streams, reply));
+                let container = Container::new(request, job.pid, init, job.plan.hooks.clone(), reply);
+                self.containers.insert(id, container);
                 let queue = self.queue.clone();
                 tokio::spawn(async move {
                     let id = job.id.clone();
@@ -47,13 +47,13 @@ impl Sandbox {
         }
     }
 
-    fn begin_create(&mut self, request: &Request) -> Result<(Streams, Job), Error> {
+    fn begin_create(&mut self, request: &Request) -> Result<(Process, Job), Error> {
         check_id(&request.id)?;
+        if self.containers.contains_key(&request.id) {
+            return Err(Error::Exists(Name::init(&request.id)));
+        }
         if self.closing {
             return Err(Error::Closing);
-        }
-        if self.containers.contains_key(&request.id) {
-            return Err(Error::Exists(request.id.clone()));
         }
         self.recorder.step("create called", clock::monotonic_ns());
         let file = identity::config_json(&request.bundle);
@@ -71,23 +71,27 @@ impl Sandbox {
                 request.id, finding.path, finding.reason
             ));
         }
-        let next_port = &mut self.next_port;
-        let (streams, stdio, expected) = Streams::open(&request.paths, || {
-            let port = *next_port;
-            *next_port = port.wrapping_add(1);
-            port
-        })
-        .map_err(|error| failed("open streams", error, None))?;
-        self.ports.extend(expected);
+        if plan.terminal != request.paths.terminal {
+            let reason = if plan.terminal {
+                "is true, but Create wants no terminal"
+            } else {
+                "is not true, but Create wants a terminal"
+            };
+            return Err(Error::Refused(format!("process.terminal: {reason}")));
+        }
+        let (streams, stdio) = self.open_streams(&request.paths)?;
+        let tag = self.tag(Name::init(&request.id));
+        let init = Process::new(tag, TaskState::Creating, request.paths.clone(), streams);
         let job = Job {
             id: request.id.clone(),
             plan,
             stdio,
+            pid: self.vm.as_ref().map_or(0, |vm| vm.pid()),
             vmm: self.vm.as_ref().map(|vm| vm.shared_pidfd()),
             progress: self.progress.subscribe(),
             queue: self.queue.clone(),
         };
-        Ok((streams, job))
+        Ok((init, job))
     }
 
     pub(super) fn created(&mut self, id: &str, result: Result<u32, Error>) {
@@ -97,22 +101,27 @@ impl Sandbox {
         let reply = container.creating.take();
         match result {
             Ok(guest_pid) => {
-                container.advance(Input::Created);
+                container.init.advance(Input::Created);
+                container.init.guest_pid = Some(guest_pid);
+                let (pid, tag) = (container.pid, container.init.tag.clone());
                 self.recorder.step("container created", clock::monotonic_ns());
                 crate::log::info(format_args!("{id} created, pid {guest_pid} in the guest"));
                 self.publisher.publish(&Notice::Created {
                     request: &container.request,
-                    pid: container.pid,
+                    pid,
                 });
-                let pid = container.pid;
                 if let Some(reply) = reply {
                     answer(reply, Ok(pid));
                 }
-                self.wait_in_guest(id);
+                self.wait_in_guest(&tag);
+                self.watch_memory(&tag, 0);
             }
             Err(error) => {
                 crate::log::error(format_args!("create {id}: {error}"));
-                self.containers.remove(id);
+                if let Some(container) = self.containers.remove(id) {
+                    self.forget_ports(&container.init.streams);
+                    container.init.abandon(container.pid);
+                }
                 self.recorder.write();
                 if let Some(reply) = reply {
                     answer(reply, Err(error));
@@ -136,6 +145,8 @@ struct Job {
     id: String,
     plan: Plan,
     stdio: Stdio,
+    /// The VMM's.
+    pid: u32,
     vmm: Option<Arc<OwnedFd>>,
     progress: watch::Receiver<Progress>,
     queue: mpsc::Sender<Event>,
@@ -143,6 +154,16 @@ struct Job {
 
 impl Job {
     async fn run(mut self) -> Result<u32, Error> {
+        self.place().await?;
+        let result = self.create().await;
+        if result.is_err() {
+            self.plan.hooks.run_all(Point::Poststop, self.pid).await;
+        }
+        result
+    }
+
+    /// Gives the VMM what the container sees of the host.
+    async fn place(&mut self) -> Result<(), Error> {
         let placements = rootfs::detach(&self.id, &self.plan.rootfs, &self.plan.mounts)
             .map_err(|error| failed("mount root file system", error, None))?;
         self.step("host mounts made").await;
@@ -154,6 +175,14 @@ impl Job {
         }
         drop(placements);
         self.step("host mounts placed").await;
+        Ok(())
+    }
+
+    async fn create(&mut self) -> Result<u32, Error> {
+        for point in [Point::Prestart, Point::CreateRuntime] {
+            let run = self.plan.hooks.run(point, self.pid).await;
+            run.map_err(|error| failed("run hooks", error, None))?;
+        }
         let guest = self.ready().await?;
         let spec = std::mem::take(&mut self.plan.guest_spec);
         match guest

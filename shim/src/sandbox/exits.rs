@@ -1,44 +1,44 @@
-//! The end of a container: its exit is told when the process dies, its Delete is answered when its output is written
-//! (or has had its time), and with the sandbox's own container the VM ends.
+//! The end of a process: its exit is told when it dies, its Delete is answered when its output is written (or has had
+//! its time), and with the sandbox's own container the VM ends. Init's exit is the last of its container: where it comes
+//! earlier it is held until those of the processes beside it are told.
 
 use std::time::Duration;
 
-use super::vm_events::LOST_STATUS;
+use super::vm_events::lost;
 use super::{Event, Progress, Sandbox};
-use crate::clock;
-use crate::container::{Deleted, Reply, answer};
+use crate::container::Container;
 use crate::error::Error;
-use crate::guest::{CallError, Exit};
+use crate::guest::{CallError, Exit, Guest};
+use crate::hooks::Point;
+use crate::process::{Deleted, Name, Reply, Tag, answer};
 use crate::service::publisher::Notice;
 use crate::task_state::{Input, TaskState};
 
 /// How long Delete waits for output that nobody reads.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+/// How long init's exit is held. The guest kills what init leaves, so what has not ended by then is lost.
+const HOLD_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Sandbox {
-    /// Learns of the end of `id`'s init from the guest.
-    pub(super) fn wait_in_guest(&mut self, id: &str) {
+    /// Learns of a process's end from the guest.
+    pub(super) fn wait_in_guest(&mut self, tag: &Tag) {
         let guest = match self.guest() {
             Ok(guest) => guest,
-            // The VM ended before its owner knew of the container.
-            Err(_) => {
-                return self.exited(
-                    id,
-                    Exit {
-                        status: LOST_STATUS,
-                        at_ns: clock::realtime_ns(),
-                    },
-                );
-            }
+            // The VM ended before its owner knew of the process.
+            Err(_) => return self.exited(tag, lost()),
         };
-        let (id, queue) = (id.to_owned(), self.queue.clone());
+        let (tag, queue) = (tag.clone(), self.queue.clone());
         tokio::spawn(async move {
-            let event = match guest.wait(&id).await {
-                Ok(exit) => Event::Exited(id, exit),
+            let event = match guest.wait(&tag.name).await {
+                Ok(exit) => Event::Exited(tag, exit),
                 // A lost stream: with the VM's end every task ends, and an agent that is lost alone ends the VM.
                 Err(CallError::Lost(reason)) => Event::AgentLost(reason),
+                Err(CallError::Answer(code, message)) if tag.name.is_init() => {
+                    Event::AgentLost(format!("waiting for {}: {code:?}: {message}", tag.name))
+                }
                 Err(CallError::Answer(code, message)) => {
-                    Event::AgentLost(format!("waiting for {id}: {code:?}: {message}"))
+                    crate::log::error(format_args!("waiting for {}: {code:?}: {message}", tag.name));
+                    Event::Exited(tag, lost())
                 }
             };
             // The owner is gone only with the shim.
@@ -46,146 +46,272 @@ impl Sandbox {
         });
     }
 
-    pub(super) fn exited(&mut self, id: &str, exit: Exit) {
-        let Some(container) = self.containers.get_mut(id) else {
-            return;
-        };
-        if container.exit.is_some() || !container.advance(Input::Exited) {
+    pub(super) fn exited(&mut self, tag: &Tag, exit: Exit) {
+        self.count_kills(&tag.name.container, exit.oom_kills);
+        let Some(container) = self.tagged(tag) else { return };
+        if tag.name.is_init() && container.init.exit.is_none() && container.has_live_execs() {
+            if container.held.replace(exit).is_none() {
+                self.after(HOLD_DEADLINE, Event::HeldTooLong(tag.clone()));
+            }
             return;
         }
-        container.exit = Some(exit);
-        container.streams.end_stdin();
-        if container.state == TaskState::Stopped {
-            self.stopped(id);
+        self.end(tag, exit);
+    }
+
+    /// An end that may be told.
+    fn end(&mut self, tag: &Tag, exit: Exit) {
+        let Some(container) = self.tagged(tag) else { return };
+        let Some(process) = container.process_mut(&tag.name.exec) else {
+            return;
+        };
+        if process.exit.is_some() || !process.advance(Input::Exited) {
+            return;
+        }
+        process.exit = Some(exit);
+        process.streams.end_stdin();
+        if process.state == TaskState::Stopped {
+            self.stopped(tag);
         }
     }
 
     /// Tells of an end that is known; after Start has been answered, where it was called.
-    pub(super) fn stopped(&mut self, id: &str) {
-        let Some(container) = self.containers.get_mut(id) else {
+    pub(super) fn stopped(&mut self, tag: &Tag) {
+        let Some(container) = self.tagged(tag) else { return };
+        let pid = container.pid;
+        let Some(exit) = container.process(&tag.name.exec).and_then(|process| process.exit) else {
             return;
         };
-        let Some(exit) = container.exit else { return };
-        crate::log::info(format_args!("{id} exited with {}", exit.status));
+        crate::log::info(format_args!("{} exited with {}", tag.name, exit.status));
         self.publisher.publish(&Notice::Exited {
-            id,
-            pid: container.pid,
+            name: &tag.name,
+            pid,
             exit,
         });
-        for reply in std::mem::take(&mut container.waiters) {
-            answer(reply, Ok(exit));
-        }
-        let mut left = container.streams.outputs_left();
-        let (id, queue) = (id.to_owned(), self.queue.clone());
-        tokio::spawn(async move {
-            // An error: the streams are gone, and the container with them.
-            if left.wait_for(|left| *left == 0).await.is_ok() {
-                // The owner is gone only with the shim.
-                let _ = queue.send(Event::Drained(id)).await;
-            }
-        });
+        self.settle(tag);
     }
 
-    pub(super) fn drained(&mut self, id: &str) {
-        let Some(container) = self.containers.get_mut(id) else {
+    /// What follows from an end that was told, or that there is nothing to be told of.
+    pub(super) fn settle(&mut self, tag: &Tag) {
+        let Some(container) = self.tagged(tag) else { return };
+        let Some(process) = container.process_mut(&tag.name.exec) else {
             return;
         };
-        container.drained = true;
-        // Nothing can come after the end of a VM's only container: ending it now is done by the time of Delete.
-        if id == self.identity.id && !self.outline.is_pod {
-            self.close_vm();
+        if let Some(exit) = process.end() {
+            for reply in std::mem::take(&mut process.waiters) {
+                answer(reply, Ok(exit));
+            }
         }
-        self.finish_delete(id);
-    }
-
-    pub(super) fn delete(&mut self, id: &str, reply: Reply<Deleted>) {
-        let container = match self.find_mut(id) {
-            Ok(container) => container,
-            Err(error) => return answer(reply, Err(error)),
-        };
-        if !container.state.may_delete() || container.deleting.is_some() {
-            let error = container.refuse("deleted");
-            return answer(reply, Err(error));
-        }
-        container.deleting = Some(reply);
-        if container.state == TaskState::Created {
-            self.end_created(id);
-        }
-        let queue = self.queue.clone();
-        let id_too = id.to_owned();
-        let mut gone = self.progress.subscribe();
+        let mut left = process.streams.outputs_left();
+        let held = container.held.filter(|_| !container.has_live_execs());
+        let init = container.init.tag.clone();
+        let (tag, queue) = (tag.clone(), self.queue.clone());
         tokio::spawn(async move {
-            // Cut short by the end of the owner.
-            let late = tokio::time::timeout(DRAIN_DEADLINE, gone.wait_for(|_| false))
-                .await
-                .is_err();
-            if late {
+            // An error: the streams are gone, and the process with them.
+            if left.wait_for(|left| *left == 0).await.is_ok() {
                 // The owner is gone only with the shim.
-                let _ = queue.send(Event::Drained(id_too)).await;
+                let _ = queue.send(Event::Drained(tag)).await;
             }
         });
-        self.finish_delete(id);
+        if let Some(exit) = held {
+            self.release(&init, exit);
+        }
+    }
+
+    fn release(&mut self, init: &Tag, exit: Exit) {
+        if let Some(container) = self.tagged(init) {
+            container.held = None;
+        }
+        self.end(init, exit);
+    }
+
+    pub(super) fn held_too_long(&mut self, init: &Tag) {
+        let Some(container) = self.tagged(init) else {
+            return;
+        };
+        let Some(exit) = container.held else { return };
+        crate::log::error(format_args!(
+            "{}: processes beside init have not ended {} s after it",
+            init.name,
+            HOLD_DEADLINE.as_secs()
+        ));
+        for exec in live_execs(container) {
+            self.end(
+                &exec,
+                Exit {
+                    at_ns: exit.at_ns,
+                    ..lost()
+                },
+            );
+        }
+        // One whose start the guest has not answered is told of when it does; init waits no longer.
+        if self
+            .tagged(init)
+            .is_some_and(|container| container.held.is_some())
+        {
+            self.release(init, exit);
+        }
+    }
+
+    /// The VM has ended: so has everything in it.
+    pub(super) fn all_exited(&mut self) {
+        let mut ended = Vec::new();
+        for container in self.containers.values() {
+            ended.extend(live_execs(container));
+            if container.init.state.may_exit() {
+                ended.push(container.init.tag.clone());
+            }
+        }
+        let exit = lost();
+        for tag in ended {
+            self.exited(&tag, exit);
+        }
+    }
+
+    pub(super) fn drained(&mut self, tag: &Tag) {
+        let is_pod = self.outline.is_pod;
+        let is_sandbox = tag.name.container == self.identity.id;
+        let Some(container) = self.tagged(tag) else { return };
+        if let Some(process) = container.process_mut(&tag.name.exec) {
+            process.drained = true;
+        }
+        // Nothing can come after the end of a VM's only container: ending it now is done by the time of Delete.
+        if is_sandbox && !is_pod && container.is_drained() {
+            self.close_vm();
+        }
+        self.finish_delete(&tag.name);
+    }
+
+    pub(super) fn delete(&mut self, name: &Name, reply: Reply<Deleted>) {
+        let process = match self.process_mut(name) {
+            Ok(process) => process,
+            Err(error) => return answer(reply, Err(error)),
+        };
+        if !process.state.may_delete() || process.deleting.is_some() {
+            let error = process.refuse("deleted");
+            return answer(reply, Err(error));
+        }
+        process.deleting = Some(reply);
+        let tag = process.tag.clone();
+        match (process.state, name.is_init()) {
+            (TaskState::Created, true) => self.end_created(name),
+            // The guest does not know of it.
+            (TaskState::Created, false) => return self.remove_exec(name),
+            _ => {}
+        }
+        self.finish_delete(name);
+        if self.tagged(&tag).is_some() {
+            self.after(DRAIN_DEADLINE, Event::Drained(tag));
+        }
+    }
+
+    /// Queues `event` after `time`, unless the owner has ended by then.
+    fn after(&self, time: Duration, event: Event) {
+        let queue = self.queue.clone();
+        let mut gone = self.progress.subscribe();
+        tokio::spawn(async move {
+            let is_due = tokio::time::timeout(time, gone.wait_for(|_| false))
+                .await
+                .is_err();
+            if is_due {
+                // The owner is gone only with the shim.
+                let _ = queue.send(event).await;
+            }
+        });
     }
 
     /// An init that waits at its gate is killed; its exit comes as any other.
-    fn end_created(&mut self, id: &str) {
-        if id == self.identity.id {
+    fn end_created(&mut self, name: &Name) {
+        if name.container == self.identity.id {
             return self.close_vm();
         }
         let Progress::Ready(guest) = self.progress.borrow().clone() else {
             return;
         };
-        let id = id.to_owned();
+        let name = name.clone();
         tokio::spawn(async move {
-            if let Err(error) = guest.kill(&id, libc::SIGKILL.unsigned_abs(), true).await {
-                crate::log::warn(format_args!("killing {id}, which was never started: {error:?}"));
+            if let Err(error) = guest.kill(&name, libc::SIGKILL.unsigned_abs(), true).await {
+                crate::log::warn(format_args!("killing {name}, which was never started: {error:?}"));
             }
         });
     }
 
     /// Answers Delete where all is there for it.
-    fn finish_delete(&mut self, id: &str) {
-        let Some(container) = self.containers.get_mut(id) else {
+    fn finish_delete(&mut self, name: &Name) {
+        let Ok(process) = self.process_mut(name) else {
             return;
         };
-        let Some(exit) = container
-            .exit
-            .filter(|_| container.state == TaskState::Stopped && container.drained)
-        else {
+        if process.end().is_none() || !process.drained || process.deleting.is_none() {
             return;
-        };
-        let Some(reply) = container.deleting.take() else {
-            return;
-        };
-        let deleted = Deleted {
-            pid: container.pid,
-            exit,
-        };
-        self.containers.remove(id);
-        self.publisher.publish(&Notice::Deleted {
-            id,
-            pid: deleted.pid,
-            exit,
-        });
-        if id == self.identity.id {
-            self.close_vm();
-            return answer(reply, Ok(deleted));
         }
-        self.delete_in_guest(id, deleted, reply);
+        if name.is_init() {
+            self.remove_container(name);
+        } else {
+            self.remove_exec(name);
+        }
     }
 
-    fn delete_in_guest(&self, id: &str, deleted: Deleted, reply: Reply<Deleted>) {
-        let Progress::Ready(guest) = self.progress.borrow().clone() else {
-            return answer(reply, Ok(deleted));
+    /// containerd hears of no deletion but of containers'.
+    fn remove_exec(&mut self, name: &Name) {
+        let Ok(container) = self.container_mut(&name.container) else {
+            return;
         };
-        let id = id.to_owned();
+        let pid = container.pid;
+        if let Some(exec) = container.execs.remove(&name.exec) {
+            self.forget_ports(&exec.process.streams);
+            exec.process.abandon(pid);
+        }
+    }
+
+    fn remove_container(&mut self, name: &Name) {
+        let Some(mut container) = self.containers.remove(&name.container) else {
+            return;
+        };
+        let pid = container.pid;
+        let id = container.id().to_owned();
+        self.forget_ports(&container.init.streams);
+        for (_, exec) in std::mem::take(&mut container.execs) {
+            self.forget_ports(&exec.process.streams);
+            exec.process.abandon(pid);
+        }
+        let (Some(exit), Some(reply)) = (container.init.exit, container.init.deleting.take()) else {
+            return;
+        };
+        self.publisher.publish(&Notice::Deleted { id: &id, pid, exit });
+        let deleted = container.init.deleted(pid);
+        let guest = if id == self.identity.id {
+            self.close_vm();
+            None
+        } else {
+            match &*self.progress.borrow() {
+                Progress::Ready(guest) => Some(guest.clone()),
+                Progress::Starting | Progress::Running | Progress::Ended(_) => None,
+            }
+        };
+        let hooks = container.hooks;
+        if guest.is_none() && !hooks.has(Point::Poststop) {
+            return answer(reply, Ok(deleted));
+        }
         tokio::spawn(async move {
-            let result: Result<(), Error> = match guest.delete(&id).await {
-                // Lost with the VM: there is nothing left to be deleted.
-                Ok(()) | Err(CallError::Lost(_)) => Ok(()),
-                Err(error @ CallError::Answer(..)) => Err(error.into_error("delete container")),
-            };
+            let result = delete_in_guest(guest, &id).await;
+            hooks.run_all(Point::Poststop, pid).await;
             answer(reply, result.map(|()| deleted));
         });
     }
+}
+
+async fn delete_in_guest(guest: Option<Guest>, id: &str) -> Result<(), Error> {
+    let Some(guest) = guest else { return Ok(()) };
+    match guest.delete(id).await {
+        // Lost with the VM: there is nothing left to be deleted.
+        Ok(()) | Err(CallError::Lost(_)) => Ok(()),
+        Err(error @ CallError::Answer(..)) => Err(error.into_error("delete container")),
+    }
+}
+
+fn live_execs(container: &Container) -> Vec<Tag> {
+    let processes = container.execs.values().map(|exec| &exec.process);
+    processes
+        .filter(|process| process.state.is_live() && process.state.may_exit())
+        .map(|process| process.tag.clone())
+        .collect()
 }

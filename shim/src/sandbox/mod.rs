@@ -9,7 +9,11 @@
 
 mod calls;
 mod create;
+mod exec;
 mod exits;
+mod freeze;
+mod memory;
+mod start;
 mod timeline;
 mod vm_events;
 
@@ -17,7 +21,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use nacre_protocol::agent::SetupResponse;
+use nacre_protocol::agent::{SetupResponse, Stdio};
 use nacre_protocol::state::Pod;
 use nacre_protocol::vsock::FIRST_STREAM_PORT;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,13 +29,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::bundle::{self, Outline};
 use crate::cgroup::Cgroup;
 use crate::clock;
-use crate::container::{Container, Deleted, Reply, Request};
+use crate::container::{Container, ExecRequest, Request, Size};
 use crate::error::{Error, StepFailed};
-use crate::guest::{CallError, Exit, Guest};
+use crate::guest::{CallError, CgroupFiles, Exit, Guest};
 use crate::identity::{self, Identity};
-use crate::io::Paths;
+use crate::io::{Expected, Paths, Streams};
+use crate::process::{Deleted, Name, Reply, Tag};
 use crate::service::publisher::Publisher;
-use crate::task_state::TaskState;
+use crate::task_state::{Freeze, TaskState};
 use crate::vm::{self, Vm};
 use nacre_protocol::config::{self, Config};
 use timeline::Recorder;
@@ -39,7 +44,7 @@ use timeline::Recorder;
 /// Events that may wait; whoever has one more waits itself (and so does the VMM, and its guest).
 const QUEUE: usize = 64;
 
-/// A task as State shows it.
+/// A process as State shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
     /// Its bundle.
@@ -48,28 +53,46 @@ pub struct View {
     pub pid: u32,
     /// Where it stands.
     pub state: TaskState,
+    /// Whether its container is frozen.
+    pub freeze: Freeze,
     /// Its streams.
     pub paths: Paths,
     /// How it ended.
     pub exit: Option<Exit>,
 }
 
+/// A process of the guest, as Pids shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// As the guest numbers it.
+    pub pid: u32,
+    /// Its id, where containerd started it beside init.
+    pub exec: Option<String>,
+}
+
 /// A call of containerd's.
 #[derive(Debug)]
 pub enum Call {
     Create(Request, Reply<u32>),
-    Start(String, Reply<u32>),
-    State(String, Reply<View>),
-    Wait(String, Reply<Exit>),
+    Exec(ExecRequest, Reply<()>),
+    Start(Name, Reply<u32>),
+    State(Name, Reply<View>),
+    Wait(Name, Reply<Exit>),
     Kill {
-        id: String,
+        name: Name,
         signal: u32,
         all: bool,
         reply: Reply<()>,
     },
-    Delete(String, Reply<Deleted>),
-    CloseStdin(String, Reply<()>),
-    Pids(String, Reply<Vec<u32>>),
+    Delete(Name, Reply<Deleted>),
+    CloseStdin(Name, Reply<()>),
+    Resize(Name, Size, Reply<()>),
+    Pids(String, Reply<Vec<Listed>>),
+    Pause(String, Reply<()>),
+    Resume(String, Reply<()>),
+    /// The resources object of the OCI specification, JSON.
+    Update(String, Vec<u8>, Reply<()>),
+    Stats(String, Reply<CgroupFiles>),
     /// Ends the shim where it has no containers, or `now`.
     Shutdown {
         now: bool,
@@ -86,10 +109,17 @@ pub enum Event {
     Step(&'static str, u64),
     AgentSetUp(Box<Result<(Guest, SetupResponse), CallError>>),
     Created(String, Result<u32, Error>),
-    Started(String, Result<(), Error>),
-    Exited(String, Exit),
-    /// All output of an ended container is written, or has had its time.
-    Drained(String),
+    /// With the process's pid in the guest where it has just got one.
+    Started(Tag, Result<Option<u32>, Error>),
+    Exited(Tag, Exit),
+    /// Init's end has waited long enough for the ends of the processes beside it.
+    HeldTooLong(Tag),
+    /// All output of an ended process is written, or has had its time.
+    Drained(Tag),
+    /// The container of this init is frozen or thawed, as was asked; or could not be.
+    Froze(Tag, Result<(), Error>, Reply<()>),
+    /// So many processes in the container of this init were killed for want of memory.
+    OutOfMemory(Tag, u64),
     /// The agent's stream is lost.
     AgentLost(String),
     /// The VM can't go on, for this reason.
@@ -147,6 +177,7 @@ pub struct Sandbox {
     /// Ports on which the guest is expected to open a stream.
     ports: BTreeMap<u32, oneshot::Sender<OwnedFd>>,
     next_port: u32,
+    next_serial: u64,
     agent_seen: bool,
     /// Why the VM was ended, where it was by us.
     cause: Option<StepFailed>,
@@ -195,6 +226,7 @@ impl Sandbox {
             containers: BTreeMap::new(),
             ports: BTreeMap::new(),
             next_port: FIRST_STREAM_PORT,
+            next_serial: 0,
             agent_seen: false,
             cause: None,
             closing: false,
@@ -216,7 +248,7 @@ impl Sandbox {
         }
         self.clean_up();
         if let Some(reply) = self.shutdown.take() {
-            crate::container::answer(reply, Ok(()));
+            crate::process::answer(reply, Ok(()));
         }
     }
 
@@ -227,9 +259,12 @@ impl Sandbox {
             Event::Step(name, at_ns) => self.recorder.step(name, at_ns),
             Event::AgentSetUp(result) => self.agent_set_up(*result),
             Event::Created(id, result) => self.created(&id, result),
-            Event::Started(id, result) => self.started(&id, result),
-            Event::Exited(id, exit) => self.exited(&id, exit),
-            Event::Drained(id) => self.drained(&id),
+            Event::Started(tag, result) => self.started(&tag, result),
+            Event::Exited(tag, exit) => self.exited(&tag, exit),
+            Event::HeldTooLong(tag) => self.held_too_long(&tag),
+            Event::Drained(tag) => self.drained(&tag),
+            Event::Froze(tag, result, reply) => self.froze(&tag, result, reply),
+            Event::OutOfMemory(tag, kills) => self.out_of_memory(&tag, kills),
             Event::AgentLost(reason) => self.agent_lost(&reason),
             Event::Hopeless(failed) => self.end_vm(failed),
         }
@@ -262,6 +297,33 @@ impl Sandbox {
         tokio::spawn(vm::follow(followed, self.queue.clone()));
         self.watch_boot(deadline);
         Ok(())
+    }
+
+    /// A number for a process, which no other one has.
+    fn tag(&mut self, name: Name) -> Tag {
+        let serial = self.next_serial;
+        self.next_serial = serial.wrapping_add(1);
+        Tag { name, serial }
+    }
+
+    /// Opens the streams of a process; the guest's ends are expected from now on.
+    fn open_streams(&mut self, paths: &Paths) -> Result<(Streams, Stdio), StepFailed> {
+        let next_port = &mut self.next_port;
+        let (streams, stdio, expected): (_, _, Vec<Expected>) = Streams::open(paths, || {
+            let port = *next_port;
+            *next_port = port.wrapping_add(1);
+            port
+        })
+        .map_err(|error| failed("open streams", error, None))?;
+        self.ports.extend(expected);
+        Ok((streams, stdio))
+    }
+
+    /// Guest's ends of `streams` that have not come are not expected any more.
+    fn forget_ports(&mut self, streams: &Streams) {
+        for port in streams.ports() {
+            self.ports.remove(port);
+        }
     }
 
     fn write_pod(&self) {

@@ -15,8 +15,17 @@ use crate::error::StepFailed;
 use crate::guest::{CallError, Exit, Guest};
 use crate::vm::{self, End};
 
-/// The status of tasks whose VM is gone: as if killed.
-pub(super) const LOST_STATUS: u32 = 137;
+/// The status of processes whose VM is gone: as if killed.
+const LOST_STATUS: u32 = 137;
+
+/// The end of a process that is lost with its VM, now.
+pub(super) fn lost() -> Exit {
+    Exit {
+        status: LOST_STATUS,
+        at_ns: clock::realtime_ns(),
+        oom_kills: 0,
+    }
+}
 
 impl Sandbox {
     pub(super) fn vm_event(&mut self, event: vm::Event) {
@@ -179,19 +188,7 @@ impl Sandbox {
             self.write_pod();
         }
         self.progress.send_replace(Progress::Ended(Arc::new(reason)));
-        let exit = Exit {
-            status: LOST_STATUS,
-            at_ns: clock::realtime_ns(),
-        };
-        let running: Vec<String> = self
-            .containers
-            .values()
-            .filter(|one| one.state.may_kill())
-            .map(|one| one.id().to_owned())
-            .collect();
-        for id in running {
-            self.exited(&id, exit);
-        }
+        self.all_exited();
     }
 
     fn record_failure(&self, reason: &StepFailed) {

@@ -1,17 +1,20 @@
 //! containerd's messages to and from the sandbox's own types. Pure.
 
 use containerd_shim_protos::api::{
-    CreateTaskRequest, DeleteResponse, PidsResponse, ProcessInfo, StateResponse, Status,
+    CreateTaskRequest, DeleteResponse, ExecProcessRequest, PidsResponse, ProcessInfo, ResizePtyRequest,
+    StateResponse, Status, UpdateTaskRequest,
 };
+use containerd_shim_protos::protobuf::CodedOutputStream;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 
-use crate::container::Request;
+use crate::container::{ExecRequest, Request, Size};
 use crate::error::Error;
-use crate::guest::Exit;
 use crate::io::Paths;
+use crate::process::{Deleted, Name};
 use crate::rootfs::Mount;
-use crate::sandbox::View;
-use crate::task_state::TaskState;
+use crate::sandbox::{Listed, View};
+use crate::task_state::{Freeze, TaskState};
 
 /// Nanoseconds since the epoch as a message has them.
 pub fn timestamp(at_ns: i64) -> Timestamp {
@@ -39,9 +42,6 @@ pub fn request(message: CreateTaskRequest) -> Result<Request, Error> {
             )));
         }
     }
-    if message.terminal {
-        return Err(Error::Refused("process.terminal: not supported yet".into()));
-    }
     if let Some(options) = message
         .options
         .as_ref()
@@ -66,15 +66,71 @@ pub fn request(message: CreateTaskRequest) -> Result<Request, Error> {
             stdin: message.stdin,
             stdout: message.stdout,
             stderr: message.stderr,
+            terminal: message.terminal,
         },
     })
 }
 
-/// The answer to State.
+/// Names a process as containerd does.
+pub fn name(id: String, exec: String) -> Name {
+    Name { container: id, exec }
+}
+
+/// What Exec asks for. The process is JSON whatever its Any says its type is, as for containerd's own shims.
+pub fn exec_request(message: ExecProcessRequest) -> ExecRequest {
+    ExecRequest {
+        name: name(message.id, message.exec_id),
+        process: message.spec.into_option().unwrap_or_default().value,
+        paths: Paths {
+            stdin: message.stdin,
+            stdout: message.stdout,
+            stderr: message.stderr,
+            terminal: message.terminal,
+        },
+    }
+}
+
+/// What ResizePty asks for.
+///
+/// # Errors
+/// [`Error::Refused`] for what no terminal can be.
+pub fn size(message: &ResizePtyRequest) -> Result<Size, Error> {
+    let fit = |name, value: u32| {
+        u16::try_from(value).map_err(|_| Error::Refused(format!("{name}: {value} is more than 65535")))
+    };
+    Ok(Size {
+        width: fit("width", message.width)?,
+        height: fit("height", message.height)?,
+    })
+}
+
+/// The resources that Update asks for: JSON, whatever its Any says its type is.
+///
+/// # Errors
+/// [`Error::Refused`] for what is no object.
+pub fn resources(message: &mut UpdateTaskRequest) -> Result<Vec<u8>, Error> {
+    for key in message.annotations.keys() {
+        crate::log::info(format_args!(
+            "{}: Update's annotation {key:?} is not used",
+            message.id
+        ));
+    }
+    let json = message.resources.take().unwrap_or_default().value;
+    match serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&json) {
+        Ok(_) => Ok(json),
+        Err(error) => Err(Error::Refused(format!("resources: {error}"))),
+    }
+}
+
+/// The answer to State of the process `id`.
 pub fn state(id: String, view: View) -> StateResponse {
     let status = match view.state {
         TaskState::Creating | TaskState::Created | TaskState::Starting => Status::CREATED,
-        TaskState::Running => Status::RUNNING,
+        TaskState::Running => match view.freeze {
+            Freeze::Thawed => Status::RUNNING,
+            Freeze::Freezing => Status::PAUSING,
+            Freeze::Frozen | Freeze::Thawing => Status::PAUSED,
+        },
         TaskState::Exiting | TaskState::Stopped => Status::STOPPED,
     };
     StateResponse {
@@ -85,33 +141,47 @@ pub fn state(id: String, view: View) -> StateResponse {
         stdin: view.paths.stdin,
         stdout: view.paths.stdout,
         stderr: view.paths.stderr,
+        terminal: view.paths.terminal,
         exit_status: view.exit.map_or(0, |exit| exit.status),
         exited_at: view.exit.map(|exit| timestamp(exit.at_ns)).into(),
         ..Default::default()
     }
 }
 
-/// The answer to Delete, and what the command `delete` prints.
-pub fn deleted(pid: u32, exit: Exit) -> DeleteResponse {
+/// The answer to Delete.
+pub fn deleted(deleted: &Deleted) -> DeleteResponse {
     DeleteResponse {
-        pid,
-        exit_status: exit.status,
-        exited_at: Some(timestamp(exit.at_ns)).into(),
+        pid: deleted.pid,
+        exit_status: deleted.exit.map_or(0, |exit| exit.status),
+        exited_at: deleted.exit.map(|exit| timestamp(exit.at_ns)).into(),
         ..Default::default()
     }
 }
 
 /// The answer to Pids.
-pub fn pids(pids: Vec<u32>) -> PidsResponse {
-    let processes = pids
-        .into_iter()
-        .map(|pid| ProcessInfo {
-            pid,
-            ..Default::default()
-        })
-        .collect();
+pub fn pids(processes: Vec<Listed>) -> PidsResponse {
+    let processes = processes.into_iter().map(|listed| ProcessInfo {
+        pid: listed.pid,
+        info: listed.exec.as_deref().map(details).into(),
+        ..Default::default()
+    });
     PidsResponse {
-        processes,
+        processes: processes.collect(),
+        ..Default::default()
+    }
+}
+
+/// containerd.runc.v1.ProcessDetails: `string exec_id = 1`.
+fn details(exec: &str) -> Any {
+    let mut value = Vec::new();
+    let mut stream = CodedOutputStream::vec(&mut value);
+    // Writing to memory does not fail.
+    let written = stream.write_string(1, exec).and_then(|()| stream.flush());
+    drop(stream);
+    debug_assert!(written.is_ok());
+    Any {
+        type_url: "containerd.runc.v1.ProcessDetails".into(),
+        value,
         ..Default::default()
     }
 }
@@ -122,16 +192,6 @@ mod tests {
 
     #[test]
     fn what_is_not_done_yet_is_refused_by_name() {
-        let terminal = CreateTaskRequest {
-            terminal: true,
-            ..Default::default()
-        };
-        assert!(
-            request(terminal)
-                .unwrap_err()
-                .to_string()
-                .contains("process.terminal")
-        );
         let checkpoint = CreateTaskRequest {
             checkpoint: "/c".into(),
             ..Default::default()
@@ -150,5 +210,56 @@ mod tests {
         assert_eq!((time.seconds, time.nanos), (-1, 999_999_999));
         let time = timestamp(1_500_000_000);
         assert_eq!((time.seconds, time.nanos), (1, 500_000_000));
+    }
+
+    #[test]
+    fn a_listed_exec_has_its_id() {
+        let listed = |pid, exec: Option<&str>| Listed {
+            pid,
+            exec: exec.map(str::to_owned),
+        };
+        let answer = pids(vec![listed(1, None), listed(2, Some("e1"))]);
+        assert!(answer.processes[0].info.is_none());
+        let info = answer.processes[1].info.clone().unwrap();
+        assert_eq!(info.type_url, "containerd.runc.v1.ProcessDetails");
+        assert_eq!(info.value, b"\x0a\x02e1");
+    }
+
+    #[test]
+    fn a_terminal_s_size_is_16_bits() {
+        let ask = |width, height| {
+            size(&ResizePtyRequest {
+                width,
+                height,
+                ..Default::default()
+            })
+        };
+        assert_eq!(
+            ask(80, 65535).unwrap(),
+            Size {
+                width: 80,
+                height: 65535
+            }
+        );
+        assert!(ask(65536, 1).unwrap_err().to_string().contains("width"));
+        assert!(ask(1, u32::MAX).unwrap_err().to_string().contains("height"));
+    }
+
+    #[test]
+    fn resources_are_an_object() {
+        let ask = |json: &[u8]| {
+            let any = Any {
+                value: json.to_vec(),
+                ..Default::default()
+            };
+            resources(&mut UpdateTaskRequest {
+                resources: Some(any).into(),
+                ..Default::default()
+            })
+        };
+        assert_eq!(ask(b"{\"pids\":{}}").unwrap(), b"{\"pids\":{}}");
+        for bad in [&b""[..], b"[]", b"5", b"{", b"\xff"] {
+            assert!(ask(bad).unwrap_err().to_string().starts_with("resources: "));
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! 1.6, 1.7) and task.v3 (2.x), whose messages are the same. Decides nothing: each call goes to the sandbox's owner.
 
 mod messages;
+mod metrics;
 pub mod publisher;
 pub mod status;
 
@@ -47,24 +48,6 @@ struct TaskService {
     sandbox: Handle,
 }
 
-impl TaskService {
-    /// Answers that `call` is not done yet.
-    fn not_yet<T>(call: &'static str) -> ttrpc::Result<T> {
-        Err(Error::NotImplemented(call).into())
-    }
-}
-
-/// Processes beside init come with Exec, which is not there yet.
-fn init_only(id: &str, exec: &str) -> Result<(), Error> {
-    if exec.is_empty() {
-        return Ok(());
-    }
-    Err(Error::NoProcess {
-        id: id.to_owned(),
-        exec: exec.to_owned(),
-    })
-}
-
 #[async_trait]
 impl Task for TaskService {
     async fn create(
@@ -80,9 +63,15 @@ impl Task for TaskService {
         })
     }
 
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        let request = messages::exec_request(request);
+        self.sandbox.call(|reply| Call::Exec(request, reply)).await?;
+        Ok(Empty::new())
+    }
+
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
-        init_only(&request.id, &request.exec_id)?;
-        let pid = self.sandbox.call(|reply| Call::Start(request.id, reply)).await?;
+        let name = messages::name(request.id, request.exec_id);
+        let pid = self.sandbox.call(|reply| Call::Start(name, reply)).await?;
         Ok(StartResponse {
             pid,
             ..Default::default()
@@ -90,15 +79,20 @@ impl Task for TaskService {
     }
 
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
-        init_only(&request.id, &request.exec_id)?;
-        let id = request.id.clone();
-        let view = self.sandbox.call(|reply| Call::State(request.id, reply)).await?;
+        let name = messages::name(request.id, request.exec_id);
+        let id = if name.is_init() {
+            &name.container
+        } else {
+            &name.exec
+        };
+        let id = id.clone();
+        let view = self.sandbox.call(|reply| Call::State(name, reply)).await?;
         Ok(messages::state(id, view))
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
-        init_only(&request.id, &request.exec_id)?;
-        let exit = self.sandbox.call(|reply| Call::Wait(request.id, reply)).await?;
+        let name = messages::name(request.id, request.exec_id);
+        let exit = self.sandbox.call(|reply| Call::Wait(name, reply)).await?;
         let exited_at = Some(messages::timestamp(exit.at_ns)).into();
         Ok(WaitResponse {
             exit_status: exit.status,
@@ -108,11 +102,11 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
-        init_only(&request.id, &request.exec_id)?;
-        let KillRequest { id, signal, all, .. } = request;
+        let (signal, all) = (request.signal, request.all);
+        let name = messages::name(request.id, request.exec_id);
         self.sandbox
             .call(|reply| Call::Kill {
-                id,
+                name,
                 signal,
                 all,
                 reply,
@@ -122,18 +116,23 @@ impl Task for TaskService {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
-        init_only(&request.id, &request.exec_id)?;
-        let deleted = self.sandbox.call(|reply| Call::Delete(request.id, reply)).await?;
-        Ok(messages::deleted(deleted.pid, deleted.exit))
+        let name = messages::name(request.id, request.exec_id);
+        let deleted = self.sandbox.call(|reply| Call::Delete(name, reply)).await?;
+        Ok(messages::deleted(&deleted))
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
-        init_only(&request.id, &request.exec_id)?;
         if request.stdin {
-            self.sandbox
-                .call(|reply| Call::CloseStdin(request.id, reply))
-                .await?;
+            let name = messages::name(request.id, request.exec_id);
+            self.sandbox.call(|reply| Call::CloseStdin(name, reply)).await?;
         }
+        Ok(Empty::new())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
+        let size = messages::size(&request)?;
+        let name = messages::name(request.id, request.exec_id);
+        self.sandbox.call(|reply| Call::Resize(name, size, reply)).await?;
         Ok(Empty::new())
     }
 
@@ -142,8 +141,39 @@ impl Task for TaskService {
         Ok(messages::pids(pids))
     }
 
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
+        self.sandbox.call(|reply| Call::Pause(request.id, reply)).await?;
+        Ok(Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
+        self.sandbox.call(|reply| Call::Resume(request.id, reply)).await?;
+        Ok(Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, mut request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        let resources = messages::resources(&mut request)?;
+        self.sandbox
+            .call(|reply| Call::Update(request.id, resources, reply))
+            .await?;
+        Ok(Empty::new())
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        let files = self.sandbox.call(|reply| Call::Stats(request.id, reply)).await?;
+        Ok(StatsResponse {
+            stats: Some(publisher::any(&metrics::read(&files))).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        Err(Error::NotImplemented("Checkpoint: Nacre can't save the state of a container yet").into())
+    }
+
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
-        let view = self.sandbox.call(|reply| Call::State(request.id, reply)).await?;
+        let name = messages::name(request.id, String::new());
+        let view = self.sandbox.call(|reply| Call::State(name, reply)).await?;
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
             task_pid: view.pid,
@@ -160,33 +190,5 @@ impl Task for TaskService {
             })
             .await?;
         Ok(Empty::new())
-    }
-
-    async fn exec(&self, _: &TtrpcContext, _: ExecProcessRequest) -> ttrpc::Result<Empty> {
-        Self::not_yet("Exec")
-    }
-
-    async fn pause(&self, _: &TtrpcContext, _: PauseRequest) -> ttrpc::Result<Empty> {
-        Self::not_yet("Pause")
-    }
-
-    async fn resume(&self, _: &TtrpcContext, _: ResumeRequest) -> ttrpc::Result<Empty> {
-        Self::not_yet("Resume")
-    }
-
-    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        Self::not_yet("Checkpoint")
-    }
-
-    async fn resize_pty(&self, _: &TtrpcContext, _: ResizePtyRequest) -> ttrpc::Result<Empty> {
-        Self::not_yet("ResizePty")
-    }
-
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        Self::not_yet("Update")
-    }
-
-    async fn stats(&self, _: &TtrpcContext, _: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        Self::not_yet("Stats")
     }
 }

@@ -11,7 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{ForwardRequest, Mount as MountMessage};
-use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskIO, TaskStart};
+use containerd_shim_protos::events::task::{
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
+    TaskResumed, TaskStart,
+};
 use containerd_shim_protos::protobuf::{MessageFull, well_known_types::any::Any};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::EventsClient;
@@ -25,6 +28,7 @@ use super::messages::timestamp;
 use crate::clock;
 use crate::container::Request;
 use crate::guest::Exit;
+use crate::process::Name;
 use crate::sys;
 
 /// Events that wait for containerd.
@@ -35,10 +39,43 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// What happened to a task.
 #[derive(Debug)]
 pub enum Notice<'a> {
-    Created { request: &'a Request, pid: u32 },
-    Started { id: &'a str, pid: u32 },
-    Exited { id: &'a str, pid: u32, exit: Exit },
-    Deleted { id: &'a str, pid: u32, exit: Exit },
+    Created {
+        request: &'a Request,
+        pid: u32,
+    },
+    Started {
+        id: &'a str,
+        pid: u32,
+    },
+    ExecAdded {
+        id: &'a str,
+        exec: &'a str,
+    },
+    ExecStarted {
+        id: &'a str,
+        exec: &'a str,
+        pid: u32,
+    },
+    Exited {
+        name: &'a Name,
+        pid: u32,
+        exit: Exit,
+    },
+    Paused {
+        id: &'a str,
+    },
+    Resumed {
+        id: &'a str,
+    },
+    /// A process was killed for want of memory.
+    OutOfMemory {
+        id: &'a str,
+    },
+    Deleted {
+        id: &'a str,
+        pid: u32,
+        exit: Exit,
+    },
 }
 
 /// Takes notices; cheap, never waits.
@@ -95,11 +132,55 @@ fn envelope(namespace: &str, notice: &Notice<'_>) -> Envelope {
                 ..Default::default()
             }),
         ),
-        Notice::Exited { id, pid, exit } => (
+        Notice::ExecAdded { id, exec } => (
+            "/tasks/exec-added",
+            any(&TaskExecAdded {
+                container_id: (*id).to_owned(),
+                exec_id: (*exec).to_owned(),
+                ..Default::default()
+            }),
+        ),
+        Notice::ExecStarted { id, exec, pid } => (
+            "/tasks/exec-started",
+            any(&TaskExecStarted {
+                container_id: (*id).to_owned(),
+                exec_id: (*exec).to_owned(),
+                pid: *pid,
+                ..Default::default()
+            }),
+        ),
+        Notice::Paused { id } => (
+            "/tasks/paused",
+            any(&TaskPaused {
+                container_id: (*id).to_owned(),
+                ..Default::default()
+            }),
+        ),
+        Notice::Resumed { id } => (
+            "/tasks/resumed",
+            any(&TaskResumed {
+                container_id: (*id).to_owned(),
+                ..Default::default()
+            }),
+        ),
+        Notice::OutOfMemory { id } => (
+            "/tasks/oom",
+            any(&TaskOOM {
+                container_id: (*id).to_owned(),
+                ..Default::default()
+            }),
+        ),
+        Notice::Exited { name, pid, exit } => (
             "/tasks/exit",
             any(&TaskExit {
-                container_id: (*id).to_owned(),
-                id: (*id).to_owned(),
+                container_id: name.container.clone(),
+                // The process's own name: init has its container's.
+                id: if name.is_init() {
+                    &name.container
+                } else {
+                    &name.exec
+                }
+                .clone(),
                 pid: *pid,
                 exit_status: exit.status,
                 exited_at: Some(timestamp(exit.at_ns)).into(),
@@ -131,6 +212,7 @@ fn created(request: &Request, pid: u32) -> TaskCreate {
         stdin: request.paths.stdin.clone(),
         stdout: request.paths.stdout.clone(),
         stderr: request.paths.stderr.clone(),
+        terminal: request.paths.terminal,
         ..Default::default()
     };
     let mount = |mount: &crate::rootfs::Mount| MountMessage {
@@ -150,7 +232,7 @@ fn created(request: &Request, pid: u32) -> TaskCreate {
     }
 }
 
-fn any<M: MessageFull>(message: &M) -> Any {
+pub(super) fn any<M: MessageFull>(message: &M) -> Any {
     // Writing to memory fails only for messages over 2 GiB.
     let value = message.write_to_bytes().unwrap_or_default();
     Any {

@@ -7,7 +7,7 @@ use crate::error::Error;
 /// The code of `error`.
 fn code(error: &Error) -> Code {
     match error {
-        Error::NoTask(_) | Error::NoProcess { .. } | Error::Finished(_) => Code::NOT_FOUND,
+        Error::NoTask(_) | Error::NoProcess(_) | Error::Finished(_) | Error::NoCounters(_) => Code::NOT_FOUND,
         Error::Exists(_) => Code::ALREADY_EXISTS,
         Error::State { .. } => Code::FAILED_PRECONDITION,
         Error::InvalidId(_) | Error::Refused(_) => Code::INVALID_ARGUMENT,
@@ -28,6 +28,7 @@ impl From<Error> for ttrpc::Error {
 mod tests {
     use super::*;
     use crate::error::StepFailed;
+    use crate::process::Name;
     use crate::task_state::TaskState;
 
     #[test]
@@ -39,30 +40,57 @@ mod tests {
             console: vec!["c".into()],
         };
         let state = Error::State {
-            id: "a".into(),
-            state: TaskState::Running,
+            name: Name::init("a"),
+            state: TaskState::Running.name(),
             wanted: "deleted",
+        };
+        let exec = Name {
+            container: "a".into(),
+            exec: "x".into(),
         };
         for (error, want, words) in [
             (Error::NoTask("a".into()), Code::NOT_FOUND, "no task a"),
             (
-                Error::NoProcess {
-                    id: "a".into(),
-                    exec: "x".into(),
-                },
+                Error::NoProcess(exec.clone()),
                 Code::NOT_FOUND,
-                "process x",
+                "no process x of task a",
             ),
-            (Error::Finished("a".into()), Code::NOT_FOUND, "already finished"),
-            (Error::Exists("a".into()), Code::ALREADY_EXISTS, "already exists"),
-            (state, Code::FAILED_PRECONDITION, "running"),
+            (
+                Error::Finished(exec.clone()),
+                Code::NOT_FOUND,
+                "process already finished",
+            ),
+            (
+                Error::NoCounters(Name::init("a")),
+                Code::NOT_FOUND,
+                "task a is stopped",
+            ),
+            (
+                Error::Exists(exec),
+                Code::ALREADY_EXISTS,
+                "process x of task a already exists",
+            ),
+            (
+                Error::Exists(Name::init("a")),
+                Code::ALREADY_EXISTS,
+                "task a already exists",
+            ),
+            (
+                state,
+                Code::FAILED_PRECONDITION,
+                "task a is running: it can't be deleted",
+            ),
             (Error::InvalidId("../x".into()), Code::INVALID_ARGUMENT, "../x"),
             (
                 Error::Refused("process.terminal: no".into()),
                 Code::INVALID_ARGUMENT,
                 "process.terminal",
             ),
-            (Error::NotImplemented("Exec"), Code::UNIMPLEMENTED, "Exec"),
+            (
+                Error::NotImplemented("no Checkpoint"),
+                Code::UNIMPLEMENTED,
+                "Checkpoint",
+            ),
             (
                 step.into(),
                 Code::UNKNOWN,

@@ -27,15 +27,15 @@ cases![
 
 async fn a_spec_that_can_t_be_honoured_is_refused() -> Result<()> {
     let mut pod = Pod::prepare("refused", "", |spec| {
-        spec["hooks"] = json!({"poststop": [{"path": "/bin/true"}]});
-        spec["process"]["terminal"] = json!(true);
+        spec["hooks"] = json!({"poststop": [{"path": "relative"}]});
+        spec["process"]["commandLine"] = json!("a");
     })
     .await?;
     let client = pod.run_start().await?;
     let (code, message) = refused(client.create(soon(), &pod.creation()).await)?;
     ensure!(code == Code::INVALID_ARGUMENT, "{code:?}");
     ensure!(
-        message.contains("hooks.poststop") && message.contains("process.terminal"),
+        message.contains("hooks.poststop[0].path") && message.contains("process.commandLine"),
         "{message}"
     );
     pod.finish(&client).await

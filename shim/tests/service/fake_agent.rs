@@ -1,40 +1,75 @@
-//! An agent without a guest: containers are tasks of the fake VMM that do what their first argument says.
+//! An agent without a guest: processes are tasks of the fake VMM that do what their first argument says. With init, the
+//! processes beside it end, a little later and so told later, as in a guest.
 
 use std::collections::HashMap;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use nacre_protocol::agent::{
-    Agent, ContainerRef, CreateContainerRequest, CreateContainerResponse, Empty, KillProcessRequest,
-    ListPidsResponse, ProcessRef, SetupRequest, SetupResponse, WaitProcessResponse,
+    Agent, ContainerRef, ContainerStatsResponse, CreateContainerRequest, CreateContainerResponse, Empty,
+    KillProcessRequest, ListPidsResponse, ProcessRef, ResizePtyRequest, SetupRequest, SetupResponse,
+    StartExecRequest, StartExecResponse, Stdio, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
+    WaitProcessResponse,
 };
 use nacre_protocol::control::{Channel, FromVmm};
 use nacre_protocol::guest;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use serde_json::Value;
 use tokio::sync::watch;
 use ttrpc::asynchronous::TtrpcContext;
 
-type Exit = watch::Sender<Option<u32>>;
+use crate::fake_process::{Process, run};
 
-struct Process {
-    words: Vec<String>,
-    /// stdin, stdout, stderr.
-    streams: Mutex<[Option<UnixStream>; 3]>,
-    exit: Exit,
-    tree: String,
+/// The pid of every init; the processes beside it count on from there.
+const INIT_PID: u32 = 7;
+
+struct Container {
+    init: Arc<Process>,
+    execs: Mutex<HashMap<String, Arc<Process>>>,
+    is_frozen: Mutex<bool>,
+    oom_kills: watch::Sender<u64>,
+    pids_max: Mutex<String>,
+}
+
+impl Container {
+    fn process(&self, exec: &str) -> ttrpc::Result<Arc<Process>> {
+        if exec.is_empty() {
+            return Ok(Arc::clone(&self.init));
+        }
+        let found = self.execs.lock().unwrap().get(exec).cloned();
+        found.map_or_else(
+            || refuse(ttrpc::Code::NOT_FOUND, format!("no process {exec}")),
+            Ok,
+        )
+    }
 }
 
 pub struct FakeAgent {
     control: Arc<Channel>,
     behaviour: String,
-    processes: Mutex<HashMap<String, Arc<Process>>>,
+    containers: Mutex<HashMap<String, Arc<Container>>>,
 }
 
 fn refuse<T>(code: ttrpc::Code, message: impl Into<String>) -> ttrpc::Result<T> {
     Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, message.into())))
+}
+
+fn words(process: &Value) -> ttrpc::Result<Vec<String>> {
+    let words: Vec<String> = process["args"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|word| word.as_str().unwrap().to_owned())
+        .collect();
+    if words[0] == "no-such-command" {
+        return refuse(
+            ttrpc::Code::NOT_FOUND,
+            "exec: \"no-such-command\": executable file not found in $PATH",
+        );
+    }
+    Ok(words)
 }
 
 impl FakeAgent {
@@ -42,13 +77,13 @@ impl FakeAgent {
         Self {
             control,
             behaviour,
-            processes: Mutex::default(),
+            containers: Mutex::default(),
         }
     }
 
-    fn find(&self, id: &str) -> ttrpc::Result<Arc<Process>> {
-        let process = self.processes.lock().unwrap().get(id).cloned();
-        process.map_or_else(
+    fn find(&self, id: &str) -> ttrpc::Result<Arc<Container>> {
+        let container = self.containers.lock().unwrap().get(id).cloned();
+        container.map_or_else(
             || refuse(ttrpc::Code::NOT_FOUND, format!("no container {id}")),
             Ok,
         )
@@ -62,6 +97,24 @@ impl FakeAgent {
                 .send(&FromVmm::Connection { port }, &[theirs.as_raw_fd()])
                 .unwrap();
             ours
+        })
+    }
+
+    fn process(&self, id: &str, process: &Value, stdio: &Stdio) -> ttrpc::Result<Process> {
+        let terminal = process["terminal"] == true;
+        assert!(!terminal || stdio.stderr_port == 0);
+        let ports = [stdio.stdin_port, stdio.stdout_port, stdio.stderr_port];
+        let words = words(process)?;
+        let size = process["consoleSize"].as_object().map(|size| {
+            let number = |key: &str| u32::try_from(size[key].as_u64().unwrap()).unwrap();
+            (number("width"), number("height"))
+        });
+        Ok(Process {
+            words,
+            streams: Mutex::new(ports.map(|port| self.dial(port))),
+            exit: watch::channel(None).0,
+            size: terminal.then(|| watch::channel(size).0),
+            tree: format!("/{id}"),
         })
     }
 }
@@ -88,58 +141,71 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
-        let spec: serde_json::Value = serde_json::from_slice(&request.spec).unwrap();
-        let words: Vec<String> = spec["process"]["args"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|word| word.as_str().unwrap().to_owned())
-            .collect();
-        if words[0] == "no-such-command" {
-            return refuse(
-                ttrpc::Code::NOT_FOUND,
-                "exec: \"no-such-command\": executable file not found in $PATH",
-            );
-        }
+        let spec: Value = serde_json::from_slice(&request.spec).unwrap();
         if self.behaviour == "fake=die-in-create" {
             std::process::exit(3);
         }
         assert_eq!(spec["root"]["path"], guest::rootfs_path(&request.container_id));
-        let streams = [
-            request.stdio.stdin_port,
-            request.stdio.stdout_port,
-            request.stdio.stderr_port,
-        ];
-        let process = Process {
-            words,
-            streams: Mutex::new(streams.map(|port| self.dial(port))),
-            exit: watch::channel(None).0,
-            tree: format!("/{}", request.container_id),
+        for host in ["prestart", "createRuntime", "poststart", "poststop"] {
+            assert!(spec["hooks"][host].is_null(), "{host} in the guest");
+        }
+        let init = self.process(&request.container_id, &spec["process"], &request.stdio)?;
+        let container = Container {
+            init: Arc::new(init),
+            execs: Mutex::default(),
+            is_frozen: Mutex::new(false),
+            oom_kills: watch::channel(0).0,
+            pids_max: Mutex::new("max\n".into()),
         };
-        self.processes
+        self.containers
             .lock()
             .unwrap()
-            .insert(request.container_id, Arc::new(process));
+            .insert(request.container_id, Arc::new(container));
         Ok(CreateContainerResponse {
-            pid: 7,
+            pid: INIT_PID,
             ..Default::default()
         })
     }
 
     async fn start_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
-        let process = self.find(&request.container_id)?;
-        if process.words[0] == "exit-at-once" {
-            process.exit.send_replace(Some(0));
-            process
-                .streams
-                .lock()
-                .unwrap()
-                .iter_mut()
-                .for_each(|stream| drop(stream.take()));
+        let container = self.find(&request.container_id)?;
+        let init = Arc::clone(&container.init);
+        if init.words[0] == "exit-at-once" {
+            init.end(0);
         } else {
-            tokio::spawn(run(process));
+            tokio::spawn(async move {
+                run(&init, &container.oom_kills).await;
+                let execs: Vec<_> = container.execs.lock().unwrap().values().cloned().collect();
+                later().await;
+                for exec in execs.iter().filter(|exec| exec.words[0] != "immortal") {
+                    exec.end(137);
+                }
+            });
         }
         Ok(Empty::new())
+    }
+
+    async fn start_exec(
+        &self,
+        _: &TtrpcContext,
+        request: StartExecRequest,
+    ) -> ttrpc::Result<StartExecResponse> {
+        let container = self.find(&request.container_id)?;
+        let process: Value = serde_json::from_slice(&request.process).unwrap();
+        let process = Arc::new(self.process(&request.container_id, &process, &request.stdio)?);
+        let pid = {
+            let mut execs = container.execs.lock().unwrap();
+            assert!(execs.insert(request.exec_id, Arc::clone(&process)).is_none());
+            INIT_PID + u32::try_from(execs.len()).unwrap()
+        };
+        if process.words[0] == "die" {
+            std::process::exit(4);
+        }
+        tokio::spawn(async move { run(&process, &container.oom_kills).await });
+        Ok(StartExecResponse {
+            pid,
+            ..Default::default()
+        })
     }
 
     async fn wait_process(
@@ -147,102 +213,126 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         request: ProcessRef,
     ) -> ttrpc::Result<WaitProcessResponse> {
-        let mut exit = self.find(&request.container_id)?.exit.subscribe();
+        let container = self.find(&request.container_id)?;
+        let mut exit = container.process(&request.exec_id)?.exit.subscribe();
         let status = exit.wait_for(Option::is_some).await.unwrap().unwrap_or_default();
+        container.execs.lock().unwrap().remove(&request.exec_id);
+        let oom_kills = *container.oom_kills.borrow();
         Ok(WaitProcessResponse {
             exit_status: status,
             exited_at_ns: 1_700_000_000_000_000_000,
+            oom_kills,
             ..Default::default()
         })
     }
 
     async fn kill_process(&self, _: &TtrpcContext, request: KillProcessRequest) -> ttrpc::Result<Empty> {
-        let process = self.find(&request.process.container_id)?;
-        process.exit.send_replace(Some(128 + request.signal));
-        process
-            .streams
-            .lock()
-            .unwrap()
-            .iter_mut()
-            .for_each(|stream| drop(stream.take()));
+        let container = self.find(&request.process.container_id)?;
+        // A frozen process can only be killed.
+        if !*container.is_frozen.lock().unwrap() || request.signal == 9 {
+            container
+                .process(&request.process.exec_id)?
+                .end(128 + request.signal);
+        }
+        Ok(Empty::new())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
+        let container = self.find(&request.process.container_id)?;
+        match &container.process(&request.process.exec_id)?.size {
+            Some(size) => size.send_replace(Some((request.width, request.height))),
+            None => return refuse(ttrpc::Code::FAILED_PRECONDITION, "no terminal"),
+        };
         Ok(Empty::new())
     }
 
     async fn list_pids(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<ListPidsResponse> {
-        self.find(&request.container_id)?;
+        let container = self.find(&request.container_id)?;
+        let last = INIT_PID + u32::try_from(container.execs.lock().unwrap().len()).unwrap();
+        // One that init made, too.
+        let pids = (INIT_PID..=last).chain([100]).collect();
         Ok(ListPidsResponse {
-            pids: vec![7, 8],
+            pids,
             ..Default::default()
         })
     }
 
+    async fn pause_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
+        let container = self.find(&request.container_id)?;
+        if container
+            .init
+            .words
+            .get(1)
+            .is_some_and(|word| word == "unstoppable")
+        {
+            return refuse(ttrpc::Code::INTERNAL, "cgroup.freeze: no");
+        }
+        *container.is_frozen.lock().unwrap() = true;
+        Ok(Empty::new())
+    }
+
+    async fn resume_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
+        *self.find(&request.container_id)?.is_frozen.lock().unwrap() = false;
+        Ok(Empty::new())
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let container = self.find(&request.container_id)?;
+        let resources: Value = serde_json::from_slice(&request.resources).unwrap();
+        let Some(limit) = resources["pids"]["limit"].as_i64() else {
+            return refuse(ttrpc::Code::INVALID_ARGUMENT, "linux.resources: nothing known");
+        };
+        *container.pids_max.lock().unwrap() = format!("{limit}\n");
+        Ok(Empty::new())
+    }
+
+    async fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRef,
+    ) -> ttrpc::Result<ContainerStatsResponse> {
+        let container = self.find(&request.container_id)?;
+        let pids_max = container.pids_max.lock().unwrap().clone();
+        let files = [
+            ("pids.current", "3\n"),
+            ("pids.max", &pids_max),
+            ("memory.current", "4096\n"),
+            ("cpu.stat", "usage_usec 5\n"),
+        ];
+        Ok(ContainerStatsResponse {
+            files: files
+                .into_iter()
+                .map(|(name, text)| (name.to_owned(), text.as_bytes().to_vec()))
+                .collect(),
+            ..Default::default()
+        })
+    }
+
+    async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> ttrpc::Result<WaitOomResponse> {
+        let mut kills = self.find(&request.container_id)?.oom_kills.subscribe();
+        let more = kills.wait_for(|kills| *kills > request.known_kills).await;
+        match more.map(|kills| *kills) {
+            Ok(kills) => Ok(WaitOomResponse {
+                kills,
+                ..Default::default()
+            }),
+            Err(_) => refuse(ttrpc::Code::NOT_FOUND, "deleted"),
+        }
+    }
+
     async fn delete_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
         self.find(&request.container_id)?;
+        self.containers.lock().unwrap().remove(&request.container_id);
         Ok(Empty::new())
     }
 }
 
-async fn run(process: Arc<Process>) {
-    let [stdin, stdout, stderr] = std::mem::take(&mut *process.streams.lock().unwrap()).map(|stream| {
-        stream.map(|stream| {
-            stream.set_nonblocking(true).unwrap();
-            tokio::net::UnixStream::from_std(stream).unwrap()
-        })
-    });
-    let status = match process.words[0].as_str() {
-        "exit" => process.words[1].parse().unwrap(),
-        "say" => {
-            stdout
-                .unwrap()
-                .write_all(process.words[1].as_bytes())
-                .await
-                .unwrap();
-            stderr
-                .unwrap()
-                .write_all(process.words[2].as_bytes())
-                .await
-                .unwrap();
-            0
-        }
-        "cat" => {
-            let (mut from, mut to) = (stdin.unwrap(), stdout.unwrap());
-            tokio::io::copy(&mut from, &mut to).await.unwrap();
-            0
-        }
-        "flood" => {
-            let mut to = stdout.unwrap();
-            for _ in 0..1024 {
-                to.write_all(&[0; 65536]).await.unwrap();
-            }
-            0
-        }
-        "ask" => {
-            let mut answer = Vec::new();
-            stdin.unwrap().take(3).read_to_end(&mut answer).await.unwrap();
-            u32::from(answer == b"yes")
-        }
-        "list" => {
-            let mut names: Vec<String> = std::fs::read_dir(Path::new(&process.tree).join(&process.words[1]))
-                .unwrap()
-                .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-                .collect();
-            names.sort();
-            let text = names.join(" ");
-            stdout.unwrap().write_all(text.as_bytes()).await.unwrap();
-            0
-        }
-        // Until it is killed.
-        _ => return keep(stdout, &process).await,
-    };
-    process.exit.send_if_modified(|exit| {
-        let first = exit.is_none();
-        exit.get_or_insert(status);
-        first
-    });
-}
-
-async fn keep(stdout: Option<tokio::net::UnixStream>, process: &Process) {
-    let mut exit = process.exit.subscribe();
-    exit.wait_for(Option::is_some).await.unwrap();
-    drop(stdout);
+/// A moment, in which whatever is ready elsewhere is done.
+async fn later() {
+    let moment = Duration::from_millis(100);
+    let _elapsed = tokio::time::timeout(moment, std::future::pending::<()>()).await;
 }

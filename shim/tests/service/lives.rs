@@ -5,9 +5,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use containerd_shim_protos::api::{
-    CloseIORequest, ConnectRequest, ExecProcessRequest, PauseRequest, PidsRequest, StartRequest, StatsRequest,
-};
+use containerd_shim_protos::api::{CloseIORequest, ConnectRequest, PidsRequest, StartRequest};
 use serde_json::json;
 use ttrpc::Code;
 
@@ -66,7 +64,7 @@ async fn a_life_and_its_events() -> Result<()> {
             .iter()
             .map(|process| process.pid)
             .collect::<Vec<_>>()
-            == [7, 8]
+            == [7, 100]
     );
     let timeline = std::fs::read_to_string(format!("/run/nacre/{}/timeline.json", pod.key()))?;
     for word in ["fake step", "agent ready", "6.1.0-nacre"] {
@@ -246,43 +244,6 @@ async fn unknown_and_wrong_calls_have_their_codes() -> Result<()> {
         code == Code::ALREADY_EXISTS && message.contains("already exists"),
         "{message}"
     );
-    let exec = client
-        .exec(
-            soon(),
-            &ExecProcessRequest {
-                id: pod.id.clone(),
-                ..Default::default()
-            },
-        )
-        .await;
-    let pause = client
-        .pause(
-            soon(),
-            &PauseRequest {
-                id: pod.id.clone(),
-                ..Default::default()
-            },
-        )
-        .await;
-    let stats = client
-        .stats(
-            soon(),
-            &StatsRequest {
-                id: pod.id.clone(),
-                ..Default::default()
-            },
-        )
-        .await;
-    for (name, (code, message)) in [
-        ("Exec", refused(exec)?),
-        ("Pause", refused(pause)?),
-        ("Stats", refused(stats)?),
-    ] {
-        ensure!(
-            code == Code::UNIMPLEMENTED && message.contains(name),
-            "{name}: {message}"
-        );
-    }
     pod.delete(&client).await?;
     pod.finish(&client).await
 }

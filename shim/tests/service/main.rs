@@ -3,11 +3,16 @@
 //! guest is run.
 #![allow(missing_docs, reason = "a test")]
 
+mod codes;
+mod execs;
 mod failures;
 mod fake_agent;
+mod fake_process;
 mod fake_vmm;
 mod lives;
 mod pod;
+mod remote;
+mod tasks;
 
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -38,7 +43,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let names: Vec<&String> = arguments.iter().filter(|word| !word.starts_with('-')).collect();
-    let chosen = [lives::ALL, failures::ALL]
+    let chosen = [lives::ALL, execs::ALL, tasks::ALL, codes::ALL, failures::ALL]
         .into_iter()
         .flatten()
         .filter(|(name, _)| names.is_empty() || names.iter().any(|word| name.contains(*word)));

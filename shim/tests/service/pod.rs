@@ -14,6 +14,7 @@ use containerd_shim_protos::api::{
     CreateTaskRequest, DeleteRequest, DeleteResponse, ForwardRequest, KillRequest, Mount, ShutdownRequest,
     StartRequest, StateRequest, StateResponse, WaitRequest, WaitResponse,
 };
+use containerd_shim_protos::protobuf::Message as _;
 use containerd_shim_protos::protobuf::well_known_types::empty::Empty;
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Events, TaskClient, create_events};
@@ -295,6 +296,21 @@ impl Pod {
         Ok(())
     }
 
+    /// The events so far and those to come until `last`, in few words.
+    pub async fn told_until(&mut self, last: &str) -> Result<Vec<String>> {
+        let mut told = Vec::new();
+        loop {
+            let next = tokio::time::timeout(Duration::from_secs(20), self.events.recv()).await;
+            let Ok(Some(envelope)) = next else {
+                bail!("no {last:?} after {told:?}")
+            };
+            told.push(describe(&envelope)?);
+            if told.last().is_some_and(|words| words == last) {
+                return Ok(told);
+            }
+        }
+    }
+
     /// The topics of the events so far and of those to come until `last`.
     pub async fn topics_until(&mut self, last: &str) -> Result<Vec<String>> {
         let mut topics = Vec::new();
@@ -309,6 +325,37 @@ impl Pod {
             }
         }
     }
+}
+
+/// A test that failed leaves its pod running: it goes as after a shim that was killed.
+impl Drop for Pod {
+    fn drop(&mut self) {
+        if state::pod_dir(&self.key()).exists()
+            && let Err(error) = self.shim(&["delete"])
+        {
+            println!("    {} is left: {error:#}", self.id);
+        }
+    }
+}
+
+/// An event's topic and what it is about; its pid where that is not the VMM's.
+fn describe(envelope: &Envelope) -> Result<String> {
+    use containerd_shim_protos::events::task::{TaskExecAdded, TaskExecStarted, TaskExit};
+    let topic = envelope.topic.trim_start_matches("/tasks/");
+    let bytes = &envelope.event.value;
+    Ok(match topic {
+        "exec-added" => format!("{topic} {}", TaskExecAdded::parse_from_bytes(bytes)?.exec_id),
+        "exec-started" => format!("{topic} {}", TaskExecStarted::parse_from_bytes(bytes)?.exec_id),
+        "exit" => {
+            let exit = TaskExit::parse_from_bytes(bytes)?;
+            if exit.id == exit.container_id {
+                format!("{topic} {}", exit.exit_status)
+            } else {
+                format!("{topic} {} {}", exit.id, exit.exit_status)
+            }
+        }
+        _ => topic.to_owned(),
+    })
 }
 
 fn programs() -> Result<HashMap<u32, PathBuf>> {

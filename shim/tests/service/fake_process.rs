@@ -1,0 +1,117 @@
+//! A process of the fake agent: a task that does what its words say.
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Mutex;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::watch;
+
+pub struct Process {
+    pub words: Vec<String>,
+    /// stdin, stdout, stderr.
+    pub streams: Mutex<[Option<UnixStream>; 3]>,
+    pub exit: watch::Sender<Option<u32>>,
+    /// Its terminal's columns and rows.
+    pub size: Option<watch::Sender<Option<(u32, u32)>>>,
+    pub tree: String,
+}
+
+impl Process {
+    /// Ends with `status`, unless it has ended.
+    pub fn end(&self, status: u32) {
+        self.exit.send_if_modified(|exit| {
+            let first = exit.is_none();
+            exit.get_or_insert(status);
+            first
+        });
+        let streams = std::mem::take(&mut *self.streams.lock().unwrap());
+        drop(streams);
+    }
+}
+
+/// Runs it to its end.
+pub async fn run(process: &Process, oom_kills: &watch::Sender<u64>) {
+    let streams = std::mem::take(&mut *process.streams.lock().unwrap()).map(|stream| {
+        stream.map(|stream| {
+            stream.set_nonblocking(true).unwrap();
+            tokio::net::UnixStream::from_std(stream).unwrap()
+        })
+    });
+    let mut exit = process.exit.subscribe();
+    let status = tokio::select! {
+        status = act(process, streams, oom_kills) => status,
+        _killed = exit.wait_for(Option::is_some) => return,
+    };
+    process.end(status);
+}
+
+async fn act(
+    process: &Process,
+    [stdin, stdout, stderr]: [Option<tokio::net::UnixStream>; 3],
+    oom_kills: &watch::Sender<u64>,
+) -> u32 {
+    let words: Vec<&str> = process.words.iter().map(String::as_str).collect();
+    match *words {
+        ["exit", status] => status.parse().unwrap(),
+        ["say", out, err] => {
+            stdout.unwrap().write_all(out.as_bytes()).await.unwrap();
+            if let Some(mut stderr) = stderr {
+                stderr.write_all(err.as_bytes()).await.unwrap();
+            }
+            0
+        }
+        ["cat"] => {
+            let (mut from, mut to) = (stdin.unwrap(), stdout.unwrap());
+            tokio::io::copy(&mut from, &mut to).await.unwrap();
+            0
+        }
+        ["flood"] => {
+            let mut to = stdout.unwrap();
+            for _ in 0..1024 {
+                to.write_all(&[0; 65536]).await.unwrap();
+            }
+            0
+        }
+        ["ask"] => {
+            let mut answer = Vec::new();
+            stdin.unwrap().take(3).read_to_end(&mut answer).await.unwrap();
+            u32::from(answer == b"yes")
+        }
+        ["list", directory] => {
+            let mut names: Vec<String> = std::fs::read_dir(Path::new(&process.tree).join(directory))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+                .collect();
+            names.sort();
+            let text = names.join(" ");
+            stdout.unwrap().write_all(text.as_bytes()).await.unwrap();
+            0
+        }
+        // Waits for a size of this width, and says it.
+        ["size", width] => {
+            let width: u32 = width.parse().unwrap();
+            let mut sizes = process.size.as_ref().unwrap().subscribe();
+            let size = sizes
+                .wait_for(|size| size.is_some_and(|size| size.0 == width))
+                .await;
+            let (width, height) = size.unwrap().unwrap();
+            let text = format!("{width}x{height}");
+            stdout.unwrap().write_all(text.as_bytes()).await.unwrap();
+            0
+        }
+        // Something in its container is killed for want of memory; then it goes on as the next word says.
+        ["oom", then] => {
+            oom_kills.send_modify(|kills| *kills += 1);
+            match then {
+                "die" => 137,
+                _ => std::future::pending().await,
+            }
+        }
+        // Until it is killed.
+        _ => {
+            let _open = (stdin, stdout, stderr);
+            std::future::pending().await
+        }
+    }
+}

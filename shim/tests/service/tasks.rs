@@ -1,0 +1,350 @@
+//! Terminals, freezing, limits, counters, want of memory and hooks of a task.
+
+use anyhow::{Context as _, Result, ensure};
+use containerd_shim_protos::api::{
+    CheckpointTaskRequest, PauseRequest, ResumeRequest, StatsRequest, UpdateTaskRequest,
+};
+use containerd_shim_protos::cgroups_v2::metrics::Metrics;
+use containerd_shim_protos::protobuf::Message as _;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::shim_async::TaskClient;
+use serde_json::{Value, json};
+use ttrpc::Code;
+
+use crate::Case;
+use crate::cases;
+use crate::pod::{Pod, refused, soon};
+use crate::remote::Remote;
+
+cases![
+    a_terminal_has_one_stream_and_a_size,
+    an_exec_s_terminal_gets_the_size_it_was_given_early,
+    spec_and_call_must_agree_on_the_terminal,
+    a_paused_task_is_resumed_or_killed,
+    a_task_that_can_t_be_paused_runs_on,
+    limits_change_and_counters_are_told,
+    want_of_memory_is_told_once_a_kill_and_before_the_end,
+    hooks_run_around_the_container,
+    a_hook_that_fails_fails_create_alone,
+    a_checkpoint_is_refused,
+];
+
+async fn pause(client: &TaskClient, id: &str) -> ttrpc::Result<()> {
+    let request = PauseRequest {
+        id: id.into(),
+        ..Default::default()
+    };
+    client.pause(soon(), &request).await.map(drop)
+}
+
+async fn resume(client: &TaskClient, id: &str) -> ttrpc::Result<()> {
+    let request = ResumeRequest {
+        id: id.into(),
+        ..Default::default()
+    };
+    client.resume(soon(), &request).await.map(drop)
+}
+
+async fn a_terminal_has_one_stream_and_a_size() -> Result<()> {
+    let mut pod = Pod::prepare("tty", "", |spec| {
+        spec["process"] = json!({"args": ["size", "81"], "cwd": "/", "terminal": true});
+    })
+    .await?;
+    let client = pod.run_start().await?;
+    let mut creation = pod.creation();
+    creation.terminal = true;
+    let out = pod.path().join("out");
+    creation.stdout = format!("file://{}", out.display());
+    // There is no such stream, so that it is nobody's either.
+    creation.stderr = "/no/such/fifo".into();
+    client.create(soon(), &creation).await?;
+    let init = Remote::init(&client, "tty");
+    ensure!(init.state().await?.terminal);
+    init.resize(80, 24).await?;
+    init.start().await?;
+    init.resize(81, 25).await?;
+    ensure!(init.wait().await?.exit_status == 0);
+    let (code, _) = refused(init.resize(82, 26).await)?;
+    ensure!(code == Code::FAILED_PRECONDITION, "{code:?}");
+    init.delete().await?;
+    ensure!(std::fs::read_to_string(out)? == "81x25");
+    pod.finish(&client).await
+}
+
+async fn an_exec_s_terminal_gets_the_size_it_was_given_early() -> Result<()> {
+    let (pod, client) = Pod::start("tty-exec", "", &["sleep"]).await?;
+    client.create(soon(), &pod.creation()).await?;
+    let init = Remote::init(&client, "tty-exec");
+    init.start().await?;
+    // As under runc, a process without a terminal takes any size.
+    init.resize(80, 24).await?;
+    let exec = Remote::exec(&client, "tty-exec", "e");
+    let mut request = exec.request(&["size", "99"]);
+    let out = pod.path().join("out");
+    request.terminal = true;
+    request.stdout = format!("file://{}", out.display());
+    exec.add(&request).await?;
+    exec.resize(99, 33).await?;
+    ensure!(refused(exec.resize(65_536, 33).await)?.0 == Code::INVALID_ARGUMENT);
+    exec.start().await?;
+    ensure!(exec.wait().await?.exit_status == 0);
+    exec.delete().await?;
+    ensure!(std::fs::read_to_string(out)? == "99x33");
+    init.kill(9).await?;
+    init.wait().await?;
+    init.delete().await?;
+    pod.finish(&client).await
+}
+
+async fn spec_and_call_must_agree_on_the_terminal() -> Result<()> {
+    for (name, spec_s, call_s) in [("tty-no", true, false), ("tty-yes", false, true)] {
+        let mut pod = Pod::prepare(name, "", |spec| spec["process"]["terminal"] = json!(spec_s)).await?;
+        let client = pod.run_start().await?;
+        let mut creation = pod.creation();
+        creation.terminal = call_s;
+        let (code, message) = refused(client.create(soon(), &creation).await)?;
+        ensure!(
+            code == Code::INVALID_ARGUMENT && message.contains("process.terminal"),
+            "{code:?} {message}"
+        );
+        pod.finish(&client).await?;
+    }
+    Ok(())
+}
+
+async fn a_paused_task_is_resumed_or_killed() -> Result<()> {
+    let (mut pod, client) = Pod::start("pause", "", &["sleep"]).await?;
+    client.create(soon(), &pod.creation()).await?;
+    let init = Remote::init(&client, "pause");
+    init.start().await?;
+    let exec = Remote::exec(&client, "pause", "e");
+    exec.run(&["sleep"]).await?;
+    pause(&client, "pause").await?;
+    for process in [&init, &exec] {
+        ensure!(process.state().await?.status.value() == 4, "not paused");
+    }
+    let other = Remote::exec(&client, "pause", "other");
+    for (call, refusal) in [
+        ("Pause", refused(pause(&client, "pause").await)?),
+        ("Exec", refused(other.add(&other.request(&["a"])).await)?),
+        ("Delete", refused(init.delete().await)?),
+        ("Start", refused(init.start().await)?),
+    ] {
+        ensure!(refusal.0 == Code::FAILED_PRECONDITION, "{call}: {refusal:?}");
+    }
+    resume(&client, "pause").await?;
+    ensure!(init.state().await?.status.value() == 2, "not running");
+    ensure!(refused(resume(&client, "pause").await)?.0 == Code::FAILED_PRECONDITION);
+    pause(&client, "pause").await?;
+    init.kill(9).await?;
+    ensure!(init.wait().await?.exit_status == 137);
+    ensure!(init.state().await?.status.value() == 3, "not stopped");
+    ensure!(refused(resume(&client, "pause").await)?.0 == Code::FAILED_PRECONDITION);
+    init.delete().await?;
+    pod.finish(&client).await?;
+    let told = pod.told_until("delete").await?;
+    let want = ["paused", "resumed", "paused", "exit e 137", "exit 137", "delete"];
+    ensure!(told[4..] == want, "{told:?}");
+    Ok(())
+}
+
+async fn a_task_that_can_t_be_paused_runs_on() -> Result<()> {
+    let (pod, client) = Pod::start("no-pause", "", &["sleep", "unstoppable"]).await?;
+    client.create(soon(), &pod.creation()).await?;
+    let init = Remote::init(&client, "no-pause");
+    init.start().await?;
+    let (code, message) = refused(pause(&client, "no-pause").await)?;
+    ensure!(
+        code == Code::INTERNAL && message.contains("cgroup.freeze"),
+        "{message}"
+    );
+    ensure!(init.state().await?.status.value() == 2, "not running");
+    init.kill(15).await?;
+    ensure!(init.wait().await?.exit_status == 143);
+    init.delete().await?;
+    pod.finish(&client).await
+}
+
+async fn update(client: &TaskClient, id: &str, resources: &Value) -> ttrpc::Result<()> {
+    let any = Any {
+        type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
+        value: resources.to_string().into_bytes(),
+        ..Default::default()
+    };
+    let request = UpdateTaskRequest {
+        id: id.into(),
+        resources: Some(any).into(),
+        annotations: [("ignored".to_owned(), "yes".to_owned())].into(),
+        ..Default::default()
+    };
+    client.update(soon(), &request).await.map(drop)
+}
+
+async fn stats(client: &TaskClient, id: &str) -> ttrpc::Result<Any> {
+    let request = StatsRequest {
+        id: id.into(),
+        ..Default::default()
+    };
+    let answer = client.stats(soon(), &request).await?;
+    Ok(answer.stats.into_option().unwrap_or_default())
+}
+
+async fn limits_change_and_counters_are_told() -> Result<()> {
+    let (pod, client) = Pod::start("limits", "", &["sleep"]).await?;
+    client.create(soon(), &pod.creation()).await?;
+    let init = Remote::init(&client, "limits");
+    let any = stats(&client, "limits").await?;
+    ensure!(any.type_url == "io.containerd.cgroups.v2.Metrics", "{any:?}");
+    let metrics = Metrics::parse_from_bytes(&any.value)?;
+    ensure!(
+        metrics.pids.current == 3 && metrics.pids.limit == u64::MAX,
+        "{metrics:?}"
+    );
+    ensure!(
+        metrics.memory.usage == 4096 && metrics.cpu.usage_usec == 5,
+        "{metrics:?}"
+    );
+    init.start().await?;
+    update(&client, "limits", &json!({"pids": {"limit": 55}})).await?;
+    let metrics = Metrics::parse_from_bytes(&stats(&client, "limits").await?.value)?;
+    ensure!(metrics.pids.limit == 55, "{metrics:?}");
+    for bad in [json!([]), json!({"pids": {}})] {
+        let (code, message) = refused(update(&client, "limits", &bad).await)?;
+        ensure!(
+            code == Code::INVALID_ARGUMENT && message.contains("resources"),
+            "{message}"
+        );
+    }
+    init.kill(9).await?;
+    init.wait().await?;
+    init.delete().await?;
+    pod.finish(&client).await
+}
+
+async fn want_of_memory_is_told_once_a_kill_and_before_the_end() -> Result<()> {
+    let (mut pod, client) = Pod::start("oom", "", &["oom", "live"]).await?;
+    client.create(soon(), &pod.creation()).await?;
+    let init = Remote::init(&client, "oom");
+    init.start().await?;
+    pod.told_until("oom").await?;
+    let exec = Remote::exec(&client, "oom", "e");
+    exec.run(&["oom", "die"]).await?;
+    ensure!(exec.wait().await?.exit_status == 137);
+    init.kill(9).await?;
+    init.wait().await?;
+    init.delete().await?;
+    pod.finish(&client).await?;
+    let told = pod.told_until("delete").await?;
+    // The guest tells of the kill on its own, too, perhaps before it says that the exec runs.
+    ensure!(
+        told.iter().filter(|words| *words == "oom").count() == 1,
+        "{told:?}"
+    );
+    let place = |word: &str| told.iter().position(|words| words == word);
+    ensure!(place("oom") < place("exit e 137"), "{told:?}");
+
+    let (mut pod, client) = Pod::start("oom-init", "", &["oom", "die"]).await?;
+    client.create(soon(), &pod.creation()).await?;
+    let init = Remote::init(&client, "oom-init");
+    init.start().await?;
+    ensure!(init.wait().await?.exit_status == 137);
+    init.delete().await?;
+    pod.finish(&client).await?;
+    let mut told = pod.told_until("delete").await?;
+    // It may come as early as the answer to Start.
+    told.retain(|words| words != "start");
+    ensure!(told == ["create", "oom", "exit 137", "delete"], "{told:?}");
+    Ok(())
+}
+
+/// A hook that writes its name and the state's status and pid to `hooks` in the bundle.
+fn hook(name: &str, then: &str) -> Value {
+    let script = format!(
+        "read -r state; status=${{state#*'\"status\":\"'}}; echo {name} ${{status%%'\"'*}} >> hooks; {then}"
+    );
+    json!({"path": "/bin/sh", "args": ["sh", "-c", script]})
+}
+
+async fn hooks_run_around_the_container() -> Result<()> {
+    let mut pod = Pod::prepare("hooks", "", |spec| {
+        spec["process"]["args"] = json!(["sleep"]);
+        spec["hooks"] = json!({
+            "prestart": [hook("prestart", "")],
+            "createRuntime": [hook("first", ""), hook("second", "")],
+            "poststart": [hook("poststart", "exit 1"), hook("poststart-too", "")],
+            "poststop": [hook("poststop", "exit 1"), hook("poststop-too", "")],
+        });
+    })
+    .await?;
+    let ran = pod.path().join("bundle/hooks");
+    let lines = || -> Result<Vec<String>> {
+        let text = std::fs::read_to_string(&ran)?;
+        Ok(text.lines().map(str::to_owned).collect())
+    };
+    let client = pod.run_start().await?;
+    client.create(soon(), &pod.creation()).await?;
+    let created = ["prestart creating", "first creating", "second creating"];
+    ensure!(lines()? == created, "{:?}", lines()?);
+    let init = Remote::init(&client, "hooks");
+    init.start().await?;
+    ensure!(
+        lines()?[3..] == ["poststart running", "poststart-too running"],
+        "{:?}",
+        lines()?
+    );
+    init.kill(9).await?;
+    init.wait().await?;
+    ensure!(lines()?.len() == 5);
+    init.delete().await?;
+    ensure!(
+        lines()?[5..] == ["poststop stopped", "poststop-too stopped"],
+        "{:?}",
+        lines()?
+    );
+    pod.finish(&client).await?;
+    let told = pod.told_until("delete").await?;
+    ensure!(told == ["create", "start", "exit 137", "delete"], "{told:?}");
+    Ok(())
+}
+
+async fn a_hook_that_fails_fails_create_alone() -> Result<()> {
+    let mut pod = Pod::prepare("hook-fails", "", |spec| {
+        spec["hooks"] = json!({
+            "createRuntime": [hook("first", "echo no luck; exit 3"), hook("second", "")],
+            "poststop": [hook("poststop", "")],
+        });
+    })
+    .await?;
+    let client = pod.run_start().await?;
+    let (_, message) = refused(client.create(soon(), &pod.creation()).await)?;
+    ensure!(
+        message.contains("hooks.createRuntime[0]") && message.contains("exited with 3; it wrote: no luck"),
+        "{message}"
+    );
+    let bundle = pod.path().join("bundle");
+    let ran = std::fs::read_to_string(bundle.join("hooks"))?;
+    ensure!(ran == "first creating\npoststop stopped\n", "{ran}");
+    // The pod is none the worse.
+    let mut spec: Value = serde_json::from_slice(&std::fs::read(bundle.join("config.json"))?)?;
+    spec.as_object_mut().context("no object")?.remove("hooks");
+    std::fs::write(bundle.join("config.json"), spec.to_string())?;
+    client.create(soon(), &pod.creation()).await?;
+    pod.delete(&client).await?;
+    pod.finish(&client).await
+}
+
+async fn a_checkpoint_is_refused() -> Result<()> {
+    let (pod, client) = Pod::start("checkpoint", "", &["sleep"]).await?;
+    client.create(soon(), &pod.creation()).await?;
+    let request = CheckpointTaskRequest {
+        id: "checkpoint".into(),
+        ..Default::default()
+    };
+    let (code, message) = refused(client.checkpoint(soon(), &request).await)?;
+    ensure!(
+        code == Code::UNIMPLEMENTED && message.contains("Checkpoint"),
+        "{message}"
+    );
+    pod.delete(&client).await?;
+    pod.finish(&client).await
+}
