@@ -165,6 +165,20 @@ pub fn process(json: &[u8]) -> Result<(Map<String, Value>, Vec<Finding>), Error>
     }
 }
 
+/// Checks the `linux.resources` of an Update; gives what the guest gets, and the fields that have no effect.
+///
+/// # Errors
+/// [`Error`] with every field that can't be honoured.
+pub fn update(json: &[u8]) -> Result<(Vec<u8>, Vec<Finding>), Error> {
+    let mut resources = parse(json)?;
+    let findings = spec::sift_update(&mut resources);
+    if findings.refused.is_empty() {
+        Ok((serde_json::to_vec(&resources)?, findings.ignored))
+    } else {
+        Err(Error::Refused(findings.refusals()))
+    }
+}
+
 fn parse(json: &[u8]) -> Result<Value, Error> {
     if json.len() > spec::MAX_SPEC {
         return Err(Error::TooLarge(json.len()));
@@ -231,7 +245,7 @@ fn for_guest(spec: &mut Value, id: &str, mounts: &[HostMount]) {
         spec["mounts"][mount.index]["type"] = json!("bind");
     }
     spec["linux"]["cgroupsPath"] = json!(format!("/{id}"));
-    if let Some(hooks) = spec["hooks"].as_object_mut() {
+    if let Some(hooks) = spec.get_mut("hooks").and_then(Value::as_object_mut) {
         hooks.retain(|point, _| !Hooks::KEYS.contains(&point.as_str()));
     }
     if let Some(cpu) = spec

@@ -172,6 +172,19 @@ fn an_exec_s_process_is_checked_by_the_same_table() {
 }
 
 #[test]
+fn an_update_is_checked_by_the_same_table() {
+    let all =
+        br#"{"memory":{"limit":5},"cpu":{"cpus":"0","shares":2},"devices":[{"allow":false,"access":"rwm"}]}"#;
+    let (resources, ignored) = update(all).unwrap();
+    let resources: Value = serde_json::from_slice(&resources).unwrap();
+    assert_eq!(resources, json!({"memory": {"limit": 5}, "cpu": {"shares": 2}}));
+    let paths: Vec<_> = ignored.iter().map(|finding| finding.path.as_str()).collect();
+    assert_eq!(paths, ["linux.resources.devices", "linux.resources.cpu.cpus"]);
+    let error = update(br#"{"cpu":{"mems":"0"}}"#).unwrap_err().to_string();
+    assert!(error.starts_with("linux.resources.cpu.mems: "), "{error}");
+}
+
+#[test]
 fn bad_input_is_an_error_with_its_path() {
     let many = |element: &str, count: usize| format!("[{}]", vec![element; count].join(","));
     let tables = [

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 
 use super::{Call, Listed, Progress, Sandbox, View};
+use crate::bundle;
 use crate::container::{Container, Size};
 use crate::error::Error;
 use crate::guest::{CallError, CgroupFiles, Exit, Guest};
@@ -190,6 +191,17 @@ impl Sandbox {
     }
 
     fn update(&self, id: &str, resources: Vec<u8>, reply: Reply<()>) {
+        let checked = bundle::update(&resources);
+        let (resources, ignored) = match checked {
+            Ok(checked) => checked,
+            Err(error) => return answer(reply, Err(Error::Refused(error.to_string()))),
+        };
+        for finding in ignored {
+            crate::log::warn(format_args!(
+                "{id}: {} is ignored: {}",
+                finding.path, finding.reason
+            ));
+        }
         let begun = self
             .container(id)
             .and_then(|container| match container.init.state {

@@ -1,0 +1,279 @@
+//! Tests that are no behaviours compared with runc, and what they cover.
+
+/// A test.
+pub struct Test {
+    /// Its file.
+    pub file: &'static str,
+    /// Its function, or the words it is listed under.
+    pub name: &'static str,
+    /// Fields by path, and calls.
+    pub covers: &'static [&'static str],
+}
+
+/// A test of every refused field.
+pub const OF_EACH_REFUSED: (&str, &str) = (
+    "protocol/src/spec/tests.rs",
+    "each_refused_field_is_refused_by_its_path_and_reason",
+);
+/// A test of every ignored field.
+pub const OF_EACH_IGNORED: (&str, &str) = (
+    "protocol/src/spec/tests.rs",
+    "each_ignored_field_is_named_and_taken_out",
+);
+
+const FIELDS: &str = "agent/tests/fields.rs";
+const CONTAINERS: &str = "agent/tests/containers.rs";
+const EXECS: &str = "agent/tests/execs.rs";
+const LIMITS: &str = "agent/src/cgroup/limits/tests.rs";
+const HOOKS: &str = "shim/src/hooks/tests.rs";
+const TASKS: &str = "shim/tests/service/tasks.rs";
+const LIVES: &str = "shim/tests/service/lives.rs";
+const BUNDLE: &str = "shim/src/bundle/tests.rs";
+
+const fn test(file: &'static str, name: &'static str, covers: &'static [&'static str]) -> Test {
+    Test { file, name, covers }
+}
+
+/// All of them.
+pub const TESTS: &[Test] = &[
+    test(
+        FIELDS,
+        "users_of_its_own",
+        &[
+            "linux.uidMappings.containerID",
+            "linux.uidMappings.hostID",
+            "linux.uidMappings.size",
+            "linux.gidMappings.containerID",
+            "linux.gidMappings.hostID",
+            "linux.gidMappings.size",
+        ],
+    ),
+    test(
+        FIELDS,
+        "clocks_of_its_own",
+        &[
+            "linux.timeOffsets.boottime.secs",
+            "linux.timeOffsets.boottime.nanosecs",
+            "linux.timeOffsets.monotonic.secs",
+            "linux.timeOffsets.monotonic.nanosecs",
+        ],
+    ),
+    test(
+        FIELDS,
+        "start_container_hooks_run_in_the_container_before_its_command",
+        &[
+            "hooks.startContainer.path",
+            "hooks.startContainer.args",
+            "hooks.startContainer.env",
+            "hooks.startContainer.timeout",
+        ],
+    ),
+    test(FIELDS, "options_of_mounts", &["mounts.options"]),
+    test(FIELDS, "propagation_of_the_root", &["linux.rootfsPropagation"]),
+    test(
+        FIELDS,
+        "namespaces_of_another_container",
+        &["linux.namespaces.type", "linux.namespaces.path"],
+    ),
+    test(
+        FIELDS,
+        "devices_that_the_guest_has",
+        &[
+            "linux.devices.type",
+            "linux.devices.path",
+            "linux.devices.major",
+            "linux.devices.minor",
+            "linux.devices.fileMode",
+            "linux.devices.uid",
+            "linux.devices.gid",
+        ],
+    ),
+    test(
+        FIELDS,
+        "what_the_process_is",
+        &[
+            "process.rlimits.type",
+            "process.rlimits.hard",
+            "process.rlimits.soft",
+            "process.capabilities.bounding",
+            "process.capabilities.effective",
+            "process.capabilities.permitted",
+            "process.capabilities.inheritable",
+            "process.capabilities.ambient",
+        ],
+    ),
+    test(
+        FIELDS,
+        "scheduling_of_the_process",
+        &[
+            "process.scheduler.policy",
+            "process.scheduler.nice",
+            "process.scheduler.priority",
+            "process.scheduler.flags",
+            "process.scheduler.runtime",
+            "process.scheduler.deadline",
+            "process.scheduler.period",
+            "process.ioPriority.class",
+            "process.ioPriority.priority",
+        ],
+    ),
+    test(
+        FIELDS,
+        "cpus_of_an_exec",
+        &["process.execCPUAffinity.initial", "process.execCPUAffinity.final"],
+    ),
+    test(
+        FIELDS,
+        "kernel_settings_and_hidden_paths",
+        &[
+            "linux.personality.domain",
+            "linux.sysctl",
+            "linux.maskedPaths",
+            "linux.readonlyPaths",
+        ],
+    ),
+    test(
+        FIELDS,
+        "filters_of_system_calls",
+        &[
+            "linux.seccomp.defaultAction",
+            "linux.seccomp.defaultErrnoRet",
+            "linux.seccomp.architectures",
+            "linux.seccomp.flags",
+            "linux.seccomp.syscalls.names",
+            "linux.seccomp.syscalls.action",
+            "linux.seccomp.syscalls.errnoRet",
+            "linux.seccomp.syscalls.args.index",
+            "linux.seccomp.syscalls.args.value",
+            "linux.seccomp.syscalls.args.valueTwo",
+            "linux.seccomp.syscalls.args.op",
+        ],
+    ),
+    test(
+        CONTAINERS,
+        "the_kernel_takes_rules_of_every_shape",
+        &[
+            "linux.resources.devices.allow",
+            "linux.resources.devices.type",
+            "linux.resources.devices.major",
+            "linux.resources.devices.minor",
+            "linux.resources.devices.access",
+        ],
+    ),
+    test(
+        CONTAINERS,
+        "limits_are_in_the_containers_cgroup",
+        &[
+            "linux.resources.hugepageLimits.pageSize",
+            "linux.resources.hugepageLimits.limit",
+            "linux.resources.unified",
+        ],
+    ),
+    test(
+        EXECS,
+        "a_container_has_a_terminal",
+        &[
+            "process.terminal",
+            "process.consoleSize.height",
+            "process.consoleSize.width",
+        ],
+    ),
+    test(
+        LIMITS,
+        "files_are_written_in_order",
+        &["linux.resources.memory.checkBeforeUpdate"],
+    ),
+    test(
+        LIMITS,
+        "each_resource_becomes_files_of_cgroup_v2",
+        &[
+            "linux.resources.cpu.burst",
+            "linux.resources.cpu.idle",
+            "linux.resources.cpu.period",
+        ],
+    ),
+    test(
+        BUNDLE,
+        "cpus_are_the_vm_s_and_the_pod_s_first_container_s",
+        &["linux.resources.cpu.cpus"],
+    ),
+    test(
+        "shim/src/vm/mod.rs",
+        "a_process_runs_on_the_cpus_that_are_named",
+        &["linux.resources.cpu.cpus"],
+    ),
+    test(
+        "protocol/src/spec/tests.rs",
+        "what_is_missing_is_named",
+        &["ociVersion"],
+    ),
+    test(
+        HOOKS,
+        "a_hook_gets_the_state_its_words_and_its_environment",
+        &["hooks.prestart.path", "hooks.prestart.args", "hooks.prestart.env"],
+    ),
+    test(
+        HOOKS,
+        "a_hook_has_its_time_and_its_children_are_not_waited_for",
+        &["hooks.prestart.timeout"],
+    ),
+    test(TASKS, "hooks_run_around_the_container", &["hooks.prestart.path"]),
+    test(
+        HOOKS,
+        "a_hook_gets_the_state_its_words_and_its_environment",
+        &[
+            "hooks.createRuntime.path",
+            "hooks.createRuntime.args",
+            "hooks.createRuntime.env",
+        ],
+    ),
+    test(
+        HOOKS,
+        "a_hook_has_its_time_and_its_children_are_not_waited_for",
+        &["hooks.createRuntime.timeout"],
+    ),
+    test(
+        TASKS,
+        "hooks_run_around_the_container",
+        &["hooks.createRuntime.path"],
+    ),
+    test(
+        HOOKS,
+        "a_hook_gets_the_state_its_words_and_its_environment",
+        &[
+            "hooks.poststart.path",
+            "hooks.poststart.args",
+            "hooks.poststart.env",
+        ],
+    ),
+    test(
+        HOOKS,
+        "a_hook_has_its_time_and_its_children_are_not_waited_for",
+        &["hooks.poststart.timeout"],
+    ),
+    test(TASKS, "hooks_run_around_the_container", &["hooks.poststart.path"]),
+    test(
+        HOOKS,
+        "a_hook_gets_the_state_its_words_and_its_environment",
+        &["hooks.poststop.path", "hooks.poststop.args", "hooks.poststop.env"],
+    ),
+    test(
+        HOOKS,
+        "a_hook_has_its_time_and_its_children_are_not_waited_for",
+        &["hooks.poststop.timeout"],
+    ),
+    test(TASKS, "hooks_run_around_the_container", &["hooks.poststop.path"]),
+    test(BUNDLE, "an_update_is_checked_by_the_same_table", &["Task.Update"]),
+    test(
+        BUNDLE,
+        "an_exec_s_process_is_checked_by_the_same_table",
+        &["Task.Exec"],
+    ),
+    test(LIVES, "a_life_and_its_events", &["Task.Connect", "Task.Shutdown"]),
+    test(TASKS, "a_checkpoint_is_refused", &["Task.Checkpoint"]),
+    test(
+        "shim/src/identity.rs",
+        "containers_of_a_pod_name_their_sandbox",
+        &["annotations"],
+    ),
+];
