@@ -17,10 +17,13 @@ pub use namespaces::Pod;
 /// Why a bundle can't be run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("config.json: {0}")]
-    Json(#[from] serde_json::Error),
-    #[error("config.json: {0} bytes; at most {max}", max = spec::MAX_SPEC)]
-    TooLarge(usize),
+    #[error("{what}: {source}")]
+    Json {
+        what: &'static str,
+        source: serde_json::Error,
+    },
+    #[error("{what}: {bytes} bytes; at most {max}", max = spec::MAX_SPEC)]
+    TooLarge { what: &'static str, bytes: usize },
     /// Every field that can't be honoured, by path.
     #[error("{0}")]
     Refused(String),
@@ -110,7 +113,7 @@ pub fn plan(
     rootfs: Vec<Mount>,
     pod: Option<Pod<'_>>,
 ) -> Result<Plan, Error> {
-    let mut spec = parse(config_json)?;
+    let mut spec = parse(CONFIG, config_json)?;
     let mut findings = spec::sift(&mut spec);
     if !spec.is_object() {
         // What is of the wrong shape below is taken out already.
@@ -138,7 +141,7 @@ pub fn plan(
     let terminal = spec["process"]["terminal"].as_bool().unwrap_or(false);
     for_guest(&mut spec, id, &mounts);
     Ok(Plan {
-        guest_spec: serde_json::to_vec(&spec)?,
+        guest_spec: spec.to_string().into_bytes(),
         rootfs,
         mounts,
         ignored: findings.ignored,
@@ -152,7 +155,7 @@ pub fn plan(
 /// # Errors
 /// [`Error`] with every field that can't be honoured.
 pub fn process(json: &[u8]) -> Result<(Map<String, Value>, Vec<Finding>), Error> {
-    let mut process = parse(json)?;
+    let mut process = parse(PROCESS, json)?;
     let findings = spec::sift_process(&mut process);
     match process {
         Value::Object(process) if findings.refused.is_empty() => Ok((process, findings.ignored)),
@@ -170,25 +173,32 @@ pub fn process(json: &[u8]) -> Result<(Map<String, Value>, Vec<Finding>), Error>
 /// # Errors
 /// [`Error`] with every field that can't be honoured.
 pub fn update(json: &[u8]) -> Result<(Vec<u8>, Vec<Finding>), Error> {
-    let mut resources = parse(json)?;
+    let mut resources = parse(RESOURCES, json)?;
     let findings = spec::sift_update(&mut resources);
     if findings.refused.is_empty() {
-        Ok((serde_json::to_vec(&resources)?, findings.ignored))
+        Ok((resources.to_string().into_bytes(), findings.ignored))
     } else {
         Err(Error::Refused(findings.refusals()))
     }
 }
 
-fn parse(json: &[u8]) -> Result<Value, Error> {
-    if json.len() > spec::MAX_SPEC {
-        return Err(Error::TooLarge(json.len()));
+const CONFIG: &str = "config.json";
+const PROCESS: &str = "process";
+const RESOURCES: &str = "linux.resources";
+
+fn parse(what: &'static str, json: &[u8]) -> Result<Value, Error> {
+    let bytes = json.len();
+    if bytes > spec::MAX_SPEC {
+        return Err(Error::TooLarge { what, bytes });
     }
+    let bad = |source| Error::Json { what, source };
     if std::str::from_utf8(json).is_err() {
-        let value: Value = serde_json::from_str(&String::from_utf8_lossy(json))?;
-        let path = spec::find_broken_text(&value, "").unwrap_or_else(|| "config.json".to_owned());
+        let value: Value = serde_json::from_str(&String::from_utf8_lossy(json)).map_err(bad)?;
+        let above = if what == CONFIG { "" } else { what };
+        let path = spec::find_broken_text(&value, above).unwrap_or_else(|| what.to_owned());
         return Err(Error::Refused(format!("{path}: is no UTF-8")));
     }
-    Ok(serde_json::from_slice(json)?)
+    serde_json::from_slice(json).map_err(bad)
 }
 
 /// The VM has its CPUs from the spec it was started for.

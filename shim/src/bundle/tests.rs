@@ -168,7 +168,7 @@ fn an_exec_s_process_is_checked_by_the_same_table() {
     let error = super::process(b"{\"args\":[\"a\xff\"],\"cwd\":\"/\"}")
         .unwrap_err()
         .to_string();
-    assert_eq!(error, "args[0]: is no UTF-8");
+    assert_eq!(error, "process.args[0]: is no UTF-8");
 }
 
 #[test]
@@ -182,6 +182,14 @@ fn an_update_is_checked_by_the_same_table() {
     assert_eq!(paths, ["linux.resources.devices", "linux.resources.cpu.cpus"]);
     let error = update(br#"{"cpu":{"mems":"0"}}"#).unwrap_err().to_string();
     assert!(error.starts_with("linux.resources.cpu.mems: "), "{error}");
+}
+
+#[test]
+fn an_exec_s_process_that_is_none_says_so() {
+    for bad in [&b""[..], b"[]", b"null", b"5", b"{", b"\xff", b"\"a\""] {
+        let error = process(bad).unwrap_err().to_string();
+        assert!(error.starts_with("process"), "{error}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 
-use super::{Call, Listed, Progress, Sandbox, View};
+use super::{Call, Listed, Progress, Sandbox, View, say_ignored};
 use crate::bundle;
 use crate::container::{Container, Size};
 use crate::error::Error;
@@ -39,7 +39,7 @@ impl Sandbox {
             Call::Pids(id, reply) => self.pids(&id, reply),
             Call::Pause(id, reply) => self.pause(&id, reply),
             Call::Resume(id, reply) => self.resume(&id, reply),
-            Call::Update(id, resources, reply) => self.update(&id, resources, reply),
+            Call::Update(id, resources, reply) => self.update(&id, &resources, reply),
             Call::Stats(id, reply) => self.stats(&id, reply),
             Call::Shutdown { now, reply } => self.shut_down(now, reply),
         }
@@ -103,7 +103,11 @@ impl Sandbox {
         match self.process_mut(name) {
             Ok(process) => match process.end() {
                 Some(exit) => answer(reply, Ok(exit)),
-                None => process.waiters.push(reply),
+                None => {
+                    // Those who have gone, with a containerd that was restarted, wait no more.
+                    process.waiters.retain(|waiter| !waiter.is_closed());
+                    process.waiters.push(reply);
+                }
             },
             Err(error) => answer(reply, Err(error)),
         }
@@ -190,29 +194,23 @@ impl Sandbox {
         }
     }
 
-    fn update(&self, id: &str, resources: Vec<u8>, reply: Reply<()>) {
-        let checked = bundle::update(&resources);
-        let (resources, ignored) = match checked {
-            Ok(checked) => checked,
-            Err(error) => return answer(reply, Err(Error::Refused(error.to_string()))),
-        };
-        for finding in ignored {
-            crate::log::warn(format_args!(
-                "{id}: {} is ignored: {}",
-                finding.path, finding.reason
-            ));
-        }
+    fn update(&self, id: &str, resources: &[u8], reply: Reply<()>) {
         let begun = self
             .container(id)
             .and_then(|container| match container.init.state {
-                TaskState::Created | TaskState::Starting | TaskState::Running => self.guest(),
+                TaskState::Created | TaskState::Starting | TaskState::Running => {
+                    let checked = bundle::update(resources);
+                    let (resources, ignored) = checked.map_err(|error| Error::Refused(error.to_string()))?;
+                    say_ignored(&Name::init(id), &ignored);
+                    Ok((self.guest()?, resources))
+                }
                 TaskState::Creating | TaskState::Exiting | TaskState::Stopped => {
                     Err(container.refuse("updated"))
                 }
             });
         let id = id.to_owned();
         match begun {
-            Ok(guest) => ask(reply, "update limits", async move {
+            Ok((guest, resources)) => ask(reply, "update limits", async move {
                 guest.update(&id, resources).await
             }),
             Err(error) => answer(reply, Err(error)),

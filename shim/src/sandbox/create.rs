@@ -9,7 +9,7 @@ use std::time::Duration;
 use nacre_protocol::agent::Stdio;
 use tokio::sync::{mpsc, watch};
 
-use super::{Event, Progress, Sandbox, failed};
+use super::{Event, Progress, Sandbox, failed, say_ignored};
 use crate::bundle::{self, Plan, Pod};
 use crate::clock;
 use crate::container::{Container, Request};
@@ -65,12 +65,7 @@ impl Sandbox {
         });
         let plan = bundle::plan(&request.id, &request.bundle, &spec, request.rootfs.clone(), pod)
             .map_err(|error| Error::Refused(error.to_string()))?;
-        for finding in &plan.ignored {
-            crate::log::warn(format_args!(
-                "{}: {} is ignored: {}",
-                request.id, finding.path, finding.reason
-            ));
-        }
+        say_ignored(&Name::init(&request.id), &plan.ignored);
         if plan.terminal != request.paths.terminal {
             let reason = if plan.terminal {
                 "is true, but Create wants no terminal"

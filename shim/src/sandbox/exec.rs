@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::Sandbox;
+use super::{Sandbox, say_ignored};
 use crate::bundle;
 use crate::container::{Exec, ExecRequest};
 use crate::error::Error;
@@ -47,12 +47,7 @@ impl Sandbox {
         }
         let checked = bundle::process(&request.process);
         let (mut spec, ignored) = checked.map_err(|error| Error::Refused(error.to_string()))?;
-        for finding in ignored {
-            crate::log::warn(format_args!(
-                "{name}: {} is ignored: {}",
-                finding.path, finding.reason
-            ));
-        }
+        say_ignored(&name, &ignored);
         // As under containerd's own shims: the call says whether there is a terminal.
         spec.insert("terminal".into(), request.paths.terminal.into());
         let (streams, stdio) = self.open_streams(&request.paths)?;

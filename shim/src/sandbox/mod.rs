@@ -22,6 +22,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nacre_protocol::agent::{SetupResponse, Stdio};
+use nacre_protocol::spec::Finding;
 use nacre_protocol::state::Pod;
 use nacre_protocol::vsock::FIRST_STREAM_PORT;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -360,5 +361,15 @@ fn failed(step: &str, error: impl std::fmt::Display, hint: Option<String>) -> St
         reason: error.to_string(),
         hint,
         console: Vec::new(),
+    }
+}
+
+/// Names fields of a spec that have no effect.
+fn say_ignored(name: &Name, fields: &[Finding]) {
+    for field in fields {
+        crate::log::warn(format_args!(
+            "{name}: {} is ignored: {}",
+            field.path, field.reason
+        ));
     }
 }

@@ -152,7 +152,7 @@ impl Task for TaskService {
     }
 
     async fn update(&self, _: &TtrpcContext, mut request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        let resources = messages::resources(&mut request)?;
+        let resources = messages::resources(&mut request);
         self.sandbox
             .call(|reply| Call::Update(request.id, resources, reply))
             .await?;
@@ -173,10 +173,15 @@ impl Task for TaskService {
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
         let name = messages::name(request.id, String::new());
-        let view = self.sandbox.call(|reply| Call::State(name, reply)).await?;
+        // As containerd's own shims, which are asked before there is a task.
+        let task_pid = match self.sandbox.call(|reply| Call::State(name, reply)).await {
+            Ok(view) => view.pid,
+            Err(Error::NoTask(_)) => 0,
+            Err(error) => return Err(error.into()),
+        };
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
-            task_pid: view.pid,
+            task_pid,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..Default::default()
         })

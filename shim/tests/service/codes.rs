@@ -41,7 +41,7 @@ const TASK: [(&str, [Code; 5]); 15] = [
     ("update", [NONE, OK, OK, OK, PRE]),
     ("stats", [NONE, OK, OK, OK, NONE]),
     ("exec", [NONE, OK, OK, PRE, PRE]),
-    ("connect", [NONE, OK, OK, OK, OK]),
+    ("connect", [OK, OK, OK, OK, OK]),
 ];
 
 /// Where a process beside init stands.

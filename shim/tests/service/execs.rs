@@ -19,6 +19,7 @@ cases![
     an_exec_that_does_not_end_holds_init_no_longer_than_its_time,
     a_dead_vmm_ends_execs_first,
     a_vmm_that_dies_while_an_exec_starts,
+    events_wait_in_order_for_a_containerd_that_is_away,
     execs_by_the_hundred,
     an_exec_s_output_is_whole_though_the_vm_s_only_container_ended,
 ];
@@ -280,6 +281,31 @@ async fn a_vmm_that_dies_while_an_exec_starts() -> Result<()> {
         "{told:?}"
     );
     Ok(())
+}
+
+async fn events_wait_in_order_for_a_containerd_that_is_away() -> Result<()> {
+    let (mut pod, client, init) = sleeping("exec-away").await?;
+    pod.told_until("start").await?;
+    pod.containerd_goes().await?;
+    let mut want = Vec::new();
+    for id in ["e1", "e2", "e3"] {
+        let exec = Remote::exec(&client, "exec-away", id);
+        exec.run(&["exit", "5"]).await?;
+        exec.wait().await?;
+        exec.delete().await?;
+        want.extend(["exec-added", "exec-started"].map(|topic| format!("{topic} {id}")));
+        want.push(format!("exit {id} 5"));
+    }
+    let pause = containerd_shim_protos::api::PauseRequest {
+        id: "exec-away".into(),
+        ..Default::default()
+    };
+    client.pause(soon(), &pause).await?;
+    want.push("paused".into());
+    pod.containerd_comes().await?;
+    let told = pod.told_until("paused").await?;
+    ensure!(told == want, "{told:?}");
+    end(&pod, &client, &init).await
 }
 
 fn memory(pid: u32) -> Result<u64> {

@@ -42,7 +42,8 @@ pub struct Pod {
     pub id: String,
     pub address: String,
     events: mpsc::UnboundedReceiver<Envelope>,
-    _containerd: Server,
+    told: mpsc::UnboundedSender<Envelope>,
+    containerd: Option<Server>,
 }
 
 /// Longest wait of one call.
@@ -80,20 +81,37 @@ impl Pod {
         });
         change(&mut spec);
         std::fs::write(path.join("bundle/config.json"), spec.to_string())?;
-        let socket = path.join("events");
-        let (sender, events) = mpsc::unbounded_channel();
-        let mut containerd = Server::new()
-            .bind(&format!("unix://{}", socket.display()))?
-            .register_service(create_events(Arc::new(Containerd(sender))));
-        containerd.start().await?;
-        let id = id.to_owned();
-        Ok(Self {
-            directory,
-            id,
+        let (told, events) = mpsc::unbounded_channel();
+        let mut pod = Self {
+            id: id.to_owned(),
             address: String::new(),
             events,
-            _containerd: containerd,
-        })
+            told,
+            containerd: None,
+            directory,
+        };
+        pod.containerd_comes().await?;
+        Ok(pod)
+    }
+
+    /// containerd serves, from now on.
+    pub async fn containerd_comes(&mut self) -> Result<()> {
+        let mut server = Server::new()
+            .bind(&format!("unix://{}", self.path().join("events").display()))?
+            .register_service(create_events(Arc::new(Containerd(self.told.clone()))));
+        server.start().await?;
+        self.containerd = Some(server);
+        Ok(())
+    }
+
+    /// containerd is gone, with its socket.
+    pub async fn containerd_goes(&mut self) -> Result<()> {
+        if let Some(mut server) = self.containerd.take() {
+            server.shutdown().await?;
+        }
+        // The server may have removed it itself.
+        drop(std::fs::remove_file(self.path().join("events")));
+        Ok(())
     }
 
     /// Prepares and starts a pod whose process has these words.
