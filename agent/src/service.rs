@@ -94,6 +94,7 @@ impl Agent for Service {
         let container = self.containers.create(request).await?;
         Ok(CreateContainerResponse {
             pid: container.init(),
+            ignored: container.ignored().to_vec(),
             ..CreateContainerResponse::default()
         })
     }

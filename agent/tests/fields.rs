@@ -330,6 +330,24 @@ fn devices_that_the_guest_has() {
 }
 
 #[test]
+fn of_all_the_hosts_devices_those_that_the_guest_has() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let mut container = Container::new("a", &["sh", "-c", "cd /dev; ls zwei none sda"]);
+        container.spec["linux"]["devices"] = json!([
+            {"type": "c", "path": "/dev/zwei", "major": 1, "minor": 5},
+            {"type": "c", "path": "/dev/none", "major": 240, "minor": 77},
+            {"type": "b", "path": "/dev/sda", "major": 8, "minor": 0}
+        ]);
+        container.spec["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+        let (created, mut stdio) = guest.create_as(container).await.unwrap();
+        assert_eq!(created.ignored, ["linux.devices: not in this guest: /dev/none"]);
+        guest.start_container("a").await.unwrap();
+        assert_eq!(stdio.stdout().await, "zwei\n");
+    });
+}
+
+#[test]
 fn what_the_process_is() {
     run(async {
         let mut guest = Guest::start().await;

@@ -90,6 +90,11 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         FIELDS,
+        "of_all_the_hosts_devices_those_that_the_guest_has",
+        &["linux.devices.path"],
+    ),
+    test(
+        FIELDS,
         "what_the_process_is",
         &[
             "process.rlimits.type",

@@ -43,7 +43,8 @@ const NOTES: &str = "\
   is one more, with a loopback device that is up.
 - **linux.uidMappings, gidMappings**: ids are those of the guest, and of the host's files that it shares. One range each.
 - **linux.devices**: character devices that the guest's kernel has, and fifos, below /dev. null, zero, full, random, urandom, tty and
-  ptmx are always there.
+  ptmx are always there. A container that may use every device (`--privileged`) is given a list of all that the host has: what
+  of it the guest does not have, disks before all, is left out and named in the log.
 - **linux.resources.devices**: a program of the agent's own; the last rule that speaks of a permission decides, the usual
   devices are allowed after all.
 - **linux.resources.cpu.shares**: as `cpu.weight`, by the curve of runc 1.4 (1,024 is 100).

@@ -33,7 +33,8 @@ impl Containers {
         spec::check_id(id)?;
         let mut prepared = spec::prepare(id, &request.spec)?;
         spec::resolve(&mut prepared.spec, |id| self.init_of(id))?;
-        devices::check_present(&prepared.spec)?;
+        let left_out = devices::leave_out_missing(&mut prepared.spec, prepared.devices.is_empty())?;
+        prepared.ignored.extend(left_out);
         self.reserve(id)?;
         let made = self.make(request, &prepared).await;
         match &made {
@@ -107,6 +108,7 @@ impl Containers {
         let container = Arc::new(Container {
             id: id.to_owned(),
             spec: prepared.spec.clone(),
+            ignored: prepared.ignored.clone(),
             init: Arc::new(Process::new(fresh.pid)),
             pidfd,
             cgroup,

@@ -56,6 +56,8 @@ pub struct Container {
     id: String,
     /// As it was made.
     spec: Spec,
+    /// What of its spec has no effect in this guest.
+    ignored: Vec<String>,
     init: Arc<Process>,
     /// Init's.
     pidfd: OwnedFd,
@@ -249,6 +251,11 @@ impl Container {
             });
         }
         self.cgroup.apply(&spec::parse_update(resources)?)
+    }
+
+    /// What of its spec has no effect in this guest: each a path and the reason.
+    pub fn ignored(&self) -> &[String] {
+        &self.ignored
     }
 
     /// What the kernel counts of it.

@@ -9,7 +9,8 @@ pub mod load;
 
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, Spec};
+use nacre_protocol::spec::add_name;
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
 use crate::error::Error;
 
@@ -79,28 +80,38 @@ const DEFAULTS: [Rule; 10] = [
     character(136, None),
 ];
 
-/// Whether the guest has the devices that `spec` makes files for.
+/// Looks for the devices that `spec` makes files for. A container that may use every device gets those that are there; what
+/// is to be said of the others.
 ///
 /// # Errors
-/// [`Error::BadSpec`] with the device: a file with numbers that mean nothing here, or something else than on the host.
-pub fn check_present(spec: &Spec) -> Result<(), Error> {
-    let devices = spec.linux().as_ref().and_then(|linux| linux.devices().as_ref());
-    let missing = devices.into_iter().flatten().find(|device| {
+/// [`Error::BadSpec`] with a device that is wanted and not there: its file would mean nothing, or something else than on
+/// the host.
+pub fn leave_out_missing(spec: &mut Spec, may_use_all: bool) -> Result<Option<String>, Error> {
+    let is_missing = |device: &LinuxDevice| {
         let node = format!("/sys/dev/char/{}:{}", device.major(), device.minor());
         device.typ() != LinuxDeviceType::P && !Path::new(&node).exists()
-    });
-    match missing {
-        None => Ok(()),
-        Some(device) => Err(Error::BadSpec {
-            field: "linux.devices",
-            reason: format!(
-                "the guest has no device {}:{} for {}",
-                device.major(),
-                device.minor(),
-                device.path().display()
-            ),
-        }),
+    };
+    let field = "linux.devices";
+    let linux = spec.linux_mut().as_mut();
+    let Some(devices) = linux.and_then(|linux| linux.devices_mut().as_mut()) else {
+        return Ok(None);
+    };
+    let mut names = String::new();
+    for device in devices.iter().filter(|device| is_missing(device)) {
+        let (major, minor, path) = (device.major(), device.minor(), device.path().display());
+        if !may_use_all {
+            return Err(Error::BadSpec {
+                field,
+                reason: format!("the guest has no device {major}:{minor} for {path}"),
+            });
+        }
+        add_name(&mut names, &path.to_string());
     }
+    if names.is_empty() {
+        return Ok(None);
+    }
+    devices.retain(|device| !is_missing(device));
+    Ok(Some(format!("{field}: not in this guest: {names}")))
 }
 
 /// The program for `rules`, in the kernel's form; empty where everything is allowed.

@@ -2,12 +2,14 @@
 //! spec by it. The shim walks what containerd hands it and so decides what reaches the guest; the agent walks what
 //! arrives; the documentation and its check list the same table. Pure.
 
+mod devices;
 mod node;
 mod options;
 mod table;
 mod walk;
 mod words;
 
+pub use devices::add_name;
 pub use node::{Fate, Field, Kind, Leaf, Node, Where, leaves};
 pub use options::{FILE_SYSTEMS, MountKind, MountOption, OPTIONS, OptionFate, option};
 pub use table::{PROCESS, RESOURCES, SPEC};

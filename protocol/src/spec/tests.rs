@@ -451,3 +451,35 @@ fn an_update_follows_the_same_table() {
         Findings::default()
     );
 }
+
+#[test]
+fn disks_are_left_out_where_every_device_is_allowed_and_refused_elsewhere() {
+    let mut spec = least();
+    let disk = |n: u32| json!({"type": "b", "path": format!("/dev/disk{n}"), "major": 8, "minor": n});
+    let tty = json!({"type": "c", "path": "/dev/tty", "major": 5, "minor": 0});
+    let mut devices: Vec<Value> = (0..500).map(disk).collect();
+    devices.push(tty.clone());
+    spec["linux"] = json!({"devices": devices, "resources": {"devices": [{"allow": false, "access": "rwm"},
+        {"allow": true, "access": "rwm"}]}});
+    let mut refused = spec.clone();
+    let findings = sift(&mut spec);
+    assert_eq!(findings.refused, []);
+    assert_eq!(findings.ignored.len(), 1);
+    let reason = &findings.ignored[0].reason;
+    assert!(
+        reason.contains("/dev/disk0, /dev/disk1, ") && reason.ends_with(", …") && reason.len() < 600,
+        "{reason}"
+    );
+    assert_eq!(spec["linux"]["devices"], json!([tty]));
+    for rule in [
+        json!({"allow": false, "access": "rwm"}),
+        json!({"allow": true, "access": "rw"}),
+        json!({"allow": true, "type": "b", "access": "rwm"}),
+        json!({"allow": true, "major": 8, "access": "rwm"}),
+    ] {
+        refused["linux"]["resources"]["devices"] = json!([rule]);
+        let findings = sift(&mut refused.clone());
+        assert_eq!(findings.refused.len(), 64, "{rule}");
+        assert_eq!(findings.refused[0].path, "linux.devices[0].type");
+    }
+}

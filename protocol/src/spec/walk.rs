@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::devices::leave_out_disks;
 use super::node::{Fate, Field, Kind, Leaf, Node, join};
 use super::options::{FILE_SYSTEMS, MountKind, OptionFate, option};
 use super::table::{PROCESS, RESOURCES, SPEC};
@@ -63,6 +64,7 @@ fn push(list: &mut Vec<Finding>, path: impl Into<String>, reason: impl Into<Stri
 /// Looks at every field of `spec`, and leaves in it only what is applied.
 pub fn sift(spec: &mut Value) -> Findings {
     let mut findings = Findings::default();
+    leave_out_disks(spec, &mut findings);
     walk(&SPEC, spec, "", &mut findings);
     if findings.refused.is_empty() {
         check_command(&spec["process"], "process", &mut findings);

@@ -143,7 +143,11 @@ impl Guest {
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        Ok(self.client.create_container(soon(), &request).await?.pid)
+        let created = self.client.create_container(soon(), &request).await?;
+        for ignored in &created.ignored {
+            crate::log::warn(format_args!("{id}: ignored: {ignored}"));
+        }
+        Ok(created.pid)
     }
 
     /// Opens the gate.

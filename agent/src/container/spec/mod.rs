@@ -45,6 +45,8 @@ pub struct Prepared {
     pub names: Names,
     /// What is to be done with its mounts once they are made.
     pub mounts: Vec<Later>,
+    /// What of it has no effect: each a path and the reason.
+    pub ignored: Vec<String>,
 }
 
 /// Whether `id` can be a directory's name and part of libcontainer's state.
@@ -103,6 +105,7 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
         new_network: namespaces.new_network,
         names,
         mounts,
+        ignored: Vec::new(),
     })
 }
 
