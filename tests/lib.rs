@@ -3,4 +3,5 @@
 
 pub mod conformance;
 pub mod containerd;
+pub mod memory;
 pub mod parity;

@@ -4,13 +4,9 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nacre_tests::containerd::Runtime;
+use nacre_tests::containerd::ctr::IMAGE;
 use serde_json::Value;
-
-const IMAGE: &str = "docker.io/library/busybox:latest";
-/// The runtime that is measured.
-pub const NACRE: &str = "io.containerd.nacre.v2";
-/// What it is compared with.
-pub const RUNC: &str = "io.containerd.runc.v2";
 
 /// An id that no other container of this machine has.
 pub fn id(word: &str, number: usize) -> String {
@@ -18,9 +14,9 @@ pub fn id(word: &str, number: usize) -> String {
 }
 
 /// `ctr run` with `flags`, for the caller to start.
-fn ctr_run(runtime: &str, flags: &[&str], id: &str, command: &[&str]) -> Command {
+fn ctr_run(runtime: Runtime, flags: &[&str], id: &str, command: &[&str]) -> Command {
     let mut run = Command::new("ctr");
-    run.args(["run", "--runtime", runtime])
+    run.args(["run", "--runtime", runtime.name()])
         .args(flags)
         .args([IMAGE, id])
         .args(command);
@@ -29,8 +25,16 @@ fn ctr_run(runtime: &str, flags: &[&str], id: &str, command: &[&str]) -> Command
 }
 
 /// Runs `true` in a container, to its end.
-pub fn run_true(runtime: &str, id: &str) -> Result<()> {
+pub fn run_true(runtime: Runtime, id: &str) -> Result<()> {
     output(&mut ctr_run(runtime, &["--rm"], id, &["true"])).map(drop)
+}
+
+/// Runs `true` in the container `id`, to its end.
+pub fn exec_true(id: &str, exec_id: &str) -> Result<()> {
+    let mut exec = Command::new("ctr");
+    exec.args(["task", "exec", "--exec-id", exec_id, id, "true"])
+        .stdin(Stdio::null());
+    output(&mut exec).map(drop)
 }
 
 /// Standard output of a command that must succeed.
@@ -61,7 +65,7 @@ pub struct Running {
 
 impl Running {
     /// Starts `sh -c script` and waits for the first line that it prints.
-    pub fn start(runtime: &str, id: &str, script: &str) -> Result<Self> {
+    pub fn start(runtime: Runtime, id: &str, script: &str) -> Result<Self> {
         let mut command = ctr_run(runtime, &["--rm"], id, &["sh", "-c", script]);
         let mut child = command
             .stdout(Stdio::piped())

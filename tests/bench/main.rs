@@ -20,10 +20,10 @@ use clap::Parser;
 
 use results::Results;
 
-/// Measures Nacre beside runc: start to end of a container, the steps of a start, sizes.
+/// Measures Nacre beside runc: start to end of a container, of an exec, the steps of a start, sizes.
 #[derive(Parser)]
 struct Arguments {
-    /// How many pairs of runs.
+    /// How many pairs of runs, and of execs.
     #[arg(long, default_value_t = 20)]
     pairs: usize,
     /// How many starts are looked at step by step.
@@ -53,8 +53,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         .with_context(|| format!("making {}", arguments.output.display()))?;
     sizes::warn_of_unoptimised()?;
     let mut results = Results::default();
-    let pairs = pairs::measure(arguments.pairs)?;
-    pairs.report(&mut results);
+    let pairs = [pairs::starts(arguments.pairs)?, pairs::execs(arguments.pairs)?];
+    for measured in &pairs {
+        measured.report(&mut results);
+    }
     let starts = start::measure(arguments.starts)?;
     starts.report(&mut results)?;
     sizes::measure(&mut results)?;

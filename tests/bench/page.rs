@@ -26,31 +26,33 @@ struct Bar {
 }
 
 /// The whole page.
-pub fn html(results: &Results, pairs: &Pairs, starts: &Starts) -> String {
+pub fn html(results: &Results, pairs: &[Pairs], starts: &Starts) -> String {
     let mut out = format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>Nacre beside runc</title><style>{STYLE}</style>\n\
          <h1>Nacre beside runc</h1>\n"
     );
-    let ratios = pairs.ratios();
-    section(
-        &mut out,
-        "ctr run --rm busybox true",
-        &format!(
-            "Median of {} alternating pairs. Median of the pairs' ratios: {:.2} (p10 to p90: {:.2} to {:.2}). \
-             Times under emulation mean something only as ratios.",
-            pairs.0.len(),
-            median(&ratios),
-            percentile(&ratios, 10.0),
-            percentile(&ratios, 90.0)
-        ),
-        &medians(pairs),
-    );
-    section(
-        &mut out,
-        "Ratio of each pair",
-        "Nacre's time to runc's.",
-        &each_pair(&ratios),
-    );
+    for measured in pairs {
+        let ratios = measured.ratios();
+        section(
+            &mut out,
+            measured.command,
+            &format!(
+                "Median of {} alternating pairs. Median of the pairs' ratios: {:.2} (p10 to p90: {:.2} to {:.2}). \
+                 Times under emulation mean something only as ratios.",
+                measured.times.len(),
+                median(&ratios),
+                percentile(&ratios, 10.0),
+                percentile(&ratios, 90.0)
+            ),
+            &medians(measured),
+        );
+        section(
+            &mut out,
+            &format!("{}: ratio of each pair", measured.command),
+            "Nacre's time to runc's.",
+            &each_pair(&ratios),
+        );
+    }
     section(
         &mut out,
         "Where a start goes",
@@ -80,8 +82,12 @@ fn medians(pairs: &Pairs) -> Vec<Bar> {
         }
     };
     vec![
-        bar("nacre", "n", pairs.0.iter().map(|pair| pair.0 * 1e3).collect()),
-        bar("runc", "p", pairs.0.iter().map(|pair| pair.1 * 1e3).collect()),
+        bar(
+            "nacre",
+            "n",
+            pairs.times.iter().map(|pair| pair.0 * 1e3).collect(),
+        ),
+        bar("runc", "p", pairs.times.iter().map(|pair| pair.1 * 1e3).collect()),
     ]
 }
 

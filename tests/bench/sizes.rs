@@ -3,14 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
+use nacre_tests::containerd::Runtime;
+use nacre_tests::memory;
 
-use crate::containers::{NACRE, Running, id, nacre};
+use crate::containers::{Running, id, nacre};
 use crate::results::{Measure, Results};
 
 const MIB: f64 = 1024.0 * 1024.0;
-/// A mapping at least this large is guest memory: no other of a VMM comes near, and no guest has less.
-const GUEST_MEMORY_KIB: u64 = 64 * 1024;
 /// Loaded segments (ELF specification, program header).
 const PT_LOAD: u32 = 1;
 
@@ -123,14 +123,18 @@ fn vmm_memory(results: &mut Results) -> Result<()> {
     eprintln!("memory of two VMMs after find / in their guests");
     let script = "find / >/dev/null 2>&1; echo done; exec sleep 1000";
     let pods = [
-        Running::start(NACRE, &id("find", 1), script)?,
-        Running::start(NACRE, &id("find", 2), script)?,
+        Running::start(Runtime::Nacre, &id("find", 1), script)?,
+        Running::start(Runtime::Nacre, &id("find", 2), script)?,
     ];
     let mut most = 0;
     for pod in &pods {
         let pid = vmm_pid(pod.id())?;
-        let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).context("reading smaps of a VMM")?;
-        most = most.max(private_dirty(&smaps).with_context(|| format!("smaps of the VMM {pid}"))?);
+        let memory = memory::of(pid)?;
+        ensure!(
+            memory.guests > 0,
+            "the VMM {pid} has no mapping that is large enough for guest memory"
+        );
+        most = most.max(memory.own_kib);
     }
     for pod in pods {
         pod.end()?;
@@ -154,33 +158,9 @@ fn vmm_pid(id: &str) -> Result<u64> {
         .with_context(|| format!("nacre ps does not tell the VMM of {id}"))
 }
 
-/// KiB of `Private_Dirty` over all mappings that are no guest memory; there must be some that are.
-fn private_dirty(smaps: &str) -> Result<u64> {
-    let mut sum = 0;
-    let (mut guest, mut in_guest) = (0, false);
-    for line in smaps.lines() {
-        let Some((key, value)) = line.split_once(':') else {
-            continue;
-        };
-        let kib = || -> Result<u64> { Ok(value.trim().trim_end_matches(" kB").parse()?) };
-        match key {
-            "Size" => {
-                in_guest = kib()? >= GUEST_MEMORY_KIB;
-                guest += u64::from(in_guest);
-            }
-            "Private_Dirty" if !in_guest => sum += kib()?,
-            _ => {}
-        }
-    }
-    if guest == 0 {
-        bail!("no mapping of {GUEST_MEMORY_KIB} KiB or more: which is guest memory?");
-    }
-    Ok(sum)
-}
-
 /// What the host charges to the cgroup of a pod that does nothing.
 fn idle_pod(results: &mut Results) -> Result<()> {
-    let pod = Running::start(NACRE, &id("idle", 1), "echo up; exec sleep 1000")?;
+    let pod = Running::start(Runtime::Nacre, &id("idle", 1), "echo up; exec sleep 1000")?;
     let pods = nacre(&["ps"])?;
     let memory = pods
         .as_array()
@@ -247,17 +227,5 @@ mod tests {
         assert!(in_file > 100_000 && in_file < program.len() as u64, "{in_file}");
         assert!(in_memory >= in_file, "{in_memory}");
         assert!(loaded_bytes(b"MZ").is_err());
-    }
-
-    #[test]
-    fn guest_memory_does_not_count() {
-        let mapping = |size: u64, dirty: u64| {
-            format!(
-                "7f00-7f01 rw-p 00000000 00:00 0 \nSize: {size:10} kB\nRss: 1 kB\nPrivate_Dirty: {dirty:6} kB\n"
-            )
-        };
-        let smaps = mapping(132, 100) + &mapping(524_288, 90_000) + &mapping(8, 4);
-        assert_eq!(private_dirty(&smaps).unwrap(), 104);
-        assert!(private_dirty(&mapping(132, 100)).is_err());
     }
 }

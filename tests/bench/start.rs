@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_protocol::state::Timeline;
+use nacre_tests::containerd::Runtime;
 
-use crate::containers::{NACRE, Running, id, nacre};
+use crate::containers::{Running, id, nacre};
 use crate::results::{Measure, Results};
 use crate::statistics::median;
 
@@ -16,7 +17,7 @@ pub struct Starts(Vec<Timeline>);
 pub fn measure(count: usize) -> Result<Starts> {
     let mut timelines = Vec::with_capacity(count);
     for number in 1..=count {
-        let running = Running::start(NACRE, &id("start", number), "echo up; exec sleep 1000")?;
+        let running = Running::start(Runtime::Nacre, &id("start", number), "echo up; exec sleep 1000")?;
         let shown = nacre(&["inspect", running.id()])?;
         running.end()?;
         let timeline: Timeline = serde_json::from_value(shown["timeline"].clone())

@@ -231,6 +231,20 @@ impl Foreground {
         Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
     }
 
+    /// Whether there is something to read before `until`.
+    pub fn readable(&self, until: Instant) -> bool {
+        self.stdout
+            .as_ref()
+            .is_some_and(|stdout| wait_readable(stdout, until).is_ok())
+    }
+
+    /// Ends it, whatever it does.
+    pub fn end(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Writes all of `bytes` to standard input in a thread, and closes it.
     pub fn feed(&mut self, bytes: Vec<u8>) -> Result<std::thread::JoinHandle<std::io::Result<()>>> {
         let mut stdin = self.stdin.take().context("standard input was taken")?;

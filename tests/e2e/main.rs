@@ -3,12 +3,15 @@
 //!
 //! `nacre-e2e [--core] [--list] [NAME…]`: all tests, the core ones, or those whose names contain a NAME.
 
+mod bad_specs;
+mod calls;
+mod events;
+mod execs;
 mod faults;
 mod files;
 mod leaks;
 mod operator;
 mod process;
-mod refusals;
 mod runs;
 mod setup;
 mod streams;
@@ -63,7 +66,10 @@ fn tests() -> Vec<Test> {
         process::TESTS,
         files::TESTS,
         streams::TESTS,
-        refusals::TESTS,
+        execs::TESTS,
+        events::TESTS,
+        calls::TESTS,
+        bad_specs::TESTS,
         faults::TESTS,
         operator::TESTS,
     ]

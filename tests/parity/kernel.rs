@@ -91,19 +91,22 @@ pub const BEHAVIOURS: &[Behaviour] = &[
             "linux.resources.cpu.period",
         ],
         &LIMITS,
-        "cd /sys/fs/cgroup; cat cpu.max cpu.weight",
+        "cd /sys/fs/cgroup; cat cpu.max",
     ),
-    calls(
-        "CPU and memory sets",
-        &["linux.resources.cpu.cpus", "linux.resources.cpu.mems"],
-        |runtime| {
-            limited(
-                runtime,
-                json!({"cpu": {"cpus": "0", "mems": "0"}}),
-                "cpuset.cpus cpuset.mems",
-            )
-        },
+    calls("CPU sets", &["linux.resources.cpu.cpus"], |runtime| {
+        limited(runtime, json!({"cpu": {"cpus": "0"}}), "cpuset.cpus")
+    }),
+    calls("memory nodes", &["linux.resources.cpu.mems"], |runtime| {
+        limited(runtime, json!({"cpu": {"mems": "0"}}), "cpuset.mems")
+    })
+    .but(
+        "the guest's memory is one node, wherever the host has put it",
+        "linux.resources.cpu.mems",
     ),
+    calls("shares of the CPU", &["linux.resources.cpu.shares"], |runtime| {
+        limited(runtime, json!({"cpu": {"shares": 512}}), "cpu.weight")
+    })
+    .but("converted as newer versions of runc do", "59"),
     calls("huge pages", &["linux.resources.hugepageLimits"], |runtime| {
         limited(
             runtime,
@@ -115,6 +118,10 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "weight of block devices",
         &["linux.resources.blockIO.weight"],
         |runtime| limited(runtime, json!({"blockIO": {"weight": 300}}), "io.weight"),
+    )
+    .but(
+        "the host's disks are not the guest's",
+        "linux.resources.blockIO.weight",
     ),
     calls("no limits", &["linux.resources"], |runtime| {
         limited(
@@ -166,25 +173,8 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "propagation of the root",
         &["linux.rootfsPropagation"],
         propagation,
-    ),
-    calls("time of its own", &["linux.timeOffsets"], time_offsets)
-        .but("runc 1.1 does not know the namespace", "1000"),
-    calls("I/O priority", &["process.ioPriority"], |runtime| {
-        run_with(runtime, &["ionice"], |spec| {
-            spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 6});
-        })
-    })
-    .but("runc 1.1 does not know the field", "prio 6"),
-    calls("the scheduler", &["process.scheduler"], |runtime| {
-        run_with(
-            runtime,
-            &["sh", "-c", "cut -d ' ' -f 19,41 /proc/1/stat"],
-            |spec| {
-                spec["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 7});
-            },
-        )
-    })
-    .but("runc 1.1 does not know the field", "7 3"),
+    )
+    .but("runc leaves the root itself private", "shared: shared:"),
     calls("a profile of AppArmor", &["process.apparmorProfile"], |runtime| {
         run_with(runtime, &["echo", "ran"], |spec| {
             spec["process"]["apparmorProfile"] = json!("cri-containerd.apparmor.d");
@@ -270,15 +260,6 @@ fn propagation(runtime: Runtime) -> Result<Seen> {
         all.stdout += &format!("{word}: {}{}", seen.stdout, seen.stderr);
     }
     Ok(all)
-}
-
-fn time_offsets(runtime: Runtime) -> Result<Seen> {
-    run_with(runtime, &["cat", "/proc/self/timens_offsets"], |spec| {
-        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
-            namespaces.push(json!({"type": "time"}));
-        }
-        spec["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 1000, "nanosecs": 0}});
-    })
 }
 
 /// What busybox needs for `echo`, `ls` and `uname`, so that `mkdir` and `uname` fail.

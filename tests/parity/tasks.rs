@@ -431,7 +431,7 @@ fn change(id: &str, resources: &Value) -> Result<()> {
         .map_err(|status| anyhow::anyhow!("{:?}: {}", status.code(), status.message()))
 }
 
-const FILES: &str = "cd /sys/fs/cgroup; cat memory.max memory.low cpu.max cpu.weight pids.max";
+const FILES: &str = "cd /sys/fs/cgroup; cat memory.max memory.low cpu.max pids.max";
 
 /// The limits after each of `updates` to a container that starts with some.
 fn updated(runtime: Runtime, updates: &[Value]) -> Result<Seen> {

@@ -117,7 +117,9 @@ fn change_size(terminal: &mut Terminal) -> Result<()> {
 }
 
 fn press(terminal: &mut Terminal, key: &str) -> Result<()> {
+    // The end of the line too: what is typed is shown at once.
     terminal.expect("up")?;
+    terminal.expect("\n")?;
     terminal.send(key)
 }
 
@@ -131,10 +133,12 @@ fn end_of_file(runtime: Runtime) -> Result<Seen> {
 
 fn type_and_end(terminal: &mut Terminal) -> Result<()> {
     terminal.expect("up")?;
+    terminal.expect("\n")?;
     terminal.send("a line\r")?;
     // Once by the terminal, once by cat.
     terminal.expect("a line")?;
     terminal.expect("a line")?;
+    terminal.expect("\n")?;
     terminal.send("\u{4}")
 }
 
@@ -144,18 +148,22 @@ fn jobs(runtime: Runtime) -> Result<Seen> {
         // A line that is typed while the shell has the terminal to itself would reach cat without its end.
         terminal.send("echo he''re; cat\r")?;
         terminal.expect("here")?;
+        terminal.expect("\n")?;
         terminal.send("one\r")?;
         terminal.expect("one")?;
         terminal.expect("one\r")?;
+        terminal.expect("\n")?;
         terminal.send("\u{1a}")?;
         terminal.expect("[6n")?;
         terminal.send("jobs\r")?;
         terminal.expect("[6n")?;
         terminal.send("fg\r")?;
         terminal.expect("cat")?;
+        terminal.expect("\n")?;
         terminal.send("two\r")?;
         terminal.expect("two")?;
         terminal.expect("two\r")?;
+        terminal.expect("\n")?;
         terminal.send("\u{3}")?;
         terminal.expect("[6n")?;
         terminal.send("exit 8\r")
