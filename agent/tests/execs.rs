@@ -358,3 +358,29 @@ fn a_containers_own_files_do_not_hold_an_exec_up() {
         assert!(message.contains("/dev/ptmx"), "{message}");
     });
 }
+
+/// With noNewPrivileges a filter is the last thing before execve: it need not allow what comes before.
+#[test]
+fn a_filter_need_not_allow_what_the_runtime_does() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let script = "echo out; mkdir /x || echo denied; read line";
+        let mut container = Container::new("a", &["sh", "-c", script]);
+        container.spec["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{
+                "names": ["accept", "accept4", "recvfrom", "close", "setsid", "umask", "mkdir", "capset", "setresuid"],
+                "action": "SCMP_ACT_ERRNO", "errnoRet": 38
+            }]
+        });
+        let (_, mut init) = guest.create_as(container).await.unwrap();
+        guest.start_container("a").await.unwrap();
+        assert_eq!(init.line().await, "out\n");
+        assert_eq!(init.line().await, "denied\n");
+        let (_, mut exec) = guest
+            .exec("a", "x", &["sh", "-c", "mkdir /y || echo denied"])
+            .await
+            .unwrap();
+        assert_eq!(exec.stdout().await, "denied\n");
+    });
+}

@@ -2,11 +2,12 @@
 //! nothing of it is left.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use nacre_protocol::agent::CreateContainerRequest;
 use rustix::process::{PidfdFlags, pidfd_open};
+use serde::Serialize;
 use tokio::sync::{RwLock, watch};
 
 use super::process::Process;
@@ -16,7 +17,7 @@ use super::{BUNDLES, Container, Containers, STATE, lock, remove_directories, wor
 use crate::cgroup::Cgroup;
 use crate::devices;
 use crate::error::Error;
-use crate::runtime::{Create, Fresh};
+use crate::runtime::{Create, Fresh, LATE_FILTER};
 use crate::stdio;
 
 impl Containers {
@@ -125,14 +126,31 @@ impl Containers {
     }
 }
 
-fn write_bundle(id: &str, prepared: &Prepared) -> Result<std::path::PathBuf, Error> {
+/// Writes what libcontainer reads. A filter of system calls that may be loaded last is not for libcontainer, whose own
+/// calls before the command's it would have to allow.
+fn write_bundle(id: &str, prepared: &Prepared) -> Result<PathBuf, Error> {
     let bundle = Path::new(BUNDLES).join(id);
     fs::create_dir_all(&bundle).map_err(Error::file("creating", &bundle))?;
-    let file = bundle.join("config.json");
-    let json = serde_json::to_vec(&prepared.spec).map_err(|error| Error::BadSpec {
+    let mut spec = prepared.spec.clone();
+    let no_new_privileges = spec
+        .process()
+        .as_ref()
+        .and_then(|process| process.no_new_privileges());
+    if no_new_privileges == Some(true)
+        && let Some(linux) = spec.linux_mut()
+        && let Some(filter) = linux.seccomp().clone()
+    {
+        linux.set_seccomp(None);
+        write(bundle.join(LATE_FILTER), &filter)?;
+    }
+    write(bundle.join("config.json"), &spec)?;
+    Ok(bundle)
+}
+
+fn write(file: PathBuf, content: &impl Serialize) -> Result<(), Error> {
+    let json = serde_json::to_vec(content).map_err(|error| Error::BadSpec {
         field: "config.json",
         reason: error.to_string(),
     })?;
-    fs::write(&file, json).map_err(Error::file("writing", file))?;
-    Ok(bundle)
+    fs::write(&file, json).map_err(Error::file("writing", file))
 }

@@ -11,12 +11,13 @@ use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use nacre_protocol::control::{self, Channel};
+use oci_spec::runtime::LinuxSeccomp;
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::console::Console;
 use super::executor::CommandExecutor;
-use super::{Create, FromHelper, bring_loopback_up, console, events, mounts};
+use super::{Create, FromHelper, LATE_FILTER, bring_loopback_up, console, events, mounts};
 use crate::container::Names;
 use crate::devices;
 
@@ -67,7 +68,10 @@ fn make(create: &Create, stdio: [OwnedFd; 3]) -> Result<(i32, Option<OwnedFd>), 
     let [stdin, stdout, stderr] = stdio;
     let mut container = ContainerBuilder::new(create.id.clone(), SyscallType::Linux)
         .with_root_path(&create.state)?
-        .with_executor(CommandExecutor::new(create.find_home))
+        .with_executor(CommandExecutor::new(
+            create.find_home,
+            late_filter(&create.bundle)?,
+        ))
         .with_console_socket(console.as_ref().map(Console::path))
         .with_stdin(stdin)
         .with_stdout(stdout)
@@ -79,6 +83,14 @@ fn make(create: &Create, stdio: [OwnedFd; 3]) -> Result<(i32, Option<OwnedFd>), 
         // What is told is why it could not be finished; the agent removes what this leaves.
         let _ = container.delete(true);
     })
+}
+
+fn late_filter(bundle: &Path) -> Result<Option<LinuxSeccomp>, Failure> {
+    match fs::read(bundle.join(LATE_FILTER)) {
+        Ok(json) => Ok(Some(serde_json::from_slice(&json)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What libcontainer does not do, while init waits at its gate.

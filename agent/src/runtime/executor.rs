@@ -5,7 +5,8 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::io::Write as _;
 
-use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::oci_spec::runtime::{LinuxSeccomp, Spec};
+use libcontainer::seccomp::initialize_seccomp;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 
 use super::events;
@@ -18,15 +19,18 @@ const NOT_EXECUTED: i32 = 1;
 #[derive(Clone)]
 pub struct CommandExecutor {
     find_home: bool,
+    late_filter: Option<LinuxSeccomp>,
     /// What validation has found.
     command: OnceCell<Command>,
 }
 
 impl CommandExecutor {
-    /// `find_home`: the spec's HOME is a placeholder for what the container's /etc/passwd says.
-    pub fn new(find_home: bool) -> Self {
+    /// `find_home`: the spec's HOME is a placeholder for what the container's /etc/passwd says. `late_filter` is loaded
+    /// when nothing but execve is left to be done.
+    pub fn new(find_home: bool, late_filter: Option<LinuxSeccomp>) -> Self {
         Self {
             find_home,
+            late_filter,
             command: OnceCell::new(),
         }
     }
@@ -56,10 +60,13 @@ impl Executor for CommandExecutor {
 
     fn exec(&self, _spec: &Spec) -> Result<(), ExecutorError> {
         let command = self.command.get().ok_or(ExecutorError::InvalidArg)?;
-        let reason = match command.execute() {
-            Ok(never) => match never {},
-            Err(reason) => reason.desc().to_lowercase(),
-        };
+        let loaded = self.late_filter.as_ref().map_or(Ok(()), |filter| {
+            initialize_seccomp(filter)
+                .map(drop)
+                .map_err(|error| error.to_string())
+        });
+        let Err(reason) =
+            loaded.and_then(|()| command.execute().map_err(|reason| reason.desc().to_lowercase()));
         // Create has long been answered: this is for whoever reads the container's output.
         let _ = writeln!(std::io::stderr(), "exec {}: {reason}", command.path().display());
         std::process::exit(NOT_EXECUTED);

@@ -36,6 +36,8 @@ use crate::watched;
 
 /// `argv[0]` of a helper.
 pub const HELPER: &str = "nacre-helper";
+/// File of a bundle with the filter of system calls (`linux.seccomp`, JSON) that is loaded last before the command.
+pub const LATE_FILTER: &str = "seccomp.json";
 /// Most lines of libcontainer's log kept for an error.
 const MAX_EVENTS: usize = 4;
 
