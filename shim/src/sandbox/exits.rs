@@ -47,10 +47,18 @@ impl Sandbox {
     }
 
     pub(super) fn exited(&mut self, tag: &Tag, exit: Exit) {
+        if self.tagged(tag).is_none() {
+            return;
+        }
         self.count_kills(&tag.name.container, exit.oom_kills);
-        let Some(container) = self.tagged(tag) else { return };
-        if tag.name.is_init() && container.init.exit.is_none() && container.has_live_execs() {
-            if container.held.replace(exit).is_none() {
+        if let Some(container) = self.tagged(tag)
+            && tag.name.is_init()
+            && container.init.exit.is_none()
+            && container.has_live_execs()
+        {
+            // The first is how it ended; the VM's end may come after it.
+            if container.held.is_none() {
+                container.held = Some(exit);
                 self.after(HOLD_DEADLINE, Event::HeldTooLong(tag.clone()));
             }
             return;

@@ -18,6 +18,7 @@ cases![
     execs_end_before_their_init,
     an_exec_that_does_not_end_holds_init_no_longer_than_its_time,
     a_dead_vmm_ends_execs_first,
+    an_end_that_is_held_is_not_lost_with_the_vm,
     a_vmm_that_dies_while_an_exec_starts,
     events_wait_in_order_for_a_containerd_that_is_away,
     execs_by_the_hundred,
@@ -262,6 +263,28 @@ async fn a_dead_vmm_ends_execs_first() -> Result<()> {
     pod.finish(&client).await?;
     let told = pod.told_until("delete").await?;
     ensure!(told[4..] == ["exit e 137", "exit 137", "delete"], "{told:?}");
+    Ok(())
+}
+
+async fn an_end_that_is_held_is_not_lost_with_the_vm() -> Result<()> {
+    let (mut pod, client, init) = sleeping("exec-late-vmm9").await?;
+    let exec = Remote::exec(&client, "exec-late-vmm9", "e");
+    let pid = exec.run(&["immortal"]).await?;
+    init.kill(15).await?;
+    // Its end is known when it can't be killed any more.
+    while init.kill(0).await.is_ok() {}
+    ensure!(init.state().await?.status.value() == 2, "told too early");
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(pid)?),
+        nix::sys::signal::Signal::SIGKILL,
+    )?;
+    ensure!(init.wait().await?.exit_status == 143);
+    ensure!(exec.wait().await?.exit_status == 137);
+    init.delete().await?;
+    pod.failure()?;
+    pod.finish(&client).await?;
+    let told = pod.told_until("delete").await?;
+    ensure!(told[4..] == ["exit e 137", "exit 143", "delete"], "{told:?}");
     Ok(())
 }
 
