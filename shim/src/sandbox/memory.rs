@@ -6,8 +6,9 @@ use crate::guest::CallError;
 use crate::process::Tag;
 use crate::service::publisher::Notice;
 
-/// Most often that containerd is told of one container: a guest may kill without end.
-const MAX_EVENTS: u32 = 1024;
+/// Most often that containerd is told of one container: a guest may kill without end, and the events that wait for a
+/// containerd that is away are few.
+const MAX_EVENTS: u32 = 256;
 
 impl Sandbox {
     /// Learns of kills in the container of the init `tag`, one after the other.
