@@ -3,8 +3,7 @@
 use anyhow::{Result, ensure};
 use containerd_shim_protos::api::{
     CheckpointTaskRequest, CloseIORequest, DeleteRequest, Empty, ExecProcessRequest, KillRequest,
-    PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, StartRequest, StateRequest,
-    UpdateTaskRequest,
+    PauseRequest, PidsRequest, PidsResponse, ResumeRequest, StartRequest, StateRequest, UpdateTaskRequest,
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
@@ -166,19 +165,6 @@ fn codes_of(id: &str) -> Result<()> {
             }
         ),
         Code::NOT_FOUND,
-    )?;
-    fails(
-        id,
-        "ResizePty",
-        &of!(
-            id,
-            ResizePtyRequest {
-                width: 80,
-                height: 24,
-                ..ResizePtyRequest::new()
-            }
-        ),
-        Code::FAILED_PRECONDITION,
     )?;
     fails(id, "Exec", &of!(id, exec("x", "no JSON")), Code::INVALID_ARGUMENT)?;
     fails(id, "Exec", &of!(id, exec("x", "{}")), Code::INVALID_ARGUMENT)?;

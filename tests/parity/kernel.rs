@@ -47,7 +47,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "processes see their own alone",
         &["linux.namespaces[].type"],
         &DEFAULT,
-        "ls /proc | grep -c '^[0-9]'; cat /proc/1/comm; kill -0 2; echo $?",
+        "set -- /proc/[0-9]*; echo $#; cat /proc/1/comm; kill -0 2; echo $?",
     ),
     script(
         "links of the network namespace",
@@ -94,7 +94,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "cd /sys/fs/cgroup; cat cpu.max",
     ),
     calls("CPU sets", &["linux.resources.cpu.cpus"], |runtime| {
-        limited(runtime, json!({"cpu": {"cpus": "0"}}), "cpuset.cpus")
+        limited(runtime, json!({"cpu": {"cpus": "0"}}), "cpuset.cpus.effective")
     }),
     calls("memory nodes", &["linux.resources.cpu.mems"], |runtime| {
         limited(runtime, json!({"cpu": {"mems": "0"}}), "cpuset.mems")

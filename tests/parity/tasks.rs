@@ -183,7 +183,7 @@ fn kill_exec(runtime: Runtime) -> Result<Seen> {
 }
 
 fn kill_all(runtime: Runtime) -> Result<Seen> {
-    let script = "trap 'echo parent' TERM; sh -c \"trap 'echo child; exit' TERM; echo up; while :; do sleep 0.1; done\"; echo end; exit 6";
+    let script = "exec 2>/dev/null; trap 'echo parent' TERM; sh -c \"trap 'echo child; exit' TERM; echo up; while :; do sleep 0.1; done\"; echo end; exit 6";
     let mut running = spawn(runtime, script)?;
     let up = running.line()?;
     ctr(["task", "kill", "--all", "-s", "SIGTERM", &running.id])?.success()?;
