@@ -5,11 +5,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nacre_tests::containerd::ctr::{Run, ctr, finish, fresh_id, wait_until_stopped};
 
 use crate::leaks::{nacre_processes, wait_for_end};
 use crate::setup::{Config, prefix, restart_containerd};
 use crate::{Test, core, test};
-use nacre_tests::containerd::ctr::{Run, ctr, finish, fresh_id, wait_until_stopped};
 
 pub const TESTS: &[Test] = &[
     core("kill -9 of the VMM: 137 and the reason", vmm_killed),

@@ -6,9 +6,9 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::Runtime;
 use nacre_tests::containerd::bundle::Bundle;
+use nacre_tests::containerd::ctr::{Run, ctr, fresh_id, shell};
 
 use crate::{Test, core, test};
-use nacre_tests::containerd::ctr::{Run, ctr, fresh_id, shell};
 
 pub const TESTS: &[Test] = &[
     core(
@@ -19,8 +19,6 @@ pub const TESTS: &[Test] = &[
         "a bind mount of a host directory is seen both ways",
         bind_both_ways,
     ),
-    test("a bind mount of a single file, read-only", bind_file),
-    core("--read-only holds", read_only),
     test(
         "owners, modes, links and xattrs survive the way to the host",
         metadata,
@@ -67,40 +65,6 @@ fn bind_both_ways() -> Result<()> {
     running.feed(b"\n".to_vec())?;
     let output = running.finish()?;
     ensure!(output.text() == "while it runs\n", "{output:?}");
-    Ok(())
-}
-
-fn bind_file() -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let file = directory.path().join("config");
-    fs::write(&file, "key=value\n")?;
-    let mount = mount_flag(&file, "/etc/config", "bind:ro");
-    let run = Run {
-        flags: &["--mount", &mount],
-        command: &["sh", "-c", "cat /etc/config; echo changed > /etc/config"],
-        ..Run::default()
-    };
-    let output = run.finish(&fresh_id("file"))?;
-    ensure!(output.text() == "key=value\n", "{output:?}");
-    ensure!(output.stderr.contains("Read-only file system"), "{output:?}");
-    ensure!(
-        fs::read_to_string(&file)? == "key=value\n",
-        "the host's file changed"
-    );
-    Ok(())
-}
-
-fn read_only() -> Result<()> {
-    let run = Run {
-        flags: &["--read-only"],
-        command: &["sh", "-c", "echo x > /new"],
-        ..Run::default()
-    };
-    let output = run.finish(&fresh_id("readonly"))?;
-    ensure!(
-        output.code != Some(0) && output.stderr.contains("Read-only file system"),
-        "{output:?}"
-    );
     Ok(())
 }
 

@@ -11,7 +11,6 @@ mod faults;
 mod files;
 mod leaks;
 mod operator;
-mod process;
 mod runs;
 mod setup;
 mod streams;
@@ -63,7 +62,6 @@ struct Arguments {
 fn tests() -> Vec<Test> {
     [
         runs::TESTS,
-        process::TESTS,
         files::TESTS,
         streams::TESTS,
         execs::TESTS,

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use nacre_tests::containerd::ctr::{Run, ctr, finish, fresh_id};
 use serde_json::Value;
 
 use crate::{Test, core, test};
-use nacre_tests::containerd::ctr::{Run, ctr, finish, fresh_id};
 
 pub const TESTS: &[Test] = &[
     core("nacre doctor finds nothing wrong", doctor),

@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use nacre_tests::containerd::ctr::{DEADLINE, ctr};
 
 use crate::leaks::wait_for_end;
-use nacre_tests::containerd::ctr::{DEADLINE, ctr};
 
 /// `ctr version`'s server part.
 pub fn containerd_version() -> Result<String> {

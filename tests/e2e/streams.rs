@@ -7,12 +7,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nacre_tests::containerd::ctr::{Run, fresh_id, wait_readable};
 
-use crate::{Test, core, test};
-use nacre_tests::containerd::ctr::{Run, fresh_id, shell, wait_readable};
+use crate::{Test, test};
 
 pub const TESTS: &[Test] = &[
-    core("stderr is kept apart", stderr_apart),
     test("32 MiB of random bytes through stdout", bytes_out),
     test(
         "32 MiB of random bytes through stdin, cat and stdout",
@@ -26,15 +25,6 @@ pub const TESTS: &[Test] = &[
 ];
 
 const MIB_32: usize = 32 * 1024 * 1024;
-
-fn stderr_apart() -> Result<()> {
-    let output = shell("apart", "echo out; echo err >&2; echo out2")?;
-    ensure!(
-        output.text() == "out\nout2\n" && output.stderr == "err\n",
-        "{output:?}"
-    );
-    Ok(())
-}
 
 fn random_file(directory: &Path) -> Result<Vec<u8>> {
     let mut bytes = vec![0; MIB_32];
