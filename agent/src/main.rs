@@ -42,8 +42,13 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 fn main() {
     let started_us = machine::monotonic_us();
     let mut arguments = std::env::args_os();
-    if arguments.next().is_some_and(|name| name == runtime::HELPER) {
+    let name = arguments.next().unwrap_or_default();
+    if name == runtime::HELPER {
         std::process::exit(runtime::child::main());
+    }
+    if let Some(file) = runtime::ids::file(&name) {
+        let written = runtime::ids::write(file, &arguments.collect::<Vec<_>>());
+        std::process::exit(i32::from(written.is_err()));
     }
     report::install_panic_hook();
     let dialer = match (arguments.next(), arguments.next()) {

@@ -89,6 +89,27 @@ fn users_of_its_own() {
 }
 
 #[test]
+fn users_of_its_own_in_several_ranges() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let text = output(
+            &mut guest,
+            "a",
+            "cat /proc/self/uid_map /proc/self/gid_map | xargs echo; id -u",
+            |spec| {
+                add(spec, "/linux/namespaces", json!({"type": "user"}));
+                spec["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 0, "size": 1},
+                    {"containerID": 1, "hostID": 100_001, "size": 65_535}]);
+                spec["linux"]["gidMappings"] = json!([{"containerID": 0, "hostID": 0, "size": 65_536}]);
+                spec["process"]["user"] = json!({"uid": 5, "gid": 6});
+            },
+        )
+        .await;
+        assert_eq!(text, "0 0 1 1 100001 65535 0 0 65536\n5\n");
+    });
+}
+
+#[test]
 fn clocks_of_its_own() {
     run(async {
         let mut guest = Guest::start().await;

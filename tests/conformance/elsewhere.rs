@@ -50,6 +50,11 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         FIELDS,
+        "users_of_its_own_in_several_ranges",
+        &["linux.uidMappings.size"],
+    ),
+    test(
+        FIELDS,
         "clocks_of_its_own",
         &[
             "linux.timeOffsets.boottime.secs",

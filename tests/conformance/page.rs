@@ -41,7 +41,7 @@ const NOTES: &str = "\
   `/proc/<pid of the task>/ns/<kind>`, as Kubernetes does; any other is refused. A cgroup namespace is added where it is missing. A new
   network is the guest's own, unless `linux.sysctl` has `net.…` settings or the container has users of its own: then it
   is one more, with a loopback device that is up.
-- **linux.uidMappings, gidMappings**: ids are those of the guest, and of the host's files that it shares. One range each.
+- **linux.uidMappings, gidMappings**: ids are those of the guest, and of the host's files that it shares.
 - **linux.devices**: character devices that the guest's kernel has, and fifos, below /dev. null, zero, full, random, urandom, tty and
   ptmx are always there. A container that may use every device (`--privileged`) is given a list of all that the host has: what
   of it the guest does not have, disks before all, is left out and named in the log.
@@ -60,7 +60,7 @@ const NOTES: &str = "\
 - **linux.cgroupsPath**: where the VM is, on the host; in the guest a container's cgroup has its id for a name.
 - **hooks**: prestart and createRuntime run on the host before the container's first process is made, poststart after its command
   was started, poststop after it was deleted; startContainer runs in the container.
-- **mounts[].destination**: resolved inside the root, symbolic links included; `..` is refused. Nothing but procfs goes on /proc.
+- **mounts[].destination**: resolved inside the root, symbolic links included; `..` is taken as text, and the root's is the root. Nothing but procfs goes on /proc.
 - **annotations**: those of CRI tell pods from containers; all are kept with the container's state.
 ";
 

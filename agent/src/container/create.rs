@@ -17,7 +17,7 @@ use super::{BUNDLES, Container, Containers, STATE, lock, remove_directories, wor
 use crate::cgroup::Cgroup;
 use crate::devices;
 use crate::error::Error;
-use crate::runtime::{Create, Fresh, LATE_FILTER};
+use crate::runtime::{Create, Fresh, LATE_FILTER, ids};
 use crate::stdio;
 
 impl Containers {
@@ -66,6 +66,7 @@ impl Containers {
     ) -> Result<Arc<Container>, Error> {
         let id = &request.container_id;
         workdir::make(&prepared.spec)?;
+        ids::prepare(&prepared.spec, &self.program).map_err(Error::file("writing", ids::DIRECTORY))?;
         let dialed = stdio::dial(&self.dialer, request.stdio.get_or_default())?;
         let helper = self.helper()?;
         let cgroup = Cgroup::new(&prepared.cgroup);

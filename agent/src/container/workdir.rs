@@ -10,7 +10,7 @@ use oci_spec::runtime::Spec;
 use pathrs::Root;
 use rustix::fs::{Gid, Uid};
 
-use super::spec::outside_uid;
+use super::spec::{clean, outside_uid};
 use crate::error::Error;
 
 /// Makes the working directory of `spec`, in its root or in the bind that it lies in.
@@ -53,7 +53,7 @@ pub fn make(spec: &Spec) -> Result<(), Error> {
 /// The tree that the working directory lies in, and its path there; None where nothing can be made: in a file system that
 /// is not there yet.
 fn place(spec: &Spec) -> Option<(PathBuf, PathBuf)> {
-    let cwd = spec.process().as_ref()?.cwd();
+    let cwd = &clean(spec.process().as_ref()?.cwd());
     let mounts = spec.mounts().iter().flatten();
     let destination = |mount: &oci_spec::runtime::Mount| Path::new("/").join(mount.destination());
     // The last of those that cover it is the one that is seen.

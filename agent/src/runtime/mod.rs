@@ -12,6 +12,7 @@ pub mod child;
 mod console;
 mod events;
 mod executor;
+pub mod ids;
 mod loopback;
 mod mounts;
 
@@ -106,6 +107,7 @@ impl Helper {
         let child = Command::new(program)
             .arg0(HELPER)
             .env_clear()
+            .env("PATH", ids::DIRECTORY)
             .stdin(Stdio::from(theirs))
             .spawn();
         child.map_err(Error::file("starting", program))?;

@@ -32,7 +32,7 @@ pub enum Kind {
     Text,
     /// An absolute path.
     Path,
-    /// Where something goes in the container: a path that does not go up.
+    /// Where something goes in the container: a path that is not empty. A step up from the root stays there.
     Place,
     /// A version of the specification, 1.x.
     Version,

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::terminal::Terminal;
 
 pub use ids::outside_uid;
-pub use mounts::Later;
+pub use mounts::{Later, clean};
 pub use namespaces::{Names, resolve};
 
 /// A spec that can be run.

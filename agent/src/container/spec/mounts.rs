@@ -1,6 +1,6 @@
 //! The options of a container's mounts: those that libcontainer does not know are said in its words, or done after it.
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Linux, Mount, Spec};
 use serde::{Deserialize, Serialize};
@@ -31,7 +31,23 @@ pub fn prepare(spec: &mut Spec, linux: &mut Linux) -> Vec<Later> {
     later
 }
 
+/// `path` without steps up: as text, from the root, whatever is there.
+pub fn clean(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(part) => clean.push(part),
+            Component::ParentDir => {
+                clean.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    clean
+}
+
 fn rewrite(mount: &mut Mount, is_shared: bool) -> Later {
+    mount.set_destination(clean(mount.destination()));
     let mut later = Later {
         destination: mount.destination().clone(),
         propagation: Vec::new(),
@@ -76,6 +92,19 @@ mod tests {
         let later = prepare(&mut spec, &mut linux);
         let options = spec.mounts().as_ref().unwrap()[0].options().clone().unwrap();
         (options, later, linux.rootfs_propagation().clone())
+    }
+
+    #[test]
+    fn destinations_do_not_go_up() {
+        for (path, want) in [
+            ("/a/b", "/a/b"),
+            ("/../../up", "/up"),
+            ("/a/../b/./c/", "/b/c"),
+            ("rel", "/rel"),
+            ("..", "/"),
+        ] {
+            assert_eq!(clean(Path::new(path)), Path::new(want), "{path}");
+        }
     }
 
     #[test]

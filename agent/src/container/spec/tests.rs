@@ -298,7 +298,7 @@ fn bad_input_is_an_error_with_its_path() {
         ),
         (
             "/mounts",
-            serde_json::json!([{"destination": "/../etc", "type": "tmpfs"}]),
+            serde_json::json!([{"destination": "", "type": "tmpfs"}]),
             "mounts[0].destination: ",
         ),
         (
