@@ -1,6 +1,13 @@
 //! `ctr task exec`.
 
-use super::{Behaviour, exec};
+use anyhow::Result;
+
+use super::process::words;
+use super::streams::fed;
+use super::tasks::{SLEEP, end, state, with_detached};
+use super::{Behaviour, Seen, calls, exec};
+use crate::containerd::Runtime;
+use crate::containerd::ctr::{Foreground, ctr, wait_until_stopped};
 
 const EXEC: &[&str] = &["Task.Exec", "Task.Start"];
 
@@ -120,4 +127,123 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         &[],
         &["/etc/passwd"],
     ),
+    calls("kill: one exec", &["Task.Kill", "Task.Exec"], kill_exec),
+    calls("an exec after the end is refused", &["Task.Exec"], exec_after_end),
+    calls(
+        "an exec ends with the container",
+        &["Task.Exec", "Task.Wait"],
+        exec_ends_too,
+    ),
+    calls(
+        "an exec's id that is taken is refused",
+        &["Task.Exec"],
+        taken_exec,
+    ),
+    calls(
+        "an exec reads its standard input to the end",
+        &["Task.Exec", "Task.CloseIO"],
+        exec_stdin,
+    ),
+    calls(
+        "an exec in the background",
+        &["Task.Exec", "Task.Pids", "Task.Delete"],
+        exec_detached,
+    ),
+    calls(
+        "pause: an exec is refused",
+        &["Task.Pause", "Task.Exec"],
+        exec_paused,
+    ),
 ];
+
+fn kill_exec(runtime: Runtime) -> Result<Seen> {
+    with_detached(runtime, SLEEP, |id| {
+        let mut running = spawn(id, "x", "echo up; exec sleep 1000")?;
+        let up = running.line()?;
+        ctr(["task", "kill", "-s", "SIGKILL", "--exec-id", "x", id])?.success()?;
+        let mut seen = Seen::from(running.finish()?);
+        seen.stdout.insert_str(0, &up);
+        seen.stdout += state(id)?;
+        Ok(seen)
+    })
+}
+
+fn exec_after_end(runtime: Runtime) -> Result<Seen> {
+    with_detached(runtime, SLEEP, |id| {
+        end(id)?;
+        wait_until_stopped(id)?;
+        Ok(words(
+            ctr(["task", "exec", "--exec-id", "x", id, "true"])?.into(),
+            &["stopped"],
+        ))
+    })
+}
+
+/// `sh -c script` by `ctr task exec`, with its streams.
+fn spawn(id: &str, exec_id: &str, script: &str) -> Result<Foreground> {
+    Foreground::ctr(
+        &["task", "exec", "--exec-id", exec_id, id, "sh", "-c", script],
+        id,
+    )
+}
+
+fn exec_ends_too(runtime: Runtime) -> Result<Seen> {
+    with_detached(runtime, SLEEP, |id| {
+        let mut running = spawn(id, "x", "echo up; sleep 1000")?;
+        let up = running.line()?;
+        end(id)?;
+        let mut seen = Seen::from(running.finish()?);
+        seen.stdout.insert_str(0, &up);
+        Ok(seen)
+    })
+}
+
+fn taken_exec(runtime: Runtime) -> Result<Seen> {
+    with_detached(runtime, SLEEP, |id| {
+        let mut running = spawn(id, "x", "echo up; sleep 1000")?;
+        running.line()?;
+        let second = ctr(["task", "exec", "--exec-id", "x", id, "true"])?;
+        ctr(["task", "kill", "-s", "SIGKILL", "--exec-id", "x", id])?.success()?;
+        running.finish()?;
+        Ok(words(second.into(), &["already exists"]))
+    })
+}
+
+fn exec_stdin(runtime: Runtime) -> Result<Seen> {
+    with_detached(runtime, SLEEP, |id| {
+        fed(
+            spawn(id, "x", "echo up; cat; echo end; exit 4")?,
+            b"one\ntwo\n".to_vec(),
+        )
+    })
+}
+
+fn exec_detached(runtime: Runtime) -> Result<Seen> {
+    with_detached(runtime, SLEEP, |id| {
+        let first = ctr(["task", "exec", "-d", "--exec-id", "x", id, "sleep", "1000"])?;
+        let two = ctr(["task", "ps", id])?.success()?;
+        ctr(["task", "kill", "-s", "SIGKILL", "--exec-id", "x", id])?.success()?;
+        let deleted = ctr(["task", "delete", "--exec-id", "x", id])?;
+        let one = ctr(["task", "ps", id])?.success()?;
+        let mut seen = Seen::from(first);
+        seen.stdout = format!(
+            "{} and {} lines; {:?}",
+            two.lines().count(),
+            one.lines().count(),
+            deleted.code
+        );
+        Ok(seen)
+    })
+}
+
+fn exec_paused(runtime: Runtime) -> Result<Seen> {
+    with_detached(runtime, SLEEP, |id| {
+        ctr(["task", "pause", id])?.success()?;
+        let output = ctr(["task", "exec", "--exec-id", "x", id, "true"])?;
+        ctr(["task", "resume", id])?.success()?;
+        let after = ctr(["task", "exec", "--exec-id", "y", id, "echo", "after"])?;
+        let mut seen = words(output.into(), &["paused"]);
+        seen.stdout = after.text();
+        Ok(seen)
+    })
+}

@@ -12,6 +12,7 @@ mod kernel;
 mod process;
 mod run;
 mod specs;
+mod streams;
 mod tasks;
 mod terminals;
 
@@ -94,6 +95,7 @@ pub fn behaviours() -> Vec<&'static Behaviour> {
         kernel::BEHAVIOURS,
         execs::BEHAVIOURS,
         tasks::BEHAVIOURS,
+        streams::BEHAVIOURS,
         terminals::BEHAVIOURS,
     ]
     .into_iter()

@@ -29,43 +29,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         |runtime| killed(runtime, "SIGUSR1"),
     ),
     calls("kill: a task that has ended", &["Task.Kill"], kill_ended),
-    calls("kill: one exec", &["Task.Kill", "Task.Exec"], kill_exec),
     calls("kill: all processes", &["Task.Kill"], kill_all),
     calls(
         "kill: a signal that does not exist",
         &["Task.Kill"],
         kill_nonsense,
-    ),
-    calls("an exec after the end is refused", &["Task.Exec"], exec_after_end),
-    calls(
-        "an exec ends with the container",
-        &["Task.Exec", "Task.Wait"],
-        exec_ends_too,
-    ),
-    calls(
-        "an exec's id that is taken is refused",
-        &["Task.Exec"],
-        taken_exec,
-    ),
-    calls(
-        "an exec reads its standard input to the end",
-        &["Task.Exec", "Task.CloseIO"],
-        exec_stdin,
-    ),
-    calls(
-        "an exec in the background",
-        &["Task.Exec", "Task.Pids", "Task.Delete"],
-        exec_detached,
-    ),
-    calls(
-        "a container reads its standard input to the end",
-        &["Task.CloseIO"],
-        stdin,
-    ),
-    calls(
-        "1 MiB through standard input and output",
-        &["Task.CloseIO"],
-        stdin_much,
     ),
     calls("processes are counted", &["Task.Pids"], processes),
     calls("create, then start", &["Task.Create", "Task.Start"], create_start),
@@ -85,11 +53,6 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         pause,
     ),
     calls(
-        "pause: an exec is refused",
-        &["Task.Pause", "Task.Exec"],
-        exec_paused,
-    ),
-    calls(
         "pause: it can be killed",
         &["Task.Pause", "Task.Kill"],
         kill_paused,
@@ -98,13 +61,6 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     calls("update: more, then less", &["Task.Update"], update_twice),
     calls("update: what is not named stays", &["Task.Update"], update_one),
     calls("metrics: what is told", &["Task.Stats"], metrics),
-    calls(
-        "a process in the background does not hold the container up",
-        &["Task.Wait"],
-        background,
-    ),
-    calls("output to a log file", &["Task.Create"], log_file),
-    calls("no streams at all", &["Task.Create"], no_streams),
 ];
 
 /// A container that counts and handles SIGTERM; SIGUSR1 is followed by SIGTERM.
@@ -121,7 +77,7 @@ fn killed(runtime: Runtime, signal: &str) -> Result<Seen> {
     Ok(seen)
 }
 
-fn spawn(runtime: Runtime, script: &str) -> Result<Foreground> {
+pub fn spawn(runtime: Runtime, script: &str) -> Result<Foreground> {
     Run {
         command: &["sh", "-c", script],
         runtime,
@@ -131,7 +87,7 @@ fn spawn(runtime: Runtime, script: &str) -> Result<Foreground> {
 }
 
 /// A container in the background for the time of `look`.
-fn with_detached(
+pub fn with_detached(
     runtime: Runtime,
     command: &[&str],
     look: impl FnOnce(&str) -> Result<Seen>,
@@ -146,7 +102,7 @@ fn with_detached(
     looked_at(&id, look)
 }
 
-fn looked_at(id: &str, look: impl FnOnce(&str) -> Result<Seen>) -> Result<Seen> {
+pub fn looked_at(id: &str, look: impl FnOnce(&str) -> Result<Seen>) -> Result<Seen> {
     let seen = look(id);
     remove_detached(id)?;
     let mut seen = seen?;
@@ -154,9 +110,9 @@ fn looked_at(id: &str, look: impl FnOnce(&str) -> Result<Seen>) -> Result<Seen> 
     Ok(seen)
 }
 
-const SLEEP: &[&str] = &["sleep", "1000000"];
+pub const SLEEP: &[&str] = &["sleep", "1000000"];
 
-fn end(id: &str) -> Result<()> {
+pub fn end(id: &str) -> Result<()> {
     ctr(["task", "kill", "-s", "SIGKILL", id])?.success().map(drop)
 }
 
@@ -167,18 +123,6 @@ fn kill_ended(runtime: Runtime) -> Result<Seen> {
             ctr(["task", "kill", id])?.into(),
             &["not found", "process already finished"],
         ))
-    })
-}
-
-fn kill_exec(runtime: Runtime) -> Result<Seen> {
-    with_detached(runtime, SLEEP, |id| {
-        let mut running = exec(id, "x", "echo up; exec sleep 1000")?;
-        let up = running.line()?;
-        ctr(["task", "kill", "-s", "SIGKILL", "--exec-id", "x", id])?.success()?;
-        let mut seen = Seen::from(running.finish()?);
-        seen.stdout.insert_str(0, &up);
-        seen.stdout += state(id)?;
-        Ok(seen)
     })
 }
 
@@ -198,98 +142,6 @@ fn kill_nonsense(runtime: Runtime) -> Result<Seen> {
             ctr(["task", "kill", "-s", "99", id])?.into(),
             &["invalid argument"],
         ))
-    })
-}
-
-fn exec_after_end(runtime: Runtime) -> Result<Seen> {
-    with_detached(runtime, SLEEP, |id| {
-        end(id)?;
-        wait_until_stopped(id)?;
-        Ok(words(
-            ctr(["task", "exec", "--exec-id", "x", id, "true"])?.into(),
-            &["stopped"],
-        ))
-    })
-}
-
-/// `sh -c script` by `ctr task exec`, with its streams.
-fn exec(id: &str, exec_id: &str, script: &str) -> Result<Foreground> {
-    Foreground::ctr(
-        &["task", "exec", "--exec-id", exec_id, id, "sh", "-c", script],
-        id,
-    )
-}
-
-fn exec_ends_too(runtime: Runtime) -> Result<Seen> {
-    with_detached(runtime, SLEEP, |id| {
-        let mut running = exec(id, "x", "echo up; sleep 1000")?;
-        let up = running.line()?;
-        end(id)?;
-        let mut seen = Seen::from(running.finish()?);
-        seen.stdout.insert_str(0, &up);
-        Ok(seen)
-    })
-}
-
-fn taken_exec(runtime: Runtime) -> Result<Seen> {
-    with_detached(runtime, SLEEP, |id| {
-        let mut running = exec(id, "x", "echo up; sleep 1000")?;
-        running.line()?;
-        let second = ctr(["task", "exec", "--exec-id", "x", id, "true"])?;
-        ctr(["task", "kill", "-s", "SIGKILL", "--exec-id", "x", id])?.success()?;
-        running.finish()?;
-        Ok(words(second.into(), &["already exists"]))
-    })
-}
-
-/// Feeds `bytes` once `running` says that it is there.
-fn fed(mut running: Foreground, bytes: Vec<u8>) -> Result<Seen> {
-    let up = running.line()?;
-    let feeder = running.feed(bytes)?;
-    let mut seen = Seen::from(running.finish()?);
-    feeder.join().ok().context("the feeding thread panicked")??;
-    seen.stdout.insert_str(0, &up);
-    Ok(seen)
-}
-
-fn exec_stdin(runtime: Runtime) -> Result<Seen> {
-    with_detached(runtime, SLEEP, |id| {
-        fed(
-            exec(id, "x", "echo up; cat; echo end; exit 4")?,
-            b"one\ntwo\n".to_vec(),
-        )
-    })
-}
-
-fn stdin(runtime: Runtime) -> Result<Seen> {
-    fed(
-        spawn(runtime, "echo up; cat; echo end; exit 4")?,
-        b"one\ntwo".to_vec(),
-    )
-}
-
-fn stdin_much(runtime: Runtime) -> Result<Seen> {
-    let bytes = (0..131_072_u32)
-        .flat_map(|number| format!("{number:07}\n").into_bytes())
-        .collect();
-    fed(spawn(runtime, "echo up; exec cat")?, bytes)
-}
-
-fn exec_detached(runtime: Runtime) -> Result<Seen> {
-    with_detached(runtime, SLEEP, |id| {
-        let first = ctr(["task", "exec", "-d", "--exec-id", "x", id, "sleep", "1000"])?;
-        let two = ctr(["task", "ps", id])?.success()?;
-        ctr(["task", "kill", "-s", "SIGKILL", "--exec-id", "x", id])?.success()?;
-        let deleted = ctr(["task", "delete", "--exec-id", "x", id])?;
-        let one = ctr(["task", "ps", id])?.success()?;
-        let mut seen = Seen::from(first);
-        seen.stdout = format!(
-            "{} and {} lines; {:?}",
-            two.lines().count(),
-            one.lines().count(),
-            deleted.code
-        );
-        Ok(seen)
     })
 }
 
@@ -330,7 +182,7 @@ fn twice(runtime: Runtime) -> Result<Seen> {
 }
 
 /// What `ctr task list` says of a task.
-fn state(id: &str) -> Result<&'static str> {
+pub fn state(id: &str) -> Result<&'static str> {
     let listed = ctr(["task", "list"])?.success()?;
     let line = listed
         .lines()
@@ -393,18 +245,6 @@ fn pause(runtime: Runtime) -> Result<Seen> {
         ctr(["task", "resume", id])?.success()?;
         all.push(written(directory, DEADLINE)?);
         Ok(Seen::text(format!("{all:?}")))
-    })
-}
-
-fn exec_paused(runtime: Runtime) -> Result<Seen> {
-    with_detached(runtime, SLEEP, |id| {
-        ctr(["task", "pause", id])?.success()?;
-        let output = ctr(["task", "exec", "--exec-id", "x", id, "true"])?;
-        ctr(["task", "resume", id])?.success()?;
-        let after = ctr(["task", "exec", "--exec-id", "y", id, "echo", "after"])?;
-        let mut seen = words(output.into(), &["paused"]);
-        seen.stdout = after.text();
-        Ok(seen)
     })
 }
 
@@ -510,59 +350,5 @@ fn metrics(runtime: Runtime) -> Result<Seen> {
             metrics["memory"]["swap_limit"],
         );
         Ok(Seen::text(stdout))
-    })
-}
-
-fn background(runtime: Runtime) -> Result<Seen> {
-    Ok(spawn(runtime, "sleep 1000 & echo out; exit 3")?.finish()?.into())
-}
-
-fn log_file(runtime: Runtime) -> Result<Seen> {
-    let directory = tempfile::tempdir_in("/run")?;
-    let log = directory.path().join("log");
-    let uri = format!("file://{}", log.display());
-    let id = fresh_id("log");
-    let flags = ["--log-uri", &uri];
-    Run {
-        flags: &flags,
-        command: &["sh", "-c", "echo out; echo err >&2"],
-        runtime,
-        ..Run::default()
-    }
-    .detach(&id)?;
-    looked_at(&id, |id| {
-        wait_until_stopped(id)?;
-        ctr(["task", "delete", id])?;
-        Ok(Seen::text(std::fs::read_to_string(&log)?))
-    })
-}
-
-fn no_streams(runtime: Runtime) -> Result<Seen> {
-    let bundle = Bundle::new(
-        &[
-            "sh",
-            "-c",
-            "readlink /proc/self/fd/1 > /data/fds; echo x; echo y >&2; echo $? >> /data/fds",
-        ],
-        |spec| {
-            let source = shared(spec);
-            if let Some(mounts) = spec["mounts"].as_array_mut() {
-                mounts.push(
-                    json!({"destination": "/data", "type": "bind", "source": source, "options": ["rbind"]}),
-                );
-            }
-        },
-    )?;
-    let id = fresh_id("null");
-    Run {
-        flags: &["--null-io"],
-        config: Some(&bundle.config()?),
-        runtime,
-        ..Run::default()
-    }
-    .detach(&id)?;
-    looked_at(&id, |id| {
-        wait_until_stopped(id)?;
-        Ok(Seen::text(std::fs::read_to_string(bundle.shared().join("fds"))?))
     })
 }
