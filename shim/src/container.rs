@@ -144,6 +144,15 @@ impl Container {
         self.init.state == TaskState::Running && self.held.is_none()
     }
 
+    /// Whether a process may come beside init, which may still wait at its gate.
+    pub fn takes_processes(&self) -> bool {
+        match self.init.state {
+            TaskState::Created | TaskState::Starting => true,
+            TaskState::Running => self.is_running() && self.freeze == Freeze::Thawed,
+            TaskState::Creating | TaskState::Exiting | TaskState::Stopped => false,
+        }
+    }
+
     /// Goes on by `input`; whether it could.
     pub fn freeze(&mut self, input: FreezeInput) -> bool {
         match self.freeze.next(input) {

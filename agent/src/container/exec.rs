@@ -103,7 +103,8 @@ impl Container {
     /// Takes `exec_id` for a process that is being started.
     fn reserve(&self, exec_id: &str) -> Result<(), Error> {
         let state = *lock(&self.state);
-        if state != State::Running {
+        // Its namespaces are there from the time it is created.
+        if !matches!(state, State::Created | State::Running) {
             return Err(Error::WrongState {
                 id: self.id.clone(),
                 state: state.name(),

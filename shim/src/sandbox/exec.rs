@@ -9,7 +9,7 @@ use crate::container::{Exec, ExecRequest};
 use crate::error::Error;
 use crate::process::{Process, Reply, answer};
 use crate::service::publisher::Notice;
-use crate::task_state::{Freeze, TaskState};
+use crate::task_state::TaskState;
 
 impl Sandbox {
     pub(super) fn exec(&mut self, request: ExecRequest, reply: Reply<()>) {
@@ -36,13 +36,7 @@ impl Sandbox {
         if container.execs.contains_key(&name.exec) {
             return Err(Error::Exists(name));
         }
-        let may_come = match container.init.state {
-            // It may be started by then.
-            TaskState::Created | TaskState::Starting => true,
-            TaskState::Running => container.is_running() && container.freeze == Freeze::Thawed,
-            TaskState::Creating | TaskState::Exiting | TaskState::Stopped => false,
-        };
-        if !may_come {
+        if !container.takes_processes() {
             return Err(container.refuse("given a process"));
         }
         let checked = bundle::process(&request.process);

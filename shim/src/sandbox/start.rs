@@ -7,7 +7,7 @@ use crate::guest::{CallError, Exit};
 use crate::hooks::Point;
 use crate::process::{Name, Reply, Tag, answer};
 use crate::service::publisher::Notice;
-use crate::task_state::{Freeze, Input, TaskState};
+use crate::task_state::{Input, TaskState};
 
 /// The status of a process whose command was never run: what containerd calls unknown.
 const NEVER_RAN_STATUS: u32 = 255;
@@ -54,7 +54,7 @@ impl Sandbox {
     fn start_exec(&mut self, name: &Name) -> Result<(), Error> {
         let guest = self.guest();
         let container = self.container_mut(&name.container)?;
-        let may_run = container.is_running() && container.freeze == Freeze::Thawed;
+        let may_run = container.takes_processes();
         let refusal = container.refuse("given a process");
         let exec = container
             .execs
