@@ -55,6 +55,8 @@ const MANY: usize = 65_536;
 
 const U16: Kind = Number(0, u16::MAX as i128);
 const U32: Kind = Number(0, u32::MAX as i128);
+/// A user or group. The largest number is none: to setuid(2) it says "no change".
+const ID: Kind = Number(0, u32::MAX as i128 - 1);
 const U64: Kind = Number(0, u64::MAX as i128);
 const I32: Kind = Number(i32::MIN as i128, i32::MAX as i128);
 const I64: Kind = Number(i64::MIN as i128, i64::MAX as i128);
@@ -119,10 +121,10 @@ pub const PROCESS: Node = Node::Object(&[
     object!(
         "user",
         &[
-            field!("uid", U32, GUEST),
-            field!("gid", U32, GUEST),
+            field!("uid", ID, GUEST),
+            field!("gid", ID, GUEST),
             field!("umask", Number(0, 0o7777), GUEST),
-            list!("additionalGids", &leaf!(U32, GUEST)),
+            list!("additionalGids", &leaf!(ID, GUEST)),
             field!(
                 "username",
                 Text,
@@ -270,8 +272,8 @@ const LINUX: &[Field] = &[
             field!("major", I64, GUEST),
             field!("minor", I64, GUEST),
             field!("fileMode", U32, GUEST),
-            field!("uid", U32, GUEST),
-            field!("gid", U32, GUEST),
+            field!("uid", ID, GUEST),
+            field!("gid", ID, GUEST),
         ]),
     ),
     key!(

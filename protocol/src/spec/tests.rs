@@ -282,7 +282,7 @@ fn a_process_alone_follows_the_same_table() {
     let findings = sift_process(&mut process);
     assert_eq!(
         findings.refusals(),
-        "process.user.uid: -1 is no whole number from 0 to 4294967295"
+        "process.user.uid: -1 is no whole number from 0 to 4294967294"
     );
     let paths: Vec<_> = findings
         .ignored

@@ -4,7 +4,7 @@
 mod cpus;
 mod namespaces;
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use nacre_protocol::guest;
 use nacre_protocol::spec::{self, Finding, Findings};
@@ -125,6 +125,7 @@ pub fn plan(
     });
     namespaces::check(&mut spec["linux"]["namespaces"], pod, &mut findings);
     let mounts = host_mounts(bundle, &spec["mounts"], &mut findings);
+    check_proc(&spec["mounts"], &mut findings);
     check_cpus(id, &spec, pod, &mut findings);
     let root_path = spec["root"]["path"].as_str().unwrap_or_default().to_owned();
     if rootfs.is_empty() && root_path.is_empty() {
@@ -214,6 +215,27 @@ fn check_cpus(id: &str, spec: &Value, pod: Option<Pod<'_>>, findings: &mut Findi
         findings.refuse(path, format!("{text:?} is no list of CPUs below {}", cpus::MAX));
     } else if pod.is_some_and(|pod| pod.sandbox != id) {
         findings.ignore(path, "the pod's VM has its CPUs from the pod's first container");
+    }
+}
+
+/// What makes a container looks things up in its /proc, so nothing else may be in its place.
+fn check_proc(mounts: &Value, findings: &mut Findings) {
+    for (index, mount) in mounts.as_array().into_iter().flatten().enumerate() {
+        let destination = Path::new(mount["destination"].as_str().unwrap_or_default());
+        let mut place = PathBuf::from("/");
+        for component in destination.components() {
+            match component {
+                Component::Normal(part) => place.push(part),
+                Component::ParentDir => {
+                    place.pop();
+                }
+                Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+            }
+        }
+        if place == Path::new("/proc") && mount["type"] != "proc" {
+            let path = format!("mounts[{index}].destination");
+            findings.refuse(path, "nothing but a proc file system can be at /proc");
+        }
     }
 }
 

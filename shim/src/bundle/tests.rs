@@ -283,6 +283,10 @@ fn mounts_that_can_t_be_made_are_refused_by_path() {
         ),
         (r#"{"destination":"/a","type":"bind"}"#, "mounts[0].source"),
         (
+            r#"{"destination":"/x/../proc/","type":"tmpfs"}"#,
+            "mounts[0].destination",
+        ),
+        (
             r#"{"destination":"/a","type":"bind","source":"/x","options":["rbind","idmap"]}"#,
             "mounts[0].options",
         ),
