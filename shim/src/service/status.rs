@@ -18,9 +18,27 @@ fn code(error: &Error) -> Code {
     }
 }
 
+/// What containerd's own errors of a class end with. Newer versions show a message as it comes; older ones add these
+/// words where they are missing.
+const CLASSES: [(Code, &str); 6] = [
+    (Code::NOT_FOUND, "not found"),
+    (Code::ALREADY_EXISTS, "already exists"),
+    (Code::FAILED_PRECONDITION, "failed precondition"),
+    (Code::INVALID_ARGUMENT, "invalid argument"),
+    (Code::UNIMPLEMENTED, "not implemented"),
+    (Code::UNAVAILABLE, "unavailable"),
+];
+
 impl From<Error> for ttrpc::Error {
     fn from(error: Error) -> Self {
-        Self::RpcStatus(get_status(code(&error), error))
+        let code = code(&error);
+        let mut message = error.to_string();
+        if let Some((_, class)) = CLASSES.iter().find(|(of, _)| *of == code)
+            && !message.ends_with(class)
+        {
+            message = format!("{message}: {class}");
+        }
+        Self::RpcStatus(get_status(code, message))
     }
 }
 
@@ -112,5 +130,22 @@ mod tests {
             assert_eq!(status.code(), want);
             assert!(status.message.contains(words), "{}", status.message);
         }
+    }
+
+    #[test]
+    fn a_message_ends_with_its_class_once() {
+        let message = |error| {
+            let ttrpc::Error::RpcStatus(status) = ttrpc::Error::from(error) else {
+                panic!("no status")
+            };
+            status.message
+        };
+        let exists = message(Error::Exists(Name::init("a")));
+        assert_eq!(exists, "task a already exists");
+        let guest = Error::Guest {
+            code: Code::NOT_FOUND,
+            message: "process already finished".into(),
+        };
+        assert_eq!(message(guest), "process already finished: not found");
     }
 }
