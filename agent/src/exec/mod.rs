@@ -16,9 +16,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nacre_protocol::control::{self, Channel};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
-use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::thread::{
@@ -64,15 +63,7 @@ enum FromChild {
 /// Forks a process for `job`, whose standard streams are `stdio` unless it has a terminal. The caller has the reaper
 /// watch it before anything else happens in the event loop.
 pub fn start(job: &Job<'_>, stdio: &[OwnedFd; 3]) -> Result<Started, Error> {
-    let (ours, theirs) = socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )
-    .map_err(Error::system("making a socket for a process"))?;
-    fcntl_setfl(&ours, OFlags::NONBLOCK).map_err(Error::system("making a socket non-blocking"))?;
-    let report = watched::watch(Channel::new(ours)).map_err(Error::system("watching a process"))?;
+    let (report, theirs) = watched::channel()?;
     let theirs = Channel::new(theirs);
     let pid = fork_into(job, || child::run(job, stdio, &theirs))?;
     Ok(Started { pid, report })

@@ -24,8 +24,6 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use nacre_protocol::control::{self, Channel};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
@@ -95,14 +93,7 @@ pub struct Fresh {
 impl Helper {
     /// Starts a helper; `program` is the agent's own.
     pub fn start(program: &std::path::Path) -> Result<Self, Error> {
-        let (ours, theirs) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .map_err(Error::system("making a socket for the helper"))?;
-        fcntl_setfl(&ours, OFlags::NONBLOCK).map_err(Error::system("making a socket non-blocking"))?;
+        let (channel, theirs) = watched::channel()?;
         #[allow(clippy::zombie_processes, reason = "the reaper waits for every child")]
         let child = Command::new(program)
             .arg0(HELPER)
@@ -111,9 +102,7 @@ impl Helper {
             .stdin(Stdio::from(theirs))
             .spawn();
         child.map_err(Error::file("starting", program))?;
-        watched::watch(Channel::new(ours))
-            .map(Self)
-            .map_err(Error::system("watching the helper"))
+        Ok(Self(channel))
     }
 
     /// Makes a container whose init has `stdio` as its standard streams.

@@ -7,7 +7,7 @@ use ttrpc::Code;
 
 use crate::Case;
 use crate::cases;
-use crate::pod::{Pod, pidfd, refused, soon, wait_end};
+use crate::pod::{Pod, pidfd, private_dirty_kib, refused, soon, wait_end};
 use crate::remote::Remote;
 
 cases![
@@ -331,15 +331,6 @@ async fn events_wait_in_order_for_a_containerd_that_is_away() -> Result<()> {
     end(&pod, &client, &init).await
 }
 
-fn memory(pid: u32) -> Result<u64> {
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = rollup
-        .lines()
-        .find(|line| line.starts_with("Private_Dirty:"))
-        .context("no Private_Dirty")?;
-    Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
-}
-
 fn descriptors(pid: u32) -> Result<usize> {
     Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())
 }
@@ -350,7 +341,7 @@ async fn execs_by_the_hundred() -> Result<()> {
     let mut looks = Vec::new();
     for round in 0..60 {
         if round % 20 == 0 {
-            looks.push((descriptors(shim)?, memory(shim)?));
+            looks.push((descriptors(shim)?, private_dirty_kib(shim)?));
         }
         let mut running = Vec::new();
         for index in 0..20 {
@@ -373,7 +364,7 @@ async fn execs_by_the_hundred() -> Result<()> {
             exec.await??;
         }
     }
-    looks.push((descriptors(shim)?, memory(shim)?));
+    looks.push((descriptors(shim)?, private_dirty_kib(shim)?));
     // The allocator may take another piece at some time; what is lost is lost in each third.
     let thirds = looks.windows(2).skip(1).flat_map(<&[_; 2]>::try_from);
     let keeps_descriptors = thirds.clone().all(|[before, after]| before.0 == after.0);

@@ -11,7 +11,7 @@ use ttrpc::Code;
 
 use crate::Case;
 use crate::cases;
-use crate::pod::{Pod, refused, soon};
+use crate::pod::{Pod, private_dirty_kib, refused, soon};
 
 cases![
     a_life_and_its_events,
@@ -147,15 +147,6 @@ async fn streams_are_byte_exact() -> Result<()> {
         .context("reader")??;
     ensure!(read == sent, "{} bytes came of {}", read.len(), sent.len());
     pod.finish(&client).await
-}
-
-fn private_dirty_kib(pid: u32) -> Result<u64> {
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = rollup
-        .lines()
-        .find(|line| line.starts_with("Private_Dirty:"))
-        .context("no Private_Dirty")?;
-    Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
 }
 
 async fn a_slow_reader_stops_the_writer() -> Result<()> {

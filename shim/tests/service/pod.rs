@@ -416,3 +416,13 @@ pub fn refused<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> Result<(ttrpc::C
         other => bail!("not refused: {other:?}"),
     }
 }
+
+/// What a process has to itself, KiB.
+pub fn private_dirty_kib(pid: u32) -> Result<u64> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = rollup
+        .lines()
+        .find(|line| line.starts_with("Private_Dirty:"))
+        .context("no Private_Dirty")?;
+    Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
+}
