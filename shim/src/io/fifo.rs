@@ -13,8 +13,10 @@ use std::path::{Path, PathBuf};
 pub enum Error {
     #[error("{}: {source}", path.display())]
     Open { path: PathBuf, source: io::Error },
-    #[error("{0}: {1}:// is not supported yet")]
+    #[error("{0}: {1}:// is no scheme of a stream: fifo, file, binary and binary-v2 are")]
     Scheme(String, String),
+    #[error("starting logger {}: {source}", path.display())]
+    Logger { path: PathBuf, source: io::Error },
 }
 
 /// Standard input.
@@ -37,6 +39,8 @@ pub enum Sink {
     /// A FIFO, and its other end: held for as long as the container is there, so that what was written before its reader
     /// came (back) is not lost.
     Fifo { writer: OwnedFd, held: File },
+    /// A pipe to a program.
+    Pipe(OwnedFd),
     /// A file, appended to.
     File(File),
 }
@@ -82,6 +86,12 @@ pub fn open_sink(uri: &str) -> Result<Option<Sink>, Error> {
         return Ok(None);
     }
     let (path, make) = split(uri)?;
+    if make && let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(|source| Error::Open {
+            path: directory.to_owned(),
+            source,
+        })?;
+    }
     let is_fifo = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
     if is_fifo {
         // As above: without a reader the FIFO could not be opened for writing.
@@ -93,6 +103,6 @@ pub fn open_sink(uri: &str) -> Result<Option<Sink>, Error> {
     }
     Ok(Some(Sink::File(open(
         path,
-        File::options().append(true).create(make).mode(0o600),
+        File::options().append(true).create(make).mode(0o644),
     )?)))
 }

@@ -4,6 +4,7 @@
 
 mod copy;
 mod fifo;
+mod logger;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -14,13 +15,15 @@ use tokio::task::AbortHandle;
 
 pub use fifo::Error;
 use fifo::{Sink, Source};
+use logger::Logger;
+pub use logger::Subject;
 
 /// Where containerd wants a process's streams; empty for none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Paths {
     /// A FIFO to read.
     pub stdin: String,
-    /// A FIFO or a file:// URI to write.
+    /// A FIFO or a file:// URI to write; a binary:// URI of a program that takes both outputs.
     pub stdout: String,
     /// The same for standard error.
     pub stderr: String,
@@ -41,23 +44,34 @@ pub struct Streams {
     ports: Vec<u32>,
     /// The FIFOs' other ends.
     _held: Vec<File>,
+    _logger: Option<Logger>,
 }
 
 impl Streams {
-    /// Opens what `paths` name and starts a copy each, which waits for the guest's end. `next_port` gives the ports.
+    /// Opens what `paths` name and starts a copy each, which waits for the guest's end. `next_port` gives the ports,
+    /// `subject` is told to a program that takes the output.
     ///
     /// # Errors
     /// [`Error`] with the path.
     pub fn open(
         paths: &Paths,
+        subject: Subject<'_>,
         mut next_port: impl FnMut() -> u32,
     ) -> Result<(Self, Stdio, Vec<Expected>), Error> {
         let source = fifo::open_source(&paths.stdin)?;
-        let stderr = if paths.terminal { "" } else { &paths.stderr };
-        let sinks = [
-            (fifo::open_sink(&paths.stdout)?, "stdout"),
-            (fifo::open_sink(stderr)?, "stderr"),
-        ];
+        let (logger, stdout, stderr) = match logger::start(&paths.stdout, subject)? {
+            Some((logger, pipes)) => (
+                Some(logger),
+                Some(Sink::Pipe(pipes.stdout)),
+                Some(Sink::Pipe(pipes.stderr)),
+            ),
+            None => {
+                let stderr = if paths.terminal { "" } else { &paths.stderr };
+                (None, fifo::open_sink(&paths.stdout)?, fifo::open_sink(stderr)?)
+            }
+        };
+        let stderr = stderr.filter(|_| !paths.terminal);
+        let sinks = [(stdout, "stdout"), (stderr, "stderr")];
         let mut expected = Vec::new();
         let mut expect = || {
             let (sender, receiver) = oneshot::channel();
@@ -94,6 +108,7 @@ impl Streams {
                     all_held.push(held);
                     Output::Fifo(writer)
                 }
+                Sink::Pipe(writer) => Output::Fifo(writer),
                 Sink::File(file) => Output::File(file),
             };
             let left = Countdown(left.clone());
@@ -114,6 +129,7 @@ impl Streams {
                 tasks,
                 ports: expected.iter().map(|(port, _)| *port).collect(),
                 _held: all_held,
+                _logger: logger,
             },
             stdio,
             expected,

@@ -6,6 +6,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+const SUBJECT: Subject<'_> = Subject {
+    namespace: "test",
+    container: "c",
+};
+
 fn make_fifo(path: &Path) -> String {
     nix::unistd::mkfifo(path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
     path.display().to_string()
@@ -24,7 +29,7 @@ fn bytes(count: usize) -> Vec<u8> {
 /// Opens the streams and connects the guest's ends: stdin, stdout, stderr as far as they are wanted.
 fn open(paths: &Paths) -> (Streams, Vec<UnixStream>) {
     let mut port = 100;
-    let (streams, stdio, expected) = Streams::open(paths, || {
+    let (streams, stdio, expected) = Streams::open(paths, SUBJECT, || {
         port += 1;
         port
     })
@@ -179,18 +184,55 @@ async fn a_file_is_appended_to_and_other_schemes_are_refused_by_name() {
     all_written(&streams).await;
     assert_eq!(std::fs::read(&file).unwrap(), b"old new");
     let paths = Paths {
-        stderr: "binary:///usr/bin/logger?x=y".into(),
+        stderr: "ftp:///x".into(),
         ..Paths::default()
     };
-    let error = Streams::open(&paths, || 1).unwrap_err().to_string();
-    assert!(error.contains("binary"), "{error}");
+    let error = Streams::open(&paths, SUBJECT, || 1).unwrap_err().to_string();
+    assert!(error.contains("ftp"), "{error}");
     let error = Streams::open(
         &Paths {
             stdout: "/no/such/fifo".into(),
             ..Paths::default()
         },
+        SUBJECT,
         || 1,
     )
     .unwrap_err();
     assert!(error.to_string().contains("/no/such/fifo"));
+}
+
+#[tokio::test]
+async fn a_program_takes_both_outputs_and_is_told_whose_they_are() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("log");
+    let script = "#!/bin/sh\nexec 5>&-\n{ echo $CONTAINER_NAMESPACE/$CONTAINER_ID $#; cat <&3; cat <&4; } > $2\nmv $2 $2.done\n";
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let log = directory.path().join("out");
+    let (streams, mut guests) = open(&Paths {
+        stdout: format!("binary://{}?to={}", program.display(), log.display()),
+        ..Paths::default()
+    });
+    guests.remove(0).write_all(b"output\n").unwrap();
+    guests.remove(0).write_all(b"error\n").unwrap();
+    all_written(&streams).await;
+    drop(streams);
+    let done = directory.path().join("out.done");
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while !done.exists() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(
+        std::fs::read_to_string(done).unwrap(),
+        "test/c 2\noutput\nerror\n"
+    );
+    let missing = Paths {
+        stdout: "binary:///no/such/logger".into(),
+        ..Paths::default()
+    };
+    let error = Streams::open(&missing, SUBJECT, || 1).unwrap_err().to_string();
+    assert!(error.contains("/no/such/logger"), "{error}");
 }

@@ -74,7 +74,7 @@ impl Sandbox {
             };
             return Err(Error::Refused(format!("process.terminal: {reason}")));
         }
-        let (streams, stdio) = self.open_streams(&request.paths)?;
+        let (streams, stdio) = self.open_streams(&request.paths, &request.id)?;
         let tag = self.tag(Name::init(&request.id));
         let init = Process::new(tag, TaskState::Creating, request.paths.clone(), streams);
         let job = Job {

@@ -44,7 +44,7 @@ impl Sandbox {
         say_ignored(&name, &ignored);
         // As under containerd's own shims: the call says whether there is a terminal.
         spec.insert("terminal".into(), request.paths.terminal.into());
-        let (streams, stdio) = self.open_streams(&request.paths)?;
+        let (streams, stdio) = self.open_streams(&request.paths, &name.container)?;
         let tag = self.tag(name.clone());
         let exec = Exec {
             process: Process::new(tag, TaskState::Created, request.paths, streams),

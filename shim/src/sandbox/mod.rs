@@ -34,7 +34,7 @@ use crate::container::{Container, ExecRequest, Request, Size};
 use crate::error::{Error, StepFailed};
 use crate::guest::{CallError, CgroupFiles, Exit, Guest};
 use crate::identity::{self, Identity};
-use crate::io::{Expected, Paths, Streams};
+use crate::io::{Expected, Paths, Streams, Subject};
 use crate::process::{Deleted, Name, Reply, Tag};
 use crate::service::publisher::Publisher;
 use crate::task_state::{Freeze, TaskState};
@@ -308,9 +308,13 @@ impl Sandbox {
     }
 
     /// Opens the streams of a process; the guest's ends are expected from now on.
-    fn open_streams(&mut self, paths: &Paths) -> Result<(Streams, Stdio), StepFailed> {
+    fn open_streams(&mut self, paths: &Paths, container: &str) -> Result<(Streams, Stdio), StepFailed> {
+        let subject = Subject {
+            namespace: &self.identity.namespace,
+            container,
+        };
         let next_port = &mut self.next_port;
-        let (streams, stdio, expected): (_, _, Vec<Expected>) = Streams::open(paths, || {
+        let (streams, stdio, expected): (_, _, Vec<Expected>) = Streams::open(paths, subject, || {
             let port = *next_port;
             *next_port = port.wrapping_add(1);
             port
