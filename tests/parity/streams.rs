@@ -7,7 +7,7 @@ use super::tasks::{looked_at, spawn};
 use super::{Behaviour, Seen, calls};
 use crate::containerd::Runtime;
 use crate::containerd::bundle::{Bundle, shared};
-use crate::containerd::ctr::{Foreground, Run, ctr, fresh_id, wait_until_stopped};
+use crate::containerd::ctr::{DEADLINE, Foreground, Run, ctr, fresh_id, wait_until_stopped};
 
 pub const BEHAVIOURS: &[Behaviour] = &[
     calls(
@@ -26,6 +26,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         background,
     ),
     calls("output to a log file", &["Task.Create"], log_file),
+    calls("output to a logging program", &["Task.Create"], log_program),
     calls("no streams at all", &["Task.Create"], no_streams),
 ];
 
@@ -74,6 +75,34 @@ fn log_file(runtime: Runtime) -> Result<Seen> {
         wait_until_stopped(id)?;
         ctr(["task", "delete", id])?;
         Ok(Seen::text(std::fs::read_to_string(&log)?))
+    })
+}
+
+/// The program's own output goes into a FIFO, whose end is the program's.
+fn log_program(runtime: Runtime) -> Result<Seen> {
+    let directory = tempfile::tempdir_in("/run")?;
+    let (program, fifo) = (directory.path().join("program"), directory.path().join("fifo"));
+    let script = "#!/bin/sh\nexec 5>&-\n{ echo $CONTAINER_NAMESPACE $#; cat <&3; cat <&4; } > $2\n";
+    std::fs::write(&program, script)?;
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
+    let (told, read) = std::sync::mpsc::channel();
+    let path = fifo.clone();
+    std::thread::spawn(move || told.send(std::fs::read_to_string(path)));
+    let uri = format!("binary://{}?to={}", program.display(), fifo.display());
+    let id = fresh_id("program");
+    Run {
+        flags: &["--log-uri", &uri],
+        command: &["sh", "-c", "echo out; echo err >&2"],
+        runtime,
+        ..Run::default()
+    }
+    .detach(&id)?;
+    looked_at(&id, |id| {
+        wait_until_stopped(id)?;
+        ctr(["task", "delete", id])?;
+        let text = read.recv_timeout(DEADLINE).context("the program's output")??;
+        Ok(Seen::text(text))
     })
 }
 
