@@ -76,27 +76,34 @@ impl Containers {
             watched.ended(exit);
         });
         let executed = tokio::time::timeout(EXECUTED, started.executed()).await;
-        let terminal = executed.unwrap_or_else(|_| {
-            process.kill(libc::SIGKILL)?;
-            let seconds = EXECUTED.as_secs();
-            Err(Error::Runtime(format!(
-                "the command was not executed within {seconds} s"
-            )))
-        })?;
+        let terminal = match executed {
+            Ok(Ok(terminal)) => terminal,
+            Ok(Err(error)) => return Err(end(&process, error).await),
+            Err(_) => {
+                let seconds = EXECUTED.as_secs();
+                let error = Error::Runtime(format!("the command was not executed within {seconds} s"));
+                return Err(end(&process, error).await);
+            }
+        };
         let streams = match &terminal {
             Some(master) => dialed.with_terminal(master).await,
             None => dialed.with_pipes(pipes).await,
         };
         match streams {
             Ok(streams) => process.attach(streams, terminal),
-            Err(error) => {
-                // Nobody would ever hear of it.
-                process.kill(libc::SIGKILL)?;
-                return Err(error);
-            }
+            // Nobody would ever hear of it.
+            Err(error) => return Err(end(&process, error).await),
         }
         Ok(process)
     }
+}
+
+/// Ends a process that is not to be, so that nothing of it is left when its caller hears of `error`.
+async fn end(process: &Process, error: Error) -> Error {
+    // Where it has ended by itself, that is as good.
+    let _ = process.kill(libc::SIGKILL);
+    process.wait().await;
+    error
 }
 
 impl Container {

@@ -29,8 +29,15 @@ pub fn make(spec: &Spec) -> Result<(), Error> {
         }
     };
     let root = Root::open(root).map_err(|error| failed(&error))?;
-    if root.resolve(&path).is_ok() {
-        return Ok(());
+    if let Ok(there) = root.resolve(&path) {
+        let stat = rustix::fs::fstat(&there).map_err(|error| failed(&error))?;
+        if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir() {
+            return Ok(());
+        }
+        return Err(Error::BadSpec {
+            field: "process.cwd",
+            reason: format!("{}: not a directory", path.display()),
+        });
     }
     let made = root
         .mkdir_all(&path, &Permissions::from_mode(0o755))

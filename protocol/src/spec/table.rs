@@ -283,8 +283,9 @@ const LINUX: &[Field] = &[
     ),
     object!("seccomp", SECCOMP),
     field!("rootfsPropagation", Word(PROPAGATIONS), GUEST),
-    list!("maskedPaths", &GUEST_PATH),
-    list!("readonlyPaths", &GUEST_PATH),
+    // Each is a mount.
+    key!("maskedPaths", false, Node::List(&GUEST_PATH, super::MAX_MOUNTS)),
+    key!("readonlyPaths", false, Node::List(&GUEST_PATH, super::MAX_MOUNTS)),
     field!(
         "mountLabel",
         Text,

@@ -304,6 +304,12 @@ fn findings_are_bounded_in_number_and_length() {
         .map(|_| json!({"destination": "/a", "type": "proc"}))
         .collect();
     assert_eq!(sift(&mut spec).refusals(), "mounts: 10000 elements; at most 1024");
+    for field in ["maskedPaths", "readonlyPaths"] {
+        let mut spec = least();
+        spec["linux"][field] = vec![json!("/a"); 20_000].into();
+        let want = format!("linux.{field}: 20000 elements; at most 1024");
+        assert_eq!(sift(&mut spec).refusals(), want);
+    }
     let mut spec = least();
     spec["process"]["env"] = (0..1000).map(|n| json!(n)).collect();
     let findings = sift(&mut spec);

@@ -122,7 +122,12 @@ fn too_large() -> Result<()> {
         |_| Ok(()),
     )?;
     alone("arguments of 6 MB", args, &Refused(&[]), |_| Ok(()))?;
-    alone("20,000 masked paths", masked, &Refused(&[]), |_| Ok(()))?;
+    alone(
+        "20,000 masked paths",
+        masked,
+        &Refused(&["linux.maskedPaths"]),
+        |_| Ok(()),
+    )?;
     next_starts()
 }
 
