@@ -82,7 +82,9 @@ fn log_file(runtime: Runtime) -> Result<Seen> {
 fn log_program(runtime: Runtime) -> Result<Seen> {
     let directory = tempfile::tempdir_in("/run")?;
     let (program, fifo) = (directory.path().join("program"), directory.path().join("fifo"));
-    let script = "#!/bin/sh\nexec 5>&-\n{ echo $CONTAINER_NAMESPACE $#; cat <&3; cat <&4; } > $2\n";
+    // containerd's shim for runc ends it by a signal, whatever there is still to be read.
+    let script =
+        "#!/bin/sh\ntrap '' TERM\nexec 5>&-\n{ echo $CONTAINER_NAMESPACE $#; cat <&3; cat <&4; } > $2\n";
     std::fs::write(&program, script)?;
     std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
