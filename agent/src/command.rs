@@ -3,29 +3,31 @@
 //! the container means anything outside.
 
 use std::convert::Infallible;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{BufReader, Read as _};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, execve};
 use oci_spec::runtime::Process;
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, CWD, FileType, Mode, OFlags, ResolveFlags, access, openat2};
 
 use crate::signal;
 
+/// Device number of /dev/null (Documentation/admin-guide/devices.txt).
+const NULL: (u32, u32) = (1, 3);
 /// Most of /etc/passwd that is read, bytes.
 const MAX_PASSWD: u64 = 1 << 20;
 
 /// All that execve takes.
 #[derive(Clone)]
 pub struct Command {
-    path: PathBuf,
-    arguments: Vec<String>,
-    environment: Vec<String>,
+    path: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
 }
 
 impl Command {
@@ -42,40 +44,38 @@ impl Command {
             environment.push(format!("HOME={home}"));
         }
         let name = arguments.first().map(String::as_str).unwrap_or_default();
-        let path = find(name, &environment).map_err(|reason| format!("exec: {name:?}: {reason}"))?;
+        let failed = |reason: String| format!("exec: {name:?}: {reason}");
+        let path = find(name, &environment).map_err(failed)?;
+        // Rust's own start-up ignores it, and what is ignored stays so in the command.
+        signal::reset_pipe().map_err(|error| failed(error.to_string()))?;
+        let string = |bytes: &[u8]| CString::new(bytes).map_err(|error| failed(error.to_string()));
+        let strings = |strings: &[String]| -> Result<Vec<CString>, String> {
+            strings.iter().map(|text| string(text.as_bytes())).collect()
+        };
         Ok(Self {
-            path,
-            arguments,
-            environment,
+            path: string(path.as_os_str().as_encoded_bytes())?,
+            arguments: strings(&arguments)?,
+            environment: strings(&environment)?,
         })
     }
 
     /// Where it is in the container.
     pub fn path(&self) -> &Path {
-        &self.path
+        Path::new(OsStr::from_bytes(self.path.as_bytes()))
     }
 
-    /// Becomes the command, with every signal as a new process has it.
+    /// Becomes the command: nothing but execve is left to be done.
     pub fn execute(&self) -> Result<Infallible, Errno> {
-        // Rust's own start-up ignores it, and what is ignored stays so in the command.
-        signal::reset_pipe().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
-        let strings = |strings: &[String]| -> Result<Vec<CString>, Errno> {
-            strings
-                .iter()
-                .map(|string| CString::new(string.as_str()).map_err(|_| Errno::EINVAL))
-                .collect()
-        };
-        let path = CString::new(self.path.as_os_str().as_encoded_bytes()).map_err(|_| Errno::EINVAL)?;
-        execve(&path, &strings(&self.arguments)?, &strings(&self.environment)?)
+        execve(&self.path, &self.arguments, &self.environment)
     }
 }
 
-/// Opens the container's /dev/null for reading and writing where it is a standard stream: libcontainer has put it
-/// there for reading only, or it is the guest's own.
+/// Puts the container's /dev/null in the place of the guest's, for reading and writing, where that is a standard
+/// stream. What the container has at that path counts only if it is that device.
 pub fn reopen_null() -> std::io::Result<()> {
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    let device = null.metadata()?.rdev();
-    let is_null = |stream: &dyn AsFd| rustix::fs::fstat(stream).is_ok_and(|stat| stat.st_rdev == device);
+    let Some(null) = open_own("/dev/null", OFlags::RDWR).filter(is_null) else {
+        return Ok(());
+    };
     if is_null(&std::io::stdin()) {
         dup2_stdin(&null)?;
     }
@@ -88,6 +88,22 @@ pub fn reopen_null() -> std::io::Result<()> {
     Ok(())
 }
 
+fn is_null(file: &impl AsFd) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && stat.st_rdev == libc::makedev(NULL.0, NULL.1)
+    })
+}
+
+/// Opens a file of the container's: never one that only a link of /proc leads to, which may be outside, and never
+/// waiting for whoever is at its other end.
+pub fn open_own(path: &str, access: OFlags) -> Option<File> {
+    let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
+        .ok()
+        .map(File::from)
+}
+
 /// The home directory of `uid` in the container.
 fn home_of(uid: u32) -> String {
     plain_file("/etc/passwd")
@@ -97,12 +113,7 @@ fn home_of(uid: u32) -> String {
 
 /// The beginning of a file of the container's; None where it is none, such as a FIFO that nobody ever writes to.
 fn plain_file(path: &str) -> Option<impl std::io::BufRead> {
-    let mut options = File::options();
-    let file = options
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)
-        .ok()?;
+    let file = open_own(path, OFlags::RDONLY)?;
     let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
     is_file.then(|| BufReader::new(file.take(MAX_PASSWD)))
 }

@@ -380,3 +380,68 @@ fn a_filter_need_not_allow_what_the_runtime_does() {
         assert_eq!(exec.stdout().await, "denied\n");
     });
 }
+
+/// The child that becomes an exec is more than the container: what the container puts at /dev/null is not for it.
+#[test]
+fn a_null_device_that_is_none_gets_nothing() {
+    run(async {
+        let script = "rm /dev/null; touch /file; ln -s /file /dev/null; echo ready; exec sleep 1000000";
+        let mut guest = Guest::start().await;
+        let (_, mut stdio) = guest.create("a", &["sh", "-c", script]).await.unwrap();
+        guest.start_container("a").await.unwrap();
+        assert_eq!(stdio.line().await, "ready\n");
+        let (_, mut stdio) = guest.exec("a", "x", &["echo", "out"]).await.unwrap();
+        assert_eq!(stdio.stdout().await, "out\n");
+        let (_, mut stdio) = guest
+            .exec_as(
+                "a",
+                "y",
+                process(&["sh", "-c", "echo err >&2"]),
+                [false, false, true],
+            )
+            .await
+            .unwrap();
+        assert_eq!(stdio.stderr().await, "err\n");
+        assert_eq!(std::fs::read(guest.rootfs.path().join("file")).unwrap(), b"");
+    });
+}
+
+/// What an exec has open is its standard streams, and never was more while it looked at the container's paths.
+#[test]
+fn an_exec_sees_no_descriptor_of_the_agents() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let script = "rm /dev/ptmx; ln -s /proc/self/fd/4/../ptmx /dev/ptmx; echo ready; exec sleep 1000000";
+        let (_, mut stdio) = guest.create("a", &["sh", "-c", script]).await.unwrap();
+        guest.start_container("a").await.unwrap();
+        assert_eq!(stdio.line().await, "ready\n");
+        let (_, mut stdio) = guest.exec("a", "x", &["ls", "/proc/self/fd"]).await.unwrap();
+        assert_eq!(
+            stdio.stdout().await,
+            "0\n1\n2\n3\n",
+            "3 is the directory that is listed"
+        );
+        let mut object = process(&["true"]);
+        object["terminal"] = true.into();
+        let (_, message) = guest
+            .exec_as("a", "y", object, [true, true, false])
+            .await
+            .unwrap_err();
+        assert!(message.contains("/dev/ptmx"), "{message}");
+    });
+}
+
+#[test]
+fn a_very_long_name_fails_as_a_short_one() {
+    run(async {
+        let mut guest = running(FOREVER).await;
+        let name = "n".repeat(100_000);
+        let (code, message) = guest.exec("a", "x", &[&name]).await.unwrap_err();
+        assert_eq!(code, Code::INVALID_ARGUMENT);
+        assert!(
+            message.len() < 5000 && message.contains("nnnn"),
+            "{}",
+            message.len()
+        );
+    });
+}

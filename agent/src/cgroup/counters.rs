@@ -49,7 +49,13 @@ impl Cgroup {
             match read {
                 Ok(_) => drop(files.insert(name.to_owned(), bytes)),
                 // EOPNOTSUPP: pressure is not measured.
-                Err(error) if gone(&error) || error.kind() == io::ErrorKind::Unsupported => {}
+                // A directory is one of the container's own, of a name like a counter's.
+                Err(error)
+                    if gone(&error)
+                        || matches!(
+                            error.kind(),
+                            io::ErrorKind::Unsupported | io::ErrorKind::IsADirectory
+                        ) => {}
                 Err(error) => return Err(Error::file("reading", path)(error)),
             }
             Ok(())
@@ -149,6 +155,8 @@ mod tests {
             fs::write(directory.path().join(name), "7\n").unwrap();
         }
         let files = cgroup.stats().unwrap();
+        fs::create_dir(directory.path().join("hugetlb.x.current")).unwrap();
+        assert_eq!(cgroup.stats().unwrap(), files);
         assert_eq!(files.len(), 2, "{files:?}");
         assert_eq!(files["memory.current"], b"7\n");
     }

@@ -92,6 +92,12 @@ impl Cgroup {
             .map_err(Error::file("waiting for a change of", &self.0))
     }
 
+    /// Lets all processes in it go on, without waiting for that.
+    pub fn thaw(&self) -> Result<(), Error> {
+        let file = self.0.join("cgroup.freeze");
+        fs::write(&file, "0").map_err(Error::file("writing", file))
+    }
+
     /// Waits until cgroup.events has a line that `wanted` is true of, or the cgroup is no more.
     async fn wait_for_event(&self, wanted: impl Fn(&str) -> bool) -> io::Result<()> {
         let file = match File::open(self.0.join("cgroup.events")) {

@@ -38,6 +38,8 @@ use crate::signal;
 const STATE: &str = "/run/nacre/c";
 /// Bundles, one directory a container.
 const BUNDLES: &str = "/run/nacre/b";
+/// How long a container's processes may take to stand still: less than the host waits for an answer.
+const FROZEN: Duration = Duration::from_secs(40);
 /// How long a container's processes may take to end once they were killed.
 const END: Duration = Duration::from_secs(10);
 
@@ -223,12 +225,27 @@ impl Container {
     }
 
     /// Stops all its processes until they are resumed.
-    pub async fn pause(&self) -> Result<(), Error> {
+    pub async fn pause(self: &Arc<Self>) -> Result<(), Error> {
+        // A caller that goes away leaves no half of it.
+        let this = Arc::clone(self);
+        let paused = tokio::spawn(async move { this.freeze().await });
+        paused.await.map_err(|error| Error::Runtime(error.to_string()))?
+    }
+
+    async fn freeze(&self) -> Result<(), Error> {
         let _none_starts = self.freezing.write().await;
         self.enter(Event::Pause, "pause")?;
-        let frozen = self.cgroup.freeze(true).await;
+        let late = |_| {
+            let seconds = FROZEN.as_secs();
+            Err(Error::Runtime(format!(
+                "its processes do not stand still within {seconds} s"
+            )))
+        };
+        let frozen = tokio::time::timeout(FROZEN, self.cgroup.freeze(true)).await;
+        let frozen = frozen.unwrap_or_else(late);
         if frozen.is_err() {
-            // It may have ended meanwhile; else it runs as before.
+            // What is told is why; it may have ended meanwhile, else it goes on as before.
+            let _ = self.cgroup.thaw();
             let _ = self.enter(Event::Resume, "resume");
         }
         frozen

@@ -2,13 +2,14 @@
 //! says of this one, in the order in which privileges are needed. Never returns to the agent's code.
 //!
 //! It still has the agent's memory while it is in the container: it is made undumpable first, so that no process there
-//! may look at it.
+//! may look at it (but one with CAP_SYS_PTRACE and without a user namespace, which is no border in a guest anyway). The
+//! agent's descriptors are closed before a path of the container's is looked at: no link there may lead to them.
 
 use std::convert::Infallible;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use libcontainer::capabilities;
@@ -21,7 +22,7 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 use oci_spec::runtime::{
     IOPriorityClass, LinuxNamespaceType as Kind, LinuxPersonalityDomain, LinuxSeccomp, Process, Spec,
 };
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 use rustix::process::DumpableBehavior;
 use rustix::pty::unlockpt;
 use rustix::thread::{
@@ -29,8 +30,9 @@ use rustix::thread::{
     set_keep_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
+use super::fork::close_others;
 use super::{FromChild, Job, has_namespace};
-use crate::command::{Command, reopen_null};
+use crate::command::{Command, open_own, reopen_null};
 use crate::scheduler;
 use crate::terminal::Terminal;
 
@@ -38,6 +40,8 @@ use crate::terminal::Terminal;
 const FAILED: i32 = 255;
 /// Device number of /dev/ptmx (Documentation/admin-guide/devices.txt).
 const PTMX: (u32, u32) = (5, 2);
+/// Longest text of a failure, bytes.
+const MAX_TEXT: usize = 4096;
 /// What a process makes files with where its spec says nothing.
 const UMASK: u32 = 0o022;
 
@@ -56,18 +60,29 @@ fn at<E: std::fmt::Display>(step: &str) -> impl FnOnce(E) -> Failure + '_ {
 pub fn run(job: &Job<'_>, stdio: &[OwnedFd; 3], report: &Channel) -> i32 {
     let message = match become_command(job, stdio, report) {
         Ok(never) => match never {},
-        Err(Failure::Command(text)) => FromChild::Command(text),
-        Err(Failure::Step(text)) => FromChild::Failed(text),
+        Err(Failure::Command(text)) => FromChild::Command(shortened(text)),
+        Err(Failure::Step(text)) => FromChild::Failed(shortened(text)),
     };
     // Where the filter of system calls denies even this, the end of the process says it.
     let _ = report.send(&message, &[]);
     FAILED
 }
 
+/// Names in it may be as long as the caller likes; a message may not.
+fn shortened(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_TEXT));
+    text
+}
+
 fn become_command(job: &Job<'_>, stdio: &[OwnedFd; 3], report: &Channel) -> Result<Infallible, Failure> {
     let (process, spec) = (job.process, job.spec);
     let calls = create_syscall();
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(at("hiding memory"))?;
+    let terminal = Terminal::wanted(process);
+    if terminal.is_none() {
+        give(stdio.each_ref().map(|fd| fd.as_fd()))?;
+    }
+    close_others(&mut [report.as_raw_fd(), job.init.1.as_raw_fd()]).map_err(at("closing files"))?;
     scheduling(process, &*calls)?;
     fs::write(
         "/proc/self/oom_score_adj",
@@ -81,9 +96,9 @@ fn become_command(job: &Job<'_>, stdio: &[OwnedFd; 3], report: &Channel) -> Resu
     }
     move_into_thread_name_spaces(job.init.1, namespaces(spec)).map_err(at("entering the container"))?;
     rustix::process::setsid().map_err(at("setsid"))?;
-    match Terminal::wanted(process) {
-        Some(terminal) => attach(terminal, report)?,
-        None => give(stdio.each_ref().map(|fd| fd.as_fd()))?,
+    close_others(&mut [report.as_raw_fd()]).map_err(at("closing files"))?;
+    if let Some(terminal) = terminal {
+        attach(terminal, report)?;
     }
     reopen_null().map_err(at("/dev/null"))?;
     let filter = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
@@ -161,13 +176,8 @@ fn give([stdin, stdout, stderr]: [BorrowedFd<'_>; 3]) -> Result<(), Failure> {
 /// A terminal of the container's own devpts becomes the session's.
 fn attach(terminal: Terminal, report: &Channel) -> Result<(), Failure> {
     let step = "terminal";
-    // Whatever the container has put there: opening it neither waits nor makes it this session's.
-    let master = File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open("/dev/ptmx")
-        .map_err(at(step))?;
+    let master = open_own("/dev/ptmx", OFlags::RDWR)
+        .ok_or_else(|| Failure::Step("terminal: /dev/ptmx can't be opened".to_owned()))?;
     if master.metadata().map_err(at(step))?.rdev() != libc::makedev(PTMX.0, PTMX.1) {
         return Err(Failure::Step(
             "terminal: /dev/ptmx is no multiplexer of terminals".to_owned(),
@@ -220,7 +230,6 @@ fn become_user(
     let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
     set_thread_res_gid(gid, gid, gid).map_err(at("gid"))?;
     set_thread_res_uid(uid, uid, uid).map_err(at("uid"))?;
-    calls.close_range(0).map_err(at("closing files"))?;
     if !no_new_privileges {
         // Needs the capability that is dropped next.
         load(filter)?;

@@ -1,8 +1,8 @@
-//! clone3(2) with a cgroup: the child never runs outside its container's limits, and no process is moved, which would
+//! clone3(2) with a cgroup, and what its child need not have: the child never runs outside its container's limits, and no process is moved, which would
 //! wait for a grace period of the kernel's.
 #![allow(unsafe_code, reason = "a fork has no safe interface")]
 
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -26,6 +26,22 @@ pub fn into_cgroup(cgroup: BorrowedFd<'_>, child: impl Fn() -> i32) -> Result<Pi
         Ok(pid) => Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(last_error),
         Err(_) => Err(last_error()),
     }
+}
+
+/// Closes every descriptor from 3 on but those in `kept`. Only for a forked child, which uses no other ones and never
+/// runs what would close them again.
+pub fn close_others(kept: &mut [RawFd]) -> Result<(), Errno> {
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept.iter().chain([&RawFd::MAX]) {
+        let last = fd.saturating_sub(1);
+        // SAFETY: three numbers; what it closes is used no more, as the caller promises.
+        if first <= last && unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
+            return Err(last_error());
+        }
+        first = fd.saturating_add(1);
+    }
+    Ok(())
 }
 
 fn last_error() -> Errno {

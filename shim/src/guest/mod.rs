@@ -22,6 +22,11 @@ use crate::process::Name;
 /// Until an answer must have come. Emulated hosts take seconds for what others do in milliseconds.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Most processes of a container that are told: what a guest's kernel numbers by default (`PID_MAX_DEFAULT`).
+const MAX_PIDS: usize = 32_768;
+/// Most lines about what has no effect that a guest may write to the log.
+const MAX_IGNORED: usize = 64;
+
 /// Why a call was not done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallError {
@@ -144,7 +149,7 @@ impl Guest {
             ..Default::default()
         };
         let created = self.client.create_container(soon(), &request).await?;
-        for ignored in &created.ignored {
+        for ignored in created.ignored.iter().take(MAX_IGNORED) {
             crate::log::warn(format_args!("{id}: ignored: {ignored}"));
         }
         Ok(created.pid)
@@ -279,7 +284,9 @@ impl Guest {
     /// # Errors
     /// [`CallError`].
     pub async fn pids(&self, id: &str) -> Result<Vec<u32>, CallError> {
-        Ok(self.client.list_pids(soon(), &reference(id)).await?.pids)
+        let mut pids = self.client.list_pids(soon(), &reference(id)).await?.pids;
+        pids.truncate(MAX_PIDS);
+        Ok(pids)
     }
 
     /// Removes a stopped container.

@@ -90,13 +90,20 @@ pub fn start(uri: &str, subject: Subject<'_>) -> Result<Option<(Logger, Pipes)>,
     let (wanted, unwanted) = oneshot::channel();
     let path = program.path.clone();
     tokio::spawn(async move {
-        if !has_begun(ready).await && program.says_ready {
-            crate::log::error(format_args!(
-                "logger {} never said that it is ready",
-                path.display()
-            ));
+        let says_ready = program.says_ready;
+        let begins = async {
+            if !has_begun(ready).await && says_ready {
+                crate::log::error(format_args!(
+                    "logger {} never said that it is ready",
+                    path.display()
+                ));
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = begins => {}
+            () = look_after(child, ended, unwanted, &path) => {}
         }
-        look_after(child, ended, unwanted, &path).await;
     });
     Ok(Some((Logger(wanted), pipes)))
 }

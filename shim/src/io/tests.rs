@@ -201,6 +201,43 @@ async fn a_file_is_appended_to_and_other_schemes_are_refused_by_name() {
     assert!(error.to_string().contains("/no/such/fifo"));
 }
 
+/// It never closes its descriptor 5, and goes on when there is nothing to be read: it is ended all the same.
+#[tokio::test]
+async fn a_program_that_goes_on_is_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("log");
+    let pid = directory.path().join("pid");
+    std::fs::write(
+        &program,
+        "#!/bin/sh\necho $$ > $2.new\nmv $2.new $2\nexec sleep 1000000\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let (streams, guests) = open(&Paths {
+        stdout: format!("binary://{}?to={}", program.display(), pid.display()),
+        ..Paths::default()
+    });
+    let written = async {
+        while !pid.exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), written)
+        .await
+        .unwrap();
+    let pid = std::fs::read_to_string(&pid).unwrap();
+    drop((streams, guests));
+    let process = std::path::PathBuf::from(format!("/proc/{}", pid.trim()));
+    let ended = async {
+        while process.exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(40), ended)
+        .await
+        .unwrap();
+}
+
 #[tokio::test]
 async fn a_program_takes_both_outputs_and_is_told_whose_they_are() {
     let directory = tempfile::tempdir().unwrap();

@@ -111,6 +111,10 @@ impl Publisher {
 
     /// Queues `notice`; where too many wait, it is lost and the log says so.
     pub fn publish(&self, notice: &Notice<'_>) {
+        if matches!(notice, Notice::OutOfMemory { .. }) && self.queue.capacity() < QUEUE / 2 {
+            // A container can make as many of them as it likes: they must not take the place of its end.
+            return crate::log::warn(format_args!("too many events wait: {notice:?} is not told"));
+        }
         let envelope = envelope(&self.namespace, notice);
         if let Err(error) = self.queue.try_send(envelope) {
             crate::log::error(format_args!(
