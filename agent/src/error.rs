@@ -90,6 +90,12 @@ impl Error {
         }
     }
 
+    /// That `field` of a spec can't be honoured, and why.
+    pub fn bad_spec(field: &'static str, reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        Self::BadSpec { field, reason }
+    }
+
     fn code(&self) -> Code {
         match self {
             Self::NoContainer { .. } | Self::NoProcess { .. } | Self::ProcessFinished => Code::NOT_FOUND,

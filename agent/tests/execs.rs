@@ -18,6 +18,27 @@ async fn running(command: &[&str]) -> Guest {
     guest
 }
 
+/// A container that goes on once it has run `script`.
+async fn prepared(script: &str) -> Guest {
+    let mut guest = Guest::start().await;
+    let script = format!("{script}; echo ready; exec sleep 1000000");
+    let (_, mut stdio) = guest.create("a", &["sh", "-c", &script]).await.unwrap();
+    guest.start_container("a").await.unwrap();
+    assert_eq!(stdio.line().await, "ready\n");
+    guest
+}
+
+/// That an exec in it can't have a terminal, and is told why.
+async fn expect_no_terminal(guest: &mut Guest) {
+    let mut object = process(&["true"]);
+    object["terminal"] = true.into();
+    let (_, message) = guest
+        .exec_as("a", "y", object, [true, true, false])
+        .await
+        .unwrap_err();
+    assert!(message.contains("/dev/ptmx"), "{message}");
+}
+
 #[test]
 fn an_execs_output_and_exit_code_arrive_once() {
     run(async {
@@ -337,21 +358,10 @@ fn limits_are_changed_or_refused_by_name() {
 #[test]
 fn a_containers_own_files_do_not_hold_an_exec_up() {
     run(async {
-        let script =
-            "rm -f /etc/passwd /dev/ptmx; mkfifo /etc/passwd /dev/ptmx; echo ready; exec sleep 1000000";
-        let mut guest = Guest::start().await;
-        let (_, mut stdio) = guest.create("a", &["sh", "-c", script]).await.unwrap();
-        guest.start_container("a").await.unwrap();
-        assert_eq!(stdio.line().await, "ready\n");
+        let mut guest = prepared("rm -f /etc/passwd /dev/ptmx; mkfifo /etc/passwd /dev/ptmx").await;
         let (_, mut stdio) = guest.exec("a", "x", &["sh", "-c", "echo $HOME"]).await.unwrap();
         assert_eq!(stdio.stdout().await, "/\n");
-        let mut object = process(&["true"]);
-        object["terminal"] = true.into();
-        let (_, message) = guest
-            .exec_as("a", "y", object, [true, true, false])
-            .await
-            .unwrap_err();
-        assert!(message.contains("/dev/ptmx"), "{message}");
+        expect_no_terminal(&mut guest).await;
     });
 }
 
@@ -385,11 +395,7 @@ fn a_filter_need_not_allow_what_the_runtime_does() {
 #[test]
 fn a_null_device_that_is_none_gets_nothing() {
     run(async {
-        let script = "rm /dev/null; touch /file; ln -s /file /dev/null; echo ready; exec sleep 1000000";
-        let mut guest = Guest::start().await;
-        let (_, mut stdio) = guest.create("a", &["sh", "-c", script]).await.unwrap();
-        guest.start_container("a").await.unwrap();
-        assert_eq!(stdio.line().await, "ready\n");
+        let mut guest = prepared("rm /dev/null; touch /file; ln -s /file /dev/null").await;
         let (_, mut stdio) = guest.exec("a", "x", &["echo", "out"]).await.unwrap();
         assert_eq!(stdio.stdout().await, "out\n");
         let (_, mut stdio) = guest
@@ -410,24 +416,14 @@ fn a_null_device_that_is_none_gets_nothing() {
 #[test]
 fn an_exec_sees_no_descriptor_of_the_agents() {
     run(async {
-        let mut guest = Guest::start().await;
-        let script = "rm /dev/ptmx; ln -s /proc/self/fd/4/../ptmx /dev/ptmx; echo ready; exec sleep 1000000";
-        let (_, mut stdio) = guest.create("a", &["sh", "-c", script]).await.unwrap();
-        guest.start_container("a").await.unwrap();
-        assert_eq!(stdio.line().await, "ready\n");
+        let mut guest = prepared("rm /dev/ptmx; ln -s /proc/self/fd/4/../ptmx /dev/ptmx").await;
         let (_, mut stdio) = guest.exec("a", "x", &["ls", "/proc/self/fd"]).await.unwrap();
         assert_eq!(
             stdio.stdout().await,
             "0\n1\n2\n3\n",
             "3 is the directory that is listed"
         );
-        let mut object = process(&["true"]);
-        object["terminal"] = true.into();
-        let (_, message) = guest
-            .exec_as("a", "y", object, [true, true, false])
-            .await
-            .unwrap_err();
-        assert!(message.contains("/dev/ptmx"), "{message}");
+        expect_no_terminal(&mut guest).await;
     });
 }
 

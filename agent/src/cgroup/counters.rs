@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::watched;
 
 /// Files that say how much of something a container uses or may use.
-const FILES: [&str; 20] = [
+const FILES: [&str; 18] = [
     "cpu.pressure",
     "cpu.stat",
     "io.pressure",
@@ -28,9 +28,7 @@ const FILES: [&str; 20] = [
     "memory.swap.max",
     "memory.swap.peak",
     "pids.current",
-    "pids.events",
     "pids.max",
-    "pids.peak",
     "rdma.current",
     "rdma.max",
     "cgroup.events",

@@ -80,17 +80,12 @@ pub fn settings(resources: &LinuxResources) -> Result<Vec<Setting>, Error> {
     Ok(list.0)
 }
 
-fn bad(field: &'static str, reason: impl Into<String>) -> Error {
-    let reason = reason.into();
-    Error::BadSpec { field, reason }
-}
-
 /// A number of a cgroup's file; -1 is "no limit".
 fn limit(field: &'static str, value: i64) -> Result<String, Error> {
     match value {
         -1 => Ok("max".to_owned()),
         0.. => Ok(value.to_string()),
-        _ => Err(bad(field, format!("{value} is no limit; -1 is none"))),
+        _ => Err(Error::bad_spec(field, format!("{value} is no limit; -1 is none"))),
     }
 }
 
@@ -102,23 +97,26 @@ fn refuse_others(resources: &LinuxResources) -> Result<(), Error> {
         .as_ref()
         .is_some_and(|io| *io != Default::default())
     {
-        return Err(bad("linux.resources.blockIO", names_the_host));
+        return Err(Error::bad_spec("linux.resources.blockIO", names_the_host));
     }
     if resources
         .network()
         .as_ref()
         .is_some_and(|network| *network != Default::default())
     {
-        return Err(bad("linux.resources.network", "cgroup v2 has no such control"));
+        return Err(Error::bad_spec(
+            "linux.resources.network",
+            "cgroup v2 has no such control",
+        ));
     }
     if resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()) {
-        return Err(bad("linux.resources.rdma", names_the_host));
+        return Err(Error::bad_spec("linux.resources.rdma", names_the_host));
     }
     let v1 = "is a control of cgroup v1; this is cgroup v2";
     if let Some(cpu) = resources.cpu()
         && (cpu.realtime_runtime().unwrap_or(0) != 0 || cpu.realtime_period().unwrap_or(0) != 0)
     {
-        return Err(bad("linux.resources.cpu.realtimeRuntime", v1));
+        return Err(Error::bad_spec("linux.resources.cpu.realtimeRuntime", v1));
     }
     let Some(memory) = resources.memory() else {
         return Ok(());
@@ -136,7 +134,7 @@ fn refuse_others(resources: &LinuxResources) -> Result<(), Error> {
         ),
     ] {
         if asked {
-            return Err(bad(field, v1));
+            return Err(Error::bad_spec(field, v1));
         }
     }
     Ok(())
@@ -146,7 +144,7 @@ fn cpu_settings(cpu: &LinuxCpu, list: &mut List) -> Result<(), Error> {
     weight_settings(cpu, list)?;
     let quota = cpu.quota().filter(|quota| *quota != 0);
     if let Some(quota) = quota.filter(|quota| *quota < -1) {
-        return Err(bad(
+        return Err(Error::bad_spec(
             "linux.resources.cpu.quota",
             format!("{quota} is no time; -1 is no limit"),
         ));
@@ -186,7 +184,7 @@ fn cpu_settings(cpu: &LinuxCpu, list: &mut List) -> Result<(), Error> {
     ] {
         if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
             if !value.chars().all(|c| c.is_ascii_digit() || c == ',' || c == '-') {
-                return Err(bad(field, format!("{value:?} is no list of numbers")));
+                return Err(Error::bad_spec(field, format!("{value:?} is no list of numbers")));
             }
             list.set(field, file, value);
         }
@@ -200,7 +198,7 @@ fn weight_settings(cpu: &LinuxCpu, list: &mut List) -> Result<(), Error> {
     let field = "linux.resources.cpu.idle";
     let idle = cpu.idle();
     if let Some(other) = idle.filter(|idle| !(0..=1).contains(idle)) {
-        return Err(bad(field, format!("{other} is neither 0 nor 1")));
+        return Err(Error::bad_spec(field, format!("{other} is neither 0 nor 1")));
     }
     if idle.is_some() && (idle == Some(0) || shares.is_some()) {
         list.set(field, "cpu.idle", 0);
@@ -270,11 +268,11 @@ fn swap(memory: &LinuxMemory) -> Result<Option<String>, Error> {
         (0, -1) | (-1, _) => Ok(Some("max".to_owned())),
         (0, _) => Ok(None),
         (swap, _) if swap < -1 => limit(field, swap).map(Some),
-        (_, max) if max <= 0 => Err(bad(
+        (_, max) if max <= 0 => Err(Error::bad_spec(
             field,
             "it is memory and swap together: a memory.limit is missing",
         )),
-        (swap, max) if swap < max => Err(bad(
+        (swap, max) if swap < max => Err(Error::bad_spec(
             field,
             format!("{swap} is memory and swap together: less than memory.limit, {max}"),
         )),
@@ -294,7 +292,7 @@ fn hugepage_settings(hugepages: &LinuxHugepageLimit, list: &mut List) -> Result<
         && !number.starts_with('0');
     if !plain {
         let size: String = size.chars().take(32).collect();
-        return Err(bad(
+        return Err(Error::bad_spec(
             "linux.resources.hugepageLimits",
             format!("{size:?} is no page size, as 2MB is"),
         ));
@@ -318,12 +316,12 @@ fn unified_settings(resources: &LinuxResources, list: &mut List) -> Result<(), E
         return Ok(());
     };
     if unified.len() > MAX_UNIFIED {
-        return Err(bad(field, format!("more than {MAX_UNIFIED} files")));
+        return Err(Error::bad_spec(field, format!("more than {MAX_UNIFIED} files")));
     }
     let mut sorted: Vec<_> = unified.iter().collect();
     sorted.sort();
     for (name, value) in sorted {
-        check_name(name).map_err(|reason| bad(field, reason))?;
+        check_name(name).map_err(|reason| Error::bad_spec(field, reason))?;
         list.set(field, name.as_str(), value);
     }
     Ok(())
@@ -380,7 +378,7 @@ fn require_at_most(file: &Path, field: &'static str, most: i64) -> Result<(), Er
     let text = fs::read_to_string(file).map_err(Error::file("reading", file))?;
     match text.trim().parse::<i64>() {
         Ok(used) if used <= most => Ok(()),
-        _ => Err(bad(
+        _ => Err(Error::bad_spec(
             field,
             format!("{} bytes are in use, more than {most}", text.trim()),
         )),
@@ -390,7 +388,7 @@ fn require_at_most(file: &Path, field: &'static str, most: i64) -> Result<(), Er
 fn explain(directory: &Path, setting: &Setting, error: &io::Error) -> Error {
     let file = &setting.file;
     if error.kind() == io::ErrorKind::NotFound && directory.exists() {
-        return bad(
+        return Error::bad_spec(
             setting.field,
             format!("the guest's kernel has no {file} for a cgroup"),
         );
@@ -400,7 +398,7 @@ fn explain(directory: &Path, setting: &Setting, error: &io::Error) -> Error {
         Change::SetSecond(second) => format!("… {second}"),
         Change::RequireAtMost(most) => format!("<= {most}"),
     };
-    bad(setting.field, format!("writing {value:?} to {file}: {error}"))
+    Error::bad_spec(setting.field, format!("writing {value:?} to {file}: {error}"))
 }
 
 #[cfg(test)]

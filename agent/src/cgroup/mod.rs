@@ -8,9 +8,9 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::LinuxResources;
 use tokio::io::Interest;
 
+use self::limits::Setting;
 use crate::error::Error;
 use crate::watched;
 
@@ -32,12 +32,12 @@ impl Cgroup {
         &self.0
     }
 
-    /// Sets the limits that `resources` name; the others stay. Device rules are not looked at.
+    /// Sets limits, one after the other; the others stay.
     ///
     /// # Errors
     /// [`Error::BadSpec`] with the field that can't be honoured; those before it are set.
-    pub fn apply(&self, resources: &LinuxResources) -> Result<(), Error> {
-        limits::write(&self.0, &limits::settings(resources)?)
+    pub fn apply(&self, limits: &[Setting]) -> Result<(), Error> {
+        limits::write(&self.0, limits)
     }
 
     /// All processes in it and below.
@@ -84,18 +84,17 @@ impl Cgroup {
 
     /// Freezes all processes in it and below, and waits until they are frozen; or has them go on.
     pub async fn freeze(&self, frozen: bool) -> Result<(), Error> {
-        let file = self.0.join("cgroup.freeze");
-        fs::write(&file, if frozen { "1" } else { "0" }).map_err(Error::file("writing", file))?;
+        self.begin_freeze(frozen)?;
         let wanted = if frozen { "frozen 1" } else { "frozen 0" };
         self.wait_for_event(|line| line == wanted)
             .await
             .map_err(Error::file("waiting for a change of", &self.0))
     }
 
-    /// Lets all processes in it go on, without waiting for that.
-    pub fn thaw(&self) -> Result<(), Error> {
+    /// As [`Cgroup::freeze`], without waiting.
+    pub fn begin_freeze(&self, frozen: bool) -> Result<(), Error> {
         let file = self.0.join("cgroup.freeze");
-        fs::write(&file, "0").map_err(Error::file("writing", file))
+        fs::write(&file, if frozen { "1" } else { "0" }).map_err(Error::file("writing", file))
     }
 
     /// Waits until cgroup.events has a line that `wanted` is true of, or the cgroup is no more.

@@ -85,7 +85,7 @@ impl Containers {
         let (ends, pending) = stdio::pipes(&dialed, prepared.uid)?;
         let mut fresh = helper.create(&create, ends.0).await?;
         // Init waits at its gate: making it is not to be hindered by limits meant for its command.
-        cgroup.apply(&prepared.resources)?;
+        cgroup.apply(&prepared.limits)?;
         let terminal = fresh.terminal.take();
         let streams = match &terminal {
             Some(master) => dialed.with_terminal(master).await?,

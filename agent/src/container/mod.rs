@@ -25,7 +25,7 @@ use tokio::sync::{RwLock, watch};
 use tokio::task::AbortHandle;
 
 use self::process::Process;
-pub use self::spec::{Later, Names};
+pub use self::spec::{Later, Names, has_namespace};
 use self::state::{Event, State};
 use crate::cgroup::Cgroup;
 use crate::dial::Dialer;
@@ -245,7 +245,7 @@ impl Container {
         let frozen = frozen.unwrap_or_else(late);
         if frozen.is_err() {
             // What is told is why; it may have ended meanwhile, else it goes on as before.
-            let _ = self.cgroup.thaw();
+            let _ = self.cgroup.begin_freeze(false);
             let _ = self.enter(Event::Resume, "resume");
         }
         frozen

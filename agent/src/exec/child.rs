@@ -31,8 +31,9 @@ use rustix::thread::{
 };
 
 use super::fork::close_others;
-use super::{FromChild, Job, has_namespace};
+use super::{FromChild, Job};
 use crate::command::{Command, open_own, reopen_null};
+use crate::container::has_namespace;
 use crate::scheduler;
 use crate::terminal::Terminal;
 

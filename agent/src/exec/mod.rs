@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
 use crate::cgroup::{self, Cgroup};
+use crate::container::has_namespace;
 use crate::error::Error;
 use crate::watched;
 
@@ -115,12 +116,6 @@ fn cgroup_of(pid: Pid) -> Result<PathBuf, Error> {
         .find_map(|line| line.strip_prefix("0::/"))
         .unwrap_or_default();
     Ok(Path::new(cgroup::ROOT).join(path))
-}
-
-fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
-    let linux = spec.linux().as_ref();
-    let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
-    namespaces.is_some_and(|namespaces| namespaces.iter().any(|one| one.typ() == kind))
 }
 
 impl Started {

@@ -2,15 +2,13 @@
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
+use super::has_namespace;
+
 /// The guest's user that is `uid` in the container. One that is not mapped can't be anybody there, and stays.
 pub fn outside_uid(spec: &Spec, uid: u32) -> u32 {
     let linux = spec.linux().as_ref();
-    let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
     let mappings = linux.and_then(|linux| linux.uid_mappings().as_ref());
-    let has_own = namespaces
-        .into_iter()
-        .flatten()
-        .any(|one| one.typ() == LinuxNamespaceType::User);
+    let has_own = has_namespace(spec, LinuxNamespaceType::User);
     let mut found = None;
     for mapping in mappings.into_iter().flatten().filter(|_| has_own) {
         let offset = uid

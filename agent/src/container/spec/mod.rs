@@ -9,18 +9,18 @@ mod namespaces;
 use std::path::{Component, Path, PathBuf};
 
 use nacre_protocol::spec::{sift, sift_process, sift_update};
-use oci_spec::runtime::{Capabilities, Linux, LinuxCapabilities, LinuxResources, Process, Spec};
+use oci_spec::runtime::{Capabilities, Linux, LinuxCapabilities, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::cgroup::limits;
+use crate::cgroup::limits::{self, Setting};
 use crate::devices;
 use crate::error::Error;
 use crate::terminal::Terminal;
 
 pub use ids::outside_uid;
 pub use mounts::{Later, clean};
-pub use namespaces::{Names, resolve};
+pub use namespaces::{Names, has_namespace, resolve};
 
 /// A spec that can be run.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub struct Prepared {
     /// The device program of the cgroup; none where all is allowed.
     pub devices: Vec<u64>,
     /// The limits of its cgroup, which can all be said in files.
-    pub resources: LinuxResources,
+    pub limits: Vec<Setting>,
     /// Owner of the standard streams, as the guest numbers users.
     pub uid: u32,
     /// The process's terminal, where it wants one.
@@ -71,7 +71,7 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
     let mut spec: Spec = from_value("config.json", value)?;
     let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
     if !root.path().is_absolute() {
-        return Err(bad("root.path", "is not absolute"));
+        return Err(Error::bad_spec("root.path", "is not absolute"));
     }
     check_hooks(&spec)?;
     let mut process = spec.process().clone().ok_or_else(|| missing("process"))?;
@@ -85,7 +85,7 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
     let resources = linux.resources().clone().unwrap_or_default();
     linux.set_resources(None);
     let devices = devices::program(resources.devices().as_deref().unwrap_or_default())?;
-    limits::settings(&resources)?;
+    let limits = limits::settings(&resources)?;
     check_devices(&linux)?;
     let cgroup = cgroup_path(id, linux.cgroups_path().as_deref())?;
     linux.set_cgroups_path(Some(cgroup.clone()));
@@ -98,7 +98,7 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
         spec,
         cgroup,
         devices,
-        resources,
+        limits,
         uid,
         terminal,
         find_home,
@@ -121,31 +121,26 @@ pub fn parse_process(json: &[u8]) -> Result<Process, Error> {
 }
 
 /// The limits that a container is to get while it lives.
-pub fn parse_update(json: &[u8]) -> Result<LinuxResources, Error> {
+pub fn parse_update(json: &[u8]) -> Result<Vec<Setting>, Error> {
     let mut value: Value = parse("linux.resources", json)?;
     let findings = sift_update(&mut value);
     if !findings.refused.is_empty() {
         return Err(Error::Refused(findings.refusals()));
     }
     library::translate_resources(&mut value);
-    from_value("linux.resources", value)
+    limits::settings(&from_value("linux.resources", value)?)
 }
 
 fn parse(field: &'static str, json: &[u8]) -> Result<Value, Error> {
-    serde_json::from_slice(json).map_err(|error| bad(field, error.to_string()))
+    serde_json::from_slice(json).map_err(|error| Error::bad_spec(field, error.to_string()))
 }
 
 fn from_value<T: DeserializeOwned>(field: &'static str, value: Value) -> Result<T, Error> {
-    serde_json::from_value(value).map_err(|error| bad(field, error.to_string()))
-}
-
-fn bad(field: &'static str, reason: impl Into<String>) -> Error {
-    let reason = reason.into();
-    Error::BadSpec { field, reason }
+    serde_json::from_value(value).map_err(|error| Error::bad_spec(field, error.to_string()))
 }
 
 fn missing(field: &'static str) -> Error {
-    bad(field, "is missing")
+    Error::bad_spec(field, "is missing")
 }
 
 /// The host runs its hooks itself; startContainer's are programs of the container.
@@ -164,7 +159,7 @@ fn check_hooks(spec: &Spec) -> Result<(), Error> {
         .iter()
         .find(|(_, list)| list.as_ref().is_some_and(|list| !list.is_empty()))
     {
-        Some((field, _)) => Err(bad(field, "is not for a guest")),
+        Some((field, _)) => Err(Error::bad_spec(field, "is not for a guest")),
         None => Ok(()),
     }
 }
@@ -177,7 +172,7 @@ fn check_devices(linux: &Linux) -> Result<(), Error> {
         .flatten()
         .find(|device| outside(device.path()))
     {
-        Some(device) => Err(bad(
+        Some(device) => Err(Error::bad_spec(
             "linux.devices",
             format!("{:?} is not below /dev", device.path()),
         )),

@@ -8,7 +8,6 @@ use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNames
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::bad;
 use crate::error::Error;
 
 const FIELD: &str = "linux.namespaces";
@@ -30,6 +29,13 @@ pub struct Names {
     pub domain: Option<String>,
 }
 
+/// Whether a container has a namespace of this kind that is not the guest's own.
+pub fn has_namespace(spec: &Spec, kind: Kind) -> bool {
+    let linux = spec.linux().as_ref();
+    let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
+    namespaces.is_some_and(|namespaces| namespaces.iter().any(|one| one.typ() == kind))
+}
+
 /// What `linux` asks for, completed.
 ///
 /// The guest's network is the pod's: a container that is to have a new one gets that, which is as much its own, and
@@ -42,7 +48,7 @@ pub fn prepare(linux: &Linux) -> Result<Namespaces, Error> {
         if path.as_os_str().is_empty() {
             namespace.set_path(None);
         } else if other(namespace).is_none() {
-            return Err(bad(
+            return Err(Error::bad_spec(
                 FIELD,
                 format!("{} is no namespace of a container", path.display()),
             ));
@@ -60,7 +66,7 @@ pub fn prepare(linux: &Linux) -> Result<Namespaces, Error> {
     if !all.iter().any(|one| one.typ() == Kind::Cgroup) {
         // Without one, a container's cgroup mount would show the guest's whole tree.
         let cgroup = LinuxNamespaceBuilder::default().typ(Kind::Cgroup).build();
-        all.push(cgroup.map_err(|error: OciSpecError| bad(FIELD, error.to_string()))?);
+        all.push(cgroup.map_err(|error: OciSpecError| Error::bad_spec(FIELD, error.to_string()))?);
     }
     let new_network = all.iter().any(is_new(Kind::Network));
     Ok(Namespaces { all, new_network })
