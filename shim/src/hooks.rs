@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
@@ -291,9 +290,7 @@ impl Ended {
     /// Waits for its end; what it writes until then is read, the last of it kept in `told`. What its own children write
     /// later is not waited for.
     async fn wait(&mut self, output: PipeReader, told: &mut Vec<u8>) -> io::Result<ExitStatus> {
-        let pid = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| io::Error::other("no pid"))?;
-        let ended = sys::watch(pidfd_open(pid, PidfdFlags::empty())?)?;
+        let ended = sys::watch_end(&self.0)?;
         let mut output = tokio::net::unix::pipe::Receiver::from_owned_fd(OwnedFd::from(output))?;
         let mut buffer = [0; 4096];
         let mut is_open = true;

@@ -10,10 +10,12 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::process::Child;
 
 use nacre_protocol::control::Channel;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
+use rustix::process::{PidfdFlags, pidfd_open};
 use tokio::io::unix::AsyncFd;
 
 /// Forks; the child runs `child` and ends with the code that it gives. Gives the child's pid.
@@ -63,6 +65,18 @@ pub fn in_child(work: impl FnOnce() -> Result<(), String>) -> io::Result<Result<
 pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open, and the same descriptor, for as long as it lives; AsyncFd owns it.
     Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+/// Becomes readable when `child` has ended.
+///
+/// # Errors
+/// Where it has been waited for already.
+pub fn watch_end(child: &Child) -> io::Result<AsyncFd<OwnedFd>> {
+    let pid = i32::try_from(child.id())
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::other("no pid"))?;
+    watch(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 /// As [`watch`], for a control socket.

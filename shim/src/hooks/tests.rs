@@ -94,7 +94,7 @@ async fn a_hook_has_its_time_and_its_children_are_not_waited_for() {
     hooks.run(Point::Poststop, 7).await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(50));
     let pid = std::fs::read_to_string(bundle.path().join("pid")).unwrap();
-    let pid = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
 

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
 use percent_encoding::percent_decode_str;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::AsyncReadExt as _;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe::Receiver;
@@ -86,7 +85,7 @@ pub fn start(uri: &str, subject: Subject<'_>) -> Result<Option<(Logger, Pipes)>,
         source,
     };
     let (child, pipes, ready) = started.map_err(failed)?;
-    let ended = end_of(&child).map_err(failed)?;
+    let ended = sys::watch_end(&child).map_err(failed)?;
     let (wanted, unwanted) = oneshot::channel();
     let path = program.path.clone();
     tokio::spawn(async move {
@@ -131,12 +130,6 @@ fn spawn(program: &Program, subject: Subject<'_>) -> io::Result<(Child, Pipes, R
         stderr: stderr.into(),
     };
     Ok((child, pipes, Receiver::from_owned_fd(ready.into())?))
-}
-
-fn end_of(child: &Child) -> io::Result<AsyncFd<OwnedFd>> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| io::Error::other("no pid"))?;
-    sys::watch(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 /// Whether it has said so; false where it closed the pipe without a word.

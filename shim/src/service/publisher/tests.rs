@@ -86,3 +86,15 @@ async fn the_queue_is_bounded() {
     }
     assert_eq!(publisher.queue.capacity(), 0);
 }
+
+#[tokio::test]
+async fn kills_for_want_of_memory_do_not_take_the_place_of_an_end() {
+    let (publisher, _delivered) = Publisher::spawn("ns", None);
+    // The task that delivers does not run between these.
+    for _ in 0..QUEUE {
+        publisher.publish(&Notice::OutOfMemory { id: "a" });
+    }
+    assert_eq!(publisher.queue.capacity(), QUEUE / 2 - 1);
+    start(&publisher, 1);
+    assert_eq!(publisher.queue.capacity(), QUEUE / 2 - 2);
+}
