@@ -3,11 +3,11 @@
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use super::tasks::{looked_at, spawn};
+use super::tasks::{observed, spawn};
 use super::{Behaviour, Seen, calls};
 use crate::containerd::Runtime;
 use crate::containerd::bundle::{Bundle, shared};
-use crate::containerd::ctr::{DEADLINE, Foreground, Run, ctr, fresh_id, wait_until_stopped};
+use crate::containerd::ctr::{DEADLINE, Foreground, Run, ctr, wait_until_stopped};
 
 pub const BEHAVIOURS: &[Behaviour] = &[
     calls(
@@ -62,16 +62,14 @@ fn log_file(runtime: Runtime) -> Result<Seen> {
     let directory = tempfile::tempdir_in("/run")?;
     let log = directory.path().join("log");
     let uri = format!("file://{}", log.display());
-    let id = fresh_id("log");
     let flags = ["--log-uri", &uri];
-    Run {
+    let run = Run {
         flags: &flags,
         command: &["sh", "-c", "echo out; echo err >&2"],
         runtime,
         ..Run::default()
-    }
-    .detach(&id)?;
-    looked_at(&id, |id| {
+    };
+    observed(&run, |id| {
         wait_until_stopped(id)?;
         ctr(["task", "delete", id])?;
         Ok(Seen::text(std::fs::read_to_string(&log)?))
@@ -92,15 +90,13 @@ fn log_program(runtime: Runtime) -> Result<Seen> {
     let path = fifo.clone();
     std::thread::spawn(move || told.send(std::fs::read_to_string(path)));
     let uri = format!("binary://{}?to={}", program.display(), fifo.display());
-    let id = fresh_id("program");
-    Run {
+    let run = Run {
         flags: &["--log-uri", &uri],
         command: &["sh", "-c", "echo out; echo err >&2"],
         runtime,
         ..Run::default()
-    }
-    .detach(&id)?;
-    looked_at(&id, |id| {
+    };
+    observed(&run, |id| {
         wait_until_stopped(id)?;
         ctr(["task", "delete", id])?;
         let text = read.recv_timeout(DEADLINE).context("the program's output")??;
@@ -124,15 +120,13 @@ fn no_streams(runtime: Runtime) -> Result<Seen> {
             }
         },
     )?;
-    let id = fresh_id("null");
-    Run {
+    let run = Run {
         flags: &["--null-io"],
         config: Some(&bundle.config()?),
         runtime,
         ..Run::default()
-    }
-    .detach(&id)?;
-    looked_at(&id, |id| {
+    };
+    observed(&run, |id| {
         wait_until_stopped(id)?;
         Ok(Seen::text(std::fs::read_to_string(bundle.shared().join("fds"))?))
     })

@@ -92,13 +92,18 @@ pub fn with_detached(
     command: &[&str],
     look: impl FnOnce(&str) -> Result<Seen>,
 ) -> Result<Seen> {
-    let id = fresh_id("task");
-    Run {
+    let run = Run {
         command,
         runtime,
         ..Run::default()
-    }
-    .detach(&id)?;
+    };
+    observed(&run, look)
+}
+
+/// What `look` sees of a container that `run` starts.
+pub fn observed(run: &Run<'_>, look: impl FnOnce(&str) -> Result<Seen>) -> Result<Seen> {
+    let id = fresh_id("task");
+    run.detach(&id)?;
     looked_at(&id, look)
 }
 
@@ -221,14 +226,12 @@ fn counting(runtime: Runtime, look: impl FnOnce(&str, &Path) -> Result<Seen>) ->
             );
         }
     })?;
-    let id = fresh_id("count");
-    Run {
+    let run = Run {
         config: Some(&bundle.config()?),
         runtime,
         ..Run::default()
-    }
-    .detach(&id)?;
-    looked_at(&id, |id| look(id, &bundle.shared()))
+    };
+    observed(&run, |id| look(id, &bundle.shared()))
 }
 
 /// Whether something is written in `directory` within `time`.
@@ -283,14 +286,12 @@ fn updated(runtime: Runtime, updates: &[Value]) -> Result<Seen> {
             "cpu": {"shares": 512, "quota": 50_000, "period": 100_000}, "pids": {"limit": 50}
         });
     })?;
-    let id = fresh_id("update");
-    Run {
+    let run = Run {
         config: Some(&bundle.config()?),
         runtime,
         ..Run::default()
-    }
-    .detach(&id)?;
-    looked_at(&id, |id| {
+    };
+    observed(&run, |id| {
         let mut all = Seen::default();
         for (number, resources) in updates.iter().enumerate() {
             change(id, resources)?;
@@ -331,14 +332,12 @@ fn metrics(runtime: Runtime) -> Result<Seen> {
         spec["linux"]["resources"]["memory"] = json!({"limit": 67_108_864});
         spec["linux"]["resources"]["pids"] = json!({"limit": 50});
     })?;
-    let id = fresh_id("metrics");
-    Run {
+    let run = Run {
         config: Some(&bundle.config()?),
         runtime,
         ..Run::default()
-    }
-    .detach(&id)?;
-    looked_at(&id, |id| {
+    };
+    observed(&run, |id| {
         let text = ctr(["task", "metrics", "--format", "json", id])?.success()?;
         let metrics: Value = serde_json::from_str(&text)?;
         let used = metrics["memory"]["usage"].as_u64().unwrap_or_default();
