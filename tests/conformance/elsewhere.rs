@@ -25,10 +25,10 @@ const FIELDS: &str = "agent/tests/fields.rs";
 const CONTAINERS: &str = "agent/tests/containers.rs";
 const EXECS: &str = "agent/tests/execs.rs";
 const LIMITS: &str = "agent/src/cgroup/limits/tests.rs";
-const HOOKS: &str = "shim/src/hooks/tests.rs";
+const HOOKS: &str = "pod/src/hooks/tests.rs";
 const TASKS: &str = "shim/tests/service/tasks.rs";
 const LIVES: &str = "shim/tests/service/lives.rs";
-const BUNDLE: &str = "shim/src/bundle/tests.rs";
+const BUNDLE: &str = "pod/src/bundle/tests.rs";
 
 const fn test(file: &'static str, name: &'static str, covers: &'static [&'static str]) -> Test {
     Test { file, name, covers }
@@ -208,7 +208,7 @@ pub const TESTS: &[Test] = &[
         &["linux.resources.cpu.cpus"],
     ),
     test(
-        "shim/src/vm/mod.rs",
+        "pod/src/vm/mod.rs",
         "a_process_runs_on_the_cpus_that_are_named",
         &["linux.resources.cpu.cpus"],
     ),
@@ -282,7 +282,7 @@ pub const TESTS: &[Test] = &[
     test(LIVES, "a_life_and_its_events", &["Task.Connect", "Task.Shutdown"]),
     test(TASKS, "a_checkpoint_is_refused", &["Task.Checkpoint"]),
     test(
-        "shim/src/identity.rs",
+        "shim/src/command/start.rs",
         "containers_of_a_pod_name_their_sandbox",
         &["annotations"],
     ),
