@@ -20,6 +20,7 @@ mod runtime;
 mod scheduler;
 mod service;
 mod signal;
+mod spec;
 mod stdio;
 mod terminal;
 mod watched;
@@ -46,8 +47,8 @@ fn main() {
     if name == runtime::HELPER {
         std::process::exit(runtime::child::main());
     }
-    if let Some(file) = runtime::ids::file(&name) {
-        let written = runtime::ids::write(file, &arguments.collect::<Vec<_>>());
+    if let Some(file) = runtime::newidmap::file(&name) {
+        let written = runtime::newidmap::write(file, &arguments.collect::<Vec<_>>());
         std::process::exit(i32::from(written.is_err()));
     }
     report::install_panic_hook();

@@ -11,13 +11,13 @@ use serde::Serialize;
 use tokio::sync::{RwLock, watch};
 
 use super::process::Process;
-use super::spec::{self, Prepared};
 use super::state::State;
 use super::{BUNDLES, Container, Containers, STATE, lock, remove_directories, workdir};
 use crate::cgroup::Cgroup;
 use crate::devices;
 use crate::error::Error;
-use crate::runtime::{Create, Fresh, LATE_FILTER, ids};
+use crate::runtime::{Create, Fresh, LATE_FILTER, newidmap};
+use crate::spec::{self, Prepared};
 use crate::stdio;
 
 impl Containers {
@@ -66,7 +66,8 @@ impl Containers {
     ) -> Result<Arc<Container>, Error> {
         let id = &request.container_id;
         workdir::make(&prepared.spec)?;
-        ids::prepare(&prepared.spec, &self.program).map_err(Error::file("writing", ids::DIRECTORY))?;
+        newidmap::prepare(&prepared.spec, &self.program)
+            .map_err(Error::file("writing", newidmap::DIRECTORY))?;
         let dialed = stdio::dial(&self.dialer, request.stdio.get_or_default())?;
         let helper = self.helper()?;
         let cgroup = Cgroup::new(&prepared.cgroup);

@@ -9,11 +9,11 @@ use nacre_protocol::agent::StartExecRequest;
 use oci_spec::runtime::{Process as Wanted, Spec};
 
 use super::process::Process;
-use super::spec::{complete_process, outside_uid, parse_process};
 use super::state::State;
 use super::{Container, Containers, lock};
 use crate::error::Error;
 use crate::exec::{self, Job};
+use crate::spec::{complete_process, outside_uid, parse_process};
 use crate::stdio;
 
 /// Most execs of one container at a time.

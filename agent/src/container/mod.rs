@@ -6,7 +6,6 @@
 mod create;
 mod exec;
 mod process;
-mod spec;
 mod state;
 mod workdir;
 
@@ -25,7 +24,6 @@ use tokio::sync::{RwLock, watch};
 use tokio::task::AbortHandle;
 
 use self::process::Process;
-pub use self::spec::{Later, Names, has_namespace};
 use self::state::{Event, State};
 use crate::cgroup::Cgroup;
 use crate::dial::Dialer;
@@ -33,6 +31,7 @@ use crate::error::Error;
 use crate::reaper::{Exit, Reaper};
 use crate::runtime::Helper;
 use crate::signal;
+use crate::spec;
 
 /// libcontainer's state, one directory a container. Short: a socket's path in it has 107 bytes at most.
 const STATE: &str = "/run/nacre/c";

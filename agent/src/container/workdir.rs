@@ -10,8 +10,8 @@ use oci_spec::runtime::Spec;
 use pathrs::Root;
 use rustix::fs::{Gid, Uid};
 
-use super::spec::{clean, outside_uid};
 use crate::error::Error;
+use crate::spec::{clean, outside_uid};
 
 /// Makes the working directory of `spec`, in its root or in the bind that it lies in.
 pub fn make(spec: &Spec) -> Result<(), Error> {

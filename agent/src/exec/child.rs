@@ -33,8 +33,8 @@ use rustix::thread::{
 use super::fork::close_others;
 use super::{FromChild, Job};
 use crate::command::{Command, open_own, reopen_null};
-use crate::container::has_namespace;
 use crate::scheduler;
+use crate::spec::has_namespace;
 use crate::terminal::Terminal;
 
 /// Exit status of a child that could not become its command; nobody is told of it.

@@ -27,8 +27,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
 use crate::cgroup::{self, Cgroup};
-use crate::container::has_namespace;
 use crate::error::Error;
+use crate::spec::has_namespace;
 use crate::watched;
 
 /// What a process is to become.

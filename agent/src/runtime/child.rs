@@ -18,8 +18,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::console::Console;
 use super::executor::CommandExecutor;
 use super::{Create, FromHelper, LATE_FILTER, bring_loopback_up, console, events, mounts};
-use crate::container::Names;
 use crate::devices;
+use crate::spec::Names;
 
 /// Makes the container that the agent asks for, and waits until the agent knows it. The exit status.
 pub fn main() -> i32 {

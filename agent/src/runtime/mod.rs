@@ -12,9 +12,9 @@ pub mod child;
 mod console;
 mod events;
 mod executor;
-pub mod ids;
 mod loopback;
 mod mounts;
+pub mod newidmap;
 
 pub use loopback::bring_up as bring_loopback_up;
 
@@ -28,8 +28,8 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-use crate::container::{Later, Names};
 use crate::error::Error;
+use crate::spec::{Later, Names};
 use crate::terminal::Terminal;
 use crate::watched;
 
@@ -98,7 +98,7 @@ impl Helper {
         let child = Command::new(program)
             .arg0(HELPER)
             .env_clear()
-            .env("PATH", ids::DIRECTORY)
+            .env("PATH", newidmap::DIRECTORY)
             .stdin(Stdio::from(theirs))
             .spawn();
         child.map_err(Error::file("starting", program))?;

@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::container::Later;
+use crate::spec::Later;
 
 /// Does what `mounts` say in the mount namespace of process `pid`, whose root becomes the caller's.
 pub fn finish(pid: i32, mounts: &[Later]) -> Result<(), String> {

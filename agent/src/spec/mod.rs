@@ -1,7 +1,7 @@
 //! A container's OCI spec as the shim sends it, checked and completed for the guest: a pure function from bytes to
 //! [`Prepared`]. Called by container creation; never looks at the system.
 
-mod ids;
+mod id_map;
 mod library;
 mod mounts;
 mod namespaces;
@@ -18,7 +18,7 @@ use crate::devices;
 use crate::error::Error;
 use crate::terminal::Terminal;
 
-pub use ids::outside_uid;
+pub use id_map::outside_uid;
 pub use mounts::{Later, clean};
 pub use namespaces::{Names, has_namespace, resolve};
 
