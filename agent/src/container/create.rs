@@ -16,8 +16,8 @@ use super::{BUNDLES, Container, Containers, STATE, lock, remove_directories, wor
 use crate::cgroup::Cgroup;
 use crate::devices;
 use crate::error::Error;
-use crate::runtime::{Create, Fresh, LATE_FILTER, newidmap};
-use crate::spec::{self, Prepared};
+use crate::runtime::{Create, CreatedInit, LATE_FILTER, newidmap};
+use crate::spec::{self, PreparedSpec};
 use crate::stdio;
 
 impl Containers {
@@ -33,7 +33,7 @@ impl Containers {
         let id = &request.container_id;
         spec::check_id(id)?;
         let mut prepared = spec::prepare(id, &request.spec)?;
-        spec::resolve(&mut prepared.spec, |id| self.init_of(id))?;
+        spec::resolve_namespaces(&mut prepared.spec, |id| self.init_of(id))?;
         let left_out = devices::leave_out_missing(&mut prepared.spec, prepared.devices.is_empty())?;
         prepared.ignored.extend(left_out);
         self.reserve(id)?;
@@ -62,11 +62,11 @@ impl Containers {
     async fn make(
         &self,
         request: &CreateContainerRequest,
-        prepared: &Prepared,
+        prepared: &PreparedSpec,
     ) -> Result<Arc<Container>, Error> {
         let id = &request.container_id;
         workdir::make(&prepared.spec)?;
-        newidmap::prepare(&prepared.spec, &self.program)
+        newidmap::install(&prepared.spec, &self.program)
             .map_err(Error::file("writing", newidmap::DIRECTORY))?;
         let dialed = stdio::dial(&self.dialer, request.stdio.get_or_default())?;
         let helper = self.helper()?;
@@ -80,8 +80,8 @@ impl Containers {
             find_home: prepared.find_home,
             terminal: prepared.terminal,
             new_network: prepared.new_network,
-            names: prepared.names.clone(),
-            mounts: prepared.mounts.clone(),
+            uts_names: prepared.uts_names.clone(),
+            propagation: prepared.propagation.clone(),
         };
         let (ends, pending) = stdio::pipes(&dialed, prepared.uid)?;
         let mut fresh = helper.create(&create, ends.0).await?;
@@ -102,9 +102,9 @@ impl Containers {
     fn adopt(
         &self,
         id: &str,
-        prepared: &Prepared,
+        prepared: &PreparedSpec,
         cgroup: Cgroup,
-        fresh: Fresh,
+        fresh: CreatedInit,
     ) -> Result<Arc<Container>, Error> {
         let pidfd =
             pidfd_open(fresh.pid, PidfdFlags::empty()).map_err(Error::system("holding on to init"))?;
@@ -130,7 +130,7 @@ impl Containers {
 
 /// Writes what libcontainer reads. A filter of system calls that may be loaded last is not for libcontainer, whose own
 /// calls before the command's it would have to allow.
-fn write_bundle(id: &str, prepared: &Prepared) -> Result<PathBuf, Error> {
+fn write_bundle(id: &str, prepared: &PreparedSpec) -> Result<PathBuf, Error> {
     let bundle = Path::new(BUNDLES).join(id);
     fs::create_dir_all(&bundle).map_err(Error::file("creating", &bundle))?;
     let mut spec = prepared.spec.clone();

@@ -12,8 +12,8 @@ use super::process::Process;
 use super::state::State;
 use super::{Container, Containers, lock};
 use crate::error::Error;
-use crate::exec::{self, Job};
-use crate::spec::{complete_process, outside_uid, parse_process};
+use crate::exec::{self, ExecRequest};
+use crate::spec::{complete_process, guest_uid, parse_process};
 use crate::stdio;
 
 /// Most execs of one container at a time.
@@ -57,14 +57,14 @@ impl Containers {
     ) -> Result<Arc<Process>, Error> {
         let find_home = complete_process(&mut wanted);
         let dialed = stdio::dial(&self.dialer, request.stdio.get_or_default())?;
-        let job = Job {
+        let job = ExecRequest {
             process: &wanted,
             find_home,
             spec: &container.spec,
             init: (container.init.raw_pid(), container.pidfd.as_fd()),
             cgroup: &container.cgroup,
         };
-        let (ends, pipes) = stdio::pipes(&dialed, outside_uid(&container.spec, wanted.user().uid()))?;
+        let (ends, pipes) = stdio::pipes(&dialed, guest_uid(&container.spec, wanted.user().uid()))?;
         let started = exec::start(&job, &ends.0)?;
         drop(ends);
         let process = Arc::new(Process::new(started.pid));

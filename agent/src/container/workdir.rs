@@ -11,7 +11,7 @@ use pathrs::Root;
 use rustix::fs::{Gid, Uid};
 
 use crate::error::Error;
-use crate::spec::{clean, outside_uid};
+use crate::spec::{guest_uid, normalize};
 
 /// Makes the working directory of `spec`, in its root or in the bind that it lies in.
 pub fn make(spec: &Spec) -> Result<(), Error> {
@@ -42,7 +42,7 @@ pub fn make(spec: &Spec) -> Result<(), Error> {
     let made = root
         .mkdir_all(&path, &Permissions::from_mode(0o755))
         .map_err(|error| failed(&error))?;
-    let owner = outside_uid(spec, 0);
+    let owner = guest_uid(spec, 0);
     if owner != 0 {
         let directory = made
             .reopen(pathrs::flags::OpenFlags::O_DIRECTORY)
@@ -60,7 +60,7 @@ pub fn make(spec: &Spec) -> Result<(), Error> {
 /// The tree that the working directory lies in, and its path there; None where nothing can be made: in a file system that
 /// is not there yet.
 fn place(spec: &Spec) -> Option<(PathBuf, PathBuf)> {
-    let cwd = &clean(spec.process().as_ref()?.cwd());
+    let cwd = &normalize(spec.process().as_ref()?.cwd());
     let mounts = spec.mounts().iter().flatten();
     let destination = |mount: &oci_spec::runtime::Mount| Path::new("/").join(mount.destination());
     // The last of those that cover it is the one that is seen.

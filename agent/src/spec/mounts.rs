@@ -1,69 +1,71 @@
-//! The options of a container's mounts: those that libcontainer does not know are said in its words, or done after it.
+//! Rewrites the options of a container's mounts for libcontainer. Propagation types, which libcontainer applies wrongly or
+//! not at all, are returned as [`MountPropagation`] for `runtime::propagation`.
 
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Linux, Mount, Spec};
 use serde::{Deserialize, Serialize};
 
-/// What is to be done with a mount once it is made.
+/// The propagation types to set on a mount once it exists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Later {
-    /// Where it is in the container.
+pub struct MountPropagation {
+    /// The mount point in the container.
     pub destination: PathBuf,
-    /// The words for how it shares what is mounted below.
-    pub propagation: Vec<String>,
+    /// Mount options such as `rslave`, in the spec's order.
+    pub options: Vec<String>,
 }
 
-/// Rewrites the mounts of `spec` for libcontainer; what is left to be done after it.
-pub fn prepare(spec: &mut Spec, linux: &mut Linux) -> Vec<Later> {
-    // What it knows is recursive anyway.
+/// Rewrites the mounts of `spec` and the `rootfsPropagation` of `linux` for libcontainer. Returns the propagation types
+/// that libcontainer does not set.
+pub fn prepare(spec: &mut Spec, linux: &mut Linux) -> Vec<MountPropagation> {
+    // libcontainer knows only the names without "r", and applies each of them recursively.
     let propagation = linux.rootfs_propagation().clone().unwrap_or_default();
     let plain = propagation.strip_prefix('r').unwrap_or(&propagation);
     let is_shared = plain == "shared";
-    linux.set_rootfs_propagation(Some(plain.to_owned()).filter(|word| !word.is_empty()));
-    let mut later = Vec::new();
+    linux.set_rootfs_propagation(Some(plain.to_owned()).filter(|name| !name.is_empty()));
+    let mut all = Vec::new();
     for mount in spec.mounts_mut().iter_mut().flatten() {
-        let one = rewrite(mount, is_shared);
-        if !one.propagation.is_empty() {
-            later.push(one);
+        let propagation = rewrite(mount, is_shared);
+        if !propagation.options.is_empty() {
+            all.push(propagation);
         }
     }
-    later
+    all
 }
 
-/// `path` without steps up: as text, from the root, whatever is there.
-pub fn clean(path: &Path) -> PathBuf {
-    let mut clean = PathBuf::from("/");
+/// `path` as an absolute path without `.` and `..`, by its text alone: symbolic links are not resolved.
+pub fn normalize(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::from("/");
     for component in path.components() {
         match component {
-            Component::Normal(part) => clean.push(part),
+            Component::Normal(part) => normal.push(part),
             Component::ParentDir => {
-                clean.pop();
+                normal.pop();
             }
             Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
         }
     }
-    clean
+    normal
 }
 
-fn rewrite(mount: &mut Mount, is_shared: bool) -> Later {
-    mount.set_destination(clean(mount.destination()));
-    let mut later = Later {
+fn rewrite(mount: &mut Mount, is_shared: bool) -> MountPropagation {
+    mount.set_destination(normalize(mount.destination()));
+    let mut propagation = MountPropagation {
         destination: mount.destination().clone(),
-        propagation: Vec::new(),
+        options: Vec::new(),
     };
     let mut kept = Vec::new();
     for option in mount.options().iter().flatten() {
         match option.as_str() {
-            // It drops these words, but hands over what it takes for settings of the file system, which they are.
+            // libcontainer drops these, but passes on "sync=" as a parameter of the file system, which it is.
             "sync" | "dirsync" => kept.push(format!("{option}=")),
-            // They are so already, unless their parent is shared.
+            // A mount is private already unless its parent is shared.
             "private" | "rprivate" if !is_shared => {}
             "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" | "unbindable"
             | "runbindable" => {
-                later.propagation.push(option.clone());
+                propagation.options.push(option.clone());
             }
-            // Said of a new mount, with nothing below, it is the same; below a bind, it is one more safeguard.
+            // libcontainer knows only the recursive form: the same for a new mount, stricter for what is below a bind.
             "nosymfollow" | "symfollow" => kept.push(format!("r{option}")),
             "noiversion" => {}
             _ => kept.push(option.clone()),
@@ -71,11 +73,11 @@ fn rewrite(mount: &mut Mount, is_shared: bool) -> Later {
     }
     mount.set_options(Some(kept));
     if mount.source().is_none() {
-        // It is a name alone, but libcontainer wants one.
+        // libcontainer requires a source, though it is only a label here.
         let name = mount.typ().clone().unwrap_or_default();
         mount.set_source(Some(PathBuf::from(name)));
     }
-    later
+    propagation
 }
 
 #[cfg(test)]
@@ -83,15 +85,15 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn prepared(root: &str, options: Value) -> (Vec<String>, Vec<Later>, Option<String>) {
+    fn prepared(root: &str, options: Value) -> (Vec<String>, Vec<MountPropagation>, Option<String>) {
         let mut spec: Spec =
             serde_json::from_value(json!({"ociVersion": "1.0", "linux": {"rootfsPropagation": root},
             "mounts": [{"destination": "/a", "type": "tmpfs", "options": options}]}))
             .unwrap();
         let mut linux = spec.linux().clone().unwrap();
-        let later = prepare(&mut spec, &mut linux);
+        let propagation = prepare(&mut spec, &mut linux);
         let options = spec.mounts().as_ref().unwrap()[0].options().clone().unwrap();
-        (options, later, linux.rootfs_propagation().clone())
+        (options, propagation, linux.rootfs_propagation().clone())
     }
 
     #[test]
@@ -103,30 +105,30 @@ mod tests {
             ("rel", "/rel"),
             ("..", "/"),
         ] {
-            assert_eq!(clean(Path::new(path)), Path::new(want), "{path}");
+            assert_eq!(normalize(Path::new(path)), Path::new(want), "{path}");
         }
     }
 
     #[test]
-    fn what_libcontainer_knows_is_left_to_it() {
+    fn options_that_libcontainer_applies_are_kept() {
         let options = json!(["ro", "rprivate", "nosymfollow", "noiversion", "size=1m"]);
-        let (kept, later, root) = prepared("", options);
+        let (kept, propagation, root) = prepared("", options);
         assert_eq!(kept, ["ro", "rnosymfollow", "size=1m"]);
-        assert_eq!(later, []);
+        assert_eq!(propagation, []);
         assert_eq!(root, None);
     }
 
     #[test]
-    fn the_rest_is_done_later() {
-        let (kept, later, root) = prepared("rslave", json!(["sync", "nodev", "dirsync", "rshared"]));
+    fn propagation_types_are_returned() {
+        let (kept, propagation, root) = prepared("rslave", json!(["sync", "nodev", "dirsync", "rshared"]));
         assert_eq!(kept, ["sync=", "nodev", "dirsync="]);
-        let want = Later {
+        let want = MountPropagation {
             destination: "/a".into(),
-            propagation: vec!["rshared".into()],
+            options: vec!["rshared".into()],
         };
-        assert_eq!(later, [want]);
+        assert_eq!(propagation, [want]);
         assert_eq!(root.as_deref(), Some("slave"));
-        let (_, later, root) = prepared("rshared", json!(["rprivate"]));
-        assert_eq!((later.len(), root.as_deref()), (1, Some("shared")));
+        let (_, propagation, root) = prepared("rshared", json!(["rprivate"]));
+        assert_eq!((propagation.len(), root.as_deref()), (1, Some("shared")));
     }
 }

@@ -220,9 +220,9 @@ fn namespaces_of_other_containers_are_their_first_processes() {
         spec["hostname"] = "h".into();
     });
     let mut prepared = prepare("a", &text).unwrap();
-    assert_eq!(prepared.names.host.as_deref(), Some("h"));
+    assert_eq!(prepared.uts_names.host.as_deref(), Some("h"));
     assert!(!prepared.new_network);
-    resolve(&mut prepared.spec, |id| {
+    resolve_namespaces(&mut prepared.spec, |id| {
         assert_eq!(id, "b");
         Ok(rustix::process::Pid::from_raw(77).unwrap())
     })
@@ -240,7 +240,7 @@ fn namespaces_of_other_containers_are_their_first_processes() {
     let unknown = |id: &str| Err(Error::NoContainer { id: id.to_owned() });
     let mut prepared = prepare("a", &text).unwrap();
     assert!(
-        resolve(&mut prepared.spec, unknown)
+        resolve_namespaces(&mut prepared.spec, unknown)
             .unwrap_err()
             .to_string()
             .contains("\"b\" not found")
