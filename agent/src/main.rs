@@ -149,7 +149,7 @@ async fn serve(dialer: &Dialer, started_us: u64) -> Result<()> {
     if is_guest_init {
         machine::settle()?;
     }
-    containers.prepare()?;
+    containers.start_spare_helper()?;
     tokio::select! {
         () = serving.ended() => {}
         _ = shutdown.wait_for(|requested| *requested) => {

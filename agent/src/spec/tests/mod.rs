@@ -237,7 +237,7 @@ fn namespaces_of_other_containers_are_their_first_processes() {
         .map(|one| one.path().as_ref().map_or("", |path| path.to_str().unwrap()))
         .collect();
     assert_eq!(paths, ["/proc/77/ns/uts", "", "/proc/77/ns/net", "", ""]);
-    let unknown = |id: &str| Err(Error::NoContainer { id: id.to_owned() });
+    let unknown = |id: &str| Err(Error::ContainerNotFound { id: id.to_owned() });
     let mut prepared = prepare("a", &text).unwrap();
     assert!(
         resolve_namespaces(&mut prepared.spec, unknown)
