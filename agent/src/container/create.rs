@@ -11,7 +11,7 @@ use tokio::sync::{RwLock, watch};
 
 use super::process::Process;
 use super::state::{Input, Lifecycle};
-use super::{BUNDLES, Container, Containers, STATE, lock, remove_directories, workdir};
+use super::{BUNDLES, Container, Containers, STATE, lock, remove_directories};
 use crate::cgroup::Cgroup;
 use crate::devices;
 use crate::error::Error;
@@ -64,7 +64,6 @@ impl Containers {
         prepared: &PreparedSpec,
     ) -> Result<Arc<Container>, Error> {
         let id = &request.container_id;
-        workdir::make(&prepared.spec)?;
         newidmap::install(&prepared.spec, &self.program)
             .map_err(Error::file("linking programs in", newidmap::DIRECTORY))?;
         let dialed = stdio::dial(&self.dialer, request.stdio.get_or_default())?;
@@ -79,6 +78,7 @@ impl Containers {
             find_home: prepared.find_home,
             terminal: prepared.terminal,
             new_network: prepared.new_network,
+            working_directory: prepared.working_directory.clone(),
             uts_names: prepared.uts_names.clone(),
             propagation: prepared.propagation.clone(),
         };

@@ -8,7 +8,6 @@ mod exec;
 mod freeze;
 mod process;
 mod state;
-mod workdir;
 
 use std::collections::HashMap;
 use std::fs;

@@ -17,7 +17,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::console::Console;
 use super::executor::CommandExecutor;
-use super::{Create, FromHelper, LATE_FILTER, bring_loopback_up, console, error_log, propagation};
+use super::{Create, FromHelper, LATE_FILTER, bring_loopback_up, console, error_log, propagation, workdir};
 use crate::devices;
 use crate::spec::UtsNames;
 
@@ -48,13 +48,15 @@ fn run() -> Result<(), Failure> {
     let stdio: [OwnedFd; 3] = fds
         .try_into()
         .map_err(|_| "expected three descriptors with a Create request")?;
-    match create_container(&create, stdio) {
-        Ok((pid, terminal)) => {
-            let fds: Vec<RawFd> = terminal.iter().map(AsRawFd::as_raw_fd).collect();
-            channel.send(&FromHelper::Created { pid }, &fds)?;
-        }
-        Err(error) => channel.send(&FromHelper::Failed(chain(&*error)), &[])?,
-    }
+    let (reply, terminal) = match create.working_directory.as_ref().map_or(Ok(()), workdir::create) {
+        Err(reason) => (FromHelper::BadWorkingDirectory(reason), None),
+        Ok(()) => match create_container(&create, stdio) {
+            Ok((pid, terminal)) => (FromHelper::Created { pid }, terminal),
+            Err(error) => (FromHelper::Failed(chain(&*error)), None),
+        },
+    };
+    let fds: Vec<RawFd> = terminal.iter().map(AsRawFd::as_raw_fd).collect();
+    channel.send(&reply, &fds)?;
     // Init's parent must live until the agent's reaper watches init: wait for the end of the socket.
     match channel.receive::<()>() {
         Err(control::Error::Closed) => Ok(()),

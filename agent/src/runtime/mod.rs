@@ -15,6 +15,7 @@ mod executor;
 mod loopback;
 pub mod newidmap;
 mod propagation;
+mod workdir;
 
 pub use loopback::bring_up as bring_loopback_up;
 
@@ -29,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
 use crate::error::Error;
-use crate::spec::{MountPropagation, UtsNames};
+use crate::spec::{MountPropagation, UtsNames, WorkingDirectory};
 use crate::terminal::Terminal;
 use crate::watched;
 
@@ -59,6 +60,8 @@ pub struct Create {
     pub find_home: bool,
     /// The container has a new network namespace, whose loopback device must be brought up.
     pub new_network: bool,
+    /// The working directory to create if it is missing.
+    pub working_directory: Option<WorkingDirectory>,
     /// Names to set in a UTS namespace that the container shares with another.
     pub uts_names: UtsNames,
     /// Propagation types to set once the container's mounts exist.
@@ -74,6 +77,8 @@ enum FromHelper {
     Command(String),
     /// Init waits for the start notification. The master of its terminal comes with this message, if it has one.
     Created { pid: i32 },
+    /// The working directory cannot be created or used; there is no container.
+    BadWorkingDirectory(String),
     /// The container could not be created.
     Failed(String),
 }
@@ -133,6 +138,9 @@ impl Helper {
                     }
                 }
                 Ok((FromHelper::Command(text), _)) => command_error = Some(text),
+                Ok((FromHelper::BadWorkingDirectory(reason), _)) => {
+                    return Err(Error::bad_spec("process.cwd", reason));
+                }
                 Ok((FromHelper::Failed(text), _)) => {
                     return Err(match command_error {
                         Some(text) => Error::Command(text),

@@ -5,6 +5,7 @@ mod id_map;
 mod library;
 mod mounts;
 mod namespaces;
+mod workdir;
 
 use std::path::{Component, Path, PathBuf};
 
@@ -21,6 +22,7 @@ use crate::terminal::Terminal;
 pub use id_map::guest_uid;
 pub use mounts::{MountPropagation, normalize};
 pub use namespaces::{UtsNames, has_namespace, resolve_namespaces};
+pub use workdir::WorkingDirectory;
 
 /// A checked spec, and what the agent does itself of it.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ pub struct PreparedSpec {
     pub find_home: bool,
     /// The container has a new network namespace, whose loopback device is down.
     pub new_network: bool,
+    /// The working directory to create if it is missing.
+    pub working_directory: Option<WorkingDirectory>,
     /// Names to set in a UTS namespace that the container shares with another.
     pub uts_names: UtsNames,
     /// Propagation types to set once the container's mounts exist.
@@ -95,6 +99,7 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<PreparedSpec, Error> {
     linux.set_namespaces(Some(namespaces.all));
     let propagation = mounts::prepare(&mut spec, &mut linux);
     spec.set_linux(Some(linux));
+    let working_directory = workdir::working_directory(&spec);
     Ok(PreparedSpec {
         spec,
         cgroup,
@@ -104,6 +109,7 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<PreparedSpec, Error> {
         terminal,
         find_home,
         new_network: namespaces.new_network,
+        working_directory,
         uts_names,
         propagation,
         ignored: Vec::new(),
