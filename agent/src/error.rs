@@ -1,4 +1,5 @@
-//! The agent's error type, and its only conversion to a ttrpc status. Used by every module of the agent; never logs.
+//! The agent's error type, and its only conversion to a ttrpc status. Used by every module of the agent;
+//! never logs.
 
 use std::io;
 use std::path::PathBuf;

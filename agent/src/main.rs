@@ -1,8 +1,9 @@
-//! nacre-agent: PID 1 of a guest. It mounts the guest's file systems, opens one stream to the host and serves the
-//! agent's protocol on it until the stream ends, then powers the guest off.
+//! nacre-agent: PID 1 of a guest. It mounts the guest's file systems, opens one stream to the host and serves
+//! the agent's protocol on it until the stream ends, then powers the guest off.
 //!
-//! One event loop in one thread, because the agent forks. The same program is also the helper that creates one
-//! container, and the programs newuidmap and newgidmap that libcontainer runs: [`Role`] says which of them a process is.
+//! One event loop in one thread, because the agent forks. The same program is also the helper that creates
+//! one container, and the programs newuidmap and newgidmap that libcontainer runs: [`Role`] says which of
+//! them a process is.
 
 mod cgroup;
 mod command;
@@ -55,8 +56,8 @@ enum Role {
     },
     /// PID 1 of a guest.
     GuestInit,
-    /// An agent outside a guest, for tests: `--standalone DIRECTORY`. It connects to Unix sockets in the directory,
-    /// each named by its port number, and does not change the machine.
+    /// An agent outside a guest, for tests: `--standalone DIRECTORY`. It connects to Unix sockets in the
+    /// directory, each named by its port number, and does not change the machine.
     Standalone { directory: PathBuf },
     /// None of these.
     WrongUsage,
@@ -76,7 +77,8 @@ impl Role {
             (Some(flag), Some(directory)) if flag == "--standalone" => Self::Standalone {
                 directory: directory.into(),
             },
-            // The kernel passes on command line parameters that it does not know: PID 1 ignores its arguments.
+            // The kernel passes on command line parameters that it does not know: PID 1 ignores its
+            // arguments.
             _ if pid == 1 => Self::GuestInit,
             _ => Self::WrongUsage,
         }
@@ -153,7 +155,8 @@ async fn serve(dialer: &Dialer, started_us: u64) -> Result<()> {
     tokio::select! {
         () = serving.ended() => {}
         _ = shutdown.wait_for(|requested| *requested) => {
-            // The host closes the stream once it has received the reply; the timeout is for a host that does not.
+            // The host closes the stream once it has received the reply; the timeout is for a host that does
+            // not.
             let _ = tokio::time::timeout(SHUTDOWN_REPLY, serving.ended()).await;
         }
     }

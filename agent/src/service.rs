@@ -1,5 +1,5 @@
-//! The agent's ttrpc service: each method takes the request's fields, calls `container`, and fills in the reply. The
-//! ttrpc server calls it; it holds no state of a container.
+//! The agent's ttrpc service: each method takes the request's fields, calls `container`, and fills in the
+//! reply. The ttrpc server calls it; it holds no state of a container.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! A host file system that hangs: the agent must keep answering. `containers.rs` says what these tests need; this one also
-//! needs /dev/fuse.
+//! A host file system that hangs: the agent must keep answering. `containers.rs` says what these tests need;
+//! this one also needs /dev/fuse.
 
 #[allow(dead_code, reason = "each file of tests uses a part of it")]
 mod guest;

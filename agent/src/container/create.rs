@@ -1,4 +1,5 @@
-//! CreateContainer, step by step: spec, streams, helper, limits, reaper. On an error nothing of the container is left.
+//! CreateContainer, step by step: spec, streams, helper, limits, reaper. On an error nothing of the container
+//! is left.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -128,8 +129,9 @@ impl Containers {
     }
 }
 
-/// Writes the files that libcontainer reads, and returns their directory. With noNewPrivileges, the seccomp filter is
-/// loaded right before execve and kept from libcontainer, whose own system calls the filter need not allow then.
+/// Writes the files that libcontainer reads, and returns their directory. With noNewPrivileges, the seccomp
+/// filter is loaded right before execve and kept from libcontainer, whose own system calls the filter need
+/// not allow then.
 fn write_bundle(id: &str, prepared: &PreparedSpec) -> Result<PathBuf, Error> {
     let bundle = Path::new(BUNDLES).join(id);
     fs::create_dir_all(&bundle).map_err(Error::file("creating", &bundle))?;

@@ -1,5 +1,5 @@
-//! StartExec, step by step: process object, streams, fork, reaper. Either the command runs and the process is in the
-//! container's table, or nothing of the process is left.
+//! StartExec, step by step: process object, streams, fork, reaper. Either the command runs and the process is
+//! in the container's table, or nothing of the process is left.
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -134,8 +134,8 @@ impl Container {
     }
 }
 
-/// Parses the process object of a request. Properties that it leaves out are those of the container's init, as with
-/// runc exec.
+/// Parses the process object of a request. Properties that it leaves out are those of the container's init,
+/// as with runc exec.
 fn parse(json: &[u8], spec: &Spec) -> Result<ProcessSpec, Error> {
     let mut process = parse_process(json)?;
     let Some(init) = spec.process() else {

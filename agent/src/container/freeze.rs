@@ -1,5 +1,5 @@
-//! Pausing and resuming a container by its cgroup's freezer. Each runs in a task of its own, so that a caller that
-//! disconnects does not leave a container between two states.
+//! Pausing and resuming a container by its cgroup's freezer. Each runs in a task of its own, so that a caller
+//! that disconnects does not leave a container between two states.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,7 +1,9 @@
-//! The containers of a guest: the table of them, and each one's lifecycle from creation to removal. The service calls
-//! this module; it uses the helper, the reaper, the cgroup and the standard streams, and knows nothing of RPC.
+//! The containers of a guest: the table of them, and each one's lifecycle from creation to removal. The
+//! service calls this module; it uses the helper, the reaper, the cgroup and the standard streams, and knows
+//! nothing of RPC.
 //!
-//! Lock order: the table, then a container's lifecycle. No lock is held across an await, except `freeze_lock`.
+//! Lock order: the table, then a container's lifecycle. No lock is held across an await, except
+//! `freeze_lock`.
 
 mod create;
 mod exec;
@@ -33,7 +35,8 @@ use crate::runtime::Helper;
 use crate::signal;
 use crate::spec;
 
-/// libcontainer's state, one directory per container. Short, because it holds a socket, whose path has at most 107 bytes.
+/// libcontainer's state, one directory per container. Short, because it holds a socket, whose path has at
+/// most 107 bytes.
 const STATE: &str = "/run/nacre/c";
 /// OCI bundles for libcontainer, one directory per container.
 const BUNDLES: &str = "/run/nacre/b";
@@ -65,8 +68,8 @@ pub struct Container {
     lifecycle: Mutex<Lifecycle>,
     /// Exec processes by exec id; None while the process is being started.
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
-    /// Read-locked while an exec process is being started, write-locked while the cgroup is being frozen: a child
-    /// frozen before its execve would leave StartExec waiting.
+    /// Read-locked while an exec process is being started, write-locked while the cgroup is being frozen: a
+    /// child frozen before its execve would leave StartExec waiting.
     freeze_lock: RwLock<()>,
     /// Number of the container's processes that the kernel has OOM-killed.
     oom_kills: watch::Sender<u64>,
@@ -137,8 +140,8 @@ impl Containers {
         })
     }
 
-    /// Waits for a process to exit; returns its exit and the container's number of OOM kills. An exec process is then
-    /// removed from the table, so that its id may be used again.
+    /// Waits for a process to exit; returns its exit and the container's number of OOM kills. An exec process
+    /// is then removed from the table, so that its id may be used again.
     pub async fn wait(&self, id: &str, exec_id: &str) -> Result<(Exit, u64), Error> {
         let container = self.get(id)?;
         let exit = self.process(id, exec_id)?.wait().await;
@@ -187,8 +190,8 @@ fn remove_directories(id: &str) -> Result<(), Error> {
 }
 
 impl Container {
-    /// Applies `input` to the lifecycle and returns the states before. An input that is not allowed is an error:
-    /// "cannot `action` container …".
+    /// Applies `input` to the lifecycle and returns the states before. An input that is not allowed is an
+    /// error: "cannot `action` container …".
     fn apply(&self, input: Input, action: &'static str) -> Result<Lifecycle, Error> {
         self.transition(|lifecycle| lifecycle.next(input), action)
     }
@@ -241,7 +244,8 @@ impl Container {
         Ok(())
     }
 
-    /// Sets the limits that `resources` (the OCI `linux.resources` object, JSON) has; the others keep their values.
+    /// Sets the limits that `resources` (the OCI `linux.resources` object, JSON) has; the others keep their
+    /// values.
     pub fn update(&self, resources: &[u8]) -> Result<(), Error> {
         let lifecycle = *lock(&self.lifecycle);
         if !lifecycle.accepts_update() {
@@ -306,7 +310,8 @@ impl Container {
         self.init.pid_number()
     }
 
-    /// Records init's exit and kills the container's other processes, which must not outlive it. The reaper calls this.
+    /// Records init's exit and kills the container's other processes, which must not outlive it. The reaper
+    /// calls this.
     fn init_exited(&self, exit: Exit) {
         let mut lifecycle = lock(&self.lifecycle);
         if let Some(next) = lifecycle.next(Input::Exited) {

@@ -1,5 +1,6 @@
-//! One process of a container that the host addresses by (container id, exec id): init, or an exec process. It has an
-//! exit, a standard input and perhaps a terminal. Never waits for a pid itself: the reaper reports the exit.
+//! One process of a container that the host addresses by (container id, exec id): init, or an exec process.
+//! It has an exit, a standard input and perhaps a terminal. Never waits for a pid itself: the reaper reports
+//! the exit.
 
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
@@ -70,7 +71,8 @@ impl Process {
         }
     }
 
-    /// Sends `signal` to the process. Its pid cannot have been reused: the reaper sets `exit` when it takes the pid.
+    /// Sends `signal` to the process. Its pid cannot have been reused: the reaper sets `exit` when it takes
+    /// the pid.
     pub fn kill(&self, signal: i32) -> Result<(), Error> {
         if self.exit.borrow().is_some() {
             return Err(Error::ProcessFinished);
@@ -104,7 +106,8 @@ impl Process {
         resize(master, width, height).map_err(Error::system("resizing a terminal"))
     }
 
-    /// Records the exit, stops copying standard input and closes the terminal's master. The reaper calls this.
+    /// Records the exit, stops copying standard input and closes the terminal's master. The reaper calls
+    /// this.
     pub fn exited(&self, exit: Exit) {
         self.exit.send_replace(Some(exit));
         if let Some(input) = lock(&self.input).take() {

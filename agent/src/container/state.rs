@@ -1,5 +1,5 @@
-//! A container's lifecycle: two tables without I/O, with the names that the shim's `task_state` has. `Container` holds
-//! one [`Lifecycle`] under its lock and applies every input to it.
+//! A container's lifecycle: two tables without I/O, with the names that the shim's `task_state` has.
+//! `Container` holds one [`Lifecycle`] under its lock and applies every input to it.
 //!
 //! ```text
 //!                      ┌──StartFailed──┐
@@ -12,8 +12,8 @@
 //!
 //! Thawed ─Pause─▶ Freezing ─Done─▶ Frozen ─Resume─▶ Thawing ─Done─▶ Thawed
 //! ```
-//! Deleting a container that was never started kills its init, whose exit then arrives in `Deleting`. A deletion that
-//! failed may be repeated: `Deleting ─Delete─▶ Deleting`.
+//! Deleting a container that was never started kills its init, whose exit then arrives in `Deleting`. A
+//! deletion that failed may be repeated: `Deleting ─Delete─▶ Deleting`.
 
 /// The state of a container's init process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,8 +125,8 @@ impl Lifecycle {
         Some(Self { task, ..self })
     }
 
-    /// The states after `input`. Pause and Resume need a running container; the result of a freeze is accepted in any
-    /// state, since init may exit in the meantime.
+    /// The states after `input`. Pause and Resume need a running container; the result of a freeze is
+    /// accepted in any state, since init may exit in the meantime.
     pub fn next_freeze(self, input: FreezeInput) -> Option<Self> {
         match input {
             FreezeInput::Pause | FreezeInput::Resume if self.task != TaskState::Running => None,

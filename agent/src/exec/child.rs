@@ -1,10 +1,11 @@
-//! The forked child of an exec, from its first instruction to execve. It applies the container's properties and those of
-//! the process object in the order in which it needs privileges. Never returns to the agent's code.
+//! The forked child of an exec, from its first instruction to execve. It applies the container's properties
+//! and those of the process object in the order in which it needs privileges. Never returns to the agent's
+//! code.
 //!
-//! Until execve the child has a copy of the agent's memory. It becomes undumpable before it enters the container, so
-//! that no process there can ptrace it. (A container with CAP_SYS_PTRACE and no user namespace can read the agent's
-//! memory; only the VM isolates it.) It closes the agent's descriptors before it resolves a path of the container, so
-//! that no link below /proc/self/fd leads to them.
+//! Until execve the child has a copy of the agent's memory. It becomes undumpable before it enters the
+//! container, so that no process there can ptrace it. (A container with CAP_SYS_PTRACE and no user namespace
+//! can read the agent's memory; only the VM isolates it.) It closes the agent's descriptors before it
+//! resolves a path of the container, so that no link below /proc/self/fd leads to them.
 
 use std::convert::Infallible;
 use std::fs;
@@ -67,8 +68,8 @@ pub fn run(request: &ExecRequest<'_>, stdio: &[OwnedFd; 3], report: &Channel) ->
         Err(Failure::Command(text)) => FromChild::Command(truncate(text)),
         Err(Failure::Step(text)) => FromChild::Failed(truncate(text)),
     };
-    // This fails if the seccomp filter denies sendmsg. The agent then takes the closed socket for a successful execve,
-    // and the caller sees a process that has exited.
+    // This fails if the seccomp filter denies sendmsg. The agent then takes the closed socket for a
+    // successful execve, and the caller sees a process that has exited.
     let _ = report.send(&message, &[]);
     FAILED
 }
@@ -130,7 +131,8 @@ fn execute_command(
 /// CPU affinity, scheduling policy and I/O priority.
 fn set_scheduling(process: &Process, calls: &dyn Syscall) -> Result<(), Failure> {
     let affinity = process.exec_cpu_affinity().as_ref();
-    // The child starts in the container's cgroup, so there is no move that `initial` would have to come before.
+    // The child starts in the container's cgroup, so there is no move that `initial` would have to come
+    // before.
     let list = affinity.and_then(|affinity| {
         affinity
             .cpu_affinity_final()
@@ -183,8 +185,8 @@ fn set_stdio([stdin, stdout, stderr]: [BorrowedFd<'_>; 3]) -> Result<(), Failure
     dup2_stderr(stderr).map_err(at(step))
 }
 
-/// Opens a terminal in the container's own devpts instance, sends its master to the agent and makes it the session's
-/// controlling terminal.
+/// Opens a terminal in the container's own devpts instance, sends its master to the agent and makes it the
+/// session's controlling terminal.
 fn open_terminal(terminal: Terminal, report: &Channel) -> Result<(), Failure> {
     let step = "terminal";
     let master = open_own("/dev/ptmx", OFlags::RDWR)

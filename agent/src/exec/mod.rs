@@ -1,6 +1,6 @@
-//! An exec process: a fork of the agent that enters the container's namespaces by init's pidfd, becomes the user of the
-//! process object and executes the command. There is no helper process and, until the child is in the container, no
-//! access to a shared file system, because probes and shells wait for this.
+//! An exec process: a fork of the agent that enters the container's namespaces by init's pidfd, becomes the
+//! user of the process object and executes the command. There is no helper process and, until the child is in
+//! the container, no access to a shared file system, because probes and shells wait for this.
 //!
 //! ```text
 //! agent ── clone3, into the container's cgroup and pid namespace ──▶ child
@@ -63,8 +63,8 @@ enum FromChild {
     Failed(String),
 }
 
-/// Forks the child. `stdio` becomes its standard streams unless it has a terminal. The caller must let the reaper watch
-/// the child before the event loop runs again.
+/// Forks the child. `stdio` becomes its standard streams unless it has a terminal. The caller must let the
+/// reaper watch the child before the event loop runs again.
 pub fn start(request: &ExecRequest<'_>, stdio: &[OwnedFd; 3]) -> Result<StartedChild, Error> {
     let (report, child_end) = watched::channel()?;
     let child_end = Channel::new(child_end);
@@ -82,7 +82,8 @@ fn fork_into_container(request: &ExecRequest<'_>, child: impl Fn() -> i32) -> Re
     }
     let forked = open_cgroup(request.cgroup.directory()).and_then(|directory| {
         match fork::into_cgroup(directory.as_fd(), &child) {
-            // The container delegates to cgroups that it made below this one, which then holds no process itself.
+            // The container delegates to cgroups that it made below this one, which then holds no process
+            // itself.
             Err(Errno::BUSY) => {
                 let directory = open_cgroup(&cgroup_of(request.init.0)?)?;
                 fork::into_cgroup(directory.as_fd(), &child).map_err(fork_error)

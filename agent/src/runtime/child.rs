@@ -1,5 +1,5 @@
-//! The helper's side: calls libcontainer, in a process that does nothing else. The program's `main` calls [`main`] if
-//! `argv[0]` is [`super::HELPER`]; the agent itself never does.
+//! The helper's side: calls libcontainer, in a process that does nothing else. The program's `main` calls
+//! [`main`] if `argv[0]` is [`super::HELPER`]; the agent itself never does.
 
 use std::error::Error as StdError;
 use std::fs;
@@ -21,8 +21,8 @@ use super::{Create, FromHelper, LATE_FILTER, bring_loopback_up, console, error_l
 use crate::devices;
 use crate::spec::UtsNames;
 
-/// Creates the container that the agent requests, and waits until the agent closes the socket. Returns the process's
-/// exit status.
+/// Creates the container that the agent requests, and waits until the agent closes the socket. Returns the
+/// process's exit status.
 pub fn main() -> i32 {
     match run() {
         Ok(()) => 0,
@@ -98,8 +98,8 @@ fn late_filter(bundle: &Path) -> Result<Option<LinuxSeccomp>, Failure> {
     }
 }
 
-/// Does what libcontainer leaves out, while init waits for the start notification. Returns init's pid and the master of
-/// its terminal.
+/// Does what libcontainer leaves out, while init waits for the start notification. Returns init's pid and the
+/// master of its terminal.
 fn finish(
     create: &Create,
     container: &Container,

@@ -1,6 +1,6 @@
-//! The terminal of a container's init: libcontainer opens it in the container and sends its master to a socket, as runc
-//! does with `--console-socket`. This module receives the master and sets the terminal's size and owner before init
-//! executes the command. Only the helper uses it.
+//! The terminal of a container's init: libcontainer opens it in the container and sends its master to a
+//! socket, as runc does with `--console-socket`. This module receives the master and sets the terminal's size
+//! and owner before init executes the command. Only the helper uses it.
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::OwnedFd;

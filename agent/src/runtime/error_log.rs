@@ -1,5 +1,6 @@
-//! Sends the errors that libcontainer logs to the agent, because the errors that it returns often lack the cause.
-//! Installed by the helper and inherited by the processes that libcontainer forks; never sends other log levels.
+//! Sends the errors that libcontainer logs to the agent, because the errors that it returns often lack the
+//! cause. Installed by the helper and inherited by the processes that libcontainer forks; never sends other
+//! log levels.
 
 use std::fmt::{Debug, Write as _};
 use std::os::fd::OwnedFd;

@@ -1,5 +1,5 @@
-//! libcontainer's executor for the command of a container's init. `validate` finds the command while init is set up, so
-//! that CreateContainer fails if it is missing; `exec` runs after the start notification.
+//! libcontainer's executor for the command of a container's init. `validate` finds the command while init is
+//! set up, so that CreateContainer fails if it is missing; `exec` runs after the start notification.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -25,8 +25,8 @@ pub struct CommandExecutor {
 }
 
 impl CommandExecutor {
-    /// With `find_home`, the spec's HOME is a placeholder and is looked up in the container's /etc/passwd. The seccomp
-    /// filter `late_filter` is loaded right before execve.
+    /// With `find_home`, the spec's HOME is a placeholder and is looked up in the container's /etc/passwd.
+    /// The seccomp filter `late_filter` is loaded right before execve.
     pub fn new(find_home: bool, late_filter: Option<LinuxSeccomp>) -> Self {
         Self {
             find_home,

@@ -1,5 +1,5 @@
-//! Brings up the loopback device of the calling process's network namespace, with one rtnetlink(7) request. Used for the
-//! guest's network namespace and for a container's own one.
+//! Brings up the loopback device of the calling process's network namespace, with one rtnetlink(7) request.
+//! Used for the guest's network namespace and for a container's own one.
 
 use std::io;
 use std::os::fd::AsRawFd as _;

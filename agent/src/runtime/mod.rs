@@ -1,5 +1,6 @@
-//! Creates containers with libcontainer, in a helper process: the agent's own program again, single-threaded, which may
-//! fork and change namespaces. A helper creates one container and exits; the agent starts the next helper in advance.
+//! Creates containers with libcontainer, in a helper process: the agent's own program again, single-threaded,
+//! which may fork and change namespaces. A helper creates one container and exits; the agent starts the next
+//! helper in advance.
 //!
 //! ```text
 //! agent ── Create + stdio fds ──▶ helper        one SOCK_SEQPACKET socket, the helper's standard input
@@ -75,7 +76,8 @@ enum FromHelper {
     LoggedError(String),
     /// The command cannot be executed; sent before `Failed`.
     Command(String),
-    /// Init waits for the start notification. The master of its terminal comes with this message, if it has one.
+    /// Init waits for the start notification. The master of its terminal comes with this message, if it has
+    /// one.
     Created { pid: i32 },
     /// The working directory cannot be created or used; there is no container.
     BadWorkingDirectory(String),
@@ -86,8 +88,8 @@ enum FromHelper {
 /// A helper that waits for a [`Create`] request.
 pub struct Helper(AsyncFd<Channel>);
 
-/// The init of a new container, still a child of the helper. When this is dropped the helper exits, and init becomes a
-/// child of the agent.
+/// The init of a new container, still a child of the helper. When this is dropped the helper exits, and init
+/// becomes a child of the agent.
 pub struct CreatedInit {
     /// Init's pid.
     pub pid: Pid,

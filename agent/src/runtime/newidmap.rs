@@ -1,5 +1,5 @@
-//! newuidmap(1) and newgidmap(1). libcontainer runs them, from its PATH, to write the id maps of a user namespace that have
-//! more than one range. In a guest both are links to the agent's own program.
+//! newuidmap(1) and newgidmap(1). libcontainer runs them, from its PATH, to write the id maps of a user
+//! namespace that have more than one range. In a guest both are links to the agent's own program.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -40,8 +40,8 @@ pub fn file(name: &OsStr) -> Option<&'static str> {
     Some(file)
 }
 
-/// Writes `file` of a process. The arguments are its pid and, for each range: the first id inside the namespace, the
-/// first id outside, the number of ids.
+/// Writes `file` of a process. The arguments are its pid and, for each range: the first id inside the
+/// namespace, the first id outside, the number of ids.
 pub fn write(file: &str, arguments: &[OsString]) -> io::Result<()> {
     let numbers: Option<Vec<u32>> = arguments
         .iter()

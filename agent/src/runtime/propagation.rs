@@ -1,5 +1,6 @@
-//! Sets the propagation types of a container's mounts (mount_namespaces(7)), which libcontainer does not. The helper does
-//! this in the container's mount namespace, as its last step and before any program of the container runs.
+//! Sets the propagation types of a container's mounts (mount_namespaces(7)), which libcontainer does not. The
+//! helper does this in the container's mount namespace, as its last step and before any program of the
+//! container runs.
 
 use std::fs::File;
 use std::io;
@@ -11,7 +12,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::spec::MountPropagation;
 
-/// Applies `mounts` in the mount namespace of process `pid`. The caller stays in that namespace, with its root directory.
+/// Applies `mounts` in the mount namespace of process `pid`. The caller stays in that namespace, with its
+/// root directory.
 pub fn apply(pid: i32, mounts: &[MountPropagation]) -> Result<(), String> {
     if mounts.is_empty() {
         return Ok(());

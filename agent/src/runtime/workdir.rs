@@ -1,5 +1,6 @@
-//! Creates a container's working directory if the image does not have it, as runc does; libcontainer only looks for it.
-//! Done by the helper, never by the agent: a host file system that hangs must not stop the agent's event loop.
+//! Creates a container's working directory if the image does not have it, as runc does; libcontainer only
+//! looks for it. Done by the helper, never by the agent: a host file system that hangs must not stop the
+//! agent's event loop.
 
 use std::error::Error;
 use std::fs::Permissions;

@@ -4,8 +4,8 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::has_namespace;
 
-/// The uid in the guest's initial user namespace of `uid` in the container. A uid that is not mapped is returned
-/// unchanged: no process of the container can have it.
+/// The uid in the guest's initial user namespace of `uid` in the container. A uid that is not mapped is
+/// returned unchanged: no process of the container can have it.
 pub fn guest_uid(spec: &Spec, uid: u32) -> u32 {
     let linux = spec.linux().as_ref();
     let mappings = linux.and_then(|linux| linux.uid_mappings().as_ref());

@@ -49,7 +49,8 @@ pub fn translate_resources(resources: &mut Value) {
     }
 }
 
-/// In a masked comparison the specification has the mask in `value`, as runc does; libcontainer has it in `valueTwo`.
+/// In a masked comparison the specification has the mask in `value`, as runc does; libcontainer has it in
+/// `valueTwo`.
 fn swap_masks(spec: &mut Value) {
     for call in elements(spec, "/linux/seccomp/syscalls") {
         for arg in elements(call, "/args") {

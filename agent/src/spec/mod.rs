@@ -1,5 +1,5 @@
-//! Checks the OCI spec that the shim sends and completes it for the guest: a pure function from JSON to [`PreparedSpec`].
-//! `container` calls it; `exec` and `runtime` use its types. Never makes a system call.
+//! Checks the OCI spec that the shim sends and completes it for the guest: a pure function from JSON to
+//! [`PreparedSpec`]. `container` calls it; `exec` and `runtime` use its types. Never makes a system call.
 
 mod id_map;
 mod library;
@@ -53,8 +53,8 @@ pub struct PreparedSpec {
     pub ignored: Vec<String>,
 }
 
-/// Checks that `id` can be a directory name, also of libcontainer's state: 1 to 128 letters, digits, `_`, `+`, `-` and
-/// `.`, not beginning with `.`.
+/// Checks that `id` can be a directory name, also of libcontainer's state: 1 to 128 letters, digits, `_`,
+/// `+`, `-` and `.`, not beginning with `.`.
 pub fn check_id(id: &str) -> Result<(), Error> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
     if id.is_empty() || id.len() > 128 || id.starts_with('.') || !id.chars().all(allowed) {

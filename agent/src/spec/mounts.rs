@@ -1,5 +1,5 @@
-//! Rewrites the options of a container's mounts for libcontainer. Propagation types, which libcontainer applies wrongly or
-//! not at all, are returned as [`MountPropagation`] for `runtime::propagation`.
+//! Rewrites the options of a container's mounts for libcontainer. Propagation types, which libcontainer
+//! applies wrongly or not at all, are returned as [`MountPropagation`] for `runtime::propagation`.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -15,8 +15,8 @@ pub struct MountPropagation {
     pub options: Vec<String>,
 }
 
-/// Rewrites the mounts of `spec` and the `rootfsPropagation` of `linux` for libcontainer. Returns the propagation types
-/// that libcontainer does not set.
+/// Rewrites the mounts of `spec` and the `rootfsPropagation` of `linux` for libcontainer. Returns the
+/// propagation types that libcontainer does not set.
 pub fn prepare(spec: &mut Spec, linux: &mut Linux) -> Vec<MountPropagation> {
     // libcontainer knows only the names without "r", and applies each of them recursively.
     let propagation = linux.rootfs_propagation().clone().unwrap_or_default();
@@ -65,7 +65,8 @@ fn rewrite(mount: &mut Mount, is_shared: bool) -> MountPropagation {
             | "runbindable" => {
                 propagation.options.push(option.clone());
             }
-            // libcontainer knows only the recursive form: the same for a new mount, stricter for what is below a bind.
+            // libcontainer knows only the recursive form: the same for a new mount, stricter for what is
+            // below a bind.
             "nosymfollow" | "symfollow" => kept.push(format!("r{option}")),
             "noiversion" => {}
             _ => kept.push(option.clone()),

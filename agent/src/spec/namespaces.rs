@@ -1,4 +1,5 @@
-//! The namespaces of a container in the guest: which are created, which are joined, which are the guest's own.
+//! The namespaces of a container in the guest: which are created, which are joined, which are the guest's
+//! own.
 
 use std::path::PathBuf;
 
@@ -38,9 +39,10 @@ pub fn has_namespace(spec: &Spec, kind: Kind) -> bool {
 
 /// The namespaces of `linux`, with a cgroup namespace in any case.
 ///
-/// The guest's network namespace is the pod's. A container that requests a new one shares it, because creating one takes
-/// time and the guest has no other network. Two kinds of container get a new one: those with `net.` sysctls, and those
-/// with a user namespace, which can mount sysfs only in a network namespace that it owns.
+/// The guest's network namespace is the pod's. A container that requests a new one shares it, because
+/// creating one takes time and the guest has no other network. Two kinds of container get a new one: those
+/// with `net.` sysctls, and those with a user namespace, which can mount sysfs only in a network namespace
+/// that it owns.
 pub fn prepare(linux: &Linux) -> Result<Namespaces, Error> {
     let mut all = linux.namespaces().clone().unwrap_or_default();
     for namespace in &mut all {
@@ -100,8 +102,8 @@ fn other_container(namespace: &LinuxNamespace) -> Option<&str> {
     namespace.path().as_ref()?.to_str()?.strip_prefix(NAMESPACE_OF)
 }
 
-/// Replaces the paths of other containers' namespaces by /proc/<pid>/ns/…; `init_of` returns the pid of a container's
-/// init.
+/// Replaces the paths of other containers' namespaces by /proc/<pid>/ns/…; `init_of` returns the pid of a
+/// container's init.
 pub fn resolve_namespaces(
     spec: &mut Spec,
     init_of: impl Fn(&str) -> Result<Pid, Error>,

@@ -1,5 +1,6 @@
-//! Where a container's working directory lies in the shared file system. The helper creates it there before it creates
-//! the container: later, the mount it lies in may be read-only. Pure; `runtime::workdir` does the work.
+//! Where a container's working directory lies in the shared file system. The helper creates it there before
+//! it creates the container: later, the mount it lies in may be read-only. Pure; `runtime::workdir` does the
+//! work.
 
 use std::path::{Path, PathBuf};
 
