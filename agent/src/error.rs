@@ -6,6 +6,16 @@ use std::path::PathBuf;
 
 use ttrpc::Code;
 
+/// Longest error text that a child or helper sends to the agent, in bytes: its messages are bounded, and a
+/// text may contain names of the request that are not.
+const MAX_TEXT: usize = 4096;
+
+/// Shortens an error text to [`MAX_TEXT`].
+pub fn truncate(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_TEXT));
+    text
+}
+
 /// Why a request to the agent failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

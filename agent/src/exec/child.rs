@@ -35,6 +35,7 @@ use rustix::thread::{
 use super::fork::close_others;
 use super::{ExecRequest, FromChild};
 use crate::command::{Command, open_own, reopen_null};
+use crate::error::truncate;
 use crate::scheduler;
 use crate::spec::has_namespace;
 use crate::terminal::Terminal;
@@ -43,8 +44,6 @@ use crate::terminal::Terminal;
 const FAILED: i32 = 255;
 /// Device number of /dev/ptmx (Documentation/admin-guide/devices.txt).
 const PTMX: (u32, u32) = (5, 2);
-/// Longest error text sent to the agent, in bytes.
-const MAX_TEXT: usize = 4096;
 /// The umask of a process whose spec has none, as with runc.
 const DEFAULT_UMASK: u32 = 0o022;
 
@@ -72,12 +71,6 @@ pub fn run(request: &ExecRequest<'_>, stdio: &[OwnedFd; 3], report: &Channel) ->
     // successful execve, and the caller sees a process that has exited.
     let _ = report.send(&message, &[]);
     FAILED
-}
-
-/// Limits a text that contains a name of the request, which may be long, to the size of a message.
-fn truncate(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(MAX_TEXT));
-    text
 }
 
 fn execute_command(

@@ -19,6 +19,7 @@ use super::console::Console;
 use super::executor::CommandExecutor;
 use super::{Create, FromHelper, LATE_FILTER, bring_loopback_up, console, error_log, propagation, workdir};
 use crate::devices;
+use crate::error::truncate;
 use crate::spec::UtsNames;
 
 /// Creates the container that the agent requests, and waits until the agent closes the socket. Returns the
@@ -49,10 +50,10 @@ fn run() -> Result<(), Failure> {
         .try_into()
         .map_err(|_| "expected three descriptors with a Create request")?;
     let (reply, terminal) = match create.working_directory.as_ref().map_or(Ok(()), workdir::create) {
-        Err(reason) => (FromHelper::BadWorkingDirectory(reason), None),
+        Err(reason) => (FromHelper::BadWorkingDirectory(truncate(reason)), None),
         Ok(()) => match create_container(&create, stdio) {
             Ok((pid, terminal)) => (FromHelper::Created { pid }, terminal),
-            Err(error) => (FromHelper::Failed(chain(&*error)), None),
+            Err(error) => (FromHelper::Failed(truncate(chain(&*error))), None),
         },
     };
     let fds: Vec<RawFd> = terminal.iter().map(AsRawFd::as_raw_fd).collect();

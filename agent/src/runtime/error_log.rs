@@ -12,6 +12,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
 use super::FromHelper;
+use crate::error::truncate;
 
 /// Longest text of a logged error, in characters.
 const MAX_TEXT: usize = 500;
@@ -25,7 +26,7 @@ pub fn install(socket: OwnedFd) -> Result<(), Box<dyn std::error::Error>> {
         .map_err(|_| "the error log was installed twice")?;
     tracing::subscriber::set_global_default(Errors)?;
     std::panic::set_hook(Box::new(|panic| {
-        send(&FromHelper::LoggedError(panic.to_string()));
+        send(&FromHelper::LoggedError(shorten(&panic.to_string())));
         // Not abort: the kernel drops SIGABRT for a container's init, which is PID 1 of its pid namespace.
         std::process::exit(crate::report::FAILED);
     }));
@@ -34,7 +35,11 @@ pub fn install(socket: OwnedFd) -> Result<(), Box<dyn std::error::Error>> {
 
 /// Sends the reason why the command cannot be executed.
 pub fn send_command_error(text: &str) {
-    send(&FromHelper::Command(text.to_owned()));
+    send(&FromHelper::Command(truncate(text.to_owned())));
+}
+
+fn shorten(text: &str) -> String {
+    text.chars().take(MAX_TEXT).collect()
 }
 
 fn send(message: &FromHelper) {
@@ -66,7 +71,7 @@ impl Subscriber for Errors {
     fn event(&self, event: &Event<'_>) {
         let mut text = Text(String::new());
         event.record(&mut text);
-        send(&FromHelper::LoggedError(text.0.chars().take(MAX_TEXT).collect()));
+        send(&FromHelper::LoggedError(shorten(&text.0)));
     }
 
     fn enter(&self, _span: &Id) {}

@@ -1,5 +1,5 @@
-//! A host file system that hangs: the agent must keep answering. `containers.rs` says what these tests need;
-//! this one also needs /dev/fuse.
+//! Conditions that the agent must survive: a host file system that hangs, a very long error text.
+//! `containers.rs` says what these tests need; the first one also needs /dev/fuse.
 
 #[allow(dead_code, reason = "each file of tests uses a part of it")]
 mod guest;
@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd as _;
 use guest::{Container, Guest, run};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
+use ttrpc::Code;
 
 /// `FUSE_INIT` of linux/fuse.h.
 const INIT: u32 = 26;
@@ -110,5 +111,25 @@ fn the_agent_answers_while_a_working_directory_hangs() {
         guest.setup(nacre_protocol::BUILD_ID).await.unwrap();
         guest.create("b", &["true"]).await.unwrap();
         drop(files);
+    });
+}
+
+#[test]
+fn a_very_long_command_is_not_found_in_create() {
+    run(async {
+        let mut guest = Guest::start().await;
+        for (name, want) in [
+            ("n".repeat(100_000), "exec: \"nnnn"),
+            (format!("/{}", "n".repeat(100_000)), "exec: \"/nnn"),
+        ] {
+            let (code, message) = guest.create("a", &[&name]).await.unwrap_err();
+            assert!(
+                code == Code::INVALID_ARGUMENT && message.starts_with(want) && message.len() < 5000,
+                "{code:?} {} bytes: {}",
+                message.len(),
+                message.get(..100).unwrap_or(&message)
+            );
+            guest.expect_nothing_left("a");
+        }
     });
 }
