@@ -167,7 +167,7 @@ impl Guest {
         );
         let sockets = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(sockets.path().join(AGENT_PORT.to_string())).unwrap();
-        let script = "mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /run && exec \"$0\" --by-hand \"$1\"";
+        let script = "mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /run && exec \"$0\" --standalone \"$1\"";
         // Whoever runs the tests may ignore a terminal's signals, as a shell has it in the background.
         let child = Command::new("env")
             .args([
