@@ -5,6 +5,7 @@
 //! `nacre-agent --by-hand DIRECTORY` serves without being pid 1 of anything: it connects to Unix sockets in that
 //! directory, named by the port, and leaves the machine as it is.
 
+mod async_fd;
 mod cgroup;
 mod command;
 mod connection;
@@ -13,7 +14,7 @@ mod devices;
 mod dial;
 mod error;
 mod exec;
-mod machine;
+mod guest_init;
 mod reaper;
 mod report;
 mod runtime;
@@ -22,7 +23,6 @@ mod service;
 mod signal;
 mod stdio;
 mod terminal;
-mod watched;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ use crate::service::{Service, Times};
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 fn main() {
-    let started_us = machine::monotonic_us();
+    let started_us = guest_init::monotonic_us();
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();
     if name == runtime::HELPER {
@@ -62,7 +62,7 @@ fn main() {
         }
     };
     if let Err(error) = run(&dialer, started_us) {
-        report::say(&format!("{error:#}"));
+        report::to_console(&format!("{error:#}"));
         std::process::exit(report::FAILED);
     }
 }
@@ -73,7 +73,7 @@ fn run(dialer: &Dialer, started_us: u64) -> Result<()> {
         .build()?;
     runtime.block_on(serve(dialer, started_us))?;
     if owns_machine(dialer) {
-        return Err(machine::power_off()).context("powering off");
+        return Err(guest_init::power_off()).context("powering off");
     }
     Ok(())
 }
@@ -86,8 +86,8 @@ async fn serve(dialer: &Dialer, started_us: u64) -> Result<()> {
     // The host is told first: it has things to do too.
     let dialing = dialer.start(AGENT_PORT)?;
     if owns_machine(dialer) {
-        machine::take_root()?;
-        machine::mount_all()?;
+        guest_init::replace_rootfs()?;
+        guest_init::mount_filesystems()?;
     } else {
         nix::sys::prctl::set_child_subreaper(true).context("becoming the parent of orphans")?;
     }
@@ -102,12 +102,12 @@ async fn serve(dialer: &Dialer, started_us: u64) -> Result<()> {
     let stream = dialing.finish().await?;
     let times = Times {
         started_us,
-        dialed_us: machine::monotonic_us(),
+        dialed_us: guest_init::monotonic_us(),
     };
     let (methods, mut shutdown) = Service::methods(Arc::clone(&containers), times, owns_machine(dialer));
     let mut serving = connection::serve(stream, methods).await?;
     if owns_machine(dialer) {
-        machine::settle()?;
+        guest_init::prepare_for_containers()?;
     }
     containers.prepare()?;
     tokio::select! {

@@ -393,7 +393,7 @@ fn limits_are_written_to_the_containers_cgroup() {
         let (code, text) = guest.create_as(container).await.unwrap_err();
         assert_eq!(code, Code::INVALID_ARGUMENT);
         assert!(
-            text.contains("linux.resources.hugepageLimits: the guest's kernel has no"),
+            text.contains("linux.resources.hugepageLimits: the guest's kernel has no cgroup file"),
             "{text}"
         );
         guest.expect_nothing_left("b");

@@ -326,7 +326,10 @@ fn a_privileged_container_gets_the_devices_that_the_guest_has() {
         ]);
         container.spec["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
         let (created, mut stdio) = guest.create_as(container).await.unwrap();
-        assert_eq!(created.ignored, ["linux.devices: not in this guest: /dev/none"]);
+        assert_eq!(
+            created.ignored,
+            ["linux.devices: the guest does not have /dev/none"]
+        );
         guest.start_container("a").await.unwrap();
         assert_eq!(stdio.stdout().await, "zwei\n");
     });

@@ -200,7 +200,7 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         LIMITS,
-        "files_are_written_in_order",
+        "settings_are_applied_in_order_until_one_fails",
         &["linux.resources.memory.checkBeforeUpdate"],
     ),
     test(

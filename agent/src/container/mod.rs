@@ -335,7 +335,7 @@ impl Container {
         self.init.ended(exit);
         // What init leaves is the container's still: it does not outlive init.
         if let Err(error) = self.cgroup.kill() {
-            crate::report::say(&format!("after the end of {}: {error}", self.id));
+            crate::report::to_console(&format!("after the end of {}: {error}", self.id));
         }
     }
 }

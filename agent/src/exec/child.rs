@@ -32,7 +32,7 @@ use rustix::thread::{
 
 use super::fork::close_others;
 use super::{FromChild, Job};
-use crate::command::{Command, open_own, reopen_null};
+use crate::command::{Command, open_in_container, reopen_null};
 use crate::container::has_namespace;
 use crate::scheduler;
 use crate::terminal::Terminal;
@@ -177,7 +177,7 @@ fn give([stdin, stdout, stderr]: [BorrowedFd<'_>; 3]) -> Result<(), Failure> {
 /// A terminal of the container's own devpts becomes the session's.
 fn attach(terminal: Terminal, report: &Channel) -> Result<(), Failure> {
     let step = "terminal";
-    let master = open_own("/dev/ptmx", OFlags::RDWR)
+    let master = open_in_container("/dev/ptmx", OFlags::RDWR)
         .ok_or_else(|| Failure::Step("terminal: /dev/ptmx can't be opened".to_owned()))?;
     if master.metadata().map_err(at(step))?.rdev() != libc::makedev(PTMX.0, PTMX.1) {
         return Err(Failure::Step(
@@ -186,7 +186,7 @@ fn attach(terminal: Terminal, report: &Channel) -> Result<(), Failure> {
     }
     let master = OwnedFd::from(master);
     unlockpt(&master).map_err(at(step))?;
-    let slave = terminal.complete(&master).map_err(at(step))?;
+    let slave = terminal.open_slave(&master).map_err(at(step))?;
     report
         .send(&FromChild::Terminal, &[master.as_raw_fd()])
         .map_err(at(step))?;

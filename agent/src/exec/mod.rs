@@ -26,10 +26,10 @@ use rustix::thread::{
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
+use crate::async_fd;
 use crate::cgroup::{self, Cgroup};
 use crate::container::has_namespace;
 use crate::error::Error;
-use crate::watched;
 
 /// What a process is to become.
 pub struct Job<'a> {
@@ -64,7 +64,7 @@ enum FromChild {
 /// Forks a process for `job`, whose standard streams are `stdio` unless it has a terminal. The caller has the reaper
 /// watch it before anything else happens in the event loop.
 pub fn start(job: &Job<'_>, stdio: &[OwnedFd; 3]) -> Result<Started, Error> {
-    let (report, theirs) = watched::channel()?;
+    let (report, theirs) = async_fd::channel()?;
     let theirs = Channel::new(theirs);
     let pid = fork_into(job, || child::run(job, stdio, &theirs))?;
     Ok(Started { pid, report })

@@ -55,7 +55,7 @@ impl Console {
             }
         });
         let master = master.ok_or_else(|| io::Error::other("no terminal came with its message"))?;
-        self.terminal.complete(&master)?;
+        self.terminal.open_slave(&master)?;
         Ok(master)
     }
 }

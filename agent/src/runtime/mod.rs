@@ -28,10 +28,10 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
+use crate::async_fd;
 use crate::container::{Later, Names};
 use crate::error::Error;
 use crate::terminal::Terminal;
-use crate::watched;
 
 /// `argv[0]` of a helper.
 pub const HELPER: &str = "nacre-helper";
@@ -93,7 +93,7 @@ pub struct Fresh {
 impl Helper {
     /// Starts a helper; `program` is the agent's own.
     pub fn start(program: &std::path::Path) -> Result<Self, Error> {
-        let (channel, theirs) = watched::channel()?;
+        let (channel, theirs) = async_fd::channel()?;
         #[allow(clippy::zombie_processes, reason = "the reaper waits for every child")]
         let child = Command::new(program)
             .arg0(HELPER)
