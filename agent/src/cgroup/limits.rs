@@ -1,5 +1,5 @@
 //! Translates `linux.resources` of a spec into files of a cgroup (v2): a pure function from resources to a list of
-//! settings. [`apply`] writes them. Used when a container is created and when it is updated. Device rules are not here:
+//! settings. [`apply()`] writes them. Used when a container is created and when it is updated. Device rules are not here:
 //! they are a BPF program and not files (`crate::devices`).
 
 mod apply;
