@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result, bail};
 use nacre_protocol::state::{FAILURES_DIR, Failure, POD_FILE, Pod, TIMELINE_FILE, Timeline};
 use serde::de::DeserializeOwned;
 
+use crate::text::printable;
+
 /// A pod that is there.
 pub struct Found {
     /// What its shim wrote.
@@ -85,7 +87,7 @@ pub fn choose<'a>(
         several => {
             let names: Vec<String> = several
                 .iter()
-                .map(|(space, id)| format!("{id} (namespace {space})"))
+                .map(|(space, id)| format!("{} (namespace {})", printable(id), printable(space)))
                 .collect();
             bail!(
                 "{id:?} means several pods; write more of the id or give --namespace:\n  {}",

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::pods;
-use crate::text::{age, bytes, clean, columns};
+use crate::text::{age, bytes, table};
 
 /// The pods that are there, as a table or as JSON.
 ///
@@ -25,8 +25,8 @@ pub fn pods(root: &Path, json: bool) -> Result<String> {
         let seconds = pods::seconds_since(pod.created);
         let state = pods::state(pod);
         rows.push(vec![
-            clean(&pod.id),
-            clean(&pod.namespace),
+            pod.id.clone(),
+            pod.namespace.clone(),
             state.clone(),
             pod.vmm_pid.map_or("-".to_owned(), |pid| pid.to_string()),
             memory.map_or("-".to_owned(), bytes),
@@ -40,7 +40,7 @@ pub fn pods(root: &Path, json: bool) -> Result<String> {
     Ok(if json {
         format!("{:#}\n", serde_json::Value::from(list))
     } else {
-        columns(&rows)
+        table(&rows)
     })
 }
 
@@ -60,14 +60,14 @@ pub fn failures(root: &Path, json: bool) -> Result<String> {
     ];
     rows.extend(found.iter().map(|failure| {
         vec![
-            clean(&failure.id),
-            clean(&failure.namespace),
+            failure.id.clone(),
+            failure.namespace.clone(),
             age(pods::seconds_since(failure.time)),
-            clean(&failure.step),
-            clean(&failure.reason),
+            failure.step.clone(),
+            failure.reason.clone(),
         ]
     }));
-    Ok(columns(&rows))
+    Ok(table(&rows))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use crate::text::{clean, print};
+use crate::text::{print, printable};
 
 /// What to check.
 #[derive(Args)]
@@ -140,9 +140,9 @@ fn lines(group: &str, checks: &[Check]) -> String {
     let mut out = format!("{group}\n");
     for check in checks {
         let (word, name) = (check.status.word(), check.name);
-        out.push_str(&format!("  {word:4}  {name:20}  {}\n", clean(&check.found)));
+        out.push_str(&format!("  {word:4}  {name:20}  {}\n", printable(&check.found)));
         for line in check.fix.iter().flat_map(|fix| fix.lines()) {
-            out.push_str(&format!("        {:20}  → {}\n", "", clean(line)));
+            out.push_str(&format!("        {:20}  → {}\n", "", printable(line)));
         }
     }
     out
