@@ -3,12 +3,13 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Args;
 use nacre_protocol::state::{Failure, Timeline};
 use serde_json::json;
 
 use crate::pods::{self, Found};
+use crate::ps::unreadable_lines;
 use crate::text::{age, bar, bytes, printable, table};
 
 /// Width of the bars, cells.
@@ -36,6 +37,8 @@ pub struct Options {
 pub fn run(root: &Path, options: &Options) -> Result<String> {
     let pods = pods::all(root)?;
     let failures = pods::failures(root)?;
+    let unreadable = unreadable_lines(&pods.unreadable) + &unreadable_lines(&failures.unreadable);
+    let (pods, failures) = (pods.entries, failures.entries);
     let known = pods
         .iter()
         .map(|found| (found.pod.namespace.as_str(), found.pod.id.as_str()))
@@ -44,7 +47,8 @@ pub fn run(root: &Path, options: &Options) -> Result<String> {
                 .iter()
                 .map(|failure| (failure.namespace.as_str(), failure.id.as_str())),
         );
-    let (namespace, id) = pods::choose(known, &options.id, options.namespace.as_deref())?;
+    let (namespace, id) = pods::choose(known, &options.id, options.namespace.as_deref())
+        .map_err(|error| anyhow!("{}", format!("{error}\n{unreadable}").trim_end()))?;
     let found = pods
         .iter()
         .find(|found| found.pod.id == id && found.pod.namespace == namespace);
@@ -62,7 +66,7 @@ pub fn run(root: &Path, options: &Options) -> Result<String> {
     }
     let mut out = format!("pod {} in namespace {}\n", printable(&id), printable(&namespace));
     if let Some(found) = found {
-        write_state(&mut out, found)?;
+        write_state(&mut out, found);
     }
     if let Some(failure) = failure {
         write_failure(&mut out, failure);
@@ -70,6 +74,10 @@ pub fn run(root: &Path, options: &Options) -> Result<String> {
     if let Some(timeline) = timeline(found, failure) {
         write_start(&mut out, timeline);
         write_exits(&mut out, timeline);
+    }
+    if !unreadable.is_empty() {
+        out.push('\n');
+        out.push_str(&unreadable);
     }
     Ok(out)
 }
@@ -81,12 +89,13 @@ fn timeline<'a>(found: Option<&'a Found>, failure: Option<&'a Failure>) -> Optio
         .or(failure.map(|failure| &failure.timeline))
 }
 
-fn write_state(out: &mut String, found: &Found) -> Result<()> {
+fn write_state(out: &mut String, found: &Found) {
     let pod = &found.pod;
-    let memory = pods::memory(pod)?.map_or(
-        "unknown: the pod's cgroup has no memory controller".to_owned(),
-        bytes,
-    );
+    let memory = match pods::memory(pod) {
+        Ok(Some(count)) => bytes(count),
+        Ok(None) => "unknown: the pod's cgroup has no memory controller".to_owned(),
+        Err(error) => format!("unknown: {}: {}", error.file.display(), error.error),
+    };
     let vmm = pod
         .vmm_pid
         .map_or("not started".to_owned(), |pid| format!("pid {pid}"));
@@ -105,7 +114,6 @@ fn write_state(out: &mut String, found: &Found) -> Result<()> {
         ["containerd".to_owned(), pod.containerd_address.clone()],
     ];
     write_indented(out, &table(&rows.map(Vec::from)));
-    Ok(())
 }
 
 fn write_failure(out: &mut String, failure: &Failure) {
@@ -209,7 +217,7 @@ fn write_indented(out: &mut String, lines: &str) {
 mod tests {
     use std::fs;
 
-    use nacre_protocol::state::FAILURES_DIR;
+    use nacre_protocol::state::{FAILURES_DIR, POD_FILE, TIMELINE_FILE};
 
     use super::*;
     use crate::pods::tests::example;
@@ -264,7 +272,7 @@ mod tests {
     fn texts_of_a_guest_are_escaped_and_bounded() {
         let root = example();
         let hostile = "\u{1b}]0;x\u{7}".repeat(400_000);
-        let mut failure = pods::failures(root.path()).unwrap().remove(0);
+        let mut failure = pods::failures(root.path()).unwrap().entries.remove(0);
         failure.reason = hostile.clone();
         failure.console = vec!["\u{1b}[2J".repeat(2000); 1000];
         failure.timeline.guest_kernel = Some(hostile.clone());
@@ -284,5 +292,23 @@ mod tests {
         );
         assert!(out.len() < 2 << 20, "{} bytes are shown", out.len());
         assert!(out.lines().count() < 3 * MAX_LINES + 30);
+    }
+
+    #[test]
+    fn unreadable_files_are_named_and_hide_nothing_else() {
+        let root = example();
+        fs::write(root.path().join("1").join(TIMELINE_FILE), "{").unwrap();
+        fs::write(root.path().join("2").join(POD_FILE), "{").unwrap();
+        let out = inspect_in(root.path(), "web-1", false).unwrap();
+        assert!(out.contains("running") && !out.contains("start:"), "{out}");
+        assert!(
+            out.contains("1/timeline.json: EOF") && out.contains("2/pod.json: EOF"),
+            "{out}"
+        );
+        let error = inspect_in(root.path(), "web-2", false).unwrap_err().to_string();
+        assert!(
+            error.contains("nacre ps") && error.contains("2/pod.json: EOF"),
+            "{error}"
+        );
     }
 }
