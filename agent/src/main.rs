@@ -5,6 +5,7 @@
 //! one container, and the programs newuidmap and newgidmap that libcontainer runs: [`Role`] says which of
 //! them a process is.
 
+mod async_fd;
 mod cgroup;
 mod command;
 mod connection;
@@ -13,7 +14,7 @@ mod devices;
 mod dial;
 mod error;
 mod exec;
-mod machine;
+mod guest_init;
 mod reaper;
 mod report;
 mod runtime;
@@ -23,7 +24,6 @@ mod signal;
 mod spec;
 mod stdio;
 mod terminal;
-mod watched;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -86,7 +86,7 @@ impl Role {
 }
 
 fn main() {
-    let started_us = machine::monotonic_us();
+    let started_us = guest_init::monotonic_us();
     let dialer = match Role::parse(std::env::args_os(), std::process::id()) {
         Role::ContainerHelper => std::process::exit(runtime::child::main()),
         Role::WriteIdMap { file, arguments } => {
@@ -104,7 +104,7 @@ fn main() {
     };
     report::install_panic_hook();
     if let Err(error) = run(&dialer, started_us) {
-        report::say(&format!("{error:#}"));
+        report::to_console(&format!("{error:#}"));
         std::process::exit(report::FAILED);
     }
 }
@@ -115,7 +115,7 @@ fn run(dialer: &Dialer, started_us: u64) -> Result<()> {
         .build()?;
     runtime.block_on(serve(dialer, started_us))?;
     if is_guest_init(dialer) {
-        return Err(machine::power_off()).context("powering off");
+        return Err(guest_init::power_off()).context("powering off");
     }
     Ok(())
 }
@@ -130,8 +130,8 @@ async fn serve(dialer: &Dialer, started_us: u64) -> Result<()> {
     let dialing = dialer.start(AGENT_PORT)?;
     let is_guest_init = is_guest_init(dialer);
     let program = if is_guest_init {
-        machine::take_root()?;
-        machine::mount_all()?;
+        guest_init::replace_rootfs()?;
+        guest_init::mount_filesystems()?;
         "/proc/self/exe".into()
     } else {
         // As PID 1 would, so that a container's init becomes the agent's child when its helper exits.
@@ -144,12 +144,12 @@ async fn serve(dialer: &Dialer, started_us: u64) -> Result<()> {
     let stream = dialing.finish().await?;
     let times = Times {
         started_us,
-        dialed_us: machine::monotonic_us(),
+        dialed_us: guest_init::monotonic_us(),
     };
     let (methods, mut shutdown) = Service::methods(Arc::clone(&containers), times, is_guest_init);
     let mut serving = connection::serve(stream, methods).await?;
     if is_guest_init {
-        machine::settle()?;
+        guest_init::prepare_for_containers()?;
     }
     containers.start_spare_helper()?;
     tokio::select! {

@@ -18,7 +18,7 @@ use ttrpc::asynchronous::{Service as Methods, TtrpcContext};
 
 use crate::container::{Containers, check_signal};
 use crate::error::Error;
-use crate::machine;
+use crate::guest_init;
 
 /// Longest build id of a shim that an error message repeats, in characters.
 const MAX_BUILD_ID: usize = 100;
@@ -77,12 +77,12 @@ impl Agent for Service {
     async fn setup(&self, _: &TtrpcContext, request: SetupRequest) -> ttrpc::Result<SetupResponse> {
         check_build(&request.build_id)?;
         if self.is_guest_init {
-            machine::set_clock(Duration::from_nanos(request.realtime_ns.unsigned_abs()))?;
-            machine::set_hostname(&request.hostname)?;
+            guest_init::set_clock(Duration::from_nanos(request.realtime_ns.unsigned_abs()))?;
+            guest_init::set_hostname(&request.hostname)?;
         }
         Ok(SetupResponse {
             build_id: BUILD_ID.to_owned(),
-            kernel_release: machine::kernel_release(),
+            kernel_release: guest_init::kernel_release(),
             init_started_us: self.times.started_us,
             dialed_us: self.times.dialed_us,
             ..SetupResponse::default()

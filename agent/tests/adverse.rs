@@ -8,7 +8,8 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 
-use guest::{Container, Guest, run};
+use guest::container::Container;
+use guest::{Guest, run};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 use ttrpc::Code;

@@ -321,7 +321,7 @@ impl Container {
         self.update_oom_kills();
         self.init.exited(exit);
         if let Err(error) = self.cgroup.kill() {
-            crate::report::say(&format!(
+            crate::report::to_console(&format!(
                 "killing the processes of container {:?} after its init exited: {error}",
                 self.id
             ));

@@ -34,7 +34,7 @@ use rustix::thread::{
 
 use super::fork::close_others;
 use super::{ExecRequest, FromChild};
-use crate::command::{Command, open_own, reopen_null};
+use crate::command::{Command, open_in_container, reopen_null};
 use crate::error::truncate;
 use crate::scheduler;
 use crate::spec::has_namespace;
@@ -182,7 +182,7 @@ fn set_stdio([stdin, stdout, stderr]: [BorrowedFd<'_>; 3]) -> Result<(), Failure
 /// session's controlling terminal.
 fn open_terminal(terminal: Terminal, report: &Channel) -> Result<(), Failure> {
     let step = "terminal";
-    let master = open_own("/dev/ptmx", OFlags::RDWR)
+    let master = open_in_container("/dev/ptmx", OFlags::RDWR)
         .ok_or_else(|| Failure::Step("terminal: cannot open the container's /dev/ptmx".to_owned()))?;
     if master.metadata().map_err(at(step))?.rdev() != libc::makedev(PTMX.0, PTMX.1) {
         return Err(Failure::Step(
@@ -191,7 +191,7 @@ fn open_terminal(terminal: Terminal, report: &Channel) -> Result<(), Failure> {
     }
     let master = OwnedFd::from(master);
     unlockpt(&master).map_err(at(step))?;
-    let slave = terminal.complete(&master).map_err(at(step))?;
+    let slave = terminal.open_slave(&master).map_err(at(step))?;
     report
         .send(&FromChild::Terminal, &[master.as_raw_fd()])
         .map_err(at(step))?;

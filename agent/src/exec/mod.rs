@@ -26,10 +26,10 @@ use rustix::thread::{
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
+use crate::async_fd;
 use crate::cgroup::{self, Cgroup};
 use crate::error::Error;
 use crate::spec::has_namespace;
-use crate::watched;
 
 /// What the child needs to become an exec process.
 pub struct ExecRequest<'a> {
@@ -66,7 +66,7 @@ enum FromChild {
 /// Forks the child. `stdio` becomes its standard streams unless it has a terminal. The caller must let the
 /// reaper watch the child before the event loop runs again.
 pub fn start(request: &ExecRequest<'_>, stdio: &[OwnedFd; 3]) -> Result<StartedChild, Error> {
-    let (report, child_end) = watched::channel()?;
+    let (report, child_end) = async_fd::channel()?;
     let child_end = Channel::new(child_end);
     let pid = fork_into_container(request, || child::run(request, stdio, &child_end))?;
     Ok(StartedChild { pid, report })

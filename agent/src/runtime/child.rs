@@ -28,7 +28,7 @@ pub fn main() -> i32 {
     match run() {
         Ok(()) => 0,
         Err(error) => {
-            crate::report::say(&format!("container helper: {}", chain(&*error)));
+            crate::report::to_console(&format!("container helper: {}", chain(&*error)));
             1
         }
     }

@@ -57,7 +57,7 @@ impl Console {
         });
         let master =
             master.ok_or_else(|| io::Error::other("libcontainer sent no terminal to the console socket"))?;
-        self.terminal.complete(&master)?;
+        self.terminal.open_slave(&master)?;
         Ok(master)
     }
 }

@@ -30,10 +30,10 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
+use crate::async_fd;
 use crate::error::Error;
 use crate::spec::{MountPropagation, UtsNames, WorkingDirectory};
 use crate::terminal::Terminal;
-use crate::watched;
 
 /// `argv[0]` of a helper process.
 pub const HELPER: &str = "nacre-helper";
@@ -101,7 +101,7 @@ pub struct CreatedInit {
 impl Helper {
     /// Starts a helper; `program` is the agent's own program.
     pub fn start(program: &Path) -> Result<Self, Error> {
-        let (channel, helper_end) = watched::channel()?;
+        let (channel, helper_end) = async_fd::channel()?;
         #[allow(clippy::zombie_processes, reason = "the reaper waits for every child")]
         let child = Command::new(program)
             .arg0(HELPER)
