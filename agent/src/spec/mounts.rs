@@ -57,7 +57,8 @@ fn rewrite(mount: &mut Mount, is_shared: bool) -> MountPropagation {
     let mut kept = Vec::new();
     for option in mount.options().iter().flatten() {
         match option.as_str() {
-            // libcontainer drops these options, but passes "sync=" to the file system, which then sets the flag.
+            // libcontainer drops these options, but passes on "sync=" as mount data, for which the kernel
+            // sets the flag.
             "sync" | "dirsync" => kept.push(format!("{option}=")),
             // A mount is private already unless its parent is shared.
             "private" | "rprivate" if !is_shared => {}
