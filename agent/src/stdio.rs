@@ -11,6 +11,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use nacre_protocol::agent::Stdio;
+use nacre_protocol::vsock::StreamAddress;
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::unix::AsyncFd;
@@ -57,13 +58,19 @@ impl Input {
     }
 }
 
-/// Starts to connect the streams that have a port; port 0 means that the stream is not wanted.
-pub fn dial(dialer: &Dialer, ports: &Stdio) -> Result<Dialed, Error> {
-    let start = |port: u32| (port != 0).then(|| dialer.start(port)).transpose();
+/// Starts to connect the streams that are wanted: those with an address.
+pub fn dial(dialer: &Dialer, addresses: &Stdio) -> Result<Dialed, Error> {
+    let start = |bits: u64| match (bits, StreamAddress::from_bits(bits)) {
+        (0, _) => Ok(None),
+        (_, Some(address)) => dialer.start_stream(address).map(Some),
+        (_, None) => Err(Error::BadRequest {
+            what: format!("{bits:#x} is not the address of a stream"),
+        }),
+    };
     Ok(Dialed([
-        start(ports.stdin_port)?,
-        start(ports.stdout_port)?,
-        start(ports.stderr_port)?,
+        start(addresses.stdin)?,
+        start(addresses.stdout)?,
+        start(addresses.stderr)?,
     ]))
 }
 
@@ -205,9 +212,14 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     /// A directory in which the host listens at `port`, and a dialer for it.
-    fn listen(port: u32) -> (tempfile::TempDir, Dialer, UnixListener) {
+    const STREAM: StreamAddress = StreamAddress {
+        host_port: 0x1_0003,
+        guest_port: 0x1_0007,
+    };
+
+    fn listen() -> (tempfile::TempDir, Dialer, UnixListener) {
         let directory = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(directory.path().join(port.to_string())).unwrap();
+        let listener = UnixListener::bind(directory.path().join(STREAM.host_port.to_string())).unwrap();
         let dialer = Dialer::Unix(directory.path().to_owned());
         (directory, dialer, listener)
     }
@@ -232,10 +244,10 @@ mod tests {
     #[test]
     fn output_reaches_the_host_and_ends_with_the_process() {
         run(async {
-            let (_directory, dialer, listener) = listen(5);
+            let (_directory, dialer, listener) = listen();
             let (mut ends, input) = connect(
                 Stdio {
-                    stdout_port: 5,
+                    stdout: STREAM.to_bits(),
                     ..Stdio::new()
                 },
                 &dialer,
@@ -259,10 +271,10 @@ mod tests {
     #[test]
     fn a_host_that_does_not_read_blocks_the_writer() {
         run(async {
-            let (_directory, dialer, listener) = listen(5);
+            let (_directory, dialer, listener) = listen();
             let (mut ends, _) = connect(
                 Stdio {
-                    stdout_port: 5,
+                    stdout: STREAM.to_bits(),
                     ..Stdio::new()
                 },
                 &dialer,
@@ -295,10 +307,10 @@ mod tests {
 
     /// Sends input, closes it by `closing`, and returns what the process has read.
     async fn input_of(closing: impl FnOnce(&mut UnixStream, &Input)) -> Vec<u8> {
-        let (_directory, dialer, listener) = listen(3);
+        let (_directory, dialer, listener) = listen();
         let (ends, input) = connect(
             Stdio {
-                stdin_port: 3,
+                stdin: STREAM.to_bits(),
                 ..Stdio::new()
             },
             &dialer,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::control::{Channel, Error, FromVmm, Step};
+use nacre_protocol::vsock::StreamAddress;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -25,10 +26,10 @@ pub enum Event {
     Step(Step),
     /// Its mount namespace is ready, the guest boots.
     Running,
-    /// The guest dialled `port`; the stream.
+    /// The guest opened a vsock connection.
     Connection {
-        /// The port.
-        port: u32,
+        /// The ports of both ends.
+        address: StreamAddress,
         /// The host's end.
         stream: OwnedFd,
     },
@@ -114,15 +115,21 @@ fn event_of(message: FromVmm, fds: Vec<OwnedFd>, end: &mut End) -> Option<Event>
     match message {
         FromVmm::Step(step) => Some(Event::Step(step)),
         FromVmm::Running => Some(Event::Running),
-        FromVmm::Connection { port } => {
+        FromVmm::Connection {
+            host_port,
+            guest_port,
+        } => {
             let stream = fds.into_iter().next();
             if stream.is_none() {
                 crate::log::warn(format_args!(
-                    "the VMM tells of a connection to port {port} without its stream"
+                    "the VMM reports a connection to port {host_port} without its stream"
                 ));
             }
             Some(Event::Connection {
-                port,
+                address: StreamAddress {
+                    host_port,
+                    guest_port,
+                },
                 stream: stream?,
             })
         }
