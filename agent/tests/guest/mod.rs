@@ -1,5 +1,6 @@
-//! A standalone agent in mount and PID namespaces of its own, and the host's ends of its streams: [`Guest`] starts and
-//! stops the agent, `calls` has one method per request, `container` describes containers and their streams.
+//! A standalone agent in mount and PID namespaces of its own, and the host's ends of its streams: [`Guest`]
+//! starts and stops the agent, `calls` has one method per request, `container` describes containers and their
+//! streams.
 
 mod calls;
 pub mod container;
