@@ -238,6 +238,7 @@ pub mod tests {
             containerd_address: "/run/containerd/containerd.sock".to_owned(),
             bundle: PathBuf::from("/run/bundle"),
             shim_pid: std::process::id(),
+            shim_start_time: None,
             vmm_pid: Some(std::process::id()),
             cgroup: None,
             created,

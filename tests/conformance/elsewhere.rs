@@ -26,10 +26,10 @@ const PROCESS_FIELDS: &str = "agent/tests/process_fields.rs";
 const CONTAINERS: &str = "agent/tests/containers.rs";
 const TERMINALS: &str = "agent/tests/terminals.rs";
 const LIMITS: &str = "agent/src/cgroup/limits/tests.rs";
-const HOOKS: &str = "shim/src/hooks/tests.rs";
+const HOOKS: &str = "pod/src/hooks/tests.rs";
 const TASKS: &str = "shim/tests/service/tasks.rs";
 const LIVES: &str = "shim/tests/service/lives.rs";
-const BUNDLE: &str = "shim/src/bundle/tests.rs";
+const BUNDLE: &str = "pod/src/bundle/tests.rs";
 
 const fn test(file: &'static str, name: &'static str, covers: &'static [&'static str]) -> Test {
     Test { file, name, covers }
@@ -218,7 +218,7 @@ pub const TESTS: &[Test] = &[
         &["linux.resources.cpu.cpus"],
     ),
     test(
-        "shim/src/vm/mod.rs",
+        "pod/src/vm/mod.rs",
         "a_process_runs_on_the_cpus_that_are_named",
         &["linux.resources.cpu.cpus"],
     ),
@@ -292,7 +292,7 @@ pub const TESTS: &[Test] = &[
     test(LIVES, "a_life_and_its_events", &["Task.Connect", "Task.Shutdown"]),
     test(TASKS, "a_checkpoint_is_refused", &["Task.Checkpoint"]),
     test(
-        "shim/src/identity.rs",
+        "shim/src/command/start.rs",
         "containers_of_a_pod_name_their_sandbox",
         &["annotations"],
     ),

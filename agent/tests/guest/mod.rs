@@ -79,7 +79,7 @@ impl Guest {
         );
         let sockets = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(sockets.path().join(AGENT_PORT.to_string())).unwrap();
-        let script = "mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /run && exec \"$0\" --by-hand \"$1\"";
+        let script = "mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /run && exec \"$0\" --standalone \"$1\"";
         // A shell starts background jobs with SIGINT and SIGQUIT ignored, which containers would inherit.
         let child = Command::new("env")
             .args([
