@@ -49,7 +49,7 @@ const USAGE: i32 = 2;
 enum Role {
     /// The helper that creates one container: `argv[0]` is [`runtime::HELPER`].
     ContainerHelper,
-    /// newuidmap(1) or newgidmap(1), run by libcontainer: writes `file` below /proc/<pid>.
+    /// newuidmap(1) or newgidmap(1), run by libcontainer: writes `file` below `/proc/<pid>`.
     WriteIdMap {
         file: &'static str,
         arguments: Vec<OsString>,

@@ -23,7 +23,7 @@ use crate::stdio;
 impl Containers {
     /// Creates a container; its init waits for the start notification when this returns.
     pub async fn create(self: &Arc<Self>, request: CreateContainerRequest) -> Result<Arc<Container>, Error> {
-        // A task of its own, so that a caller that disconnects does not leave half a container.
+        // In a separate task, so that a caller that disconnects does not leave half a container.
         let this = Arc::clone(self);
         let created = tokio::spawn(async move { this.create_or_clean_up(&request).await });
         created.await.map_err(|error| Error::Runtime(error.to_string()))?

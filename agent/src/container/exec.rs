@@ -23,7 +23,7 @@ const EXECVE_TIMEOUT: Duration = Duration::from_secs(50);
 impl Containers {
     /// Starts an exec process; returns its pid once its command is executed.
     pub async fn exec(self: &Arc<Self>, request: StartExecRequest) -> Result<u32, Error> {
-        // A task of its own, so that a caller that disconnects does not leave half a process.
+        // In a separate task, so that a caller that disconnects does not leave half a process.
         let this = Arc::clone(self);
         let started = tokio::spawn(async move {
             let container = this.get(&request.container_id)?;

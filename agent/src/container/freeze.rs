@@ -1,4 +1,4 @@
-//! Pausing and resuming a container by its cgroup's freezer. Each runs in a task of its own, so that a caller
+//! Pausing and resuming a container by its cgroup's freezer. Each runs in a separate task, so that a caller
 //! that disconnects does not leave a container between two states.
 
 use std::sync::Arc;

@@ -124,8 +124,7 @@ fn execute_command(
 /// CPU affinity, scheduling policy and I/O priority.
 fn set_scheduling(process: &Process, calls: &dyn Syscall) -> Result<(), Failure> {
     let affinity = process.exec_cpu_affinity().as_ref();
-    // The child starts in the container's cgroup, so there is no move that `initial` would have to come
-    // before.
+    // `initial` applies until the process is in the container's cgroup; the child starts in it.
     let list = affinity.and_then(|affinity| {
         affinity
             .cpu_affinity_final()
@@ -241,8 +240,8 @@ fn become_user(
         load_seccomp(filter)?;
     }
     capabilities::reset_effective(calls).map_err(at("capabilities"))?;
-    if let Some(wanted) = process.capabilities() {
-        capabilities::drop_privileges(wanted, calls).map_err(at("capabilities"))?;
+    if let Some(sets) = process.capabilities() {
+        capabilities::drop_privileges(sets, calls).map_err(at("capabilities"))?;
     }
     entered
         .or_else(|_| std::env::set_current_dir(process.cwd()))

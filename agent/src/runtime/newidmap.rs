@@ -10,7 +10,7 @@ use oci_spec::runtime::Spec;
 
 /// The helper's PATH: the directory of the two links.
 pub const DIRECTORY: &str = "/run/nacre/ids";
-/// The programs, each with the file in /proc/<pid> that it writes.
+/// The programs, each with the file in `/proc/<pid>` that it writes.
 const PROGRAMS: [(&str, &str); 2] = [("newuidmap", "uid_map"), ("newgidmap", "gid_map")];
 
 /// Creates the links if `spec` has id maps of more than one range; `program` is the agent's own program.
@@ -33,7 +33,7 @@ pub fn install(spec: &Spec, program: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The file in /proc/<pid> that a program of this name writes; None for any other name.
+/// The file in `/proc/<pid>` that a program of this name writes; None for any other name.
 pub fn file(name: &OsStr) -> Option<&'static str> {
     let name = Path::new(name).file_name()?;
     let (_, file) = PROGRAMS.iter().find(|(program, _)| name == *program)?;

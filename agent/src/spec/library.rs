@@ -1,5 +1,5 @@
-//! Rewrites a spec for the libraries that read it, oci-spec and libcontainer, where they differ from the OCI
-//! specification: fields that must not be missing, other names, another order of two fields.
+//! Rewrites a spec for the libraries that read it. oci-spec and libcontainer differ from the OCI specification
+//! in a few fields: they require optional ones, use other names, or swap the meaning of two.
 
 use serde_json::{Value, json};
 

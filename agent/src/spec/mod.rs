@@ -24,7 +24,7 @@ pub use mounts::{MountPropagation, normalize};
 pub use namespaces::{UtsNames, has_namespace, resolve_namespaces};
 pub use workdir::WorkingDirectory;
 
-/// A checked spec, and what the agent does itself of it.
+/// A checked spec, and the settings in it that the agent applies itself.
 #[derive(Debug)]
 pub struct PreparedSpec {
     /// The spec for libcontainer.

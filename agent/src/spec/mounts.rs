@@ -57,7 +57,8 @@ fn rewrite(mount: &mut Mount, is_shared: bool) -> MountPropagation {
     let mut kept = Vec::new();
     for option in mount.options().iter().flatten() {
         match option.as_str() {
-            // libcontainer drops these, but passes on "sync=" as a parameter of the file system, which it is.
+            // libcontainer drops these options, but passes on "sync=" as mount data, for which the kernel
+            // sets the flag.
             "sync" | "dirsync" => kept.push(format!("{option}=")),
             // A mount is private already unless its parent is shared.
             "private" | "rprivate" if !is_shared => {}
@@ -65,8 +66,8 @@ fn rewrite(mount: &mut Mount, is_shared: bool) -> MountPropagation {
             | "runbindable" => {
                 propagation.options.push(option.clone());
             }
-            // libcontainer knows only the recursive form: the same for a new mount, stricter for what is
-            // below a bind.
+            // libcontainer knows only the recursive form. It has the same effect on a new mount, and also
+            // applies to the mounts below a bind mount.
             "nosymfollow" | "symfollow" => kept.push(format!("r{option}")),
             "noiversion" => {}
             _ => kept.push(option.clone()),

@@ -102,7 +102,7 @@ fn other_container(namespace: &LinuxNamespace) -> Option<&str> {
     namespace.path().as_ref()?.to_str()?.strip_prefix(NAMESPACE_OF)
 }
 
-/// Replaces the paths of other containers' namespaces by /proc/<pid>/ns/…; `init_of` returns the pid of a
+/// Replaces the paths of other containers' namespaces by `/proc/<pid>/ns/…`; `init_of` returns the pid of a
 /// container's init.
 pub fn resolve_namespaces(
     spec: &mut Spec,
@@ -122,7 +122,7 @@ pub fn resolve_namespaces(
     Ok(())
 }
 
-/// The name in /proc/<pid>/ns of a namespace of this kind.
+/// The name in `/proc/<pid>/ns` of a namespace of this kind.
 fn proc_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Mount => "mnt",

@@ -1,5 +1,5 @@
-//! Specs against the protocol's table of fields (`nacre_protocol::spec`): what the table accepts, the
-//! libraries that read the spec must accept, too.
+//! Specs against the protocol's table of fields (`nacre_protocol::spec`): the libraries that read a spec must
+//! accept every value that the table accepts.
 
 use super::*;
 use nacre_protocol::spec::{Kind, SPEC, leaves};
