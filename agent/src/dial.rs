@@ -1,5 +1,5 @@
-//! Opens streams to the host: over vsock in a guest, over Unix sockets if the agent runs standalone. Used for the
-//! agent's own connection and for every standard stream of a process; never accepts a connection.
+//! Opens streams to the host: over vsock in a guest, over Unix sockets if the agent runs standalone. Used for
+//! the agent's own connection and for every standard stream of a process; never accepts a connection.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};

@@ -1,9 +1,10 @@
-//! A process's standard streams: pipes in the guest, or the process's terminal, connected to the host's streams. They are
-//! pipes and not the sockets themselves because a process may open /dev/stdout, which fails on a socket.
+//! A process's standard streams: pipes in the guest, or the process's terminal, connected to the host's
+//! streams. They are pipes and not the sockets themselves because a process may open /dev/stdout, which fails
+//! on a socket.
 //!
-//! Input is spliced. Output is read and written, because each spliced page would become a vsock packet of its own, and
-//! each packet costs an exit of the VM. Nothing is buffered beyond the pipe and one chunk: if the host does not read, the
-//! writer blocks. Used for a container's init and for exec processes.
+//! Input is spliced. Output is read and written, because each spliced page would become a vsock packet of its
+//! own, and each packet costs an exit of the VM. Nothing is buffered beyond the pipe and one chunk: if the
+//! host does not read, the writer blocks. Used for a container's init and for exec processes.
 
 mod copy;
 
@@ -26,8 +27,8 @@ use crate::error::Error;
 /// The process's ends of its standard input, output and error, in this order.
 pub struct Ends(pub [OwnedFd; 3]);
 
-/// The connections to the host for standard input, output and error, still being established; None for a stream that is
-/// not wanted.
+/// The connections to the host for standard input, output and error, still being established; None for a
+/// stream that is not wanted.
 pub struct Dialed([Option<Dialing>; 3]);
 
 /// The agent's ends of the pipes for standard input, output and error; None for a stream that is not wanted.
@@ -119,8 +120,8 @@ impl Dialed {
         })
     }
 
-    /// Waits until the host's streams are connected, and joins them with the terminal's master. A terminal has no separate
-    /// standard error.
+    /// Waits until the host's streams are connected, and joins them with the terminal's master. A terminal
+    /// has no separate standard error.
     pub async fn with_terminal(self, master: &OwnedFd) -> Result<Streams, Error> {
         let duplicate = || {
             master
@@ -149,7 +150,8 @@ impl Dialed {
 
 type Registered = AsyncFd<OwnedFd>;
 
-/// The host's stream and the agent's end of the pipe or terminal, in this order; None if the stream is not wanted.
+/// The host's stream and the agent's end of the pipe or terminal, in this order; None if the stream is not
+/// wanted.
 async fn pair(
     dialing: Option<Dialing>,
     end: Option<OwnedFd>,
@@ -170,8 +172,8 @@ fn make_pipe(uid: u32) -> Result<(ReadEnd, WriteEnd), Error> {
     Ok((ReadEnd(read), WriteEnd(write)))
 }
 
-/// Makes the agent's end of a pipe or terminal non-blocking and registers it. O_NONBLOCK belongs to the open file
-/// description, so the process's end stays blocking.
+/// Makes the agent's end of a pipe or terminal non-blocking and registers it. O_NONBLOCK belongs to the open
+/// file description, so the process's end stays blocking.
 fn register(fd: OwnedFd) -> Result<Registered, Error> {
     fcntl_setfl(&fd, OFlags::NONBLOCK).map_err(Error::system("making a standard stream non-blocking"))?;
     async_fd::register(fd).map_err(Error::system("registering a standard stream with the event loop"))
@@ -184,7 +186,8 @@ fn open_null() -> Result<OwnedFd, Error> {
 }
 
 impl Streams {
-    /// Starts the tasks that copy each stream until it ends. Returns the handle of standard input, if it is wanted.
+    /// Starts the tasks that copy each stream until it ends. Returns the handle of standard input, if it is
+    /// wanted.
     pub fn start(self) -> Option<Input> {
         for pair in self.outputs.into_iter().flatten() {
             // An error means that one side was closed. Dropping the pair closes the other side.
@@ -195,7 +198,8 @@ impl Streams {
         let is_terminal = self.is_terminal;
         let copying = tokio::spawn(async move {
             if is_terminal {
-                // A terminal's end of input is a character, so there is nothing to do at the end of the host's stream.
+                // A terminal's end of input is a character, so there is nothing to do at the end of the
+                // host's stream.
                 let _ = pair.copy().await;
             } else {
                 splice_input(pair, closed).await;

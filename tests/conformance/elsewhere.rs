@@ -24,7 +24,7 @@ pub const OF_EACH_IGNORED: (&str, &str) = (
 const FIELDS: &str = "agent/tests/fields.rs";
 const PROCESS_FIELDS: &str = "agent/tests/process_fields.rs";
 const CONTAINERS: &str = "agent/tests/containers.rs";
-const EXECS: &str = "agent/tests/execs.rs";
+const TERMINALS: &str = "agent/tests/terminals.rs";
 const LIMITS: &str = "agent/src/cgroup/limits/tests.rs";
 const HOOKS: &str = "pod/src/hooks/tests.rs";
 const TASKS: &str = "shim/tests/service/tasks.rs";
@@ -190,7 +190,7 @@ pub const TESTS: &[Test] = &[
         ],
     ),
     test(
-        EXECS,
+        TERMINALS,
         "a_container_has_a_terminal",
         &[
             "process.terminal",

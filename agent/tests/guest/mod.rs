@@ -1,5 +1,6 @@
-//! A standalone agent in mount and PID namespaces of its own, and the host's ends of its streams: [`Guest`] starts and
-//! stops the agent, `calls` has one method per request, `container` describes containers and their streams.
+//! A standalone agent in mount and PID namespaces of its own, and the host's ends of its streams: [`Guest`]
+//! starts and stops the agent, `calls` has one method per request, `container` describes containers and their
+//! streams.
 
 mod calls;
 pub mod container;
@@ -79,7 +80,7 @@ impl Guest {
         let sockets = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(sockets.path().join(AGENT_PORT.to_string())).unwrap();
         let script = "mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /run && exec \"$0\" --standalone \"$1\"";
-        // Whoever runs the tests may ignore a terminal's signals, as a shell has it in the background.
+        // A shell starts background jobs with SIGINT and SIGQUIT ignored, which containers would inherit.
         let child = Command::new("env")
             .args([
                 "--default-signal",
