@@ -1,4 +1,4 @@
-//! How things look on a terminal: tables, bars, units. Pure, except [`print`].
+//! How things look on a terminal: tables, bars, units. Pure, except [`print()`].
 
 use std::io::Write as _;
 
