@@ -58,7 +58,7 @@ impl Point {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 struct Hook {
     path: PathBuf,
-    /// With argv[0], which need not be the path.
+    /// With `argv[0]`, which need not be the path.
     args: Option<Vec<String>>,
     env: Option<Vec<String>>,
     /// Seconds.

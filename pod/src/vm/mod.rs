@@ -64,7 +64,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Opens what the VMM needs, starts it in `cgroup` and configures it; gives what [`follow`] takes, too. It runs on the
+    /// Opens what the VMM needs, starts it in `cgroup` and configures it; gives what [`follow()`] takes, too. It runs on the
     /// host's `cpus`; on all where there are none named.
     ///
     /// # Errors
