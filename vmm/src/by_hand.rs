@@ -4,7 +4,6 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -24,8 +23,8 @@ use crate::ByHand;
 /// Most streams that the guest may open to nobody in particular.
 const MAX_STREAMS: usize = 64;
 
-/// Runs what the command line says.
-pub fn run(arguments: &ByHand) -> anyhow::Result<ExitCode> {
+/// Runs what the command line says; returns the exit code.
+pub fn run(arguments: &ByHand) -> anyhow::Result<u8> {
     let config = config(arguments)?;
     let stop = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("eventfd")?;
     let started = Arc::new(OnceLock::new());
@@ -63,9 +62,9 @@ pub fn run(arguments: &ByHand) -> anyhow::Result<ExitCode> {
     Ok(match end {
         End::Guest(outcome) => {
             eprintln!("nacre-vmm: {outcome}");
-            ExitCode::from(exit_code(&outcome))
+            exit_code(&outcome)
         }
-        End::Stopped => ExitCode::SUCCESS,
+        End::Stopped => 0,
         End::Shim(reason) => bail!("a shim where there is none: {reason}"),
     })
 }

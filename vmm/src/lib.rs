@@ -20,6 +20,8 @@ pub mod kvm;
 mod log;
 pub mod machine;
 pub mod probe;
+pub mod process;
+pub mod shim_managed;
 pub mod transport;
 pub mod virtio;
 pub mod watch;

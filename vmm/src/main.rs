@@ -1,15 +1,14 @@
-//! `nacre-vmm`: runs one microVM, for the shim (`--control-fd`, [`for_shim`]) or by hand (`--kernel`, [`by_hand`]), or
+//! `nacre-vmm`: runs one microVM, for the shim (`--control-fd`, [`nacre_vmm::shim_managed`]) or by hand (`--kernel`, [`by_hand`]), or
 //! tells whether it could (`--probe`). Only the binary knows the command line and the exit codes.
 
 mod by_hand;
-mod for_shim;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 use nacre_vmm::control::Control;
-use nacre_vmm::probe;
+use nacre_vmm::{probe, process, shim_managed};
 
 /// Runs one microVM on KVM.
 ///
@@ -80,11 +79,12 @@ fn main() -> ExitCode {
         println!("{report}");
         return ExitCode::from(report.exit_code());
     }
-    match arguments.control_fd {
-        Some(fd) => for_shim::run(&Control::new(fd)),
+    let code = match arguments.control_fd {
+        Some(fd) => shim_managed::run(&Control::new(fd)),
         None => by_hand::run(&arguments.by_hand).unwrap_or_else(|error| {
             eprintln!("nacre-vmm: {error:#}");
-            ExitCode::FAILURE
+            1
         }),
-    }
+    };
+    process::exit_now(code)
 }

@@ -254,6 +254,11 @@ pub(crate) mod tests {
 
     const ENTRY: u64 = 0x10_0002;
 
+    /// The note that makes an ELF file a PVH kernel.
+    pub(crate) fn pvh_note() -> Vec<u8> {
+        note(b"Xen\0", 18, &[0; 4])
+    }
+
     /// A vmlinux with one segment of `code` at 1 MiB.
     pub(crate) fn vmlinux(code: &[u8], notes: &[u8]) -> File {
         let mut header = elf::Elf64_Ehdr {
@@ -330,7 +335,7 @@ pub(crate) mod tests {
 
     #[test]
     fn an_entry_point_outside_of_what_is_loaded_is_refused() {
-        let file = vmlinux(b"c", &note(b"Xen\0", 18, &[0; 4]));
+        let file = vmlinux(b"c", &pvh_note());
         assert!(matches!(inspect(&file), Err(Error::NoEntry(ENTRY))));
     }
 
@@ -343,7 +348,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_segment_beyond_memory_is_refused() {
-        let file = vmlinux(b"code", &note(b"Xen\0", 18, &[0; 4]));
+        let file = vmlinux(b"code", &pvh_note());
         let image = inspect(&file).unwrap();
         let memory = crate::machine::memory::make(1 << 20).unwrap();
         assert!(matches!(

@@ -11,6 +11,7 @@ use nacre_protocol::control::{
 
 use crate::log::Limited;
 use crate::machine::{Failure, Machine};
+use crate::process::exit_now;
 use crate::virtio::vsock::{Host, Refused};
 
 /// Why the shim could not be understood.
@@ -93,23 +94,26 @@ impl Control {
         self.tell(&FromVmm::Running);
     }
 
-    /// Tells that the machine could not be built.
-    pub fn failed(&self, failure: &Failure) {
-        self.failed_at(failure.step, &failure.error, failure.hint());
+    /// Reports that the machine could not be built, and exits with status 1.
+    pub fn fail(&self, failure: &Failure) -> ! {
+        self.fail_at(failure.step, &failure.error, failure.hint())
     }
 
-    /// Tells that `step` failed.
-    pub fn failed_at(&self, step: &str, error: &dyn std::error::Error, hint: Option<String>) {
+    /// Reports that `step` failed, and exits with status 1.
+    pub fn fail_at(&self, step: &str, error: &dyn std::error::Error, hint: Option<String>) -> ! {
+        eprintln!("nacre-vmm: {step}: {error}");
         self.tell(&FromVmm::Failed {
             step: step.to_owned(),
             error: error.to_string(),
             hint,
         });
+        exit_now(1)
     }
 
-    /// Tells how the guest ended.
-    pub fn ended(&self, outcome: Outcome) {
+    /// Reports how the guest ended, and exits with status 0.
+    pub fn end(&self, outcome: Outcome) -> ! {
         self.tell(&FromVmm::Ended(outcome));
+        exit_now(0)
     }
 
     /// Answers one message. Called when the socket is readable.
@@ -226,21 +230,5 @@ mod tests {
         assert_eq!((message, fds.len()), (FromVmm::Connection { port: 7 }, 1));
         drop(shim);
         assert_eq!(host.connect(7, stream()), Err(Refused));
-    }
-
-    #[test]
-    fn a_failure_names_step_reason_and_hint() {
-        let (shim, vmm) = pair();
-        let error = crate::boot::kernel::Error::NoPvhEntry;
-        vmm.failed(&Failure {
-            step: "read guest images",
-            error: crate::boot::Error::from(error).into(),
-        });
-        let FromVmm::Failed { step, error, hint } = shim.receive::<FromVmm>().unwrap().0 else {
-            panic!()
-        };
-        assert_eq!(step, "read guest images");
-        assert!(error.contains("PVH"), "{error}");
-        assert!(hint.unwrap().contains("vmlinux"));
     }
 }

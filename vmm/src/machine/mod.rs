@@ -11,6 +11,7 @@ mod virtio_devices;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -52,7 +53,9 @@ pub struct Machine {
     ending: Ending,
     console: Console,
     input: Input,
-    board: Arc<Board>,
+    /// Never dropped, as it owns the devices: dropping a device joins its worker's thread, which may hang in a system
+    /// call to a broken host file system.
+    board: ManuallyDrop<Arc<Board>>,
     statistics: Vec<Statistics>,
     gates: Vec<Sender<()>>,
     // Kept because KVM and the devices use them.
@@ -115,7 +118,7 @@ pub fn build(
         ending,
         console,
         input,
-        board,
+        board: ManuallyDrop::new(board),
         statistics,
         gates,
         _vm: vm,
