@@ -1,51 +1,53 @@
-//! A VM for the shim: configuration and files come over the control socket, and so goes what becomes of it. What
-//! goes wrong is told to the shim; standard error has it, too.
+//! The mode for the shim: the configuration and its files arrive over the control socket, and the steps of
+//! the start, the guest's connections and the end of the VM are reported over it. Called by `main`; never
+//! returns.
 
 use std::error::Error as StdError;
+
+use nacre_protocol::control::Outcome;
+use nacre_protocol::guest::SHARED_TAG;
 
 use crate::config::Config;
 use crate::control::{ConfigFiles, Control};
 use crate::jail::{self, Confinement, ThreadKind, Violation};
-use crate::machine::{self, Failure, Machine, Resources, Sources};
+use crate::machine::{self, DeviceConfigs, Failure, Machine, Resources};
+use crate::main_loop::{self, Inputs, StopReason};
 use crate::process::exit_now;
 use crate::virtio::{fs, vsock};
-use crate::watch::{End, Wait, watch};
-use nacre_protocol::control::Outcome;
-use nacre_protocol::guest::SHARED_TAG;
 
-/// A step before there is a machine that failed.
-struct Early(&'static str, Box<dyn StdError>);
+/// A failed step before [`machine::build`], with its error.
+struct StepError(&'static str, Box<dyn StdError>);
 
-impl Early {
+impl StepError {
     fn at<E: StdError + 'static>(step: &'static str) -> impl FnOnce(E) -> Self {
         move |error| Self(step, Box::new(error))
     }
 }
 
-/// Runs what the shim sends, to the end of the process.
+/// Runs the VM that the shim configures until the VM ends or the shim closes the socket.
 pub fn run(control: &Control) -> ! {
     let (config, files, jail) =
-        prepare(control).unwrap_or_else(|Early(step, error)| control.fail_at(step, error.as_ref(), None));
+        prepare(control).unwrap_or_else(|StepError(step, error)| control.fail_at(step, error.as_ref(), None));
     let machine = build(control, &config, files, jail).unwrap_or_else(|failure| control.fail(&failure));
     run_machine(machine, control)
 }
 
-/// The closed jail, and what was opened before.
+/// The jail after it is closed, and what the file server opened before.
 struct Jail {
     confinement: Confinement,
-    tree: fs::Prepared,
+    fs: fs::Prepared,
 }
 
-fn prepare(control: &Control) -> Result<(Config, ConfigFiles, Jail), Early> {
+fn prepare(control: &Control) -> Result<(Config, ConfigFiles, Jail), StepError> {
     let (configure, files) = control
-        .configuration()
-        .map_err(Early::at("receive configuration"))?;
-    let config = Config::try_from(configure).map_err(Early::at("check configuration"))?;
-    let tree = fs::Prepared::before_jail().map_err(Early::at("open /proc/self/fd"))?;
-    jail::enter(None).map_err(Early::at("close jail"))?;
-    let confinement = Confinement::closed(Violation::Kill).map_err(Early::at("close jail"))?;
-    control.step("jail closed");
-    Ok((config, files, Jail { confinement, tree }))
+        .receive_configuration()
+        .map_err(StepError::at("receive configuration"))?;
+    let config = Config::try_from(configure).map_err(StepError::at("check configuration"))?;
+    let fs = fs::Prepared::before_jail().map_err(StepError::at("open /proc/self/fd"))?;
+    jail::enter(None).map_err(StepError::at("close jail"))?;
+    let confinement = Confinement::closed(Violation::Kill).map_err(StepError::at("close jail"))?;
+    control.send_step("jail closed");
+    Ok((config, files, Jail { confinement, fs }))
 }
 
 fn build(control: &Control, config: &Config, files: ConfigFiles, jail: Jail) -> Result<Machine, Failure> {
@@ -53,46 +55,46 @@ fn build(control: &Control, config: &Config, files: ConfigFiles, jail: Jail) -> 
         kvm: files.kvm,
         kernel: files.kernel,
         initrd: files.initrd,
-        console: Some(files.console),
-        sources: Sources {
+        console_ring: Some(files.console_ring),
+        devices: DeviceConfigs {
             vsock: vsock::Config {
-                host: Box::new(control.vsock_host()),
+                host: Box::new(control.connection_sender()),
                 listener: None,
             },
             // The root of this process's mount namespace, into which the shim moves the containers' mounts.
-            files: Some(fs::Config {
+            fs: Some(fs::Config {
                 tag: SHARED_TAG.to_owned(),
                 root: "/".into(),
-                prepared: jail.tree,
+                prepared: jail.fs,
             }),
         },
     };
-    let confinement = jail.confinement;
-    let machine = machine::build(config, resources, &confinement, |step| control.step(step))?;
-    confinement
+    let machine = machine::build(config, resources, &jail.confinement, |step| {
+        control.send_step(step);
+    })?;
+    jail.confinement
         .confine(ThreadKind::Control)
         .map_err(Failure::at("confine main thread"))?;
     Ok(machine)
 }
 
-/// Runs the guest to its end, or to the shim's.
 fn run_machine(mut machine: Machine, control: &Control) -> ! {
-    control.running();
+    control.send_running();
     machine.run();
-    let wait = Wait {
+    let inputs = Inputs {
         control: Some(control),
-        ..Wait::default()
+        ..Inputs::default()
     };
-    match watch(&machine, wait) {
-        Ok(End::Guest(outcome)) => control.end(outcome),
-        Ok(End::Shim(reason)) => {
-            eprintln!("nacre-vmm: the shim: {reason}");
+    match main_loop::run(&machine, inputs) {
+        Ok(StopReason::VmExited(outcome)) => control.end(outcome),
+        Ok(StopReason::ShimGone(reason)) => {
+            eprintln!("nacre-vmm: exiting because of the shim: {reason}");
             exit_now(0)
         }
-        Ok(End::Stopped) => exit_now(0),
-        Err(error) => {
-            let error = format!("waiting: {error}");
-            eprintln!("nacre-vmm: {error}");
+        Ok(StopReason::Requested) => exit_now(0),
+        Err(errno) => {
+            let error = format!("poll: {errno}");
+            eprintln!("nacre-vmm: main thread: {error}");
             control.end(Outcome::Fault {
                 part: "main thread".to_owned(),
                 error,
@@ -105,7 +107,7 @@ fn run_machine(mut machine: Machine, control: &Control) -> ! {
 mod tests {
     use super::*;
     use crate::boot::kernel;
-    use crate::config::ConsoleTo;
+    use crate::config::ConsoleOutput;
     use nacre_protocol::control::{Channel, FromVmm};
     use nix::poll::{PollFd, PollFlags, poll};
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -117,7 +119,8 @@ mod tests {
     /// Set in the child process of the test below, to the number of its control socket.
     const CHILD: &str = "NACRE_TEST_CONTROL_FD";
 
-    /// Makes a device whose worker never ends, as a file server's does in a system call to a hung host file system.
+    /// Its destructor runs on the vsock device's worker and never returns: the worker then hangs as the file
+    /// server does in a system call to a hung host file system.
     struct Hanging;
 
     impl vsock::Host for Hanging {
@@ -145,26 +148,26 @@ mod tests {
             memory_mib: 64,
             vcpus: 1,
             extra_cmdline: String::new(),
-            console: ConsoleTo::Ring,
+            console: ConsoleOutput::RingOnly,
         };
         let resources = Resources {
             kvm: kvm.into(),
             kernel: kernel::tests::vmlinux(code, &kernel::tests::pvh_note()),
             initrd,
-            console: None,
-            sources: Sources {
+            console_ring: None,
+            devices: DeviceConfigs {
                 vsock: vsock::Config {
                     host: Box::new(Hanging),
                     listener: None,
                 },
-                files: None,
+                fs: None,
             },
         };
         machine::build(&config, resources, &Confinement::none(), |_| {}).unwrap()
     }
 
     #[test]
-    fn the_process_is_gone_after_its_last_message_though_a_worker_hangs() {
+    fn the_process_exits_after_its_last_message_even_if_a_worker_hangs() {
         if let Ok(fd) = std::env::var(CHILD) {
             run_machine(machine_with_a_hung_worker(), &Control::new(fd.parse().unwrap()));
         }
@@ -176,7 +179,7 @@ mod tests {
         rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC).unwrap();
         let (_, name) = concat!(
             module_path!(),
-            "::the_process_is_gone_after_its_last_message_though_a_worker_hangs"
+            "::the_process_exits_after_its_last_message_even_if_a_worker_hangs"
         )
         .split_once("::")
         .unwrap();
@@ -195,11 +198,11 @@ mod tests {
             shim.receive::<FromVmm>().unwrap().0,
             FromVmm::Ended(Outcome::Panic)
         );
-        let mut exited = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-        let gone = poll(&mut exited, 1000u16).unwrap();
-        if gone == 0 {
+        let mut pidfds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        let exited_in_time = poll(&mut pidfds, 1000u16).unwrap();
+        if exited_in_time == 0 {
             child.kill().unwrap();
         }
-        assert!(child.wait().unwrap().success() && gone == 1);
+        assert!(child.wait().unwrap().success() && exited_in_time == 1);
     }
 }
