@@ -2,8 +2,9 @@
 //! the machine's steps. The guest itself runs in [`vcpu`].
 
 pub mod cpuid;
-mod raw;
+pub(crate) mod raw;
 pub mod registers;
+pub(crate) mod segments;
 pub mod stats;
 pub mod vcpu;
 

@@ -1,5 +1,6 @@
 //! The KVM requests whose safety Rust can't check: taking over descriptors, mapping host memory into the
-//! guest, reading the union in `kvm_run`, an ioctl that kvm-ioctls does not have.
+//! guest, reading the union in `kvm_run`, an ioctl that kvm-ioctls does not have. Used by this module's
+//! siblings and by the probe.
 #![allow(
     unsafe_code,
     reason = "KVM's interface consists of raw descriptors, addresses and unions"
@@ -12,14 +13,14 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 /// Wraps the descriptor of `/dev/kvm`.
-pub(super) fn kvm(device: OwnedFd) -> Kvm {
+pub(crate) fn kvm(device: OwnedFd) -> Kvm {
     // SAFETY: into_raw_fd transfers ownership; Kvm closes the descriptor.
     unsafe { Kvm::from_raw_fd(device.into_raw_fd()) }
 }
 
 /// Maps the host memory at address `host` into the guest. `range` is the guest-physical address and the
 /// length.
-pub(super) fn set_slot(vm: &VmFd, slot: u32, range: (u64, u64), host: u64) -> Result<(), kvm_ioctls::Error> {
+pub(crate) fn set_slot(vm: &VmFd, slot: u32, range: (u64, u64), host: u64) -> Result<(), kvm_ioctls::Error> {
     let region = kvm_userspace_memory_region {
         slot,
         flags: 0,
@@ -33,7 +34,7 @@ pub(super) fn set_slot(vm: &VmFd, slot: u32, range: (u64, u64), host: u64) -> Re
 }
 
 /// `kvm_run.internal.suberror`. Call it after KVM_RUN has returned KVM_EXIT_INTERNAL_ERROR.
-pub(super) fn internal_error(vcpu: &mut VcpuFd) -> u32 {
+pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> u32 {
     let run = vcpu.get_kvm_run();
     // SAFETY: every member of the union is plain data of which any bits are valid; after this exit reason,
     // `internal` is the member that KVM has filled.

@@ -2,9 +2,10 @@
 //! RSI with the zero page's address (Documentation/arch/x86/boot.rst, "64-bit boot protocol"). The other
 //! vCPUs keep their reset state and wait for INIT and SIPI.
 
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs};
 use kvm_ioctls::VcpuFd;
 
+use super::segments::{self, Tss};
 use super::{Error, error_at};
 use crate::machine::layout;
 
@@ -57,20 +58,10 @@ pub fn set_entry(vcpu: &VcpuFd, entry: u64) -> Result<(), Error> {
     special.efer = EFER;
     special.gdt.base = layout::GDT;
     special.gdt.limit = 4 * 8 - 1;
-    special.cs = kvm_segment {
-        l: 1,
-        db: 0,
-        ..flat(0x10, CODE)
-    };
-    let data = flat(0x18, DATA);
+    special.cs = segments::code(0x10);
+    let data = segments::data(0x18);
     (special.ds, special.es, special.fs, special.gs, special.ss) = (data, data, data, data, data);
-    special.tr = kvm_segment {
-        limit: 0x67,
-        g: 0,
-        db: 0,
-        s: 0,
-        ..flat(0, BUSY_TSS)
-    };
+    special.tr = segments::task(0, &Tss { base: 0, limit: 0x67 });
     vcpu.set_sregs(&special)
         .map_err(error_at("setting the special registers"))?;
     let general = kvm_regs {
@@ -81,28 +72,6 @@ pub fn set_entry(vcpu: &VcpuFd, entry: u64) -> Result<(), Error> {
     };
     vcpu.set_regs(&general)
         .map_err(error_at("setting the general registers"))
-}
-
-/// Type: code, execute and read, accessed.
-const CODE: u8 = 0xb;
-/// Type: data, read and write, accessed.
-const DATA: u8 = 0x3;
-/// Type: 64-bit TSS, busy.
-const BUSY_TSS: u8 = 0xb;
-
-/// A segment of 4 GiB from address 0 on.
-fn flat(selector: u16, type_: u8) -> kvm_segment {
-    kvm_segment {
-        base: 0,
-        limit: 0xffff_ffff,
-        selector,
-        type_,
-        present: 1,
-        db: 1,
-        s: 1,
-        g: 1,
-        ..Default::default()
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@
 
 use std::arch::global_asm;
 
+use crate::kvm::segments::Tss;
+
 /// The checks, in the order in which the guest tries them.
 pub const CHECKS: [&str; 6] = [
     "invalid opcode exception through the guest's IDT",
@@ -38,7 +40,10 @@ pub const GDT: (u64, u16) = (0x1000, 0x3f);
 /// Address and limit of the IDT: 256 gates of 16 bytes.
 pub const IDT: (u64, u16) = (0x2000, 0xfff);
 /// Address and limit of the task state segment.
-pub const TSS: (u64, u32) = (0x1800, 0x67);
+pub const TSS: Tss = Tss {
+    base: 0x1800,
+    limit: 0x67,
+};
 /// Address of the top-level page table (PML4).
 pub const PAGE_TABLE: u64 = 0x4000;
 /// Address of the code.
@@ -245,7 +250,7 @@ pub fn image() -> Vec<u8> {
     };
     put(GDT.0, &descriptors());
     put(IDT.0, &gates());
-    put(TSS.0.wrapping_add(4), &INTERRUPT_STACK.to_le_bytes());
+    put(TSS.base.wrapping_add(4), &INTERRUPT_STACK.to_le_bytes());
     for (at, entry) in page_tables() {
         put(at, &entry.to_le_bytes());
     }
@@ -255,7 +260,7 @@ pub fn image() -> Vec<u8> {
 
 /// The GDT: null, kernel code, kernel data, null, user data, user code, task.
 fn descriptors() -> Vec<u8> {
-    let task = 0x0000_8900_0000_0000 | (TSS.0 << 16) | u64::from(TSS.1);
+    let task = 0x0000_8900_0000_0000 | (TSS.base << 16) | u64::from(TSS.limit);
     let entries = [
         0,
         0x00af_9b00_0000_ffff,

@@ -1,16 +1,15 @@
 //! The VM of the probe's guest: one vCPU in 64-bit mode, 2 MiB of memory, the in-kernel local APIC. Created
 //! and run by [`super::run`] on a new thread; stops at the first check that fails.
-#![allow(unsafe_code, reason = "a memory slot and the union in kvm_run")]
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
-};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_sregs};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemory as _, GuestMemoryMmap};
 
 use super::guest;
+use crate::kvm::raw;
+use crate::kvm::segments;
 
 /// Address of the three pages that KVM on Intel processors uses for a TSS; the guest does not use them.
 const KVM_TSS: usize = 0xfffb_d000;
@@ -59,15 +58,7 @@ fn create_vm(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VmFd, String> {
     let host = memory
         .get_host_address(GuestAddress(0))
         .map_err(|error| format!("address of guest memory: {error}"))?;
-    let region = kvm_userspace_memory_region {
-        slot: 0,
-        guest_phys_addr: 0,
-        memory_size: guest::MEMORY_BYTES as u64,
-        userspace_addr: host.addr() as u64,
-        flags: 0,
-    };
-    // SAFETY: the mapping has the slot's size, and the caller keeps it until the VM is destroyed.
-    unsafe { vm.set_user_memory_region(region) }
+    raw::set_slot(&vm, 0, (0, guest::MEMORY_BYTES as u64), host.addr() as u64)
         .map_err(|error| format!("KVM_SET_USER_MEMORY_REGION: {error}"))?;
     Ok(vm)
 }
@@ -85,33 +76,10 @@ fn set_registers(vcpu: &VcpuFd, first: usize, xsave: bool) -> Result<(), String>
     let mut sregs: kvm_sregs = vcpu
         .get_sregs()
         .map_err(|error| format!("KVM_GET_SREGS: {error}"))?;
-    let code = kvm_segment {
-        limit: 0xffff_ffff,
-        selector: guest::KERNEL_CODE,
-        type_: 0xb,
-        present: 1,
-        s: 1,
-        l: 1,
-        g: 1,
-        ..Default::default()
-    };
-    let data = kvm_segment {
-        selector: guest::KERNEL_DATA,
-        type_: 3,
-        db: 1,
-        l: 0,
-        ..code
-    };
-    sregs.cs = code;
+    sregs.cs = segments::code(guest::KERNEL_CODE);
+    let data = segments::data(guest::KERNEL_DATA);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment {
-        base: guest::TSS.0,
-        limit: guest::TSS.1,
-        selector: guest::TASK,
-        type_: 0xb,
-        present: 1,
-        ..Default::default()
-    };
+    sregs.tr = segments::task(guest::TASK, &guest::TSS);
     (sregs.gdt.base, sregs.gdt.limit) = guest::GDT;
     (sregs.idt.base, sregs.idt.limit) = guest::IDT;
     sregs.cr3 = guest::PAGE_TABLE;
@@ -169,9 +137,7 @@ fn run_checks(vcpu: &mut VcpuFd, first: usize, stop: &AtomicBool) -> Run {
 }
 
 fn describe_internal_error(vcpu: &mut VcpuFd) -> String {
-    let run = vcpu.get_kvm_run();
-    // SAFETY: after KVM_EXIT_INTERNAL_ERROR this is the union's valid member, and it is plain data.
-    let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
+    let suberror = raw::internal_error(vcpu);
     let meaning = if suberror == 1 {
         "KVM can't emulate the instruction"
     } else {
