@@ -30,6 +30,7 @@ use nacre_protocol::control::Outcome;
 use crate::bus::Bus;
 use crate::jail::{self, Confinement, ThreadKind};
 use crate::machine::vm_exit::VmExit;
+use crate::process::panic_text;
 
 /// The buses, shared by all vCPU threads and constant once the first of them runs.
 pub struct IoBuses {
@@ -102,13 +103,9 @@ impl Vcpu {
             .spawn(move || {
                 let (index, vm_exit) = (self.index, self.vm_exit.clone());
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.run(&sync, &confinement))) {
-                    let reason = panic
-                        .downcast_ref::<&str>()
-                        .copied()
-                        .unwrap_or("see standard error");
                     vm_exit.set_fault(
                         format!("vCPU {index}"),
-                        format_args!("its thread panicked: {reason}"),
+                        format_args!("its thread panicked: {}", panic_text(&*panic)),
                     );
                 }
             })?;
@@ -201,11 +198,13 @@ fn wait_for_start(sync: &StartSync) -> State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::BusDevice;
     use crate::devices::power::{PORTS, PowerRegisters, RESET, RESET_VALUE};
     use crate::machine::layout;
     use vm_memory::{Bytes as _, GuestAddress};
 
-    /// Runs `code` on the first vCPU of a guest until the VM ends. The guest has the power registers.
+    /// Runs `code` on the first vCPU of a guest until the VM ends. The guest has the power registers and, at
+    /// port 0x80, a device that panics.
     fn outcome(code: &[u8]) -> Option<(Outcome, BTreeMap<String, u64>)> {
         let vm = super::super::tests::vm()?;
         let memory = crate::machine::memory::allocate(2 << 20).unwrap();
@@ -252,12 +251,23 @@ mod tests {
         Some((vm_exit.outcome().unwrap(), counts))
     }
 
+    struct Panicking;
+
+    impl BusDevice for Panicking {
+        fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
+
+        fn write(&mut self, offset: u64, _data: &[u8]) {
+            panic!("the message with offset {offset}");
+        }
+    }
+
     fn buses(vm_exit: &VmExit) -> IoBuses {
         let mut ports = Bus::new("port");
         let power = Box::new(PowerRegisters::new(vm_exit.clone()));
         ports
             .insert("power", u64::from(layout::POWER_PORT), u64::from(PORTS), power)
             .unwrap();
+        ports.insert("panicking", 0x80, 1, Box::new(Panicking)).unwrap();
         IoBuses {
             ports,
             mmio: Bus::new("mmio"),
@@ -295,6 +305,20 @@ mod tests {
         assert!(
             matches!(outcome, Outcome::Reset { .. } | Outcome::Fault { .. }),
             "{outcome:?}"
+        );
+    }
+
+    #[test]
+    fn a_panic_of_the_thread_is_a_fault_with_its_message() {
+        let Some((outcome, _)) = outcome(&write_port(0x80, 0)) else {
+            return;
+        };
+        assert_eq!(
+            outcome,
+            Outcome::Fault {
+                part: "vCPU 0".to_owned(),
+                error: "its thread panicked: the message with offset 0".to_owned()
+            }
         );
     }
 }
