@@ -1,6 +1,5 @@
-//! The standalone mode of `nacre-vmm`, with guests of a few instructions: exit codes and messages. Without a
-//! jail, so it needs no root; the tests that run a guest need /dev/kvm and print a message if they are
-//! skipped.
+//! The standalone mode of `nacre-vmm`, with guests of a few instructions: exit codes and messages. The tests
+//! need /dev/kvm and print a message if they are skipped. As root they run with the jail, otherwise without.
 #![allow(missing_docs, reason = "a test")]
 
 mod guest;
@@ -17,8 +16,12 @@ fn run(kernel: &File, arguments: &[&str]) -> Output {
     let mut initrd = tempfile::tempfile().unwrap();
     initrd.write_all(b"initrd").unwrap();
     let path = |file: &File| format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
-    Command::new(env!("CARGO_BIN_EXE_nacre-vmm"))
-        .args(["--no-jail", "--memory-mib", "64"])
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nacre-vmm"));
+    if !nix::unistd::geteuid().is_root() {
+        command.arg("--no-jail");
+    }
+    command
+        .args(["--memory-mib", "64"])
         .args(["--kernel", &path(kernel), "--initrd", &path(&initrd)])
         .args(arguments)
         .output()
