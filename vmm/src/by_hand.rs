@@ -127,17 +127,18 @@ fn resources(arguments: &ByHand, host: Listener) -> anyhow::Result<Resources> {
 
 /// The shared directory is the root of the jail.
 fn files(share: &Path, no_jail: bool) -> anyhow::Result<fs::Config> {
-    let root = if no_jail {
-        share
+    let (root, prepared) = if no_jail {
+        let root = share
             .canonicalize()
-            .with_context(|| format!("the shared directory {}", share.display()))?
+            .with_context(|| format!("the shared directory {}", share.display()))?;
+        (root, fs::Prepared::without_jail())
     } else {
-        "/".into()
+        ("/".into(), fs::Prepared::before_jail())
     };
     Ok(fs::Config {
         tag: SHARED_TAG.to_owned(),
         root,
-        prepared: fs::Prepared::before_jail().context("opening /proc/self/fd")?,
+        prepared: prepared.context("opening /proc/self/fd")?,
     })
 }
 

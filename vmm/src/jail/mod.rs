@@ -10,6 +10,7 @@
 
 mod calls;
 mod capabilities;
+mod descriptors;
 mod filter;
 mod limits;
 mod root;
@@ -64,12 +65,15 @@ fn step<T, E: Display>(step: &'static str, result: Result<T, E>) -> Result<T, Er
 /// empty tmpfs of bounded size), rlimits, no_new_privs, not dumpable, umask 0, no capability that no thread needs.
 /// The process must have one thread, since namespaces and capabilities belong to threads.
 ///
-/// What is needed of /proc, /sys or /dev must be open before. The host's root can still look at /proc/PID/ns.
+/// What is needed of /proc, /sys or /dev must be open before, but a directory only as the root of a detached mount
+/// (open_tree with OPEN_TREE_CLONE): every other directory descriptor would lead back to the host's files by `..`.
+/// The host's root can still look at /proc/PID/ns.
 ///
 /// # Errors
 /// [`Error`] with the step that failed; the process must then end.
 pub fn enter(shared: Option<&Path>) -> Result<(), Error> {
     limits::one_thread()?;
+    descriptors::refuse_host_directories()?;
     // A backtrace reads files that are gone from here on, by calls that no filter allows: where the environment asks
     // for one, a panic would end by SIGSYS instead of being reported.
     std::panic::set_hook(Box::new(|panic| eprintln!("nacre-vmm: {panic}")));

@@ -180,6 +180,7 @@ fn jailed() {
     // The harness runs tests in a thread of its own, so this one makes a process with one thread.
     let case = std::env::var(CASE).unwrap();
     fork_and_wait(|| {
+        let _proc_self_fd = crate::virtio::fs::Prepared::before_jail().unwrap();
         enter((!share.is_empty()).then(|| Path::new(&share))).unwrap();
         look_around(&share);
         let confinement = Confinement::closed(Violation::Kill).unwrap();
@@ -205,6 +206,9 @@ fn look_around(share: &str) {
         }
     );
     assert!(std::fs::metadata("..").is_ok_and(|up| same(&up, &std::fs::metadata("/").unwrap())));
+    for fd in 0..64 {
+        assert!(!reaches_the_host(fd), "descriptor {fd} leads to the host's files");
+    }
     assert!(nix::sys::prctl::get_no_new_privs().unwrap());
     assert!(!nix::sys::prctl::get_dumpable().unwrap());
     assert_eq!(
@@ -216,6 +220,14 @@ fn look_around(share: &str) {
     assert!(!kept.permitted.contains(CapabilitySet::DAC_READ_SEARCH));
     assert!(kept.effective.contains(CapabilitySet::CHOWN));
     assert!(enter(None).is_err(), "the jail has a way to another one");
+}
+
+/// Whether a file of the host can be opened by `..` from the descriptor numbered `fd`, which need not be open.
+#[allow(unsafe_code, reason = "tries every number, also those that nobody owns")]
+fn reaches_the_host(fd: i32) -> bool {
+    let path = c"../../../../../../etc/passwd";
+    // SAFETY: the path is a literal; a number that is not open gives EBADF.
+    unsafe { libc::openat(fd, path.as_ptr(), libc::O_PATH) >= 0 }
 }
 
 fn same(a: &std::fs::Metadata, b: &std::fs::Metadata) -> bool {
@@ -268,6 +280,26 @@ fn a_panic_is_reported_even_where_a_backtrace_is_wanted() {
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(text.contains("nacre-vmm: panicked at"), "{text}");
+}
+
+#[test]
+#[ignore = "run as a child process by the other tests"]
+fn enters_with_a_directory_open() {
+    fork_and_wait(|| {
+        let _directory = std::fs::File::open("/proc/self/fd").unwrap();
+        let error = enter(None).unwrap_err().to_string();
+        assert!(error.contains("a directory of the host is open"), "{error}");
+        assert!(
+            error.contains("/fd, from where the host's files can be reached"),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn an_open_directory_of_the_host_is_refused() {
+    let output = run("jail::tests::enters_with_a_directory_open", "", Path::new(""));
+    assert!(output.status.success(), "{output:?}");
 }
 
 #[test]

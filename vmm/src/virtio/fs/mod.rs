@@ -29,6 +29,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
 use nix::sys::resource::{Resource, getrlimit};
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
@@ -44,6 +46,8 @@ use view::View;
 pub const RESERVED_FILES: u64 = 512;
 
 const NAME: &str = "fs";
+/// By this directory the library reopens a file that it holds as an O_PATH descriptor.
+const PROC_SELF_FD: &str = "/proc/self/fd";
 /// High priority, then requests. 512 descriptors let the driver send a MiB in one request.
 const QUEUE_SIZES: &[u16] = &[128, 512];
 /// Bytes of the tag in configuration space (virtio 1.2, 5.11.4).
@@ -56,15 +60,30 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Opens what the jail will not have.
+    /// Opens /proc/self/fd as a detached clone of its mount. A plain descriptor would still belong to the host's mount
+    /// namespace after the jail is closed, so `openat(fd, "../../../etc/shadow")` would open the host's file. The clone
+    /// has no parent mount: `..` at its root is the root itself.
     ///
     /// # Errors
-    /// Where /proc is not mounted.
+    /// EPERM without CAP_SYS_ADMIN; ENOENT if /proc is not mounted.
     pub fn before_jail() -> std::io::Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let proc_self_fd = open_tree(CWD, PROC_SELF_FD, flags)?;
+        Ok(Self {
+            proc_self_fd: proc_self_fd.into(),
+        })
+    }
+
+    /// Opens /proc/self/fd as a plain descriptor, which needs no privilege. For a process that stays outside of the
+    /// jail; [`crate::jail::enter`] refuses this descriptor.
+    ///
+    /// # Errors
+    /// ENOENT if /proc is not mounted.
+    pub fn without_jail() -> std::io::Result<Self> {
         let proc_self_fd = std::fs::OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_DIRECTORY)
-            .open("/proc/self/fd")?;
+            .open(PROC_SELF_FD)?;
         Ok(Self { proc_self_fd })
     }
 }

@@ -85,6 +85,13 @@ impl Seen {
     }
 }
 
+/// /proc/self/fd as in the jail, if this process may clone mounts.
+fn prepared() -> Prepared {
+    Prepared::before_jail()
+        .or_else(|_| Prepared::without_jail())
+        .unwrap()
+}
+
 struct Guest {
     driver: Driver,
     device: Fs,
@@ -100,7 +107,7 @@ impl Guest {
         let config = Config {
             tag: "nacre".to_owned(),
             root: root.path().to_owned(),
-            prepared: Prepared::before_jail().unwrap(),
+            prepared: prepared(),
         };
         let mut device = Fs::new(config, &driver.env()).unwrap();
         device.activate(driver.activation(device.features())).unwrap();
@@ -208,6 +215,31 @@ impl Guest {
         }
         seen.unwrap()
     }
+}
+
+#[test]
+fn the_prepared_descriptor_leads_nowhere_by_dotdot() {
+    use rustix::fs::{Mode, OFlags, fstat, openat};
+    let fd = match Prepared::before_jail() {
+        Ok(prepared) => prepared.proc_self_fd,
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            println!("skipped: cloning a mount needs CAP_SYS_ADMIN");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let up = openat(&fd, "../../..", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let (here, up) = (fstat(&fd).unwrap(), fstat(&up).unwrap());
+    assert_eq!((here.st_dev, here.st_ino), (up.st_dev, up.st_ino));
+    let file = openat(
+        &fd,
+        "../../../etc/passwd",
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    );
+    assert_eq!(file.unwrap_err(), rustix::io::Errno::NOENT);
+    // What it is for: a descriptor of this process by its number.
+    openat(&fd, "0", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
 }
 
 #[test]

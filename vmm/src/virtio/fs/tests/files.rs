@@ -401,8 +401,7 @@ fn a_guest_that_opens_too_much_is_told_so() {
     use virtiofsd::fuse::InHeader;
 
     let root = tempfile::tempdir().unwrap();
-    let prepared = Prepared::before_jail().unwrap();
-    let tree = Tree::new(root.path().to_owned(), prepared.proc_self_fd, 9).unwrap();
+    let tree = Tree::new(root.path().to_owned(), prepared().proc_self_fd, 9).unwrap();
     tree.init(FsOptions::SUBMOUNTS).unwrap();
     let mut refused = None;
     for n in 0..20 {
@@ -424,11 +423,10 @@ fn the_device_says_its_name() {
     assert_eq!(&space[..8], b"nacre\0\0\0");
     assert_eq!(space[36..], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     for tag in ["", "a-tag-of-more-than-thirty-six-bytes-is-too-long"] {
-        let prepared = Prepared::before_jail().unwrap();
         let config = Config {
             tag: tag.to_owned(),
             root: "/".into(),
-            prepared,
+            prepared: prepared(),
         };
         assert!(Fs::new(config, &guest.driver.env()).is_err(), "{tag}");
     }
