@@ -41,7 +41,11 @@ fn tmpfs() -> rustix::io::Result<std::os::fd::OwnedFd> {
         fsconfig_set_string(&context, key, value)?;
     }
     fsconfig_create(&context)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+    // Read-only for this process: the guest sees this tree by virtio-fs, and must not leave a FIFO or a link where the
+    // shim is about to attach a mount. The shim writes through a clone of this mount without the attribute; mounts that
+    // it attaches keep their own attributes.
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
