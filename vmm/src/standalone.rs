@@ -127,17 +127,18 @@ fn resources(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyho
 
 /// The jail makes the shared directory its root, so the device's root is `/` unless there is no jail.
 fn fs_config(share: &Path, no_jail: bool) -> anyhow::Result<fs::Config> {
-    let root = if no_jail {
-        share
+    let (root, prepared) = if no_jail {
+        let root = share
             .canonicalize()
-            .with_context(|| format!("resolving the shared directory {}", share.display()))?
+            .with_context(|| format!("resolving the shared directory {}", share.display()))?;
+        (root, fs::Prepared::without_jail())
     } else {
-        "/".into()
+        ("/".into(), fs::Prepared::before_jail())
     };
     Ok(fs::Config {
         tag: SHARED_TAG.to_owned(),
         root,
-        prepared: fs::Prepared::before_jail().context("opening /proc/self/fd")?,
+        prepared: prepared.context("opening /proc/self/fd")?,
     })
 }
 
