@@ -33,6 +33,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use self::token::Token;
 use super::{Activation, DeviceError, Env, Memory, Report};
 use crate::jail::ThreadKind;
+use crate::process::panic_text;
 pub use active::{ActiveDevice, Notify, Poller};
 pub use fault::Fault;
 
@@ -239,7 +240,7 @@ impl WorkerThread {
         let reason = match result {
             Ok(Ok(())) => return,
             Ok(Err(error)) => format!("epoll_wait: {error}"),
-            Err(panic) => panic_message(panic.as_ref()),
+            Err(panic) => panic_text(panic.as_ref()).to_owned(),
         };
         report(Report::Died { device, reason });
     }
@@ -389,12 +390,4 @@ fn dispatch<D: DataPath>(
         Token::Device(token) => path.on_event(token, ready, active),
         Token::Queue(_) | Token::Command => Ok(()),
     }
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "panic without a message".to_owned())
 }
