@@ -78,7 +78,9 @@ pub trait DataPath {
 /// From the device to its worker.
 enum Command {
     Activate(Box<Activation>),
-    Reset,
+    /// Answered when the queues are released. Each reset has its own channel: an answer that comes after its
+    /// reset has timed out must not be taken for the answer to a later one.
+    Reset(SyncSender<()>),
     Exit,
 }
 
@@ -86,11 +88,10 @@ enum Command {
 pub struct Worker {
     name: &'static str,
     commands: Sender<Command>,
-    /// One message per [`Command::Reset`] that was carried out.
-    resets_done: Receiver<()>,
     /// Wakes the thread after a command was sent.
     wake: EventFd,
     thread: Option<JoinHandle<()>>,
+    reset_timeout: Duration,
 }
 
 impl Worker {
@@ -110,12 +111,10 @@ impl Worker {
         let no_eventfd = |error| fail(format!("create eventfd: {error}"));
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(no_eventfd)?;
         let (commands, command_receiver) = channel();
-        let (reset_done, resets_done) = sync_channel(1);
         let (ready_sender, ready_receiver) = sync_channel(1);
         let worker_thread = WorkerThread {
             name,
             commands: command_receiver,
-            reset_done,
             wake: wake.try_clone().map_err(no_eventfd)?,
             report: Arc::clone(&env.report),
             reports_left: MAX_REPORTS,
@@ -145,9 +144,9 @@ impl Worker {
         let worker = Self {
             name,
             commands,
-            resets_done,
             wake,
             thread: Some(thread),
+            reset_timeout: RESET_TIMEOUT,
         };
         match ready_receiver.recv() {
             Ok(Ok(())) => Ok(worker),
@@ -169,9 +168,10 @@ impl Worker {
     /// # Errors
     /// [`DeviceError`] if the worker's thread has exited or does not answer within 10 s.
     pub fn reset(&self) -> Result<(), DeviceError> {
-        self.send_command(Command::Reset)?;
-        self.resets_done
-            .recv_timeout(RESET_TIMEOUT)
+        let (released_sender, released) = sync_channel(1);
+        self.send_command(Command::Reset(released_sender))?;
+        released
+            .recv_timeout(self.reset_timeout)
             .map_err(|error| self.error(format!("the worker thread has not released the queues: {error}")))
     }
 
@@ -206,7 +206,6 @@ impl Drop for Worker {
 struct WorkerThread {
     name: &'static str,
     commands: Receiver<Command>,
-    reset_done: SyncSender<()>,
     wake: EventFd,
     report: Arc<dyn Fn(Report) + Send + Sync>,
     /// How many [`Report::Stopped`] may still be sent.
@@ -291,13 +290,13 @@ impl WorkerThread {
                     self.report_stopped("activated twice without a reset".to_owned());
                     state = other;
                 }
-                (Command::Reset, before) => {
+                (Command::Reset(released), before) => {
                     if let WorkerState::Active(mut active) = before {
                         deactivate(path, &mut active);
                     }
                     state = WorkerState::Idle;
                     // Fails only if the device stopped waiting, and then its reset has returned an error.
-                    let _ = self.reset_done.try_send(());
+                    let _ = released.try_send(());
                 }
                 (Command::Exit, _) => return None,
             }

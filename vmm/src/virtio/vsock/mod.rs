@@ -35,7 +35,7 @@ use muxer::Muxer;
 use packet::{MAX_PAYLOAD, Packet};
 
 /// Most connections at a time, counting those that are closed but whose last bytes the host has not read.
-/// Each buffers at most [`state::BUF_ALLOC`] bytes.
+/// Each buffers at most 256 KiB.
 pub const MAX_CONNECTIONS: usize = 256;
 
 const NAME: &str = "vsock";

@@ -157,3 +157,47 @@ fn a_data_path_that_cannot_be_built_is_an_error() {
         );
     assert_eq!(made.err().unwrap().to_string(), "virtio device test: no tree");
 }
+
+/// Blocks at each kick until the test sends a message or drops its sender.
+struct BlockingDataPath {
+    entered: Sender<()>,
+    may_return: Receiver<()>,
+}
+
+impl DataPath for BlockingDataPath {
+    fn on_queue(&mut self, _index: u16, _active: &mut ActiveDevice) -> Result<(), Fault> {
+        // Both fail only once the test has ended.
+        let _ = self.entered.send(());
+        let _ = self.may_return.recv_timeout(DEADLINE);
+        Ok(())
+    }
+}
+
+#[test]
+fn the_late_answer_to_a_timed_out_reset_is_not_taken_for_the_next_one() {
+    let mut driver = Driver::new(&[16]);
+    let (entered, has_entered) = channel();
+    let (release, may_return) = channel();
+    let mut worker = Worker::spawn("test", ThreadKind::Device, &driver.env(), || {
+        Ok(BlockingDataPath { entered, may_return })
+    })
+    .unwrap();
+    let block = |driver: &mut Driver, worker: &Worker| {
+        driver.restart();
+        worker.activate(driver.activation(u64::MAX)).unwrap();
+        driver.kick(0);
+        has_entered.recv_timeout(DEADLINE).unwrap();
+    };
+
+    block(&mut driver, &worker);
+    worker.reset_timeout = Duration::from_millis(20);
+    assert!(worker.reset().is_err(), "the worker still uses the queues");
+    release.send(()).unwrap();
+    worker.reset_timeout = DEADLINE;
+    worker.reset().unwrap();
+
+    block(&mut driver, &worker);
+    worker.reset_timeout = Duration::from_millis(20);
+    assert!(worker.reset().is_err(), "the worker still uses the queues");
+    drop(release);
+}
