@@ -139,7 +139,8 @@ mod tests {
 
     /// A VM with a worker that hangs, whose guest reports a kernel panic at once.
     fn machine_with_a_hung_worker() -> Machine {
-        let code = b"\x90\x90\xb0\x01\x66\xba\x05\x05\xee\xf4"; // mov al, 1; mov dx, 0x505; out dx, al; hlt
+        // nop; nop; mov al, 1; mov dx, 0x505; out dx, al; hlt. The entry point is the third byte.
+        let code = b"\x90\x90\xb0\x01\x66\xba\x05\x05\xee\xf4";
         let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
         let mut initrd = tempfile::tempfile().unwrap();
         initrd.write_all(b"initrd").unwrap();

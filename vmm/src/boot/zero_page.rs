@@ -73,16 +73,21 @@ fn words(words: impl IntoIterator<Item = u64>) -> Vec<u8> {
 
 fn zero_page(memory: &Memory, initrd: Location, rsdp: u64) -> Result<ZeroPage, Error> {
     let mut page = ZeroPage([0; PAGE]);
+    // acpi_rsdp_addr
     page.set(0x70, &rsdp.to_le_bytes())?;
+    // boot_flag, header
     page.set(0x1fe, &0xaa55u16.to_le_bytes())?;
     page.set(0x202, b"HdrS")?;
-    // Protocol version 2.15; type_of_loader: undefined; loadflags: LOADED_HIGH.
+    // version: 2.15
     page.set(0x206, &0x020fu16.to_le_bytes())?;
+    // type_of_loader: undefined; loadflags: LOADED_HIGH
     page.set(0x210, &[0xff, 1])?;
+    // ramdisk_image, ramdisk_size, cmd_line_ptr, each with its upper half (ext_…)
     page.set_split(0x218, 0xc0, initrd.address)?;
     page.set_split(0x21c, 0xc4, initrd.bytes)?;
     page.set_split(0x228, 0xc8, layout::COMMAND_LINE)?;
     let map = memory_map(memory);
+    // e820_entries, e820_table
     page.set(
         0x1e8,
         &[u8::try_from(map.len()).map_err(|error| Error::ZeroPage(error.to_string()))?],

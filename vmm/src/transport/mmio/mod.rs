@@ -152,27 +152,28 @@ impl MmioTransport {
 
     /// Changes the selected queue, unless it is ready or the device is active (virtio 1.2, 4.2.2.2).
     fn change_queue(&mut self, change: impl FnOnce(&mut QueueSetup)) {
-        let running = self.status & DRIVER_OK != 0;
+        let active = self.status & DRIVER_OK != 0;
         let queue = usize::try_from(self.selected.queue)
             .ok()
             .and_then(|index| self.queues.get_mut(index));
         match queue {
-            Some(queue) if !running && !queue.is_ready() => change(queue),
+            Some(queue) if !active && !queue.is_ready() => change(queue),
             Some(_) => self.log_misuse("changes a queue that is in use"),
             None => self.log_misuse("changes a queue that does not exist"),
         }
     }
 
+    /// Handles a write to QueueReady of the selected queue.
     fn set_queue_ready(&mut self, ready: bool) {
         let memory = Arc::clone(&self.memory);
-        let running = self.status & DRIVER_OK != 0;
+        let active = self.status & DRIVER_OK != 0;
         let queue = usize::try_from(self.selected.queue)
             .ok()
             .and_then(|index| self.queues.get_mut(index));
         let Some(queue) = queue else {
             return self.log_misuse("sets QueueReady of a queue that does not exist");
         };
-        if running {
+        if active {
             return self.log_misuse("sets QueueReady of an active device");
         }
         if !ready {
@@ -191,7 +192,7 @@ impl MmioTransport {
             .and_then(|index| self.ioeventfds.get(index));
         match ioeventfd.map(|ioeventfd| ioeventfd.write(1)) {
             Some(Ok(())) => {}
-            Some(Err(error)) => self.log_misuse(&format!("notifies queue {index}: {error}")),
+            Some(Err(error)) => self.log(&format!("notifying queue {index}: {error}")),
             None => self.log_misuse("notifies a queue that does not exist"),
         }
     }
@@ -206,22 +207,23 @@ impl MmioTransport {
                 self.status = status;
                 if let Err(reason) = self.activate() {
                     self.interrupt.signal_needs_reset();
-                    self.log_misuse(&reason);
+                    self.log(&format!("not activated: {reason}"));
                 }
             }
             Transition::Refuse => self.log_misuse("writes an invalid device status"),
         }
     }
 
+    /// Passes the queues to the device; returns why that is not possible.
     fn activate(&mut self) -> Result<(), String> {
         if self.interrupt.status_bits() & status::NEEDS_RESET != 0 {
-            return Err("activates a device that needs a reset".to_owned());
+            return Err("the device needs a reset".to_owned());
         }
         let mut queues = Vec::with_capacity(self.queues.len());
         for (index, (setup, ioeventfd)) in (0..).zip(self.queues.iter().zip(&self.ioeventfds)) {
             let queue = setup
                 .queue()
-                .map_err(|reason| format!("set up queue {index} wrongly: {reason}"))?;
+                .map_err(|reason| format!("queue {index}: {reason}"))?;
             let kick = ioeventfd
                 .try_clone()
                 .map_err(|error| format!("queue {index}: {error}"))?;
@@ -233,18 +235,17 @@ impl MmioTransport {
             interrupt: Arc::clone(&self.interrupt) as Arc<_>,
             features: self.driver_features,
         };
-        self.device
-            .activate(activation)
-            .map_err(|error| error.to_string())
+        self.device.activate(activation).map_err(|error| error.reason)
     }
 
+    /// Stops the device and sets all registers to their initial values.
     fn reset(&mut self) {
         if self.status & DRIVER_OK != 0
             && let Err(error) = self.device.reset()
         {
             // The worker may still use the queues, so the device must not be activated again.
             self.interrupt.signal_needs_reset();
-            return self.log_misuse(&error.to_string());
+            return self.log(&format!("not reset: {}", error.reason));
         }
         self.status = 0;
         self.driver_features = 0;
@@ -253,9 +254,14 @@ impl MmioTransport {
         self.interrupt.reset();
     }
 
+    /// Logs that the guest's driver did something that the specification does not allow.
     fn log_misuse(&self, action: &str) {
+        self.log(&format!("the guest's driver {action}"));
+    }
+
+    fn log(&self, text: &str) {
         self.log
-            .write(|| format!("virtio {}: the guest's driver {action}", self.device.name()));
+            .write(|| format!("virtio {}: {text}", self.device.name()));
     }
 }
 
