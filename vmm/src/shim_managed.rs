@@ -124,7 +124,7 @@ mod tests {
     struct Hanging;
 
     impl vsock::Host for Hanging {
-        fn connect(&mut self, _port: u32, _stream: OwnedFd) -> Result<(), vsock::Refused> {
+        fn connect(&mut self, _ports: vsock::Ports, _stream: OwnedFd) -> Result<(), vsock::Refused> {
             Err(vsock::Refused)
         }
     }

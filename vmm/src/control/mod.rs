@@ -13,7 +13,7 @@ use nacre_protocol::control::{
 use crate::log::LimitedLog;
 use crate::machine::{Failure, Machine};
 use crate::process::exit_now;
-use crate::virtio::vsock::{Host, Refused};
+use crate::virtio::vsock::{Host, Ports, Refused};
 
 /// Why receiving from the shim failed.
 #[derive(Debug, thiserror::Error)]
@@ -148,13 +148,19 @@ pub struct ConnectionSender {
 impl Host for ConnectionSender {
     /// Refuses the connection if the shim has exited. Blocks while the socket is full; the shim's main task
     /// reads it.
-    fn connect(&mut self, port: u32, stream: OwnedFd) -> Result<(), Refused> {
-        let sent = self
-            .channel
-            .send(&FromVmm::Connection { port }, &[stream.as_raw_fd()]);
+    fn connect(&mut self, ports: Ports, stream: OwnedFd) -> Result<(), Refused> {
+        let message = FromVmm::Connection {
+            host_port: ports.host,
+            guest_port: ports.guest,
+        };
+        let sent = self.channel.send(&message, &[stream.as_raw_fd()]);
         sent.map_err(|error| {
-            self.log
-                .write(|| format!("sending the guest's connection to port {port} to the shim: {error}"));
+            self.log.write(|| {
+                format!(
+                    "sending the guest's connection to port {} to the shim: {error}",
+                    ports.host
+                )
+            });
             Refused
         })
     }
@@ -234,10 +240,19 @@ mod tests {
         let (shim, vmm) = pair();
         let mut host = vmm.connection_sender();
         let stream = || OwnedFd::from(tempfile::tempfile().unwrap());
-        host.connect(7, stream()).unwrap();
+        host.connect(Ports { guest: 8, host: 7 }, stream()).unwrap();
         let (message, fds) = shim.receive::<FromVmm>().unwrap();
-        assert_eq!((message, fds.len()), (FromVmm::Connection { port: 7 }, 1));
+        assert_eq!(
+            (message, fds.len()),
+            (
+                FromVmm::Connection {
+                    host_port: 7,
+                    guest_port: 8
+                },
+                1
+            )
+        );
         drop(shim);
-        assert_eq!(host.connect(7, stream()), Err(Refused));
+        assert_eq!(host.connect(Ports { guest: 8, host: 7 }, stream()), Err(Refused));
     }
 }

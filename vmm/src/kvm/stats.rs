@@ -46,7 +46,7 @@ impl Statistics {
         super::raw::statistics(vcpu).map(Self)
     }
 
-    /// Adds the counters to those in `counts`, as "kvm NAME".
+    /// Adds the counters to those in `counts`, as `kvm <name>`.
     ///
     /// # Errors
     /// The error of pread(2), or `InvalidData` if the file does not have the documented format.

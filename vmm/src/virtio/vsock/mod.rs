@@ -32,6 +32,7 @@ use super::worker::{ActiveDevice, DataPath, Fault, Notify, Worker};
 use super::{Activation, DeviceError, Env, VirtioDevice, read_config_from};
 use crate::jail::ThreadKind;
 use muxer::Muxer;
+pub use packet::Ports;
 use packet::{MAX_PAYLOAD, Packet};
 
 /// Most connections at a time, counting those that are closed but whose last bytes the host has not read.
@@ -54,12 +55,12 @@ const PACKETS_PER_TURN: u32 = 512;
 
 /// Accepts the guest's connections. Implemented by the control socket to the shim and by the standalone VMM.
 pub trait Host: Send {
-    /// The guest requests a connection to `port`; `stream` is the host's end, in blocking mode. Called on the
-    /// device's worker thread, under its seccomp filter.
+    /// The guest requests a connection between `ports`; `stream` is the host's end, in blocking mode. Called
+    /// on the device's worker thread, under its seccomp filter.
     ///
     /// # Errors
     /// [`Refused`] if the port is not served; the guest gets an RST.
-    fn connect(&mut self, port: u32, stream: OwnedFd) -> Result<(), Refused>;
+    fn connect(&mut self, ports: Ports, stream: OwnedFd) -> Result<(), Refused>;
 }
 
 /// The host does not accept the connection.
