@@ -2,7 +2,7 @@
 //! without waiting; then, in a task of its own, mounted, placed when the VMM's namespace is there, and created when the
 //! agent is.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -161,11 +161,12 @@ impl Job {
     /// Gives the VMM what the container sees of the host.
     async fn place(&mut self) -> Result<(), Error> {
         let placements = rootfs::detach(&self.id, &self.plan.rootfs, &self.plan.mounts)
+            .await
             .map_err(|error| failed("mount root file system", error, None))?;
         self.step("host mounts made").await;
         self.running().await?;
         let vmm = self.vmm.take().ok_or(Error::Closing)?;
-        if let Err(error) = rootfs::place(&vmm, &placements) {
+        if let Err(error) = rootfs::move_into_vmm(vmm.as_fd(), &placements).await {
             let step = failed("place root file system", error, None);
             return Err(ended(&mut self.progress).await.unwrap_or(step).into());
         }
