@@ -303,11 +303,11 @@ impl Sandbox {
             .map_err(|error| failed("plan cgroup", error, None))?;
         self.pod.cgroup = Some(cgroup.path().to_owned());
         self.write_pod();
-        let started = Vm::start(&config, size, &self.identity.id, &cgroup, &self.vm_hints.cpus);
+        let started = Vm::start(&config, size, &self.identity.id, &cgroup, &self.vm_hints);
         self.cgroup = Some(cgroup);
         let deadline = config.boot_deadline;
         self.config = Some(config);
-        let (vm, followed) = started.map_err(|error| {
+        let (vm, monitor) = started.map_err(|error| {
             let hint = matches!(&error, vm::Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
             let hint = hint.then(|| "install Nacre again, or set its place in config.toml; `nacre doctor` checks it".into());
             failed("start VM", error, hint)
@@ -316,7 +316,7 @@ impl Sandbox {
         self.write_pod();
         self.recorder.step("VMM started", clock::monotonic_ns());
         self.vm = Some(vm);
-        tokio::spawn(vm::follow(followed, self.queue.clone()));
+        tokio::spawn(monitor.run(self.queue.clone()));
         self.watch_boot(deadline);
         Ok(())
     }

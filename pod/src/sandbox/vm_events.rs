@@ -167,11 +167,11 @@ impl Sandbox {
 
     fn reason(&self, end: &End) -> StepFailed {
         let console = self.vm.as_ref().map(|vm| vm.console_tail()).unwrap_or_default();
-        let last_words = self.vm.as_ref().map(|vm| vm.last_words()).unwrap_or_default();
+        let stderr_tail = self.vm.as_ref().map(|vm| vm.stderr_tail()).unwrap_or_default();
         let agent_was_there = matches!(&*self.progress.borrow(), Progress::Ready(_));
         let told = match (&self.cause, &self.config) {
             (Some(cause), _) => cause.clone(),
-            (None, Some(config)) => end.reason(agent_was_there, config, &last_words),
+            (None, Some(config)) => end.reason(agent_was_there, config, &stderr_tail),
             (None, None) => failed("running", format_args!("the VMM ended: {:?}", end.status), None),
         };
         StepFailed { console, ..told }

@@ -14,7 +14,7 @@ use nacre_protocol::agent::{
     StartExecRequest, StartExecResponse, Stdio, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
     WaitProcessResponse,
 };
-use nacre_protocol::control::{Channel, FromVmm};
+use nacre_protocol::control::{Channel, FromVmm, Outcome};
 use nacre_protocol::guest;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -198,8 +198,15 @@ impl Agent for FakeAgent {
             assert!(execs.insert(request.exec_id, Arc::clone(&process)).is_none());
             INIT_PID + u32::try_from(execs.len()).unwrap()
         };
-        if process.words[0] == "die" {
-            std::process::exit(4);
+        match process.words[0].as_str() {
+            "die" => std::process::exit(4),
+            // As a VMM that can't exit: its guest has ended, but the process and the control socket stay.
+            "panic-and-stay" => {
+                let ended = FromVmm::Ended(Outcome::Panic);
+                self.control.send(&ended, &[]).unwrap();
+                std::future::pending::<()>().await;
+            }
+            _ => {}
         }
         tokio::spawn(async move { run(&process, &container.oom_kills).await });
         Ok(StartExecResponse {
