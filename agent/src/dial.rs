@@ -1,5 +1,5 @@
-//! Opens streams to the host: over vsock in a guest, over Unix sockets by hand and in tests. Used for the agent's own
-//! connection and for every standard stream of a process; never accepts a connection.
+//! Opens streams to the host: over vsock in a guest, over Unix sockets if the agent runs standalone. Used for the
+//! agent's own connection and for every standard stream of a process; never accepts a connection.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -13,19 +13,19 @@ use nix::sys::socket::{
 };
 use tokio::io::unix::AsyncFd;
 
+use crate::async_fd;
 use crate::error::Error;
-use crate::watched;
 
-/// How the host is reached.
+/// The address family and address of the host.
 #[derive(Debug, Clone)]
 pub enum Dialer {
-    /// vsock, the host's CID.
+    /// AF_VSOCK, CID 2 (the host).
     Vsock,
-    /// The Unix socket named by the port in this directory.
+    /// A Unix socket in this directory, whose file name is the port in decimal.
     Unix(PathBuf),
 }
 
-/// A connection under way.
+/// A non-blocking connect(2) in progress.
 #[derive(Debug)]
 pub struct Dialing {
     socket: OwnedFd,
@@ -33,7 +33,7 @@ pub struct Dialing {
 }
 
 impl Dialer {
-    /// Begins to connect to `port`; the rest happens while the caller does other things.
+    /// Starts a non-blocking connect to `port`. [`Dialing::finish`] waits for its result.
     pub fn start(&self, port: u32) -> Result<Dialing, Error> {
         let socket = match self {
             Self::Vsock => begin(AddressFamily::Vsock, &VsockAddr::new(HOST_CID, port)),
@@ -42,7 +42,7 @@ impl Dialer {
         };
         socket
             .map(|socket| Dialing { socket, port })
-            .map_err(Error::system(format!("connecting to port {port}")))
+            .map_err(Error::system(format!("connecting to the host's port {port}")))
     }
 }
 
@@ -56,11 +56,11 @@ fn begin(family: AddressFamily, address: &dyn SockaddrLike) -> nix::Result<Owned
 }
 
 impl Dialing {
-    /// Waits until the host has accepted.
+    /// Waits until the connection is established or refused.
     pub async fn finish(self) -> Result<AsyncFd<OwnedFd>, Error> {
-        let what = format!("connecting to port {}", self.port);
+        let what = format!("connecting to the host's port {}", self.port);
         let context = || Error::system::<io::Error>(what.clone());
-        let stream = watched::watch(self.socket).map_err(context())?;
+        let stream = async_fd::register(self.socket).map_err(context())?;
         let mut guard = stream.writable().await.map_err(context())?;
         guard.retain_ready();
         match getsockopt(&stream, sockopt::SocketError).map_err(Error::system(what.clone()))? {

@@ -81,6 +81,9 @@ pub enum Error {
         /// The agent's message.
         message: String,
     },
+    /// Delete was called while the container was being created.
+    #[error("{0}: Create was cancelled by Delete")]
+    Cancelled(ProcessId),
     /// The sandbox is shutting down.
     #[error("the sandbox is shutting down")]
     Closing,

@@ -1,7 +1,7 @@
 //! How a process ended.
 
 /// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Exit {
     /// The exit status, 0..=255; 128 + signal if a signal ended the process.
     pub status: u32,

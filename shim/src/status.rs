@@ -14,6 +14,7 @@ fn code(error: &Error) -> Code {
         Error::NotImplemented(_) => Code::UNIMPLEMENTED,
         Error::Step(_) => Code::UNKNOWN,
         Error::Guest { code, .. } => *code,
+        Error::Cancelled(_) => Code::CANCELLED,
         Error::Closing => Code::UNAVAILABLE,
     }
 }

@@ -22,6 +22,7 @@ pub const OF_EACH_IGNORED: (&str, &str) = (
 );
 
 const FIELDS: &str = "agent/tests/fields.rs";
+const PROCESS_FIELDS: &str = "agent/tests/process_fields.rs";
 const CONTAINERS: &str = "agent/tests/containers.rs";
 const EXECS: &str = "agent/tests/execs.rs";
 const LIMITS: &str = "agent/src/cgroup/limits/tests.rs";
@@ -38,7 +39,7 @@ const fn test(file: &'static str, name: &'static str, covers: &'static [&'static
 pub const TESTS: &[Test] = &[
     test(
         FIELDS,
-        "users_of_its_own",
+        "user_namespace",
         &[
             "linux.uidMappings.containerID",
             "linux.uidMappings.hostID",
@@ -50,12 +51,12 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         FIELDS,
-        "users_of_its_own_in_several_ranges",
+        "user_namespace_with_several_ranges",
         &["linux.uidMappings.size"],
     ),
     test(
         FIELDS,
-        "clocks_of_its_own",
+        "time_namespace_offsets",
         &[
             "linux.timeOffsets.boottime.secs",
             "linux.timeOffsets.boottime.nanosecs",
@@ -74,7 +75,7 @@ pub const TESTS: &[Test] = &[
         ],
     ),
     test(FIELDS, "options_of_mounts", &["mounts.options"]),
-    test(FIELDS, "propagation_of_the_root", &["linux.rootfsPropagation"]),
+    test(FIELDS, "rootfs_propagation", &["linux.rootfsPropagation"]),
     test(
         FIELDS,
         "namespaces_of_another_container",
@@ -82,7 +83,7 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         FIELDS,
-        "devices_that_the_guest_has",
+        "devices_are_created_or_refused",
         &[
             "linux.devices.type",
             "linux.devices.path",
@@ -95,12 +96,12 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         FIELDS,
-        "of_all_the_hosts_devices_those_that_the_guest_has",
+        "a_privileged_container_gets_the_devices_that_the_guest_has",
         &["linux.devices.path"],
     ),
     test(
-        FIELDS,
-        "what_the_process_is",
+        PROCESS_FIELDS,
+        "process_attributes",
         &[
             "process.rlimits.type",
             "process.rlimits.hard",
@@ -113,8 +114,8 @@ pub const TESTS: &[Test] = &[
         ],
     ),
     test(
-        FIELDS,
-        "scheduling_of_the_process",
+        PROCESS_FIELDS,
+        "process_scheduling",
         &[
             "process.scheduler.policy",
             "process.scheduler.nice",
@@ -128,13 +129,13 @@ pub const TESTS: &[Test] = &[
         ],
     ),
     test(
-        FIELDS,
-        "cpus_of_an_exec",
+        PROCESS_FIELDS,
+        "cpu_affinity_of_an_exec_process",
         &["process.execCPUAffinity.initial", "process.execCPUAffinity.final"],
     ),
     test(
         FIELDS,
-        "kernel_settings_and_hidden_paths",
+        "sysctls_personality_and_masked_paths",
         &[
             "linux.personality.domain",
             "linux.sysctl",
@@ -143,16 +144,20 @@ pub const TESTS: &[Test] = &[
         ],
     ),
     test(
-        FIELDS,
-        "filters_of_system_calls",
+        PROCESS_FIELDS,
+        "seccomp_actions",
         &[
-            "linux.seccomp.defaultAction",
-            "linux.seccomp.defaultErrnoRet",
             "linux.seccomp.architectures",
-            "linux.seccomp.flags",
             "linux.seccomp.syscalls.names",
             "linux.seccomp.syscalls.action",
             "linux.seccomp.syscalls.errnoRet",
+        ],
+    ),
+    test(
+        PROCESS_FIELDS,
+        "seccomp_argument_conditions_and_flags",
+        &[
+            "linux.seccomp.flags",
             "linux.seccomp.syscalls.args.index",
             "linux.seccomp.syscalls.args.value",
             "linux.seccomp.syscalls.args.valueTwo",
@@ -160,8 +165,13 @@ pub const TESTS: &[Test] = &[
         ],
     ),
     test(
+        PROCESS_FIELDS,
+        "seccomp_default_action",
+        &["linux.seccomp.defaultAction", "linux.seccomp.defaultErrnoRet"],
+    ),
+    test(
         CONTAINERS,
-        "the_kernel_takes_rules_of_every_shape",
+        "the_kernel_accepts_programs_of_all_kinds_of_rules",
         &[
             "linux.resources.devices.allow",
             "linux.resources.devices.type",
@@ -172,7 +182,7 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         CONTAINERS,
-        "limits_are_in_the_containers_cgroup",
+        "limits_are_written_to_the_containers_cgroup",
         &[
             "linux.resources.hugepageLimits.pageSize",
             "linux.resources.hugepageLimits.limit",
@@ -190,7 +200,7 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         LIMITS,
-        "files_are_written_in_order",
+        "settings_are_applied_in_order_until_one_fails",
         &["linux.resources.memory.checkBeforeUpdate"],
     ),
     test(

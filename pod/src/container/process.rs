@@ -1,18 +1,17 @@
-//! One process as the sandbox's owner holds it, a container's init or one beside it: its state, its streams, who waits
-//! for what. No I/O of its own.
+//! One process as the sandbox holds it, init or exec: its streams, and the callers that wait for an answer. Its state is in
+//! `lifecycle`.
 
 use tokio::sync::oneshot;
 
-use super::task_state::{Input, TaskState};
 use crate::error::Error;
 use crate::exit::Exit;
-use crate::process_id::{ProcessId, ProcessKey};
+use crate::process_id::ProcessKey;
 use crate::streams::{StdioPaths, Streams};
 
-/// Where the answer to a call goes. A caller that is gone does not mind.
+/// Where the answer to a call goes.
 pub type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
-/// Answers `reply`; one that nobody waits for any more is dropped.
+/// Answers `reply`. A caller that has left does not get it.
 pub fn answer<T>(reply: Reply<T>, with: Result<T, Error>) {
     drop(reply.send(with));
 }
@@ -20,112 +19,65 @@ pub fn answer<T>(reply: Reply<T>, with: Result<T, Error>) {
 /// What Delete answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deleted {
-    /// As containerd knows the process; 0 for one that was never started.
+    /// The process's pid for the caller; 0 for an exec process that was never started.
     pub pid: u32,
-    /// How it ended; None for one that was never started.
+    /// How it ended; None if it was never started.
     pub exit: Option<Exit>,
 }
 
 /// A process.
 #[derive(Debug)]
 pub struct Process {
-    /// Which one it is.
-    pub tag: ProcessKey,
-    /// Where it stands.
-    pub state: TaskState,
-    /// Its pid as the guest numbers it, once it has one. Never shown as a pid of the host.
+    /// Identifies it in events.
+    pub key: ProcessKey,
+    /// Its pid in the guest, from the answer to Create or Start on. Never shown as a pid of the host.
     pub guest_pid: Option<u32>,
-    /// Where containerd wants its streams.
+    /// Where the caller wants its streams.
     pub paths: StdioPaths,
     /// Its streams.
     pub streams: Streams,
-    /// How it ended.
-    pub exit: Option<Exit>,
-    /// Whether all its output has been written after its end.
-    pub drained: bool,
-    /// Who waits for its end.
+    /// Why its start failed, until the caller of Start is answered.
+    pub start_error: Option<Error>,
+    /// The callers of Wait.
     pub waiters: Vec<Reply<Exit>>,
-    /// Who waits for it to be started.
+    /// The caller of Start.
     pub starting: Option<Reply<u32>>,
-    /// Who waits for it to be deleted.
+    /// The caller of Delete.
     pub deleting: Option<Reply<Deleted>>,
 }
 
 impl Process {
-    /// A process in `state`.
-    pub fn new(tag: ProcessKey, state: TaskState, paths: StdioPaths, streams: Streams) -> Self {
+    /// A process that has not been started.
+    pub fn new(key: ProcessKey, paths: StdioPaths, streams: Streams) -> Self {
         Self {
-            tag,
-            state,
+            key,
             guest_pid: None,
             paths,
             streams,
-            exit: None,
-            drained: false,
+            start_error: None,
             waiters: Vec::new(),
             starting: None,
             deleting: None,
         }
     }
 
-    /// Its name.
-    pub fn name(&self) -> &ProcessId {
-        &self.tag.name
-    }
-
-    /// Goes on by `input`; whether it could. What can't be is logged: it is a defect, here or in the guest.
-    pub fn advance(&mut self, input: Input) -> bool {
-        match self.state.next(input) {
-            Some(state) => {
-                self.state = state;
-                true
-            }
-            None => {
-                crate::log::error(format_args!(
-                    "{} is {}: {input:?} can't happen",
-                    self.name(),
-                    self.state.name()
-                ));
-                false
-            }
-        }
-    }
-
-    /// How it ended, once that is told.
+    /// What Delete answers for it, given the VMM's pid and how it ended.
     #[must_use]
-    pub fn end(&self) -> Option<Exit> {
-        self.exit.filter(|_| self.state == TaskState::Stopped)
+    pub fn deleted(&self, vmm: u32, exit: Option<Exit>) -> Deleted {
+        let pid = self.pid(vmm);
+        Deleted { pid, exit }
     }
 
-    /// Its pid for containerd, given the VMM's.
+    /// The pid for the caller, given the VMM's: that one, or 0 for an exec process that has no pid in the guest.
     #[must_use]
     pub fn pid(&self, vmm: u32) -> u32 {
-        let runs = self.name().is_init() || self.guest_pid.is_some();
-        if runs { vmm } else { 0 }
+        let has_pid = self.key.name.is_init() || self.guest_pid.is_some();
+        if has_pid { vmm } else { 0 }
     }
 
-    /// That it can't be `wanted` in its state.
-    pub fn refuse(&self, wanted: &'static str) -> Error {
-        Error::State {
-            name: self.name().clone(),
-            state: self.state.name(),
-            wanted,
-        }
-    }
-
-    /// What Delete answers, given the VMM's pid.
-    #[must_use]
-    pub fn deleted(&self, vmm: u32) -> Deleted {
-        Deleted {
-            pid: self.pid(vmm),
-            exit: self.exit,
-        }
-    }
-
-    /// It goes: whoever still waits for something of it is told so.
-    pub fn abandon(self, vmm: u32) {
-        let deleted = self.deleted(vmm);
-        let gone = || Error::NoProcess(self.tag.name.clone());
+    /// Answers whoever still waits for something of this process, which is removed: `deleted` is for the caller of Delete.
+    pub fn abandon(self, deleted: Deleted) {
+        let gone = || Error::NoProcess(self.key.name.clone());
         for reply in self.waiters {
             answer(reply, Err(gone()));
         }

@@ -13,7 +13,7 @@
 //! could not be started still waits at its gate; an exec that could not is over (`NeverRan`).
 
 /// Where a process stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TaskState {
     /// Create has not been answered yet.
     Creating,
@@ -30,7 +30,7 @@ pub enum TaskState {
 }
 
 /// What happens to a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Input {
     /// The guest has made the container.
     Created,
@@ -94,7 +94,7 @@ impl TaskState {
 }
 
 /// Whether a container's processes are frozen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Freeze {
     /// They run.
     Thawed,
@@ -107,7 +107,7 @@ pub enum Freeze {
 }
 
 /// What happens to a container that is frozen and thawed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FreezeInput {
     /// containerd calls Pause.
     Pause,

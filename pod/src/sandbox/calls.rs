@@ -1,13 +1,10 @@
-//! Calls of containerd's, answered from what the owner knows or by a task that asks the guest.
+//! Dispatches calls, and answers those that change no state: from what the sandbox knows, or by a task that asks the guest.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 
 use super::{Call, Listed, Progress, Sandbox, View, log_ignored_fields};
 use crate::bundle;
-use crate::container::Container;
-use crate::container::{Freeze, TaskState};
-use crate::container::{Process, Reply, answer};
+use crate::container::{Container, Freeze, Process, Reply, TaskState, answer};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::guest::{CallError, CgroupFiles, Guest};
@@ -64,7 +61,7 @@ impl Sandbox {
             .ok_or_else(|| Error::NoProcess(name.clone()))
     }
 
-    fn find(&self, name: &ProcessId) -> Result<(&Container, &Process), Error> {
+    pub(super) fn find(&self, name: &ProcessId) -> Result<(&Container, &Process), Error> {
         let container = self.container(&name.container)?;
         let process = container
             .process(&name.exec)
@@ -72,11 +69,15 @@ impl Sandbox {
         Ok((container, process))
     }
 
-    /// The container of the process that an event is about; None where that process is gone.
-    pub(super) fn container_of_key(&mut self, tag: &ProcessKey) -> Option<&mut Container> {
-        let container = self.containers.get_mut(&tag.name.container)?;
-        let is_it = container.process(&tag.name.exec)?.tag == *tag;
-        is_it.then_some(container)
+    pub(super) fn find_process_mut(&mut self, id: &str, exec: &str) -> Option<&mut Process> {
+        self.containers.get_mut(id)?.process_mut(exec)
+    }
+
+    /// The container of the process that an event is about; None if that process was removed.
+    pub(super) fn container_of_key(&mut self, key: &ProcessKey) -> Option<&mut Container> {
+        let container = self.containers.get_mut(&key.name.container)?;
+        let is_same = container.process(&key.name.exec)?.key == *key;
+        is_same.then_some(container)
     }
 
     pub(super) fn guest(&self) -> Result<Guest, Error> {
@@ -87,65 +88,60 @@ impl Sandbox {
         }
     }
 
+    /// The state of a process that [`Sandbox::find`] found.
+    pub(super) fn state_of(container: &Container, name: &ProcessId) -> TaskState {
+        let process = container.lifecycle.process(&name.exec);
+        process.map_or(TaskState::Stopped, |process| process.state)
+    }
+
     fn state(&self, name: &ProcessId) -> Result<View, Error> {
         let (container, process) = self.find(name)?;
-        let runs = process.state == TaskState::Running;
+        let state = Self::state_of(container, name);
+        let runs = state == TaskState::Running;
         Ok(View {
             bundle: container.request.bundle.display().to_string(),
             pid: process.pid(container.pid),
-            state: process.state,
-            freeze: if runs { container.freeze } else { Freeze::Thawed },
+            state,
+            freeze: if runs {
+                container.lifecycle.freeze()
+            } else {
+                Freeze::Thawed
+            },
             paths: process.paths.clone(),
-            exit: process.exit,
+            exit: container
+                .lifecycle
+                .process(&name.exec)
+                .and_then(|process| process.exit()),
         })
     }
 
     fn wait(&mut self, name: &ProcessId, reply: Reply<Exit>) {
-        match self.process_mut(name) {
-            Ok(process) => match process.end() {
-                Some(exit) => answer(reply, Ok(exit)),
-                None => {
-                    // Those who have gone, with a containerd that was restarted, wait no more.
-                    process.waiters.retain(|waiter| !waiter.is_closed());
-                    process.waiters.push(reply);
-                }
-            },
-            Err(error) => answer(reply, Err(error)),
-        }
-    }
-
-    fn kill(&self, name: ProcessId, signal: u32, all: bool, reply: Reply<()>) {
-        let begun = self.find(&name).and_then(|(container, process)| {
-            let init_ended = name.is_init() && container.held.is_some();
-            match process.state {
-                TaskState::Stopped | TaskState::Exiting => Err(Error::Finished(name.clone())),
-                _ if init_ended => Err(Error::Finished(name.clone())),
-                TaskState::Running => self.guest(),
-                TaskState::Created | TaskState::Starting if name.is_init() => self.guest(),
-                TaskState::Creating | TaskState::Created | TaskState::Starting => {
-                    Err(process.refuse("killed"))
-                }
-            }
+        let end = self.find(name).map(|(container, _)| {
+            let process = container.lifecycle.process(&name.exec);
+            process.and_then(|process| process.end())
         });
-        // "All" is the container's init and whatever it left; a process beside it is one.
-        let all = all && name.is_init();
-        match begun {
-            Ok(guest) => ask(reply, "kill", async move { guest.kill(&name, signal, all).await }),
-            Err(error) => answer(reply, Err(error)),
+        match (end, self.process_mut(name)) {
+            (Ok(Some(exit)), _) => answer(reply, Ok(exit)),
+            (Ok(None), Ok(process)) => {
+                // Callers that have left, with a containerd that was restarted, wait no more.
+                process.waiters.retain(|waiter| !waiter.is_closed());
+                process.waiters.push(reply);
+            }
+            (Err(error), _) | (Ok(None), Err(error)) => answer(reply, Err(error)),
         }
     }
 
     /// A process without a terminal takes any size, as under containerd's own shims.
     fn resize(&mut self, name: ProcessId, size: TerminalSize, reply: Reply<()>) {
-        let begun = self.find(&name).and_then(|(_, process)| {
+        let begun = self.find(&name).and_then(|(container, process)| {
             if !process.paths.terminal {
                 return Ok(None);
             }
-            match process.state {
+            match Self::state_of(container, &name) {
                 TaskState::Created | TaskState::Starting if !name.is_init() => Ok(None),
                 TaskState::Created | TaskState::Starting | TaskState::Running => self.guest().map(Some),
                 TaskState::Creating | TaskState::Exiting | TaskState::Stopped => {
-                    Err(process.refuse("resized"))
+                    Err(self.refuse_process(&name, "resized"))
                 }
             }
         });
@@ -169,12 +165,18 @@ impl Sandbox {
 
     fn pids(&self, id: &str, reply: Reply<Vec<Listed>>) {
         let begun = self.container(id).and_then(|container| {
-            if container.init.state == TaskState::Stopped {
+            // containerd asks a shim that it finds after a restart: without processes it cleans up.
+            let state = container.lifecycle.init().state;
+            if matches!(state, TaskState::Stopped | TaskState::Creating) {
                 return Ok(None);
             }
             let mut execs = BTreeMap::new();
             for (exec, known) in &container.execs {
-                if let Some(pid) = known.process.guest_pid.filter(|_| known.process.exit.is_none()) {
+                let exited = container
+                    .lifecycle
+                    .process(exec)
+                    .is_none_or(|process| process.exit().is_some());
+                if let Some(pid) = known.process.guest_pid.filter(|_| !exited) {
                     execs.insert(pid, exec.clone());
                 }
             }
@@ -198,7 +200,7 @@ impl Sandbox {
     fn update(&self, id: &str, resources: &[u8], reply: Reply<()>) {
         let begun = self
             .container(id)
-            .and_then(|container| match container.init.state {
+            .and_then(|container| match container.lifecycle.init().state {
                 TaskState::Created | TaskState::Starting | TaskState::Running => {
                     let checked = bundle::update(resources);
                     let (resources, ignored) = checked.map_err(|error| Error::Refused(error.to_string()))?;
@@ -221,7 +223,7 @@ impl Sandbox {
     fn stats(&self, id: &str, reply: Reply<CgroupFiles>) {
         let begun = self
             .container(id)
-            .and_then(|container| match container.init.state {
+            .and_then(|container| match container.lifecycle.init().state {
                 TaskState::Created | TaskState::Starting | TaskState::Running => self.guest(),
                 TaskState::Creating => Err(container.refuse("measured")),
                 TaskState::Exiting | TaskState::Stopped => Err(Error::NoCounters(ProcessId::init(id))),
@@ -244,8 +246,8 @@ impl Sandbox {
     }
 }
 
-/// Answers with what the guest says, outside the owner.
-fn ask<T: Send + 'static>(
+/// Answers with the guest's answer, in a task of its own. `step` names the call in an error.
+pub(super) fn ask<T: Send + 'static>(
     reply: Reply<T>,
     step: &'static str,
     question: impl Future<Output = Result<T, CallError>> + Send + 'static,

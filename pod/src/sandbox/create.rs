@@ -1,27 +1,24 @@
-//! The way of a container into the guest: planned and opened at once, so that a spec that can't be honoured is refused
-//! without waiting; then, in a task of its own, mounted, placed when the VMM's namespace is there, and created when the
-//! agent is.
+//! Create. The spec is planned and the streams are opened at once, so that a spec that can't be honoured is refused without
+//! waiting. Then a task of its own makes the mounts, places them when the VMM's mount namespace is ready, runs the hooks,
+//! and asks the agent for the container when the agent is ready.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::agent::Stdio;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{oneshot, watch};
 
-use super::{Event, Progress, Sandbox, failed, log_ignored_fields};
+use super::queue::{Event, Queue};
+use super::{Progress, Sandbox, failed, log_ignored_fields};
 use crate::bundle::{self, Plan, Pod};
-use crate::clock;
-use crate::container::{Container, CreateRequest};
-use crate::container::{Input, TaskState};
-use crate::container::{Process, Reply, answer};
+use crate::container::{self, Container, CreateRequest, Lifecycle, Process, Reply, answer};
 use crate::error::{Error, StepFailed};
 use crate::event::TaskEvent;
 use crate::guest::{CallError, Guest};
 use crate::hooks::Point;
-use crate::identity;
-use crate::process_id::ProcessId;
-use crate::rootfs;
+use crate::process_id::{ProcessId, ProcessKey};
+use crate::{clock, identity, log, rootfs};
 
 /// A lost stream is most likely a VM that ends: its reason is worth this wait.
 const END_DEADLINE: Duration = Duration::from_secs(5);
@@ -30,19 +27,27 @@ impl Sandbox {
     pub(super) fn create(&mut self, request: CreateRequest, reply: Reply<u32>) {
         match self.begin_create(&request) {
             Ok((init, job)) => {
-                let id = request.id.clone();
-                let container = Container::new(request, job.pid, init, job.plan.hooks.clone(), reply);
-                self.containers.insert(id, container);
-                let queue = self.queue.clone();
-                tokio::spawn(async move {
-                    let id = job.id.clone();
-                    let result = job.run().await;
-                    // The owner is gone only with the shim.
-                    let _ = queue.send(Event::Created(id, result)).await;
-                });
+                let key = init.key.clone();
+                let (cancel_create, cancelled) = oneshot::channel();
+                let container = Container {
+                    pid: job.pid,
+                    lifecycle: Lifecycle::new(),
+                    init,
+                    execs: Default::default(),
+                    oom_kills: 0,
+                    oom_events: 0,
+                    hooks: job.plan.hooks.clone(),
+                    creating: Some(reply),
+                    cancel_create: Some(cancel_create),
+                    freezing: None,
+                    request,
+                };
+                self.containers.insert(key.name.container.clone(), container);
+                self.queue
+                    .send_result(async move { Event::Created(key, job.run(cancelled).await) });
             }
             Err(error) => {
-                crate::log::error(format_args!("create {}: {error}", request.id));
+                log::error(format_args!("create {}: {error}", request.id));
                 answer(reply, Err(error));
             }
         }
@@ -76,8 +81,8 @@ impl Sandbox {
             return Err(Error::Refused(format!("process.terminal: {reason}")));
         }
         let (streams, stdio) = self.open_streams(&request.paths, &request.id)?;
-        let tag = self.tag(ProcessId::init(&request.id));
-        let init = Process::new(tag, TaskState::Creating, request.paths.clone(), streams);
+        let key = self.new_key(ProcessId::init(&request.id));
+        let init = Process::new(key, request.paths.clone(), streams);
         let job = Job {
             id: request.id.clone(),
             plan,
@@ -90,39 +95,53 @@ impl Sandbox {
         Ok((init, job))
     }
 
-    pub(super) fn created(&mut self, id: &str, result: Result<u32, Error>) {
+    /// The job of a Create ended.
+    pub(super) fn created(&mut self, key: &ProcessKey, result: Result<u32, Error>) {
+        let id = &key.name.container;
+        let Some(container) = self.container_of_key(key) else {
+            return;
+        };
+        match result {
+            Ok(guest_pid) => {
+                container.init.guest_pid = Some(guest_pid);
+                self.advance(key, container::Event::Created);
+            }
+            Err(error) => {
+                log::error(format_args!("create {id}: {error}"));
+                if let Some(reply) = container.creating.take() {
+                    answer(reply, Err(error));
+                }
+                self.recorder.write();
+                self.advance(key, container::Event::CreateFailed);
+            }
+        }
+    }
+
+    pub(super) fn report_created(&mut self, id: &str) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        let reply = container.creating.take();
-        match result {
-            Ok(guest_pid) => {
-                container.init.advance(Input::Created);
-                container.init.guest_pid = Some(guest_pid);
-                let (pid, tag) = (container.pid, container.init.tag.clone());
-                self.recorder.step("container created", clock::monotonic_ns());
-                crate::log::info(format_args!("{id} created, pid {guest_pid} in the guest"));
-                self.events.publish(&TaskEvent::Created {
-                    request: &container.request,
-                    pid,
-                });
-                if let Some(reply) = reply {
-                    answer(reply, Ok(pid));
-                }
-                self.wait_in_guest(&tag);
-                self.watch_memory(&tag, 0);
-            }
-            Err(error) => {
-                crate::log::error(format_args!("create {id}: {error}"));
-                if let Some(container) = self.containers.remove(id) {
-                    self.discard_ports(&container.init.streams);
-                    container.init.abandon(container.pid);
-                }
-                self.recorder.write();
-                if let Some(reply) = reply {
-                    answer(reply, Err(error));
-                }
-            }
+        let (pid, key) = (container.pid, container.init.key.clone());
+        let guest_pid = container.init.guest_pid.unwrap_or_default();
+        self.recorder.step("container created", clock::monotonic_ns());
+        log::info(format_args!("{id} created, pid {guest_pid} in the guest"));
+        self.events.publish(&TaskEvent::Created {
+            request: &container.request,
+            pid,
+        });
+        if let Some(reply) = container.creating.take() {
+            answer(reply, Ok(pid));
+        }
+        self.watch_oom_kills(&key, 0);
+    }
+
+    pub(super) fn refuse_create(&mut self, id: &str) {
+        let reply = self
+            .containers
+            .get_mut(id)
+            .and_then(|container| container.creating.take());
+        if let Some(reply) = reply {
+            answer(reply, Err(Error::Cancelled(ProcessId::init(id))));
         }
     }
 }
@@ -145,17 +164,36 @@ struct Job {
     pid: u32,
     vmm: Option<Arc<OwnedFd>>,
     progress: watch::Receiver<Progress>,
-    queue: mpsc::Sender<Event>,
+    queue: Queue,
 }
 
 impl Job {
-    async fn run(mut self) -> Result<u32, Error> {
-        self.place().await?;
-        let result = self.create().await;
+    /// Makes the container, unless `cancelled` is closed before the agent is asked for it. An agent that was asked is
+    /// waited for: the sandbox then removes what it made.
+    async fn run(mut self, cancelled: oneshot::Receiver<()>) -> Result<u32, Error> {
+        let guest = tokio::select! {
+            // An error is what is waited for: the sender was dropped.
+            _ = cancelled => Err(Error::Cancelled(ProcessId::init(&self.id))),
+            prepared = self.prepare() => prepared,
+        };
+        let result = match guest {
+            Ok(guest) => self.ask(guest).await,
+            Err(error) => Err(error),
+        };
         if result.is_err() {
             self.plan.hooks.run_all(Point::Poststop, self.pid).await;
         }
         result
+    }
+
+    /// Everything that comes before the agent's part.
+    async fn prepare(&mut self) -> Result<Guest, Error> {
+        self.place().await?;
+        for point in [Point::Prestart, Point::CreateRuntime] {
+            let run = self.plan.hooks.run(point, self.pid).await;
+            run.map_err(|error| failed("run hooks", error, None))?;
+        }
+        self.ready().await
     }
 
     /// Gives the VMM what the container sees of the host.
@@ -175,12 +213,7 @@ impl Job {
         Ok(())
     }
 
-    async fn create(&mut self) -> Result<u32, Error> {
-        for point in [Point::Prestart, Point::CreateRuntime] {
-            let run = self.plan.hooks.run(point, self.pid).await;
-            run.map_err(|error| failed("run hooks", error, None))?;
-        }
-        let guest = self.ready().await?;
+    async fn ask(&mut self, guest: Guest) -> Result<u32, Error> {
         let spec = std::mem::take(&mut self.plan.guest_spec);
         match guest
             .create(&self.id, spec, std::mem::take(&mut self.stdio))
@@ -196,8 +229,7 @@ impl Job {
     }
 
     async fn step(&self, name: &'static str) {
-        // The owner is gone only with the shim.
-        let _ = self.queue.send(Event::Step(name, clock::monotonic_ns())).await;
+        self.queue.send(Event::Step(name, clock::monotonic_ns())).await;
     }
 
     async fn running(&mut self) -> Result<(), Error> {

@@ -1,15 +1,12 @@
-//! A process beside init: Exec makes it known and opens its streams, so that whatever containerd writes or closes before
-//! Start is not lost; Start is one call to the guest.
-
-use serde_json::Value;
+//! Exec: makes an exec process known and opens its streams, so that nothing is lost that the caller writes or closes before
+//! Start. The guest hears of it at Start only.
 
 use super::{Sandbox, log_ignored_fields};
 use crate::bundle;
-use crate::container::TaskState;
-use crate::container::{Exec, ExecRequest};
-use crate::container::{Process, Reply, answer};
+use crate::container::{self, Exec, ExecRequest, Process, Reply, answer};
 use crate::error::Error;
 use crate::event::TaskEvent;
+use crate::log;
 
 impl Sandbox {
     pub(super) fn exec(&mut self, request: ExecRequest, reply: Reply<()>) {
@@ -20,9 +17,7 @@ impl Sandbox {
                 id: &name.container,
                 exec: &name.exec,
             }),
-            Err(error) => {
-                crate::log::error(format_args!("exec {} in {}: {error}", name.exec, name.container))
-            }
+            Err(error) => log::error(format_args!("exec {} in {}: {error}", name.exec, name.container)),
         }
         answer(reply, added);
     }
@@ -36,7 +31,7 @@ impl Sandbox {
         if container.execs.contains_key(&name.exec) {
             return Err(Error::Exists(name));
         }
-        if !container.accepts_exec() {
+        if !container.lifecycle.accepts_exec() {
             return Err(container.refuse("given a process"));
         }
         let checked = bundle::process(&request.process);
@@ -45,24 +40,16 @@ impl Sandbox {
         // As under containerd's own shims: the call says whether there is a terminal.
         spec.insert("terminal".into(), request.paths.terminal.into());
         let (streams, stdio) = self.open_streams(&request.paths, &name.container)?;
-        let tag = self.tag(name.clone());
+        let key = self.new_key(name.clone());
         let exec = Exec {
-            process: Process::new(tag, TaskState::Created, request.paths, streams),
+            process: Process::new(key, request.paths, streams),
             spec,
             stdio,
             size: None,
         };
+        // Checked above: the container accepts it.
+        let _ = self.feed(&name.container, container::Event::ExecAdded(name.exec.clone()));
         self.container_mut(&name.container)?.execs.insert(name.exec, exec);
         Ok(())
     }
-}
-
-/// As the guest gets it.
-pub(super) fn for_guest(exec: &mut Exec) -> Vec<u8> {
-    let mut process = std::mem::take(&mut exec.spec);
-    if let Some(size) = exec.size.take() {
-        let size = serde_json::json!({"width": size.width, "height": size.height});
-        process.insert("consoleSize".into(), size);
-    }
-    Value::Object(process).to_string().into_bytes()
 }

@@ -1,96 +1,76 @@
-//! Pause and Resume.
+//! Pause and Resume. The sandbox learns of the guest's answer before the caller does.
 
-use std::future::Future;
-
-use super::{Event, Sandbox};
-use crate::container::{Freeze, FreezeInput, TaskState};
-use crate::container::{Reply, answer};
+use super::Sandbox;
+use super::queue::Event;
+use crate::container::{self, Reply, answer};
 use crate::error::Error;
-use crate::event::TaskEvent;
-use crate::guest::{CallError, Guest};
+use crate::log;
 use crate::process_id::ProcessKey;
 
 impl Sandbox {
     pub(super) fn pause(&mut self, id: &str, reply: Reply<()>) {
-        match self.begin_freeze(id, FreezeInput::Pause, "paused") {
-            Ok((guest, tag)) => {
-                let id = id.to_owned();
-                self.freeze(
-                    tag,
-                    reply,
-                    "pause container",
-                    async move { guest.pause(&id).await },
-                );
-            }
-            Err(error) => answer(reply, Err(error)),
-        }
+        self.begin_freeze(id, container::Event::PauseCalled, "paused", reply);
     }
 
     pub(super) fn resume(&mut self, id: &str, reply: Reply<()>) {
-        match self.begin_freeze(id, FreezeInput::Resume, "resumed") {
-            Ok((guest, tag)) => {
-                let id = id.to_owned();
-                self.freeze(
-                    tag,
-                    reply,
-                    "resume container",
-                    async move { guest.resume(&id).await },
-                );
-            }
-            Err(error) => answer(reply, Err(error)),
+        self.begin_freeze(id, container::Event::ResumeCalled, "resumed", reply);
+    }
+
+    fn begin_freeze(&mut self, id: &str, event: container::Event, wanted: &'static str, reply: Reply<()>) {
+        let refused = match self.container(id) {
+            Ok(container) => container.refuse(wanted),
+            Err(error) => return answer(reply, Err(error)),
+        };
+        match (self.feed(id, event), self.containers.get_mut(id)) {
+            (Ok(()), Some(container)) => container.freezing = Some(reply),
+            (Ok(()), None) | (Err(_), _) => answer(reply, Err(refused)),
         }
     }
 
-    fn begin_freeze(
-        &mut self,
-        id: &str,
-        input: FreezeInput,
-        wanted: &'static str,
-    ) -> Result<(Guest, ProcessKey), Error> {
+    pub(super) fn freeze_in_guest(&mut self, id: &str) {
+        self.ask_freezer(id, true);
+    }
+
+    pub(super) fn thaw_in_guest(&mut self, id: &str) {
+        self.ask_freezer(id, false);
+    }
+
+    fn ask_freezer(&mut self, id: &str, freeze: bool) {
         let guest = self.guest();
-        let container = self.container_mut(id)?;
-        if !container.is_running() || container.freeze.next(input).is_none() {
-            return Err(container.refuse(wanted));
-        }
-        let guest = guest?;
-        container.freeze(input);
-        Ok((guest, container.init.tag.clone()))
-    }
-
-    /// Asks the guest; the owner hears of it before containerd does.
-    fn freeze(
-        &self,
-        tag: ProcessKey,
-        reply: Reply<()>,
-        step: &'static str,
-        question: impl Future<Output = Result<(), CallError>> + Send + 'static,
-    ) {
-        let queue = self.queue.clone();
-        tokio::spawn(async move {
-            let result = question.await.map_err(|error| error.into_error(step));
-            // The owner is gone only with the shim.
-            let _ = queue.send(Event::Froze(tag, result, reply)).await;
+        let Some(container) = self.containers.get(id) else {
+            return;
+        };
+        let key = container.init.key.clone();
+        self.queue.send_result(async move {
+            let result = match guest {
+                Ok(guest) if freeze => {
+                    let paused = guest.pause(&key.name.container).await;
+                    paused.map_err(|error| error.into_error("pause container"))
+                }
+                Ok(guest) => {
+                    let resumed = guest.resume(&key.name.container).await;
+                    resumed.map_err(|error| error.into_error("resume container"))
+                }
+                Err(error) => Err(error),
+            };
+            Event::FreezeAnswered(key, result)
         });
     }
 
-    pub(super) fn froze(&mut self, tag: &ProcessKey, result: Result<(), Error>, reply: Reply<()>) {
-        let id = &tag.name.container;
-        if let Some(container) = self.container_of_key(tag) {
-            container.freeze(if result.is_ok() {
-                FreezeInput::Done
-            } else {
-                FreezeInput::Failed
-            });
-            let runs = container.init.state == TaskState::Running;
-            match container.freeze {
-                Freeze::Frozen if result.is_ok() && runs => self.events.publish(&TaskEvent::Paused { id }),
-                Freeze::Thawed if result.is_ok() && runs => self.events.publish(&TaskEvent::Resumed { id }),
-                Freeze::Thawed | Freeze::Freezing | Freeze::Frozen | Freeze::Thawing => {}
+    pub(super) fn freeze_answered(&mut self, init: &ProcessKey, result: Result<(), Error>) {
+        let event = match &result {
+            Ok(()) => container::Event::FreezeDone,
+            Err(error) => {
+                log::error(format_args!("{}: {error}", init.name));
+                container::Event::FreezeFailed
             }
+        };
+        self.advance(init, event);
+        let reply = self
+            .container_of_key(init)
+            .and_then(|container| container.freezing.take());
+        if let Some(reply) = reply {
+            answer(reply, result);
         }
-        if let Err(error) = &result {
-            crate::log::error(format_args!("{id}: {error}"));
-        }
-        answer(reply, result);
     }
 }

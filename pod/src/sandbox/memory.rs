@@ -1,60 +1,58 @@
-//! Processes that the guest's kernel killed for want of memory: containerd hears of each time before it hears of an end
-//! that came of it.
+//! OOM kills in the guest: TaskOOM goes out before the TaskExit that follows from it.
 
-use super::{Event, Sandbox};
+use super::Sandbox;
+use super::queue::Event;
 use crate::event::TaskEvent;
 use crate::guest::CallError;
+use crate::log;
 use crate::process_id::ProcessKey;
 
-/// Most often that containerd is told of one container: a guest may kill without end, and the events that wait for a
+/// Most TaskOOM events of one container. A guest can cause any number of kills, and the events that may wait for a
 /// containerd that is away are few.
 const MAX_EVENTS: u32 = 256;
 
 impl Sandbox {
-    /// Learns of kills in the container of the init `tag`, one after the other.
-    pub(super) fn watch_memory(&self, tag: &ProcessKey, known: u64) {
+    /// Asks the agent for OOM kills beyond `known` in the container of the init process `key`; one question at a time.
+    pub(super) fn watch_oom_kills(&self, key: &ProcessKey, known: u64) {
         let Ok(guest) = self.guest() else { return };
-        let (tag, queue) = (tag.clone(), self.queue.clone());
+        let (key, queue) = (key.clone(), self.queue.clone());
         tokio::spawn(async move {
-            match guest.wait_oom(&tag.name.container, known).await {
-                Ok(kills) if kills > known => {
-                    // The owner is gone only with the shim.
-                    let _ = queue.send(Event::OutOfMemory(tag, kills)).await;
-                }
-                Ok(kills) => crate::log::error(format_args!(
-                    "{}: the agent counts {kills} kills after {known}; it is not asked again",
-                    tag.name
+            match guest.wait_oom(&key.name.container, known).await {
+                Ok(kills) if kills > known => queue.send(Event::OutOfMemory(key, kills)).await,
+                Ok(kills) => log::error(format_args!(
+                    "{}: the agent reports {kills} OOM kills after {known}; it is not asked again",
+                    key.name
                 )),
-                // The container is gone, or the VM.
+                // The container was deleted, or the VM has ended.
                 Err(CallError::Answer(ttrpc::Code::NOT_FOUND, _) | CallError::Lost(_)) => {}
                 Err(CallError::Answer(code, message)) => {
-                    crate::log::warn(format_args!(
-                        "watching memory of {}: {code:?}: {message}",
-                        tag.name
+                    log::warn(format_args!(
+                        "waiting for OOM kills of {}: {code:?}: {message}",
+                        key.name
                     ));
                 }
             }
         });
     }
 
-    pub(super) fn out_of_memory(&mut self, tag: &ProcessKey, kills: u64) {
-        self.count_kills(&tag.name.container, kills);
-        let Some(container) = self.container_of_key(tag) else {
+    pub(super) fn out_of_memory(&mut self, key: &ProcessKey, kills: u64) {
+        self.count_oom_kills(&key.name.container, kills);
+        let Some(container) = self.container_of_key(key) else {
             return;
         };
-        if container.init.end().is_some() || container.oom_events >= MAX_EVENTS {
+        if container.lifecycle.init().end().is_some() || container.oom_events >= MAX_EVENTS {
             return;
         }
         let known = container.oom_kills;
-        self.watch_memory(tag, known);
+        self.watch_oom_kills(key, known);
     }
 
-    /// Tells containerd where `kills` is news.
-    pub(super) fn count_kills(&mut self, id: &str, kills: u64) {
+    /// Publishes TaskOOM if the container has had more than the known number of kills.
+    pub(super) fn count_oom_kills(&mut self, id: &str, kills: u64) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        if kills <= container.oom_kills || container.init.end().is_some() {
+        if kills <= container.oom_kills || container.lifecycle.init().end().is_some() {
             return;
         }
         container.oom_kills = kills;
@@ -63,8 +61,8 @@ impl Sandbox {
             self.events.publish(&TaskEvent::OutOfMemory { id });
         }
         if container.oom_events == MAX_EVENTS {
-            crate::log::warn(format_args!(
-                "{id}: {MAX_EVENTS} times out of memory; no more of it is told"
+            log::warn(format_args!(
+                "{id}: {MAX_EVENTS} TaskOOM events; no more are published"
             ));
         }
     }

@@ -1,27 +1,34 @@
-//! A pod: one VM and its containers. One task owns all of it ([`Sandbox`]); whatever happens (a call of containerd's, a
-//! word of the VMM's, an exit in the guest, a finished step) is an [`Event`] in its one queue. What takes time runs in
-//! tasks of its own that hold no state and end with an event.
+//! A pod: one VM and its containers. One task owns all of its state ([`Sandbox`]); calls, the VMM's messages, exits in the
+//! guest and finished steps are [`queue::Event`]s in its one queue. What takes time runs in tasks that hold no state and
+//! end with an event.
 //!
 //! ```text
 //! VM: Starting ─Running─▶ Running ─agent set up─▶ Ready
 //!        └──────────────────┴───────Ended───────────┴─▶ Ended (the reason stays)
 //! ```
+//! `calls` answers what needs no change of state, `create`, `exec`, `start`, `freeze`, `kill` and `delete` begin changes,
+//! `actions` carries out what a container's state machine decides, `vm_life` follows the VM.
 
+mod actions;
+mod call;
 mod calls;
 mod create;
+mod delete;
 mod exec;
-mod exits;
 mod freeze;
+mod kill;
 mod memory;
+mod queue;
 mod start;
 mod timeline;
-mod vm_events;
+mod vm_life;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use nacre_protocol::agent::{SetupResponse, Stdio};
+use nacre_protocol::agent::Stdio;
+use nacre_protocol::config::Config;
 use nacre_protocol::spec::Finding;
 use nacre_protocol::state::Pod;
 use nacre_protocol::vsock::FIRST_STREAM_PORT;
@@ -29,170 +36,38 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::bundle::{self, VmHints};
 use crate::cgroup::Cgroup;
-use crate::clock;
-use crate::container::{Container, CreateRequest, ExecRequest};
-use crate::container::{Deleted, Reply};
-use crate::container::{Freeze, TaskState};
-use crate::error::{Error, StepFailed};
+use crate::container::{self, Container, Reply, answer};
+use crate::error::StepFailed;
 use crate::event::EventSink;
-use crate::exit::Exit;
-use crate::guest::{CallError, CgroupFiles, Guest};
+use crate::guest::Guest;
 use crate::identity::{self, Identity};
 use crate::process_id::{ProcessId, ProcessKey};
-use crate::streams::{Expected, LoggedContainer, StdioPaths, Streams, TerminalSize};
-use crate::vm::{self, Vm};
-use nacre_protocol::config::{self, Config};
+use crate::streams::{Expected, LoggedContainer, StdioPaths, Streams};
+use crate::vm::Vm;
+use crate::{clock, log, sys};
+pub use call::{Call, Handle, Listed, View};
+use queue::{Event, Queue};
 use timeline::Recorder;
-
-/// Events that may wait; whoever has one more waits itself (and so does the VMM, and its guest).
-const QUEUE: usize = 64;
-
-/// A process as State shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct View {
-    /// Its bundle.
-    pub bundle: String,
-    /// Its pid for containerd.
-    pub pid: u32,
-    /// Where it stands.
-    pub state: TaskState,
-    /// Whether its container is frozen.
-    pub freeze: Freeze,
-    /// Its streams.
-    pub paths: StdioPaths,
-    /// How it ended.
-    pub exit: Option<Exit>,
-}
-
-/// A process of the guest, as Pids shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
-    /// As the guest numbers it.
-    pub pid: u32,
-    /// Its id, where containerd started it beside init.
-    pub exec: Option<String>,
-}
-
-/// A call, with where its answer goes. Calls on a process that does not exist, or whose state does not allow them, are
-/// answered with an [`Error`].
-#[derive(Debug)]
-pub enum Call {
-    /// Makes a container whose init process waits for Start; answers the task's pid.
-    Create(CreateRequest, Reply<u32>),
-    /// Makes an exec process known and opens its streams; nothing runs until Start.
-    Exec(ExecRequest, Reply<()>),
-    /// Runs the command of an init or exec process; answers its pid for the caller: the VMM's.
-    Start(ProcessId, Reply<u32>),
-    /// Reports a process's state.
-    State(ProcessId, Reply<View>),
-    /// Answers when the process has exited.
-    Wait(ProcessId, Reply<Exit>),
-    /// Sends a signal.
-    Kill {
-        /// The process.
-        name: ProcessId,
-        /// The signal's number.
-        signal: u32,
-        /// To every process of the container, if `name` is its init.
-        all: bool,
-        /// Answers when the signal is sent.
-        reply: Reply<()>,
-    },
-    /// Removes a process that does not run; of an init process, the container.
-    Delete(ProcessId, Reply<Deleted>),
-    /// Closes standard input after what has been written.
-    CloseStdin(ProcessId, Reply<()>),
-    /// Sets the size of a terminal.
-    Resize(ProcessId, TerminalSize, Reply<()>),
-    /// Lists the processes of a container.
-    Pids(String, Reply<Vec<Listed>>),
-    /// Freezes all processes of a container.
-    Pause(String, Reply<()>),
-    /// Thaws them.
-    Resume(String, Reply<()>),
-    /// Changes the limits of a container: `linux.resources` of the OCI specification, JSON.
-    Update(String, Vec<u8>, Reply<()>),
-    /// Reads the counters of a container.
-    Stats(String, Reply<CgroupFiles>),
-    /// Ends the sandbox if it has no containers, or `now`.
-    Shutdown {
-        /// End it even if containers are left.
-        now: bool,
-        /// Answers when the VM has ended and the pod's files are removed.
-        reply: Reply<()>,
-    },
-}
-
-/// Whatever happens to a pod.
-#[derive(Debug)]
-pub enum Event {
-    Call(Call),
-    Vm(vm::Event),
-    /// A step of a start, done at this monotonic time.
-    Step(&'static str, u64),
-    AgentSetUp(Box<Result<(Guest, SetupResponse), CallError>>),
-    Created(String, Result<u32, Error>),
-    /// With the process's pid in the guest where it has just got one.
-    Started(ProcessKey, Result<Option<u32>, Error>),
-    Exited(ProcessKey, Exit),
-    /// Init's end has waited long enough for the ends of the processes beside it.
-    InitExitHoldExpired(ProcessKey),
-    /// All output of an ended process is written, or has had its time.
-    Drained(ProcessKey),
-    /// The container of this init is frozen or thawed, as was asked; or could not be.
-    Froze(ProcessKey, Result<(), Error>, Reply<()>),
-    /// So many processes in the container of this init were killed for want of memory.
-    OutOfMemory(ProcessKey, u64),
-    /// The agent's stream is lost.
-    AgentLost(String),
-    /// The VM can't go on, for this reason.
-    VmFailed(StepFailed),
-}
-
-impl From<vm::Event> for Event {
-    fn from(event: vm::Event) -> Self {
-        Self::Vm(event)
-    }
-}
 
 /// How far the VM has come.
 #[derive(Debug, Clone)]
-pub enum Progress {
+enum Progress {
     Starting,
     Running,
     Ready(Guest),
     Ended(Arc<StepFailed>),
 }
 
-/// Hands calls to a sandbox's owner.
-#[derive(Debug, Clone)]
-pub struct Handle(mpsc::Sender<Event>);
-
-impl Handle {
-    /// Makes the call that `call` builds around the reply's address, and waits for the reply.
-    ///
-    /// # Errors
-    /// What the owner answers; [`Error::Closing`] where it is gone.
-    pub async fn call<T>(&self, call: impl FnOnce(Reply<T>) -> Call) -> Result<T, Error> {
-        let (reply, answer) = oneshot::channel();
-        self.0
-            .send(Event::Call(call(reply)))
-            .await
-            .map_err(|_| Error::Closing)?;
-        answer.await.map_err(|_| Error::Closing)?
-    }
-}
-
-/// The owner of a pod.
+/// A pod's state; see the module.
 #[derive(Debug)]
 pub struct Sandbox {
     identity: Identity,
-    vm_hints: VmHints,
+    hints: VmHints,
     config: Option<Config>,
     pod: Pod,
     events: Box<dyn EventSink>,
     recorder: Recorder,
-    queue: mpsc::Sender<Event>,
+    queue: Queue,
     received: mpsc::Receiver<Event>,
     progress: watch::Sender<Progress>,
     vm: Option<Vm>,
@@ -203,19 +78,21 @@ pub struct Sandbox {
     next_port: u32,
     next_serial: u64,
     agent_seen: bool,
-    /// Why the VM was ended, where it was by us.
+    /// Why we ended the VM, if we did.
     cause: Option<StepFailed>,
-    /// The VM is no longer wanted: its end is no failure.
+    /// The VM is no longer wanted: its end is not a failure.
     closing: bool,
     shutdown: Option<Reply<()>>,
 }
 
 impl Sandbox {
-    /// The sandbox of `identity`, and how to call it; `begun_ns` is when containerd executed the shim. Nothing runs yet.
+    /// The sandbox of `identity`, which reports to `events`, and the handle to call it by. `begun_ns` is the monotonic time
+    /// at which the caller executed the shim: the start's timeline counts from it. Nothing runs until [`Sandbox::run`].
+    #[must_use]
     pub fn new(identity: Identity, events: Box<dyn EventSink>, begun_ns: u64) -> (Self, Handle) {
-        let (queue, received) = mpsc::channel(QUEUE);
-        let handle = Handle(queue.clone());
-        let vm_hints = match std::fs::read(identity::config_json(&identity.bundle)) {
+        let (queue, received) = Queue::new();
+        let handle = Handle::new(queue.clone());
+        let hints = match std::fs::read(identity::config_json(&identity.bundle)) {
             Ok(bytes) => bundle::vm_hints(&bytes),
             // The Sandbox API has no spec yet at this point.
             Err(_) => VmHints::default(),
@@ -226,7 +103,7 @@ impl Sandbox {
             containerd_address: identity.address.clone(),
             bundle: identity.bundle.clone(),
             shim_pid: std::process::id(),
-            shim_start_time: crate::sys::start_time(std::process::id()),
+            shim_start_time: sys::start_time(std::process::id()),
             vmm_pid: None,
             cgroup: None,
             created: clock::realtime().as_secs(),
@@ -235,7 +112,7 @@ impl Sandbox {
         let recorder = Recorder::new(identity.directory(), begun_ns);
         let sandbox = Self {
             identity,
-            vm_hints,
+            hints,
             config: None,
             pod,
             events,
@@ -257,7 +134,7 @@ impl Sandbox {
         (sandbox, handle)
     }
 
-    /// Starts the VM, then handles events until the shim is to end.
+    /// Starts the VM, then handles events until Shutdown was called and the VM has ended.
     pub async fn run(mut self) {
         if let Err(failed) = self.start_vm() {
             self.vm_ended(failed);
@@ -270,7 +147,7 @@ impl Sandbox {
         }
         self.clean_up();
         if let Some(reply) = self.shutdown.take() {
-            crate::container::answer(reply, Ok(()));
+            answer(reply, Ok(()));
         }
     }
 
@@ -280,49 +157,23 @@ impl Sandbox {
             Event::Vm(event) => self.vm_event(event),
             Event::Step(name, at_ns) => self.recorder.step(name, at_ns),
             Event::AgentSetUp(result) => self.agent_set_up(*result),
-            Event::Created(id, result) => self.created(&id, result),
-            Event::Started(tag, result) => self.started(&tag, result),
-            Event::Exited(tag, exit) => self.exited(&tag, exit),
-            Event::InitExitHoldExpired(tag) => self.init_exit_hold_expired(&tag),
-            Event::Drained(tag) => self.drained(&tag),
-            Event::Froze(tag, result, reply) => self.froze(&tag, result, reply),
-            Event::OutOfMemory(tag, kills) => self.out_of_memory(&tag, kills),
+            Event::Created(key, result) => self.created(&key, result),
+            Event::Started(key, result) => self.started(&key, result),
+            Event::Exited(key, exit) => self.exited(&key, exit),
+            Event::InitExitHoldExpired(key) => self.init_exit_hold_expired(&key),
+            Event::Drained(key) => {
+                let drained = container::Event::OutputDrained(key.name.exec.clone());
+                self.advance(&key, drained);
+            }
+            Event::FreezeAnswered(key, result) => self.freeze_answered(&key, result),
+            Event::OutOfMemory(key, kills) => self.out_of_memory(&key, kills),
             Event::AgentLost(reason) => self.agent_lost(&reason),
             Event::VmFailed(failed) => self.fail_vm(failed),
         }
     }
 
-    fn start_vm(&mut self) -> Result<(), StepFailed> {
-        let config = config::load().map_err(|error| failed("read configuration", error, None))?;
-        let size = config.size(
-            self.vm_hints.memory_limit,
-            self.vm_hints.cpu_quota,
-            self.vm_hints.cpu_period,
-        );
-        let cgroup = Cgroup::plan(self.vm_hints.cgroups_path.as_deref(), &self.identity.key)
-            .map_err(|error| failed("plan cgroup", error, None))?;
-        self.pod.cgroup = Some(cgroup.path().to_owned());
-        self.write_pod();
-        let started = Vm::start(&config, size, &self.identity.id, &cgroup, &self.vm_hints);
-        self.cgroup = Some(cgroup);
-        let deadline = config.boot_deadline;
-        self.config = Some(config);
-        let (vm, monitor) = started.map_err(|error| {
-            let hint = matches!(&error, vm::Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
-            let hint = hint.then(|| "install Nacre again, or set its place in config.toml; `nacre doctor` checks it".into());
-            failed("start VM", error, hint)
-        })?;
-        self.pod.vmm_pid = Some(vm.pid());
-        self.write_pod();
-        self.recorder.step("VMM started", clock::monotonic_ns());
-        self.vm = Some(vm);
-        tokio::spawn(monitor.run(self.queue.clone()));
-        self.watch_boot(deadline);
-        Ok(())
-    }
-
-    /// A number for a process, which no other one has.
-    fn tag(&mut self, name: ProcessId) -> ProcessKey {
+    /// A key for a new process called `name`.
+    fn new_key(&mut self, name: ProcessId) -> ProcessKey {
         let serial = self.next_serial;
         self.next_serial = serial.wrapping_add(1);
         ProcessKey { name, serial }
@@ -345,7 +196,7 @@ impl Sandbox {
         Ok((streams, stdio))
     }
 
-    /// Guest's ends of `streams` that have not come are not expected any more.
+    /// Refuses the guest's ends of streams that were not opened in time.
     fn discard_ports(&mut self, streams: &Streams) {
         for port in streams.ports() {
             self.ports.remove(port);
@@ -354,20 +205,19 @@ impl Sandbox {
 
     fn write_pod(&self) {
         if let Err(error) = crate::state::write_pod(&self.identity.directory(), &self.pod) {
-            crate::log::error(format_args!("writing the pod's state: {error}"));
+            log::error(format_args!("writing the pod's state: {error}"));
         }
     }
 
-    /// Nothing is left to be done: the shim is to end and the VM has.
     fn is_over(&self) -> bool {
         self.shutdown.is_some() && self.vm.is_none()
     }
 
-    /// What is left of the pod on the host goes: the directory with the socket is the last.
+    /// Removes what is left of the pod on the host; the directory, with the socket, is the last.
     fn clean_up(&mut self) {
         self.remove_cgroup();
         if let Err(error) = crate::state::remove_directory(&self.identity.directory()) {
-            crate::log::error(format_args!("removing the pod's directory: {error}"));
+            log::error(format_args!("removing the pod's directory: {error}"));
         }
     }
 
@@ -375,7 +225,7 @@ impl Sandbox {
         if let Some(cgroup) = self.cgroup.take()
             && let Err(error) = cgroup.remove()
         {
-            crate::log::error(format_args!("removing the pod's cgroup: {error}"));
+            log::error(format_args!("removing the pod's cgroup: {error}"));
         }
     }
 }
@@ -389,10 +239,10 @@ fn failed(step: &str, error: impl std::fmt::Display, hint: Option<String>) -> St
     }
 }
 
-/// Names fields of a spec that have no effect.
+/// Logs the fields of a spec that have no effect.
 fn log_ignored_fields(name: &ProcessId, fields: &[Finding]) {
     for field in fields {
-        crate::log::warn(format_args!(
+        log::warn(format_args!(
             "{name}: {} is ignored: {}",
             field.path, field.reason
         ));

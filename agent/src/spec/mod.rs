@@ -1,10 +1,11 @@
-//! A container's OCI spec as the shim sends it, checked and completed for the guest: a pure function from bytes to
-//! [`Prepared`]. Called by container creation; never looks at the system.
+//! Checks the OCI spec that the shim sends and completes it for the guest: a pure function from JSON to
+//! [`PreparedSpec`]. `container` calls it; `exec` and `runtime` use its types. Never makes a system call.
 
-mod ids;
+mod id_map;
 mod library;
 mod mounts;
 mod namespaces;
+mod workdir;
 
 use std::path::{Component, Path, PathBuf};
 
@@ -18,38 +19,42 @@ use crate::devices;
 use crate::error::Error;
 use crate::terminal::Terminal;
 
-pub use ids::outside_uid;
-pub use mounts::{Later, clean};
-pub use namespaces::{Names, has_namespace, resolve};
+pub use id_map::guest_uid;
+pub use mounts::{MountPropagation, normalize};
+pub use namespaces::{UtsNames, has_namespace, resolve_namespaces};
+pub use workdir::WorkingDirectory;
 
-/// A spec that can be run.
+/// A checked spec, and the settings in it that the agent applies itself.
 #[derive(Debug)]
-pub struct Prepared {
-    /// What libcontainer is to get.
+pub struct PreparedSpec {
+    /// The spec for libcontainer.
     pub spec: Spec,
-    /// The container's cgroup, absolute.
+    /// The container's cgroup, as an absolute path below the cgroup2 mount.
     pub cgroup: PathBuf,
-    /// The device program of the cgroup; none where all is allowed.
+    /// The cgroup's device program, as BPF instructions; empty if all devices are allowed.
     pub devices: Vec<u64>,
-    /// The limits of its cgroup, which can all be said in files.
+    /// The limits to write to the cgroup's files, in order.
     pub limits: Vec<Setting>,
-    /// Owner of the standard streams, as the guest numbers users.
+    /// Owner of the standard streams, a uid in the guest's initial user namespace.
     pub uid: u32,
-    /// The process's terminal, where it wants one.
+    /// The terminal of init, if it has one.
     pub terminal: Option<Terminal>,
-    /// The spec names no HOME: the one it has now stands for what the container's /etc/passwd says.
+    /// HOME in `spec` is a placeholder: it must be looked up in the container's /etc/passwd.
     pub find_home: bool,
-    /// The container gets a network of its own, in which the loopback device is down.
+    /// The container has a new network namespace, whose loopback device is down.
     pub new_network: bool,
-    /// Names for a UTS namespace that is another container's.
-    pub names: Names,
-    /// What is to be done with its mounts once they are made.
-    pub mounts: Vec<Later>,
-    /// What of it has no effect: each a path and the reason.
+    /// The working directory to create if it is missing.
+    pub working_directory: Option<WorkingDirectory>,
+    /// Names to set in a UTS namespace that the container shares with another.
+    pub uts_names: UtsNames,
+    /// Propagation types to set once the container's mounts exist.
+    pub propagation: Vec<MountPropagation>,
+    /// The parts of the spec that have no effect in this guest, each as a JSON path and the reason.
     pub ignored: Vec<String>,
 }
 
-/// Whether `id` can be a directory's name and part of libcontainer's state.
+/// Checks that `id` can be a directory name, also of libcontainer's state: 1 to 128 letters, digits, `_`,
+/// `+`, `-` and `.`, not beginning with `.`.
 pub fn check_id(id: &str) -> Result<(), Error> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
     if id.is_empty() || id.len() > 128 || id.starts_with('.') || !id.chars().all(allowed) {
@@ -60,8 +65,8 @@ pub fn check_id(id: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks the spec of container `id` and fills in what the guest decides.
-pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
+/// Checks the spec of container `id` (JSON) and completes it.
+pub fn prepare(id: &str, json: &[u8]) -> Result<PreparedSpec, Error> {
     let mut value: Value = parse("config.json", json)?;
     let findings = sift(&mut value);
     if !findings.refused.is_empty() {
@@ -71,17 +76,17 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
     let mut spec: Spec = from_value("config.json", value)?;
     let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
     if !root.path().is_absolute() {
-        return Err(Error::bad_spec("root.path", "is not absolute"));
+        return Err(Error::bad_spec("root.path", "must be absolute"));
     }
     check_hooks(&spec)?;
     let mut process = spec.process().clone().ok_or_else(|| missing("process"))?;
     let find_home = complete_process(&mut process);
-    let uid = outside_uid(&spec, process.user().uid());
+    let uid = guest_uid(&spec, process.user().uid());
     let terminal = Terminal::wanted(&process).map(|terminal| Terminal { uid, ..terminal });
     spec.set_process(Some(process));
 
     let mut linux = spec.linux().clone().ok_or_else(|| missing("linux"))?;
-    // libcontainer gets none of them: it drops some and mistakes others.
+    // The agent applies them itself: libcontainer drops some resources and misreads others.
     let resources = linux.resources().clone().unwrap_or_default();
     linux.set_resources(None);
     let devices = devices::program(resources.devices().as_deref().unwrap_or_default())?;
@@ -90,11 +95,12 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
     let cgroup = cgroup_path(id, linux.cgroups_path().as_deref())?;
     linux.set_cgroups_path(Some(cgroup.clone()));
     let namespaces = namespaces::prepare(&linux)?;
-    let names = namespaces.names(&spec);
+    let uts_names = namespaces.uts_names(&spec);
     linux.set_namespaces(Some(namespaces.all));
-    let mounts = mounts::prepare(&mut spec, &mut linux);
+    let propagation = mounts::prepare(&mut spec, &mut linux);
     spec.set_linux(Some(linux));
-    Ok(Prepared {
+    let working_directory = workdir::working_directory(&spec);
+    Ok(PreparedSpec {
         spec,
         cgroup,
         devices,
@@ -103,13 +109,14 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<Prepared, Error> {
         terminal,
         find_home,
         new_network: namespaces.new_network,
-        names,
-        mounts,
+        working_directory,
+        uts_names,
+        propagation,
         ignored: Vec::new(),
     })
 }
 
-/// The process that an exec is to be.
+/// Checks the process object of an exec (JSON).
 pub fn parse_process(json: &[u8]) -> Result<Process, Error> {
     let mut value: Value = parse("process", json)?;
     let findings = sift_process(&mut value);
@@ -120,7 +127,7 @@ pub fn parse_process(json: &[u8]) -> Result<Process, Error> {
     from_value("process", value)
 }
 
-/// The limits that a container is to get while it lives.
+/// Checks a `linux.resources` object (JSON) and returns the limits that it changes.
 pub fn parse_update(json: &[u8]) -> Result<Vec<Setting>, Error> {
     let mut value: Value = parse("linux.resources", json)?;
     let findings = sift_update(&mut value);
@@ -143,7 +150,7 @@ fn missing(field: &'static str) -> Error {
     Error::bad_spec(field, "is missing")
 }
 
-/// The host runs its hooks itself; startContainer's are programs of the container.
+/// Refuses every hook that runs on the host; only `startContainer` hooks are programs of the container.
 fn check_hooks(spec: &Spec) -> Result<(), Error> {
     let Some(hooks) = spec.hooks() else {
         return Ok(());
@@ -159,18 +166,18 @@ fn check_hooks(spec: &Spec) -> Result<(), Error> {
         .iter()
         .find(|(_, list)| list.as_ref().is_some_and(|list| !list.is_empty()))
     {
-        Some((field, _)) => Err(Error::bad_spec(field, "is not for a guest")),
+        Some((field, _)) => Err(Error::bad_spec(field, "runs on the host, not in a guest")),
         None => Ok(()),
     }
 }
 
 fn check_devices(linux: &Linux) -> Result<(), Error> {
-    let outside = |path: &Path| !path.starts_with("/dev") || path == Path::new("/dev");
+    let is_outside = |path: &Path| !path.starts_with("/dev") || path == Path::new("/dev");
     match linux
         .devices()
         .iter()
         .flatten()
-        .find(|device| outside(device.path()))
+        .find(|device| is_outside(device.path()))
     {
         Some(device) => Err(Error::bad_spec(
             "linux.devices",
@@ -180,14 +187,14 @@ fn check_devices(linux: &Linux) -> Result<(), Error> {
     }
 }
 
-/// Fills in what the guest decides; whether HOME is a placeholder now.
+/// Completes a process object for libcontainer. Returns whether HOME in its environment is a placeholder.
 pub fn complete_process(process: &mut Process) -> bool {
     if process.no_new_privileges() == Some(false) {
-        // libcontainer takes "no" for a decision to load the seccomp filter late, when that is no longer allowed.
+        // For `false`, libcontainer loads the seccomp filter after it has dropped the capability to do so.
         process.set_no_new_privileges(None);
     }
-    // Those that are not named are none; libcontainer would leave the agent's.
-    process.set_capabilities(Some(whole(process.capabilities().as_ref())));
+    // For a missing set, libcontainer would leave the agent's capabilities.
+    process.set_capabilities(Some(complete_capabilities(process.capabilities().as_ref())));
     let mut environment = process.env().clone().unwrap_or_default();
     let home = environment
         .iter()
@@ -195,19 +202,19 @@ pub fn complete_process(process: &mut Process) -> bool {
         .find_map(|variable| variable.strip_prefix("HOME="));
     let find_home = home.is_none_or(str::is_empty);
     if find_home {
-        // Else libcontainer would ask the C library, which may load code from the container.
+        // Without HOME, libcontainer would call getpwuid(3), which may load NSS modules from the container.
         environment.push("HOME=/".to_owned());
     }
     process.set_env(Some(environment));
     find_home
 }
 
-/// All five sets.
-fn whole(named: Option<&LinuxCapabilities>) -> LinuxCapabilities {
+/// All five capability sets; one that the spec does not have is empty.
+fn complete_capabilities(given: Option<&LinuxCapabilities>) -> LinuxCapabilities {
     let set = |of: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
-        Some(named.and_then(|named| of(named).clone()).unwrap_or_default())
+        Some(given.and_then(|given| of(given).clone()).unwrap_or_default())
     };
-    // The library's default is some of them.
+    // oci-spec's default is not empty: each set must be overwritten.
     let mut all = LinuxCapabilities::default();
     all.set_bounding(set(LinuxCapabilities::bounding));
     all.set_effective(set(LinuxCapabilities::effective));
@@ -217,23 +224,24 @@ fn whole(named: Option<&LinuxCapabilities>) -> LinuxCapabilities {
     all
 }
 
-fn cgroup_path(id: &str, wanted: Option<&Path>) -> Result<PathBuf, Error> {
-    let Some(path) = wanted.filter(|path| !path.as_os_str().is_empty()) else {
+/// The container's cgroup: `linux.cgroupsPath`, or `/<id>` if it is missing or empty.
+fn cgroup_path(id: &str, given: Option<&Path>) -> Result<PathBuf, Error> {
+    let Some(path) = given.filter(|path| !path.as_os_str().is_empty()) else {
         return Ok(Path::new("/").join(id));
     };
     let mut components = path.components();
-    let plain = components.next() == Some(Component::RootDir)
+    let is_normal = components.next() == Some(Component::RootDir)
         && components.next().is_some()
         && path
             .components()
             .skip(1)
             .all(|component| matches!(component, Component::Normal(_)));
-    if !plain {
-        let reason = format!("{} is no absolute path below the root", path.display());
-        return Err(Error::BadSpec {
-            field: "linux.cgroupsPath",
-            reason,
-        });
+    if !is_normal {
+        let reason = format!(
+            "expected an absolute path below the root without \"..\", got {:?}",
+            path.display().to_string()
+        );
+        return Err(Error::bad_spec("linux.cgroupsPath", reason));
     }
     Ok(path.to_owned())
 }

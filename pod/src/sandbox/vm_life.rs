@@ -1,4 +1,4 @@
-//! What the VMM tells, and what its end means for the pod.
+//! The VM's life: its start, the agent's first call, and what its end means for the pod.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -6,29 +6,50 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::agent::SetupResponse;
+use nacre_protocol::config;
 use nacre_protocol::state::Failure;
 use nacre_protocol::vsock::AGENT_PORT;
 
-use super::{Event, Progress, Sandbox, failed};
-use crate::clock;
+use super::actions::lost;
+use super::queue::Event;
+use super::{Progress, Sandbox, failed, timeline};
+use crate::cgroup::Cgroup;
 use crate::error::StepFailed;
-use crate::exit::Exit;
 use crate::guest::{CallError, Guest};
-use crate::vm::{self, End};
-
-/// The status of processes whose VM is gone: as if killed.
-const LOST_STATUS: u32 = 137;
-
-/// The end of a process that is lost with its VM, now.
-pub(super) fn lost() -> Exit {
-    Exit {
-        status: LOST_STATUS,
-        at_ns: clock::realtime_ns(),
-        oom_kills: 0,
-    }
-}
+use crate::vm::{self, End, Vm};
+use crate::{clock, container, log};
 
 impl Sandbox {
+    /// Starts the VMM and what watches it.
+    pub(super) fn start_vm(&mut self) -> Result<(), StepFailed> {
+        let config = config::load().map_err(|error| failed("read configuration", error, None))?;
+        let size = config.size(
+            self.hints.memory_limit,
+            self.hints.cpu_quota,
+            self.hints.cpu_period,
+        );
+        let cgroup = Cgroup::plan(self.hints.cgroups_path.as_deref(), &self.identity.key)
+            .map_err(|error| failed("plan cgroup", error, None))?;
+        self.pod.cgroup = Some(cgroup.path().to_owned());
+        self.write_pod();
+        let started = Vm::start(&config, size, &self.identity.id, &cgroup, &self.hints);
+        self.cgroup = Some(cgroup);
+        let deadline = config.boot_deadline;
+        self.config = Some(config);
+        let (vm, monitor) = started.map_err(|error| {
+            let hint = matches!(&error, vm::Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
+            let hint = hint.then(|| "install Nacre again, or set its place in config.toml; `nacre doctor` checks it".into());
+            failed("start VM", error, hint)
+        })?;
+        self.pod.vmm_pid = Some(vm.pid());
+        self.write_pod();
+        self.recorder.step("VMM started", clock::monotonic_ns());
+        self.vm = Some(vm);
+        tokio::spawn(monitor.run(self.queue.sender()));
+        self.watch_boot(deadline);
+        Ok(())
+    }
+
     pub(super) fn vm_event(&mut self, event: vm::Event) {
         match event {
             vm::Event::Step(step) => self.recorder.step(step.name, step.done_ns),
@@ -48,8 +69,7 @@ impl Sandbox {
     fn connection(&mut self, port: u32, stream: OwnedFd) {
         if port == AGENT_PORT && !self.agent_seen {
             self.agent_seen = true;
-            self.recorder
-                .step(super::timeline::DIALLED_IN, clock::monotonic_ns());
+            self.recorder.step(timeline::DIALLED_IN, clock::monotonic_ns());
             self.set_up_agent(stream);
         } else if let Some(expected) = self.ports.remove(&port) {
             // A process whose streams are no longer wanted is ended by then.
@@ -64,15 +84,13 @@ impl Sandbox {
             Err(error) => return self.fail_vm(failed("set up guest", error, None)),
         };
         let hostname = self
-            .vm_hints
+            .hints
             .hostname
             .clone()
             .unwrap_or_else(|| self.identity.id.clone());
-        let queue = self.queue.clone();
-        tokio::spawn(async move {
+        self.queue.send_result(async move {
             let result = guest.setup(&hostname).await.map(|response| (guest, response));
-            // The owner is gone only with the shim.
-            let _ = queue.send(Event::AgentSetUp(Box::new(result))).await;
+            Event::AgentSetUp(Box::new(result))
         });
     }
 
@@ -118,8 +136,7 @@ impl Sandbox {
         let lost = failed("running", format_args!("the agent is lost: {reason}"), None);
         tokio::spawn(async move {
             if super::create::ended(&mut progress).await.is_none() {
-                // The owner is gone only with the shim.
-                let _ = queue.send(Event::VmFailed(lost)).await;
+                queue.send(Event::VmFailed(lost)).await;
             }
         });
     }
@@ -136,8 +153,7 @@ impl Sandbox {
                 let reason = format!("the guest's agent did not answer within {} s", deadline.as_secs());
                 let hint = "boot_deadline_s in config.toml gives it longer; `nacre doctor` checks this host"
                     .to_owned();
-                // The owner is gone only with the shim.
-                let _ = queue
+                queue
                     .send(Event::VmFailed(failed("boot guest", reason, Some(hint))))
                     .await;
             }
@@ -183,13 +199,13 @@ impl Sandbox {
         self.ports.clear();
         self.remove_cgroup();
         if !self.closing {
-            crate::log::error(&reason);
+            log::error(&reason);
             self.record_failure(&reason);
             self.pod.state = "stopped".into();
             self.write_pod();
         }
         self.progress.send_replace(Progress::Ended(Arc::new(reason)));
-        self.all_exited();
+        self.end_all_tasks();
     }
 
     fn record_failure(&self, reason: &StepFailed) {
@@ -204,7 +220,15 @@ impl Sandbox {
             timeline: self.recorder.timeline(),
         };
         if let Err(error) = crate::state::record_failure(&self.identity.key, &failure) {
-            crate::log::error(format_args!("keeping the failure's record: {error}"));
+            log::error(format_args!("keeping the failure's record: {error}"));
+        }
+    }
+
+    fn end_all_tasks(&mut self) {
+        let ids: Vec<String> = self.containers.keys().cloned().collect();
+        for id in ids {
+            // Possible in every state.
+            let _ = self.feed(&id, container::Event::VmEnded(lost()));
         }
     }
 }

@@ -1,5 +1,6 @@
-//! What libcontainer leaves undone of a container's mounts: how they share what is mounted below. Done in the container's
-//! mount namespace, by the helper, which does nothing else after it; no program of the container runs yet.
+//! Sets the propagation types of a container's mounts (mount_namespaces(7)), which libcontainer does not. The
+//! helper does this in the container's mount namespace, as its last step and before any program of the
+//! container runs.
 
 use std::fs::File;
 use std::io;
@@ -9,10 +10,11 @@ use std::path::Path;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::container::Later;
+use crate::spec::MountPropagation;
 
-/// Does what `mounts` say in the mount namespace of process `pid`, whose root becomes the caller's.
-pub fn finish(pid: i32, mounts: &[Later]) -> Result<(), String> {
+/// Applies `mounts` in the mount namespace of process `pid`. The caller stays in that namespace, with its
+/// root directory.
+pub fn apply(pid: i32, mounts: &[MountPropagation]) -> Result<(), String> {
     if mounts.is_empty() {
         return Ok(());
     }
@@ -27,18 +29,18 @@ pub fn finish(pid: i32, mounts: &[Later]) -> Result<(), String> {
         .map_err(|error| format!("entering {file}: {error}"))?;
     mounts.iter().try_for_each(|mount| {
         let path = Path::new("/").join(&mount.destination);
-        mount.propagation.iter().try_for_each(|word| {
-            let done = propagation(word).and_then(|flags| Ok(mount_change(&path, flags)?));
-            done.map_err(|error| format!("mounts: {word} on {}: {error}", path.display()))
+        mount.options.iter().try_for_each(|option| {
+            let done = flags(option).and_then(|flags| Ok(mount_change(&path, flags)?));
+            done.map_err(|error| format!("mounts: making {} {option}: {error}", path.display()))
         })
     })
 }
 
-fn propagation(word: &str) -> io::Result<MountPropagationFlags> {
+fn flags(option: &str) -> io::Result<MountPropagationFlags> {
     use MountPropagationFlags as Flags;
-    let (plain, recursive) = match word.strip_prefix('r') {
+    let (plain, recursive) = match option.strip_prefix('r') {
         Some(plain) => (plain, Flags::REC),
-        None => (word, Flags::empty()),
+        None => (option, Flags::empty()),
     };
     let kind = match plain {
         "private" => Flags::PRIVATE,

@@ -1,9 +1,9 @@
-//! From the specification's JSON to that of the libraries that read it (oci-spec, libcontainer), where they differ: what may
-//! be missing, names, an order.
+//! Rewrites a spec for the libraries that read it. oci-spec and libcontainer differ from the OCI specification
+//! in a few fields: they require optional ones, use other names, or swap the meaning of two.
 
 use serde_json::{Value, json};
 
-/// Rewrites a whole spec.
+/// Rewrites a whole `config.json`.
 pub fn translate(spec: &mut Value) {
     if let Some(process) = spec.get_mut("process") {
         translate_process(process);
@@ -12,10 +12,10 @@ pub fn translate(spec: &mut Value) {
         translate_resources(resources);
     }
     swap_masks(spec);
-    for device in list(spec, "/linux/devices") {
-        // A fifo has no numbers.
-        default(device, "major");
-        default(device, "minor");
+    for device in elements(spec, "/linux/devices") {
+        // A FIFO has no device number.
+        default_to_zero(device, "major");
+        default_to_zero(device, "minor");
     }
 }
 
@@ -23,13 +23,13 @@ pub fn translate(spec: &mut Value) {
 pub fn translate_process(process: &mut Value) {
     if let Some(object) = process.as_object_mut() {
         let user = object.entry("user").or_insert_with(|| json!({}));
-        default(user, "uid");
-        default(user, "gid");
+        default_to_zero(user, "uid");
+        default_to_zero(user, "gid");
     }
     if let Some(priority) = process.get_mut("ioPriority") {
-        default(priority, "priority");
+        default_to_zero(priority, "priority");
     }
-    for flag in list(process, "/scheduler/flags") {
+    for flag in elements(process, "/scheduler/flags") {
         match flag.as_str() {
             Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
             Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
@@ -38,7 +38,7 @@ pub fn translate_process(process: &mut Value) {
     }
 }
 
-/// Rewrites a `linux.resources` object: without a limit, the library takes 0 for it.
+/// Rewrites a `linux.resources` object: oci-spec reads a missing `pids.limit` as 0.
 pub fn translate_resources(resources: &mut Value) {
     if resources
         .get("pids")
@@ -49,22 +49,23 @@ pub fn translate_resources(resources: &mut Value) {
     }
 }
 
-/// Of a comparison under a mask, the specification and runc have the mask first; libcontainer has it second.
+/// In a masked comparison the specification has the mask in `value`, as runc does; libcontainer has it in
+/// `valueTwo`.
 fn swap_masks(spec: &mut Value) {
-    for call in list(spec, "/linux/seccomp/syscalls") {
-        for arg in list(call, "/args") {
+    for call in elements(spec, "/linux/seccomp/syscalls") {
+        for arg in elements(call, "/args") {
             if arg["op"] == "SCMP_CMP_MASKED_EQ"
                 && let Some(arg) = arg.as_object_mut()
             {
                 let mask = arg.remove("value").unwrap_or_default();
-                let wanted = arg.insert("valueTwo".to_owned(), mask);
-                arg.insert("value".to_owned(), wanted.unwrap_or_else(|| json!(0)));
+                let expected = arg.insert("valueTwo".to_owned(), mask);
+                arg.insert("value".to_owned(), expected.unwrap_or_else(|| json!(0)));
             }
         }
     }
 }
 
-fn list<'a>(value: &'a mut Value, pointer: &str) -> impl Iterator<Item = &'a mut Value> {
+fn elements<'a>(value: &'a mut Value, pointer: &str) -> impl Iterator<Item = &'a mut Value> {
     value
         .pointer_mut(pointer)
         .and_then(Value::as_array_mut)
@@ -72,8 +73,8 @@ fn list<'a>(value: &'a mut Value, pointer: &str) -> impl Iterator<Item = &'a mut
         .flatten()
 }
 
-/// A number that is not there is 0.
-fn default(object: &mut Value, key: &str) {
+/// Sets `key` to 0 if it is missing.
+fn default_to_zero(object: &mut Value, key: &str) {
     if let Some(object) = object.as_object_mut() {
         object.entry(key).or_insert_with(|| json!(0));
     }

@@ -1,16 +1,17 @@
-//! Users of a container with a user namespace, as the guest numbers them.
+//! User ids of a container with a user namespace, as the guest's initial user namespace numbers them.
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::has_namespace;
 
-/// The guest's user that is `uid` in the container. One that is not mapped can't be anybody there, and stays.
-pub fn outside_uid(spec: &Spec, uid: u32) -> u32 {
+/// The uid in the guest's initial user namespace of `uid` in the container. A uid that is not mapped is
+/// returned unchanged: no process of the container can have it.
+pub fn guest_uid(spec: &Spec, uid: u32) -> u32 {
     let linux = spec.linux().as_ref();
     let mappings = linux.and_then(|linux| linux.uid_mappings().as_ref());
-    let has_own = has_namespace(spec, LinuxNamespaceType::User);
+    let has_user_namespace = has_namespace(spec, LinuxNamespaceType::User);
     let mut found = None;
-    for mapping in mappings.into_iter().flatten().filter(|_| has_own) {
+    for mapping in mappings.into_iter().flatten().filter(|_| has_user_namespace) {
         let offset = uid
             .checked_sub(mapping.container_id())
             .filter(|offset| *offset < mapping.size());
@@ -24,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn by_the_mappings_of_a_user_namespace() {
+    fn uids_are_mapped_only_in_a_user_namespace() {
         let spec = |kind: &str| -> Spec {
             serde_json::from_value(serde_json::json!({"ociVersion": "1.0", "linux": {
                 "namespaces": [{"type": kind}],
@@ -32,8 +33,8 @@ mod tests {
             .unwrap()
         };
         for (id, want) in [(10, 1000), (14, 1004), (9, 9), (15, 15)] {
-            assert_eq!(outside_uid(&spec("user"), id), want);
-            assert_eq!(outside_uid(&spec("pid"), id), id);
+            assert_eq!(guest_uid(&spec("user"), id), want);
+            assert_eq!(guest_uid(&spec("pid"), id), id);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Users and groups of a container in more than one range: libcontainer leaves writing them to programs, newuidmap(1) and
-//! newgidmap(1), that it looks for in its PATH. In a guest they are the agent's own program, under these names.
+//! newuidmap(1) and newgidmap(1). libcontainer runs them, from its PATH, to write the id maps of a user
+//! namespace that have more than one range. In a guest both are links to the agent's own program.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -8,13 +8,13 @@ use std::path::Path;
 
 use oci_spec::runtime::Spec;
 
-/// Where the helper's libcontainer finds the programs.
+/// The helper's PATH: the directory of the two links.
 pub const DIRECTORY: &str = "/run/nacre/ids";
-/// The programs, and the files in /proc/<pid> that they write.
+/// The programs, each with the file in `/proc/<pid>` that it writes.
 const PROGRAMS: [(&str, &str); 2] = [("newuidmap", "uid_map"), ("newgidmap", "gid_map")];
 
-/// Has the programs where they are looked for, if `spec` needs them; `program` is the agent's.
-pub fn prepare(spec: &Spec, program: &Path) -> io::Result<()> {
+/// Creates the links if `spec` has id maps of more than one range; `program` is the agent's own program.
+pub fn install(spec: &Spec, program: &Path) -> io::Result<()> {
     let linux = spec.linux().as_ref();
     let ranges = linux.map_or(0, |linux| {
         let count = |mappings: &Option<Vec<_>>| mappings.as_ref().map_or(0, Vec::len);
@@ -33,14 +33,15 @@ pub fn prepare(spec: &Spec, program: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// What the program is to write under `name`, where it is one of these.
+/// The file in `/proc/<pid>` that a program of this name writes; None for any other name.
 pub fn file(name: &OsStr) -> Option<&'static str> {
     let name = Path::new(name).file_name()?;
     let (_, file) = PROGRAMS.iter().find(|(program, _)| name == *program)?;
     Some(file)
 }
 
-/// Writes `file` of a process; the arguments are its pid and, for each range, first id inside, first id outside, size.
+/// Writes `file` of a process. The arguments are its pid and, for each range: the first id inside the
+/// namespace, the first id outside, the number of ids.
 pub fn write(file: &str, arguments: &[OsString]) -> io::Result<()> {
     let numbers: Option<Vec<u32>> = arguments
         .iter()
@@ -53,8 +54,8 @@ pub fn write(file: &str, arguments: &[OsString]) -> io::Result<()> {
 
 fn lines(ranges: &[u32]) -> String {
     let line = |range: &[u32]| {
-        let words: Vec<String> = range.iter().map(u32::to_string).collect();
-        format!("{}\n", words.join(" "))
+        let numbers: Vec<String> = range.iter().map(u32::to_string).collect();
+        format!("{}\n", numbers.join(" "))
     };
     ranges.chunks(3).map(line).collect()
 }
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_each() {
+    fn each_range_is_a_line() {
         assert_eq!(lines(&[0, 1000, 1, 1, 5000, 10]), "0 1000 1\n1 5000 10\n");
         assert_eq!(file(OsStr::new("/run/nacre/ids/newuidmap")), Some("uid_map"));
         assert_eq!(file(OsStr::new("newgidmap")), Some("gid_map"));
