@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nacre_protocol::agent::SetupResponse;
 use nacre_protocol::config;
-use nacre_protocol::state::Failure;
+use nacre_protocol::state::{Failure, PodState};
 use nacre_protocol::vsock::AGENT_PORT;
 
 use super::actions::lost;
@@ -102,7 +102,7 @@ impl Sandbox {
                 self.recorder
                     .guest_clock(response.init_started_us, response.dialed_us);
                 self.recorder.write();
-                self.pod.state = "running".into();
+                self.pod.state = PodState::Running;
                 self.write_pod();
                 self.progress.send_replace(Progress::Ready(guest));
                 if let Some(vm) = &self.vm {
@@ -201,7 +201,7 @@ impl Sandbox {
         if !self.closing {
             log::error(&reason);
             self.record_failure(&reason);
-            self.pod.state = "stopped".into();
+            self.pod.state = PodState::Stopped;
             self.write_pod();
         }
         self.progress.send_replace(Progress::Ended(Arc::new(reason)));
