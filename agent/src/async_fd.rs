@@ -1,5 +1,5 @@
-//! Registers a descriptor with the event loop. Used for every stream, pipe and socket that the agent waits on; never
-//! reads or writes one.
+//! Registers a descriptor with the event loop. Used for every stream, pipe and socket that the agent waits
+//! on; never reads or writes one.
 #![allow(
     unsafe_code,
     reason = "the event loop's registration relies on the owner keeping its descriptor"

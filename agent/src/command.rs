@@ -1,6 +1,6 @@
-//! Finds a process's command and executes it, by runc's rules and with runc's error texts. Called in the process that
-//! becomes the command, inside the container's root and as its user; never earlier, so that a path of the container is
-//! never resolved outside of it.
+//! Finds a process's command and executes it, by runc's rules and with runc's error texts. Called in the
+//! process that becomes the command, inside the container's root and as its user; never earlier, so that a
+//! path of the container is never resolved outside of it.
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
@@ -31,8 +31,8 @@ pub struct Command {
 }
 
 impl Command {
-    /// Finds the command of `process` in the container. If `find_home` is set, HOME in the process object is a
-    /// placeholder, and the user's home directory in the container's /etc/passwd replaces it.
+    /// Finds the command of `process` in the container. If `find_home` is set, HOME in the process object is
+    /// a placeholder, and the user's home directory in the container's /etc/passwd replaces it.
     ///
     /// # Errors
     /// runc's text for a command that is missing or can't be executed.
@@ -70,8 +70,8 @@ impl Command {
     }
 }
 
-/// Replaces each standard stream that is the guest's /dev/null by the container's, opened for reading and writing. Does
-/// nothing if the container's /dev/null is not the null device.
+/// Replaces each standard stream that is the guest's /dev/null by the container's, opened for reading and
+/// writing. Does nothing if the container's /dev/null is not the null device.
 pub fn reopen_null() -> std::io::Result<()> {
     let Some(null) = open_in_container("/dev/null", OFlags::RDWR).filter(is_null) else {
         return Ok(());
@@ -95,8 +95,8 @@ fn is_null(file: &impl AsFd) -> bool {
     })
 }
 
-/// Opens a file in the container's root. Magic links in /proc are not followed, because they may lead outside of the
-/// container (RESOLVE_NO_MAGICLINKS), and opening a FIFO does not block (O_NONBLOCK).
+/// Opens a file in the container's root. Magic links in /proc are not followed, because they may lead outside
+/// of the container (RESOLVE_NO_MAGICLINKS), and opening a FIFO does not block (O_NONBLOCK).
 pub fn open_in_container(path: &str, access: OFlags) -> Option<File> {
     let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
@@ -126,8 +126,8 @@ fn home_in(passwd: impl std::io::BufRead, uid: u32) -> Option<String> {
     })
 }
 
-/// The path that `name` is executed from: `name` itself if it has a slash, else the first match in PATH. The error is
-/// runc's text after `exec: "name": `.
+/// The path that `name` is executed from: `name` itself if it has a slash, else the first match in PATH. The
+/// error is runc's text after `exec: "name": `.
 fn find(name: &str, environment: &[String]) -> Result<PathBuf, String> {
     if name.contains('/') {
         return match check_executable(Path::new(name)) {

@@ -1,5 +1,5 @@
-//! Serves ttrpc on one stream that the agent has opened to the host, and reports the end of that stream, which the ttrpc
-//! library's server does not. Called by `main`; never opens or accepts a stream.
+//! Serves ttrpc on one stream that the agent has opened to the host, and reports the end of that stream,
+//! which the ttrpc library's server does not. Called by `main`; never opens or accepts a stream.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, Service};
 
-/// A stream with a server on it. Dropping it closes the stream: the library ends connections with their server.
+/// A stream with a server on it. Dropping it closes the stream: the library ends connections with their
+/// server.
 pub struct Connection {
     _server: Server,
     ended: oneshot::Receiver<()>,

@@ -1,5 +1,6 @@
-//! What the agent does as PID 1 of the guest: mounts file systems, sets kernel parameters, clock and host name, and
-//! powers the guest off. Called by `main` and by the Setup request; never by an agent that runs standalone.
+//! What the agent does as PID 1 of the guest: mounts file systems, sets kernel parameters, clock and host
+//! name, and powers the guest off. Called by `main` and by the Setup request; never by an agent that runs
+//! standalone.
 
 use std::ffi::CStr;
 use std::fs;
@@ -19,15 +20,16 @@ use crate::error::Error;
 /// The cgroup v2 controllers that limit containers.
 const CONTROLLERS: &str = "+cpuset +cpu +io +memory +hugetlb +pids";
 
-/// Resource limits that a container inherits if its spec sets none: those of containerd's systemd service. The kernel
-/// derives its own defaults for PID 1 from the guest's small memory. None is RLIM_INFINITY.
+/// Resource limits that a container inherits if its spec sets none: those of containerd's systemd service.
+/// The kernel derives its own defaults for PID 1 from the guest's small memory. None is RLIM_INFINITY.
 const INHERITED_LIMITS: [(Resource, Option<u64>); 3] = [
     (Resource::Nproc, None),
     (Resource::Core, None),
     (Resource::Nofile, Some(1 << 20)),
 ];
 
-/// Changes the root from the initramfs's rootfs, on which pivot_root(2) fails with EINVAL, to a clone of that mount.
+/// Changes the root from the initramfs's rootfs, on which pivot_root(2) fails with EINVAL, to a clone of that
+/// mount.
 pub fn replace_rootfs() -> Result<(), Error> {
     let root = open_tree(
         CWD,
@@ -41,8 +43,8 @@ pub fn replace_rootfs() -> Result<(), Error> {
     rustix::process::chroot(".").map_err(Error::system("changing the root to the new /"))
 }
 
-/// Mounts the file systems that the agent and its helper need. A container's file systems are mounted when it is
-/// created.
+/// Mounts the file systems that the agent and its helper need. A container's file systems are mounted when it
+/// is created.
 pub fn mount_filesystems() -> Result<(), Error> {
     let restricted = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount_at("/proc", "proc", "proc", restricted, None)?;
@@ -72,8 +74,8 @@ fn mount_at(
         .map_err(Error::system(format!("mounting {fstype} on {target}")))
 }
 
-/// Sets up what is needed before the first container but not before the agent answers Setup: its own OOM score, the
-/// cgroup controllers, inherited resource limits, the loopback device.
+/// Sets up what is needed before the first container but not before the agent answers Setup: its own OOM
+/// score, the cgroup controllers, inherited resource limits, the loopback device.
 pub fn prepare_for_containers() -> Result<(), Error> {
     let file = "/proc/self/oom_score_adj";
     fs::write(file, "-1000").map_err(Error::file("writing", file))?;

@@ -1,5 +1,6 @@
-//! Reaps every child of PID 1, its own and the orphans it inherits, and calls the callbacks that were registered with
-//! [`Reaper::watch`]. Nothing else in the agent waits for a process; the reaper never waits for a particular pid.
+//! Reaps every child of PID 1, its own and the orphans it inherits, and calls the callbacks that were
+//! registered with [`Reaper::watch`]. Nothing else in the agent waits for a process; the reaper never waits
+//! for a particular pid.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,9 +27,9 @@ pub struct Reaper {
 }
 
 impl Reaper {
-    /// Registers `on_exit` to be called once when `pid` exits. The caller must ensure that `pid` cannot have been reaped
-    /// yet: either it is still the child of another process that waits for the caller, or the event loop has not run
-    /// since the fork.
+    /// Registers `on_exit` to be called once when `pid` exits. The caller must ensure that `pid` cannot have
+    /// been reaped yet: either it is still the child of another process that waits for the caller, or the
+    /// event loop has not run since the fork.
     pub fn watch(&self, pid: Pid, on_exit: impl FnOnce(Exit) + Send + 'static) {
         self.callbacks().insert(pid, Box::new(on_exit));
     }
@@ -37,7 +38,8 @@ impl Reaper {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Installs the SIGCHLD handler and starts the task that reaps. The handler is installed when this returns.
+    /// Installs the SIGCHLD handler and starts the task that reaps. The handler is installed when this
+    /// returns.
     pub fn start(self: Arc<Self>) -> io::Result<()> {
         let mut child_signals = signal(SignalKind::child())?;
         tokio::spawn(async move {

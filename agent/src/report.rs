@@ -1,8 +1,10 @@
-//! Writes error lines to the guest's console. Called for errors that end the agent or its helper, by the panic hook, and
-//! for errors that no caller can receive; never for a request that failed, whose error goes into the reply.
+//! Writes error lines to the guest's console. Called for errors that end the agent or its helper, by the
+//! panic hook, and for errors that no caller can receive; never for a request that failed, whose error goes
+//! into the reply.
 //!
-//! PID 1 must not abort: the kernel does not deliver SIGABRT to it, and the process would fault for ever. The panic hook
-//! exits instead. The kernel then panics because init exited, and the host finds the reason on the console.
+//! PID 1 must not abort: the kernel does not deliver SIGABRT to it, and the process would fault for ever. The
+//! panic hook exits instead. The kernel then panics because init exited, and the host finds the reason on the
+//! console.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -12,8 +14,8 @@ const MAX_LINE: usize = 900;
 /// Exit status of the agent and its helper after a fatal error or a panic.
 pub const FAILED: i32 = 101;
 
-/// Writes one line to /dev/kmsg at level 2 (critical), which the guest's kernel prints on the console; to standard error
-/// if /dev/kmsg can't be written. Control characters become spaces.
+/// Writes one line to /dev/kmsg at level 2 (critical), which the guest's kernel prints on the console; to
+/// standard error if /dev/kmsg can't be written. Control characters become spaces.
 pub fn to_console(text: &str) {
     let mut line: String = text
         .chars()

@@ -1,5 +1,5 @@
-//! `process.scheduler` and `process.execCPUAffinity` of a spec: sched_setattr(2), which has no safe wrapper, and lists of
-//! CPUs. Called by the child that becomes an exec process; never changes another process.
+//! `process.scheduler` and `process.execCPUAffinity` of a spec: sched_setattr(2), which has no safe wrapper,
+//! and lists of CPUs. Called by the child that becomes an exec process; never changes another process.
 #![allow(unsafe_code, reason = "sched_setattr has no safe wrapper")]
 
 use std::io;
@@ -25,7 +25,8 @@ struct Attributes {
 /// Sets the calling thread's scheduling policy and its attributes.
 ///
 /// # Errors
-/// EINVAL for attributes that do not fit the policy, EPERM without CAP_SYS_NICE or in a cgroup without a real-time budget.
+/// EINVAL for attributes that do not fit the policy, EPERM without CAP_SYS_NICE or in a cgroup without a
+/// real-time budget.
 pub fn set(wanted: &Scheduler) -> io::Result<()> {
     let attributes = attributes(wanted)?;
     // SAFETY: the kernel reads as many bytes as the structure's `size` field says, which is its size.

@@ -1,5 +1,6 @@
-//! Signal calls that have no safe wrapper: kill(2) with any signal number, and SIGPIPE's default action. Called by the
-//! container code and by the process that becomes a command; never with a pid that may have been reaped.
+//! Signal calls that have no safe wrapper: kill(2) with any signal number, and SIGPIPE's default action.
+//! Called by the container code and by the process that becomes a command; never with a pid that may have
+//! been reaped.
 #![allow(
     unsafe_code,
     reason = "no safe wrapper takes real-time signals or resets a handler"
@@ -25,7 +26,8 @@ pub fn send(pid: Pid, signal: i32) -> io::Result<()> {
     }
 }
 
-/// Sets SIGPIPE back to SIG_DFL: Rust's runtime ignores it, and an ignored signal stays ignored across execve.
+/// Sets SIGPIPE back to SIG_DFL: Rust's runtime ignores it, and an ignored signal stays ignored across
+/// execve.
 pub fn restore_default_sigpipe() -> io::Result<()> {
     // SAFETY: no handler is installed: the default action runs no code of ours.
     unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;

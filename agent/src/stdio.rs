@@ -1,9 +1,10 @@
-//! A process's standard streams: pipes in the guest, or the process's terminal, connected to the host's streams. They are
-//! pipes and not the sockets themselves because a process may open /dev/stdout, which fails on a socket.
+//! A process's standard streams: pipes in the guest, or the process's terminal, connected to the host's
+//! streams. They are pipes and not the sockets themselves because a process may open /dev/stdout, which fails
+//! on a socket.
 //!
-//! Input is spliced. Output is read and written, because each spliced page would become a vsock packet of its own, and
-//! each packet costs an exit of the VM. Nothing is buffered beyond the pipe and one chunk: if the host does not read, the
-//! writer blocks. Used for a container's init and for exec processes.
+//! Input is spliced. Output is read and written, because each spliced page would become a vsock packet of its
+//! own, and each packet costs an exit of the VM. Nothing is buffered beyond the pipe and one chunk: if the
+//! host does not read, the writer blocks. Used for a container's init and for exec processes.
 
 mod copy;
 
@@ -11,6 +12,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use nacre_protocol::agent::Stdio;
+use nacre_protocol::vsock::StreamAddress;
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::unix::AsyncFd;
@@ -25,8 +27,8 @@ use crate::error::Error;
 /// The process's ends of its standard input, output and error, in this order.
 pub struct Ends(pub [OwnedFd; 3]);
 
-/// The connections to the host for standard input, output and error, still being established; None for a stream that is
-/// not wanted.
+/// The connections to the host for standard input, output and error, still being established; None for a
+/// stream that is not wanted.
 pub struct Dialed([Option<Dialing>; 3]);
 
 /// The agent's ends of the pipes for standard input, output and error; None for a stream that is not wanted.
@@ -57,13 +59,19 @@ impl Input {
     }
 }
 
-/// Starts to connect the streams that have a port; port 0 means that the stream is not wanted.
-pub fn dial(dialer: &Dialer, ports: &Stdio) -> Result<Dialed, Error> {
-    let start = |port: u32| (port != 0).then(|| dialer.start(port)).transpose();
+/// Starts to connect the streams that are wanted: those with an address.
+pub fn dial(dialer: &Dialer, addresses: &Stdio) -> Result<Dialed, Error> {
+    let start = |bits: u64| match (bits, StreamAddress::from_bits(bits)) {
+        (0, _) => Ok(None),
+        (_, Some(address)) => dialer.start_stream(address).map(Some),
+        (_, None) => Err(Error::BadRequest {
+            what: format!("{bits:#x} is not the address of a stream"),
+        }),
+    };
     Ok(Dialed([
-        start(ports.stdin_port)?,
-        start(ports.stdout_port)?,
-        start(ports.stderr_port)?,
+        start(addresses.stdin)?,
+        start(addresses.stdout)?,
+        start(addresses.stderr)?,
     ]))
 }
 
@@ -112,8 +120,8 @@ impl Dialed {
         })
     }
 
-    /// Waits until the host's streams are connected, and joins them with the terminal's master. A terminal has no separate
-    /// standard error.
+    /// Waits until the host's streams are connected, and joins them with the terminal's master. A terminal
+    /// has no separate standard error.
     pub async fn with_terminal(self, master: &OwnedFd) -> Result<Streams, Error> {
         let duplicate = || {
             master
@@ -142,7 +150,8 @@ impl Dialed {
 
 type Registered = AsyncFd<OwnedFd>;
 
-/// The host's stream and the agent's end of the pipe or terminal, in this order; None if the stream is not wanted.
+/// The host's stream and the agent's end of the pipe or terminal, in this order; None if the stream is not
+/// wanted.
 async fn pair(
     dialing: Option<Dialing>,
     end: Option<OwnedFd>,
@@ -163,8 +172,8 @@ fn make_pipe(uid: u32) -> Result<(ReadEnd, WriteEnd), Error> {
     Ok((ReadEnd(read), WriteEnd(write)))
 }
 
-/// Makes the agent's end of a pipe or terminal non-blocking and registers it. O_NONBLOCK belongs to the open file
-/// description, so the process's end stays blocking.
+/// Makes the agent's end of a pipe or terminal non-blocking and registers it. O_NONBLOCK belongs to the open
+/// file description, so the process's end stays blocking.
 fn register(fd: OwnedFd) -> Result<Registered, Error> {
     fcntl_setfl(&fd, OFlags::NONBLOCK).map_err(Error::system("making a standard stream non-blocking"))?;
     async_fd::register(fd).map_err(Error::system("registering a standard stream with the event loop"))
@@ -177,7 +186,8 @@ fn open_null() -> Result<OwnedFd, Error> {
 }
 
 impl Streams {
-    /// Starts the tasks that copy each stream until it ends. Returns the handle of standard input, if it is wanted.
+    /// Starts the tasks that copy each stream until it ends. Returns the handle of standard input, if it is
+    /// wanted.
     pub fn start(self) -> Option<Input> {
         for pair in self.outputs.into_iter().flatten() {
             // An error means that one side was closed. Dropping the pair closes the other side.
@@ -188,7 +198,8 @@ impl Streams {
         let is_terminal = self.is_terminal;
         let copying = tokio::spawn(async move {
             if is_terminal {
-                // A terminal's end of input is a character, so there is nothing to do at the end of the host's stream.
+                // A terminal's end of input is a character, so there is nothing to do at the end of the
+                // host's stream.
                 let _ = pair.copy().await;
             } else {
                 splice_input(pair, closed).await;
@@ -205,9 +216,14 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     /// A directory in which the host listens at `port`, and a dialer for it.
-    fn listen(port: u32) -> (tempfile::TempDir, Dialer, UnixListener) {
+    const STREAM: StreamAddress = StreamAddress {
+        host_port: 0x1_0003,
+        guest_port: 0x1_0007,
+    };
+
+    fn listen() -> (tempfile::TempDir, Dialer, UnixListener) {
         let directory = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(directory.path().join(port.to_string())).unwrap();
+        let listener = UnixListener::bind(directory.path().join(STREAM.host_port.to_string())).unwrap();
         let dialer = Dialer::Unix(directory.path().to_owned());
         (directory, dialer, listener)
     }
@@ -232,10 +248,10 @@ mod tests {
     #[test]
     fn output_reaches_the_host_and_ends_with_the_process() {
         run(async {
-            let (_directory, dialer, listener) = listen(5);
+            let (_directory, dialer, listener) = listen();
             let (mut ends, input) = connect(
                 Stdio {
-                    stdout_port: 5,
+                    stdout: STREAM.to_bits(),
                     ..Stdio::new()
                 },
                 &dialer,
@@ -259,10 +275,10 @@ mod tests {
     #[test]
     fn a_host_that_does_not_read_blocks_the_writer() {
         run(async {
-            let (_directory, dialer, listener) = listen(5);
+            let (_directory, dialer, listener) = listen();
             let (mut ends, _) = connect(
                 Stdio {
-                    stdout_port: 5,
+                    stdout: STREAM.to_bits(),
                     ..Stdio::new()
                 },
                 &dialer,
@@ -295,10 +311,10 @@ mod tests {
 
     /// Sends input, closes it by `closing`, and returns what the process has read.
     async fn input_of(closing: impl FnOnce(&mut UnixStream, &Input)) -> Vec<u8> {
-        let (_directory, dialer, listener) = listen(3);
+        let (_directory, dialer, listener) = listen();
         let (ends, input) = connect(
             Stdio {
-                stdin_port: 3,
+                stdin: STREAM.to_bits(),
                 ..Stdio::new()
             },
             &dialer,

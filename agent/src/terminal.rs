@@ -1,5 +1,6 @@
-//! Pseudoterminals (pty(7)): window size, slave end, owner. Used for init's terminal, which libcontainer opens, and for
-//! those of exec processes. Works on descriptors only: a path such as /dev/pts/0 could be replaced by the container.
+//! Pseudoterminals (pty(7)): window size, slave end, owner. Used for init's terminal, which libcontainer
+//! opens, and for those of exec processes. Works on descriptors only: a path such as /dev/pts/0 could be
+//! replaced by the container.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -33,8 +34,8 @@ impl Terminal {
         })
     }
 
-    /// Opens the slave of the terminal whose master is `master` (TIOCGPTPEER), sets the window size, and makes the user
-    /// its owner, so that the process may open it by its name, too.
+    /// Opens the slave of the terminal whose master is `master` (TIOCGPTPEER), sets the window size, and
+    /// makes the user its owner, so that the process may open it by its name, too.
     pub fn open_slave(&self, master: &OwnedFd) -> io::Result<OwnedFd> {
         resize(master, self.width, self.height)?;
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;

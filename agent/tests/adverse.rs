@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 
-use guest::container::Container;
+use guest::container::{Container, add};
 use guest::{Guest, run};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
@@ -91,10 +91,9 @@ fn the_agent_answers_while_a_working_directory_hangs() {
         let mut guest = Guest::start().await;
         let mut container = Container::new("a", &["true"]);
         let source = files.directory.path().to_str().unwrap();
-        container.spec["mounts"]
-            .as_array_mut()
-            .unwrap()
-            .push(json!({"destination": "/volume", "type": "bind", "source": source, "options": ["rbind"]}));
+        let volume =
+            json!({"destination": "/volume", "type": "bind", "source": source, "options": ["rbind"]});
+        add(&mut container.spec, "/mounts", volume);
         container.spec["process"]["cwd"] = json!("/volume/new");
         let (files, request) = tokio::select! {
             created = guest.create_as(container) => panic!("{created:?}"),
@@ -106,8 +105,9 @@ fn the_agent_answers_while_a_working_directory_hangs() {
         let name = std::fs::read(format!("/proc/{}/cmdline", request.pid)).unwrap();
         assert!(
             name.starts_with(b"nacre-helper\0"),
-            "process {} asks",
-            request.pid
+            "the request came from process {}, {}",
+            request.pid,
+            name.escape_ascii()
         );
         guest.setup(nacre_protocol::BUILD_ID).await.unwrap();
         guest.create("b", &["true"]).await.unwrap();

@@ -1,24 +1,14 @@
-//! Exec processes, terminals, pause and resume, counters, updates of limits. As `containers.rs`, with a standalone agent.
+//! Exec processes, pause and resume, counters, updates of limits. As `containers.rs`, with a standalone agent.
 
 #[allow(dead_code, reason = "each file of tests uses a part of it")]
 mod guest;
 
 use std::io::Write as _;
 
-use guest::container::{Container, process};
+use guest::container::{Container, FOREVER, process};
 use guest::{Guest, run};
 use serde_json::json;
 use ttrpc::Code;
-
-const FOREVER: &[&str] = &["sleep", "1000000"];
-
-/// A guest with the running container `a`.
-async fn running(command: &[&str]) -> Guest {
-    let mut guest = Guest::start().await;
-    guest.create("a", command).await.unwrap();
-    guest.start_container("a").await.unwrap();
-    guest
-}
 
 /// A guest with the running container `a`, whose init has run `script`.
 async fn prepared(script: &str) -> Guest {
@@ -44,7 +34,7 @@ async fn expect_no_terminal(guest: &mut Guest) {
 #[test]
 fn output_and_exit_code_of_an_exec_reach_the_host_once() {
     run(async {
-        let mut guest = running(FOREVER).await;
+        let mut guest = Guest::running(FOREVER).await;
         let (pid, mut stdio) = guest
             .exec("a", "x", &["sh", "-c", "cat; echo err >&2; exit 7"])
             .await
@@ -70,11 +60,12 @@ fn output_and_exit_code_of_an_exec_reach_the_host_once() {
 #[test]
 fn an_exec_is_in_the_containers_namespaces_and_cgroup() {
     run(async {
-        let mut guest = running(FOREVER).await;
-        let script = "for n in cgroup ipc mnt pid uts; do readlink /proc/1/ns/$n; readlink /proc/self/ns/$n; done | sort -u | wc -l; \
-                      cat /proc/self/cgroup; ls /proc | grep -c '^[0-9]'";
+        let mut guest = Guest::running(FOREVER).await;
+        let script = "for n in cgroup ipc mnt pid uts; do readlink /proc/1/ns/$n; readlink /proc/self/ns/$n; done \
+            | sort -u | wc -l; cat /proc/self/cgroup; ls /proc | grep -c '^[0-9]'";
         let (_, mut stdio) = guest.exec("a", "x", &["sh", "-c", script]).await.unwrap();
-        // Five different links: init and the exec process share each namespace. `0::/` is the namespace's root cgroup.
+        // Five different links: init and the exec process share each namespace. `0::/` is the namespace's
+        // root cgroup.
         let output = stdio.stdout().await;
         let lines: Vec<&str> = output.lines().collect();
         assert_eq!(lines.first(), Some(&"5"), "{output}");
@@ -85,11 +76,12 @@ fn an_exec_is_in_the_containers_namespaces_and_cgroup() {
 #[test]
 fn an_exec_has_the_attributes_of_its_process_object() {
     run(async {
-        let mut guest = running(FOREVER).await;
+        let mut guest = Guest::running(FOREVER).await;
         let mut object = process(&[
             "sh",
             "-c",
-            "id -u; id -g; id -G; umask; echo $PWD $A $HOME; ulimit -n; grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status; cat /proc/self/oom_score_adj",
+            "id -u; id -g; id -G; umask; echo $PWD $A $HOME; ulimit -n; \
+                grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status; cat /proc/self/oom_score_adj",
         ]);
         object["user"] = json!({"uid": 1000, "gid": 1001, "additionalGids": [44, 45], "umask": 0o027});
         object["cwd"] = "/tmp".into();
@@ -133,7 +125,7 @@ fn no_process_ignores_sigpipe() {
 #[test]
 fn a_refused_exec_has_a_reason_and_leaves_nothing() {
     run(async {
-        let mut guest = running(FOREVER).await;
+        let mut guest = Guest::running(FOREVER).await;
         for (change, code, want) in [
             (
                 json!({"args": ["no-such"]}),
@@ -198,7 +190,7 @@ fn an_exec_may_precede_start_and_is_killed_with_init() {
 #[test]
 fn sequential_execs_leave_no_process() {
     run(async {
-        let mut guest = running(FOREVER).await;
+        let mut guest = Guest::running(FOREVER).await;
         for round in 0..30 {
             let status = (round % 5).to_string();
             let name = format!("x{round}");
@@ -209,76 +201,6 @@ fn sequential_execs_leave_no_process() {
             assert_eq!(guest.wait_exec("a", &name).await.unwrap().exit_status, round % 5);
         }
         assert_eq!(guest.pids("a").await.unwrap().len(), 1);
-    });
-}
-
-fn with_terminal(id: &str, script: &str) -> Container {
-    let mut container = Container::new(id, &["sh", "-c", script]);
-    container.spec["process"]["terminal"] = true.into();
-    container.spec["process"]["consoleSize"] = json!({"width": 91, "height": 37});
-    container.streams = [true, true, false];
-    container
-}
-
-#[test]
-fn a_container_has_a_terminal() {
-    run(async {
-        let mut guest = Guest::start().await;
-        let script = "tty; stty size; test -t 2 && echo all; test -c /dev/console && echo console; read line; stty size; echo got $line";
-        let (_, mut stdio) = guest.create_as(with_terminal("a", script)).await.unwrap();
-        guest.start_container("a").await.unwrap();
-        for want in ["/dev/pts/0\r\n", "37 91\r\n", "all\r\n", "console\r\n"] {
-            assert_eq!(stdio.line().await, want);
-        }
-        guest.resize("a", "", 100, 50).await.unwrap();
-        stdio.stdin.write_all(b"word\n").unwrap();
-        assert_eq!(stdio.line().await, "word\r\n", "the echo");
-        assert_eq!(stdio.stdout().await, "50 100\r\ngot word\r\n");
-        assert_eq!(guest.wait("a").await.unwrap().exit_status, 0);
-        assert_eq!(
-            guest.resize("a", "", 100, 50).await.unwrap_err().0,
-            Code::NOT_FOUND
-        );
-    });
-}
-
-#[test]
-fn an_interrupt_character_becomes_sigint() {
-    run(async {
-        let mut guest = Guest::start().await;
-        let script = "trap 'echo interrupted; exit 3' INT; echo ready; while :; do sleep 1; done";
-        let (_, mut stdio) = guest.create_as(with_terminal("a", script)).await.unwrap();
-        guest.start_container("a").await.unwrap();
-        assert_eq!(stdio.line().await, "ready\r\n");
-        stdio.stdin.write_all(&[3]).unwrap();
-        assert!(stdio.stdout().await.contains("interrupted\r\n"));
-        assert_eq!(guest.wait("a").await.unwrap().exit_status, 3);
-    });
-}
-
-#[test]
-fn an_exec_owns_its_terminal() {
-    run(async {
-        let mut guest = running(FOREVER).await;
-        let mut object = process(&["sh", "-c", "stty size; echo to the name > $(tty); exit 5"]);
-        object["terminal"] = true.into();
-        object["consoleSize"] = json!({"width": 80, "height": 24});
-        object["user"] = json!({"uid": 1000, "gid": 1000});
-        let (_, mut stdio) = guest
-            .exec_as("a", "x", object, [true, true, false])
-            .await
-            .unwrap();
-        assert_eq!(stdio.stdout().await, "24 80\r\nto the name\r\n");
-        assert_eq!(guest.wait_exec("a", "x").await.unwrap().exit_status, 5);
-        guest.exec("a", "y", FOREVER).await.unwrap();
-        assert_eq!(
-            guest.resize("a", "y", 1, 1).await.unwrap_err().0,
-            Code::FAILED_PRECONDITION
-        );
-        assert_eq!(
-            guest.resize("a", "y", 70000, 1).await.unwrap_err().0,
-            Code::INVALID_ARGUMENT
-        );
     });
 }
 
@@ -324,7 +246,7 @@ fn stats_has_counters_and_delete_ends_wait_oom() {
 #[test]
 fn update_applies_limits_or_refuses_them_by_field() {
     run(async {
-        let mut guest = running(FOREVER).await;
+        let mut guest = Guest::running(FOREVER).await;
         guest
             .update(
                 "a",
@@ -367,7 +289,8 @@ fn fifos_in_the_container_do_not_block_an_exec() {
     });
 }
 
-/// With noNewPrivileges, the seccomp filter is loaded right before execve and need not allow the runtime's calls.
+/// With noNewPrivileges, the seccomp filter is loaded right before execve and need not allow the runtime's
+/// calls.
 #[test]
 fn a_seccomp_filter_need_not_allow_the_runtimes_calls() {
     run(async {
@@ -377,7 +300,9 @@ fn a_seccomp_filter_need_not_allow_the_runtimes_calls() {
         container.spec["linux"]["seccomp"] = json!({
             "defaultAction": "SCMP_ACT_ALLOW",
             "syscalls": [{
-                "names": ["accept", "accept4", "recvfrom", "close", "setsid", "umask", "mkdir", "capset", "setresuid"],
+                "names": [
+                    "accept", "accept4", "recvfrom", "close", "setsid", "umask", "mkdir", "capset", "setresuid"
+                ],
                 "action": "SCMP_ACT_ERRNO", "errnoRet": 38
             }]
         });
@@ -393,7 +318,8 @@ fn a_seccomp_filter_need_not_allow_the_runtimes_calls() {
     });
 }
 
-/// The child that becomes an exec process must not write to another file that the container has put at /dev/null.
+/// The child that becomes an exec process must not write to another file that the container has put at
+/// /dev/null.
 #[test]
 fn a_replaced_dev_null_is_not_written_to() {
     run(async {
@@ -432,7 +358,7 @@ fn an_exec_inherits_no_descriptor_of_the_agent() {
 #[test]
 fn the_error_for_a_very_long_command_is_short() {
     run(async {
-        let mut guest = running(FOREVER).await;
+        let mut guest = Guest::running(FOREVER).await;
         let name = "n".repeat(100_000);
         let (code, message) = guest.exec("a", "x", &[&name]).await.unwrap_err();
         assert_eq!(code, Code::INVALID_ARGUMENT);

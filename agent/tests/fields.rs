@@ -1,6 +1,6 @@
-//! Fields of a spec, each seen from inside of a container that a standalone agent creates: namespaces, hooks, mounts,
-//! devices, sysctls. `process_fields.rs` has those of the process; `containers.rs` says what these tests need, and
-//! docs/conformance.md names them.
+//! Fields of a spec, each seen from inside of a container that a standalone agent creates: namespaces, hooks,
+//! mounts, devices, sysctls. `process_fields.rs` has those of the process; `containers.rs` says what these
+//! tests need, and docs/conformance.md names them.
 
 #[allow(dead_code, reason = "each file of tests uses a part of it")]
 mod guest;
@@ -26,8 +26,8 @@ fn user_namespace() {
     run(async {
         let mut guest = Guest::start().await;
         chown(guest.rootfs.path(), 100_000);
-        let script = "cat /proc/self/uid_map /proc/self/gid_map | xargs echo; id -u; id -g; cat /sys/class/net/lo/flags; \
-            echo again > /dev/stdout; touch /tmp/x && echo made; read line";
+        let script = "cat /proc/self/uid_map /proc/self/gid_map | xargs echo; id -u; id -g; \
+            cat /sys/class/net/lo/flags; echo again > /dev/stdout; touch /tmp/x && echo made; read line";
         let mut container = Container::new("a", &["sh", "-c", script]);
         add(&mut container.spec, "/linux/namespaces", json!({"type": "user"}));
         container.spec["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
@@ -90,11 +90,15 @@ fn user_namespace_with_several_ranges() {
 fn time_namespace_offsets() {
     run(async {
         let mut guest = Guest::start().await;
-        let text = guest.output("a", "cat /proc/self/timens_offsets | xargs echo", |spec| {
-            add(spec, "/linux/namespaces", json!({"type": "time"}));
-            spec["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 1000, "nanosecs": 5}, "boottime": {"secs": 2000, "nanosecs": 7}});
-        })
-        .await;
+        let text = guest
+            .output("a", "cat /proc/self/timens_offsets | xargs echo", |spec| {
+                add(spec, "/linux/namespaces", json!({"type": "time"}));
+                spec["linux"]["timeOffsets"] = json!({
+                    "monotonic": {"secs": 1000, "nanosecs": 5},
+                    "boottime": {"secs": 2000, "nanosecs": 7}
+                });
+            })
+            .await;
         assert_eq!(text, "monotonic 1000 5 boottime 2000 7\n");
     });
 }
@@ -103,11 +107,20 @@ fn time_namespace_offsets() {
 fn start_container_hooks_run_in_the_container_before_its_command() {
     run(async {
         let mut guest = Guest::start().await;
-        let hook = |script: &str| json!({"path": "/bin/sh", "args": ["sh", "-c", script, "zero", "one"], "env": ["A=b", "PATH=/bin"], "timeout": 5});
-        let text = guest.output("a", "cat /hook", |spec| {
-            spec["hooks"] = json!({"startContainer": [hook("echo $A $0 $1 > /hook; cat > /state; test -e /bin/busybox")]});
-        })
-        .await;
+        let hook = |script: &str| {
+            json!({
+                "path": "/bin/sh",
+                "args": ["sh", "-c", script, "zero", "one"],
+                "env": ["A=b", "PATH=/bin"],
+                "timeout": 5
+            })
+        };
+        let text = guest
+            .output("a", "cat /hook", |spec| {
+                let hook = hook("echo $A $0 $1 > /hook; cat > /state; test -e /bin/busybox");
+                spec["hooks"] = json!({"startContainer": [hook]});
+            })
+            .await;
         assert_eq!(text, "b zero one\n");
         let state: Value =
             serde_json::from_slice(&std::fs::read(guest.rootfs.path().join("state")).unwrap()).unwrap();
@@ -132,8 +145,8 @@ fn start_container_hooks_run_in_the_container_before_its_command() {
     });
 }
 
-/// The options of the mount at /m in a container with a tmpfs there, as mountinfo shows them: per-mount options, optional
-/// fields (propagation), super options.
+/// The options of the mount at /m in a container with a tmpfs there, as mountinfo shows them: per-mount
+/// options, optional fields (propagation), super options.
 async fn tmpfs_options(guest: &mut Guest, id: &str, options: &[&str]) -> String {
     let script = "while read a b c d point flags rest; do test $point = /m && echo $flags $rest; done \
         < /proc/self/mountinfo; true";
@@ -208,7 +221,8 @@ fn rootfs_propagation() {
         .into_iter()
         .enumerate()
         {
-            let script = "while read a b c d point flags shared rest; do test $point = / && echo $shared; done < /proc/self/mountinfo; true";
+            let script = "while read a b c d point flags shared rest; do test $point = / && echo $shared; done \
+                < /proc/self/mountinfo; true";
             let text = guest
                 .output(&format!("c{index}"), script, |spec| {
                     spec["linux"]["rootfsPropagation"] = json!(word);
@@ -239,7 +253,8 @@ fn namespaces_of_another_container() {
                 |_| {},
             )
             .await;
-        let script = "for kind in ipc uts pid; do readlink /proc/self/ns/$kind; done; cat /proc/sys/kernel/hostname; cat /proc/1/cmdline";
+        let script = "for kind in ipc uts pid; do readlink /proc/self/ns/$kind; done; \
+            cat /proc/sys/kernel/hostname; cat /proc/1/cmdline";
         let text = guest
             .output("second", script, |spec| {
                 for namespace in spec["linux"]["namespaces"].as_array_mut().unwrap() {
@@ -279,17 +294,19 @@ fn namespaces_of_another_container() {
 fn devices_are_created_or_refused() {
     run(async {
         let mut guest = Guest::start().await;
-        let script = "stat -c '%n %F %a %t:%T %u:%g' /dev/zwei /dev/pipe";
-        let text = guest.output("a", script, |spec| {
-            spec["linux"]["devices"] = json!([
-                {"type": "c", "path": "/dev/zwei", "major": 1, "minor": 5, "fileMode": 0o640, "uid": 3, "gid": 4},
-                {"type": "p", "path": "/dev/pipe", "fileMode": 0o600}
-            ]);
-        })
-        .await;
+        let script = "stat -c '%n %F %a %t:%T %u:%g' /dev/zero2 /dev/pipe";
+        let text = guest
+            .output("a", script, |spec| {
+                spec["linux"]["devices"] = json!([
+                    {"type": "c", "path": "/dev/zero2", "major": 1, "minor": 5, "fileMode": 0o640, "uid": 3,
+                        "gid": 4},
+                    {"type": "p", "path": "/dev/pipe", "fileMode": 0o600}
+                ]);
+            })
+            .await;
         assert_eq!(
             text,
-            "/dev/zwei character special file 640 1:5 3:4\n/dev/pipe fifo 600 0:0 0:0\n"
+            "/dev/zero2 character special file 640 1:5 3:4\n/dev/pipe fifo 600 0:0 0:0\n"
         );
         for (device, want) in [
             (
@@ -318,9 +335,9 @@ fn devices_are_created_or_refused() {
 fn a_privileged_container_gets_the_devices_that_the_guest_has() {
     run(async {
         let mut guest = Guest::start().await;
-        let mut container = Container::new("a", &["sh", "-c", "cd /dev; ls zwei none sda"]);
+        let mut container = Container::new("a", &["sh", "-c", "cd /dev; ls zero2 none sda"]);
         container.spec["linux"]["devices"] = json!([
-            {"type": "c", "path": "/dev/zwei", "major": 1, "minor": 5},
+            {"type": "c", "path": "/dev/zero2", "major": 1, "minor": 5},
             {"type": "c", "path": "/dev/none", "major": 240, "minor": 77},
             {"type": "b", "path": "/dev/sda", "major": 8, "minor": 0}
         ]);
@@ -331,7 +348,7 @@ fn a_privileged_container_gets_the_devices_that_the_guest_has() {
             ["linux.devices: the guest does not have /dev/none"]
         );
         guest.start_container("a").await.unwrap();
-        assert_eq!(stdio.stdout().await, "zwei\n");
+        assert_eq!(stdio.stdout().await, "zero2\n");
     });
 }
 
@@ -339,8 +356,8 @@ fn a_privileged_container_gets_the_devices_that_the_guest_has() {
 fn sysctls_personality_and_masked_paths() {
     run(async {
         let mut guest = Guest::start().await;
-        let script = "cat /proc/sys/kernel/msgmax /proc/sys/kernel/hostname /proc/sys/kernel/domainname; cat /secret | wc -c; ls /hidden | wc -l; \
-            touch /fixed/x; touch /x; uname -m";
+        let script = "cat /proc/sys/kernel/msgmax /proc/sys/kernel/hostname /proc/sys/kernel/domainname; \
+            cat /secret | wc -c; ls /hidden | wc -l; touch /fixed/x; touch /x; uname -m";
         std::fs::write(guest.rootfs.path().join("secret"), "secret").unwrap();
         for directory in ["hidden", "fixed"] {
             std::fs::create_dir(guest.rootfs.path().join(directory)).unwrap();
@@ -360,7 +377,8 @@ fn sysctls_personality_and_masked_paths() {
             .await;
         assert_eq!(
             text,
-            "12345\nhost\ndomain\n0\n0\ntouch: /fixed/x: Read-only file system\ntouch: /x: Read-only file system\ni686\n"
+            "12345\nhost\ndomain\n0\n0\n\
+            touch: /fixed/x: Read-only file system\ntouch: /x: Read-only file system\ni686\n"
         );
         let (_, text) = guest
             .refusal(|spec| spec["linux"]["sysctl"] = json!({"vm.swappiness": "1"}))

@@ -1,5 +1,5 @@
-//! Fields of a spec that concern a container's process: user, capabilities, limits, scheduling, seccomp filters, working
-//! directory. As `fields.rs`, with a standalone agent.
+//! Fields of a spec that concern a container's process: user, capabilities, limits, scheduling, seccomp
+//! filters, working directory. As `fields.rs`, with a standalone agent.
 
 #[allow(dead_code, reason = "each file of tests uses a part of it")]
 mod guest;
@@ -72,7 +72,12 @@ fn process_scheduling() {
             assert_eq!(lines[1], "best-effort: prio 6", "{id}");
         }
         let mut container = Container::new("f", &["sh", "-c", "cat /proc/1/stat"]);
-        container.spec["process"]["scheduler"] = json!({"policy": "SCHED_DEADLINE", "runtime": 1_000_000, "deadline": 10_000_000, "period": 20_000_000});
+        container.spec["process"]["scheduler"] = json!({
+            "policy": "SCHED_DEADLINE",
+            "runtime": 1_000_000,
+            "deadline": 10_000_000,
+            "period": 20_000_000
+        });
         let (_, mut stdio) = guest.create_as(container).await.unwrap();
         guest.start_container("f").await.unwrap();
         assert_eq!(stdio.stdout().await.split_whitespace().nth(40), Some("6"));
@@ -101,7 +106,8 @@ fn cpu_affinity_of_an_exec_process() {
     });
 }
 
-/// A seccomp profile that allows everything but mkdir, for which it takes `action`; `extra` are more keys of that rule.
+/// A seccomp profile that allows everything but mkdir, for which it takes `action`; `extra` are more keys of
+/// that rule.
 fn mkdir_profile(action: &str, extra: &Value) -> Value {
     let mut rule = json!({"names": ["mkdir", "mkdirat", "no_such_call"], "action": action});
     rule.as_object_mut()
@@ -147,7 +153,8 @@ fn seccomp_actions() {
 fn seccomp_argument_conditions_and_flags() {
     run(async {
         let mut guest = Guest::start().await;
-        // The condition is on chmod's second argument, the mode. `want` has the statuses of mode 600 and mode 700.
+        // The condition is on chmod's second argument, the mode. `want` has the statuses of mode 600 and mode
+        // 700.
         for (id, op, value, value_two, want) in [
             ("i", "SCMP_CMP_EQ", 0o700, None, "0 1"),
             ("j", "SCMP_CMP_NE", 0o700, None, "1 0"),
@@ -167,7 +174,11 @@ fn seccomp_argument_conditions_and_flags() {
                 .output(id, script, |spec| {
                     spec["linux"]["seccomp"] = json!({
                         "defaultAction": "SCMP_ACT_ALLOW",
-                        "flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"],
+                        "flags": [
+                            "SECCOMP_FILTER_FLAG_LOG",
+                            "SECCOMP_FILTER_FLAG_TSYNC",
+                            "SECCOMP_FILTER_FLAG_SPEC_ALLOW"
+                        ],
                         "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_ERRNO", "args": [arg]}]
                     });
                 })
@@ -178,12 +189,13 @@ fn seccomp_argument_conditions_and_flags() {
 }
 
 /// The system calls that libcontainer and busybox's sh make, without mkdir.
-const CALLS_OF_A_SHELL: &str = "read write open openat close stat fstat lstat newfstatat execve exit_group mmap munmap \
-    mprotect brk arch_prctl set_tid_address set_robust_list rseq prlimit64 getrandom getuid geteuid getgid getegid getppid \
-    getpid rt_sigaction rt_sigprocmask rt_sigreturn fork vfork clone wait4 dup2 dup fcntl ioctl getcwd uname poll readlink \
-    prctl futex accept accept4 recvfrom recvmsg sendmsg connect socket getsockname access faccessat umask sigaltstack \
-    readlinkat dup3 capget capset close_range getdents64 exit gettid tgkill sched_getaffinity madvise pread64 lseek statx \
-    faccessat2 sendto";
+const CALLS_OF_A_SHELL: &str = "\
+    read write open openat close stat fstat lstat newfstatat execve exit_group mmap munmap mprotect brk \
+    arch_prctl set_tid_address set_robust_list rseq prlimit64 getrandom getuid geteuid getgid getegid \
+    getppid getpid rt_sigaction rt_sigprocmask rt_sigreturn fork vfork clone wait4 dup2 dup fcntl ioctl \
+    getcwd uname poll readlink prctl futex accept accept4 recvfrom recvmsg sendmsg connect socket \
+    getsockname access faccessat umask sigaltstack readlinkat dup3 capget capset close_range getdents64 \
+    exit gettid tgkill sched_getaffinity madvise pread64 lseek statx faccessat2 sendto";
 
 #[test]
 fn seccomp_default_action() {

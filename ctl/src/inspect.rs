@@ -14,7 +14,8 @@ use crate::text::{age, bar, bytes, printable, table};
 
 /// Width of the bars, cells.
 const BAR: usize = 40;
-/// Most console lines, steps and kinds of VM exits that are shown of each. A VMM that was taken over may report more.
+/// Most console lines, steps and kinds of VM exits that are shown of each. A VMM that was taken over may
+/// report more.
 const MAX_LINES: usize = 128;
 
 /// Arguments of `nacre inspect`.

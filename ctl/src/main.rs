@@ -1,5 +1,5 @@
-//! `nacre`, the operator's command: checks whether a host can run pods, lists pods, shows how a pod started and why it
-//! failed. It reads what shims leave in the state directory and never changes anything.
+//! `nacre`, the operator's command: checks whether a host can run pods, lists pods, shows how a pod started
+//! and why it failed. It reads what shims leave in the state directory and never changes anything.
 
 mod doctor;
 mod inspect;
@@ -28,8 +28,8 @@ struct Arguments {
 enum Command {
     /// Check whether this host can run Nacre's pods, with a fix for each failed check.
     ///
-    /// The last check boots a tiny guest that executes what Linux executes early in its boot. The exit code is 0 if no check
-    /// failed, else 1.
+    /// The last check boots a tiny guest that executes what Linux executes early in its boot. The exit code
+    /// is 0 if no check failed, else 1.
     Doctor(doctor::Options),
     /// Show a pod's state, the timeline of its start, and why it failed.
     Inspect(inspect::Options),

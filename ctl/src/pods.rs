@@ -1,5 +1,5 @@
-//! Reads what shims leave in the state directory: pods and failure records. Called by the commands that show them; never
-//! writes.
+//! Reads what shims leave in the state directory: pods and failure records. Called by the commands that show
+//! them; never writes.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -55,7 +55,8 @@ impl<T> Listing<T> {
         }
     }
 
-    /// The JSON in `file`; None if the file does not exist or can't be read, which is then noted in `unreadable`.
+    /// The JSON in `file`; None if the file does not exist or can't be read, which is then noted in
+    /// `unreadable`.
     fn read<J: DeserializeOwned>(&mut self, file: &Path) -> Option<J> {
         let parsed = match fs::read(file) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| Unreadable::new(file, &error)),
@@ -115,8 +116,8 @@ pub fn failures(root: &Path) -> Result<Listing<Failure>> {
     Ok(listing)
 }
 
-/// Chooses from `known` pairs of namespace and id the one whose id is `id`, or else starts with it, in `namespace` if it
-/// is given.
+/// Chooses from `known` pairs of namespace and id the one whose id is `id`, or else starts with it, in
+/// `namespace` if it is given.
 ///
 /// # Errors
 /// If no pair or more than one matches.
@@ -169,8 +170,8 @@ pub fn seconds_since(time: u64) -> u64 {
         .as_secs()
 }
 
-/// memory.current of the pod's cgroup, bytes; None if the pod has no cgroup (any more), or the host's cgroup2 tree has no
-/// memory controller.
+/// memory.current of the pod's cgroup, bytes; None if the pod has no cgroup (any more), or the host's cgroup2
+/// tree has no memory controller.
 ///
 /// # Errors
 /// If the file can't be read or has no number.

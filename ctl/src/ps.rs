@@ -58,7 +58,7 @@ pub fn failures(root: &Path, json: bool) -> Result<String> {
         let list = entries.iter().map(serde_json::to_value);
         return Ok(json_list(list.collect::<Result<_, _>>()?, &unreadable));
     }
-    let mut rows = vec![heading(["ID", "NAMESPACE", "AGO", "STEP", "REASON"])];
+    let mut rows = vec![heading(["ID", "NAMESPACE", "AGE", "STEP", "REASON"])];
     rows.extend(entries.into_iter().map(failure_row));
     Ok(table(&rows) + &unreadable_lines(&unreadable))
 }

@@ -1,8 +1,10 @@
-//! Formats output for a terminal: tables, bars, units, text from untrusted sources. Does no I/O except in [`print()`].
+//! Formats output for a terminal: tables, bars, units, text from untrusted sources. Does no I/O except in
+//! [`print()`].
 
 use std::io::Write as _;
 
-/// Longest text that is shown, characters. An error with its causes fits; a guest or a VMM may have written more.
+/// Longest text that is shown, characters. An error with its causes fits; a guest or a VMM may have written
+/// more.
 const MAX_TEXT: usize = 1000;
 
 /// Writes `text` to standard output. A closed pipe (`| head`) is not an error.
@@ -16,8 +18,8 @@ pub fn print(text: &str) -> std::io::Result<()> {
     }
 }
 
-/// Formats `rows` as a table: cells are made [`printable`], columns are as wide as their longest cell, and two spaces
-/// separate them.
+/// Formats `rows` as a table: cells are made [`printable`], columns are as wide as their longest cell, and
+/// two spaces separate them.
 pub fn table(rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<String>> = rows
         .iter()
@@ -45,8 +47,8 @@ pub fn table(rows: &[Vec<String>]) -> String {
     out
 }
 
-/// Makes a text from a guest, a VMM or a file safe to show on a terminal: control characters and characters that change
-/// the direction of text are escaped, and text after [`MAX_TEXT`] characters is cut off.
+/// Makes a text from a guest, a VMM or a file safe to show on a terminal: control characters and characters
+/// that change the direction of text are escaped, and text after [`MAX_TEXT`] characters is cut off.
 pub fn printable(text: &str) -> String {
     let mut rest = text.chars();
     let mut out = String::new();
@@ -91,8 +93,8 @@ pub fn age(seconds: u64) -> String {
     }
 }
 
-/// A bar for the range `from..to` on a line of `width` cells that stands for 0..`whole`. It has at least one eighth of a
-/// cell.
+/// A bar for the range `from..to` on a line of `width` cells that stands for 0..`whole`. It has at least one
+/// eighth of a cell.
 pub fn bar(from: u64, to: u64, whole: u64, width: usize) -> String {
     let eighths = |at: u64| {
         let scaled = u128::from(at.min(whole)) * width as u128 * 8 / u128::from(whole.max(1));

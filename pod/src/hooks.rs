@@ -62,7 +62,7 @@ impl Point {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 struct Hook {
     path: PathBuf,
-    /// argv, including argv[0].
+    /// `argv`, including `argv[0]`.
     args: Option<Vec<String>>,
     env: Option<Vec<String>>,
     /// Seconds.

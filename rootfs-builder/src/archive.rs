@@ -1,11 +1,12 @@
-//! Builds the archive in the kernel's cpio format "newc" (Documentation/driver-api/early-userspace/buffer-format.rst).
-//! Called by `main`; does no I/O.
+//! Builds the archive in the kernel's cpio format "newc"
+//! (Documentation/driver-api/early-userspace/buffer-format.rst). Called by `main`; does no I/O.
 
 use std::io::{self, Write as _};
 
 use cpio::newc::{Builder, ModeFileType, trailer};
 
-/// Directories, most of them mount points of the agent, in the order of the archive: a parent before its children.
+/// Directories, most of them mount points of the agent, in the order of the archive: a parent before its
+/// children.
 const DIRECTORIES: [&str; 6] = ["dev", "etc", "proc", "run", "sys", "tmp"];
 /// Major and minor number of /dev/console. The kernel opens it before it runs /init, which mounts devtmpfs.
 const CONSOLE: (u32, u32) = (5, 1);

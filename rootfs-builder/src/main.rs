@@ -1,6 +1,7 @@
-//! `nacre-rootfs-builder`: writes the initramfs that a guest boots. It contains the static agent as /init, /dev/console,
-//! and the directories that the agent mounts on. Called by `make`. Builds are reproducible: the archive depends only on
-//! the agent. It is never compressed, because a kernel under emulation would take seconds to decompress it.
+//! `nacre-rootfs-builder`: writes the initramfs that a guest boots. It contains the static agent as /init,
+//! /dev/console, and the directories that the agent mounts on. Called by `make`. Builds are reproducible: the
+//! archive depends only on the agent. It is never compressed, because a kernel under emulation would take
+//! seconds to decompress it.
 
 mod archive;
 mod program;

@@ -1,5 +1,6 @@
-//! Checks that a file can be the guest's /init: a statically linked x86-64 ELF executable. The guest has no other file, so
-//! an executable that needs a dynamic loader would end in a kernel panic without a clear reason. Called by `main`.
+//! Checks that a file can be the guest's /init: a statically linked x86-64 ELF executable. The guest has no
+//! other file, so an executable that needs a dynamic loader would end in a kernel panic without a clear
+//! reason. Called by `main`.
 
 /// The reason why a file can't be the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +18,10 @@ impl std::fmt::Display for Unfit {
         f.write_str(match self {
             Self::NotElf => "not an ELF file",
             Self::WrongMachine => "not an executable for x86-64",
-            Self::Dynamic => "dynamically linked, but the guest has no dynamic loader; build it with -C target-feature=+crt-static",
+            Self::Dynamic => {
+                "dynamically linked, but the guest has no dynamic loader; \
+                build it with -C target-feature=+crt-static"
+            }
         })
     }
 }

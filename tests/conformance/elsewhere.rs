@@ -1,22 +1,23 @@
-//! Tests that are no behaviours compared with runc, and what they cover.
+//! Tests outside of the comparison with runc, and the fields and calls that they cover. `super` joins them
+//! into docs/conformance.md, and a test checks that each of them exists.
 
-/// A test.
+/// A test and what it covers.
 pub struct Test {
-    /// Its file.
+    /// Path of its file in the checkout.
     pub file: &'static str,
-    /// Its function, or the words it is listed under.
+    /// Name of its function, or its name in a table of tests.
     pub name: &'static str,
-    /// Fields by path, and calls.
+    /// Paths of fields (`process.cwd`) and names of calls (`Task.Update`).
     pub covers: &'static [&'static str],
 }
 
-/// A test of every refused field.
-pub const OF_EACH_REFUSED: (&str, &str) = (
+/// File and name of the test that covers every refused field.
+pub const EVERY_REFUSED_FIELD: (&str, &str) = (
     "protocol/src/spec/tests.rs",
     "each_refused_field_is_refused_by_its_path_and_reason",
 );
-/// A test of every ignored field.
-pub const OF_EACH_IGNORED: (&str, &str) = (
+/// File and name of the test that covers every ignored field.
+pub const EVERY_IGNORED_FIELD: (&str, &str) = (
     "protocol/src/spec/tests.rs",
     "each_ignored_field_is_named_and_taken_out",
 );
@@ -24,7 +25,7 @@ pub const OF_EACH_IGNORED: (&str, &str) = (
 const FIELDS: &str = "agent/tests/fields.rs";
 const PROCESS_FIELDS: &str = "agent/tests/process_fields.rs";
 const CONTAINERS: &str = "agent/tests/containers.rs";
-const EXECS: &str = "agent/tests/execs.rs";
+const TERMINALS: &str = "agent/tests/terminals.rs";
 const LIMITS: &str = "agent/src/cgroup/limits/tests.rs";
 const HOOKS: &str = "pod/src/hooks/tests.rs";
 const TASKS: &str = "shim/tests/service/tasks.rs";
@@ -35,7 +36,7 @@ const fn test(file: &'static str, name: &'static str, covers: &'static [&'static
     Test { file, name, covers }
 }
 
-/// All of them.
+/// All tests outside of the comparison with runc that docs/conformance.md names.
 pub const TESTS: &[Test] = &[
     test(
         FIELDS,
@@ -190,7 +191,7 @@ pub const TESTS: &[Test] = &[
         ],
     ),
     test(
-        EXECS,
+        TERMINALS,
         "a_container_has_a_terminal",
         &[
             "process.terminal",

@@ -1,7 +1,8 @@
-//! End-to-end tests: real containerd, real guests. Run inside a host with working KVM by `tests/lab/run`, which
-//! sets CONTAINERD_ADDRESS and PATH. One test at a time, each with a check that it left nothing behind.
+//! Runs the end-to-end tests, with real containerd and real guests. `tests/lab/run` starts it on a host with
+//! working KVM and sets CONTAINERD_ADDRESS and PATH. Tests run one at a time, and each must leave nothing
+//! behind on the host.
 //!
-//! `nacre-e2e [--core] [--list] [NAME…]`: all tests, the core ones, or those whose names contain a NAME.
+//! `nacre-e2e [--core] [--list] [NAME…]` runs all tests, the core ones, or those whose names contain a NAME.
 
 mod bad_specs;
 mod calls;
@@ -22,10 +23,11 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use nacre_tests::containerd::ctr;
 
-/// A test: what it shows, and how.
+/// An end-to-end test.
 struct Test {
+    /// What it shows; `nacre-e2e NAME` selects by it.
     name: &'static str,
-    /// Also run under the other versions of containerd.
+    /// Whether it also runs under other versions of containerd than the distribution's.
     core: bool,
     run: fn() -> Result<()>,
 }
@@ -49,13 +51,13 @@ const fn core(name: &'static str, run: fn() -> Result<()>) -> Test {
 /// End-to-end tests of Nacre, under the containerd at CONTAINERD_ADDRESS.
 #[derive(Parser)]
 struct Arguments {
-    /// Only the tests that must pass under every version of containerd.
+    /// Run only the tests that must pass under every version of containerd.
     #[arg(long)]
     core: bool,
-    /// Names the tests and runs none.
+    /// Print the tests without running them.
     #[arg(long)]
     list: bool,
-    /// Only tests whose names contain one of these.
+    /// Run only tests whose names contain one of these.
     names: Vec<String>,
 }
 
@@ -102,7 +104,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs `tests` in order and prints a line each and the count; gives how many failed.
+/// Runs `tests` in order, prints a line for each and the totals; returns the number of failures.
 fn run_all(tests: &[Test]) -> Result<usize> {
     println!("containerd: {}", setup::containerd_version()?);
     let started = Instant::now();
@@ -111,9 +113,9 @@ fn run_all(tests: &[Test]) -> Result<usize> {
         let at = Instant::now();
         let outcome = run_one(test);
         let took = at.elapsed();
-        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
+        let result = if outcome.is_ok() { "ok" } else { "FAILED" };
         println!(
-            "[{:2}/{}] {:60} {word} ({:.1} s)",
+            "[{:2}/{}] {:60} {result} ({:.1} s)",
             index + 1,
             tests.len(),
             test.name,
@@ -136,13 +138,13 @@ fn run_all(tests: &[Test]) -> Result<usize> {
     Ok(failures.len())
 }
 
-/// One test between two looks at what there is on the host.
+/// Runs a test and compares snapshots of the host before and after it.
 fn run_one(test: &Test) -> Result<()> {
-    let before = leaks::Snapshot::take().context("looking at the host before the test")?;
+    let before = leaks::Snapshot::take().context("taking a snapshot of the host before the test")?;
     let outcome = (test.run)();
     ctr::remove_leftovers();
     let left = before
         .compare(Duration::from_secs(15))
-        .context("looking at the host after the test");
+        .context("comparing the host with the snapshot after the test");
     outcome.and(left)
 }

@@ -1,5 +1,5 @@
-//! Runs each behaviour under runc and under Nacre and tells a row each: equal, different as listed, or DIFFERENT with
-//! both outputs. Run by `tests/lab/run`, as the end-to-end tests are.
+//! Runs each behaviour under runc and under Nacre and prints one row for each: equal, allowed, or DIFFERENT
+//! with both outcomes. Run by `tests/lab/run`, like the end-to-end tests.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -11,18 +11,18 @@ use nacre_tests::parity::{Behaviour, Verdict, behaviours, compare, groups, run_g
 /// Compares Nacre with runc, behaviour by behaviour, under the containerd at CONTAINERD_ADDRESS.
 #[derive(Parser)]
 struct Arguments {
-    /// Names the behaviours and what each covers, and runs none.
+    /// Print the behaviours and what each covers, without running them.
     #[arg(long)]
     list: bool,
-    /// Runs one side alone and shows what is seen.
+    /// Run under one runtime only and print the outcomes.
     #[arg(long)]
-    only: Option<Side>,
-    /// Only behaviours whose names contain one of these.
+    only: Option<OnlyRuntime>,
+    /// Run only behaviours whose names contain one of these.
     names: Vec<String>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Side {
+enum OnlyRuntime {
     Nacre,
     Runc,
 }
@@ -42,9 +42,9 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let failed = match arguments.only {
-        Some(Side::Nacre) => show(&chosen, Runtime::Nacre),
-        Some(Side::Runc) => show(&chosen, Runtime::Runc),
-        None => both(&chosen),
+        Some(OnlyRuntime::Nacre) => run_under(&chosen, Runtime::Nacre),
+        Some(OnlyRuntime::Runc) => run_under(&chosen, Runtime::Runc),
+        None => compare_all(&chosen),
     };
     ctr::remove_leftovers();
     if failed == 0 {
@@ -54,10 +54,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Both sides, a group at a time; gives the number of failures.
-fn both(chosen: &[&'static Behaviour]) -> usize {
+/// Runs `chosen` group by group under both runtimes and prints the verdicts; returns the number of failures.
+fn compare_all(chosen: &[&'static Behaviour]) -> usize {
     let started = Instant::now();
-    let (mut equal, mut listed, mut different) = (0, 0, Vec::new());
+    let (mut equal, mut allowed, mut different) = (0, 0, Vec::new());
     for group in groups(chosen) {
         let runc = run_group(&group, Runtime::Runc);
         let nacre = run_group(&group, Runtime::Nacre);
@@ -67,20 +67,20 @@ fn both(chosen: &[&'static Behaviour]) -> usize {
                     equal += 1;
                     println!("equal      {}", behaviour.name);
                 }
-                Verdict::AsListed(because) => {
-                    listed += 1;
-                    println!("as listed  {} ({because})", behaviour.name);
+                Verdict::Allowed(reason) => {
+                    allowed += 1;
+                    println!("allowed    {} ({reason})", behaviour.name);
                 }
-                Verdict::Different(how) => {
+                Verdict::Different(outcomes) => {
                     println!("DIFFERENT  {}", behaviour.name);
-                    println!("    {}", how.trim_end().replace('\n', "\n    "));
+                    println!("    {}", outcomes.trim_end().replace('\n', "\n    "));
                     different.push(behaviour.name);
                 }
             }
         }
     }
     println!(
-        "{} behaviours under runc and nacre in {:.0} s: {equal} equal, {listed} different as listed, {} DIFFERENT",
+        "{} behaviours under runc and nacre in {:.0} s: {equal} equal, {allowed} differ as allowed, {} DIFFERENT",
         chosen.len(),
         started.elapsed().as_secs_f64(),
         different.len()
@@ -88,20 +88,20 @@ fn both(chosen: &[&'static Behaviour]) -> usize {
     for name in &different {
         println!("failed: {name}");
     }
-    println!("{} passed, {} failed", equal + listed, different.len());
+    println!("{} passed, {} failed", equal + allowed, different.len());
     different.len()
 }
 
-/// One side, as it is.
-fn show(chosen: &[&'static Behaviour], runtime: Runtime) -> usize {
+/// Runs `chosen` under `runtime` only and prints the outcomes; returns the number of errors.
+fn run_under(chosen: &[&'static Behaviour], runtime: Runtime) -> usize {
     let mut failed = 0;
     for group in groups(chosen) {
         let started = Instant::now();
-        let seen = run_group(&group, runtime);
-        for (behaviour, seen) in group.iter().zip(seen) {
+        let outcomes = run_group(&group, runtime);
+        for (behaviour, outcome) in group.iter().zip(outcomes) {
             println!("--- {}", behaviour.name);
-            match seen {
-                Ok(seen) => print!("{seen}"),
+            match outcome {
+                Ok(outcome) => print!("{outcome}"),
                 Err(error) => {
                     failed += 1;
                     println!("ERROR: {error:#}");

@@ -163,12 +163,12 @@ struct Listener {
 }
 
 impl vsock::Host for Listener {
-    fn connect(&mut self, port: u32, stream: OwnedFd) -> Result<(), vsock::Refused> {
+    fn connect(&mut self, ports: vsock::Ports, stream: OwnedFd) -> Result<(), vsock::Refused> {
         if self.streams.len() >= MAX_STREAMS {
             return Err(vsock::Refused);
         }
         self.streams.push(stream);
-        if port == AGENT_PORT {
+        if ports.host == AGENT_PORT {
             let took = self
                 .started
                 .get()

@@ -1,5 +1,5 @@
-//! What the kernel counts of a container: the content of its cgroup's files, which the host parses, and the number of
-//! OOM-killed processes, the only counter that is parsed here.
+//! What the kernel counts of a container: the content of its cgroup's files, which the host parses, and the
+//! number of OOM-killed processes, the only counter that is parsed here.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -37,8 +37,8 @@ const FILES: [&str; 18] = [
 const MAX_FILE: u64 = 64 * 1024;
 
 impl Cgroup {
-    /// The content of the files in [`FILES`] and of the hugetlb counters, by file name. Files of controllers that the
-    /// guest's kernel does not have are missing from the result.
+    /// The content of the files in [`FILES`] and of the hugetlb counters, by file name. Files of controllers
+    /// that the guest's kernel does not have are missing from the result.
     pub fn stats(&self) -> Result<HashMap<String, Vec<u8>>, Error> {
         let mut files = HashMap::new();
         let mut add = |name: &str| {
@@ -93,7 +93,8 @@ impl Cgroup {
     }
 }
 
-/// True for `hugetlb.<size>.current`, `.max` and `.events` (Documentation/admin-guide/cgroup-v2.rst, HugeTLB).
+/// True for `hugetlb.<size>.current`, `.max` and `.events` (Documentation/admin-guide/cgroup-v2.rst,
+/// HugeTLB).
 fn is_huge_page_counter(name: &str) -> bool {
     let size_and_kind = name
         .strip_prefix("hugetlb.")

@@ -1,6 +1,6 @@
-//! Translates `linux.resources` of a spec into files of a cgroup (v2): a pure function from resources to a list of
-//! settings. [`apply()`] writes them. Used when a container is created and when it is updated. Device rules are not here:
-//! they are a BPF program and not files (`crate::devices`).
+//! Translates `linux.resources` of a spec into files of a cgroup (v2): a pure function from resources to a
+//! list of settings. [`apply()`] writes them. Used when a container is created and when it is updated. Device
+//! rules are not here: they are a BPF program and not files (`crate::devices`).
 
 mod apply;
 
@@ -13,7 +13,8 @@ use crate::error::Error;
 const MAX_UNIFIED: usize = 256;
 /// Longest file name in `linux.resources.unified`, bytes.
 const MAX_NAME: usize = 128;
-/// The `cgroup.*` files that `linux.resources.unified` may set. The agent owns the others, or they are not limits.
+/// The `cgroup.*` files that `linux.resources.unified` may set. The agent owns the others, or they are not
+/// limits.
 const ALLOWED_CORE_FILES: [&str; 3] = ["cgroup.max.depth", "cgroup.max.descendants", "cgroup.pressure"];
 
 /// One change of, or condition on, a file of a cgroup.
@@ -32,7 +33,8 @@ pub struct Setting {
 pub enum Change {
     /// Write this text, one write(2) per line.
     Set(String),
-    /// As [`Change::Set`], but a missing file is not an error: without it the kernel does not have the resource either.
+    /// As [`Change::Set`], but a missing file is not an error: without it the kernel does not have the
+    /// resource either.
     SetIfPresent(String),
     /// Replace the second word of the file, and keep the first.
     SetSecondField(String),
@@ -54,8 +56,8 @@ impl List {
     }
 }
 
-/// The settings that `resources` ask for, in an order that the kernel accepts. An absent field, or 0 for a limit that
-/// cannot be 0, yields no setting.
+/// The settings that `resources` ask for, in an order that the kernel accepts. An absent field, or 0 for a
+/// limit that cannot be 0, yields no setting.
 ///
 /// # Errors
 /// [`Error::BadSpec`] with the first field that has no meaning under cgroup v2 or in a guest.
@@ -91,7 +93,8 @@ fn limit_text(field: &'static str, value: i64) -> Result<String, Error> {
     }
 }
 
-/// Refuses fields that no file of cgroup v2 stands for. The shim refuses them, too; the agent does not rely on that.
+/// Refuses fields that no file of cgroup v2 stands for. The shim refuses them, too; the agent does not rely
+/// on that.
 fn refuse_unsupported(resources: &LinuxResources) -> Result<(), Error> {
     let names_host_devices = "it names devices of the host, which the guest does not have";
     if resources
@@ -155,7 +158,8 @@ fn cpu_settings(cpu: &LinuxCpu, list: &mut List) -> Result<(), Error> {
     let burst = cpu.burst();
     let field = "linux.resources.cpu.burst";
     if burst.is_some() && quota.is_some() {
-        // The kernel refuses a quota below the current burst, so the burst is set to 0 before the quota changes.
+        // The kernel refuses a quota below the current burst, so the burst is set to 0 before the quota
+        // changes.
         list.set(field, "cpu.max.burst", 0);
     }
     match (quota, period) {
@@ -198,7 +202,8 @@ fn cpu_settings(cpu: &LinuxCpu, list: &mut List) -> Result<(), Error> {
     Ok(())
 }
 
-/// `cpu.shares` and `cpu.idle`. The kernel refuses a weight for an idle cgroup, so cpu.idle becomes 0 before the weight.
+/// `cpu.shares` and `cpu.idle`. The kernel refuses a weight for an idle cgroup, so cpu.idle becomes 0 before
+/// the weight.
 fn weight_settings(cpu: &LinuxCpu, list: &mut List) -> Result<(), Error> {
     let shares = cpu.shares().filter(|shares| *shares != 0);
     let field = "linux.resources.cpu.idle";
@@ -218,9 +223,9 @@ fn weight_settings(cpu: &LinuxCpu, list: &mut List) -> Result<(), Error> {
     Ok(())
 }
 
-/// Converts cgroup v1 shares (2..=262,144, default 1,024) to a cgroup v2 weight (1..=10,000, default 100) by runc's
-/// formula, which maps minimum, default and maximum onto each other: 10^((l² + 125 l) / 612 − 7/34), rounded up, with
-/// l = log2(shares).
+/// Converts cgroup v1 shares (2..=262,144, default 1,024) to a cgroup v2 weight (1..=10,000, default 100) by
+/// runc's formula, which maps minimum, default and maximum onto each other: 10^((l² + 125 l) / 612 − 7/34),
+/// rounded up, with l = log2(shares).
 fn weight(shares: u64) -> u32 {
     match shares {
         0..=2 => 1,
@@ -266,7 +271,8 @@ fn memory_settings(memory: &LinuxMemory, list: &mut List) -> Result<(), Error> {
     Ok(())
 }
 
-/// The text of memory.swap.max: the spec's `memory.swap` is the sum of memory and swap, cgroup v2's file is swap alone.
+/// The text of memory.swap.max: the spec's `memory.swap` is the sum of memory and swap, cgroup v2's file is
+/// swap alone.
 fn swap(memory: &LinuxMemory) -> Result<Option<String>, Error> {
     let field = "linux.resources.memory.swap";
     let max = memory.limit().unwrap_or(0);

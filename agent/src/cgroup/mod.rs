@@ -1,5 +1,6 @@
-//! A container's cgroup (v2): lists and kills its processes, freezes it, applies limits, removes it. libcontainer creates
-//! it. Called by `container` and `exec`; never touches a cgroup that does not belong to a container.
+//! A container's cgroup (v2): lists and kills its processes, freezes it, applies limits, removes it.
+//! libcontainer creates it. Called by `container` and `exec`; never touches a cgroup that does not belong to
+//! a container.
 
 mod counters;
 pub mod limits;
@@ -54,7 +55,8 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Sends SIGKILL to every process in the cgroup and its descendants. Does nothing if the cgroup was removed.
+    /// Sends SIGKILL to every process in the cgroup and its descendants. Does nothing if the cgroup was
+    /// removed.
     pub fn kill(&self) -> Result<(), Error> {
         let file = self.0.join("cgroup.kill");
         match fs::write(&file, "1") {
@@ -83,7 +85,8 @@ impl Cgroup {
         self.wait_for_event(|line| line == "populated 0").await
     }
 
-    /// Freezes (`true`) or thaws (`false`) the cgroup with its descendants, and waits until the kernel reports the change.
+    /// Freezes (`true`) or thaws (`false`) the cgroup with its descendants, and waits until the kernel
+    /// reports the change.
     pub async fn freeze(&self, frozen: bool) -> Result<(), Error> {
         self.begin_freeze(frozen)?;
         let wanted = if frozen { "frozen 1" } else { "frozen 0" };

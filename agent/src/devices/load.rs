@@ -1,5 +1,5 @@
-//! Loads a device program into the kernel and attaches it to a cgroup by bpf(2). Called by the helper after it has created
-//! a container and before the container starts; never decides what is allowed.
+//! Loads a device program into the kernel and attaches it to a cgroup by bpf(2). Called by the helper after
+//! it has created a container and before the container starts; never decides what is allowed.
 #![allow(unsafe_code, reason = "bpf(2) has no safe wrapper")]
 
 use std::fs::File;
@@ -38,7 +38,8 @@ struct AttachAttributes {
     flags: u32,
 }
 
-/// Attaches `program` to the cgroup at `directory`. Programs of ancestor cgroups still apply: all must allow an access.
+/// Attaches `program` to the cgroup at `directory`. Programs of ancestor cgroups still apply: all must allow
+/// an access.
 pub fn attach(program: &[u64], directory: &Path) -> Result<(), Error> {
     let cgroup = File::open(directory).map_err(Error::file("opening", directory))?;
     let program = load(program).map_err(Error::system("loading the device program"))?;
@@ -79,7 +80,8 @@ fn load(program: &[u64]) -> io::Result<OwnedFd> {
         kernel_version: 0,
         flags: 0,
     };
-    // SAFETY: the structure has the layout that this command reads; it and the memory it points to outlive the call.
+    // SAFETY: the structure has the layout that this command reads; it and the memory it points to outlive
+    // the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

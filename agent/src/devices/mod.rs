@@ -1,10 +1,10 @@
-//! Compiles a container's device rules (`linux.resources.devices`) to a BPF program of type BPF_PROG_TYPE_CGROUP_DEVICE:
-//! rules in, instructions out. [`load`] attaches the program to the container's cgroup. libcontainer is built without its
-//! own implementation and would ignore the rules.
+//! Compiles a container's device rules (`linux.resources.devices`) to a BPF program of type
+//! BPF_PROG_TYPE_CGROUP_DEVICE: rules in, instructions out. [`load`] attaches the program to the container's
+//! cgroup. libcontainer is built without its own implementation and would ignore the rules.
 //!
-//! The kernel runs the program with the requested access (read, write, mknod) and the device's type and numbers. For each
-//! permission the last rule that matches decides; a permission that no rule matches is denied. As in runc, the devices
-//! that every container has are allowed after all rules.
+//! The kernel runs the program with the requested access (read, write, mknod) and the device's type and
+//! numbers. For each permission the last rule that matches decides; a permission that no rule matches is
+//! denied. As in runc, the devices that every container has are allowed after all rules.
 
 pub mod load;
 
@@ -24,8 +24,8 @@ const ALL: u32 = MKNOD | READ | WRITE;
 const BLOCK: u32 = 1;
 const CHARACTER: u32 = 2;
 
-/// Most rules of a container. A rule takes up to seven instructions: the program must fit into a message to the helper
-/// and below the kernel's limit of instructions.
+/// Most rules of a container. A rule takes up to seven instructions: the program must fit into a message to
+/// the helper and below the kernel's limit of instructions.
 const MAX_RULES: usize = 256;
 
 /// A parsed rule. None matches every device type or number.
@@ -56,8 +56,8 @@ const fn character(major: u32, minor: Option<u32>) -> Rule {
     }
 }
 
-/// Allowed for every container, as in runc: mknod of all devices; use of null, zero, full, random, urandom, tty, ptmx and
-/// pts.
+/// Allowed for every container, as in runc: mknod of all devices; use of null, zero, full, random, urandom,
+/// tty, ptmx and pts.
 const DEFAULTS: [Rule; 10] = [
     Rule {
         allow: true,
@@ -83,12 +83,13 @@ const DEFAULTS: [Rule; 10] = [
     character(136, None),
 ];
 
-/// Checks that the guest has the devices in `linux.devices`. If `may_use_all` is set (a privileged container, which lists
-/// all devices of the host), missing ones are removed from `spec`, and the result is a line that names them.
+/// Checks that the guest has the devices in `linux.devices`. If `may_use_all` is set (a privileged container,
+/// which lists all devices of the host), missing ones are removed from `spec`, and the result is a line that
+/// names them.
 ///
 /// # Errors
-/// [`Error::BadSpec`] with the first missing device if `may_use_all` is not set: its node would be unusable, or would be a
-/// different device than on the host.
+/// [`Error::BadSpec`] with the first missing device if `may_use_all` is not set: its node would be unusable,
+/// or would be a different device than on the host.
 pub fn leave_out_missing(spec: &mut Spec, may_use_all: bool) -> Result<Option<String>, Error> {
     let is_missing = |device: &LinuxDevice| {
         let node = format!("/sys/dev/char/{}:{}", device.major(), device.minor());
@@ -117,8 +118,8 @@ pub fn leave_out_missing(spec: &mut Spec, may_use_all: bool) -> Result<Option<St
     Ok(Some(format!("{field}: the guest does not have {names}")))
 }
 
-/// Compiles `rules` to the instructions of a program, one `struct bpf_insn` per element. Empty if the rules allow
-/// everything, so that no program is needed.
+/// Compiles `rules` to the instructions of a program, one `struct bpf_insn` per element. Empty if the rules
+/// allow everything, so that no program is needed.
 pub fn program(rules: &[LinuxDeviceCgroup]) -> Result<Vec<u64>, Error> {
     if rules.len() > MAX_RULES {
         return Err(bad_rule(format!("it has more than {MAX_RULES} rules")));
@@ -133,8 +134,9 @@ pub fn program(rules: &[LinuxDeviceCgroup]) -> Result<Vec<u64>, Error> {
     Ok(compile(&effective(&rules)))
 }
 
-/// `rules` and the defaults, without rules that have no effect: those that a later rule covers, and leading rules that
-/// deny. This keeps the program short, because the kernel's verifier takes most of the time of loading it.
+/// `rules` and the defaults, without rules that have no effect: those that a later rule covers, and leading
+/// rules that deny. This keeps the program short, because the kernel's verifier takes most of the time of
+/// loading it.
 fn effective(rules: &[Rule]) -> Vec<Rule> {
     let all: Vec<Rule> = rules.iter().chain(&DEFAULTS).copied().collect();
     let covered = |index: usize, rule: &Rule| {
@@ -245,8 +247,9 @@ fn instruction(operation: u8, destination: u8, source: u8, offset: u16, immediat
         | u64::from(immediate) << 32
 }
 
-/// Checks the rules from the last to the first. A matching rule that allows clears its permissions in WANTED, and the
-/// access is allowed once WANTED is 0. A matching rule that denies a permission still in WANTED denies the access.
+/// Checks the rules from the last to the first. A matching rule that allows clears its permissions in WANTED,
+/// and the access is allowed once WANTED is 0. A matching rule that denies a permission still in WANTED
+/// denies the access.
 fn compile(rules: &[Rule]) -> Vec<u64> {
     let mut program = vec![
         instruction(LOAD_WORD, KIND, CONTEXT, 0, 0),

@@ -1,5 +1,5 @@
-//! Copies bytes between two non-blocking descriptors in the event loop. Used for the standard streams of a process; never
-//! buffers more than one chunk, and never interprets a byte.
+//! Copies bytes between two non-blocking descriptors in the event loop. Used for the standard streams of a
+//! process; never buffers more than one chunk, and never interprets a byte.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,8 +21,9 @@ pub struct Pair {
     pub to: AsyncFd<OwnedFd>,
 }
 
-/// Splices the host's stream of standard input into the process's pipe until the stream ends or nobody reads the pipe.
-/// Once `closing` becomes true (or its sender is dropped), what has already arrived is still copied.
+/// Splices the host's stream of standard input into the process's pipe until the stream ends or nobody reads
+/// the pipe. Once `closing` becomes true (or its sender is dropped), what has already arrived is still
+/// copied.
 pub async fn splice_input(pair: Pair, mut closing: watch::Receiver<bool>) {
     loop {
         tokio::select! {
@@ -68,8 +69,8 @@ impl Pair {
         Ok(())
     }
 
-    /// Waits until both ends are ready, splices once, and returns the number of bytes; 0 at the end of the source. Safe to
-    /// cancel: no byte is lost if this future is dropped.
+    /// Waits until both ends are ready, splices once, and returns the number of bytes; 0 at the end of the
+    /// source. Safe to cancel: no byte is lost if this future is dropped.
     async fn splice_once(&self) -> io::Result<usize> {
         loop {
             let mut source = self.from.readable().await?;

@@ -10,8 +10,11 @@ use ttrpc::Code;
 use super::{Guest, in_thread};
 
 /// The commands in the containers' /bin.
-const APPLETS: &str = "sh cat echo env sleep true touch mkdir id mknod head wc ls sort xargs tty stty readlink grep \
-    rm mkfifo stat cut chmod uname ionice";
+const APPLETS: &str = "sh cat echo env sleep true touch mkdir id mknod head wc ls sort xargs tty stty readlink \
+    grep rm mkfifo stat cut chmod uname ionice";
+
+/// A command that does not end by itself.
+pub const FOREVER: &[&str] = &["sleep", "1000000"];
 
 /// A container to create.
 pub struct Container {
@@ -120,7 +123,16 @@ pub fn busybox_root() -> tempfile::TempDir {
 }
 
 impl Guest {
-    /// Runs `script` in a container whose spec was changed by `change`. Returns its standard output and error.
+    /// Starts a guest with the running container `a`, whose init is `command`.
+    pub async fn running(command: &[&str]) -> Self {
+        let mut guest = Self::start().await;
+        guest.create("a", command).await.unwrap();
+        guest.start_container("a").await.unwrap();
+        guest
+    }
+
+    /// Runs `script` in a container whose spec was changed by `change`. Returns its standard output and
+    /// error.
     pub async fn output(&mut self, id: &str, script: &str, change: impl FnOnce(&mut Value)) -> String {
         let mut container = Container::new(id, &["sh", "-c", &format!("exec 2>&1; {script}")]);
         change(&mut container.spec);
@@ -129,7 +141,8 @@ impl Guest {
         stdio.stdout().await
     }
 
-    /// Creates a container whose spec was changed by `change`, which the agent must refuse. Returns the refusal.
+    /// Creates a container whose spec was changed by `change`, which the agent must refuse. Returns the
+    /// refusal.
     pub async fn refusal(&mut self, change: impl FnOnce(&mut Value)) -> (Code, String) {
         let mut container = Container::new("refused", &["true"]);
         change(&mut container.spec);

@@ -1,5 +1,6 @@
-//! A standalone agent in mount and PID namespaces of its own, and the host's ends of its streams: [`Guest`] starts and
-//! stops the agent, `calls` has one method per request, `container` describes containers and their streams.
+//! A standalone agent in mount and PID namespaces of its own, and the host's ends of its streams: [`Guest`]
+//! starts and stops the agent, `calls` has one method per request, `container` describes containers and their
+//! streams.
 
 mod calls;
 pub mod container;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nacre_protocol::agent::*;
-use nacre_protocol::vsock::AGENT_PORT;
+use nacre_protocol::vsock::{AGENT_PORT, StreamAddress};
 use ttrpc::Code;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
@@ -79,7 +80,7 @@ impl Guest {
         let sockets = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(sockets.path().join(AGENT_PORT.to_string())).unwrap();
         let script = "mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /run && exec \"$0\" --standalone \"$1\"";
-        // Whoever runs the tests may ignore a terminal's signals, as a shell has it in the background.
+        // A shell starts background jobs with SIGINT and SIGQUIT ignored, which containers would inherit.
         let child = Command::new("env")
             .args([
                 "--default-signal",
@@ -109,7 +110,7 @@ impl Guest {
             rootfs: busybox_root(),
             cgroup: format!("nacre-agent-test-{}-{count}", std::process::id()),
             client: Some(client),
-            next_port: 0x1_0000,
+            next_port: StreamAddress::FIRST_PORT,
         }
     }
 
@@ -137,25 +138,30 @@ impl Guest {
         Ok((created, accept(listeners)))
     }
 
-    /// Listens at a new port for each wanted stream. Returns the listeners and the ports.
+    /// Listens at a new address for each wanted stream. Returns the listeners and the addresses.
     fn listen(&mut self, wanted: [bool; 3]) -> ([Option<UnixListener>; 3], nacre_protocol::agent::Stdio) {
-        let mut ports = [0; 3];
+        let mut bits = [0; 3];
         let mut listeners = [const { None }; 3];
-        for ((port, listener), _) in ports
+        for ((bits, listener), _) in bits
             .iter_mut()
             .zip(&mut listeners)
             .zip(wanted)
             .filter(|(_, wanted)| *wanted)
         {
-            *port = self.next_port;
+            let address = StreamAddress {
+                host_port: self.next_port,
+                guest_port: self.next_port,
+            };
             self.next_port += 1;
-            *listener = Some(UnixListener::bind(self.sockets.path().join(port.to_string())).unwrap());
+            *bits = address.to_bits();
+            let path = self.sockets.path().join(address.host_port.to_string());
+            *listener = Some(UnixListener::bind(path).unwrap());
         }
-        let [stdin_port, stdout_port, stderr_port] = ports;
+        let [stdin, stdout, stderr] = bits;
         let stdio = nacre_protocol::agent::Stdio {
-            stdin_port,
-            stdout_port,
-            stderr_port,
+            stdin,
+            stdout,
+            stderr,
             ..Default::default()
         };
         (listeners, stdio)

@@ -1,4 +1,5 @@
-//! Checks of containerd: whether it runs, its version, and whether it finds the shim. Called by `nacre doctor`.
+//! Checks of containerd: whether it runs, its version, and whether it finds the shim. Called by `nacre
+//! doctor`.
 
 use std::ffi::OsStr;
 use std::fs;

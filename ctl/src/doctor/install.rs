@@ -1,5 +1,5 @@
-//! Checks of the installation that this `nacre` belongs to: its files, and whether they are of the same build. Called by
-//! `nacre doctor`.
+//! Checks of the installation that this `nacre` belongs to: its files, and whether they are of the same
+//! build. Called by `nacre doctor`.
 
 use std::fs;
 use std::io;
@@ -126,7 +126,8 @@ fn image(file: &Path) -> Check {
     Check::failed(NAME, found, REINSTALL)
 }
 
-/// Runs a program of the installation with `flag`, which prints its build id, and compares that with this build's.
+/// Runs a program of the installation with `flag`, which prints its build id, and compares that with this
+/// build's.
 fn program(name: &'static str, file: &Path, flag: &str) -> Check {
     let shown = file.display();
     let output = match Command::new(file).arg(flag).output() {

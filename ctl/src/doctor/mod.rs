@@ -1,6 +1,6 @@
-//! `nacre doctor`: checks what a host needs to run pods. Each check reports what it found and, if it failed, how to fix
-//! it. The checks are in [`host`], [`install`], [`containerd`] and [`kvm`]; this file runs them in this order and prints
-//! the results. It never changes the host.
+//! `nacre doctor`: checks what a host needs to run pods. Each check reports what it found and, if it failed,
+//! how to fix it. The checks are in [`host`], [`install`], [`containerd`] and [`kvm`]; this file runs them in
+//! this order and prints the results. It never changes the host.
 
 mod containerd;
 mod host;
@@ -103,7 +103,8 @@ impl Check {
     }
 }
 
-/// Runs all checks, and prints the results of each group before the next group runs (with `--json`, all at the end).
+/// Runs all checks, and prints the results of each group before the next group runs (with `--json`, all at
+/// the end).
 ///
 /// # Errors
 /// If standard output can't be written.

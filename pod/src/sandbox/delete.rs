@@ -89,7 +89,7 @@ impl Sandbox {
         let Some(exit) = deleted.exit else {
             return self.abandon(container.init, deleted);
         };
-        self.discard_ports(&container.init.streams);
+        self.discard_streams(&container.init.streams);
         self.events.publish(&TaskEvent::Deleted { id, pid, exit });
         let Some(reply) = container.init.deleting.take() else {
             return;
@@ -117,7 +117,7 @@ impl Sandbox {
 
     /// Drops a process that was removed, and answers whoever still waits for something of it.
     fn abandon(&mut self, process: Process, deleted: Deleted) {
-        self.discard_ports(&process.streams);
+        self.discard_streams(&process.streams);
         process.abandon(deleted);
     }
 

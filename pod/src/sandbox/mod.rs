@@ -23,7 +23,7 @@ mod start;
 mod timeline;
 mod vm_life;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ use nacre_protocol::agent::Stdio;
 use nacre_protocol::config::Config;
 use nacre_protocol::spec::Finding;
 use nacre_protocol::state::{Pod, PodState};
-use nacre_protocol::vsock::FIRST_STREAM_PORT;
+use nacre_protocol::vsock::StreamAddress;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::bundle::{self, VmHints};
@@ -42,7 +42,7 @@ use crate::event::EventSink;
 use crate::guest::Guest;
 use crate::identity::{self, Identity};
 use crate::process_id::{ProcessId, ProcessKey};
-use crate::streams::{Expected, LoggedContainer, StdioPaths, Streams};
+use crate::streams::{LoggedContainer, StdioPaths, Streams};
 use crate::vm::Vm;
 use crate::{clock, log, sys};
 pub use call::{Call, Handle, Listed, View};
@@ -73,9 +73,8 @@ pub struct Sandbox {
     vm: Option<Vm>,
     cgroup: Option<Cgroup>,
     containers: BTreeMap<String, Container>,
-    /// Ports on which the guest is expected to open a stream.
-    ports: BTreeMap<u32, oneshot::Sender<OwnedFd>>,
-    next_port: u32,
+    /// The streams that the agent is expected to open, by their secret addresses.
+    expected_streams: HashMap<StreamAddress, oneshot::Sender<OwnedFd>>,
     next_serial: u64,
     agent_seen: bool,
     /// Why we ended the VM, if we did.
@@ -123,8 +122,7 @@ impl Sandbox {
             vm: None,
             cgroup: None,
             containers: BTreeMap::new(),
-            ports: BTreeMap::new(),
-            next_port: FIRST_STREAM_PORT,
+            expected_streams: HashMap::new(),
             next_serial: 0,
             agent_seen: false,
             cause: None,
@@ -185,21 +183,16 @@ impl Sandbox {
             namespace: &self.identity.namespace,
             id: container,
         };
-        let next_port = &mut self.next_port;
-        let (streams, stdio, expected): (_, _, Vec<Expected>) = Streams::open(paths, container, || {
-            let port = *next_port;
-            *next_port = port.wrapping_add(1);
-            port
-        })
-        .map_err(|error| failed("open streams", error, None))?;
-        self.ports.extend(expected);
+        let (streams, stdio, expected) =
+            Streams::open(paths, container).map_err(|error| failed("open streams", error, None))?;
+        self.expected_streams.extend(expected);
         Ok((streams, stdio))
     }
 
     /// Refuses the guest's ends of streams that were not opened in time.
-    fn discard_ports(&mut self, streams: &Streams) {
-        for port in streams.ports() {
-            self.ports.remove(port);
+    fn discard_streams(&mut self, streams: &Streams) {
+        for address in streams.addresses() {
+            self.expected_streams.remove(address);
         }
     }
 

@@ -153,9 +153,9 @@ impl Sandbox {
         }
         if !exec.is_empty() {
             // It can't be started again, so its streams will not be opened.
-            let ports = process.streams.ports().to_vec();
-            for port in ports {
-                self.ports.remove(&port);
+            let addresses = process.streams.addresses().to_vec();
+            for address in addresses {
+                self.expected_streams.remove(&address);
             }
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nacre_protocol::agent::SetupResponse;
 use nacre_protocol::config;
 use nacre_protocol::state::{Failure, PodState};
-use nacre_protocol::vsock::AGENT_PORT;
+use nacre_protocol::vsock::{AGENT_PORT, StreamAddress};
 
 use super::actions::lost;
 use super::queue::Event;
@@ -57,7 +57,7 @@ impl Sandbox {
                 self.recorder.step("guest starts", clock::monotonic_ns());
                 self.progress.send_replace(Progress::Running);
             }
-            vm::Event::Connection { port, stream } => self.connection(port, stream),
+            vm::Event::Connection { address, stream } => self.connection(address, stream),
             vm::Event::Exits(exits) => self.boot_exits(exits),
             vm::Event::Ended(end) => {
                 let reason = self.reason(&end);
@@ -66,12 +66,12 @@ impl Sandbox {
         }
     }
 
-    fn connection(&mut self, port: u32, stream: OwnedFd) {
-        if port == AGENT_PORT && !self.agent_seen {
+    fn connection(&mut self, address: StreamAddress, stream: OwnedFd) {
+        if address.host_port == AGENT_PORT && !self.agent_seen {
             self.agent_seen = true;
             self.recorder.step(timeline::DIALLED_IN, clock::monotonic_ns());
             self.set_up_agent(stream);
-        } else if let Some(expected) = self.ports.remove(&port) {
+        } else if let Some(expected) = self.expected_streams.remove(&address) {
             // A process whose streams are no longer wanted is ended by then.
             drop(expected.send(stream));
         }
@@ -196,7 +196,7 @@ impl Sandbox {
     /// The VM has ended, or could not be started: every task ends with it, the reason is kept.
     pub(super) fn vm_ended(&mut self, reason: StepFailed) {
         self.vm = None;
-        self.ports.clear();
+        self.expected_streams.clear();
         self.remove_cgroup();
         if !self.closing {
             log::error(&reason);

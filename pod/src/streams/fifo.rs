@@ -15,6 +15,8 @@ pub enum Error {
     Open { path: PathBuf, source: io::Error },
     #[error("{0}: {1}:// is no scheme of a stream: fifo, file, binary and binary-v2 are")]
     Scheme(String, String),
+    #[error("drawing a stream's address: {0}")]
+    Random(io::Error),
     #[error("starting logger {}: {source}", path.display())]
     Logger { path: PathBuf, source: io::Error },
 }

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use nacre_protocol::agent::Stdio;
+use nacre_protocol::vsock::StreamAddress;
 use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 
@@ -40,8 +41,8 @@ pub struct TerminalSize {
     pub height: u16,
 }
 
-/// A port on which the guest will open a stream, and who waits for it.
-pub type Expected = (u32, oneshot::Sender<OwnedFd>);
+/// The address of a stream that the agent will open, and who waits for it.
+pub type Expected = (StreamAddress, oneshot::Sender<OwnedFd>);
 
 /// The streams of one process.
 #[derive(Debug)]
@@ -50,22 +51,21 @@ pub struct Streams {
     stdin: Option<AbortHandle>,
     outputs: watch::Receiver<usize>,
     tasks: Vec<AbortHandle>,
-    ports: Vec<u32>,
+    addresses: Vec<StreamAddress>,
     /// The FIFOs' other ends.
     _held: Vec<File>,
     _logger: Option<Logger>,
 }
 
 impl Streams {
-    /// Opens what `paths` name and starts a copy each, which waits for the guest's end. `next_port` gives the ports,
-    /// `container` is told to a program that takes the output.
+    /// Opens what `paths` name and starts a copy each, which waits for the guest's end. A logging
+    /// program gets the names of `container`.
     ///
     /// # Errors
     /// [`Error`] with the path.
     pub fn open(
         paths: &StdioPaths,
         container: LoggedContainer<'_>,
-        mut next_port: impl FnMut() -> u32,
     ) -> Result<(Self, Stdio, Vec<Expected>), Error> {
         let source = fifo::open_source(&paths.stdin)?;
         let (logger, stdout, stderr) = match logger::start(&paths.stdout, container)? {
@@ -84,16 +84,16 @@ impl Streams {
         let mut expected = Vec::new();
         let mut expect = || {
             let (sender, receiver) = oneshot::channel();
-            let port = next_port();
-            expected.push((port, sender));
-            (port, receiver)
+            let address = random_address().map_err(Error::Random)?;
+            expected.push((address, sender));
+            Ok((address.to_bits(), receiver))
         };
         let mut stdio = Stdio::default();
         let mut stdin_writer = None;
         let mut stdin = None;
         if let Some(Source { reader, writer }) = source {
-            let (port, stream) = expect();
-            stdio.stdin_port = port;
+            let (bits, stream) = expect()?;
+            stdio.stdin = bits;
             stdin_writer = Some(writer);
             stdin = Some(
                 tokio::spawn(async move {
@@ -107,10 +107,10 @@ impl Streams {
         let (mut tasks, mut all_held) = (Vec::new(), Vec::new());
         for (sink, name) in sinks {
             let Some(sink) = sink else { continue };
-            let (port, stream) = expect();
+            let (bits, stream) = expect()?;
             match name {
-                "stdout" => stdio.stdout_port = port,
-                _ => stdio.stderr_port = port,
+                "stdout" => stdio.stdout = bits,
+                _ => stdio.stderr = bits,
             }
             let sink = match sink {
                 Sink::Fifo { writer, held } => {
@@ -136,7 +136,7 @@ impl Streams {
                 stdin,
                 outputs,
                 tasks,
-                ports: expected.iter().map(|(port, _)| *port).collect(),
+                addresses: expected.iter().map(|(address, _)| *address).collect(),
                 _held: all_held,
                 _logger: logger,
             },
@@ -158,10 +158,10 @@ impl Streams {
         }
     }
 
-    /// The ports that were given out for them.
+    /// Their addresses.
     #[must_use]
-    pub fn ports(&self) -> &[u32] {
-        &self.ports
+    pub fn addresses(&self) -> &[StreamAddress] {
+        &self.addresses
     }
 
     /// Becomes 0 when all output has been written.
@@ -176,6 +176,20 @@ impl Drop for Streams {
         self.end_stdin();
         for task in &self.tasks {
             task.abort();
+        }
+    }
+}
+
+/// A new address from the kernel's random numbers.
+fn random_address() -> std::io::Result<StreamAddress> {
+    loop {
+        let mut bytes = [0; 8];
+        let length = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        // All but one in 32,000 draws are an address.
+        if length == bytes.len()
+            && let Some(address) = StreamAddress::from_bits(u64::from_le_bytes(bytes))
+        {
+            return Ok(address);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-const SUBJECT: LoggedContainer<'_> = LoggedContainer {
+const CONTAINER: LoggedContainer<'_> = LoggedContainer {
     namespace: "test",
     id: "c",
 };
@@ -28,14 +28,13 @@ fn bytes(count: usize) -> Vec<u8> {
 
 /// Opens the streams and connects the guest's ends: stdin, stdout, stderr as far as they are wanted.
 fn open(paths: &StdioPaths) -> (Streams, Vec<UnixStream>) {
-    let mut port = 100;
-    let (streams, stdio, expected) = Streams::open(paths, SUBJECT, || {
-        port += 1;
-        port
-    })
-    .unwrap();
-    let wanted = [stdio.stdin_port, stdio.stdout_port, stdio.stderr_port];
-    assert_eq!(wanted.iter().filter(|port| **port != 0).count(), expected.len());
+    let (streams, stdio, expected) = Streams::open(paths, CONTAINER).unwrap();
+    let sent = [stdio.stdin, stdio.stdout, stdio.stderr];
+    let wanted: Vec<u64> = expected.iter().map(|(address, _)| address.to_bits()).collect();
+    assert_eq!(
+        sent.into_iter().filter(|bits| *bits != 0).collect::<Vec<_>>(),
+        wanted
+    );
     let guests = expected
         .into_iter()
         .map(|(_, sender)| {
@@ -187,15 +186,14 @@ async fn a_file_is_appended_to_and_other_schemes_are_refused_by_name() {
         stderr: "ftp:///x".into(),
         ..StdioPaths::default()
     };
-    let error = Streams::open(&paths, SUBJECT, || 1).unwrap_err().to_string();
+    let error = Streams::open(&paths, CONTAINER).unwrap_err().to_string();
     assert!(error.contains("ftp"), "{error}");
     let error = Streams::open(
         &StdioPaths {
             stdout: "/no/such/fifo".into(),
             ..StdioPaths::default()
         },
-        SUBJECT,
-        || 1,
+        CONTAINER,
     )
     .unwrap_err();
     assert!(error.to_string().contains("/no/such/fifo"));
@@ -270,6 +268,6 @@ async fn a_program_takes_both_outputs_and_is_told_whose_they_are() {
         stdout: "binary:///no/such/logger".into(),
         ..StdioPaths::default()
     };
-    let error = Streams::open(&missing, SUBJECT, || 1).unwrap_err().to_string();
+    let error = Streams::open(&missing, CONTAINER).unwrap_err().to_string();
     assert!(error.contains("/no/such/logger"), "{error}");
 }

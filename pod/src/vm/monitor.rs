@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::control::{Channel, Error, FromVmm, Outcome, Step};
+use nacre_protocol::vsock::StreamAddress;
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc};
@@ -34,10 +35,10 @@ pub enum Event {
     Step(Step),
     /// The VMM's mount namespace is ready and the guest boots.
     Running,
-    /// The guest opened a vsock connection to `port` of the host.
+    /// The guest opened a vsock connection.
     Connection {
-        /// The port that the guest dialled.
-        port: u32,
+        /// The ports of both ends.
+        address: StreamAddress,
         /// The host's end of the stream.
         stream: OwnedFd,
     },
@@ -104,13 +105,21 @@ async fn receive_until_last<E: From<Event>>(
                 done_ns,
             }),
             FromVmm::Running => Event::Running,
-            FromVmm::Connection { port } => match fds.into_iter().next() {
-                Some(stream) => Event::Connection { port, stream },
-                None => {
-                    end.protocol_error = Some(format!("a connection to port {port} without its descriptor"));
+            FromVmm::Connection {
+                host_port,
+                guest_port,
+            } => {
+                let Some(stream) = fds.into_iter().next() else {
+                    let error = format!("a connection to port {host_port} without its descriptor");
+                    end.protocol_error = Some(error);
                     return;
-                }
-            },
+                };
+                let address = StreamAddress {
+                    host_port,
+                    guest_port,
+                };
+                Event::Connection { address, stream }
+            }
             FromVmm::Exits(exits) => Event::Exits(bounded_exits(exits)),
             FromVmm::Failed { step, error, hint } => {
                 end.failed = Some(FailedStart {
@@ -314,7 +323,11 @@ mod tests {
     #[tokio::test]
     async fn a_connection_without_its_descriptor_ends_the_vmm() {
         let vmm = stand_in("exec sleep 1000");
-        vmm.control.send(&FromVmm::Connection { port: 5 }, &[]).unwrap();
+        let connection = FromVmm::Connection {
+            host_port: 5,
+            guest_port: 6,
+        };
+        vmm.control.send(&connection, &[]).unwrap();
         let (_, end) = last_event(vmm.monitor).await;
         assert!(end.protocol_error.unwrap().contains("port 5"));
         assert_eq!(end.status, Status::Signal(libc::SIGKILL));

@@ -11,7 +11,7 @@ use nacre_protocol::control::{
 
 use crate::log::Limited;
 use crate::machine::{Failure, Machine};
-use crate::virtio::vsock::{Host, Refused};
+use crate::virtio::vsock::{Host, Ports, Refused};
 
 /// Why the shim could not be understood.
 #[derive(Debug, thiserror::Error)]
@@ -142,12 +142,15 @@ pub struct ShimHost {
 
 impl Host for ShimHost {
     /// Refuses where the shim is gone. Waits where the socket is full: the shim reads it in its main loop.
-    fn connect(&mut self, port: u32, stream: OwnedFd) -> Result<(), Refused> {
-        let sent = self
-            .channel
-            .send(&FromVmm::Connection { port }, &[stream.as_raw_fd()]);
+    fn connect(&mut self, ports: Ports, stream: OwnedFd) -> Result<(), Refused> {
+        let message = FromVmm::Connection {
+            host_port: ports.host,
+            guest_port: ports.guest,
+        };
+        let sent = self.channel.send(&message, &[stream.as_raw_fd()]);
         sent.map_err(|error| {
-            self.log.say(|| format!("a connection to port {port}: {error}"));
+            self.log
+                .say(|| format!("a connection to port {}: {error}", ports.host));
             Refused
         })
     }
@@ -221,11 +224,20 @@ mod tests {
         let (shim, vmm) = pair();
         let mut host = vmm.vsock_host();
         let stream = || OwnedFd::from(tempfile::tempfile().unwrap());
-        host.connect(7, stream()).unwrap();
+        host.connect(Ports { guest: 8, host: 7 }, stream()).unwrap();
         let (message, fds) = shim.receive::<FromVmm>().unwrap();
-        assert_eq!((message, fds.len()), (FromVmm::Connection { port: 7 }, 1));
+        assert_eq!(
+            (message, fds.len()),
+            (
+                FromVmm::Connection {
+                    host_port: 7,
+                    guest_port: 8
+                },
+                1
+            )
+        );
         drop(shim);
-        assert_eq!(host.connect(7, stream()), Err(Refused));
+        assert_eq!(host.connect(Ports { guest: 8, host: 7 }, stream()), Err(Refused));
     }
 
     #[test]

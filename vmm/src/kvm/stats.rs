@@ -45,7 +45,7 @@ impl Statistics {
         super::raw::statistics(vcpu).map(Self)
     }
 
-    /// Adds the counters to `counts`, as "kvm <name>".
+    /// Adds the counters to `counts`, as `kvm <name>`.
     ///
     /// # Errors
     /// Where they can't be read.

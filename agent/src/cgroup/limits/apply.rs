@@ -1,4 +1,5 @@
-//! Writes settings to the files of a cgroup. Called through [`super::Setting`] lists only; never decides what to write.
+//! Writes settings to the files of a cgroup. Called through [`super::Setting`] lists only; never decides what
+//! to write.
 
 use std::fs;
 use std::io::{self, Write as _};

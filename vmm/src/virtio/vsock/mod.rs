@@ -30,6 +30,7 @@ use super::worker::{Active, DataPath, Fault, Notify, Worker};
 use super::{Activation, DeviceError, Env, VirtioDevice, read_config_from};
 use crate::jail::ThreadKind;
 use muxer::Muxer;
+pub use packet::Ports;
 use packet::{MAX_PAYLOAD, Packet};
 
 /// Most connections at a time, with those whose last bytes the host has not read. Each holds at most
@@ -49,11 +50,11 @@ const TURN: u32 = 512;
 
 /// Where connections of the guest go.
 pub trait Host: Send {
-    /// The guest dialled `port`; `stream` is the host's end, blocking. Called on the device's worker.
+    /// The guest opened a connection between `ports`; `stream` is the host's end, blocking. Called on the device's worker.
     ///
     /// # Errors
     /// [`Refused`] where nobody is there for the port; the guest sees its connection reset.
-    fn connect(&mut self, port: u32, stream: OwnedFd) -> Result<(), Refused>;
+    fn connect(&mut self, ports: Ports, stream: OwnedFd) -> Result<(), Refused>;
 }
 
 /// Nobody takes the connection.
@@ -65,7 +66,7 @@ pub struct Refused;
 pub struct Nobody;
 
 impl Host for Nobody {
-    fn connect(&mut self, _port: u32, _stream: OwnedFd) -> Result<(), Refused> {
+    fn connect(&mut self, _ports: Ports, _stream: OwnedFd) -> Result<(), Refused> {
         Err(Refused)
     }
 }

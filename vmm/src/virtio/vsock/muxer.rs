@@ -170,7 +170,7 @@ impl Muxer {
         }
         let (ours, theirs) = UnixStream::pair().ok()?;
         ours.set_nonblocking(true).ok()?;
-        self.host.connect(header.ports.host, OwnedFd::from(theirs)).ok()?;
+        self.host.connect(header.ports, OwnedFd::from(theirs)).ok()?;
         let mut connection = Connection::new(header.ports, ours, Op::Response);
         connection.credit.learn(header.buf_alloc, header.fwd_cnt);
         self.insert(connection, poller)

@@ -83,11 +83,13 @@ impl Wire {
 struct Taker(Sender<(u32, UnixStream)>);
 
 impl Host for Taker {
-    fn connect(&mut self, port: u32, stream: OwnedFd) -> Result<(), Refused> {
-        if port == 99 {
+    fn connect(&mut self, ports: Ports, stream: OwnedFd) -> Result<(), Refused> {
+        if ports.host == 99 {
             return Err(Refused);
         }
-        self.0.send((port, UnixStream::from(stream))).map_err(|_| Refused)
+        self.0
+            .send((ports.host, UnixStream::from(stream)))
+            .map_err(|_| Refused)
     }
 }
 

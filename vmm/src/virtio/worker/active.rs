@@ -15,7 +15,8 @@ use crate::virtio::{ActiveQueue, Interrupt, Memory};
 pub struct Poller(pub(super) Epoll);
 
 impl Poller {
-    /// Waits for `events` on `fd` from now on and calls [`DataPath::on_device`] with `token` (below 2^62).
+    /// Waits for `events` on `fd` from now on and calls
+    /// [`DataPath::on_device`](super::DataPath::on_device) with `token` (below 2^62).
     ///
     /// # Errors
     /// The system call's.
@@ -167,7 +168,8 @@ impl Active {
             .map_err(|error| Fault::new(&format!("rings of queue {index}"), error))
     }
 
-    /// Makes the worker call [`DataPath::on_queue`] for `index` once more, after it has looked at everything else.
+    /// Makes the worker call [`DataPath::on_queue`](super::DataPath::on_queue) for `index` once more, after it has
+    /// looked at everything else.
     ///
     /// # Errors
     /// Where the queue is not set up or its eventfd fails.
