@@ -93,6 +93,8 @@ pub struct Container {
     pub creating: Option<Reply<u32>>,
     /// Dropped to cancel the creation.
     pub cancel_create: Option<oneshot::Sender<()>>,
+    /// SIGKILL was sent to init, and its deadline runs.
+    pub kill_enforced: bool,
     /// The caller of Pause or Resume.
     pub freezing: Option<Reply<()>>,
 }

@@ -1,15 +1,18 @@
-//! The agent, as the shim talks to it: a ttrpc client on the one stream that the agent opened. Calls that a healthy
-//! agent answers at once have a deadline; a lost stream is told apart from an answer. Never dials, never retries.
+//! The agent's ttrpc client, on the one stream that the agent opened. Calls that a healthy agent answers at once have a
+//! deadline; a deadline that passes is an error of its own kind, apart from a refusal and from a lost stream. Never
+//! connects, never retries.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::agent::{
     AgentClient, ContainerRef, CreateContainerRequest, KillProcessRequest, ProcessRef, ResizePtyRequest,
     SetupRequest, SetupResponse, StartExecRequest, Stdio, UpdateContainerRequest, WaitOomRequest,
 };
+use tokio::sync::Notify;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{Context, with_duration};
@@ -20,28 +23,36 @@ use crate::exit::Exit;
 use crate::process_id::ProcessId;
 use crate::streams::TerminalSize;
 
-/// Until an answer must have come. Emulated hosts take seconds for what others do in milliseconds.
+/// The deadline of a call. Emulated hosts take seconds for what others do in milliseconds.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// The deadline of a ping.
+const PING_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Most processes of a container that are told: what a guest's kernel numbers by default (`PID_MAX_DEFAULT`).
+/// Most processes of a container that are listed: the guest kernel's default for the highest pid (`PID_MAX_DEFAULT`).
 const MAX_PIDS: usize = 32_768;
-/// Most lines about what has no effect that a guest may write to the log.
+/// Most lines about ignored fields that an agent may write to the log per container.
 const MAX_IGNORED: usize = 64;
 
-/// Why a call was not done.
+/// Why a call failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallError {
-    /// The agent says no.
+    /// The agent refused, with this status.
     Answer(ttrpc::Code, String),
+    /// No answer came within [`DEADLINE`]. The agent may still carry the call out.
+    TimedOut,
     /// The stream is lost, most likely with the VM.
     Lost(String),
 }
 
 impl CallError {
-    /// As containerd is told; `step` names what was being done where the agent did not answer.
+    /// The error for the caller; `step` names the call if the agent did not answer it.
     pub fn into_error(self, step: &str) -> Error {
         match self {
             Self::Answer(code, message) => Error::Guest { code, message },
+            Self::TimedOut => Error::Guest {
+                code: ttrpc::Code::DEADLINE_EXCEEDED,
+                message: format!("{step}: the agent did not answer within {} s", DEADLINE.as_secs()),
+            },
             Self::Lost(reason) => StepFailed {
                 step: step.into(),
                 reason,
@@ -70,10 +81,12 @@ impl From<ttrpc::Error> for CallError {
 /// Files of a container's cgroup in the guest, by name.
 pub type CgroupFiles = HashMap<String, Vec<u8>>;
 
-/// A guest whose agent has dialled in.
+/// A guest whose agent has connected.
 #[derive(Clone)]
 pub struct Guest {
     client: AgentClient,
+    /// Notified when a call has timed out.
+    timed_out: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Guest {
@@ -97,26 +110,54 @@ fn process(name: &ProcessId) -> ProcessRef {
     }
 }
 
-fn soon() -> Context {
-    with_duration(DEADLINE)
+/// A little longer than [`DEADLINE`], which is measured here: ttrpc reports its own as a lost stream.
+fn context() -> Context {
+    with_duration(DEADLINE.saturating_add(Duration::from_secs(1)))
 }
 
 impl Guest {
     /// Takes over the stream that the agent opened.
     ///
     /// # Errors
-    /// Where the descriptor is no Unix socket that can be waited on.
+    /// If the descriptor is not a Unix socket that epoll accepts.
     pub fn new(stream: OwnedFd) -> std::io::Result<Self> {
         let socket = Socket::try_from(UnixStream::from(stream))?;
         Ok(Self {
             client: AgentClient::new(Client::new(socket)),
+            timed_out: Arc::new(Notify::new()),
         })
     }
 
-    /// The first call: builds are compared, the guest learns the time and its name.
+    /// Waits for the answer to `call` until [`DEADLINE`].
+    async fn within_deadline<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T, CallError> {
+        match tokio::time::timeout(DEADLINE, call).await {
+            Ok(answer) => Ok(answer?),
+            Err(_elapsed) => {
+                self.timed_out.notify_one();
+                Err(CallError::TimedOut)
+            }
+        }
+    }
+
+    /// Waits until a call has timed out.
+    pub async fn timed_out(&self) {
+        self.timed_out.notified().await;
+    }
+
+    /// Whether the agent answers at all, within [`PING_DEADLINE`]: it refuses to list the processes of a container that
+    /// can't exist.
+    pub async fn answers(&self) -> bool {
+        let listed = self
+            .client
+            .list_pids(with_duration(PING_DEADLINE), &reference(""))
+            .await;
+        matches!(listed, Ok(_) | Err(ttrpc::Error::RpcStatus(_)))
+    }
+
+    /// The first call: compares the builds, and sets the guest's clock and host name.
     ///
     /// # Errors
-    /// [`CallError`], with FAILED_PRECONDITION where the builds differ.
+    /// [`CallError`], with FAILED_PRECONDITION if the builds differ.
     pub async fn setup(&self, hostname: &str) -> Result<SetupResponse, CallError> {
         let request = SetupRequest {
             build_id: nacre_protocol::BUILD_ID.to_owned(),
@@ -124,10 +165,10 @@ impl Guest {
             hostname: hostname.to_owned(),
             ..Default::default()
         };
-        Ok(self.client.setup(soon(), &request).await?)
+        self.within_deadline(self.client.setup(context(), &request)).await
     }
 
-    /// Makes a container whose init waits at its gate; gives its pid in the guest.
+    /// Creates a container whose init process waits for [`Guest::start`]; returns its pid in the guest.
     ///
     /// # Errors
     /// [`CallError`].
@@ -138,23 +179,26 @@ impl Guest {
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        let created = self.client.create_container(soon(), &request).await?;
+        let created = self
+            .within_deadline(self.client.create_container(context(), &request))
+            .await?;
         for ignored in created.ignored.iter().take(MAX_IGNORED) {
             crate::log::warn(format_args!("{id}: ignored: {ignored}"));
         }
         Ok(created.pid)
     }
 
-    /// Opens the gate.
+    /// Lets a container's init process run its command.
     ///
     /// # Errors
     /// [`CallError`].
     pub async fn start(&self, id: &str) -> Result<(), CallError> {
-        self.client.start_container(soon(), &reference(id)).await?;
+        self.within_deadline(self.client.start_container(context(), &reference(id)))
+            .await?;
         Ok(())
     }
 
-    /// Runs a further process in a container; gives its pid in the guest.
+    /// Runs an exec process in a container; returns its pid in the guest.
     ///
     /// # Errors
     /// [`CallError`].
@@ -166,10 +210,13 @@ impl Guest {
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        Ok(self.client.start_exec(soon(), &request).await?.pid)
+        Ok(self
+            .within_deadline(self.client.start_exec(context(), &request))
+            .await?
+            .pid)
     }
 
-    /// Waits for the end of a process, however long it takes.
+    /// Waits for the exit of a process, without a deadline.
     ///
     /// # Errors
     /// [`CallError`].
@@ -185,7 +232,7 @@ impl Guest {
         })
     }
 
-    /// Sends a signal to a process, or to all in its container.
+    /// Sends `signal` to a process, or to all processes of its container.
     ///
     /// # Errors
     /// [`CallError`].
@@ -196,7 +243,8 @@ impl Guest {
             all,
             ..Default::default()
         };
-        self.client.kill_process(soon(), &request).await?;
+        self.within_deadline(self.client.kill_process(context(), &request))
+            .await?;
         Ok(())
     }
 
@@ -211,29 +259,32 @@ impl Guest {
             height: size.height.into(),
             ..Default::default()
         };
-        self.client.resize_pty(soon(), &request).await?;
+        self.within_deadline(self.client.resize_pty(context(), &request))
+            .await?;
         Ok(())
     }
 
-    /// Freezes a container's processes.
+    /// Freezes all processes of a container.
     ///
     /// # Errors
     /// [`CallError`].
     pub async fn pause(&self, id: &str) -> Result<(), CallError> {
-        self.client.pause_container(soon(), &reference(id)).await?;
+        self.within_deadline(self.client.pause_container(context(), &reference(id)))
+            .await?;
         Ok(())
     }
 
-    /// Thaws them.
+    /// Thaws all processes of a container.
     ///
     /// # Errors
     /// [`CallError`].
     pub async fn resume(&self, id: &str) -> Result<(), CallError> {
-        self.client.resume_container(soon(), &reference(id)).await?;
+        self.within_deadline(self.client.resume_container(context(), &reference(id)))
+            .await?;
         Ok(())
     }
 
-    /// Changes the limits that `resources` names: the object of the OCI specification, JSON.
+    /// Changes the limits of a container that `resources` names: `linux.resources` of the OCI specification, JSON.
     ///
     /// # Errors
     /// [`CallError`].
@@ -243,23 +294,26 @@ impl Guest {
             resources,
             ..Default::default()
         };
-        self.client.update_container(soon(), &request).await?;
+        self.within_deadline(self.client.update_container(context(), &request))
+            .await?;
         Ok(())
     }
 
-    /// What the guest's kernel counts of a container.
+    /// Reads the files of a container's cgroup.
     ///
     /// # Errors
     /// [`CallError`].
     pub async fn stats(&self, id: &str) -> Result<CgroupFiles, CallError> {
-        Ok(self.client.container_stats(soon(), &reference(id)).await?.files)
+        Ok(self
+            .within_deadline(self.client.container_stats(context(), &reference(id)))
+            .await?
+            .files)
     }
 
-    /// Waits, however long it takes, until more than `known` processes of a container were killed for want of memory;
-    /// gives how many.
+    /// Waits, without a deadline, until more than `known` processes of a container have been OOM-killed; returns how many.
     ///
     /// # Errors
-    /// [`CallError`], with NOT_FOUND where the container is gone.
+    /// [`CallError`], with NOT_FOUND if the container was deleted.
     pub async fn wait_oom(&self, id: &str, known: u64) -> Result<u64, CallError> {
         let request = WaitOomRequest {
             container_id: id.to_owned(),
@@ -269,12 +323,15 @@ impl Guest {
         Ok(self.client.wait_oom(Context::default(), &request).await?.kills)
     }
 
-    /// The processes in a container, as the guest numbers them.
+    /// Lists the processes of a container, by their pids in the guest.
     ///
     /// # Errors
     /// [`CallError`].
     pub async fn pids(&self, id: &str) -> Result<Vec<u32>, CallError> {
-        let mut pids = self.client.list_pids(soon(), &reference(id)).await?.pids;
+        let mut pids = self
+            .within_deadline(self.client.list_pids(context(), &reference(id)))
+            .await?
+            .pids;
         pids.truncate(MAX_PIDS);
         Ok(pids)
     }
@@ -284,7 +341,8 @@ impl Guest {
     /// # Errors
     /// [`CallError`].
     pub async fn delete(&self, id: &str) -> Result<(), CallError> {
-        self.client.delete_container(soon(), &reference(id)).await?;
+        self.within_deadline(self.client.delete_container(context(), &reference(id)))
+            .await?;
         Ok(())
     }
 }

@@ -151,6 +151,7 @@ impl Sandbox {
                 Ok(exit) => Event::Exited(key, exit),
                 // Every task ends with its VM; if only the agent is lost, the VM is ended for that.
                 Err(CallError::Lost(reason)) => Event::AgentLost(reason),
+                Err(CallError::TimedOut) => Event::AgentLost("waiting has no deadline".to_owned()),
                 Err(CallError::Answer(code, message)) if key.name.is_init() => {
                     Event::AgentLost(format!("waiting for {}: {code:?}: {message}", key.name))
                 }

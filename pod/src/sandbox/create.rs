@@ -39,6 +39,7 @@ impl Sandbox {
                     hooks: job.plan.hooks.clone(),
                     creating: Some(reply),
                     cancel_create: Some(cancel_create),
+                    kill_enforced: false,
                     freezing: None,
                     request,
                 };
@@ -221,6 +222,10 @@ impl Job {
         {
             Ok(pid) => Ok(pid),
             Err(error @ CallError::Answer(..)) => Err(error.into_error("create container")),
+            Err(error @ CallError::TimedOut) => {
+                tokio::spawn(remove_late_container(guest, ProcessId::init(&self.id)));
+                Err(error.into_error("create container"))
+            }
             Err(error @ CallError::Lost(_)) => match ended(&mut self.progress).await {
                 Some(reason) => Err(reason.into()),
                 None => Err(error.into_error("create container")),
@@ -251,6 +256,14 @@ impl Job {
             Progress::Starting | Progress::Running => Err(Error::Closing),
         }
     }
+}
+
+/// Removes a container that the agent may still create after its call has timed out. The agent handles calls in order.
+async fn remove_late_container(guest: Guest, init: ProcessId) {
+    // It may never come to be; then there is nothing to remove.
+    let _ = guest.kill(&init, libc::SIGKILL.unsigned_abs(), true).await;
+    let _ = guest.wait(&init).await;
+    let _ = guest.delete(&init.container).await;
 }
 
 async fn changed(

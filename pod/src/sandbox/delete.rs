@@ -54,6 +54,7 @@ impl Sandbox {
             return self.discard_vm();
         }
         let Ok(guest) = self.guest() else { return };
+        self.enforce_kill(id);
         let name = ProcessId::init(id);
         tokio::spawn(async move {
             if let Err(error) = guest.kill(&name, libc::SIGKILL.unsigned_abs(), true).await {
@@ -140,6 +141,8 @@ async fn delete_in_guest(guest: Option<Guest>, id: &str) -> Result<(), Error> {
     match guest.delete(id).await {
         // Lost with the VM: there is nothing left to delete.
         Ok(()) | Err(CallError::Lost(_)) => Ok(()),
-        Err(error @ CallError::Answer(..)) => Err(error.into_error("delete container")),
+        Err(error @ (CallError::Answer(..) | CallError::TimedOut)) => {
+            Err(error.into_error("delete container"))
+        }
     }
 }

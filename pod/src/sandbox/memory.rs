@@ -23,8 +23,10 @@ impl Sandbox {
                     "{}: the agent reports {kills} OOM kills after {known}; it is not asked again",
                     key.name
                 )),
-                // The container was deleted, or the VM has ended.
-                Err(CallError::Answer(ttrpc::Code::NOT_FOUND, _) | CallError::Lost(_)) => {}
+                // The container was deleted, or the VM has ended; this call has no deadline.
+                Err(
+                    CallError::Answer(ttrpc::Code::NOT_FOUND, _) | CallError::Lost(_) | CallError::TimedOut,
+                ) => {}
                 Err(CallError::Answer(code, message)) => {
                     log::warn(format_args!(
                         "waiting for OOM kills of {}: {code:?}: {message}",

@@ -159,6 +159,7 @@ impl Sandbox {
             Event::Started(key, result) => self.started(&key, result),
             Event::Exited(key, exit) => self.exited(&key, exit),
             Event::InitExitHoldExpired(key) => self.init_exit_hold_expired(&key),
+            Event::KillExpired(key) => self.kill_expired(&key),
             Event::Drained(key) => {
                 let drained = container::Event::OutputDrained(key.name.exec.clone());
                 self.advance(&key, drained);

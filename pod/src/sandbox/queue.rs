@@ -35,6 +35,8 @@ pub enum Event {
     Exited(ProcessKey, Exit),
     /// Init's exit has been held for as long as allowed.
     InitExitHoldExpired(ProcessKey),
+    /// The deadline of a SIGKILL to this init process has passed.
+    KillExpired(ProcessKey),
     /// All output of an ended process is written, or has had its time.
     Drained(ProcessKey),
     /// The guest answered Pause or Resume of the container with this init.

@@ -104,6 +104,7 @@ impl Sandbox {
                 self.recorder.write();
                 self.pod.state = PodState::Running;
                 self.write_pod();
+                self.watch_agent(guest.clone());
                 self.progress.send_replace(Progress::Ready(guest));
                 if let Some(vm) = &self.vm {
                     vm.query_exits();
@@ -125,6 +126,10 @@ impl Sandbox {
                     None,
                 ));
             }
+            Err(error @ CallError::TimedOut) => {
+                let reason = error.into_error("Setup").to_string();
+                self.fail_vm(failed("set up guest", reason, None));
+            }
             Err(CallError::Lost(reason)) => self.agent_lost(&reason),
         }
     }
@@ -137,6 +142,26 @@ impl Sandbox {
         tokio::spawn(async move {
             if super::create::ended(&mut progress).await.is_none() {
                 queue.send(Event::VmFailed(lost)).await;
+            }
+        });
+    }
+
+    /// Ends the VM if a call times out and the agent does not answer a ping, either. Costs a healthy pod nothing.
+    fn watch_agent(&self, guest: Guest) {
+        let mut progress = self.progress.subscribe();
+        let queue = self.queue.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    // An error: the sandbox has exited.
+                    _ = progress.wait_for(|progress| matches!(progress, Progress::Ended(_))) => return,
+                    () = guest.timed_out() => {}
+                }
+                if !guest.answers().await {
+                    let reason = "the agent is connected and answers no calls";
+                    let failed = failed("running", reason, None);
+                    return queue.send(Event::VmFailed(failed)).await;
+                }
             }
         });
     }

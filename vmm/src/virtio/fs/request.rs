@@ -1,5 +1,6 @@
-//! One request of the guest: from a chain of descriptors to the library's server and back. Called by the worker for
-//! each chain. What the library would take for granted of a request is checked here or in [`super::tree`].
+//! One FUSE request: from a chain of descriptors to virtiofsd's server and back. Called by the worker for
+//! each chain. What the library assumes about a request is checked here and in [`super::tree`]; nothing here
+//! knows a file.
 
 use std::io::Write as _;
 
@@ -8,28 +9,30 @@ use virtiofsd::fuse::{InHeader, Opcode, OutHeader};
 use virtiofsd::server::Server;
 use vm_memory::ByteValued as _;
 
+use super::memory_view::MemoryView;
 use super::tree::Tree;
-use super::view::View;
 use crate::virtio::worker::Chain;
 
-/// Longest chain: a MiB in pages, and the headers around it.
+/// Longest accepted chain: a MiB in pages of 4 KiB, and the buffers of the headers.
 const MAX_DESCRIPTORS: usize = 512;
 
-/// Serves the request in `chain`; gives the bytes written. A chain that holds no request is returned empty.
-pub fn answer(server: &Server<Tree>, view: &View, chain: Chain) -> u32 {
+/// Serves the request in `chain` and returns the number of bytes written. A chain without a readable request
+/// is returned empty.
+pub fn serve(server: &Server<Tree>, view: &MemoryView, chain: Chain) -> u32 {
     if chain.clone().count() > MAX_DESCRIPTORS {
         return 0;
     }
-    let length = serve(server, view, &chain).unwrap_or_else(|| refuse(view, &chain).unwrap_or(0));
-    view.mark(chain, length);
+    let length =
+        handle_message(server, view, &chain).unwrap_or_else(|| reply_einval(view, &chain).unwrap_or(0));
+    view.mark_dirty(chain, length);
     length
 }
 
-/// None where the request can't be understood.
-fn serve(server: &Server<Tree>, view: &View, chain: &Chain) -> Option<u32> {
+/// Lets the library serve the request; None if it can't be parsed.
+fn handle_message(server: &Server<Tree>, view: &MemoryView, chain: &Chain) -> Option<u32> {
     let reader = Reader::new(view.library(), chain.clone()).ok()?;
     let writer = Writer::new(view.library(), chain.clone()).ok()?;
-    // The library takes room for the reply's header for granted.
+    // The library assumes that the header of the reply fits.
     if writer.available_bytes() < size_of::<OutHeader>() && wants_reply(reader.clone()) {
         return None;
     }
@@ -48,8 +51,9 @@ fn wants_reply(mut reader: Reader<'_>) -> bool {
     )
 }
 
-/// Answers EINVAL to a request of which at least the header can be read.
-fn refuse(view: &View, chain: &Chain) -> Option<u32> {
+/// Replies EINVAL to a request whose header can be read and whose reply buffer holds a header; else returns
+/// None.
+fn reply_einval(view: &MemoryView, chain: &Chain) -> Option<u32> {
     let header: InHeader = Reader::new(view.library(), chain.clone()).ok()?.read_obj().ok()?;
     let reply = OutHeader {
         len: u32::try_from(size_of::<OutHeader>()).ok()?,
