@@ -189,6 +189,8 @@ impl Agent for FakeAgent {
         let init = Arc::clone(&container.init);
         if init.words[0] == "exit-at-once" {
             init.end(0);
+        } else if init.words[0] == "hold-start" {
+            init.exited().await;
         } else {
             tokio::spawn(async move {
                 run(&init, &container.oom_kills).await;
@@ -293,6 +295,14 @@ impl Agent for FakeAgent {
             .is_some_and(|word| word == "unstoppable")
         {
             return refuse(ttrpc::Code::INTERNAL, "cgroup.freeze: no");
+        }
+        if container
+            .init
+            .words
+            .get(1)
+            .is_some_and(|word| word == "hold-pause")
+        {
+            container.init.exited().await;
         }
         *container.is_frozen.lock().unwrap() = true;
         Ok(Empty::new())
