@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
-use nacre_protocol::state::{FAILURES_DIR, Failure, POD_FILE, Pod, TIMELINE_FILE, Timeline};
+use nacre_protocol::state::{FAILURES_DIR, Failure, POD_FILE, Pod, PodState, TIMELINE_FILE, Timeline};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -200,10 +200,10 @@ pub fn state(pod: &Pod) -> String {
         return format!("{}, but its shim (pid {}) has exited", pod.state, pod.shim_pid);
     }
     match pod.vmm_pid {
-        Some(pid) if pod.state == "running" && has_exited(pid) => {
+        Some(pid) if pod.state == PodState::Running && has_exited(pid) => {
             format!("running, but its VMM (pid {pid}) has exited")
         }
-        _ => pod.state.clone(),
+        _ => pod.state.to_string(),
     }
 }
 
@@ -242,7 +242,7 @@ pub mod tests {
             vmm_pid: Some(std::process::id()),
             cgroup: None,
             created,
-            state: "running".to_owned(),
+            state: PodState::Running,
         };
         for (key, pod) in [
             ("1", pod("web-1", "default", 20)),

@@ -78,8 +78,30 @@ pub struct Pod {
     pub cgroup: Option<PathBuf>,
     /// Seconds since the epoch.
     pub created: u64,
-    /// A word: creating, running, stopped.
-    pub state: String,
+    /// How far the pod's life has come.
+    pub state: PodState,
+}
+
+/// How far a pod's life has come, as in `pod.json`: "creating", "running" or "stopped".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodState {
+    /// The guest's agent has not answered yet.
+    Creating,
+    /// The guest's agent is ready.
+    Running,
+    /// The VM has ended; the shim still serves the state of its tasks.
+    Stopped,
+}
+
+impl std::fmt::Display for PodState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Creating => "creating",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+        })
+    }
 }
 
 /// How a pod started.
@@ -126,6 +148,13 @@ pub struct Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_has_one_name_on_disk_and_in_text() {
+        for state in [PodState::Creating, PodState::Running, PodState::Stopped] {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.to_string());
+        }
+    }
 
     #[test]
     fn pods_of_two_daemons_or_namespaces_have_different_keys() {

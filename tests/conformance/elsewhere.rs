@@ -220,7 +220,7 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         "pod/src/vm/mod.rs",
-        "a_process_runs_on_the_cpus_that_are_named",
+        "a_process_runs_on_the_given_cpus_only",
         &["linux.resources.cpu.cpus"],
     ),
     test(
@@ -230,18 +230,18 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         HOOKS,
-        "a_hook_gets_the_state_its_words_and_its_environment",
+        "a_hook_gets_the_state_its_arguments_and_its_environment",
         &["hooks.prestart.path", "hooks.prestart.args", "hooks.prestart.env"],
     ),
     test(
         HOOKS,
-        "a_hook_has_its_time_and_its_children_are_not_waited_for",
+        "a_late_hook_is_killed_and_a_hook_s_children_are_not_waited_for",
         &["hooks.prestart.timeout"],
     ),
     test(TASKS, "hooks_run_around_the_container", &["hooks.prestart.path"]),
     test(
         HOOKS,
-        "a_hook_gets_the_state_its_words_and_its_environment",
+        "a_hook_gets_the_state_its_arguments_and_its_environment",
         &[
             "hooks.createRuntime.path",
             "hooks.createRuntime.args",
@@ -250,7 +250,7 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         HOOKS,
-        "a_hook_has_its_time_and_its_children_are_not_waited_for",
+        "a_late_hook_is_killed_and_a_hook_s_children_are_not_waited_for",
         &["hooks.createRuntime.timeout"],
     ),
     test(
@@ -260,7 +260,7 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         HOOKS,
-        "a_hook_gets_the_state_its_words_and_its_environment",
+        "a_hook_gets_the_state_its_arguments_and_its_environment",
         &[
             "hooks.poststart.path",
             "hooks.poststart.args",
@@ -269,18 +269,18 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         HOOKS,
-        "a_hook_has_its_time_and_its_children_are_not_waited_for",
+        "a_late_hook_is_killed_and_a_hook_s_children_are_not_waited_for",
         &["hooks.poststart.timeout"],
     ),
     test(TASKS, "hooks_run_around_the_container", &["hooks.poststart.path"]),
     test(
         HOOKS,
-        "a_hook_gets_the_state_its_words_and_its_environment",
+        "a_hook_gets_the_state_its_arguments_and_its_environment",
         &["hooks.poststop.path", "hooks.poststop.args", "hooks.poststop.env"],
     ),
     test(
         HOOKS,
-        "a_hook_has_its_time_and_its_children_are_not_waited_for",
+        "a_late_hook_is_killed_and_a_hook_s_children_are_not_waited_for",
         &["hooks.poststop.timeout"],
     ),
     test(TASKS, "hooks_run_around_the_container", &["hooks.poststop.path"]),

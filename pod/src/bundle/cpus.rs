@@ -1,9 +1,9 @@
-//! The host's CPUs as a spec names them: "0-3,7".
+//! Parses CPU lists as in linux.resources.cpu.cpus: "0-3,7". Pure.
 
-/// CPUs are numbered below this.
+/// CPU numbers must be below this.
 pub const MAX: usize = 1024;
 
-/// The numbers that `text` names, ascending; None where it is no such list, or names none.
+/// The CPU numbers in `text`, ascending and each once; None if it is not a CPU list, or an empty one.
 pub fn parse(text: &str) -> Option<Vec<usize>> {
     let mut found = Vec::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists() {
+    fn lists_are_parsed_or_refused() {
         for (text, want) in [
             ("0", Some(vec![0])),
             ("0-2,5", Some(vec![0, 1, 2, 5])),

@@ -2,7 +2,7 @@
 //! waiting. Then a task of its own makes the mounts, places them when the VMM's mount namespace is ready, runs the hooks,
 //! and asks the agent for the container when the agent is ready.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -200,11 +200,12 @@ impl Job {
     /// Makes the container's mounts of the host and moves them into the VMM's mount namespace.
     async fn place(&mut self) -> Result<(), Error> {
         let placements = rootfs::detach(&self.id, &self.plan.rootfs, &self.plan.mounts)
+            .await
             .map_err(|error| failed("mount root file system", error, None))?;
         self.step("host mounts made").await;
         self.running().await?;
         let vmm = self.vmm.take().ok_or(Error::Closing)?;
-        if let Err(error) = rootfs::place(&vmm, &placements) {
+        if let Err(error) = rootfs::move_into_vmm(vmm.as_fd(), &placements).await {
             let step = failed("place root file system", error, None);
             return Err(ended(&mut self.progress).await.unwrap_or(step).into());
         }

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use nacre_protocol::agent::Stdio;
 use nacre_protocol::config::Config;
 use nacre_protocol::spec::Finding;
-use nacre_protocol::state::Pod;
+use nacre_protocol::state::{Pod, PodState};
 use nacre_protocol::vsock::StreamAddress;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -106,7 +106,7 @@ impl Sandbox {
             vmm_pid: None,
             cgroup: None,
             created: clock::realtime().as_secs(),
-            state: "creating".into(),
+            state: PodState::Creating,
         };
         let recorder = Recorder::new(identity.directory(), begun_ns);
         let sandbox = Self {

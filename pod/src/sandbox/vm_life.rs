@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nacre_protocol::agent::SetupResponse;
 use nacre_protocol::config;
-use nacre_protocol::state::Failure;
+use nacre_protocol::state::{Failure, PodState};
 use nacre_protocol::vsock::{AGENT_PORT, StreamAddress};
 
 use super::actions::lost;
@@ -32,7 +32,7 @@ impl Sandbox {
             .map_err(|error| failed("plan cgroup", error, None))?;
         self.pod.cgroup = Some(cgroup.path().to_owned());
         self.write_pod();
-        let started = Vm::start(&config, size, &self.identity.id, &cgroup, &self.hints.cpus);
+        let started = Vm::start(&config, size, &self.identity.id, &cgroup, &self.hints);
         self.cgroup = Some(cgroup);
         let deadline = config.boot_deadline;
         self.config = Some(config);
@@ -45,7 +45,7 @@ impl Sandbox {
         self.write_pod();
         self.recorder.step("VMM started", clock::monotonic_ns());
         self.vm = Some(vm);
-        tokio::spawn(vm::follow(monitor, self.queue.sender()));
+        tokio::spawn(monitor.run(self.queue.sender()));
         self.watch_boot(deadline);
         Ok(())
     }
@@ -103,7 +103,7 @@ impl Sandbox {
                 self.recorder
                     .guest_clock(response.init_started_us, response.dialed_us);
                 self.recorder.write();
-                self.pod.state = "running".into();
+                self.pod.state = PodState::Running;
                 self.write_pod();
                 self.watch_agent(guest.clone());
                 self.progress.send_replace(Progress::Ready(guest));
@@ -209,11 +209,11 @@ impl Sandbox {
 
     fn reason(&self, end: &End) -> StepFailed {
         let console = self.vm.as_ref().map(|vm| vm.console_tail()).unwrap_or_default();
-        let last_words = self.vm.as_ref().map(|vm| vm.last_words()).unwrap_or_default();
+        let stderr_tail = self.vm.as_ref().map(|vm| vm.stderr_tail()).unwrap_or_default();
         let agent_was_there = matches!(&*self.progress.borrow(), Progress::Ready(_));
         let told = match (&self.cause, &self.config) {
             (Some(cause), _) => cause.clone(),
-            (None, Some(config)) => end.reason(agent_was_there, config, &last_words),
+            (None, Some(config)) => end.reason(agent_was_there, config, &stderr_tail),
             (None, None) => failed("running", format_args!("the VMM ended: {:?}", end.status), None),
         };
         StepFailed { console, ..told }
@@ -227,7 +227,7 @@ impl Sandbox {
         if !self.closing {
             log::error(&reason);
             self.record_failure(&reason);
-            self.pod.state = "stopped".into();
+            self.pod.state = PodState::Stopped;
             self.write_pod();
         }
         self.progress.send_replace(Progress::Ended(Arc::new(reason)));

@@ -1,4 +1,4 @@
-//! The engine's events as containerd's messages. Pure.
+//! Converts the engine's events to containerd's messages. Called by the publisher. Pure but for the clock.
 
 use containerd_shim_protos::api::Mount as MountMessage;
 use containerd_shim_protos::events::task::{
@@ -10,9 +10,9 @@ use nacre_pod::{CreateRequest, Mount, TaskEvent, clock};
 
 use crate::messages::{any, timestamp};
 
-/// `event` with containerd's topic for it, at this moment.
-pub fn envelope(namespace: &str, notice: &TaskEvent<'_>) -> Envelope {
-    let (topic, event) = match notice {
+/// Packs `event` with containerd's topic and the current time.
+pub fn envelope(namespace: &str, event: &TaskEvent<'_>) -> Envelope {
+    let (topic, event) = match event {
         TaskEvent::Created { request, pid } => ("/tasks/create", any(&created(request, *pid))),
         TaskEvent::Started { id, pid } => (
             "/tasks/start",
@@ -64,7 +64,7 @@ pub fn envelope(namespace: &str, notice: &TaskEvent<'_>) -> Envelope {
             "/tasks/exit",
             any(&TaskExit {
                 container_id: name.container.clone(),
-                // The process's own name: init has its container's.
+                // The exec id; for init, the container's id.
                 id: if name.is_init() {
                     &name.container
                 } else {

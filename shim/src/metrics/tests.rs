@@ -1,4 +1,4 @@
-//! Files as a kernel writes them, and as none does.
+//! Files as a kernel writes them, and as a hostile guest may.
 
 use super::*;
 use containerd_shim_protos::protobuf::{Message as _, MessageFull as _};
@@ -32,7 +32,7 @@ const PRESSURE: &str =
 
 #[test]
 fn every_field_has_its_own_file_and_key() {
-    // Each key of memory.stat that the message knows, with a value of its own: its place in this list.
+    // Each key of memory.stat that the message has a field for. Its value is its position in this list, from 1.
     let keys = [
         "anon",
         "file",
@@ -106,7 +106,7 @@ fn every_field_has_its_own_file_and_key() {
         "io.containerd.cgroups.v2.Metrics"
     );
     let memory = metrics.memory.clone().unwrap();
-    // The message's fields are numbered in this very order.
+    // Each key's value must be in the field of the same name.
     let reflected = MemoryStat::descriptor();
     for (index, key) in keys.iter().enumerate() {
         let field = reflected.field_by_name(key).unwrap();
@@ -172,7 +172,7 @@ fn refaults_of_both_kinds_are_counted() {
 }
 
 #[test]
-fn nothing_is_zero_and_so_is_nonsense() {
+fn missing_and_malformed_values_are_zero() {
     let empty = read(&CgroupFiles::new());
     assert!(fields(&empty).is_empty(), "{:?}", fields(&empty));
     let long = "x".repeat(100_000);

@@ -1,5 +1,5 @@
-//! Every call in every state of a task and of a process beside its init: success, or the code that containerd acts on.
-//! The columns are states, each made in a pod of its own for the row's call.
+//! The status code of every call in every state of a task and of an exec process. Each field of the tables is one test:
+//! a pod is brought into the column's state, then the row's call is made.
 
 use anyhow::{Context as _, Result, ensure};
 use containerd_shim_protos::api::{
@@ -17,47 +17,51 @@ use crate::remote::Remote;
 cases![every_call_in_every_state, wrong_execs_are_refused];
 
 const OK: Code = Code::OK;
-const NONE: Code = Code::NOT_FOUND;
+const NOT_FOUND: Code = Code::NOT_FOUND;
 const PRE: Code = Code::FAILED_PRECONDITION;
 const EXISTS: Code = Code::ALREADY_EXISTS;
 
-/// Where a task stands.
-const TASK_STATES: [&str; 5] = ["none", "created", "running", "paused", "stopped"];
-
-/// Calls of the task.
-const TASK: [(&str, [Code; 5]); 15] = [
-    //                none created running paused stopped
-    ("create", [OK, EXISTS, EXISTS, EXISTS, EXISTS]),
-    ("start", [NONE, OK, PRE, PRE, PRE]),
-    ("state", [NONE, OK, OK, OK, OK]),
-    ("kill", [NONE, OK, OK, OK, NONE]),
-    ("wait", [NONE, OK, OK, OK, OK]),
-    ("delete", [NONE, OK, PRE, PRE, OK]),
-    ("closeio", [NONE, OK, OK, OK, OK]),
-    ("resize", [NONE, OK, OK, OK, OK]),
-    ("pids", [NONE, OK, OK, OK, OK]),
-    ("pause", [NONE, PRE, OK, PRE, PRE]),
-    ("resume", [NONE, PRE, PRE, OK, PRE]),
-    ("update", [NONE, OK, OK, OK, PRE]),
-    ("stats", [NONE, OK, OK, OK, NONE]),
-    ("exec", [NONE, OK, OK, PRE, PRE]),
-    ("connect", [OK, OK, OK, OK, OK]),
+/// The states of a task.
+const TASK_STATES: [&str; 9] = [
+    "none", "creating", "created", "starting", "running", "pausing", "paused", "stopped", "VM gone",
 ];
 
-/// Where a process beside init stands.
+/// The code of each call of a task, in the order of [`TASK_STATES`].
+#[rustfmt::skip]
+const TASK: [(&str, [Code; 9]); 15] = [
+    //          none       creating created starting running pausing paused  stopped    VM gone
+    ("create",  [OK,        EXISTS,  EXISTS, EXISTS, EXISTS, EXISTS, EXISTS, EXISTS,    EXISTS]),
+    ("start",   [NOT_FOUND, PRE,     OK,     PRE,    PRE,    PRE,    PRE,    PRE,       PRE]),
+    ("state",   [NOT_FOUND, OK,      OK,     OK,     OK,     OK,     OK,     OK,        OK]),
+    ("kill",    [NOT_FOUND, PRE,     OK,     OK,     OK,     OK,     OK,     NOT_FOUND, NOT_FOUND]),
+    ("wait",    [NOT_FOUND, OK,      OK,     OK,     OK,     OK,     OK,     OK,        OK]),
+    ("delete",  [NOT_FOUND, OK,      OK,     PRE,    PRE,    PRE,    PRE,    OK,        OK]),
+    ("closeio", [NOT_FOUND, OK,      OK,     OK,     OK,     OK,     OK,     OK,        OK]),
+    ("resize",  [NOT_FOUND, OK,      OK,     OK,     OK,     OK,     OK,     OK,        OK]),
+    ("pids",    [NOT_FOUND, OK,      OK,     OK,     OK,     OK,     OK,     OK,        OK]),
+    ("pause",   [NOT_FOUND, PRE,     PRE,    PRE,    OK,     PRE,    PRE,    PRE,       PRE]),
+    ("resume",  [NOT_FOUND, PRE,     PRE,    PRE,    PRE,    PRE,    OK,     PRE,       PRE]),
+    ("update",  [NOT_FOUND, PRE,     OK,     OK,     OK,     OK,     OK,     PRE,       PRE]),
+    ("stats",   [NOT_FOUND, PRE,     OK,     OK,     OK,     OK,     OK,     NOT_FOUND, NOT_FOUND]),
+    ("exec",    [NOT_FOUND, PRE,     OK,     OK,     OK,     PRE,    PRE,    PRE,       PRE]),
+    ("connect", [OK,        OK,      OK,     OK,     OK,     OK,     OK,     OK,        OK]),
+];
+
+/// The states of an exec process. "orphaned": it was never started, and init has exited.
 const EXEC_STATES: [&str; 6] = ["none", "added", "running", "exited", "never ran", "orphaned"];
 
-/// Calls of such a process; "orphaned": it was never started, and init has ended.
+/// The code of each call of an exec process, in the order of [`EXEC_STATES`].
+#[rustfmt::skip]
 const EXEC: [(&str, [Code; 6]); 8] = [
-    //             none added running exited never-ran orphaned
-    ("add", [OK, EXISTS, EXISTS, EXISTS, EXISTS, EXISTS]),
-    ("start", [NONE, OK, PRE, PRE, PRE, PRE]),
-    ("state", [NONE, OK, OK, OK, OK, OK]),
-    ("kill", [NONE, PRE, OK, NONE, NONE, PRE]),
-    ("wait", [NONE, OK, OK, OK, OK, OK]),
-    ("delete", [NONE, OK, PRE, OK, OK, OK]),
-    ("closeio", [NONE, OK, OK, OK, OK, OK]),
-    ("resize", [NONE, OK, OK, OK, OK, OK]),
+    //          none       added   running exited     never-ran  orphaned
+    ("add",     [OK,        EXISTS, EXISTS, EXISTS,    EXISTS,    EXISTS]),
+    ("start",   [NOT_FOUND, OK,     PRE,    PRE,       PRE,       PRE]),
+    ("state",   [NOT_FOUND, OK,     OK,     OK,        OK,        OK]),
+    ("kill",    [NOT_FOUND, PRE,    OK,     NOT_FOUND, NOT_FOUND, PRE]),
+    ("wait",    [NOT_FOUND, OK,     OK,     OK,        OK,        OK]),
+    ("delete",  [NOT_FOUND, OK,     PRE,    OK,        OK,        OK]),
+    ("closeio", [NOT_FOUND, OK,     OK,     OK,        OK,        OK]),
+    ("resize",  [NOT_FOUND, OK,     OK,     OK,        OK,        OK]),
 ];
 
 fn code<T>(answer: ttrpc::Result<T>) -> Code {
@@ -68,7 +72,7 @@ fn code<T>(answer: ttrpc::Result<T>) -> Code {
     }
 }
 
-/// Waits are begun only: most never end here.
+/// The code of a call that may not be answered at all in this state: OK if it is not within 50 ms.
 async fn begin<T>(wait: impl Future<Output = ttrpc::Result<T>>) -> Code {
     let moment = std::time::Duration::from_millis(50);
     tokio::time::timeout(moment, wait).await.map_or(Code::OK, code)
@@ -90,17 +94,7 @@ async fn call_task(pod: &Pod, client: &TaskClient, call: &str) -> Code {
                 )
                 .await,
         ),
-        "pause" => code(
-            client
-                .pause(
-                    soon(),
-                    &PauseRequest {
-                        id,
-                        ..Default::default()
-                    },
-                )
-                .await,
-        ),
+        "pause" => code(client.pause(soon(), &pause_request(&id)).await),
         "resume" => code(
             client
                 .resume(
@@ -164,25 +158,75 @@ async fn call_process(process: &Remote, call: &str) -> Code {
     }
 }
 
-async fn bring_task(pod: &Pod, client: &TaskClient, state: &str) -> Result<()> {
-    let init = Remote::init(client, &pod.id);
+/// A pod whose task is in `state`.
+async fn bring_task(id: &str, state: &str) -> Result<(Pod, TaskClient)> {
+    let config = if state == "creating" {
+        "kernel_params = \"fake=silent\"\n"
+    } else {
+        ""
+    };
+    let arguments: &[&str] = match state {
+        "starting" => &["hold-start"],
+        "pausing" => &["sleep", "hold-pause"],
+        _ => &["sleep"],
+    };
+    let (pod, client) = Pod::start(id, config, arguments).await?;
+    let init = Remote::init(&client, id);
     if state == "none" {
-        return Ok(());
+        return Ok((pod, client));
     }
-    client.create(soon(), &pod.creation()).await?;
-    if state == "created" {
-        return Ok(());
+    if state == "creating" {
+        let (creation, creating) = (pod.creation(), client.clone());
+        in_background(&init, async move { creating.create(soon(), &creation).await }).await;
+        return Ok((pod, client));
     }
-    init.start().await?;
+    let vmm = client.create(soon(), &pod.creation()).await?.pid;
+    match state {
+        "created" => return Ok((pod, client)),
+        "starting" => {
+            let starting = init.clone();
+            in_background(&init, async move { starting.start().await }).await;
+            return Ok((pod, client));
+        }
+        _ => drop(init.start().await?),
+    }
     match state {
         "running" => {}
-        "paused" => ensure!(call_task(pod, client, "pause").await == OK),
-        _ => {
+        "pausing" => {
+            let (request, pausing) = (pause_request(id), client.clone());
+            in_background(&init, async move { pausing.pause(soon(), &request).await }).await;
+        }
+        "paused" => ensure!(call_task(&pod, &client, "pause").await == OK),
+        "VM gone" => {
+            let vmm = nix::unistd::Pid::from_raw(i32::try_from(vmm)?);
+            nix::sys::signal::kill(vmm, nix::sys::signal::Signal::SIGKILL)?;
+            init.wait().await?;
+            pod.failure()?;
+        }
+        "stopped" => {
             init.kill(9).await?;
             init.wait().await?;
         }
+        state => panic!("{state}"),
     }
-    Ok(())
+    Ok((pod, client))
+}
+
+/// Makes a call that is not answered for now. The sandbox has received it when this returns: the shim handles the calls
+/// of a connection in order.
+async fn in_background<T: Send + 'static>(init: &Remote, call: impl Future<Output = T> + Send + 'static) {
+    let _unanswered = tokio::spawn(call);
+    // While this call waits for its answer, the one above is sent; then a second answer shows that it was handled.
+    for _ in 0..2 {
+        drop(init.state().await);
+    }
+}
+
+fn pause_request(id: &str) -> PauseRequest {
+    PauseRequest {
+        id: id.to_owned(),
+        ..Default::default()
+    }
 }
 
 /// An exec of `pod`'s running init, in `state`.
@@ -215,13 +259,15 @@ async fn bring_exec(pod: &Pod, client: &TaskClient, state: &str) -> Result<Remot
     Ok(exec)
 }
 
-/// Whatever state the pod's task is in, it goes.
+/// Ends the pod, whatever state its task is in.
 async fn end(pod: &Pod, client: &TaskClient) -> Result<()> {
     let init = Remote::init(client, &pod.id);
-    // It may have ended, or be gone.
+    // Each of these is refused in some states. Delete alone ends a task that is being created.
     drop(init.kill(9).await);
-    drop(init.wait().await);
-    drop(init.delete().await);
+    if init.delete().await.is_err() {
+        drop(init.wait().await);
+        drop(init.delete().await);
+    }
     pod.finish(client).await
 }
 
@@ -229,11 +275,10 @@ async fn every_call_in_every_state() -> Result<()> {
     for (call, wants) in TASK {
         for (state, want) in TASK_STATES.into_iter().zip(wants) {
             let check = async {
-                let id = format!("{call}-{state}");
-                let (pod, client) = Pod::start(&id, "", &["sleep"]).await?;
-                bring_task(&pod, &client, state).await?;
+                let id = format!("{call}-{}", state.replace(' ', "-"));
+                let (pod, client) = bring_task(&id, state).await?;
                 let got = call_task(&pod, &client, call).await;
-                ensure!(got == want, "{got:?}, not {want:?}");
+                ensure!(got == want, "expected {want:?}, got {got:?}");
                 end(&pod, &client).await
             };
             check
@@ -249,7 +294,7 @@ async fn every_call_in_every_state() -> Result<()> {
             let check = async {
                 let exec = bring_exec(&pod, &client, state).await?;
                 let got = call_process(&exec, call).await;
-                ensure!(got == want, "{got:?}, not {want:?}");
+                ensure!(got == want, "expected {want:?}, got {got:?}");
                 Ok(())
             };
             let checked: Result<()> = check.await;
@@ -261,8 +306,7 @@ async fn every_call_in_every_state() -> Result<()> {
 }
 
 async fn wrong_execs_are_refused() -> Result<()> {
-    let (pod, client) = Pod::start("wrong-exec", "", &["sleep"]).await?;
-    bring_task(&pod, &client, "running").await?;
+    let (pod, client) = bring_task("wrong-exec", "running").await?;
     let nameless = Remote::exec(&client, &pod.id, "");
     ensure!(code(nameless.add(&nameless.request(&["a"])).await) == Code::INVALID_ARGUMENT);
     let exec = Remote::exec(&client, &pod.id, "e");
@@ -281,7 +325,7 @@ async fn wrong_execs_are_refused() -> Result<()> {
     let mut request = exec.request(&["a"]);
     request.stdout = "/no/such/fifo".into();
     ensure!(code(exec.add(&request).await) == Code::UNKNOWN);
-    // None of them took the name.
+    // The refused calls have left the exec id free.
     exec.run(&["exit", "0"]).await?;
     exec.wait().await?;
     exec.delete().await?;

@@ -13,6 +13,7 @@ use ttrpc::Code;
 use crate::Case;
 use crate::cases;
 use crate::pod::{Pod, pidfd, refused, soon, wait_end};
+use crate::remote::Remote;
 
 cases![
     a_spec_that_can_t_be_honoured_is_refused,
@@ -22,6 +23,7 @@ cases![
     starts_that_fail_say_why,
     a_dead_guest_s_console_is_told,
     a_vmm_that_dies_in_create,
+    a_vmm_that_stays_after_its_guest_s_end_is_killed,
     a_silent_guest_is_ended_at_its_deadline,
 ];
 
@@ -175,6 +177,31 @@ async fn a_vmm_that_dies_in_create() -> Result<()> {
     );
     pod.failure()?;
     pod.finish(&client).await
+}
+
+async fn a_vmm_that_stays_after_its_guest_s_end_is_killed() -> Result<()> {
+    let (mut pod, client) = Pod::start("stays", "", &["sleep"]).await?;
+    let vmm = pidfd(client.create(soon(), &pod.creation()).await?.pid)?;
+    pod.start_task(&client).await?;
+    let exec = Remote::exec(&client, "stays", "e");
+    exec.add(&exec.request(&["panic-and-stay"])).await?;
+    let begun = Instant::now();
+    refused(exec.start().await)?;
+    ensure!(pod.wait(&client).await?.exit_status == 137);
+    ensure!(
+        begun.elapsed() < Duration::from_secs(6),
+        "took {:?}",
+        begun.elapsed()
+    );
+    wait_end(vmm).await?;
+    let failure = pod.failure()?;
+    ensure!(failure.reason.contains("kernel panic"), "{failure:?}");
+    exec.delete().await?;
+    pod.delete(&client).await?;
+    pod.finish(&client).await?;
+    let topics = pod.topics_until("/tasks/delete").await?;
+    ensure!(topics.iter().any(|topic| topic == "/tasks/exit"), "{topics:?}");
+    Ok(())
 }
 
 async fn a_silent_guest_is_ended_at_its_deadline() -> Result<()> {

@@ -15,7 +15,7 @@ use nacre_protocol::agent::{
     StartExecRequest, StartExecResponse, Stdio, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
     WaitProcessResponse,
 };
-use nacre_protocol::control::{Channel, FromVmm};
+use nacre_protocol::control::{Channel, FromVmm, Outcome};
 use nacre_protocol::guest;
 use nacre_protocol::vsock::StreamAddress;
 use serde_json::Value;
@@ -189,6 +189,8 @@ impl Agent for FakeAgent {
         let init = Arc::clone(&container.init);
         if init.words[0] == "exit-at-once" {
             init.end(0);
+        } else if init.words[0] == "hold-start" {
+            init.exited().await;
         } else {
             tokio::spawn(async move {
                 run(&init, &container.oom_kills).await;
@@ -215,8 +217,15 @@ impl Agent for FakeAgent {
             assert!(execs.insert(request.exec_id, Arc::clone(&process)).is_none());
             INIT_PID + u32::try_from(execs.len()).unwrap()
         };
-        if process.words[0] == "die" {
-            std::process::exit(4);
+        match process.words[0].as_str() {
+            "die" => std::process::exit(4),
+            // As a VMM that can't exit: its guest has ended, but the process and the control socket stay.
+            "panic-and-stay" => {
+                let ended = FromVmm::Ended(Outcome::Panic);
+                self.control.send(&ended, &[]).unwrap();
+                std::future::pending::<()>().await;
+            }
+            _ => {}
         }
         tokio::spawn(async move { run(&process, &container.oom_kills).await });
         Ok(StartExecResponse {
@@ -286,6 +295,14 @@ impl Agent for FakeAgent {
             .is_some_and(|word| word == "unstoppable")
         {
             return refuse(ttrpc::Code::INTERNAL, "cgroup.freeze: no");
+        }
+        if container
+            .init
+            .words
+            .get(1)
+            .is_some_and(|word| word == "hold-pause")
+        {
+            container.init.exited().await;
         }
         *container.is_frozen.lock().unwrap() = true;
         Ok(Empty::new())

@@ -28,6 +28,12 @@ impl Process {
         let streams = std::mem::take(&mut *self.streams.lock().unwrap());
         drop(streams);
     }
+
+    /// Waits until it has ended; returns its status.
+    pub async fn exited(&self) -> u32 {
+        let mut exit = self.exit.subscribe();
+        exit.wait_for(Option::is_some).await.unwrap().unwrap_or_default()
+    }
 }
 
 /// Runs it to its end.

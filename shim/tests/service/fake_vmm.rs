@@ -106,6 +106,9 @@ fn enter_namespace() {
     nix::unistd::pivot_root(".", ".").unwrap();
     umount2(".", MntFlags::MNT_DETACH).unwrap();
     nix::unistd::chdir("/").unwrap();
+    // As the VMM does: the guest can't change the root, the shim makes its mount points through a clone.
+    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    mount(None::<&str>, "/", None::<&str>, read_only, None::<&str>).unwrap();
 }
 
 fn serve(channel: Channel, configure: &Configure) {

@@ -12,6 +12,7 @@ use ttrpc::Code;
 use crate::Case;
 use crate::cases;
 use crate::pod::{Pod, anonymous_kib, refused, soon};
+use crate::remote::Remote;
 
 cases![
     a_life_and_its_events,
@@ -24,6 +25,7 @@ cases![
     mounts_are_placed_in_the_vmm_s_tree,
     a_created_container_can_be_deleted,
     containers_of_a_pod_join_its_shim,
+    the_vmm_gets_the_spec_s_oom_score_adj,
 ];
 
 async fn a_life_and_its_events() -> Result<()> {
@@ -310,20 +312,8 @@ async fn a_created_container_can_be_deleted() -> Result<()> {
     pod.finish(&client).await
 }
 
-async fn containers_of_a_pod_join_its_shim() -> Result<()> {
-    let annotate = |spec: &mut serde_json::Value, kind: &str, sandbox: &str| {
-        spec["annotations"] =
-            json!({"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": sandbox});
-    };
-    let mut pod = Pod::prepare("sandbox", "", |spec| annotate(spec, "sandbox", "sandbox")).await?;
-    let client = pod.run_start().await?;
-    client.create(soon(), &pod.creation()).await?;
-    let mut spec: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(pod.path().join("bundle/config.json"))?)?;
-    annotate(&mut spec, "container", "sandbox");
-    let other = pod.path().join("bundle2");
-    std::fs::create_dir(&other)?;
-    std::fs::write(other.join("config.json"), spec.to_string())?;
+/// What `start` prints for container `inner` with `bundle`, as containerd executes it for a container of the pod.
+fn start_inner(pod: &Pod, bundle: &std::path::Path) -> Result<serde_json::Value> {
     let started = std::process::Command::new(pod.path().join("bin/containerd-shim-nacre-v2"))
         .args([
             "-namespace",
@@ -332,14 +322,70 @@ async fn containers_of_a_pod_join_its_shim() -> Result<()> {
             &pod.path().join("containerd.sock").display().to_string(),
         ])
         .args(["-id", "inner", "start"])
-        .current_dir(&other)
+        .current_dir(bundle)
         .env("MAX_SHIM_VERSION", "3")
         .output()?;
-    let answer: serde_json::Value = serde_json::from_slice(&started.stdout)?;
+    ensure!(started.status.success(), "{started:?}");
+    Ok(serde_json::from_slice(&started.stdout)?)
+}
+
+async fn containers_of_a_pod_join_its_shim() -> Result<()> {
+    let annotate = |spec: &mut serde_json::Value, kind: &str| {
+        spec["annotations"] =
+            json!({"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": "sandbox"});
+    };
+    let mut pod = Pod::prepare("sandbox", "", |spec| annotate(spec, "sandbox")).await?;
+    let client = pod.run_start().await?;
+    let pid = client.create(soon(), &pod.creation()).await?.pid;
+    let pause = Remote::init(&client, "sandbox");
+    pause.start().await?;
+    let mut spec: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(pod.path().join("bundle/config.json"))?)?;
+    annotate(&mut spec, "container");
+    spec["process"]["args"] = json!(["exit", "7"]);
+    // As containerd writes it: the sandbox's task is known by the VMM's pid.
+    spec["linux"]["namespaces"][2]["path"] = json!(format!("/proc/{pid}/ns/net"));
+    let bundle = pod.path().join("bundle2");
+    std::fs::create_dir(&bundle)?;
+    std::fs::write(bundle.join("config.json"), spec.to_string())?;
+    let answer = start_inner(&pod, &bundle)?;
     ensure!(
         answer["address"] == pod.address && answer["version"] == 3,
         "{answer}"
     );
-    pod.delete(&client).await?;
+    let mut creation = pod.creation();
+    creation.id = "inner".into();
+    creation.bundle = bundle.display().to_string();
+    ensure!(client.create(soon(), &creation).await?.pid == pid);
+    let inner = Remote::init(&client, "inner");
+    inner.start().await?;
+    ensure!(inner.wait().await?.exit_status == 7);
+    ensure!(inner.delete().await?.exit_status == 7);
+    ensure!(refused(inner.state().await)?.0 == Code::NOT_FOUND);
+    ensure!(
+        pause.state().await?.status.value() == 2,
+        "the sandbox does not run"
+    );
+    pause.kill(9).await?;
+    pause.wait().await?;
+    pause.delete().await?;
     pod.finish(&client).await
+}
+
+async fn the_vmm_gets_the_spec_s_oom_score_adj() -> Result<()> {
+    for (id, adjustment, want) in [("oom-adj", json!(321), "321"), ("no-oom-adj", json!(null), "0")] {
+        let mut pod = Pod::prepare(id, "", |spec| {
+            if adjustment.is_number() {
+                spec["process"]["oomScoreAdj"] = adjustment;
+            }
+        })
+        .await?;
+        let client = pod.run_start().await?;
+        let pid = client.create(soon(), &pod.creation()).await?.pid;
+        let score = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
+        ensure!(score.trim() == want, "{id}: {score}");
+        pod.delete(&client).await?;
+        pod.finish(&client).await?;
+    }
+    Ok(())
 }

@@ -318,7 +318,7 @@ async fn a_hook_that_fails_fails_create_alone() -> Result<()> {
     let client = pod.run_start().await?;
     let (_, message) = refused(client.create(soon(), &pod.creation()).await)?;
     ensure!(
-        message.contains("hooks.createRuntime[0]") && message.contains("exited with 3; it wrote: no luck"),
+        message.contains("hooks.createRuntime[0]") && message.contains("exited with 3; output: no luck"),
         "{message}"
     );
     let bundle = pod.path().join("bundle");

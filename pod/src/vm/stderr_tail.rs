@@ -1,23 +1,26 @@
-//! The VMM's standard error: a pipe that is always read (a VMM never waits for whoever reads the shim's log), copied to
-//! the log up to a bound, the last lines kept for the failure record.
+//! The VMM's standard error: a pipe that is always read, so that the VMM never blocks on it, and copied to the shim's log
+//! up to a limit. The last lines are kept for the failure record. Read by a task of [`super::monitor`].
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Mutex;
 
-/// Lines kept.
+use crate::guest_text::bounded;
+
+/// How many lines are kept.
 const KEPT: usize = 20;
-/// Longest line kept or logged, bytes.
+/// Longest line that is kept or logged, bytes; the rest of it is dropped.
 const MAX_LINE: usize = 512;
-/// Bytes copied to the log in a pod's life. The guest may choose them (its console goes here where that is configured).
+/// Most bytes that are copied to the log in a pod's life. The guest chooses them if its console is copied to standard
+/// error (`console_to_log`).
 const MAX_LOGGED: usize = 1024 * 1024;
 
-/// The last lines that the VMM wrote.
+/// The last [`KEPT`] lines of the VMM's standard error.
 #[derive(Debug, Default)]
-pub struct LastWords(Mutex<VecDeque<String>>);
+pub struct StderrTail(Mutex<VecDeque<String>>);
 
-impl LastWords {
-    /// The lines, oldest first.
+impl StderrTail {
+    /// The lines, oldest first, without control characters.
     pub fn lines(&self) -> Vec<String> {
         self.0
             .lock()
@@ -35,7 +38,7 @@ impl LastWords {
         lines.push_back(line);
     }
 
-    /// Reads `pipe` to its end.
+    /// Reads `pipe` until the VMM closes it.
     pub async fn read(&self, pipe: io::PipeReader) {
         if let Err(error) = self.read_to_end(pipe).await {
             crate::log::warn(format_args!("reading the VMM's standard error: {error}"));
@@ -57,20 +60,21 @@ impl LastWords {
             };
             for byte in buffer.get(..length).unwrap_or_default() {
                 if *byte == b'\n' {
-                    self.finish(&mut partial, &mut left);
+                    self.finish_line(&mut partial, &mut left);
                 } else if partial.len() < MAX_LINE {
                     partial.push(*byte);
                 }
             }
             if length == 0 {
-                self.finish(&mut partial, &mut left);
+                self.finish_line(&mut partial, &mut left);
                 return Ok(());
             }
         }
     }
 
-    fn finish(&self, partial: &mut Vec<u8>, left: &mut usize) {
-        let line = String::from_utf8_lossy(partial).trim_end().to_owned();
+    /// Keeps and logs the line in `partial` and clears it; `left` is how many bytes may still be logged.
+    fn finish_line(&self, partial: &mut Vec<u8>, left: &mut usize) {
+        let line = bounded(String::from_utf8_lossy(partial).trim_end(), MAX_LINE);
         partial.clear();
         if line.is_empty() {
             return;
@@ -79,7 +83,7 @@ impl LastWords {
             *left = left.saturating_sub(line.len() + 1);
             crate::log::info(format_args!("vmm: {line}"));
             if *left == 0 {
-                crate::log::warn("vmm: it writes too much; no more of it is logged");
+                crate::log::warn("the VMM wrote more than 1 MiB to standard error: the rest is not logged");
             }
         }
         self.push(line);
@@ -92,18 +96,18 @@ mod tests {
     use std::io::Write as _;
 
     #[tokio::test]
-    async fn keeps_the_last_lines_cut() {
+    async fn the_last_lines_are_kept_short_and_without_control_characters() {
         let (reader, mut writer) = io::pipe().unwrap();
         for n in 0..30 {
-            writeln!(writer, "line {n}").unwrap();
+            writeln!(writer, "line {n}\x1b").unwrap();
         }
         writer.write_all(&[b'x'; 2000]).unwrap();
         drop(writer);
-        let words = LastWords::default();
-        words.read(reader).await;
-        let lines = words.lines();
+        let tail = StderrTail::default();
+        tail.read(reader).await;
+        let lines = tail.lines();
         assert_eq!(lines.len(), KEPT);
-        assert_eq!(lines[KEPT - 2], "line 29");
+        assert_eq!(lines[KEPT - 2], "line 29\\u{1b}");
         assert_eq!(lines[KEPT - 1].len(), MAX_LINE);
     }
 }
