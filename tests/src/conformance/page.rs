@@ -24,7 +24,7 @@ something is said to work and no test shows it.
   capabilities of unknown names.
 - Values of the wrong type or out of range, unknown words, missing keys, text that is no UTF-8 are refused by path; so are specs of
   more than 3 MiB, more than 1,024 mounts, masked or read-only paths, more than 65,536 elements in any list.
-- `parity:` tests are compared with runc, in one run under the same containerd (`tests/parity/`).
+- `parity:` tests are compared with runc, in one run under the same containerd (`tests/src/parity/`).
 ";
 
 const NOTES: &str = "\

@@ -1,5 +1,5 @@
 //! What a container must do under Nacre as it does under runc: a list of behaviours, each one short entry, and what
-//! runs and compares them. `nacre-parity` (parity/main.rs) is the program; docs/conformance.md names the behaviours.
+//! runs and compares them. `nacre-parity` (src/bin/nacre-parity) is the program; docs/conformance.md names the behaviours.
 //!
 //! A container costs seconds in the lab, so scripts that want the same specification share a container, and so do the
 //! commands that are executed in one.
