@@ -1,21 +1,22 @@
-//! The VM's console on the host: its last lines are kept for the report of a failure, all of it can be shown.
+//! Reads the VM's console: keeps the last lines for error messages, prints all of it with `--verbose`, and writes it to the
+//! file that NACRE_LAB_LOG names.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How many lines a report shows: a kernel panic with its trace, and what came before.
+/// Lines kept for an error message: enough for a kernel panic with its trace.
 const KEPT: usize = 60;
-/// Longest kept line, bytes.
+/// A kept line is truncated to this length, bytes.
 const LONGEST: usize = 400;
 
-/// The last lines, shared between the thread that reads and the one that reports.
+/// The last lines of the console, shared by the threads that read it and the thread that reports an error.
 #[derive(Debug, Clone, Default)]
 pub struct Tail(Arc<Mutex<VecDeque<String>>>);
 
 impl Tail {
-    /// Reads `from` to its end; shows it where `verbose`, and writes it to the file that NACRE_LAB_LOG names.
+    /// Reads `from` to its end. With `verbose`, also prints it on standard error.
     pub fn read(&self, from: impl Read, verbose: bool) -> io::Result<()> {
         let mut log = std::env::var_os("NACRE_LAB_LOG").map(File::create).transpose()?;
         let mut from = BufReader::new(from);
@@ -46,11 +47,11 @@ impl Tail {
         lines.push_back(line);
     }
 
-    /// The kept lines as one indented text, for an error.
+    /// The kept lines, indented, as the end of an error message.
     pub fn text(&self) -> String {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.is_empty() {
-            return "the console said nothing".to_owned();
+            return "the console printed nothing".to_owned();
         }
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         format!("the console's last lines:\n    {}", lines.join("\n    "))

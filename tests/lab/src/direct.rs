@@ -1,5 +1,5 @@
-//! The host's half of a run on this machine: the other half is the first process of a private PID and mount namespace, so
-//! that everything ends with it, and containerd's directories are its own.
+//! Runs the command on this machine, without a VM: starts `inside::direct` as the first process of a private PID and mount
+//! namespace, so that every process ends with it and containerd's directories are private to the run.
 
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom};
@@ -11,15 +11,15 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use crate::machine::{inherit, mortal};
+use crate::machine::{inherit, with_death_signal};
 use crate::{Arguments, parts, terminal};
 
-/// Runs the command on this machine; gives its exit code.
+/// Runs the command on this machine and returns its exit code.
 pub fn run(arguments: &Arguments, checkout: &Path) -> Result<u8> {
     let job = parts::job(arguments, checkout)?;
     std::fs::create_dir_all(&job.target)?;
     if terminal::wanted() {
-        // ^C is the command's, as in the VM; the other half unblocks it.
+        // ^C goes to the command, as in the VM: ignored here, unblocked by inside::direct.
         let mut keys = SigSet::empty();
         keys.add(Signal::SIGINT);
         keys.add(Signal::SIGQUIT);
@@ -29,13 +29,16 @@ pub fn run(arguments: &Arguments, checkout: &Path) -> Result<u8> {
     serde_json::to_writer(&file, &job)?;
     file.seek(SeekFrom::Start(0))?;
     unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS)
-        .context("making a private PID and mount namespace (the lab needs root)")?;
-    let status = mortal(std::env::current_exe()?)
+        .context("creating a private PID and mount namespace (the lab needs root)")?;
+    let status = with_death_signal(std::env::current_exe()?)
         .args(["--inside-direct", &inherit(&file)?])
         .status()
-        .context("starting the lab's other half")?;
+        .context("starting nacre-lab in the private namespaces")?;
     match status.code() {
         Some(code) => Ok(u8::try_from(code)?),
-        None => bail!("the lab's other half ended by signal {:?}", status.signal()),
+        None => bail!(
+            "nacre-lab was killed in the private namespaces by signal {:?}",
+            status.signal()
+        ),
     }
 }

@@ -1,7 +1,8 @@
-//! The host's half of a run in the VM: one queue of events, fed by a thread per stream, and one owner that decides.
+//! Runs the command in a VM. A thread per stream sends events into one queue, and `run_to_exit` handles them:
 //!
-//! powered on → (job) → started → exited → all output copied → done; at any time: no beat for a minute, QEMU ended, a
-//! signal, a caller that reads no more.
+//! VM started → job sent → command started → command exited → all output copied → exit code.
+//!
+//! The run also ends if heartbeats stop, QEMU exits, a signal arrives, or the caller closes its end of a stream.
 
 use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, Read as _, Write as _};
@@ -21,25 +22,28 @@ use crate::terminal::{self, Raw};
 use crate::wire::{self, ToHost, ToInside};
 use crate::{Arguments, parts};
 
-/// How long a VM that is ending may take to say its last.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long to read the console of a VM that is ending.
+const CONSOLE_DEADLINE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 enum Event {
-    Inside(ToHost),
-    /// The control port failed.
+    /// A message from the VM.
+    Message(ToHost),
+    /// Reading the control port failed.
     ControlLost(io::Error),
-    /// So many bytes of a stream (0 is standard output, 1 standard error) have been written in all.
+    /// Stream (0: standard output, 1: standard error) and the total of its bytes that the caller has been given.
     Copied(usize, u64),
-    /// The caller reads a stream no more.
-    Unread,
-    /// A stream of the caller fails.
+    /// The caller has closed its end of standard output or error.
+    CallerClosed,
+    /// Reading or writing one of the caller's streams failed.
     StreamFailed(io::Error),
+    /// The end of the VM's console.
     QemuEnded,
+    /// A signal for the driver.
     Signal(Signal),
 }
 
-/// Runs the command in a VM; gives its exit code.
+/// Runs the command in a VM and returns its exit code.
 pub fn run(arguments: &Arguments, checkout: &Path) -> Result<u8> {
     let mut job = parts::job(arguments, checkout)?;
     let boot = Boot::prepare(checkout)?;
@@ -47,16 +51,15 @@ pub fn run(arguments: &Arguments, checkout: &Path) -> Result<u8> {
     job.terminal = terminal::wanted().then(terminal::size).transpose()?;
     std::fs::create_dir_all(&job.target)?;
     let (sender, events) = channel();
-    // Before any thread: all of them leave these signals to the one that reads them.
+    // Before any thread starts: threads inherit the signal mask, and only the signalfd may receive these signals.
     watch_signals(sender.clone())?;
     let mut machine = Machine::start(arguments, &boot, &job.target)?;
     let raw = job.terminal.is_some().then(Raw::enter).transpose()?;
     let tail = Tail::default();
     start_threads(&mut machine, &sender, &tail, arguments.verbose)?;
-    // A VM that has not said a word for this long has locked up: it does so under emulation.
     let patience = Duration::from_secs(arguments.patience);
     wire::send(&machine.control, &ToInside::Job(Box::new(job))).context("sending the job")?;
-    let outcome = attend(&mut machine, patience, &events, &tail);
+    let outcome = run_to_exit(&mut machine, patience, &events, &tail);
     drop(raw);
     outcome
 }
@@ -85,9 +88,9 @@ fn start_threads(machine: &mut Machine, sender: &Sender<Event>, tail: &Tail, ver
     Ok(())
 }
 
-/// Waits until the console of a VM that is ending has been read to its end: it says why. Not for ever.
-fn await_console(events: &Receiver<Event>) {
-    let until = Instant::now() + LAST_WORDS;
+/// Waits until the console of a VM that is ending has been read to its end, because it shows the reason. Bounded.
+fn wait_for_console(events: &Receiver<Event>) {
+    let until = Instant::now() + CONSOLE_DEADLINE;
     while let Ok(event) = events.recv_timeout(until.saturating_duration_since(Instant::now())) {
         if matches!(event, Event::QemuEnded) {
             return;
@@ -95,10 +98,16 @@ fn await_console(events: &Receiver<Event>) {
     }
 }
 
-/// The owner: takes events until there is an exit code or a reason why there is none.
-fn attend(machine: &mut Machine, patience: Duration, events: &Receiver<Event>, tail: &Tail) -> Result<u8> {
-    let mut beat = Instant::now();
-    let mut phase = "starting up";
+/// Handles events until the command has exited and its output is copied, or until the lab fails. A VM without a heartbeat
+/// for `patience` has locked up, which happens under emulation.
+fn run_to_exit(
+    machine: &mut Machine,
+    patience: Duration,
+    events: &Receiver<Event>,
+    tail: &Tail,
+) -> Result<u8> {
+    let mut last_heartbeat = Instant::now();
+    let mut phase = "the VM started";
     let mut copied = [0; 2];
     let mut exit = None;
     loop {
@@ -107,27 +116,29 @@ fn attend(machine: &mut Machine, patience: Duration, events: &Receiver<Event>, t
         {
             return Ok(code);
         }
-        let left = patience.saturating_sub(beat.elapsed());
+        let left = patience.saturating_sub(last_heartbeat.elapsed());
         match events.recv_timeout(left) {
-            Ok(Event::Inside(ToHost::Beat)) => beat = Instant::now(),
-            Ok(Event::Inside(ToHost::Started)) => phase = "the command ran",
-            Ok(Event::Inside(ToHost::Exit { code, stdout, stderr })) => exit = Some((code, [stdout, stderr])),
-            Ok(Event::Inside(ToHost::Failed(reason))) => {
-                bail!("the VM could not be set up: {reason}")
+            Ok(Event::Message(ToHost::Heartbeat)) => last_heartbeat = Instant::now(),
+            Ok(Event::Message(ToHost::Started)) => phase = "the command ran",
+            Ok(Event::Message(ToHost::Exit { code, stdout, stderr })) => {
+                exit = Some((code, [stdout, stderr]))
+            }
+            Ok(Event::Message(ToHost::Failed(reason))) => {
+                bail!("setting up the VM failed: {reason}")
             }
             Ok(Event::Copied(index, total)) => copied[index] = total,
-            Ok(Event::Unread) => return Ok(128 + 13),
-            Ok(Event::StreamFailed(error)) => return Err(error).context("passing standard streams"),
+            Ok(Event::CallerClosed) => return Ok(128 + 13),
+            Ok(Event::StreamFailed(error)) => return Err(error).context("copying the standard streams"),
             Ok(Event::Signal(Signal::SIGWINCH)) => {
                 let (rows, columns) = terminal::size()?;
                 wire::send(&machine.control, &ToInside::Window(rows, columns))?;
             }
             Ok(Event::Signal(signal)) => {
-                eprintln!("lab: ended by {signal} while {phase}\r");
+                eprintln!("lab: stopped by {signal} while {phase}\r");
                 return Ok(u8::try_from(128 + signal as i32)?);
             }
             Ok(Event::ControlLost(error)) => {
-                await_console(events);
+                wait_for_console(events);
                 bail!(
                     "lost the VM's control port ({error}) while {phase}; {}",
                     tail.text()
@@ -141,16 +152,16 @@ fn attend(machine: &mut Machine, patience: Duration, events: &Receiver<Event>, t
                 )
             }
             Err(RecvTimeoutError::Timeout) => bail!(
-                "the VM has been silent for {} s while {phase}, killed; this is the lab's failure, not the command's; {}",
+                "no heartbeat from the VM for {} s while {phase}, so it was killed; this is a failure of the lab, not of the command; {}",
                 patience.as_secs(),
                 tail.text()
             ),
-            Err(RecvTimeoutError::Disconnected) => bail!("all threads have ended"),
+            Err(RecvTimeoutError::Disconnected) => bail!("all threads of the driver have ended"),
         }
     }
 }
 
-/// The receiver is gone only when the run is over.
+/// Sends an event. This fails only after the run has ended, and then nobody needs the event.
 fn send(to: &Sender<Event>, event: Event) {
     let _ = to.send(event);
 }
@@ -184,8 +195,8 @@ fn watch_signals(sender: Sender<Event>) -> Result<()> {
 fn read_control(mut from: BufReader<UnixStream>, to: &Sender<Event>) {
     loop {
         match wire::receive(&mut from) {
-            Ok(Some(message)) => send(to, Event::Inside(message)),
-            // QEMU has closed it; its end is told by the console's.
+            Ok(Some(message)) => send(to, Event::Message(message)),
+            // QEMU has closed the port because it exits; the end of the console is reported as QemuEnded.
             Ok(None) => return,
             Err(error) => return send(to, Event::ControlLost(error)),
         }
@@ -200,7 +211,7 @@ fn pass_stdin(port: &UnixStream, to: &Sender<Event>) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(error) => return send(to, Event::StreamFailed(error)),
         };
-        // The port fails only when the VM is gone, which is told elsewhere.
+        // The port fails only if QEMU has exited, which the console's thread reports.
         if wire::send_piece(port, &buffer[..length]).is_err() || length == 0 {
             return;
         }
@@ -225,7 +236,7 @@ fn copy_out(index: usize, mut port: UnixStream, to: &Sender<Event>) {
         };
         match file.write_all(&buffer[..length]) {
             Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => return send(to, Event::Unread),
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return send(to, Event::CallerClosed),
             Err(error) => return send(to, Event::StreamFailed(error)),
         }
         total += length as u64;

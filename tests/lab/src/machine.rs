@@ -1,8 +1,8 @@
-//! The VM: QEMU by software emulation, with the host's root by virtio-fs. Called by `host`. QEMU emulates AMD's SVM with
-//! nested paging, so there is a real /dev/kvm inside.
+//! The VM: QEMU under software emulation, with the host's root file system over virtio-fs. Called by `host`. QEMU emulates
+//! AMD SVM with nested paging, so the VM has a working /dev/kvm.
 //!
-//! Nothing of it has a name in a file system: ports and file servers are connected by inherited sockets. Every process
-//! dies with the driver, however that ends.
+//! Ports and file servers are connected by inherited sockets, which have no path. Every process has a parent-death signal,
+//! so that none survives the driver.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
@@ -18,43 +18,43 @@ use crate::Arguments;
 use crate::parts::{part, prepare};
 use crate::wire;
 
-/// Memory of the VM.
+/// Memory of the VM, as QEMU takes it.
 const MEMORY: &str = "4096M";
 
-/// Where Debian has the firmware that is no part of QEMU.
+/// Directory of Debian's SeaBIOS, which QEMU's packages do not include.
 const SEABIOS: &str = "/usr/share/seabios";
 
-/// Where virtiofsd is: with QEMU in bookworm, a package of its own later.
+/// Paths of virtiofsd: in QEMU's package (bookworm), and in its own package (later releases).
 const FILE_SERVERS: [&str; 2] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
 
-/// A running VM. Dropping it kills it and its file servers.
+/// A running VM. Dropping it kills QEMU and the file servers.
 #[derive(Debug)]
 pub struct Machine {
     qemu: Child,
     file_servers: Vec<Child>,
-    /// JSON lines, both directions.
+    /// Control messages in both directions ([`wire`]).
     pub control: UnixStream,
-    /// Towards the command's standard input.
+    /// To the command's standard input.
     pub stdin: UnixStream,
-    /// From its standard output.
+    /// From the command's standard output.
     pub stdout: UnixStream,
-    /// From its standard error.
+    /// From the command's standard error.
     pub stderr: UnixStream,
 }
 
-/// What the VM boots.
+/// The files that QEMU needs to boot the VM.
 #[derive(Debug)]
 pub struct Boot {
     kernel: PathBuf,
     initramfs: PathBuf,
-    /// `lib/modules` of the kernel's package.
+    /// `lib/modules` of the kernel package.
     pub modules: PathBuf,
     qemu: PathBuf,
     firmware: PathBuf,
 }
 
 impl Boot {
-    /// Gets the kernel and the initramfs.
+    /// Finds them, after downloading or building those that are missing.
     pub fn prepare(checkout: &Path) -> Result<Self> {
         let parts = prepare(checkout, &["vm"])?;
         Ok(Self {
@@ -68,17 +68,17 @@ impl Boot {
 }
 
 impl Machine {
-    /// Powers the VM on.
+    /// Starts QEMU and its file servers; `target` is shared for writing.
     pub fn start(arguments: &Arguments, boot: &Boot, target: &Path) -> Result<Self> {
-        let mut command = mortal(&boot.qemu);
+        let mut command = with_death_signal(&boot.qemu);
         base(&mut command, arguments, boot)?;
-        let mut theirs = Vec::new();
+        let mut inherited = Vec::new();
         let mut file_servers = Vec::new();
         for (tag, source) in [(wire::TAG_ROOT, Path::new("/")), (wire::TAG_TARGET, target)] {
             let (child, stream) = serve_files(tag, source)?;
             file_servers.push(child);
             add_file_system(&mut command, tag, &stream)?;
-            theirs.push(OwnedFd::from(stream));
+            inherited.push(OwnedFd::from(stream));
         }
         command.args(["-device", "virtio-serial-pci,max_ports=5"]);
         let mut ports = Vec::new();
@@ -90,11 +90,11 @@ impl Machine {
         ] {
             let (ours, stream) = UnixStream::pair()?;
             add_port(&mut command, name, &stream)?;
-            theirs.push(OwnedFd::from(stream));
+            inherited.push(OwnedFd::from(stream));
             ports.push(ours);
         }
         let Ok([control, stdin, stdout, stderr]) = <[UnixStream; 4]>::try_from(ports) else {
-            bail!("four ports were made")
+            bail!("expected four ports")
         };
         let qemu = command
             .stdin(Stdio::null())
@@ -112,14 +112,22 @@ impl Machine {
         })
     }
 
-    /// The console, and what QEMU itself says.
+    /// The console, and QEMU's own standard error. Can be taken once.
     pub fn take_output(&mut self) -> Result<(ChildStdout, ChildStderr)> {
-        let stdout = self.qemu.stdout.take().context("QEMU's output was taken")?;
-        let stderr = self.qemu.stderr.take().context("QEMU's errors were taken")?;
+        let stdout = self
+            .qemu
+            .stdout
+            .take()
+            .context("QEMU's standard output was taken before")?;
+        let stderr = self
+            .qemu
+            .stderr
+            .take()
+            .context("QEMU's standard error was taken before")?;
         Ok((stdout, stderr))
     }
 
-    /// Waits for the end of a QEMU that has closed its output; tells how it ended.
+    /// Waits for QEMU, which has closed its output; returns its exit status as text.
     pub fn ended(&mut self) -> String {
         self.qemu
             .wait()
@@ -129,27 +137,27 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // The file servers first: they would complain about a QEMU that is gone.
+        // The file servers first: they print an error if QEMU disconnects.
         for child in self
             .file_servers
             .iter_mut()
             .chain(std::iter::once(&mut self.qemu))
         {
-            // Either call fails only where the process has ended already.
+            // Both calls fail only if the process was waited for before.
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 }
 
-/// A command that is killed when this process ends, however it does.
-pub fn mortal(program: impl AsRef<std::ffi::OsStr>) -> Command {
+/// A command that the kernel kills when this process ends.
+pub fn with_death_signal(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command
 }
 
-/// Lets the next spawned process have `fd` under its number here.
+/// Makes `fd` inheritable by processes that are started later; returns its number as text.
 pub fn inherit(fd: impl AsFd) -> io::Result<String> {
     let flags = fcntl_getfd(fd.as_fd())?;
     fcntl_setfd(fd.as_fd(), flags.difference(FdFlags::CLOEXEC))?;
@@ -159,10 +167,12 @@ pub fn inherit(fd: impl AsFd) -> io::Result<String> {
 fn base(command: &mut Command, arguments: &Arguments, boot: &Boot) -> Result<()> {
     let driver = std::env::current_exe()?;
     let driver = driver.to_str().filter(|path| !path.contains([' ', '"']));
-    let driver = driver.context("the checkout's path has a space; the VM's command line can't carry that")?;
+    let driver = driver.context(
+        "the checkout's path has a space or a quote, which the VM's kernel command line cannot carry",
+    )?;
     let loglevel = if arguments.verbose { 6 } else { 4 };
-    // PCI and ACPI are as QEMU makes them; no mitigations, as nothing here is anybody else's. The clock is told, since
-    // measuring it goes wrong on a busy host, and not watched, as all emulated clocks are this machine's.
+    // Mitigations are off: no other tenant shares the VM. The TSC's frequency is passed because measuring it fails on a busy
+    // host (`tsc`), and the clock watchdog is off because all emulated clocks derive from the same one of this machine.
     let khz = crate::tsc::khz();
     let append = format!(
         "console=ttyS0 loglevel={loglevel} panic=-1 mitigations=off nokaslr tsc_early_khz={khz} tsc=reliable \
@@ -172,7 +182,7 @@ fn base(command: &mut Command, arguments: &Arguments, boot: &Boot) -> Result<()>
         .arg("-L")
         .arg(&boot.firmware)
         .args(["-L", SEABIOS])
-        // The emulator does string instructions byte by byte: without these two features kernels take those of 8 bytes.
+        // QEMU emulates string instructions byte by byte; without ERMS and FSRM kernels copy 8 bytes at a time.
         .args([
             "-M",
             "q35",
@@ -203,13 +213,13 @@ fn base(command: &mut Command, arguments: &Arguments, boot: &Boot) -> Result<()>
     Ok(())
 }
 
-/// Starts a server of `source`; gives QEMU's end of the connection to it.
+/// Starts a virtio-fs server for the directory `source`; returns it and QEMU's end of the connection.
 fn serve_files(tag: &str, source: &Path) -> Result<(Child, UnixStream)> {
     let program = FILE_SERVERS.iter().find(|path| Path::new(path).exists());
     let program = program.context("virtiofsd is not installed; run: make setup")?;
     let address = SocketAddr::from_abstract_name(format!("nacre-lab-{}-{tag}", std::process::id()))?;
-    let listener = UnixListener::bind_addr(&address).context("a socket for virtiofsd")?;
-    let mut command = mortal(program);
+    let listener = UnixListener::bind_addr(&address).context("creating a socket for virtiofsd")?;
+    let mut command = with_death_signal(program);
     command.arg(format!("--fd={}", inherit(&listener)?));
     if *program == FILE_SERVERS[0] {
         command

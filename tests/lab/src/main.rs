@@ -1,9 +1,9 @@
-//! `nacre-lab`: runs a command on a host with working KVM, with Nacre installed and a private containerd: on this
-//! machine where its KVM runs Linux, in a VM under software emulation where not. Called by `tests/lab/run`.
+//! `nacre-lab`: runs a command on a host with working KVM, with Nacre installed and a private containerd. The host is this
+//! machine if its KVM runs Linux, otherwise a VM under software emulation. Called by `tests/lab/run`.
 //!
-//! The same program is the lab's two halves: on the host it decides, builds the VM and passes bytes; inside (`--inside`
-//! as the VM's first program, `--inside-direct` as the first of a private PID namespace) it starts containerd and the
-//! command. It never prints to standard output: that is the command's.
+//! The program has two roles. On this machine it decides where the command runs, starts the VM and copies the standard
+//! streams. Where the command runs (`--inside`: PID 1 of the VM, `--inside-direct`: first process of a private PID
+//! namespace) it starts containerd and the command. Standard output belongs to the command.
 
 mod console;
 mod direct;
@@ -22,32 +22,32 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Parser;
 
-/// The exit code that says: the lab failed, not the command.
+/// Exit code if the lab failed; the command never gets it from the lab otherwise.
 pub const LAB_FAILED: u8 = 125;
 
 /// Runs a command on a host with working KVM, with Nacre in PATH, containerd at CONTAINERD_ADDRESS and a busybox image.
 ///
-/// The checkout is at the same path, is the working directory, and can be written to under target/. Standard streams and
-/// the exit code are the command's; 125 says that the lab itself failed. An interactive shell: tests/lab/run -- bash
+/// The checkout has the same path there, is the working directory, and is writable under target/. Standard streams and the
+/// exit code are the command's; exit code 125 means that the lab itself failed. For a shell: tests/lab/run -- bash
 #[derive(Debug, Parser)]
 #[command(name = "tests/lab/run")]
 pub struct Arguments {
-    /// Version of containerd: 1.6, 1.7 or 2.1 (the newest 2.x that Debian has).
+    /// Version of containerd: 1.6, 1.7 or 2.1 (the newest 2.x in Debian).
     #[arg(long, default_value = "1.6")]
     containerd: String,
-    /// Shows the VM's console and what the lab does, on standard error.
+    /// Print the VM's console on standard error.
     #[arg(short, long)]
     verbose: bool,
-    /// In a VM, even where this machine's KVM works.
+    /// Use a VM, even if this machine's KVM works.
     #[arg(long, conflicts_with = "direct")]
     vm: bool,
-    /// On this machine, even where its KVM does not work.
+    /// Use this machine, even if its KVM does not work.
     #[arg(long)]
     direct: bool,
-    /// CPUs of the VM; more than 1 has locked up under emulation.
+    /// CPUs of the VM. With more than 1, VMs have locked up under emulation.
     #[arg(long, default_value_t = 1)]
     cpus: u32,
-    /// Seconds without a sign of life after which the VM is killed.
+    /// Seconds without a heartbeat after which the VM is killed.
     #[arg(long, hide = true, default_value_t = 60)]
     patience: u64,
     /// The checkout, set by tests/lab/run.

@@ -1,5 +1,5 @@
-//! What the lab is made of and where it runs: asks `nacre-vmm --probe` for the choice and `tests/lab/prepare` for the
-//! parts. Never downloads or builds anything itself.
+//! Decides where a command runs (`nacre-vmm --probe`) and finds the parts of the lab (`tests/lab/prepare`). Never downloads
+//! or builds anything itself.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -11,12 +11,12 @@ use anyhow::{Context as _, Result, bail};
 use crate::Arguments;
 use crate::wire::Job;
 
-/// Where the command runs, and the reason in one line.
+/// Where the command runs.
 #[derive(Debug)]
 pub struct Choice {
-    /// On this machine, without a VM.
+    /// True for this machine, false for a VM.
     pub direct: bool,
-    /// One line for the user.
+    /// The decision and its reason, one line for the user.
     pub why: String,
 }
 
@@ -35,18 +35,18 @@ pub fn choose(arguments: &Arguments, checkout: &Path) -> Result<Choice> {
         };
         return Ok(Choice {
             direct: arguments.direct,
-            why: format!("running {place}, as asked"),
+            why: format!("running {place}, as requested"),
         });
     }
     let vmm = target_directory(checkout).join("nacre/bin/nacre-vmm");
     if !vmm.exists() {
-        let why = "running in a VM under emulation: Nacre is not installed under target/ yet (make), so nothing can try this machine's KVM";
+        let why = "running in a VM under emulation: Nacre is not installed under target/ (run make), so this machine's KVM cannot be probed";
         return Ok(Choice {
             direct: false,
             why: why.to_owned(),
         });
     }
-    // The probe bounds its own time; timeout(1) is for a VMM that is broken.
+    // The probe has a deadline of its own; timeout(1) covers a broken VMM.
     let output = Command::new("timeout")
         .args(["-s", "KILL", "20"])
         .arg(&vmm)
@@ -55,12 +55,12 @@ pub fn choose(arguments: &Arguments, checkout: &Path) -> Result<Choice> {
         .output()
         .with_context(|| format!("running {} --probe", vmm.display()))?;
     let direct = output.status.success();
-    let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
-    said.push_str(&String::from_utf8_lossy(&output.stderr));
-    let said = said
+    let mut printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    printed.push_str(&String::from_utf8_lossy(&output.stderr));
+    let reason = printed
         .lines()
         .find(|line| !line.trim().is_empty())
-        .unwrap_or("the probe said nothing")
+        .unwrap_or("the probe printed nothing")
         .trim();
     let place = if direct {
         "on this machine"
@@ -69,11 +69,11 @@ pub fn choose(arguments: &Arguments, checkout: &Path) -> Result<Choice> {
     };
     Ok(Choice {
         direct,
-        why: format!("running {place}: {said}"),
+        why: format!("running {place}: {reason}"),
     })
 }
 
-/// Runs `tests/lab/prepare` with `what`; gives its `name=path` lines.
+/// Runs `tests/lab/prepare` with the arguments `what` and returns the paths that it prints, by name.
 pub fn prepare(checkout: &Path, what: &[&str]) -> Result<HashMap<String, PathBuf>> {
     let output = Command::new(checkout.join("tests/lab/prepare"))
         .args(what)
@@ -84,7 +84,7 @@ pub fn prepare(checkout: &Path, what: &[&str]) -> Result<HashMap<String, PathBuf
     if !output.status.success() {
         bail!("tests/lab/prepare {} failed ({})", what.join(" "), output.status);
     }
-    let text = String::from_utf8(output.stdout).context("what tests/lab/prepare says")?;
+    let text = String::from_utf8(output.stdout).context("the output of tests/lab/prepare")?;
     Ok(text
         .lines()
         .filter_map(|line| line.split_once('='))
@@ -92,15 +92,15 @@ pub fn prepare(checkout: &Path, what: &[&str]) -> Result<HashMap<String, PathBuf
         .collect())
 }
 
-/// The part called `name`.
+/// The path of the part `name`.
 pub fn part(parts: &HashMap<String, PathBuf>, name: &str) -> Result<PathBuf> {
     parts
         .get(name)
         .cloned()
-        .with_context(|| format!("tests/lab/prepare names no {name}"))
+        .with_context(|| format!("tests/lab/prepare printed no {name}=…"))
 }
 
-/// The job for the other half, without what only a VM has.
+/// The job for a run on this machine; a run in a VM adds the modules and the terminal.
 pub fn job(arguments: &Arguments, checkout: &Path) -> Result<Job> {
     let image = part(&prepare(checkout, &["image"])?, "image")?;
     let containerd = part(&prepare(checkout, &["containerd", &arguments.containerd])?, "bin")?;

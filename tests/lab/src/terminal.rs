@@ -1,16 +1,16 @@
-//! The caller's terminal while a command inside has one: raw, and as it was afterwards.
+//! The caller's terminal: set to raw mode while the command uses one, restored afterwards.
 
 use std::io;
 
 use rustix::stdio;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 
-/// Standard input as a raw terminal, until dropped.
+/// Standard input in raw mode; dropping it restores the previous mode.
 #[derive(Debug)]
 pub struct Raw(Termios);
 
 impl Raw {
-    /// Makes standard input raw.
+    /// Sets standard input to raw mode.
     pub fn enter() -> io::Result<Self> {
         let before = tcgetattr(stdio::stdin())?;
         let mut raw = before.clone();
@@ -23,12 +23,12 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         if let Err(error) = tcsetattr(stdio::stdin(), OptionalActions::Now, &self.0) {
-            eprintln!("lab: the terminal stays raw ({error}); run: reset");
+            eprintln!("lab: cannot restore the terminal's mode: {error}; run: reset");
         }
     }
 }
 
-/// Whether the command is to have a terminal: it would have one without the lab.
+/// Whether the command gets a terminal: standard input and output are one here.
 pub fn wanted() -> bool {
     isatty(stdio::stdin()) && isatty(stdio::stdout())
 }

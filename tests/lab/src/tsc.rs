@@ -1,16 +1,16 @@
-//! The frequency of this machine's time stamp counter, which is the emulated CPU's too. A kernel in the VM that
-//! measures it against an emulated timer, on a busy host, can come to a fifth of it; its clock and those of its
-//! guests then run wild.
-#![allow(unsafe_code, reason = "the instruction that reads the counter")]
+//! Measures the frequency of this machine's time stamp counter, which QEMU passes through to the emulated CPU. The VM's
+//! kernel is given the result: measured against an emulated timer on a busy host it has come out at a fifth, and then the
+//! clocks of the VM and of its guests run at the wrong speed.
+#![allow(unsafe_code, reason = "RDTSC has no safe wrapper")]
 
 use std::time::{Duration, Instant};
 
-/// How long it is measured.
+/// Duration of the measurement.
 const SPAN: Duration = Duration::from_millis(50);
-/// Ticks between which the clock must have been read, so that no preemption came between the two.
+/// A clock reading counts only if it took fewer ticks than this, so that the thread was not preempted during it.
 const CLOSE: u64 = 20_000;
 
-/// Ticks per millisecond, within a few millionths.
+/// Ticks per millisecond (kHz), accurate to a few millionths.
 pub fn khz() -> u64 {
     let (first, started) = reading();
     while started.elapsed() < SPAN {
@@ -22,7 +22,7 @@ pub fn khz() -> u64 {
     u64::try_from(ticks * 1_000_000 / nanoseconds).unwrap_or(u64::MAX)
 }
 
-/// Counter and clock at the same time.
+/// The counter and the clock at the same time.
 fn reading() -> (u64, Instant) {
     loop {
         let before = ticks();
@@ -35,7 +35,7 @@ fn reading() -> (u64, Instant) {
 }
 
 fn ticks() -> u64 {
-    // SAFETY: every x86-64 CPU has the instruction; it touches no memory.
+    // SAFETY: every x86-64 CPU has RDTSC, and it accesses no memory.
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 

@@ -1,5 +1,5 @@
-//! What the two halves of the lab say to each other: JSON lines on the control port in both directions, and standard
-//! input in length-prefixed pieces, because a virtio-serial port has no end of file.
+//! The protocol between this machine and the VM: JSON lines in both directions on the control port, standard input in
+//! length-prefixed pieces (a virtio-serial port has no end of file), standard output and error as raw bytes.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, Read, Write};
@@ -8,20 +8,20 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Names of the VM's ports.
+/// Name of the virtio-serial port for control messages.
 pub const PORT_CONTROL: &str = "nacre.control";
-/// Standard input, in pieces.
+/// Port of standard input, in pieces.
 pub const PORT_STDIN: &str = "nacre.stdin";
-/// Standard output, raw.
+/// Port of standard output, raw.
 pub const PORT_STDOUT: &str = "nacre.stdout";
-/// Standard error, raw.
+/// Port of standard error, raw.
 pub const PORT_STDERR: &str = "nacre.stderr";
 /// virtio-fs tag of the host's root, read-only.
 pub const TAG_ROOT: &str = "root";
 /// virtio-fs tag of the checkout's target directory.
 pub const TAG_TARGET: &str = "target";
 
-/// What is to be done inside.
+/// A command to run, and what it needs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {
     /// The command and its arguments.
@@ -32,46 +32,46 @@ pub struct Job {
     pub checkout: PathBuf,
     /// Cargo's target directory, the only one shared for writing.
     pub target: PathBuf,
-    /// Directory with the containerd to use.
+    /// Directory of the programs containerd and ctr.
     pub containerd: PathBuf,
     /// The busybox image, an OCI archive.
     pub image: PathBuf,
-    /// Modules of the VM's kernel: `lib/modules` of its package.
+    /// `lib/modules` of the VM's kernel package; None on this machine.
     pub modules: Option<PathBuf>,
-    /// Rows and columns, where the command is to have a terminal.
+    /// Rows and columns of the command's terminal; None if it gets pipes.
     pub terminal: Option<(u16, u16)>,
 }
 
-/// Host to inside.
+/// A message to the VM.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToInside {
-    /// First and once.
+    /// The first message, sent once.
     Job(Box<Job>),
-    /// The terminal's new rows and columns.
+    /// The terminal's size has changed to these rows and columns.
     Window(u16, u16),
 }
 
-/// Inside to host.
+/// A message from the VM.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToHost {
-    /// Still alive.
-    Beat,
-    /// The command starts now.
+    /// Heartbeat.
+    Heartbeat,
+    /// The command is about to start.
     Started,
-    /// The command has ended; so many bytes are, or will be, on its two output ports.
+    /// The command has ended.
     Exit {
-        /// As a shell says it: 128 + signal for one that a signal ended.
+        /// Exit code, or 128 + the number of the signal that killed it.
         code: u8,
-        /// Bytes of standard output in all.
+        /// Total bytes of standard output; the last of them may still be in the port.
         stdout: u64,
-        /// Bytes of standard error in all.
+        /// Total bytes of standard error.
         stderr: u64,
     },
-    /// The lab's half could not do its part.
+    /// The VM could not be set up, for this reason.
     Failed(String),
 }
 
-/// Writes one line.
+/// Writes a message as one line.
 pub fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
@@ -79,7 +79,7 @@ pub fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {
     to.flush()
 }
 
-/// Reads one line; None at the end.
+/// Reads a message; None at the end of the stream.
 pub fn receive<T: DeserializeOwned>(from: &mut impl BufRead) -> io::Result<Option<T>> {
     let mut line = String::new();
     if from.read_line(&mut line)? == 0 {
@@ -88,14 +88,14 @@ pub fn receive<T: DeserializeOwned>(from: &mut impl BufRead) -> io::Result<Optio
     Ok(Some(serde_json::from_str(&line)?))
 }
 
-/// Writes a piece of standard input; an empty one is its end.
+/// Writes a piece of standard input: its length (u32, little-endian), then its bytes. An empty piece is the end.
 pub fn send_piece(mut to: impl Write, bytes: &[u8]) -> io::Result<()> {
     let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
     to.write_all(&length.to_le_bytes())?;
     to.write_all(bytes)
 }
 
-/// Reads a piece of standard input; an empty one is its end.
+/// Reads a piece of standard input; an empty piece is the end.
 pub fn receive_piece(from: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut length = [0; 4];
     from.read_exact(&mut length)?;
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_come_back_and_end() {
+    fn pieces_are_read_as_written_up_to_the_end() {
         let mut bytes = Vec::new();
         send_piece(&mut bytes, b"a\0b\n").unwrap();
         send_piece(&mut bytes, b"").unwrap();
@@ -120,9 +120,9 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_lines() {
+    fn messages_are_read_as_written() {
         let mut bytes = Vec::new();
-        send(&mut bytes, &ToHost::Beat).unwrap();
+        send(&mut bytes, &ToHost::Heartbeat).unwrap();
         send(
             &mut bytes,
             &ToHost::Exit {
@@ -133,7 +133,7 @@ mod tests {
         )
         .unwrap();
         let mut from = bytes.as_slice();
-        assert!(matches!(receive(&mut from).unwrap(), Some(ToHost::Beat)));
+        assert!(matches!(receive(&mut from).unwrap(), Some(ToHost::Heartbeat)));
         let Some(ToHost::Exit {
             code: 7,
             stdout,

@@ -1,4 +1,4 @@
-//! The command's process: found in PATH, waited for among all that PID 1 has to reap.
+//! Starts the command and waits for it. As PID 1 the driver also reaps every orphaned process.
 
 use std::ffi::OsString;
 use std::process::Command;
@@ -9,9 +9,10 @@ use nix::sys::wait::{WaitStatus, waitpid};
 
 use crate::wire::Job;
 
-/// The command, ready but for its streams. With a terminal on its standard input it becomes that terminal's session.
+/// The command, without its standard streams. With `session` it becomes a session leader whose controlling terminal is its
+/// standard input.
 pub fn prepare(job: &Job, environment: &[(OsString, OsString)], session: bool) -> Result<Command> {
-    let (program, arguments) = job.command.split_first().context("the job has no command")?;
+    let (program, arguments) = job.command.split_first().context("the job contains no command")?;
     let mut command;
     if session {
         command = Command::new("setsid");
@@ -27,7 +28,7 @@ pub fn prepare(job: &Job, environment: &[(OsString, OsString)], session: bool) -
     Ok(command)
 }
 
-/// A shell's code for a command that could not be started.
+/// The exit code, as a shell's, and the message for a command that could not be started.
 pub fn not_started(job: &Job, error: &std::io::Error) -> (u8, String) {
     let name = job
         .command
@@ -42,7 +43,7 @@ pub fn not_started(job: &Job, error: &std::io::Error) -> (u8, String) {
     (code, format!("lab: {name}: {error}\n"))
 }
 
-/// Reaps children, of whomever, until `pid` is among them; gives its exit code as a shell says it.
+/// Reaps all children until `pid` has ended; returns its exit code, or 128 + the signal that killed it.
 pub fn wait_for(pid: u32) -> Result<u8> {
     let wanted = i32::try_from(pid)?;
     loop {

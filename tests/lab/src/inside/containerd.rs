@@ -1,4 +1,4 @@
-//! containerd for the command alone: started, waited for by its own notification, given the image.
+//! Starts a private containerd, waits for its readiness notification (sd_notify) and imports the busybox image.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -15,12 +15,13 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::wire::Job;
 
 const DIRECTORY: &str = "/run/containerd/lab";
-/// containerd's output, with the shims' logs in it.
+/// containerd's output, which includes the logs of the shims.
 pub const LOG: &str = "/run/containerd/lab/containerd.log";
-/// Starting takes 2–4 s under emulation.
+/// Bound for containerd's start, which takes 2 to 4 s under emulation.
 const DEADLINE: Duration = Duration::from_secs(90);
 
-/// CRI and the snapshotters that nothing here uses only cost time. Names of both generations; unknown ones don't matter.
+/// CRI and unused snapshotters are disabled because they slow the start. The plugins have different names in containerd 1.x
+/// and 2.x; unknown names are ignored.
 const CONFIG: &str = r#"version = 2
 disabled_plugins = [
   "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
@@ -32,7 +33,7 @@ disabled_plugins = [
 ]
 "#;
 
-/// Starts containerd and imports the image. The process is PID 1's child and ends with it.
+/// Starts containerd and imports the image. containerd is a child of PID 1 of the run and ends with it.
 pub fn start(job: &Job, environment: &[(OsString, OsString)]) -> Result<()> {
     fs::create_dir_all(DIRECTORY)?;
     let config = Path::new(DIRECTORY).join("config.toml");
@@ -52,11 +53,12 @@ pub fn start(job: &Job, environment: &[(OsString, OsString)]) -> Result<()> {
         .stderr(log)
         .spawn()
         .with_context(|| format!("starting {}", job.containerd.join("containerd").display()))?;
-    wait_ready(&socket, &child).with_context(|| format!("containerd's log ends:\n{}", log_tail()))?;
+    wait_ready(&socket, &child)
+        .with_context(|| format!("the last lines of containerd's log:\n{}", log_tail()))?;
     import(job, environment)
 }
 
-/// Waits for READY=1, or for containerd's end.
+/// Waits for READY=1; fails if containerd exits first.
 fn wait_ready(socket: &UnixDatagram, child: &Child) -> Result<()> {
     let pid = Pid::from_raw(i32::try_from(child.id())?).context("pid 0")?;
     let process = pidfd_open(pid, PidfdFlags::empty())?;
@@ -70,7 +72,7 @@ fn wait_ready(socket: &UnixDatagram, child: &Child) -> Result<()> {
         ];
         ensure!(
             poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX))? > 0,
-            "containerd is not ready after {} s",
+            "containerd did not become ready within {} s",
             DEADLINE.as_secs()
         );
         if fds[0].any() == Some(true) {
@@ -80,7 +82,7 @@ fn wait_ready(socket: &UnixDatagram, child: &Child) -> Result<()> {
                 return Ok(());
             }
         } else {
-            bail!("containerd ended while it started");
+            bail!("containerd exited during its start");
         }
     }
 }
@@ -96,7 +98,7 @@ fn import(job: &Job, environment: &[(OsString, OsString)]) -> Result<()> {
         .context("starting ctr")?;
     ensure!(
         output.status.success(),
-        "importing the busybox image: {}{}",
+        "importing the busybox image failed: {}{}",
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
@@ -114,6 +116,6 @@ fn log_tail() -> String {
 pub fn keep_log(job: &Job) -> Result<()> {
     let directory = job.target.join("lab");
     fs::create_dir_all(&directory)?;
-    fs::copy(LOG, directory.join("containerd.log")).context("keeping containerd's log")?;
+    fs::copy(LOG, directory.join("containerd.log")).context("copying containerd's log")?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! First process of the private namespaces on this machine: the streams are the caller's own.
+//! The first process of the private namespaces on this machine. The command inherits the caller's standard streams.
 
 use std::fs::File;
 use std::path::Path;
@@ -9,9 +9,9 @@ use nix::sys::signal::{SigSet, Signal};
 use super::{command, containerd, environment, mounts};
 use crate::wire::Job;
 
-/// Runs the job in the file `fd`; gives the command's exit code.
+/// Runs the job that the inherited file `fd` holds; returns the command's exit code.
 pub fn main(fd: i32) -> Result<u8> {
-    // /proc is still the parent namespace's here, and names our own descriptors rightly through `self`.
+    // /proc still belongs to the parent PID namespace; /proc/self works in it.
     let file = File::open(Path::new("/proc/self/fd").join(fd.to_string())).context("opening the job")?;
     let job: Job = serde_json::from_reader(file).context("reading the job")?;
     mounts::direct()?;

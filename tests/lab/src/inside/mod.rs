@@ -1,5 +1,5 @@
-//! The lab's half where the command runs: sets the place up, starts containerd, imports the image, runs the command.
-//! The same in the VM and on this machine, but for the mounts and the streams.
+//! The driver's role where the command runs: mounts file systems, starts containerd, imports the image, runs the command. The
+//! VM and this machine differ in the mounts and the standard streams only.
 
 pub mod command;
 pub mod containerd;
@@ -11,10 +11,11 @@ use std::ffi::OsString;
 
 use crate::wire::Job;
 
-/// Where containerd listens: its default, as every directory of it is private here.
+/// containerd's address: the default, because its directories are private to the run.
 pub const ADDRESS: &str = "/run/containerd/containerd.sock";
 
 /// The environment of containerd and of the command: the caller's, with Nacre and the chosen containerd first in PATH.
+/// `place` is `vm` or `direct`.
 pub fn environment(job: &Job, place: &str) -> Vec<(OsString, OsString)> {
     let ours = [
         "PATH",

@@ -1,4 +1,4 @@
-//! Mounts and cgroups: what the VM has not got from its initramfs, and what containerd is to have for itself.
+//! Mounts and cgroup controllers: those that the VM's initramfs does not set up, and the directories that are private to a run.
 
 use std::fs;
 use std::path::Path;
@@ -8,12 +8,12 @@ use nix::mount::{MsFlags, mount};
 
 use crate::wire::{Job, TAG_TARGET};
 
-/// Directories that are private to a run, and in memory: overlayfs can't stack on the VM's own overlay.
+/// Directories that get a private tmpfs in a run on this machine.
 const PRIVATE: [&str; 3] = ["/run/containerd", "/run/nacre", "/var/lib/containerd"];
 
-/// All mounts of the VM.
+/// Mounts the VM's file systems. containerd's directories are on tmpfs because overlayfs cannot stack on the VM's overlay.
 pub fn vm(job: &Job) -> Result<()> {
-    // Mount propagation is as systemd makes it.
+    // Shared propagation, as under systemd.
     mount(
         None::<&str>,
         "/",
@@ -21,19 +21,19 @@ pub fn vm(job: &Job) -> Result<()> {
         MsFlags::MS_REC | MsFlags::MS_SHARED,
         None::<&str>,
     )?;
-    fresh("devpts", "/dev/pts", "gid=5,mode=620,ptmxmode=666")?;
-    fresh("tmpfs", "/dev/shm", "mode=1777")?;
-    fresh("mqueue", "/dev/mqueue", "")?;
-    fresh("tmpfs", "/run", "mode=755")?;
-    fresh("tmpfs", "/var/lib/containerd", "mode=711")?;
-    fresh("cgroup2", "/sys/fs/cgroup", "")?;
-    fresh("debugfs", "/sys/kernel/debug", "")?;
-    fresh_from(TAG_TARGET, "virtiofs", &job.target, "")?;
+    mount_new("devpts", "/dev/pts", "gid=5,mode=620,ptmxmode=666")?;
+    mount_new("tmpfs", "/dev/shm", "mode=1777")?;
+    mount_new("mqueue", "/dev/mqueue", "")?;
+    mount_new("tmpfs", "/run", "mode=755")?;
+    mount_new("tmpfs", "/var/lib/containerd", "mode=711")?;
+    mount_new("cgroup2", "/sys/fs/cgroup", "")?;
+    mount_new("debugfs", "/sys/kernel/debug", "")?;
+    mount_from(TAG_TARGET, "virtiofs", &job.target, "")?;
     modules(job)?;
     controllers()
 }
 
-/// The mounts of a private mount namespace on this machine.
+/// Mounts the private directories in the mount namespace of a run on this machine.
 pub fn direct() -> Result<()> {
     let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)?;
@@ -44,24 +44,24 @@ pub fn direct() -> Result<()> {
         MsFlags::MS_REC | MsFlags::MS_SHARED,
         None::<&str>,
     )?;
-    fresh("proc", "/proc", "")?;
+    mount_new("proc", "/proc", "")?;
     for directory in PRIVATE {
-        fresh("tmpfs", directory, "mode=711")?;
+        mount_new("tmpfs", directory, "mode=711")?;
     }
     Ok(())
 }
 
-fn fresh(kind: &str, target: &str, options: &str) -> Result<()> {
-    fresh_from(kind, kind, Path::new(target), options)
+fn mount_new(kind: &str, target: &str, options: &str) -> Result<()> {
+    mount_from(kind, kind, Path::new(target), options)
 }
 
-fn fresh_from(source: &str, kind: &str, target: &Path, options: &str) -> Result<()> {
-    fs::create_dir_all(target).with_context(|| format!("making {}", target.display()))?;
+fn mount_from(source: &str, kind: &str, target: &Path, options: &str) -> Result<()> {
+    fs::create_dir_all(target).with_context(|| format!("creating {}", target.display()))?;
     mount(Some(source), target, Some(kind), MsFlags::empty(), Some(options))
         .with_context(|| format!("mounting {kind} at {}", target.display()))
 }
 
-/// The kernel loads by itself what a command needs (tun, bridge, loop, …).
+/// Makes the kernel's modules available, so that it loads those that a command needs (tun, bridge, loop, …).
 fn modules(job: &Job) -> Result<()> {
     let Some(modules) = &job.modules else {
         return Ok(());
@@ -77,7 +77,7 @@ fn modules(job: &Job) -> Result<()> {
     .with_context(|| format!("binding {}", modules.display()))
 }
 
-/// Every controller for the children of the root.
+/// Enables every cgroup controller for the children of the root cgroup.
 fn controllers() -> Result<()> {
     let names = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")?;
     let enable: Vec<String> = names.split_whitespace().map(|name| format!("+{name}")).collect();

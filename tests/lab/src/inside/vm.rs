@@ -1,4 +1,4 @@
-//! The VM's first program: gets its job from the control port, beats so that the host sees it alive, copies streams.
+//! PID 1 of the VM: reads its job from the control port, sends heartbeats, runs the command and copies its streams.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -19,10 +19,10 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use super::{command, containerd, environment, mounts};
 use crate::wire::{self, Job, ToHost, ToInside};
 
-/// A beat every so often; the host's patience is a minute.
-const BEAT: Duration = Duration::from_secs(2);
+/// Interval of heartbeats; the host kills a VM that has sent none for a minute.
+const HEARTBEAT: Duration = Duration::from_secs(2);
 
-/// The way to the host, shared by the beating thread.
+/// The control port, shared with the heartbeat thread.
 #[derive(Clone)]
 struct Control(Arc<Mutex<File>>);
 
@@ -35,8 +35,7 @@ impl Control {
     }
 }
 
-/// Never returns: the host ends the VM. A PID 1 that returns would panic the kernel, which is right for one that can't
-/// even reach its control port.
+/// Never returns: the host ends the VM. Without a control port it exits, which panics the kernel and so ends QEMU.
 pub fn main() -> ! {
     let opened = port(wire::PORT_CONTROL).and_then(|write| Ok((write.try_clone()?, write)));
     let (read, write) = match opened {
@@ -47,12 +46,12 @@ pub fn main() -> ! {
         }
     };
     let control = Control(Arc::new(Mutex::new(write)));
-    control.send(&ToHost::Beat);
-    let beating = control.clone();
+    control.send(&ToHost::Heartbeat);
+    let heartbeats = control.clone();
     let (_never, stop) = channel::<()>();
     thread::spawn(move || {
-        while stop.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
-            beating.send(&ToHost::Beat);
+        while stop.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
+            heartbeats.send(&ToHost::Heartbeat);
         }
     });
     match run(BufReader::new(read), &control) {
@@ -65,8 +64,8 @@ pub fn main() -> ! {
 }
 
 fn run(mut from: BufReader<File>, control: &Control) -> Result<ToHost> {
-    let Some(ToInside::Job(job)) = wire::receive(&mut from).context("the job")? else {
-        bail!("the host sent no job")
+    let Some(ToInside::Job(job)) = wire::receive(&mut from).context("reading the job")? else {
+        bail!("the control port was closed before the job arrived")
     };
     mounts::vm(&job)?;
     run_quietly("/bin/busybox", &["ifconfig", "lo", "up"])?;
@@ -92,9 +91,9 @@ fn run_quietly(program: &str, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The virtio-serial port called `name`; there is no udev to make links by name.
+/// Opens the virtio-serial port `name`. No udev runs here that would create links by name.
 fn port(name: &str) -> Result<File> {
-    for entry in fs::read_dir("/sys/class/virtio-ports").context("virtio-serial ports")? {
+    for entry in fs::read_dir("/sys/class/virtio-ports").context("listing the virtio-serial ports")? {
         let entry = entry?;
         if fs::read_to_string(entry.path().join("name")).is_ok_and(|found| found.trim_end() == name) {
             let device = std::path::Path::new("/dev").join(entry.file_name());
@@ -105,7 +104,7 @@ fn port(name: &str) -> Result<File> {
                 .with_context(|| format!("opening {}", device.display()));
         }
     }
-    bail!("no port {name}")
+    bail!("there is no virtio-serial port {name}")
 }
 
 fn with_pipes(job: &Job, environment: &[(OsString, OsString)], control: &Control) -> Result<ToHost> {
@@ -164,14 +163,14 @@ fn with_terminal(
         .stderr(terminal);
     control.send(&ToHost::Started);
     let child = command.spawn().context("starting setsid")?;
-    // The command holds the terminal's other end; this one would keep it open.
+    // Close this process's copy of the terminal, so that it closes when the command exits.
     drop(command);
     pass_stdin(master.try_clone()?)?;
     let window = master.try_clone()?;
     thread::spawn(move || {
         while let Ok(Some(ToInside::Window(rows, columns))) = wire::receive(&mut from) {
             if let Err(error) = resize(&window, (rows, columns)) {
-                eprintln!("lab: the terminal's size: {error}");
+                eprintln!("lab: setting the terminal's size: {error}");
             }
         }
     });
@@ -200,7 +199,7 @@ fn resize(terminal: &OwnedFd, (ws_row, ws_col): (u16, u16)) -> std::io::Result<(
     )?)
 }
 
-/// Copies the caller's standard input to `to` in a thread, to its end; what a command no longer reads is thrown away.
+/// Copies the caller's standard input to `to` in a thread. After the command has closed it, the rest is read and discarded.
 fn pass_stdin(to: OwnedFd) -> Result<()> {
     let mut from = BufReader::new(port(wire::PORT_STDIN)?);
     thread::spawn(move || {
@@ -221,8 +220,8 @@ fn pass_stdin(to: OwnedFd) -> Result<()> {
 
 type Copying = thread::JoinHandle<Result<u64>>;
 
-/// Copies `from` to a port in a thread until its end, or, once the returned eventfd is written to, until nothing is left
-/// in it: a process in the background may hold it open for ever. The thread gives the number of bytes.
+/// Copies `from` to a port in a thread, until its end. Once the returned eventfd is written, the thread also stops when nothing
+/// is left to read: a background process may keep the stream open. The thread returns the number of bytes.
 fn copy(from: OwnedFd, port_name: &str) -> Result<(OwnedFd, Copying)> {
     let mut to = port(port_name)?;
     let done = eventfd(0, EventfdFlags::CLOEXEC)?;
@@ -247,7 +246,7 @@ fn copy(from: OwnedFd, port_name: &str) -> Result<(OwnedFd, Copying)> {
                     to.write_all(&buffer[..length])?;
                     total += length as u64;
                 }
-                // A terminal whose last user has gone.
+                // Nobody has the terminal open any more.
                 Err(error) if error.raw_os_error() == Some(nix::libc::EIO) => return Ok(total),
                 Err(error) => return Err(error.into()),
             }
