@@ -5,3 +5,4 @@ pub mod conformance;
 pub mod containerd;
 pub mod memory;
 pub mod parity;
+pub mod selection;

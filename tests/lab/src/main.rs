@@ -3,7 +3,7 @@
 //!
 //! The program has two roles. On this machine it decides where the command runs, starts the VM and copies the standard
 //! streams. Where the command runs (`--inside`: PID 1 of the VM, `--inside-direct`: first process of a private PID
-//! namespace) it starts containerd and the command. Standard output belongs to the command.
+//! namespace) it starts containerd and the command. Standard output belongs to the command: only `--where` prints to it.
 
 mod console;
 mod direct;
@@ -35,6 +35,12 @@ pub struct Arguments {
     /// Version of containerd: 1.6, 1.7 or 2.1 (the newest 2.x in Debian).
     #[arg(long, default_value = "1.6")]
     containerd: String,
+    /// Print where a command would run, `vm` or `direct`, and run nothing.
+    #[arg(long = "where")]
+    place: bool,
+    /// Name of this lab among several side by side: containerd's log is kept as target/lab/containerd-NAME.log.
+    #[arg(long)]
+    name: Option<String>,
     /// Print the VM's console on standard error.
     #[arg(short, long)]
     verbose: bool,
@@ -80,12 +86,16 @@ fn run(arguments: &Arguments) -> Result<u8> {
     if let Some(fd) = arguments.inside_direct {
         return inside::direct::main(fd);
     }
-    if arguments.command.is_empty() {
+    if arguments.command.is_empty() && !arguments.place {
         bail!("no command; usage: tests/lab/run [--containerd VERSION] -- COMMAND…");
     }
     let checkout = std::fs::canonicalize(&arguments.checkout)?;
     let choice = parts::choose(arguments, &checkout)?;
     eprintln!("lab: {}", choice.why);
+    if arguments.place {
+        println!("{}", if choice.direct { "direct" } else { "vm" });
+        return Ok(0);
+    }
     if choice.direct {
         direct::run(arguments, &checkout)
     } else {

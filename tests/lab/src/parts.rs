@@ -111,6 +111,8 @@ pub fn job(arguments: &Arguments, checkout: &Path) -> Result<Job> {
         checkout: checkout.to_owned(),
         target: target_directory(checkout),
         containerd,
+        containerd_version: arguments.containerd.clone(),
+        name: arguments.name.clone(),
         image,
         modules: None,
         terminal: None,

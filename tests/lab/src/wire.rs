@@ -34,6 +34,10 @@ pub struct Job {
     pub target: PathBuf,
     /// Directory of the programs containerd and ctr.
     pub containerd: PathBuf,
+    /// Version of containerd, as on the command line.
+    pub containerd_version: String,
+    /// Name of this lab among several side by side.
+    pub name: Option<String>,
     /// The busybox image, an OCI archive.
     pub image: PathBuf,
     /// `lib/modules` of the VM's kernel package; None on this machine.

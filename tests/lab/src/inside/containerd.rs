@@ -112,10 +112,14 @@ fn log_tail() -> String {
     lines[lines.len().saturating_sub(15)..].join("\n")
 }
 
-/// Keeps the log where it outlives the lab: `target/lab/containerd.log`.
+/// Copies the log to `target/lab/containerd.log` (`containerd-NAME.log` in a named lab), where it outlives the lab.
 pub fn keep_log(job: &Job) -> Result<()> {
     let directory = job.target.join("lab");
     fs::create_dir_all(&directory)?;
-    fs::copy(LOG, directory.join("containerd.log")).context("copying containerd's log")?;
+    let file = match &job.name {
+        Some(name) => format!("containerd-{name}.log"),
+        None => "containerd.log".to_owned(),
+    };
+    fs::copy(LOG, directory.join(file)).context("copying containerd's log")?;
     Ok(())
 }

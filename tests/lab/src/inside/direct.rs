@@ -14,7 +14,7 @@ pub fn main(fd: i32) -> Result<u8> {
     // /proc still belongs to the parent PID namespace; /proc/self works in it.
     let file = File::open(Path::new("/proc/self/fd").join(fd.to_string())).context("opening the job")?;
     let job: Job = serde_json::from_reader(file).context("reading the job")?;
-    mounts::direct()?;
+    mounts::direct(&job)?;
     let environment = environment(&job, "direct");
     containerd::start(&job, &environment)?;
     let mut keys = SigSet::empty();

@@ -23,6 +23,7 @@ pub fn environment(job: &Job, place: &str) -> Vec<(OsString, OsString)> {
         "CONTAINERD_NAMESPACE",
         "NOTIFY_SOCKET",
         "NACRE_LAB",
+        "NACRE_LAB_CONTAINERD",
     ];
     let get = |name: &str| {
         job.environment
@@ -47,5 +48,7 @@ pub fn environment(job: &Job, place: &str) -> Vec<(OsString, OsString)> {
     environment.push(("PATH".into(), path));
     environment.push(("CONTAINERD_ADDRESS".into(), ADDRESS.into()));
     environment.push(("NACRE_LAB".into(), place.into()));
+    let version = job.containerd_version.clone();
+    environment.push(("NACRE_LAB_CONTAINERD".into(), version.into()));
     environment
 }

@@ -1,6 +1,7 @@
 //! Mounts and cgroup controllers: those that the VM's initramfs does not set up, and the directories that are private to a run.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -29,12 +30,13 @@ pub fn vm(job: &Job) -> Result<()> {
     mount_new("cgroup2", "/sys/fs/cgroup", "")?;
     mount_new("debugfs", "/sys/kernel/debug", "")?;
     mount_from(TAG_TARGET, "virtiofs", &job.target, "")?;
+    private_configuration(job)?;
     modules(job)?;
     controllers()
 }
 
 /// Mounts the private directories in the mount namespace of a run on this machine.
-pub fn direct() -> Result<()> {
+pub fn direct(job: &Job) -> Result<()> {
     let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)?;
     mount(
@@ -47,6 +49,28 @@ pub fn direct() -> Result<()> {
     mount_new("proc", "/proc", "")?;
     for directory in PRIVATE {
         mount_new("tmpfs", directory, "mode=711")?;
+    }
+    private_configuration(job)
+}
+
+/// Gives this run its own copy of `target/nacre/etc`: a test that writes config.toml changes neither the installation nor
+/// the pods of a lab beside it.
+fn private_configuration(job: &Job) -> Result<()> {
+    let installation = job.target.join("nacre");
+    if !installation.is_dir() {
+        return Ok(());
+    }
+    let directory = installation.join("etc");
+    let file = directory.join("nacre/config.toml");
+    let configured = match fs::read(&file) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(error).with_context(|| format!("reading {}", file.display())),
+    };
+    mount_from("tmpfs", "tmpfs", &directory, "mode=755")?;
+    fs::create_dir(directory.join("nacre"))?;
+    if let Some(text) = configured {
+        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(())
 }

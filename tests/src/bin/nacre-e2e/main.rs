@@ -1,7 +1,7 @@
 //! End-to-end tests: real containerd, real guests. Run inside a host with working KVM by `tests/lab/run`, which
 //! sets CONTAINERD_ADDRESS and PATH. One test at a time, each with a check that it left nothing behind.
 //!
-//! `nacre-e2e [--core] [--list] [NAME…]`: all tests, the core ones, or those whose names contain a NAME.
+//! `nacre-e2e [--core] [--list] [NAME…]`: all tests, the core ones, or those named (by whole name, or by a part of it).
 
 mod bad_specs;
 mod calls;
@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use nacre_tests::containerd::ctr;
+use nacre_tests::selection::{Selection, command_for};
 
 /// A test: what it shows, and how.
 struct Test {
@@ -55,8 +56,8 @@ struct Arguments {
     /// Names the tests and runs none.
     #[arg(long)]
     list: bool,
-    /// Only tests whose names contain one of these.
-    names: Vec<String>,
+    #[command(flatten)]
+    selection: Selection,
 }
 
 fn tests() -> Vec<Test> {
@@ -79,12 +80,11 @@ fn tests() -> Vec<Test> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let all: Vec<&str> = tests().iter().map(|test| test.name).collect();
     let chosen: Vec<Test> = tests()
         .into_iter()
         .filter(|test| test.core || !arguments.core)
-        .filter(|test| {
-            arguments.names.is_empty() || arguments.names.iter().any(|name| test.name.contains(name))
-        })
+        .filter(|test| arguments.selection.selects(test.name, &all))
         .collect();
     if arguments.list {
         for test in &chosen {
@@ -92,7 +92,7 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    match run_all(&chosen) {
+    match run_all(&chosen, &arguments.selection) {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
@@ -102,12 +102,15 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs `tests` in order and prints a line each and the count; gives how many failed.
-fn run_all(tests: &[Test]) -> Result<usize> {
+/// Runs those of `tests` that no other run has taken, in order; prints a line each and the count. Returns how many failed.
+fn run_all(tests: &[Test], selection: &Selection) -> Result<usize> {
     println!("containerd: {}", setup::containerd_version()?);
     let started = Instant::now();
-    let mut failures = Vec::new();
+    let (mut passed, mut failures) = (0, Vec::new());
     for (index, test) in tests.iter().enumerate() {
+        if !selection.take(index)? {
+            continue;
+        }
         let at = Instant::now();
         let outcome = run_one(test);
         let took = at.elapsed();
@@ -119,20 +122,20 @@ fn run_all(tests: &[Test]) -> Result<usize> {
             test.name,
             took.as_secs_f64()
         );
-        if let Err(error) = outcome {
-            println!("        {}", format!("{error:#}").replace('\n', "\n        "));
-            failures.push(test.name);
+        match outcome {
+            Ok(()) => passed += 1,
+            Err(error) => {
+                println!("        {}", format!("{error:#}").replace('\n', "\n        "));
+                println!("        alone: {}", command_for(test.name));
+                failures.push(test.name);
+            }
         }
     }
     println!("end-to-end tests took {:.0} s", started.elapsed().as_secs_f64());
     for name in &failures {
         println!("failed: {name}");
     }
-    println!(
-        "{} passed, {} failed",
-        tests.len() - failures.len(),
-        failures.len()
-    );
+    println!("{passed} passed, {} failed", failures.len());
     Ok(failures.len())
 }
 

@@ -106,7 +106,7 @@ fn slow_reader() -> Result<()> {
         "type=bind,src={},dst=/data,options=rbind:rw",
         directory.path().display()
     );
-    let script = "echo ready; i=0; while [ $i -lt 1024 ]; do head -c 65536 /dev/zero; i=$((i+1)); echo $i > /data/count; done";
+    let script = "echo ready; i=0; while [ $i -lt 256 ]; do head -c 65536 /dev/zero; i=$((i+1)); echo $i > /data/count; done";
     let run = Run {
         flags: &["--mount", &mount],
         command: &["sh", "-c", script],
@@ -125,7 +125,7 @@ fn slow_reader() -> Result<()> {
     let output = running.finish()?;
     ensure!(output.code == Some(0), "{:?}: {}", output.code, output.stderr);
     ensure!(
-        output.stdout.len() == 1024 * 65536,
+        output.stdout.len() == 256 * 65536,
         "{} bytes arrived",
         output.stdout.len()
     );

@@ -4,9 +4,11 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
+use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use nacre_tests::containerd::{Runtime, ctr};
 use nacre_tests::parity::{Behaviour, Verdict, behaviours, compare, groups, run_group};
+use nacre_tests::selection::{Selection, command_for};
 
 /// Compares Nacre with runc, behaviour by behaviour, under the containerd at CONTAINERD_ADDRESS.
 #[derive(Parser)]
@@ -17,8 +19,8 @@ struct Arguments {
     /// Runs one side alone and shows what is seen.
     #[arg(long)]
     only: Option<Side>,
-    /// Only behaviours whose names contain one of these.
-    names: Vec<String>,
+    #[command(flatten)]
+    selection: Selection,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -29,11 +31,10 @@ enum Side {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let all: Vec<&str> = behaviours().iter().map(|behaviour| behaviour.name).collect();
     let chosen: Vec<&'static Behaviour> = behaviours()
         .into_iter()
-        .filter(|behaviour| {
-            arguments.names.is_empty() || arguments.names.iter().any(|name| behaviour.name.contains(name))
-        })
+        .filter(|behaviour| arguments.selection.selects(behaviour.name, &all))
         .collect();
     if arguments.list {
         for behaviour in &chosen {
@@ -42,46 +43,65 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let failed = match arguments.only {
-        Some(Side::Nacre) => show(&chosen, Runtime::Nacre),
-        Some(Side::Runc) => show(&chosen, Runtime::Runc),
-        None => both(&chosen),
+        Some(Side::Nacre) => Ok(show(&chosen, Runtime::Nacre)),
+        Some(Side::Runc) => Ok(show(&chosen, Runtime::Runc)),
+        None => both(&chosen, &arguments.selection),
     };
     ctr::remove_leftovers();
-    if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    match failed {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("nacre-parity: {error:#}");
+            ExitCode::from(2)
+        }
     }
 }
 
-/// Both sides, a group at a time; gives the number of failures.
-fn both(chosen: &[&'static Behaviour]) -> usize {
+/// Both sides, a group at a time, of the groups that no other run has taken. Returns the number of failures.
+fn both(chosen: &[&'static Behaviour], selection: &Selection) -> Result<usize> {
     let started = Instant::now();
     let (mut equal, mut listed, mut different) = (0, 0, Vec::new());
-    for group in groups(chosen) {
+    for (number, group) in groups(chosen).into_iter().enumerate() {
+        if !selection.take(number)? {
+            continue;
+        }
+        let at = Instant::now();
         let runc = run_group(&group, Runtime::Runc);
         let nacre = run_group(&group, Runtime::Nacre);
+        let seconds = at.elapsed().as_secs_f64();
+        let took = match group.len() {
+            1 => format!(" ({seconds:.1} s)"),
+            _ => String::new(),
+        };
         for (behaviour, (runc, nacre)) in group.iter().zip(runc.iter().zip(&nacre)) {
             match compare(behaviour, runc, nacre) {
                 Verdict::Equal => {
                     equal += 1;
-                    println!("equal      {}", behaviour.name);
+                    println!("equal      {}{took}", behaviour.name);
                 }
                 Verdict::AsListed(because) => {
                     listed += 1;
-                    println!("as listed  {} ({because})", behaviour.name);
+                    println!("as listed  {} ({because}){took}", behaviour.name);
                 }
                 Verdict::Different(how) => {
-                    println!("DIFFERENT  {}", behaviour.name);
+                    println!("DIFFERENT  {}{took}", behaviour.name);
                     println!("    {}", how.trim_end().replace('\n', "\n    "));
+                    println!("    alone: {}", command_for(behaviour.name));
                     different.push(behaviour.name);
                 }
             }
         }
+        if group.len() > 1 {
+            println!(
+                "           {} behaviours in a shared container ({seconds:.1} s)",
+                group.len()
+            );
+        }
     }
     println!(
         "{} behaviours under runc and nacre in {:.0} s: {equal} equal, {listed} different as listed, {} DIFFERENT",
-        chosen.len(),
+        equal + listed + different.len(),
         started.elapsed().as_secs_f64(),
         different.len()
     );
@@ -89,7 +109,7 @@ fn both(chosen: &[&'static Behaviour]) -> usize {
         println!("failed: {name}");
     }
     println!("{} passed, {} failed", equal + listed, different.len());
-    different.len()
+    Ok(different.len())
 }
 
 /// One side, as it is.
