@@ -6,6 +6,7 @@
 #   make test      setup and build, then the unit, end-to-end and parity tests; the last line is their count
 #   make test-all  make test, then the tests of the lab and of other versions of containerd
 #   make bench     measures nacre beside runc; writes target/bench/results.json and index.html
+#                  OTHER=PREFIX also measures the build that is installed at PREFIX
 #   make clean     removes what was built; the caches in ~/.cache/nacre stay
 #
 # QUICK=1 builds the host's programs unoptimised and the agent without link-time optimisation, for work on the code.
@@ -79,8 +80,8 @@ test-all: setup
 
 bench: setup
 	@$(MAKE) --no-print-directory install
-	@cargo build --quiet --package nacre-tests --bin nacre-bench
-	@tests/lab/run -- $(TARGET)/debug/nacre-bench --output $(TARGET)/bench
+	@cargo build --quiet --package nacre-tests
+	@tests/lab/run -- $(TARGET)/debug/nacre-bench --output $(TARGET)/bench $(if $(OTHER),--other $(abspath $(OTHER)))
 
 clean:
 	@cargo clean

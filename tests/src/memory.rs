@@ -1,25 +1,25 @@
-//! What a process of Nacre's has in memory for itself.
+//! Private memory of a shim or a VMM, from /proc/PID/smaps. Used by the end-to-end tests and the benchmark.
 
 use std::fs;
 
 use anyhow::{Context as _, Result};
 
-/// A mapping at least this large is guest memory: no other of a VMM comes near, and no guest has less.
+/// A mapping of at least this size is guest memory: all others of a VMM are far smaller, and no guest has less. KiB.
 const GUEST_KIB: u64 = 64 * 1024;
 
-/// A process's memory.
+/// Memory of a process.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// KiB of `Private_Dirty` over all mappings that are no guest memory.
+    /// Sum of `Private_Dirty` over all mappings that are not guest memory, KiB.
     pub own_kib: u64,
-    /// How many mappings are guest memory.
+    /// Number of mappings that are guest memory.
     pub guests: u64,
 }
 
 /// The memory of process `pid`.
 ///
 /// # Errors
-/// Where there is no such process.
+/// If there is no such process.
 pub fn of(pid: u64) -> Result<Memory> {
     let smaps =
         fs::read_to_string(format!("/proc/{pid}/smaps")).with_context(|| format!("smaps of {pid}"))?;
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn guest_memory_does_not_count() {
+    fn guest_memory_is_not_counted() {
         let mapping = |size: u64, dirty: u64| {
             format!(
                 "7f00-7f01 rw-p 00000000 00:00 0 \nSize: {size:10} kB\nRss: 1 kB\nPrivate_Dirty: {dirty:6} kB\n"

@@ -1,9 +1,9 @@
-//! The page with plots: bars in SVG, written by hand, readable without a network. Pure.
+//! The page with plots: bars in SVG and a table, in one HTML file that needs no network. Pure.
 
 use std::fmt::Write as _;
 
-use crate::pairs::Pairs;
 use crate::results::{Results, number};
+use crate::rounds::Rounds;
 use crate::start::Starts;
 use crate::statistics::{median, percentile};
 
@@ -13,7 +13,7 @@ const ROW: f64 = 24.0;
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:900px;margin:2em auto;padding:0 1em;color:#222}\
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}svg{width:100%;height:auto}text{font:13px system-ui,sans-serif}\
-.n{fill:#2a78a8}.p{fill:#c9a24a}.t{fill:#777}table{border-collapse:collapse}td,th{padding:.15em .8em;text-align:left;\
+.n{fill:#2a78a8}.p{fill:#c9a24a}.f{fill:#a0a0a0}.o{fill:#6a9a5a}.t{fill:#777}table{border-collapse:collapse}td,th{padding:.15em .8em;text-align:left;\
 border-bottom:1px solid #ddd}td.r{text-align:right;font-variant-numeric:tabular-nums}";
 
 /// A bar from `from` to `to`, in the plot's unit.
@@ -26,36 +26,38 @@ struct Bar {
 }
 
 /// The whole page.
-pub fn html(results: &Results, pairs: &[Pairs], starts: &Starts) -> String {
+pub fn html(results: &Results, measured: &[Rounds], starts: &Starts) -> String {
     let mut out = format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>Nacre beside runc</title><style>{STYLE}</style>\n\
          <h1>Nacre beside runc</h1>\n"
     );
-    for measured in pairs {
-        let ratios = measured.ratios();
+    for rounds in measured {
+        let ratios = rounds.ratios();
         section(
             &mut out,
-            measured.command,
+            rounds.command,
             &format!(
-                "Median of {} alternating pairs. Median of the pairs' ratios: {:.2} (p10 to p90: {:.2} to {:.2}). \
-                 Times under emulation mean something only as ratios.",
-                measured.times.len(),
+                "Medians of {} rounds in which the runtimes take turns. Median of the rounds' ratios of nacre to runc: {:.2} \
+                 (p10 to p90: {:.2} to {:.2}). The floor is a shim that does nothing: what ctr and containerd take \
+                 themselves. Above the floor the ratio is {:.2}. Times under emulation mean something only as ratios.",
+                rounds.rounds.len(),
                 median(&ratios),
                 percentile(&ratios, 10.0),
-                percentile(&ratios, 90.0)
+                percentile(&ratios, 90.0),
+                rounds.ratio_above_floor()
             ),
-            &medians(measured),
+            &medians(rounds),
         );
         section(
             &mut out,
-            &format!("{}: ratio of each pair", measured.command),
-            "Nacre's time to runc's.",
-            &each_pair(&ratios),
+            &format!("{}: ratio of each round", rounds.command),
+            "Nacre's time divided by runc's.",
+            &each_round(&ratios),
         );
     }
     section(
         &mut out,
-        "Where a start goes",
+        "Steps of a start",
         "Medians, milliseconds since containerd executed the shim.",
         &steps(starts),
     );
@@ -70,9 +72,9 @@ pub fn html(results: &Results, pairs: &[Pairs], starts: &Starts) -> String {
     out
 }
 
-fn medians(pairs: &Pairs) -> Vec<Bar> {
-    let bar = |label: &str, class, times: Vec<f64>| {
-        let to = median(&times);
+fn medians(rounds: &Rounds) -> Vec<Bar> {
+    let bar = |label: &str, class, seconds: Vec<f64>| {
+        let to = median(&seconds) * 1e3;
         Bar {
             label: label.to_owned(),
             from: 0.0,
@@ -81,19 +83,18 @@ fn medians(pairs: &Pairs) -> Vec<Bar> {
             text: format!("{to:.0} ms"),
         }
     };
-    vec![
-        bar(
-            "nacre",
-            "n",
-            pairs.times.iter().map(|pair| pair.0 * 1e3).collect(),
-        ),
-        bar("runc", "p", pairs.times.iter().map(|pair| pair.1 * 1e3).collect()),
-    ]
+    let mut bars = vec![
+        bar("nacre", "n", rounds.each(|round| round.nacre)),
+        bar("runc", "p", rounds.each(|round| round.runc)),
+        bar("floor", "f", rounds.each(|round| round.floor)),
+    ];
+    bars.extend(rounds.other().map(|seconds| bar("other build", "o", seconds)));
+    bars
 }
 
-fn each_pair(ratios: &[f64]) -> Vec<Bar> {
+fn each_round(ratios: &[f64]) -> Vec<Bar> {
     let bar = |(index, ratio): (usize, &f64)| Bar {
-        label: format!("pair {}", index + 1),
+        label: format!("round {}", index + 1),
         from: 0.0,
         to: *ratio,
         class: "n",
@@ -110,7 +111,7 @@ fn steps(starts: &Starts) -> Vec<Bar> {
         class: "n",
         text: format!("{took:.1} ms"),
     };
-    starts.steps().into_iter().map(bar).collect()
+    starts.nacre.steps().into_iter().map(bar).collect()
 }
 
 fn exits(starts: &Starts) -> Vec<Bar> {
@@ -121,7 +122,7 @@ fn exits(starts: &Starts) -> Vec<Bar> {
         class: "n",
         text: number(count),
     };
-    starts.exits().into_iter().map(bar).collect()
+    starts.nacre.exits().into_iter().map(bar).collect()
 }
 
 fn section(out: &mut String, title: &str, words: &str, bars: &[Bar]) {
@@ -158,19 +159,22 @@ fn plot(out: &mut String, bars: &[Bar]) {
 }
 
 fn table(out: &mut String, results: &Results) {
-    out.push_str("<h2>All numbers</h2>\n<table><tr><th>what<th>nacre<th>peer<th>ratio<th>\n");
+    out.push_str(
+        "<h2>All numbers</h2>\n<table><tr><th>row<th>nacre<th>peer<th>ratio<th>other build<th>ratio<th>\n",
+    );
     for measure in &results.0 {
-        let peer = measure.peer.map(number).unwrap_or_default();
-        let ratio = measure
-            .ratio
-            .map(|ratio| format!("{ratio:.2}"))
-            .unwrap_or_default();
+        let figure = |figure: Option<f64>| figure.map(number).unwrap_or_default();
+        let ratio = |ratio: Option<f64>| ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
         let _ = writeln!(
             out,
-            "<tr><td>{}<td class=\"r\">{} {}<td class=\"r\">{peer}<td class=\"r\">{ratio}<td>{}",
+            "<tr><td>{}<td class=\"r\">{} {}<td class=\"r\">{}<td class=\"r\">{}<td class=\"r\">{}<td class=\"r\">{}<td>{}",
             escape(&measure.name),
             number(measure.nacre),
             measure.unit,
+            figure(measure.peer),
+            ratio(measure.ratio),
+            figure(measure.other),
+            ratio(measure.other_ratio),
             escape(&measure.note)
         );
     }

@@ -1,39 +1,85 @@
-//! The start of a pod step by step, from the timeline that its shim keeps, and the VM exits of its boot.
+//! The steps of a pod's start, from the timeline that its shim keeps, and the VM exits of its boot.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_protocol::state::Timeline;
-use nacre_tests::containerd::Runtime;
 
 use crate::containers::{Running, id, nacre};
 use crate::results::{Measure, Results};
 use crate::statistics::median;
+use crate::subjects::{Build, Subjects};
 
-/// Timelines of several starts.
-pub struct Starts(Vec<Timeline>);
+/// Timelines of several starts of each build.
+pub struct Starts {
+    /// The installed build.
+    pub nacre: Timelines,
+    /// The other build.
+    other: Option<Timelines>,
+}
 
-/// Starts `count` pods one after the other and reads their timelines.
-pub fn measure(count: usize) -> Result<Starts> {
-    let mut timelines = Vec::with_capacity(count);
+/// Timelines of several starts of one build.
+pub struct Timelines(Vec<Timeline>);
+
+/// Starts `count` pods of each build, one after the other and in turns, and reads their timelines.
+pub fn measure(subjects: &Subjects, count: usize) -> Result<Starts> {
+    let mut timelines: Vec<Timelines> = subjects.builds().map(|_| Timelines(Vec::new())).collect();
     for number in 1..=count {
-        let running = Running::start(Runtime::Nacre, &id("start", number), "echo up; exec sleep 1000")?;
-        let shown = nacre(&["inspect", running.id()])?;
-        running.end()?;
-        let timeline: Timeline = serde_json::from_value(shown["timeline"].clone())
-            .context("the timeline that nacre inspect gives")?;
-        ensure!(
-            !timeline.steps.is_empty(),
-            "the timeline of a running pod is empty"
-        );
-        eprintln!("start {number} of {count}: {} steps", timeline.steps.len());
-        timelines.push(timeline);
+        for (build, timelines) in subjects.builds().zip(&mut timelines) {
+            let timeline = start(build, number)?;
+            eprintln!("start {number} of {count}: {} steps", timeline.steps.len());
+            timelines.0.push(timeline);
+        }
     }
-    Ok(Starts(timelines))
+    let mut timelines = timelines.into_iter();
+    Ok(Starts {
+        nacre: timelines.next().context("no build")?,
+        other: timelines.next(),
+    })
+}
+
+fn start(build: &Build, number: usize) -> Result<Timeline> {
+    let id = id(&format!("{}-start", build.subject.name), number);
+    let running = Running::start(&build.subject, &id, "echo up; exec sleep 1000")?;
+    let shown = nacre(build, &["inspect", running.id()])?;
+    running.end()?;
+    let timeline: Timeline =
+        serde_json::from_value(shown["timeline"].clone()).context("parsing the timeline of nacre inspect")?;
+    ensure!(
+        !timeline.steps.is_empty(),
+        "the timeline of a running pod has no steps"
+    );
+    Ok(timeline)
 }
 
 impl Starts {
-    /// Each step's name with the medians of when it was done and of how long it took, milliseconds.
+    /// Adds the boot, the steps and the exits.
+    ///
+    /// # Errors
+    /// If a timeline lacks the steps between which the boot is measured.
+    pub fn report(&self, results: &mut Results) -> Result<()> {
+        let note =
+            "the guest's first instruction to its agent's first answer; wanted: at most 1000 under emulation";
+        let other = self.other.as_ref().map(Timelines::boot).transpose()?;
+        results.add(Measure::alone("boot", "ms", self.nacre.boot()?, note).beside(other));
+        let others = self.other.as_ref().map(Timelines::steps).unwrap_or_default();
+        for (name, done, took) in self.nacre.steps() {
+            let note = format!("done {done:.1} ms after containerd executed the shim");
+            let other = others.iter().find(|other| other.0 == name).map(|other| other.2);
+            results.add(Measure::alone(format!("step: {name}"), "ms", took, note).beside(other));
+        }
+        let others = self.other.as_ref().map(Timelines::exits).unwrap_or_default();
+        for (kind, count) in self.nacre.exits() {
+            let other = others.iter().find(|other| other.0 == kind).map(|other| other.1);
+            let note = "VM exits until the agent is ready";
+            results.add(Measure::alone(format!("exits: {kind}"), "", count, note).beside(other));
+        }
+        Ok(())
+    }
+}
+
+impl Timelines {
+    /// Each step's name, with the medians of the time at which it was done and of its duration, in milliseconds.
     pub fn steps(&self) -> Vec<(String, f64, f64)> {
         let Some(first) = self.0.first() else {
             return Vec::new();
@@ -52,7 +98,7 @@ impl Starts {
             .collect()
     }
 
-    /// Medians of the exits during boot by kind, most first.
+    /// Medians of the VM exits during boot by kind, most frequent first.
     pub fn exits(&self) -> Vec<(String, f64)> {
         let mut counts: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         for (kind, count) in self.0.iter().flat_map(|timeline| &timeline.boot_exits) {
@@ -66,7 +112,7 @@ impl Starts {
         medians
     }
 
-    /// Milliseconds between two steps that the shim records: the guest's first instruction, its agent's first answer.
+    /// Median of the milliseconds between the guest's first instruction and its agent's first answer.
     fn boot(&self) -> Result<f64> {
         let done = |timeline: &Timeline, name: &str| -> Result<f64> {
             let found = timeline.steps.iter().find(|step| step.name == name);
@@ -81,34 +127,6 @@ impl Starts {
             .map(|timeline| Ok(done(timeline, "agent ready")? - done(timeline, "guest starts")?))
             .collect();
         Ok(median(&boots?))
-    }
-
-    /// Adds the boot, the steps and the exits.
-    ///
-    /// # Errors
-    /// Where a timeline lacks the steps that bound the boot.
-    pub fn report(&self, results: &mut Results) -> Result<()> {
-        let note =
-            "the guest's first instruction to its agent's first answer; wanted: at most 1000 under emulation";
-        results.add(Measure::alone(
-            "kernel entry to agent ready",
-            "ms",
-            self.boot()?,
-            note,
-        ));
-        for (name, done, took) in self.steps() {
-            let note = format!("done {done:.1} ms after containerd executed the shim");
-            results.add(Measure::alone(format!("start: {name}"), "ms", took, note));
-        }
-        for (kind, count) in self.exits() {
-            results.add(Measure::alone(
-                format!("VM exits during boot: {kind}"),
-                "",
-                count,
-                "",
-            ));
-        }
-        Ok(())
     }
 }
 
@@ -141,7 +159,7 @@ mod tests {
             boot_exits: [("io".to_owned(), exits), ("msr".to_owned(), 2)].into(),
             guest_kernel: None,
         };
-        let starts = Starts(vec![timeline(5000, 10), timeline(9000, 30), timeline(7000, 20)]);
+        let starts = Timelines(vec![timeline(5000, 10), timeline(9000, 30), timeline(7000, 20)]);
         assert_eq!(starts.steps()[1], ("boot".to_owned(), 7.0, 6.0));
         assert_eq!(starts.exits(), [("io".to_owned(), 20.0), ("msr".to_owned(), 2.0)]);
     }

@@ -1,6 +1,6 @@
 //! Medians and percentiles. Pure.
 
-/// The value below which `percent` of `values` lie, between neighbours in proportion; 0 of none.
+/// The `percent`th percentile of `values`, interpolated linearly between neighbours; 0 if there are none.
 pub fn percentile(values: &[f64], percent: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -13,7 +13,7 @@ pub fn percentile(values: &[f64], percent: f64) -> f64 {
     sorted[below] + (sorted[above] - sorted[below]) * (rank - below as f64)
 }
 
-/// The middle of `values`.
+/// The 50th percentile of `values`.
 pub fn median(values: &[f64]) -> f64 {
     percentile(values, 50.0)
 }
