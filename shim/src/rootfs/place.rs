@@ -58,12 +58,18 @@ fn put(placement: &Placement) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]
     fn nothing_is_moved_into_the_hosts_own_namespace() {
         if !rustix::process::getuid().is_root() {
-            println!("skipped: not root");
+            // Not println!, which the test harness hides if a test passes.
+            let _ = writeln!(
+                std::io::stderr(),
+                "skipped: entering a mount namespace needs root"
+            );
             return;
         }
         let target = format!("nacre-test-{}", std::process::id());

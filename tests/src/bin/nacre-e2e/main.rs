@@ -11,6 +11,7 @@ mod faults;
 mod files;
 mod leaks;
 mod operator;
+mod pods;
 mod runs;
 mod setup;
 mod streams;
@@ -68,6 +69,7 @@ fn tests() -> Vec<Test> {
         execs::TESTS,
         events::TESTS,
         calls::TESTS,
+        pods::TESTS,
         bad_specs::TESTS,
         faults::TESTS,
         operator::TESTS,
