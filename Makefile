@@ -15,6 +15,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := install
 
+# Empty if the active Rust is the one to use: scripts/toolchain has the rules.
+TOOLCHAIN := $(shell scripts/toolchain)
+ifneq ($(TOOLCHAIN),)
+export RUSTUP_TOOLCHAIN := $(TOOLCHAIN)
+endif
+
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 PREFIX := $(TARGET)/nacre
 CACHE := $(or $(NACRE_CACHE),$(HOME)/.cache/nacre)

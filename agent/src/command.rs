@@ -1,6 +1,6 @@
-//! How a process's command is found and executed: by runc's rules, with runc's words where it fails. Called in the
-//! process that becomes the command, inside the container's root, as its user; never before that, so that no path of
-//! the container means anything outside.
+//! Finds a process's command and executes it, by runc's rules and with runc's error texts. Called in the
+//! process that becomes the command, inside the container's root and as its user; never earlier, so that a
+//! path of the container is never resolved outside of it.
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
@@ -19,10 +19,10 @@ use crate::signal;
 
 /// Device number of /dev/null (Documentation/admin-guide/devices.txt).
 const NULL: (u32, u32) = (1, 3);
-/// Most of /etc/passwd that is read, bytes.
+/// Most bytes of /etc/passwd that are read.
 const MAX_PASSWD: u64 = 1 << 20;
 
-/// All that execve takes.
+/// The arguments of execve(2).
 #[derive(Clone)]
 pub struct Command {
     path: CString,
@@ -31,10 +31,11 @@ pub struct Command {
 }
 
 impl Command {
-    /// Finds the command of `process`; `find_home`: its HOME is a placeholder for what the container's /etc/passwd says.
+    /// Finds the command of `process` in the container. If `find_home` is set, HOME in the process object is
+    /// a placeholder, and the user's home directory in the container's /etc/passwd replaces it.
     ///
     /// # Errors
-    /// What runc says where it can't be executed.
+    /// runc's text for a command that is missing or can't be executed.
     pub fn find(process: &Process, find_home: bool) -> Result<Self, String> {
         let arguments = process.args().clone().unwrap_or_default();
         let mut environment = process.env().clone().unwrap_or_default();
@@ -46,8 +47,7 @@ impl Command {
         let name = arguments.first().map(String::as_str).unwrap_or_default();
         let failed = |reason: String| format!("exec: {name:?}: {reason}");
         let path = find(name, &environment).map_err(failed)?;
-        // Rust's own start-up ignores it, and what is ignored stays so in the command.
-        signal::reset_pipe().map_err(|error| failed(error.to_string()))?;
+        signal::restore_default_sigpipe().map_err(|error| failed(error.to_string()))?;
         let string = |bytes: &[u8]| CString::new(bytes).map_err(|error| failed(error.to_string()));
         let strings = |strings: &[String]| -> Result<Vec<CString>, String> {
             strings.iter().map(|text| string(text.as_bytes())).collect()
@@ -59,21 +59,21 @@ impl Command {
         })
     }
 
-    /// Where it is in the container.
+    /// The path of the executable in the container.
     pub fn path(&self) -> &Path {
         Path::new(OsStr::from_bytes(self.path.as_bytes()))
     }
 
-    /// Becomes the command: nothing but execve is left to be done.
+    /// Calls execve(2), and nothing else: a seccomp filter may already be loaded. Returns only its error.
     pub fn execute(&self) -> Result<Infallible, Errno> {
         execve(&self.path, &self.arguments, &self.environment)
     }
 }
 
-/// Puts the container's /dev/null in the place of the guest's, for reading and writing, where that is a standard
-/// stream. What the container has at that path counts only if it is that device.
+/// Replaces each standard stream that is the guest's /dev/null by the container's, opened for reading and
+/// writing. Does nothing if the container's /dev/null is not the null device.
 pub fn reopen_null() -> std::io::Result<()> {
-    let Some(null) = open_own("/dev/null", OFlags::RDWR).filter(is_null) else {
+    let Some(null) = open_in_container("/dev/null", OFlags::RDWR).filter(is_null) else {
         return Ok(());
     };
     if is_null(&std::io::stdin()) {
@@ -95,41 +95,42 @@ fn is_null(file: &impl AsFd) -> bool {
     })
 }
 
-/// Opens a file of the container's: never one that only a link of /proc leads to, which may be outside, and never
-/// waiting for whoever is at its other end.
-pub fn open_own(path: &str, access: OFlags) -> Option<File> {
+/// Opens a file in the container's root. Magic links in /proc are not followed, because they may lead outside
+/// of the container (RESOLVE_NO_MAGICLINKS), and opening a FIFO does not block (O_NONBLOCK).
+pub fn open_in_container(path: &str, access: OFlags) -> Option<File> {
     let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
         .ok()
         .map(File::from)
 }
 
-/// The home directory of `uid` in the container.
+/// The home directory of `uid` in the container's /etc/passwd; `/` if the file has no entry for it.
 fn home_of(uid: u32) -> String {
-    plain_file("/etc/passwd")
-        .and_then(|passwd| home(passwd, uid))
+    open_regular_file("/etc/passwd")
+        .and_then(|passwd| home_in(passwd, uid))
         .unwrap_or_else(|| "/".to_owned())
 }
 
-/// The beginning of a file of the container's; None where it is none, such as a FIFO that nobody ever writes to.
-fn plain_file(path: &str) -> Option<impl std::io::BufRead> {
-    let file = open_own(path, OFlags::RDONLY)?;
+/// The first [`MAX_PASSWD`] bytes of a regular file; None for anything else, such as a FIFO without a writer.
+fn open_regular_file(path: &str) -> Option<impl std::io::BufRead> {
+    let file = open_in_container(path, OFlags::RDONLY)?;
     let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
     is_file.then(|| BufReader::new(file.take(MAX_PASSWD)))
 }
 
-/// The home directory of `uid`, in the format of passwd(5).
-fn home(passwd: impl std::io::BufRead, uid: u32) -> Option<String> {
+/// The home directory of `uid` in a file in the format of passwd(5).
+fn home_in(passwd: impl std::io::BufRead, uid: u32) -> Option<String> {
     passwd.lines().map_while(Result::ok).find_map(|line| {
         let mut fields = line.split(':').skip(2);
         (fields.next()?.parse() == Ok(uid)).then(|| fields.nth(2).map(str::to_owned))?
     })
 }
 
-/// Where `name` is executed from. The error is the end of a sentence.
+/// The path that `name` is executed from: `name` itself if it has a slash, else the first match in PATH. The
+/// error is runc's text after `exec: "name": `.
 fn find(name: &str, environment: &[String]) -> Result<PathBuf, String> {
     if name.contains('/') {
-        return match executable(Path::new(name)) {
+        return match check_executable(Path::new(name)) {
             Ok(()) => Ok(PathBuf::from(name)),
             Err(Errno::EACCES) => Err("permission denied".to_owned()),
             Err(Errno::EISDIR) => Err("is a directory".to_owned()),
@@ -144,11 +145,11 @@ fn find(name: &str, environment: &[String]) -> Result<PathBuf, String> {
     path.split(':')
         .filter(|_| !path.is_empty())
         .map(|directory| Path::new(if directory.is_empty() { "." } else { directory }).join(name))
-        .find(|candidate| executable(candidate).is_ok())
+        .find(|candidate| check_executable(candidate).is_ok())
         .ok_or_else(|| "executable file not found in $PATH".to_owned())
 }
 
-fn executable(path: &Path) -> Result<(), Errno> {
+fn check_executable(path: &Path) -> Result<(), Errno> {
     let raw = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or_default());
     if std::fs::metadata(path).map_err(raw)?.is_dir() {
         return Err(Errno::EISDIR);
@@ -162,29 +163,29 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
-    fn home_directories() {
+    fn home_is_read_from_passwd() {
         let passwd = "root:x:0:0:root:/root:/bin/sh\nbad line\nu:x:1000:1000::/home/u:/bin/sh\n";
-        assert_eq!(home(passwd.as_bytes(), 0).as_deref(), Some("/root"));
-        assert_eq!(home(passwd.as_bytes(), 1000).as_deref(), Some("/home/u"));
-        assert_eq!(home(passwd.as_bytes(), 7), None);
+        assert_eq!(home_in(passwd.as_bytes(), 0).as_deref(), Some("/root"));
+        assert_eq!(home_in(passwd.as_bytes(), 1000).as_deref(), Some("/home/u"));
+        assert_eq!(home_in(passwd.as_bytes(), 7), None);
     }
 
     #[test]
-    fn only_a_plain_file_is_read() {
+    fn only_a_regular_file_is_read() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
         nix::unistd::mkfifo(path("fifo").as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
         std::fs::write(path("file"), "u:x:7:7::/home/u:\n").unwrap();
-        assert!(plain_file(&path("fifo")).is_none());
-        assert!(plain_file(&path("missing")).is_none());
+        assert!(open_regular_file(&path("fifo")).is_none());
+        assert!(open_regular_file(&path("missing")).is_none());
         assert_eq!(
-            home(plain_file(&path("file")).unwrap(), 7).as_deref(),
+            home_in(open_regular_file(&path("file")).unwrap(), 7).as_deref(),
             Some("/home/u")
         );
     }
 
     #[test]
-    fn finds_as_a_shell_does() {
+    fn a_command_is_found_by_path_or_refused_with_runcs_text() {
         let directory = tempfile::tempdir().unwrap();
         let file = |name: &str, mode: u32| {
             let path = directory.path().join(name);
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_path_nothing_is_found() {
+    fn an_empty_path_variable_finds_nothing() {
         assert_eq!(
             find("true", &[]).unwrap_err(),
             "executable file not found in $PATH"

@@ -1,5 +1,5 @@
-//! The agent's service on one stream that the agent itself has opened. Tells when the stream has ended, which the
-//! library's server does not. Never opens or accepts a stream.
+//! Serves ttrpc on one stream that the agent has opened to the host, and reports the end of that stream,
+//! which the ttrpc library's server does not. Called by `main`; never opens or accepts a stream.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,22 +13,26 @@ use tokio::sync::oneshot;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, Service};
 
-/// A service on its stream. The library ends its connections with its server, so this is to be kept.
-pub struct Serving {
+/// A stream with a server on it. Dropping it closes the stream: the library ends connections with their
+/// server.
+pub struct Connection {
     _server: Server,
     ended: oneshot::Receiver<()>,
 }
 
-impl Serving {
-    /// Waits until the peer has closed the stream or it has failed.
+impl Connection {
+    /// Waits until the peer closes the stream or reading from it fails.
     pub async fn ended(&mut self) {
-        // A sender that is gone without a word: the stream is too.
+        // The sender is dropped with the stream, so an error also means that the stream has ended.
         let _ = (&mut self.ended).await;
     }
 }
 
-/// Serves `services` on `stream`.
-pub async fn serve(stream: AsyncFd<OwnedFd>, services: HashMap<String, Service>) -> ttrpc::Result<Serving> {
+/// Serves `services`, by their ttrpc names, on `stream`.
+pub async fn serve(
+    stream: AsyncFd<OwnedFd>,
+    services: HashMap<String, Service>,
+) -> ttrpc::Result<Connection> {
     let (ended, receiver) = oneshot::channel();
     let stream = Stream {
         inner: stream,
@@ -37,7 +41,7 @@ pub async fn serve(stream: AsyncFd<OwnedFd>, services: HashMap<String, Service>)
     let listener = Listener::new(futures::stream::iter([Ok(stream)]));
     let mut server = Server::new().add_listener(listener).register_service(services);
     server.start().await?;
-    Ok(Serving {
+    Ok(Connection {
         _server: server,
         ended: receiver,
     })
@@ -49,9 +53,9 @@ struct Stream {
 }
 
 impl Stream {
-    fn end(&mut self) {
+    fn report_end(&mut self) {
         if let Some(ended) = self.ended.take() {
-            // Nobody listens any more where the agent is about to stop anyway.
+            // Sending fails only if the Connection was dropped: the agent is stopping.
             let _ = ended.send(());
         }
     }
@@ -79,7 +83,7 @@ impl AsyncRead for Stream {
         let this = self.get_mut();
         let result = ready!(this.poll_receive(context, buffer));
         if !matches!(result, Ok(1..)) {
-            this.end();
+            this.report_end();
         }
         Poll::Ready(result.map(drop))
     }

@@ -1,31 +1,31 @@
-//! Opens streams to the host: over vsock in a guest, over Unix sockets by hand and in tests. Used for the agent's own
-//! connection and for every standard stream of a process; never accepts a connection.
+//! Opens streams to the host: over vsock in a guest, over Unix sockets if the agent runs standalone. Used for
+//! the agent's own connection and for every standard stream of a process; never accepts a connection.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 
-use nacre_protocol::vsock::HOST_CID;
+use nacre_protocol::vsock::{HOST_CID, StreamAddress};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrLike, UnixAddr, VsockAddr, connect, getsockopt, socket,
+    AddressFamily, SockFlag, SockType, SockaddrLike, UnixAddr, VsockAddr, bind, connect, getsockopt, socket,
     sockopt,
 };
 use tokio::io::unix::AsyncFd;
 
+use crate::async_fd;
 use crate::error::Error;
-use crate::watched;
 
-/// How the host is reached.
+/// The address family and address of the host.
 #[derive(Debug, Clone)]
 pub enum Dialer {
-    /// vsock, the host's CID.
+    /// AF_VSOCK, CID 2 (the host).
     Vsock,
-    /// The Unix socket named by the port in this directory.
+    /// A Unix socket in this directory, whose file name is the port in decimal.
     Unix(PathBuf),
 }
 
-/// A connection under way.
+/// A non-blocking connect(2) in progress.
 #[derive(Debug)]
 pub struct Dialing {
     socket: OwnedFd,
@@ -33,22 +33,46 @@ pub struct Dialing {
 }
 
 impl Dialer {
-    /// Begins to connect to `port`; the rest happens while the caller does other things.
+    /// Starts a non-blocking connect to `port`. [`Dialing::finish`] waits for its result.
     pub fn start(&self, port: u32) -> Result<Dialing, Error> {
+        self.start_from(None, port)
+    }
+
+    /// As [`Dialer::start`], to the host port of `stream` from its guest port. Over Unix sockets the guest port has no
+    /// meaning.
+    pub fn start_stream(&self, stream: StreamAddress) -> Result<Dialing, Error> {
+        self.start_from(Some(stream.guest_port), stream.host_port)
+    }
+
+    fn start_from(&self, guest_port: Option<u32>, port: u32) -> Result<Dialing, Error> {
         let socket = match self {
-            Self::Vsock => begin(AddressFamily::Vsock, &VsockAddr::new(HOST_CID, port)),
+            Self::Vsock => {
+                vsock_socket(guest_port).and_then(|socket| begin(socket, &VsockAddr::new(HOST_CID, port)))
+            }
             Self::Unix(directory) => UnixAddr::new(&directory.join(port.to_string()))
-                .and_then(|address| begin(AddressFamily::Unix, &address)),
+                .and_then(|address| begin(new_socket(AddressFamily::Unix)?, &address)),
         };
         socket
             .map(|socket| Dialing { socket, port })
-            .map_err(Error::system(format!("connecting to port {port}")))
+            .map_err(Error::system(format!("connecting to the host's port {port}")))
     }
 }
 
-fn begin(family: AddressFamily, address: &dyn SockaddrLike) -> nix::Result<OwnedFd> {
+/// A vsock socket, bound to `port` of the guest if one is given.
+fn vsock_socket(port: Option<u32>) -> nix::Result<OwnedFd> {
+    let socket = new_socket(AddressFamily::Vsock)?;
+    if let Some(port) = port {
+        bind(socket.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, port))?;
+    }
+    Ok(socket)
+}
+
+fn new_socket(family: AddressFamily) -> nix::Result<OwnedFd> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket = socket(family, SockType::Stream, flags, None)?;
+    socket(family, SockType::Stream, flags, None)
+}
+
+fn begin(socket: OwnedFd, address: &dyn SockaddrLike) -> nix::Result<OwnedFd> {
     match connect(socket.as_raw_fd(), address) {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
         Err(error) => Err(error),
@@ -56,11 +80,11 @@ fn begin(family: AddressFamily, address: &dyn SockaddrLike) -> nix::Result<Owned
 }
 
 impl Dialing {
-    /// Waits until the host has accepted.
+    /// Waits until the connection is established or refused.
     pub async fn finish(self) -> Result<AsyncFd<OwnedFd>, Error> {
-        let what = format!("connecting to port {}", self.port);
+        let what = format!("connecting to the host's port {}", self.port);
         let context = || Error::system::<io::Error>(what.clone());
-        let stream = watched::watch(self.socket).map_err(context())?;
+        let stream = async_fd::register(self.socket).map_err(context())?;
         let mut guard = stream.writable().await.map_err(context())?;
         guard.retain_ready();
         match getsockopt(&stream, sockopt::SocketError).map_err(Error::system(what.clone()))? {

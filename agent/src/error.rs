@@ -1,67 +1,80 @@
-//! What a request to the agent can fail with, and the one place where that becomes a ttrpc status.
-//! Used by every module of the agent; never logs.
+//! The agent's error type, and its only conversion to a ttrpc status. Used by every module of the agent;
+//! never logs.
 
 use std::io;
 use std::path::PathBuf;
 
 use ttrpc::Code;
 
-/// Why a request failed.
+/// Longest error text that a child or helper sends to the agent, in bytes: its messages are bounded, and a
+/// text may contain names of the request that are not.
+const MAX_TEXT: usize = 4096;
+
+/// Shortens an error text to [`MAX_TEXT`].
+pub fn truncate(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_TEXT));
+    text
+}
+
+/// Why a request to the agent failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No container has this id.
     #[error("container {id:?} not found")]
-    NoContainer { id: String },
-    /// The container has no such process.
-    #[error("container {id:?} has no process {exec_id:?}")]
-    NoProcess { id: String, exec_id: String },
-    /// The name of a process is taken, or empty.
-    #[error("container {id:?} has a process {exec_id:?} already")]
+    ContainerNotFound { id: String },
+    /// The container has no process with this exec id.
+    #[error("process {exec_id:?} of container {id:?} not found")]
+    ProcessNotFound { id: String, exec_id: String },
+    /// The exec id is in use, or is empty, which is init's.
+    #[error("process {exec_id:?} of container {id:?} already exists")]
     ProcessExists { id: String, exec_id: String },
-    /// A size for a process without a terminal.
+    /// A terminal size for a process without a terminal.
     #[error("the process has no terminal")]
     NoTerminal,
-    /// A signal for a process that has exited; runc's words, which callers look for.
+    /// A signal for a process that has exited; the text is runc's, which callers look for.
     #[error("process already finished")]
     ProcessFinished,
-    /// The id is taken.
+    /// The container id is in use.
     #[error("container {id:?} already exists")]
     ContainerExists { id: String },
-    /// An id that can't be a directory's name.
-    #[error("container id {id:?} is not made of letters, digits, '_', '+', '-' and '.'")]
+    /// A container id that cannot be a directory name.
+    #[error(
+        "expected a container id of at most 128 letters, digits, '_', '+', '-' and '.', \
+         not beginning with '.', got {id:?}"
+    )]
     BadId { id: String },
-    /// A part of the spec that can't be honoured.
+    /// A field of the spec that the agent refuses.
     #[error("spec: {field}: {reason}")]
     BadSpec { field: &'static str, reason: String },
-    /// Fields of the spec that can't be honoured, each with its path.
+    /// Fields of the spec that the protocol's table refuses, each with its JSON path and the reason.
     #[error("spec: {0}")]
     Refused(String),
-    /// A request with a value that means nothing.
+    /// A request with an invalid value.
     #[error("{what}")]
     BadRequest { what: String },
-    /// The command can't be executed; the text is runc's.
+    /// The command cannot be executed; the text is runc's.
     #[error("{0}")]
     Command(String),
-    /// Shim and guest image are of different builds.
-    #[error("the guest image is of build {agent}, the shim of build {shim}")]
+    /// The shim and the guest image are of different builds.
+    #[error("the guest image is of build {agent}, the shim of build {shim}; install both from one build")]
     BuildMismatch { agent: String, shim: String },
     /// The container's state does not allow the request.
-    #[error("container {id:?} is {state}: {request} is not possible")]
+    #[error("cannot {action} container {id:?}: it is {state}")]
     WrongState {
         id: String,
         state: &'static str,
-        request: &'static str,
+        action: &'static str,
     },
-    /// libcontainer refused or failed.
+    /// libcontainer, or a step of an exec, failed.
     #[error("{0}")]
     Runtime(String),
-    /// The helper that runs libcontainer ended without an answer.
-    #[error("the container helper died: {0}")]
+    /// The helper that runs libcontainer exited without a reply.
+    #[error("the container helper exited without a reply: {0}")]
     HelperDied(String),
-    /// The system refused something.
+    /// A system call failed.
     #[error("{what}: {source}")]
     System { what: String, source: io::Error },
-    /// The system refused something about a file.
+    /// A system call on a file failed.
     #[error("{what} {}: {source}", path.display())]
     File {
         what: &'static str,
@@ -71,7 +84,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// For `map_err`: the system call that failed, and on what.
+    /// For `map_err`: `what` names the operation and its object, as "mounting proc on /proc".
     pub fn system<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         let what = what.into();
         move |source| Self::System {
@@ -80,7 +93,7 @@ impl Error {
         }
     }
 
-    /// For `map_err`: what was done with the file at `path`.
+    /// For `map_err`: `what` names the operation on the file `path`, as "reading".
     pub fn file<E: Into<io::Error>>(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Self {
         let path = path.into();
         move |source| Self::File {
@@ -90,7 +103,7 @@ impl Error {
         }
     }
 
-    /// That `field` of a spec can't be honoured, and why.
+    /// The error that `field` of a spec, a JSON path, is refused for `reason`.
     pub fn bad_spec(field: &'static str, reason: impl Into<String>) -> Self {
         let reason = reason.into();
         Self::BadSpec { field, reason }
@@ -98,7 +111,9 @@ impl Error {
 
     fn code(&self) -> Code {
         match self {
-            Self::NoContainer { .. } | Self::NoProcess { .. } | Self::ProcessFinished => Code::NOT_FOUND,
+            Self::ContainerNotFound { .. } | Self::ProcessNotFound { .. } | Self::ProcessFinished => {
+                Code::NOT_FOUND
+            }
             Self::ContainerExists { .. } | Self::ProcessExists { .. } => Code::ALREADY_EXISTS,
             Self::BadId { .. }
             | Self::BadSpec { .. }
@@ -134,7 +149,7 @@ mod tests {
 
     #[test]
     fn not_found() {
-        let (code, text) = status(Error::NoContainer { id: "a".into() });
+        let (code, text) = status(Error::ContainerNotFound { id: "a".into() });
         assert_eq!(
             (code, text.as_str()),
             (Code::NOT_FOUND, "container \"a\" not found")
@@ -144,7 +159,7 @@ mod tests {
             (code, text.as_str()),
             (Code::NOT_FOUND, "process already finished")
         );
-        let (code, _) = status(Error::NoProcess {
+        let (code, _) = status(Error::ProcessNotFound {
             id: "a".into(),
             exec_id: "b".into(),
         });
@@ -193,10 +208,10 @@ mod tests {
         let (code, text) = status(Error::WrongState {
             id: "a".into(),
             state: "running",
-            request: "delete",
+            action: "delete",
         });
         assert_eq!(code, Code::FAILED_PRECONDITION);
-        assert_eq!(text, "container \"a\" is running: delete is not possible");
+        assert_eq!(text, "cannot delete container \"a\": it is running");
     }
 
     #[test]

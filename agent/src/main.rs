@@ -1,10 +1,11 @@
-//! nacre-agent: pid 1 of a guest. It mounts what it needs, opens one stream to the host and serves the agent's
-//! protocol on it until the stream ends, then powers the guest off.
+//! nacre-agent: PID 1 of a guest. It mounts the guest's file systems, opens one stream to the host and serves
+//! the agent's protocol on it until the stream ends, then powers the guest off.
 //!
-//! One event loop, one thread: it forks. Run under the name of a helper, the program makes one container instead.
-//! `nacre-agent --by-hand DIRECTORY` serves without being pid 1 of anything: it connects to Unix sockets in that
-//! directory, named by the port, and leaves the machine as it is.
+//! One event loop in one thread, because the agent forks. The same program is also the helper that creates
+//! one container, and the programs newuidmap and newgidmap that libcontainer runs: [`Role`] says which of
+//! them a process is.
 
+mod async_fd;
 mod cgroup;
 mod command;
 mod connection;
@@ -13,17 +14,18 @@ mod devices;
 mod dial;
 mod error;
 mod exec;
-mod machine;
+mod guest_init;
 mod reaper;
 mod report;
 mod runtime;
 mod scheduler;
 mod service;
 mod signal;
+mod spec;
 mod stdio;
 mod terminal;
-mod watched;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,35 +36,75 @@ use nacre_protocol::vsock::AGENT_PORT;
 use crate::container::Containers;
 use crate::dial::Dialer;
 use crate::reaper::Reaper;
+use crate::runtime::newidmap;
 use crate::service::{Service, Times};
 
-/// How long the host may take to close its stream after the answer to Shutdown.
-const LAST_WORDS: Duration = Duration::from_millis(100);
+/// How long the host may take to close its stream after the reply to Shutdown was sent.
+const SHUTDOWN_REPLY: Duration = Duration::from_millis(100);
+/// Exit status for a wrong command line, as usual for programs of the shell.
+const USAGE: i32 = 2;
+
+/// What this process is, by its name, its arguments and its pid.
+#[derive(Debug, PartialEq, Eq)]
+enum Role {
+    /// The helper that creates one container: `argv[0]` is [`runtime::HELPER`].
+    ContainerHelper,
+    /// newuidmap(1) or newgidmap(1), run by libcontainer: writes `file` below `/proc/<pid>`.
+    WriteIdMap {
+        file: &'static str,
+        arguments: Vec<OsString>,
+    },
+    /// PID 1 of a guest.
+    GuestInit,
+    /// An agent outside a guest, for tests: `--standalone DIRECTORY`. It connects to Unix sockets in the
+    /// directory, each named by its port number, and does not change the machine.
+    Standalone { directory: PathBuf },
+    /// None of these.
+    WrongUsage,
+}
+
+impl Role {
+    fn parse(mut arguments: impl Iterator<Item = OsString>, pid: u32) -> Self {
+        let name = arguments.next().unwrap_or_default();
+        if name == runtime::HELPER {
+            return Self::ContainerHelper;
+        }
+        if let Some(file) = newidmap::file(&name) {
+            let arguments = arguments.collect();
+            return Self::WriteIdMap { file, arguments };
+        }
+        match (arguments.next(), arguments.next()) {
+            (Some(flag), Some(directory)) if flag == "--standalone" => Self::Standalone {
+                directory: directory.into(),
+            },
+            // The kernel passes on command line parameters that it does not know: PID 1 ignores its
+            // arguments.
+            _ if pid == 1 => Self::GuestInit,
+            _ => Self::WrongUsage,
+        }
+    }
+}
 
 fn main() {
-    let started_us = machine::monotonic_us();
-    let mut arguments = std::env::args_os();
-    let name = arguments.next().unwrap_or_default();
-    if name == runtime::HELPER {
-        std::process::exit(runtime::child::main());
-    }
-    if let Some(file) = runtime::ids::file(&name) {
-        let written = runtime::ids::write(file, &arguments.collect::<Vec<_>>());
-        std::process::exit(i32::from(written.is_err()));
-    }
-    report::install_panic_hook();
-    let dialer = match (arguments.next(), arguments.next()) {
-        (Some(flag), Some(directory)) if flag == "--by-hand" => Dialer::Unix(PathBuf::from(directory)),
-        _ if std::process::id() == 1 => Dialer::Vsock,
-        _ => {
+    let started_us = guest_init::monotonic_us();
+    let dialer = match Role::parse(std::env::args_os(), std::process::id()) {
+        Role::ContainerHelper => std::process::exit(runtime::child::main()),
+        Role::WriteIdMap { file, arguments } => {
+            let written = newidmap::write(file, &arguments);
+            std::process::exit(i32::from(written.is_err()));
+        }
+        Role::GuestInit => Dialer::Vsock,
+        Role::Standalone { directory } => Dialer::Unix(directory),
+        Role::WrongUsage => {
             eprintln!(
-                "nacre-agent is the first process of a guest. To try it: nacre-agent --by-hand DIRECTORY"
+                "nacre-agent runs as PID 1 of a guest. To run it outside a guest: nacre-agent --standalone DIRECTORY"
             );
-            std::process::exit(2);
+            std::process::exit(USAGE);
         }
     };
+    report::install_panic_hook();
     if let Err(error) = run(&dialer, started_us) {
-        report::say(&format!("{error:#}"));
+        report::to_console(&format!("{error:#}"));
         std::process::exit(report::FAILED);
     }
 }
@@ -72,50 +114,81 @@ fn run(dialer: &Dialer, started_us: u64) -> Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(serve(dialer, started_us))?;
-    if owns_machine(dialer) {
-        return Err(machine::power_off()).context("powering off");
+    if is_guest_init(dialer) {
+        return Err(guest_init::power_off()).context("powering off");
     }
     Ok(())
 }
 
-fn owns_machine(dialer: &Dialer) -> bool {
+/// Whether this agent is PID 1 of a guest, and so owns its mounts, clock and host name.
+fn is_guest_init(dialer: &Dialer) -> bool {
     matches!(dialer, Dialer::Vsock)
 }
 
 async fn serve(dialer: &Dialer, started_us: u64) -> Result<()> {
-    // The host is told first: it has things to do too.
+    // Connect first: the host does its part while the agent mounts file systems.
     let dialing = dialer.start(AGENT_PORT)?;
-    if owns_machine(dialer) {
-        machine::take_root()?;
-        machine::mount_all()?;
-    } else {
-        nix::sys::prctl::set_child_subreaper(true).context("becoming the parent of orphans")?;
-    }
-    let reaper = Arc::new(Reaper::default());
-    Arc::clone(&reaper).start().context("waiting for children")?;
-    let program = if owns_machine(dialer) {
+    let is_guest_init = is_guest_init(dialer);
+    let program = if is_guest_init {
+        guest_init::replace_rootfs()?;
+        guest_init::mount_filesystems()?;
         "/proc/self/exe".into()
     } else {
+        // As PID 1 would, so that a container's init becomes the agent's child when its helper exits.
+        nix::sys::prctl::set_child_subreaper(true).context("becoming a child subreaper")?;
         std::env::current_exe()?
     };
+    let reaper = Arc::new(Reaper::default());
+    Arc::clone(&reaper).start().context("waiting for children")?;
     let containers = Containers::new(program, dialer.clone(), reaper);
     let stream = dialing.finish().await?;
     let times = Times {
         started_us,
-        dialed_us: machine::monotonic_us(),
+        dialed_us: guest_init::monotonic_us(),
     };
-    let (methods, mut shutdown) = Service::methods(Arc::clone(&containers), times, owns_machine(dialer));
+    let (methods, mut shutdown) = Service::methods(Arc::clone(&containers), times, is_guest_init);
     let mut serving = connection::serve(stream, methods).await?;
-    if owns_machine(dialer) {
-        machine::settle()?;
+    if is_guest_init {
+        guest_init::prepare_for_containers()?;
     }
-    containers.prepare()?;
+    containers.start_spare_helper()?;
     tokio::select! {
         () = serving.ended() => {}
-        _ = shutdown.wait_for(|wanted| *wanted) => {
-            // The answer is on its way; a host that has it closes the stream.
-            let _ = tokio::time::timeout(LAST_WORDS, serving.ended()).await;
+        _ = shutdown.wait_for(|requested| *requested) => {
+            // The host closes the stream once it has received the reply; the timeout is for a host that does
+            // not.
+            let _ = tokio::time::timeout(SHUTDOWN_REPLY, serving.ended()).await;
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_role_follows_from_name_arguments_and_pid() {
+        let role = |arguments: &[&str], pid| Role::parse(arguments.iter().map(OsString::from), pid);
+        assert_eq!(role(&["nacre-helper"], 7), Role::ContainerHelper);
+        assert_eq!(role(&["/init"], 1), Role::GuestInit);
+        assert_eq!(role(&["/init", "quiet", "splash"], 1), Role::GuestInit);
+        let write = Role::WriteIdMap {
+            file: "uid_map",
+            arguments: vec!["9".into(), "0".into()],
+        };
+        assert_eq!(role(&["/run/nacre/ids/newuidmap", "9", "0"], 7), write);
+        let standalone = Role::Standalone {
+            directory: "/tmp/x".into(),
+        };
+        assert_eq!(role(&["nacre-agent", "--standalone", "/tmp/x"], 7), standalone);
+        for arguments in [
+            &["nacre-agent"][..],
+            &["nacre-agent", "--standalone"],
+            &["nacre-agent", "x", "y"],
+            &[],
+        ] {
+            assert_eq!(role(arguments, 7), Role::WrongUsage, "{arguments:?}");
+        }
+    }
 }

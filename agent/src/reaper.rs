@@ -1,5 +1,6 @@
-//! The one place that waits for processes: every child of pid 1, its own or inherited, ends here. What was asked for
-//! with [`Reaper::watch`] becomes an event; the rest is forgotten. Never waits for a particular process.
+//! Reaps every child of PID 1, its own and the orphans it inherits, and calls the callbacks that were
+//! registered with [`Reaper::watch`]. Nothing else in the agent waits for a process; the reaper never waits
+//! for a particular pid.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,52 +12,54 @@ use tokio::signal::unix::{SignalKind, signal};
 /// How and when a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {
-    /// 0..255; 128 + signal where a signal ended it.
+    /// The exit code, 0..=255, or 128 + the number of the signal that ended the process.
     pub status: u32,
-    /// The guest's wall clock, nanoseconds since the epoch.
+    /// The guest's wall clock when the process was reaped, nanoseconds since the epoch.
     pub at_ns: i64,
 }
 
-type Event = Box<dyn FnOnce(Exit) + Send>;
+type OnExit = Box<dyn FnOnce(Exit) + Send>;
 
-/// The table of processes whose end somebody waits for.
+/// The callbacks, by pid.
 #[derive(Default)]
 pub struct Reaper {
-    watched: Mutex<HashMap<Pid, Event>>,
+    watched: Mutex<HashMap<Pid, OnExit>>,
 }
 
 impl Reaper {
-    /// Has `event` called when `pid` ends. The process must be unable to have been reaped: its parent is still
-    /// another one, which waits for the caller.
-    pub fn watch(&self, pid: Pid, event: impl FnOnce(Exit) + Send + 'static) {
-        self.table().insert(pid, Box::new(event));
+    /// Registers `on_exit` to be called once when `pid` exits. The caller must ensure that `pid` cannot have
+    /// been reaped yet: either it is still the child of another process that waits for the caller, or the
+    /// event loop has not run since the fork.
+    pub fn watch(&self, pid: Pid, on_exit: impl FnOnce(Exit) + Send + 'static) {
+        self.callbacks().insert(pid, Box::new(on_exit));
     }
 
-    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<Pid, Event>> {
+    fn callbacks(&self) -> std::sync::MutexGuard<'_, HashMap<Pid, OnExit>> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reaps for ever. The handler is in place when this returns its future's owner.
+    /// Installs the SIGCHLD handler and starts the task that reaps. The handler is installed when this
+    /// returns.
     pub fn start(self: Arc<Self>) -> io::Result<()> {
-        let mut ended = signal(SignalKind::child())?;
+        let mut child_signals = signal(SignalKind::child())?;
         tokio::spawn(async move {
             loop {
-                self.collect();
-                ended.recv().await;
+                self.reap();
+                child_signals.recv().await;
             }
         });
         Ok(())
     }
 
-    fn collect(&self) {
-        // ECHILD: there are none; that, as "none has ended", is the end of the round.
+    fn reap(&self) {
+        // ECHILD (no children) ends the round, as "no child has exited" does.
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let Some(status) = exit_status(status.exit_status(), status.terminating_signal()) else {
                 continue;
             };
-            let event = self.table().remove(&pid);
-            if let Some(event) = event {
-                event(Exit {
+            let on_exit = self.callbacks().remove(&pid);
+            if let Some(on_exit) = on_exit {
+                on_exit(Exit {
                     status,
                     at_ns: realtime_ns(),
                 });
@@ -81,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exit_codes_and_signals() {
+    fn exit_status_is_the_exit_code_or_128_plus_the_signal() {
         assert_eq!(exit_status(Some(0), None), Some(0));
         assert_eq!(exit_status(Some(7), None), Some(7));
         assert_eq!(exit_status(None, Some(9)), Some(137));

@@ -1,36 +1,40 @@
-//! The agent's last words: a line on the guest's console. Called where the agent can't go on, and by the panic hook;
-//! never in the ordinary course of a container's life.
+//! Writes error lines to the guest's console. Called for errors that end the agent or its helper, by the
+//! panic hook, and for errors that no caller can receive; never for a request that failed, whose error goes
+//! into the reply.
 //!
-//! A process with pid 1 must not abort: the kernel keeps the signal from it and the process faults for ever. It ends
-//! by exiting, whereupon the kernel panics and the host sees that, with the reason on the console.
+//! PID 1 must not abort: the kernel does not deliver SIGABRT to it, and the process would fault for ever. The
+//! panic hook exits instead. The kernel then panics because init exited, and the host finds the reason on the
+//! console.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
 
-/// Longest line written, bytes; the kernel's log has 1 KiB a record.
+/// Longest line written, bytes: the kernel refuses a write of more than 1 KiB to /dev/kmsg.
 const MAX_LINE: usize = 900;
-/// Exit status of an agent that can't go on.
+/// Exit status of the agent and its helper after a fatal error or a panic.
 pub const FAILED: i32 = 101;
 
-/// Writes a line to the kernel's log, at a level that reaches the console, or else to standard error.
-pub fn say(text: &str) {
-    let line: String = text
+/// Writes one line to /dev/kmsg at level 2 (critical), which the guest's kernel prints on the console; to
+/// standard error if /dev/kmsg can't be written. Control characters become spaces.
+pub fn to_console(text: &str) {
+    let mut line: String = text
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .take(MAX_LINE)
         .collect();
+    line.truncate(line.floor_char_boundary(MAX_LINE));
     let record = format!("<2>nacre-agent: {line}\n");
     let kmsg = OpenOptions::new().write(true).open("/dev/kmsg");
     if kmsg.and_then(|mut log| log.write_all(record.as_bytes())).is_err() {
-        // Nobody is left to tell where this fails too.
+        // There is no other place to report to if this fails, too.
         let _ = writeln!(std::io::stderr(), "nacre-agent: {line}");
     }
 }
 
-/// Makes a panic a line on the console and an exit.
+/// Replaces the panic hook by one that writes the panic to the console and exits with [`FAILED`].
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
-        say(&panic.to_string());
+        to_console(&panic.to_string());
         std::process::exit(FAILED);
     }));
 }

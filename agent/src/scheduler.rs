@@ -1,14 +1,15 @@
-//! A process's way to a CPU: sched_setattr(2), which no safe wrapper has, and lists of CPUs as the kernel writes them.
+//! `process.scheduler` and `process.execCPUAffinity` of a spec: sched_setattr(2), which has no safe wrapper,
+//! and lists of CPUs. Called by the child that becomes an exec process; never changes another process.
 #![allow(unsafe_code, reason = "sched_setattr has no safe wrapper")]
 
 use std::io;
 
 use oci_spec::runtime::{LinuxSchedulerFlag, LinuxSchedulerPolicy, Scheduler};
 
-/// Highest number of a CPU in a list.
+/// Highest CPU number accepted in a list: glibc's and rustix's CPU sets have 1024 bits.
 const MAX_CPU: usize = 1023;
 
-/// `struct sched_attr` of linux/sched/types.h, its first version.
+/// `struct sched_attr` of linux/sched/types.h, first version (SCHED_ATTR_SIZE_VER0, 48 bytes).
 #[repr(C)]
 struct Attributes {
     size: u32,
@@ -21,13 +22,14 @@ struct Attributes {
     period: u64,
 }
 
-/// Sets the calling process's scheduling.
+/// Sets the calling thread's scheduling policy and its attributes.
 ///
 /// # Errors
-/// What the kernel says: EINVAL for a combination that means nothing, EPERM in a cgroup without real time.
+/// EINVAL for attributes that do not fit the policy, EPERM without CAP_SYS_NICE or in a cgroup without a
+/// real-time budget.
 pub fn set(wanted: &Scheduler) -> io::Result<()> {
     let attributes = attributes(wanted)?;
-    // SAFETY: the kernel reads as many bytes of the structure as it says itself.
+    // SAFETY: the kernel reads as many bytes as the structure's `size` field says, which is its size.
     match unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -55,8 +57,12 @@ fn attributes(wanted: &Scheduler) -> io::Result<Attributes> {
             LinuxSchedulerFlag::SchedFlagUtilClampMax => 0x40,
         }
     });
-    let priority = u32::try_from(wanted.priority().unwrap_or(0))
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a negative priority"))?;
+    let priority = u32::try_from(wanted.priority().unwrap_or(0)).map_err(|_| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "scheduler.priority must not be negative",
+        )
+    })?;
     Ok(Attributes {
         size: u32::try_from(size_of::<Attributes>()).unwrap_or_default(),
         policy,
@@ -69,16 +75,16 @@ fn attributes(wanted: &Scheduler) -> io::Result<Attributes> {
     })
 }
 
-/// The CPUs in a list such as `0-3,7` (List format of cpuset(7)).
+/// Parses a list of CPUs such as `0-3,7` ("List format" of cpuset(7)).
 ///
 /// # Errors
-/// A sentence that names the part that is none.
+/// A message that quotes the part that is not a CPU number in 0..=1023.
 pub fn cpu_list(text: &str) -> Result<Vec<usize>, String> {
     let number = |text: &str| {
         text.parse::<usize>()
             .ok()
             .filter(|cpu| *cpu <= MAX_CPU)
-            .ok_or_else(|| format!("{text:?} is no CPU"))
+            .ok_or_else(|| format!("expected a CPU number in 0..={MAX_CPU}, got {text:?}"))
     };
     let mut all = Vec::new();
     for part in text.trim().split(',') {
@@ -93,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_of_cpus() {
+    fn cpu_lists_are_parsed_or_refused() {
         assert_eq!(cpu_list("0").unwrap(), [0]);
         assert_eq!(cpu_list("0-2,7\n").unwrap(), [0, 1, 2, 7]);
         for bad in ["", "a", "1-", "-1", "0-100000", "1,,2"] {

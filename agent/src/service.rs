@@ -1,5 +1,5 @@
-//! The agent's service, method by method: the request's fields in, the containers' calls, the reply's fields out.
-//! Called by the ttrpc server; holds no state of a container.
+//! The agent's ttrpc service: each method takes the request's fields, calls `container`, and fills in the
+//! reply. The ttrpc server calls it; it holds no state of a container.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,32 +18,35 @@ use ttrpc::asynchronous::{Service as Methods, TtrpcContext};
 
 use crate::container::{Containers, check_signal};
 use crate::error::Error;
-use crate::machine;
+use crate::guest_init;
 
-/// When the agent came up, microseconds of the monotonic clock.
+/// Longest build id of a shim that an error message repeats, in characters.
+const MAX_BUILD_ID: usize = 100;
+
+/// Times of the agent's start, in microseconds of the guest's monotonic clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
-    /// Its first instruction.
+    /// When `main` began.
     pub started_us: u64,
-    /// Its stream to the host was open.
+    /// When the stream to the host was open.
     pub dialed_us: u64,
 }
 
-/// What the methods work on.
+/// The service's state.
 pub struct Service {
     containers: Arc<Containers>,
     times: Times,
     shutdown: watch::Sender<bool>,
-    /// Whether the clock and the host name are the agent's to set.
-    owns_machine: bool,
+    /// Whether this agent is PID 1 of a guest, and so sets the clock and the host name.
+    is_guest_init: bool,
 }
 
 impl Service {
-    /// The service and a receiver that tells when the host wants the guest to end.
+    /// The service's methods by name, and a receiver that becomes true once the host has called Shutdown.
     pub fn methods(
         containers: Arc<Containers>,
         times: Times,
-        owns_machine: bool,
+        is_guest_init: bool,
     ) -> (HashMap<String, Methods>, watch::Receiver<bool>) {
         let (shutdown, receiver) = watch::channel(false);
         (
@@ -51,18 +54,18 @@ impl Service {
                 containers,
                 times,
                 shutdown,
-                owns_machine,
+                is_guest_init,
             })),
             receiver,
         )
     }
 }
 
-fn check_build(theirs: &str) -> Result<(), Error> {
-    if theirs == BUILD_ID {
+fn check_build(shim: &str) -> Result<(), Error> {
+    if shim == BUILD_ID {
         return Ok(());
     }
-    let shim = theirs.chars().take(100).collect();
+    let shim = shim.chars().take(MAX_BUILD_ID).collect();
     Err(Error::BuildMismatch {
         agent: BUILD_ID.to_owned(),
         shim,
@@ -73,13 +76,13 @@ fn check_build(theirs: &str) -> Result<(), Error> {
 impl Agent for Service {
     async fn setup(&self, _: &TtrpcContext, request: SetupRequest) -> ttrpc::Result<SetupResponse> {
         check_build(&request.build_id)?;
-        if self.owns_machine {
-            machine::set_clock(Duration::from_nanos(request.realtime_ns.unsigned_abs()))?;
-            machine::set_hostname(&request.hostname)?;
+        if self.is_guest_init {
+            guest_init::set_clock(Duration::from_nanos(request.realtime_ns.unsigned_abs()))?;
+            guest_init::set_hostname(&request.hostname)?;
         }
         Ok(SetupResponse {
             build_id: BUILD_ID.to_owned(),
-            kernel_release: machine::kernel_release(),
+            kernel_release: guest_init::kernel_release(),
             init_started_us: self.times.started_us,
             dialed_us: self.times.dialed_us,
             ..SetupResponse::default()
@@ -93,7 +96,7 @@ impl Agent for Service {
     ) -> ttrpc::Result<CreateContainerResponse> {
         let container = self.containers.create(request).await?;
         Ok(CreateContainerResponse {
-            pid: container.init(),
+            pid: container.init_pid(),
             ignored: container.ignored().to_vec(),
             ..CreateContainerResponse::default()
         })
@@ -224,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_build_is_named() {
+    fn a_build_mismatch_names_both_builds() {
         check_build(BUILD_ID).unwrap();
         let error = check_build("0.0.9+1").unwrap_err().to_string();
         assert!(error.contains("0.0.9+1") && error.contains(BUILD_ID), "{error}");

@@ -1,5 +1,6 @@
-//! Signals, where safe wrappers do not reach: kill(2) for every number, the default of SIGPIPE. Never used on a pid that
-//! may have been reaped.
+//! Signal calls that have no safe wrapper: kill(2) with any signal number, and SIGPIPE's default action.
+//! Called by the container code and by the process that becomes a command; never with a pid that may have
+//! been reaped.
 #![allow(
     unsafe_code,
     reason = "no safe wrapper takes real-time signals or resets a handler"
@@ -10,7 +11,7 @@ use std::io;
 use nix::sys::signal::{SigHandler, Signal};
 use rustix::process::Pid;
 
-/// Sends `signal` to `pid`; nothing where the process is no more.
+/// Sends `signal` to `pid`. A process that no longer exists (ESRCH) counts as success.
 pub fn send(pid: Pid, signal: i32) -> io::Result<()> {
     // SAFETY: kill takes two numbers and touches no memory of ours.
     let result = unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) };
@@ -25,8 +26,9 @@ pub fn send(pid: Pid, signal: i32) -> io::Result<()> {
     }
 }
 
-/// Has SIGPIPE end the process again, as it does by default.
-pub fn reset_pipe() -> io::Result<()> {
+/// Sets SIGPIPE back to SIG_DFL: Rust's runtime ignores it, and an ignored signal stays ignored across
+/// execve.
+pub fn restore_default_sigpipe() -> io::Result<()> {
     // SAFETY: no handler is installed: the default action runs no code of ours.
     unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
     Ok(())

@@ -1,78 +1,81 @@
-//! A process's standard streams: pipes in the guest, copied to and from the host's streams. Pipes, since a process
-//! may open /dev/stdout anew, which fails on a socket; or the terminal that it has in their place. Input is spliced; output is read and written, since a spliced
-//! page is a vsock packet of its own, and each packet an exit of the VM. Nothing is buffered beyond the pipe and one
-//! such piece: a reader that does not read stops the writer. Used for a container's init and for execs; never interprets a byte.
+//! A process's standard streams: pipes in the guest, or the process's terminal, connected to the host's
+//! streams. They are pipes and not the sockets themselves because a process may open /dev/stdout, which fails
+//! on a socket.
+//!
+//! Input is spliced. Output is read and written, because each spliced page would become a vsock packet of its
+//! own, and each packet costs an exit of the VM. Nothing is buffered beyond the pipe and one chunk: if the
+//! host does not read, the writer blocks. Used for a container's init and for exec processes.
+
+mod copy;
 
 use std::fs::File;
-use std::io;
 use std::os::fd::OwnedFd;
 
 use nacre_protocol::agent::Stdio;
-use rustix::event::{PollFd, PollFlags, poll};
+use nacre_protocol::vsock::StreamAddress;
 use rustix::fs::{OFlags, fcntl_setfl};
-use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
-use rustix::time::Timespec;
+use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use self::copy::{Pair, splice_input};
+use crate::async_fd;
 use crate::dial::{Dialer, Dialing};
 use crate::error::Error;
-use crate::watched;
 
-/// Most bytes moved by one call; a pipe's capacity.
-const CHUNK: usize = 64 * 1024;
-
-/// The process's ends, to be given to it: standard input, output, error.
+/// The process's ends of its standard input, output and error, in this order.
 pub struct Ends(pub [OwnedFd; 3]);
 
-/// The host's streams on their way.
+/// The connections to the host for standard input, output and error, still being established; None for a
+/// stream that is not wanted.
 pub struct Dialed([Option<Dialing>; 3]);
 
-/// The agent's ends of the pipes.
+/// The agent's ends of the pipes for standard input, output and error; None for a stream that is not wanted.
 pub struct Pipes([Option<OwnedFd>; 3]);
 
-/// The agent's ends and the host's streams, not yet copied.
+/// A process's streams, connected to the host. Copying begins with [`Streams::start`].
 pub struct Streams {
     input: Option<Pair>,
     is_terminal: bool,
     outputs: [Option<Pair>; 2],
 }
 
-struct Pair {
-    from: AsyncFd<OwnedFd>,
-    to: AsyncFd<OwnedFd>,
-}
-
-/// Standard input while it is copied.
+/// The task that copies standard input.
 pub struct Input {
     closing: watch::Sender<bool>,
     copying: JoinHandle<()>,
 }
 
 impl Input {
-    /// No more input after what has arrived.
+    /// Closes the process's standard input after what has already arrived from the host.
     pub fn close(&self) {
         self.closing.send_replace(true);
     }
 
-    /// No more input: there is no reader.
+    /// Stops copying at once, for a process that has exited.
     pub fn abort(&self) {
         self.copying.abort();
     }
 }
 
-/// Begins to dial the wanted streams.
-pub fn dial(dialer: &Dialer, ports: &Stdio) -> Result<Dialed, Error> {
-    let start = |port: u32| (port != 0).then(|| dialer.start(port)).transpose();
+/// Starts to connect the streams that are wanted: those with an address.
+pub fn dial(dialer: &Dialer, addresses: &Stdio) -> Result<Dialed, Error> {
+    let start = |bits: u64| match (bits, StreamAddress::from_bits(bits)) {
+        (0, _) => Ok(None),
+        (_, Some(address)) => dialer.start_stream(address).map(Some),
+        (_, None) => Err(Error::BadRequest {
+            what: format!("{bits:#x} is not the address of a stream"),
+        }),
+    };
     Ok(Dialed([
-        start(ports.stdin_port)?,
-        start(ports.stdout_port)?,
-        start(ports.stderr_port)?,
+        start(addresses.stdin)?,
+        start(addresses.stdout)?,
+        start(addresses.stderr)?,
     ]))
 }
 
-/// Makes the pipes of the wanted streams, owned by `uid`; `/dev/null` for a stream that is not wanted.
+/// Creates a pipe, owned by `uid`, for each wanted stream. The process gets /dev/null for the others.
 pub fn pipes(dialed: &Dialed, uid: u32) -> Result<(Ends, Pipes), Error> {
     let [input, output, error] = &dialed.0;
     let (stdin, input) = match input {
@@ -80,7 +83,7 @@ pub fn pipes(dialed: &Dialed, uid: u32) -> Result<(Ends, Pipes), Error> {
             let (read, write) = make_pipe(uid)?;
             (read.0, Some(write.0))
         }
-        None => (null()?, None),
+        None => (open_null()?, None),
     };
     let (stdout, output) = output_pipe(output.is_some(), uid)?;
     let (stderr, error) = output_pipe(error.is_some(), uid)?;
@@ -89,14 +92,14 @@ pub fn pipes(dialed: &Dialed, uid: u32) -> Result<(Ends, Pipes), Error> {
 
 fn output_pipe(wanted: bool, uid: u32) -> Result<(OwnedFd, Option<OwnedFd>), Error> {
     if !wanted {
-        return Ok((null()?, None));
+        return Ok((open_null()?, None));
     }
     let (read, write) = make_pipe(uid)?;
     Ok((write.0, Some(read.0)))
 }
 
 impl Dialed {
-    /// Waits for the streams, and puts `pipes` between them and the process.
+    /// Waits until the host's streams are connected, and joins them with the agent's ends of the pipes.
     pub async fn with_pipes(self, pipes: Pipes) -> Result<Streams, Error> {
         let [input, output, error] = self.0;
         let [stdin, stdout, stderr] = pipes.0;
@@ -117,12 +120,17 @@ impl Dialed {
         })
     }
 
-    /// Waits for the streams, and puts the terminal whose master is `master` between them and the process.
+    /// Waits until the host's streams are connected, and joins them with the terminal's master. A terminal
+    /// has no separate standard error.
     pub async fn with_terminal(self, master: &OwnedFd) -> Result<Streams, Error> {
-        let again = || master.try_clone().map_err(Error::system("sharing a terminal"));
+        let duplicate = || {
+            master
+                .try_clone()
+                .map_err(Error::system("duplicating a terminal's master"))
+        };
         let [input, output, _] = self.0;
-        let input = pair(input, Some(again()?)).await?;
-        let output = pair(output, Some(again()?)).await?;
+        let input = pair(input, Some(duplicate()?)).await?;
+        let output = pair(output, Some(duplicate()?)).await?;
         Ok(Streams {
             input: input.map(|(stream, master)| Pair {
                 from: stream,
@@ -140,12 +148,16 @@ impl Dialed {
     }
 }
 
-type Watched = AsyncFd<OwnedFd>;
+type Registered = AsyncFd<OwnedFd>;
 
-/// The host's stream and the agent's end of what it is copied to or from; both are there or none.
-async fn pair(dialing: Option<Dialing>, end: Option<OwnedFd>) -> Result<Option<(Watched, Watched)>, Error> {
+/// The host's stream and the agent's end of the pipe or terminal, in this order; None if the stream is not
+/// wanted.
+async fn pair(
+    dialing: Option<Dialing>,
+    end: Option<OwnedFd>,
+) -> Result<Option<(Registered, Registered)>, Error> {
     match (dialing, end) {
-        (Some(dialing), Some(end)) => Ok(Some((dialing.finish().await?, watched(end)?))),
+        (Some(dialing), Some(end)) => Ok(Some((dialing.finish().await?, register(end)?))),
         _ => Ok(None),
     }
 }
@@ -154,29 +166,31 @@ struct ReadEnd(OwnedFd);
 struct WriteEnd(OwnedFd);
 
 fn make_pipe(uid: u32) -> Result<(ReadEnd, WriteEnd), Error> {
-    let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(Error::system("making a pipe"))?;
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(Error::system("creating a pipe"))?;
     rustix::fs::fchown(&read, Some(rustix::fs::Uid::from_raw(uid)), None)
-        .map_err(Error::system("giving a pipe to the process's user"))?;
+        .map_err(Error::system(format!("changing a pipe's owner to uid {uid}")))?;
     Ok((ReadEnd(read), WriteEnd(write)))
 }
 
-/// The agent's end of a pipe, for the event loop. The process's end stays as it is: the flag belongs to the end.
-fn watched(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>, Error> {
-    fcntl_setfl(&fd, OFlags::NONBLOCK).map_err(Error::system("making a pipe non-blocking"))?;
-    watched::watch(fd).map_err(Error::system("watching a pipe"))
+/// Makes the agent's end of a pipe or terminal non-blocking and registers it. O_NONBLOCK belongs to the open
+/// file description, so the process's end stays blocking.
+fn register(fd: OwnedFd) -> Result<Registered, Error> {
+    fcntl_setfl(&fd, OFlags::NONBLOCK).map_err(Error::system("making a standard stream non-blocking"))?;
+    async_fd::register(fd).map_err(Error::system("registering a standard stream with the event loop"))
 }
 
-fn null() -> Result<OwnedFd, Error> {
+fn open_null() -> Result<OwnedFd, Error> {
     let file = File::options().read(true).write(true).open("/dev/null");
     file.map(OwnedFd::from)
         .map_err(Error::file("opening", "/dev/null"))
 }
 
 impl Streams {
-    /// Copies until the streams' ends.
+    /// Starts the tasks that copy each stream until it ends. Returns the handle of standard input, if it is
+    /// wanted.
     pub fn start(self) -> Option<Input> {
         for pair in self.outputs.into_iter().flatten() {
-            // An error is the host's end closed, or the process's: the same end for the other side.
+            // An error means that one side was closed. Dropping the pair closes the other side.
             tokio::spawn(async move { pair.copy().await });
         }
         let pair = self.input?;
@@ -184,100 +198,15 @@ impl Streams {
         let is_terminal = self.is_terminal;
         let copying = tokio::spawn(async move {
             if is_terminal {
-                // Its end is a character; nothing is to be told of another.
+                // A terminal's end of input is a character, so there is nothing to do at the end of the
+                // host's stream.
                 let _ = pair.copy().await;
             } else {
-                copy_input(pair, closed).await;
+                splice_input(pair, closed).await;
             }
         });
         Some(Input { closing, copying })
     }
-}
-
-async fn copy_input(pair: Pair, mut closing: watch::Receiver<bool>) {
-    loop {
-        tokio::select! {
-            biased;
-            moved = pair.step() => if !matches!(moved, Ok(1..)) { return },
-            // The sender goes with the container: an end too.
-            _ = closing.wait_for(|closing| *closing) => break,
-        }
-    }
-    while is_ready(&pair.from, PollFlags::IN) && matches!(pair.step().await, Ok(1..)) {}
-}
-
-impl Pair {
-    /// Copies until the end, in pieces as large as the pipe holds.
-    async fn copy(&self) -> io::Result<()> {
-        let mut piece = vec![0; CHUNK];
-        loop {
-            let mut source = self.from.readable().await?;
-            let length = match rustix::io::read(&self.from, &mut piece) {
-                Ok(0) => return Ok(()),
-                Ok(length) => length,
-                Err(rustix::io::Errno::AGAIN) => {
-                    source.clear_ready();
-                    continue;
-                }
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            self.write_all(piece.get(..length).unwrap_or_default()).await?;
-        }
-    }
-
-    async fn write_all(&self, mut piece: &[u8]) -> io::Result<()> {
-        while !piece.is_empty() {
-            let mut sink = self.to.writable().await?;
-            match rustix::io::write(&self.to, piece) {
-                Ok(written) => piece = piece.get(written..).unwrap_or_default(),
-                Err(rustix::io::Errno::AGAIN) => sink.clear_ready(),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits until something can be moved and moves it; 0 at the end. Nothing is lost where it is not awaited to its
-    /// end.
-    async fn step(&self) -> io::Result<usize> {
-        loop {
-            let mut source = self.from.readable().await?;
-            let mut sink = self.to.writable().await?;
-            match splice(
-                &self.from,
-                None,
-                &self.to,
-                None,
-                CHUNK,
-                SpliceFlags::NONBLOCK | SpliceFlags::MOVE,
-            ) {
-                Err(rustix::io::Errno::AGAIN) => {}
-                Err(rustix::io::Errno::INTR) => continue,
-                result => return result.map_err(io::Error::from),
-            }
-            // Either side may be the one that is not ready.
-            let (readable, writable) = (
-                is_ready(&self.from, PollFlags::IN),
-                is_ready(&self.to, PollFlags::OUT),
-            );
-            if !readable {
-                source.clear_ready();
-            }
-            if !writable {
-                sink.clear_ready();
-            }
-            if readable && writable {
-                tokio::task::yield_now().await;
-            }
-        }
-    }
-}
-
-fn is_ready(fd: &AsyncFd<OwnedFd>, events: PollFlags) -> bool {
-    let mut fds = [PollFd::new(fd, events)];
-    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
 }
 
 #[cfg(test)]
@@ -286,9 +215,15 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::os::unix::net::{UnixListener, UnixStream};
 
-    fn host(port: u32) -> (tempfile::TempDir, Dialer, UnixListener) {
+    /// A directory in which the host listens at `port`, and a dialer for it.
+    const STREAM: StreamAddress = StreamAddress {
+        host_port: 0x1_0003,
+        guest_port: 0x1_0007,
+    };
+
+    fn listen() -> (tempfile::TempDir, Dialer, UnixListener) {
         let directory = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(directory.path().join(port.to_string())).unwrap();
+        let listener = UnixListener::bind(directory.path().join(STREAM.host_port.to_string())).unwrap();
         let dialer = Dialer::Unix(directory.path().to_owned());
         (directory, dialer, listener)
     }
@@ -301,7 +236,7 @@ mod tests {
             .block_on(test);
     }
 
-    async fn connected(ports: Stdio, dialer: &Dialer) -> ([File; 3], Option<Input>) {
+    async fn connect(ports: Stdio, dialer: &Dialer) -> ([File; 3], Option<Input>) {
         let dialed = dial(dialer, &ports).unwrap();
         let (ends, pipes) = pipes(&dialed, 0).unwrap();
         (
@@ -311,12 +246,12 @@ mod tests {
     }
 
     #[test]
-    fn output_arrives_and_ends() {
+    fn output_reaches_the_host_and_ends_with_the_process() {
         run(async {
-            let (_directory, dialer, listener) = host(5);
-            let (mut ends, input) = connected(
+            let (_directory, dialer, listener) = listen();
+            let (mut ends, input) = connect(
                 Stdio {
-                    stdout_port: 5,
+                    stdout: STREAM.to_bits(),
                     ..Stdio::new()
                 },
                 &dialer,
@@ -338,12 +273,12 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_does_not_read_stops_the_writer() {
+    fn a_host_that_does_not_read_blocks_the_writer() {
         run(async {
-            let (_directory, dialer, listener) = host(5);
-            let (mut ends, _) = connected(
+            let (_directory, dialer, listener) = listen();
+            let (mut ends, _) = connect(
                 Stdio {
-                    stdout_port: 5,
+                    stdout: STREAM.to_bits(),
                     ..Stdio::new()
                 },
                 &dialer,
@@ -360,7 +295,7 @@ mod tests {
                 }
                 tokio::task::yield_now().await;
             }
-            assert!(sent < 4 << 20, "{sent} bytes went to nobody");
+            assert!(sent < 4 << 20, "{sent} bytes were accepted without a reader");
             drop(ends);
             let reader = std::thread::spawn(move || {
                 let mut got = Vec::new();
@@ -374,11 +309,12 @@ mod tests {
         });
     }
 
+    /// Sends input, closes it by `closing`, and returns what the process has read.
     async fn input_of(closing: impl FnOnce(&mut UnixStream, &Input)) -> Vec<u8> {
-        let (_directory, dialer, listener) = host(3);
-        let (ends, input) = connected(
+        let (_directory, dialer, listener) = listen();
+        let (ends, input) = connect(
             Stdio {
-                stdin_port: 3,
+                stdin: STREAM.to_bits(),
                 ..Stdio::new()
             },
             &dialer,
@@ -417,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn input_ends_after_close_with_all_that_was_sent() {
+    fn close_ends_input_after_everything_sent() {
         run(async {
             input_of(|_, input| input.close()).await;
         });

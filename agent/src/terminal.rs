@@ -1,5 +1,6 @@
-//! Pseudo-terminals, by their descriptors: their size, their other end, their owner. Used for init's terminal, which
-//! libcontainer makes, and for those of execs; never looks a terminal up by a name that a container could have changed.
+//! Pseudoterminals (pty(7)): window size, slave end, owner. Used for init's terminal, which libcontainer
+//! opens, and for those of exec processes. Works on descriptors only: a path such as /dev/pts/0 could be
+//! replaced by the container.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,19 +11,19 @@ use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde::{Deserialize, Serialize};
 
-/// A terminal to be made.
+/// The terminal that a process object asks for (`process.terminal`, `process.consoleSize`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terminal {
-    /// Characters; 0 where nobody has said yet.
+    /// Columns; 0 if the spec has no size.
     pub width: u16,
-    /// Characters; 0 where nobody has said yet.
+    /// Rows; 0 if the spec has no size.
     pub height: u16,
-    /// Its owner.
+    /// The user that owns the slave.
     pub uid: u32,
 }
 
 impl Terminal {
-    /// What `process` wants; None where it wants none.
+    /// The terminal that `process` asks for, or None if `process.terminal` is not true.
     pub fn wanted(process: &Process) -> Option<Self> {
         let size = process.console_size().unwrap_or_default();
         let characters = |number: u64| u16::try_from(number).unwrap_or(u16::MAX);
@@ -33,9 +34,9 @@ impl Terminal {
         })
     }
 
-    /// The end for the process of the terminal whose master is `master`: of the right size, its user's, who may open it
-    /// by name then.
-    pub fn complete(&self, master: &OwnedFd) -> io::Result<OwnedFd> {
+    /// Opens the slave of the terminal whose master is `master` (TIOCGPTPEER), sets the window size, and
+    /// makes the user its owner, so that the process may open it by its name, too.
+    pub fn open_slave(&self, master: &OwnedFd) -> io::Result<OwnedFd> {
         resize(master, self.width, self.height)?;
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let slave = ioctl_tiocgptpeer(master, flags)?;
@@ -44,7 +45,7 @@ impl Terminal {
     }
 }
 
-/// Sets the size of a terminal, characters.
+/// Sets a terminal's window size, in columns and rows (TIOCSWINSZ).
 pub fn resize(terminal: impl AsFd, width: u16, height: u16) -> io::Result<()> {
     let size = Winsize {
         ws_row: height,

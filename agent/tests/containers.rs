@@ -1,17 +1,20 @@
-//! The agent, run by hand in namespaces of its own, makes real containers from a busybox root file system. The agent
-//! is this build's, or the program that NACRE_AGENT names (the static one of a guest image, say). Needs root, and `/bin/busybox` linked statically (Debian: busybox-static). No virtual machine, no limits: cgroup2 here
-//! has no controllers.
+//! The life of a container: a standalone agent, in namespaces of its own, creates real containers from a
+//! busybox root file system. The agent is the one of this build, or the program that NACRE_AGENT names, such
+//! as the static one of a guest image. The tests need root and a static `/bin/busybox` (Debian:
+//! busybox-static). They run without a VM, and without limits of CPU or memory, because cgroup2 here may have
+//! no controllers.
 
 #[allow(dead_code, reason = "each file of tests uses a part of it")]
 mod guest;
 
 use std::io::{Read as _, Write as _};
 
-use guest::{Container, Guest, run};
+use guest::container::Container;
+use guest::{Guest, run};
 use ttrpc::Code;
 
 #[test]
-fn output_and_exit_code_arrive() {
+fn output_and_exit_code_reach_the_host() {
     run(async {
         let mut guest = Guest::start().await;
         let (created, mut stdio) = guest
@@ -34,7 +37,7 @@ fn output_and_exit_code_arrive() {
 }
 
 #[test]
-fn nothing_runs_before_the_gate_is_opened() {
+fn the_command_does_not_run_before_start() {
     run(async {
         let mut guest = Guest::start().await;
         guest.create("a", &["sh", "-c", "touch /started"]).await.unwrap();
@@ -50,7 +53,7 @@ fn nothing_runs_before_the_gate_is_opened() {
 }
 
 #[test]
-fn input_arrives_and_ends() {
+fn input_ends_with_the_hosts_stream() {
     run(async {
         let mut guest = Guest::start().await;
         let (_, mut stdio) = guest.create("a", &["sh", "-c", "cat; echo end"]).await.unwrap();
@@ -63,7 +66,7 @@ fn input_arrives_and_ends() {
 }
 
 #[test]
-fn input_ends_by_request() {
+fn input_ends_after_close_stdin() {
     run(async {
         let mut guest = Guest::start().await;
         let (_, mut stdio) = guest.create("a", &["sh", "-c", "cat; echo end"]).await.unwrap();
@@ -76,7 +79,7 @@ fn input_ends_by_request() {
 }
 
 #[test]
-fn streams_can_be_opened_again_by_the_processes_user() {
+fn the_process_may_open_its_streams_by_name() {
     run(async {
         let mut guest = Guest::start().await;
         let command = [
@@ -135,7 +138,12 @@ fn a_failure_of_libcontainer_names_its_cause() {
         let mut guest = Guest::start().await;
         let mut container = Container::new("a", &["true"]);
         let mounts = container.spec["mounts"].as_array_mut().unwrap();
-        mounts.push(serde_json::json!({"destination": "/data", "type": "bind", "source": "/no/such/source", "options": ["rbind"]}));
+        mounts.push(serde_json::json!({
+            "destination": "/data",
+            "type": "bind",
+            "source": "/no/such/source",
+            "options": ["rbind"]
+        }));
         let (code, text) = guest.create_as(container).await.unwrap_err();
         assert_eq!(code, Code::INTERNAL);
         assert!(text.contains("/no/such/source"), "{text}");
@@ -144,7 +152,7 @@ fn a_failure_of_libcontainer_names_its_cause() {
 }
 
 #[test]
-fn signals() {
+fn signals_reach_init_or_are_refused() {
     run(async {
         let mut guest = Guest::start().await;
         guest.create("a", &["true"]).await.unwrap();
@@ -177,10 +185,10 @@ fn signals() {
 }
 
 #[test]
-fn a_process_ended_by_a_signal_of_either_kind() {
+fn sigkill_ends_all_processes_of_a_container() {
     run(async {
         let mut guest = Guest::start().await;
-        for (id, signal, all) in [("a", 9, false), ("b", 9, true)] {
+        for (id, all) in [("a", false), ("b", true)] {
             let (_, mut stdio) = guest
                 .create(id, &["sh", "-c", "sleep 1000 & sleep 1000 & echo up; wait"])
                 .await
@@ -188,7 +196,7 @@ fn a_process_ended_by_a_signal_of_either_kind() {
             guest.start_container(id).await.unwrap();
             assert_eq!(stdio.line().await, "up\n");
             assert_eq!(guest.pids(id).await.unwrap().len(), 3);
-            guest.kill(id, signal, all).await.unwrap();
+            guest.kill(id, 9, all).await.unwrap();
             assert_eq!(guest.wait(id).await.unwrap().exit_status, 137);
             guest.delete(id).await.unwrap();
             guest.expect_nothing_left(id);
@@ -208,7 +216,7 @@ fn a_created_container_can_be_deleted() {
 }
 
 #[test]
-fn an_id_is_taken_until_delete() {
+fn duplicate_and_invalid_ids_are_refused() {
     run(async {
         let mut guest = Guest::start().await;
         guest.create("a", &["true"]).await.unwrap();
@@ -224,26 +232,28 @@ fn an_id_is_taken_until_delete() {
 }
 
 #[test]
-fn devices_are_those_allowed() {
+fn only_allowed_devices_can_be_used() {
     run(async {
         let mut guest = Guest::start().await;
-        let script = "mknod /tmp/fuse c 10 229 && true < /tmp/fuse; echo status $?; head -c 2 /dev/zero | wc -c; \
-            head -c 2 /dev/urandom | wc -c; echo x > /dev/null; ls /dev | sort | xargs echo";
+        let script = "mknod /tmp/fuse c 10 229 && true < /tmp/fuse; echo status $?; \
+            head -c 2 /dev/zero | wc -c; head -c 2 /dev/urandom | wc -c; echo x > /dev/null; ls /dev | sort | xargs echo";
         let (_, mut stdio) = guest.create("a", &["sh", "-c", script]).await.unwrap();
         guest.start_container("a").await.unwrap();
         let output = stdio.stdout().await;
-        assert_eq!(
-            output,
-            "status 1\n2\n2\ncore fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero\n"
-                .replace("core ", if std::path::Path::new("/proc/kcore").exists() { "kcore " } else { "" })
-                .replace("kcore fd full mqueue", "fd full kcore mqueue"),
-        );
+        let kcore = if std::path::Path::new("/proc/kcore").exists() {
+            "kcore "
+        } else {
+            ""
+        };
+        let devices =
+            format!("fd full {kcore}mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero\n");
+        assert_eq!(output, format!("status 1\n2\n2\n{devices}"));
         assert!(stdio.stderr().await.contains("Operation not permitted"));
     });
 }
 
 #[test]
-fn a_network_of_its_own_has_its_loopback_device_up() {
+fn the_loopback_device_is_up_in_a_network_namespace() {
     run(async {
         let mut guest = Guest::start().await;
         let script = "cat /sys/class/net/lo/flags /proc/sys/net/ipv4/ip_unprivileged_port_start";
@@ -256,7 +266,7 @@ fn a_network_of_its_own_has_its_loopback_device_up() {
 }
 
 #[test]
-fn setup_compares_builds() {
+fn setup_refuses_another_build() {
     run(async {
         let guest = Guest::start().await;
         let answer = guest.setup(nacre_protocol::BUILD_ID).await.unwrap();
@@ -273,7 +283,7 @@ fn setup_compares_builds() {
 }
 
 #[test]
-fn ends_with_its_stream_and_after_shutdown() {
+fn the_agent_exits_after_shutdown_or_disconnect() {
     run(async {
         let guest = Guest::start().await;
         guest.shutdown().await.unwrap();
@@ -307,7 +317,7 @@ fn megabytes_arrive_unchanged() {
 }
 
 #[test]
-fn the_environment_is_the_specs_and_home_the_containers() {
+fn home_is_added_to_the_environment_of_the_spec() {
     run(async {
         let mut guest = Guest::start().await;
         for (id, uid, home) in [("a", 0, "/root"), ("b", 7, "/")] {
@@ -325,7 +335,7 @@ fn the_environment_is_the_specs_and_home_the_containers() {
 }
 
 #[test]
-fn a_file_that_is_no_program_says_so_where_output_goes() {
+fn an_exec_format_error_goes_to_standard_error() {
     run(async {
         let mut guest = Guest::start().await;
         let file = guest.rootfs.path().join("bin/nonsense");
@@ -339,7 +349,7 @@ fn a_file_that_is_no_program_says_so_where_output_goes() {
 }
 
 #[test]
-fn all_devices_where_all_are_allowed() {
+fn a_container_may_be_allowed_every_device() {
     run(async {
         let mut guest = Guest::start().await;
         let mut container =
@@ -353,7 +363,7 @@ fn all_devices_where_all_are_allowed() {
 }
 
 #[test]
-fn the_kernel_takes_rules_of_every_shape() {
+fn the_kernel_accepts_programs_of_all_kinds_of_rules() {
     run(async {
         let mut guest = Guest::start().await;
         let mut container =
@@ -373,7 +383,7 @@ fn the_kernel_takes_rules_of_every_shape() {
 }
 
 #[test]
-fn limits_are_in_the_containers_cgroup() {
+fn limits_are_written_to_the_containers_cgroup() {
     run(async {
         let mut guest = Guest::start().await;
         let script = "cd /sys/fs/cgroup && cat hugetlb.2MB.max hugetlb.2MB.rsvd.max cgroup.max.depth";
@@ -384,14 +394,14 @@ fn limits_are_in_the_containers_cgroup() {
         let (_, mut stdio) = guest.create_as(container).await.unwrap();
         guest.start_container("a").await.unwrap();
         assert_eq!(stdio.stdout().await, "4194304\n4194304\n3\n");
-        // A limit that the kernel can't keep is named, and nothing is left of the container.
+        // A limit that the kernel does not support is refused, and nothing of the container remains.
         let mut container = Container::new("b", &["true"]);
         container.spec["linux"]["resources"]["hugepageLimits"] =
             serde_json::json!([{"pageSize": "3MB", "limit": 1}]);
         let (code, text) = guest.create_as(container).await.unwrap_err();
         assert_eq!(code, Code::INVALID_ARGUMENT);
         assert!(
-            text.contains("linux.resources.hugepageLimits: the guest's kernel has no"),
+            text.contains("linux.resources.hugepageLimits: the guest's kernel has no cgroup file"),
             "{text}"
         );
         guest.expect_nothing_left("b");
@@ -402,9 +412,9 @@ fn limits_are_in_the_containers_cgroup() {
 fn a_seccomp_profile_is_applied() {
     run(async {
         let mut guest = Guest::start().await;
-        for (id, privileged) in [("a", true), ("b", false)] {
+        for (id, no_new_privileges) in [("a", true), ("b", false)] {
             let mut container = Container::new(id, &["sh", "-c", "mkdir /tmp/x; touch /tmp/y && echo made"]);
-            container.spec["process"]["noNewPrivileges"] = privileged.into();
+            container.spec["process"]["noNewPrivileges"] = no_new_privileges.into();
             container.spec["linux"]["seccomp"] = serde_json::json!({
                 "defaultAction": "SCMP_ACT_ALLOW",
                 "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],

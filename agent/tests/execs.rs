@@ -1,24 +1,16 @@
-//! Processes beside a container's first, terminals, freezing, counters: as `containers.rs`, with a real agent by hand.
+//! Exec processes, pause and resume, counters, updates of limits. As `containers.rs`, with a standalone agent.
 
 #[allow(dead_code, reason = "each file of tests uses a part of it")]
 mod guest;
 
 use std::io::Write as _;
 
-use guest::{Container, Guest, process, run};
+use guest::container::{Container, FOREVER, process};
+use guest::{Guest, run};
 use serde_json::json;
 use ttrpc::Code;
 
-const FOREVER: &[&str] = &["sleep", "1000000"];
-
-async fn running(command: &[&str]) -> Guest {
-    let mut guest = Guest::start().await;
-    guest.create("a", command).await.unwrap();
-    guest.start_container("a").await.unwrap();
-    guest
-}
-
-/// A container that goes on once it has run `script`.
+/// A guest with the running container `a`, whose init has run `script`.
 async fn prepared(script: &str) -> Guest {
     let mut guest = Guest::start().await;
     let script = format!("{script}; echo ready; exec sleep 1000000");
@@ -28,7 +20,7 @@ async fn prepared(script: &str) -> Guest {
     guest
 }
 
-/// That an exec in it can't have a terminal, and is told why.
+/// Asserts that container `a` refuses an exec process with a terminal, and names /dev/ptmx.
 async fn expect_no_terminal(guest: &mut Guest) {
     let mut object = process(&["true"]);
     object["terminal"] = true.into();
@@ -40,9 +32,9 @@ async fn expect_no_terminal(guest: &mut Guest) {
 }
 
 #[test]
-fn an_execs_output_and_exit_code_arrive_once() {
+fn output_and_exit_code_of_an_exec_reach_the_host_once() {
     run(async {
-        let mut guest = running(FOREVER).await;
+        let mut guest = Guest::running(FOREVER).await;
         let (pid, mut stdio) = guest
             .exec("a", "x", &["sh", "-c", "cat; echo err >&2; exit 7"])
             .await
@@ -68,11 +60,12 @@ fn an_execs_output_and_exit_code_arrive_once() {
 #[test]
 fn an_exec_is_in_the_containers_namespaces_and_cgroup() {
     run(async {
-        let mut guest = running(FOREVER).await;
-        let script = "for n in cgroup ipc mnt pid uts; do readlink /proc/1/ns/$n; readlink /proc/self/ns/$n; done | sort -u | wc -l; \
-                      cat /proc/self/cgroup; ls /proc | grep -c '^[0-9]'";
+        let mut guest = Guest::running(FOREVER).await;
+        let script = "for n in cgroup ipc mnt pid uts; do readlink /proc/1/ns/$n; readlink /proc/self/ns/$n; done \
+            | sort -u | wc -l; cat /proc/self/cgroup; ls /proc | grep -c '^[0-9]'";
         let (_, mut stdio) = guest.exec("a", "x", &["sh", "-c", script]).await.unwrap();
-        // Of each kind the two are one. Its own cgroup is the root of its cgroup namespace.
+        // Five different links: init and the exec process share each namespace. `0::/` is the namespace's
+        // root cgroup.
         let output = stdio.stdout().await;
         let lines: Vec<&str> = output.lines().collect();
         assert_eq!(lines.first(), Some(&"5"), "{output}");
@@ -81,13 +74,14 @@ fn an_exec_is_in_the_containers_namespaces_and_cgroup() {
 }
 
 #[test]
-fn an_exec_is_what_its_process_object_says() {
+fn an_exec_has_the_attributes_of_its_process_object() {
     run(async {
-        let mut guest = running(FOREVER).await;
+        let mut guest = Guest::running(FOREVER).await;
         let mut object = process(&[
             "sh",
             "-c",
-            "id -u; id -g; id -G; umask; echo $PWD $A $HOME; ulimit -n; grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status; cat /proc/self/oom_score_adj",
+            "id -u; id -g; id -G; umask; echo $PWD $A $HOME; ulimit -n; \
+                grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status; cat /proc/self/oom_score_adj",
         ]);
         object["user"] = json!({"uid": 1000, "gid": 1001, "additionalGids": [44, 45], "umask": 0o027});
         object["cwd"] = "/tmp".into();
@@ -104,9 +98,9 @@ fn an_exec_is_what_its_process_object_says() {
     });
 }
 
-/// What is ignored stays ignored: a pipe whose reader is gone would not end its writer.
+/// An ignored SIGPIPE would be inherited, and a writer to a closed pipe would not end.
 #[test]
-fn no_process_ignores_a_broken_pipe() {
+fn no_process_ignores_sigpipe() {
     run(async {
         let script = "grep SigIgn /proc/self/status";
         let mut guest = Guest::start().await;
@@ -129,10 +123,10 @@ fn no_process_ignores_a_broken_pipe() {
 }
 
 #[test]
-fn an_exec_that_cant_be_says_why_and_leaves_nothing() {
+fn a_refused_exec_has_a_reason_and_leaves_nothing() {
     run(async {
-        let mut guest = running(FOREVER).await;
-        for (change, code, words) in [
+        let mut guest = Guest::running(FOREVER).await;
+        for (change, code, want) in [
             (
                 json!({"args": ["no-such"]}),
                 Code::INVALID_ARGUMENT,
@@ -156,7 +150,7 @@ fn an_exec_that_cant_be_says_why_and_leaves_nothing() {
                 .unwrap()
                 .extend(change.as_object().unwrap().clone());
             let (got, message) = guest.exec_as("a", "x", object, [true; 3]).await.unwrap_err();
-            assert!(got == code && message.contains(words), "{got:?} {message}");
+            assert!(got == code && message.contains(want), "{got:?} {message}");
         }
         assert_eq!(guest.pids("a").await.unwrap().len(), 1);
         let nobody = guest.exec("b", "x", &["true"]).await.unwrap_err();
@@ -174,7 +168,7 @@ fn an_exec_that_cant_be_says_why_and_leaves_nothing() {
 }
 
 #[test]
-fn an_exec_may_come_before_the_command_and_ends_with_it() {
+fn an_exec_may_precede_start_and_is_killed_with_init() {
     run(async {
         let mut guest = Guest::start().await;
         guest.create("a", FOREVER).await.unwrap();
@@ -194,9 +188,9 @@ fn an_exec_may_come_before_the_command_and_ends_with_it() {
 }
 
 #[test]
-fn many_execs_one_after_the_other() {
+fn sequential_execs_leave_no_process() {
     run(async {
-        let mut guest = running(FOREVER).await;
+        let mut guest = Guest::running(FOREVER).await;
         for round in 0..30 {
             let status = (round % 5).to_string();
             let name = format!("x{round}");
@@ -210,78 +204,8 @@ fn many_execs_one_after_the_other() {
     });
 }
 
-fn with_terminal(id: &str, script: &str) -> Container {
-    let mut container = Container::new(id, &["sh", "-c", script]);
-    container.spec["process"]["terminal"] = true.into();
-    container.spec["process"]["consoleSize"] = json!({"width": 91, "height": 37});
-    container.streams = [true, true, false];
-    container
-}
-
 #[test]
-fn a_container_has_a_terminal() {
-    run(async {
-        let mut guest = Guest::start().await;
-        let script = "tty; stty size; test -t 2 && echo all; test -c /dev/console && echo console; read line; stty size; echo got $line";
-        let (_, mut stdio) = guest.create_as(with_terminal("a", script)).await.unwrap();
-        guest.start_container("a").await.unwrap();
-        for want in ["/dev/pts/0\r\n", "37 91\r\n", "all\r\n", "console\r\n"] {
-            assert_eq!(stdio.line().await, want);
-        }
-        guest.resize("a", "", 100, 50).await.unwrap();
-        stdio.stdin.write_all(b"word\n").unwrap();
-        assert_eq!(stdio.line().await, "word\r\n", "the echo");
-        assert_eq!(stdio.stdout().await, "50 100\r\ngot word\r\n");
-        assert_eq!(guest.wait("a").await.unwrap().exit_status, 0);
-        assert_eq!(
-            guest.resize("a", "", 100, 50).await.unwrap_err().0,
-            Code::NOT_FOUND
-        );
-    });
-}
-
-#[test]
-fn a_terminals_signals_reach_its_process() {
-    run(async {
-        let mut guest = Guest::start().await;
-        let script = "trap 'echo interrupted; exit 3' INT; echo ready; while :; do sleep 1; done";
-        let (_, mut stdio) = guest.create_as(with_terminal("a", script)).await.unwrap();
-        guest.start_container("a").await.unwrap();
-        assert_eq!(stdio.line().await, "ready\r\n");
-        stdio.stdin.write_all(&[3]).unwrap();
-        assert!(stdio.stdout().await.contains("interrupted\r\n"));
-        assert_eq!(guest.wait("a").await.unwrap().exit_status, 3);
-    });
-}
-
-#[test]
-fn an_exec_has_a_terminal_of_its_users() {
-    run(async {
-        let mut guest = running(FOREVER).await;
-        let mut object = process(&["sh", "-c", "stty size; echo to the name > $(tty); exit 5"]);
-        object["terminal"] = true.into();
-        object["consoleSize"] = json!({"width": 80, "height": 24});
-        object["user"] = json!({"uid": 1000, "gid": 1000});
-        let (_, mut stdio) = guest
-            .exec_as("a", "x", object, [true, true, false])
-            .await
-            .unwrap();
-        assert_eq!(stdio.stdout().await, "24 80\r\nto the name\r\n");
-        assert_eq!(guest.wait_exec("a", "x").await.unwrap().exit_status, 5);
-        guest.exec("a", "y", FOREVER).await.unwrap();
-        assert_eq!(
-            guest.resize("a", "y", 1, 1).await.unwrap_err().0,
-            Code::FAILED_PRECONDITION
-        );
-        assert_eq!(
-            guest.resize("a", "y", 70000, 1).await.unwrap_err().0,
-            Code::INVALID_ARGUMENT
-        );
-    });
-}
-
-#[test]
-fn a_paused_container_stands_still() {
+fn a_paused_container_is_frozen_and_can_be_killed() {
     run(async {
         let mut guest = Guest::start().await;
         let (_, mut stdio) = guest
@@ -306,7 +230,7 @@ fn a_paused_container_stands_still() {
 }
 
 #[test]
-fn counters_are_told_and_a_deletion_ends_the_wait_for_kills() {
+fn stats_has_counters_and_delete_ends_wait_oom() {
     run(async {
         let mut guest = Guest::start().await;
         guest.create("a", FOREVER).await.unwrap();
@@ -320,9 +244,9 @@ fn counters_are_told_and_a_deletion_ends_the_wait_for_kills() {
 }
 
 #[test]
-fn limits_are_changed_or_refused_by_name() {
+fn update_applies_limits_or_refuses_them_by_field() {
     run(async {
-        let mut guest = running(FOREVER).await;
+        let mut guest = Guest::running(FOREVER).await;
         guest
             .update(
                 "a",
@@ -335,14 +259,14 @@ fn limits_are_changed_or_refused_by_name() {
             .await
             .unwrap();
         assert_eq!(stdio.stdout().await, "3\n");
-        for (resources, words) in [
+        for (resources, field) in [
             (json!({"unified": {"../x": "3"}}), "linux.resources.unified"),
             (json!({"blockIO": {"weight": 10}}), "linux.resources.blockIO"),
             (json!("x"), "linux.resources"),
         ] {
             let (code, message) = guest.update("a", resources).await.unwrap_err();
             assert!(
-                code == Code::INVALID_ARGUMENT && message.contains(words),
+                code == Code::INVALID_ARGUMENT && message.contains(field),
                 "{code:?} {message}"
             );
         }
@@ -356,7 +280,7 @@ fn limits_are_changed_or_refused_by_name() {
 }
 
 #[test]
-fn a_containers_own_files_do_not_hold_an_exec_up() {
+fn fifos_in_the_container_do_not_block_an_exec() {
     run(async {
         let mut guest = prepared("rm -f /etc/passwd /dev/ptmx; mkfifo /etc/passwd /dev/ptmx").await;
         let (_, mut stdio) = guest.exec("a", "x", &["sh", "-c", "echo $HOME"]).await.unwrap();
@@ -365,9 +289,10 @@ fn a_containers_own_files_do_not_hold_an_exec_up() {
     });
 }
 
-/// With noNewPrivileges a filter is the last thing before execve: it need not allow what comes before.
+/// With noNewPrivileges, the seccomp filter is loaded right before execve and need not allow the runtime's
+/// calls.
 #[test]
-fn a_filter_need_not_allow_what_the_runtime_does() {
+fn a_seccomp_filter_need_not_allow_the_runtimes_calls() {
     run(async {
         let mut guest = Guest::start().await;
         let script = "echo out; mkdir /x || echo denied; read line";
@@ -375,7 +300,9 @@ fn a_filter_need_not_allow_what_the_runtime_does() {
         container.spec["linux"]["seccomp"] = json!({
             "defaultAction": "SCMP_ACT_ALLOW",
             "syscalls": [{
-                "names": ["accept", "accept4", "recvfrom", "close", "setsid", "umask", "mkdir", "capset", "setresuid"],
+                "names": [
+                    "accept", "accept4", "recvfrom", "close", "setsid", "umask", "mkdir", "capset", "setresuid"
+                ],
                 "action": "SCMP_ACT_ERRNO", "errnoRet": 38
             }]
         });
@@ -391,9 +318,10 @@ fn a_filter_need_not_allow_what_the_runtime_does() {
     });
 }
 
-/// The child that becomes an exec is more than the container: what the container puts at /dev/null is not for it.
+/// The child that becomes an exec process must not write to another file that the container has put at
+/// /dev/null.
 #[test]
-fn a_null_device_that_is_none_gets_nothing() {
+fn a_replaced_dev_null_is_not_written_to() {
     run(async {
         let mut guest = prepared("rm /dev/null; touch /file; ln -s /file /dev/null").await;
         let (_, mut stdio) = guest.exec("a", "x", &["echo", "out"]).await.unwrap();
@@ -412,25 +340,25 @@ fn a_null_device_that_is_none_gets_nothing() {
     });
 }
 
-/// What an exec has open is its standard streams, and never was more while it looked at the container's paths.
+/// An exec process has only its standard streams open, already while it resolves paths of the container.
 #[test]
-fn an_exec_sees_no_descriptor_of_the_agents() {
+fn an_exec_inherits_no_descriptor_of_the_agent() {
     run(async {
         let mut guest = prepared("rm /dev/ptmx; ln -s /proc/self/fd/4/../ptmx /dev/ptmx").await;
         let (_, mut stdio) = guest.exec("a", "x", &["ls", "/proc/self/fd"]).await.unwrap();
         assert_eq!(
             stdio.stdout().await,
             "0\n1\n2\n3\n",
-            "3 is the directory that is listed"
+            "3 is ls's own descriptor of the directory"
         );
         expect_no_terminal(&mut guest).await;
     });
 }
 
 #[test]
-fn a_very_long_name_fails_as_a_short_one() {
+fn the_error_for_a_very_long_command_is_short() {
     run(async {
-        let mut guest = running(FOREVER).await;
+        let mut guest = Guest::running(FOREVER).await;
         let name = "n".repeat(100_000);
         let (code, message) = guest.exec("a", "x", &[&name]).await.unwrap_err();
         assert_eq!(code, Code::INVALID_ARGUMENT);

@@ -1,39 +1,45 @@
-//! `nacre inspect ID`: state, the timeline of the start, exits during boot, and why a pod died.
+//! `nacre inspect ID`: a pod's state, the timeline of its start, the VM exits of its boot, and why it failed.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Args;
 use nacre_protocol::state::{Failure, Timeline};
 use serde_json::json;
 
 use crate::pods::{self, Found};
-use crate::text::{age, bytes, clean, columns, stretch};
+use crate::ps::unreadable_lines;
+use crate::text::{age, bar, bytes, printable, table};
 
 /// Width of the bars, cells.
 const BAR: usize = 40;
+/// Most console lines, steps and kinds of VM exits that are shown of each. A VMM that was taken over may
+/// report more.
+const MAX_LINES: usize = 128;
 
-/// What to inspect.
+/// Arguments of `nacre inspect`.
 #[derive(Args)]
 pub struct Options {
-    /// The pod's id or the beginning of it.
+    /// The pod's id, or the beginning of it.
     id: String,
-    /// Only pods of this containerd namespace.
+    /// Look only for pods of this containerd namespace.
     #[arg(short, long)]
     namespace: Option<String>,
-    /// Prints JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Everything known of one pod.
+/// Everything that the state directory has about one pod.
 ///
 /// # Errors
-/// Where the state can't be read, or no pod or several match.
+/// If the state directory can't be listed, or if no pod or more than one matches.
 pub fn run(root: &Path, options: &Options) -> Result<String> {
     let pods = pods::all(root)?;
     let failures = pods::failures(root)?;
+    let unreadable = unreadable_lines(&pods.unreadable) + &unreadable_lines(&failures.unreadable);
+    let (pods, failures) = (pods.entries, failures.entries);
     let known = pods
         .iter()
         .map(|found| (found.pod.namespace.as_str(), found.pod.id.as_str()))
@@ -42,7 +48,8 @@ pub fn run(root: &Path, options: &Options) -> Result<String> {
                 .iter()
                 .map(|failure| (failure.namespace.as_str(), failure.id.as_str())),
         );
-    let (namespace, id) = pods::choose(known, &options.id, options.namespace.as_deref())?;
+    let (namespace, id) = pods::choose(known, &options.id, options.namespace.as_deref())
+        .map_err(|error| anyhow!("{}", format!("{error}\n{unreadable}").trim_end()))?;
     let found = pods
         .iter()
         .find(|found| found.pod.id == id && found.pod.namespace == namespace);
@@ -58,133 +65,148 @@ pub fn run(root: &Path, options: &Options) -> Result<String> {
         });
         return Ok(format!("{value:#}\n"));
     }
-    let mut out = format!("pod {} in namespace {}\n", clean(&id), clean(&namespace));
+    let mut out = format!("pod {} in namespace {}\n", printable(&id), printable(&namespace));
     if let Some(found) = found {
-        running(&mut out, found)?;
+        write_state(&mut out, found);
     }
     if let Some(failure) = failure {
-        died(&mut out, failure);
+        write_failure(&mut out, failure);
     }
     if let Some(timeline) = timeline(found, failure) {
-        started(&mut out, timeline);
+        write_start(&mut out, timeline);
+        write_exits(&mut out, timeline);
+    }
+    if !unreadable.is_empty() {
+        out.push('\n');
+        out.push_str(&unreadable);
     }
     Ok(out)
 }
 
-/// The start of the pod that is there, else of the one that failed.
+/// The timeline of the existing pod, or else the one in the failure record.
 fn timeline<'a>(found: Option<&'a Found>, failure: Option<&'a Failure>) -> Option<&'a Timeline> {
     found
         .and_then(|found| found.timeline.as_ref())
         .or(failure.map(|failure| &failure.timeline))
 }
 
-fn running(out: &mut String, found: &Found) -> Result<()> {
+fn write_state(out: &mut String, found: &Found) {
     let pod = &found.pod;
-    let pid = |pid: Option<u32>| pid.map_or("none yet".to_owned(), |pid| pid.to_string());
-    let memory = pods::memory(pod)?.map_or("unknown: no memory controller".to_owned(), bytes);
+    let memory = match pods::memory(pod) {
+        Ok(Some(count)) => bytes(count),
+        Ok(None) => "unknown: the pod's cgroup has no memory controller".to_owned(),
+        Err(error) => format!("unknown: {}: {}", error.file.display(), error.error),
+    };
+    let vmm = pod
+        .vmm_pid
+        .map_or("not started".to_owned(), |pid| format!("pid {pid}"));
     let cgroup = pod
         .cgroup
         .as_ref()
-        .map_or("none yet".to_owned(), |path| path.display().to_string());
+        .map_or("not created".to_owned(), |path| path.display().to_string());
     let rows = [
         ["state".to_owned(), pods::state(pod)],
         ["age".to_owned(), age(pods::seconds_since(pod.created))],
-        ["VMM".to_owned(), format!("pid {}", pid(pod.vmm_pid))],
+        ["VMM".to_owned(), vmm],
         ["shim".to_owned(), format!("pid {}", pod.shim_pid)],
         ["memory".to_owned(), memory],
         ["cgroup".to_owned(), cgroup],
         ["bundle".to_owned(), pod.bundle.display().to_string()],
-        ["containerd".to_owned(), clean(&pod.containerd_address)],
+        ["containerd".to_owned(), pod.containerd_address.clone()],
     ];
-    indented(out, &columns(&rows.map(Vec::from)));
-    Ok(())
+    write_indented(out, &table(&rows.map(Vec::from)));
 }
 
-fn died(out: &mut String, failure: &Failure) {
+fn write_failure(out: &mut String, failure: &Failure) {
     let ago = age(pods::seconds_since(failure.time));
     let mut rows = vec![
-        vec![
-            "failed".to_owned(),
-            format!("{ago} ago, at: {}", clean(&failure.step)),
-        ],
-        vec!["reason".to_owned(), clean(&failure.reason)],
+        vec!["failed".to_owned(), format!("{ago} ago")],
+        vec!["step".to_owned(), failure.step.clone()],
+        vec!["reason".to_owned(), failure.reason.clone()],
     ];
     rows.extend(
         failure
             .hint
-            .as_ref()
-            .map(|hint| vec!["hint".to_owned(), clean(hint)]),
+            .iter()
+            .map(|hint| vec!["hint".to_owned(), hint.clone()]),
     );
     out.push('\n');
-    indented(out, &columns(&rows));
+    write_indented(out, &table(&rows));
     if failure.console.is_empty() {
-        out.push_str("  the guest's console has no line\n");
+        out.push_str("  the guest's console is empty\n");
         return;
     }
     out.push_str("  last lines of the guest's console:\n");
-    for line in &failure.console {
-        out.push_str(&format!("  | {}\n", clean(line)));
+    let skipped = failure.console.len().saturating_sub(MAX_LINES);
+    for line in failure.console.iter().skip(skipped) {
+        out.push_str(&format!("  | {}\n", printable(line)));
     }
 }
 
-fn started(out: &mut String, timeline: &Timeline) {
-    let whole = timeline.steps.last().map_or(0, |step| step.done_us);
-    let ms = |us: u64| us as f64 / 1000.0;
-    // Writing to a String can't fail.
-    let _ = writeln!(
-        out,
-        "\nstart: {:.1} ms since containerd executed the shim",
-        ms(whole)
-    );
-    let width = timeline
+fn write_start(out: &mut String, timeline: &Timeline) {
+    let steps: Vec<(String, u64)> = timeline
         .steps
         .iter()
-        .map(|step| step.name.chars().count())
-        .max()
-        .unwrap_or(0);
+        .take(MAX_LINES)
+        .map(|step| (printable(&step.name), step.done_us))
+        .collect();
+    let whole = steps.last().map_or(0, |(_, done_us)| *done_us);
+    let ms = |us: u64| us as f64 / 1000.0;
+    // Ignore the results: writing to a String never fails.
+    let _ = writeln!(
+        out,
+        "\nstart: {:.1} ms since containerd executed the shim (columns: ms since then, ms of the step)",
+        ms(whole)
+    );
+    let width = longest(steps.iter().map(|(name, _)| name));
     let mut before = 0;
-    for step in &timeline.steps {
-        let took = step.done_us.saturating_sub(before);
-        let name = clean(&step.name);
-        let bar = stretch(before, step.done_us, whole, BAR);
+    for (name, done_us) in steps {
+        let took = done_us.saturating_sub(before);
+        let bar = bar(before, done_us, whole, BAR);
         let _ = writeln!(
             out,
             "  {:8.1}  +{:7.1}  {name:width$}  {bar}",
-            ms(step.done_us),
+            ms(done_us),
             ms(took)
         );
-        before = before.max(step.done_us);
+        before = before.max(done_us);
     }
     if let Some(kernel) = &timeline.guest_kernel {
-        let _ = writeln!(out, "\nguest kernel: {}", clean(kernel));
-    }
-    if timeline.boot_exits.is_empty() {
-        return;
-    }
-    let mut exits: Vec<_> = timeline.boot_exits.iter().collect();
-    exits.sort_by(|a, b| (b.1, a.0).cmp(&(a.1, b.0)));
-    // KVM's own counters stand beside what the VMM saw of the same exits, so there is no sum.
-    let _ = writeln!(
-        out,
-        "\nVM exits from the guest's first instruction until its agent was ready (kvm: KVM's own counters):"
-    );
-    let most = exits.first().map_or(0, |(_, count)| **count);
-    let width = exits
-        .iter()
-        .map(|(kind, _)| kind.chars().count())
-        .max()
-        .unwrap_or(0);
-    for (kind, count) in exits {
-        let _ = writeln!(
-            out,
-            "  {:width$}  {count:9}  {}",
-            clean(kind),
-            stretch(0, *count, most, BAR)
-        );
+        let _ = writeln!(out, "\nguest kernel: {}", printable(kernel));
     }
 }
 
-fn indented(out: &mut String, lines: &str) {
+fn write_exits(out: &mut String, timeline: &Timeline) {
+    if timeline.boot_exits.is_empty() {
+        return;
+    }
+    let mut exits: Vec<(String, u64)> = timeline
+        .boot_exits
+        .iter()
+        .map(|(kind, count)| (printable(kind), *count))
+        .collect();
+    exits.sort_by(|a, b| (b.1, &a.0).cmp(&(a.1, &b.0)));
+    exits.truncate(MAX_LINES);
+    // No sum: KVM's counters and the VMM's count the same exits.
+    out.push_str(
+        "\nVM exits from the guest's first instruction until its agent was ready (kvm: KVM's own counters):\n",
+    );
+    let most = exits.first().map_or(0, |(_, count)| *count);
+    let width = longest(exits.iter().map(|(kind, _)| kind));
+    for (kind, count) in exits {
+        out.push_str(&format!(
+            "  {kind:width$}  {count:9}  {}\n",
+            bar(0, count, most, BAR)
+        ));
+    }
+}
+
+/// The number of characters of the longest text.
+fn longest<'a>(texts: impl Iterator<Item = &'a String>) -> usize {
+    texts.map(|text| text.chars().count()).max().unwrap_or(0)
+}
+
+fn write_indented(out: &mut String, lines: &str) {
     for line in lines.lines() {
         out.push_str("  ");
         out.push_str(line);
@@ -194,32 +216,36 @@ fn indented(out: &mut String, lines: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use nacre_protocol::state::{FAILURES_DIR, POD_FILE, TIMELINE_FILE};
+
     use super::*;
     use crate::pods::tests::example;
 
     fn inspect(id: &str, json: bool) -> String {
-        let root = example();
-        run(
-            root.path(),
-            &Options {
-                id: id.to_owned(),
-                namespace: None,
-                json,
-            },
-        )
-        .unwrap()
+        inspect_in(example().path(), id, json).unwrap()
+    }
+
+    fn inspect_in(root: &Path, id: &str, json: bool) -> Result<String> {
+        let options = Options {
+            id: id.to_owned(),
+            namespace: None,
+            json,
+        };
+        run(root, &options)
     }
 
     #[test]
     fn a_running_pod_shows_its_start() {
         let out = inspect("web-1", false);
-        for words in [
+        for text in [
             "running",
             "60.0  guest boots",
             "6.1.0-nacre",
             "first instruction until its agent was ready",
         ] {
-            assert!(out.contains(words), "{words:?} is missing in:\n{out}");
+            assert!(out.contains(text), "{text:?} is missing in:\n{out}");
         }
         assert!(
             out.find("mmio_read").unwrap() < out.find("io_out").unwrap(),
@@ -228,17 +254,62 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_pod_tells_why_and_its_last_words() {
+    fn a_failed_pod_shows_reason_and_console() {
         let out = inspect("dead", false);
-        for words in ["SIGKILL", "OOM killer", "| last\\u{7}words", "guest boots"] {
-            assert!(out.contains(words), "{words:?} is missing in:\n{out}");
+        for text in ["SIGKILL", "OOM killer", "| last\\u{7}words", "guest boots"] {
+            assert!(out.contains(text), "{text:?} is missing in:\n{out}");
         }
     }
 
     #[test]
-    fn json_has_the_same() {
+    fn json_has_failure_and_timeline() {
         let value: serde_json::Value = serde_json::from_str(&inspect("dead", true)).unwrap();
         assert_eq!(value["failure"]["reason"], "the VMM was killed by SIGKILL");
         assert_eq!(value["timeline"]["steps"][1]["done_us"], 61_500);
+    }
+
+    /// A guest chooses its kernel's release and console lines, a VMM taken over the names of steps and exits.
+    #[test]
+    fn texts_of_a_guest_are_escaped_and_bounded() {
+        let root = example();
+        let hostile = "\u{1b}]0;x\u{7}".repeat(400_000);
+        let mut failure = pods::failures(root.path()).unwrap().entries.remove(0);
+        failure.reason = hostile.clone();
+        failure.console = vec!["\u{1b}[2J".repeat(2000); 1000];
+        failure.timeline.guest_kernel = Some(hostile.clone());
+        failure.timeline.steps[0].name = hostile.clone();
+        let step = failure.timeline.steps[0].clone();
+        failure.timeline.steps.extend(vec![step; 5]);
+        failure
+            .timeline
+            .boot_exits
+            .extend((0..10_000).map(|n| (format!("\u{1b}{n}"), n)));
+        let file = root.path().join(FAILURES_DIR).join("3.json");
+        fs::write(file, serde_json::to_vec(&failure).unwrap()).unwrap();
+        let out = inspect_in(root.path(), "dead", false).unwrap();
+        assert!(
+            out.chars().all(|c| c == '\n' || !c.is_control()),
+            "a control character reaches the terminal"
+        );
+        assert!(out.len() < 2 << 20, "{} bytes are shown", out.len());
+        assert!(out.lines().count() < 3 * MAX_LINES + 30);
+    }
+
+    #[test]
+    fn unreadable_files_are_named_and_hide_nothing_else() {
+        let root = example();
+        fs::write(root.path().join("1").join(TIMELINE_FILE), "{").unwrap();
+        fs::write(root.path().join("2").join(POD_FILE), "{").unwrap();
+        let out = inspect_in(root.path(), "web-1", false).unwrap();
+        assert!(out.contains("running") && !out.contains("start:"), "{out}");
+        assert!(
+            out.contains("1/timeline.json: EOF") && out.contains("2/pod.json: EOF"),
+            "{out}"
+        );
+        let error = inspect_in(root.path(), "web-2", false).unwrap_err().to_string();
+        assert!(
+            error.contains("nacre ps") && error.contains("2/pod.json: EOF"),
+            "{error}"
+        );
     }
 }

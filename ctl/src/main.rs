@@ -1,5 +1,5 @@
-//! `nacre`, the operator's command: is this host fit, which pods run, how did one start, why did it die. It reads
-//! what shims leave in the state directory and never changes anything.
+//! `nacre`, the operator's command: checks whether a host can run pods, lists pods, shows how a pod started
+//! and why it failed. It reads what shims leave in the state directory and never changes anything.
 
 mod doctor;
 mod inspect;
@@ -13,35 +13,35 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// Looks after Nacre, the containerd runtime that runs every pod in its own microVM.
+/// Operates Nacre, the containerd runtime that runs every pod in its own microVM.
 #[derive(Parser)]
 #[command(name = "nacre", version = nacre_protocol::BUILD_ID)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// Where shims keep the state of their pods.
+    /// Directory in which shims keep the state of their pods.
     #[arg(long, global = true, hide = true, default_value = nacre_protocol::state::STATE_ROOT)]
     state_root: PathBuf,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Checks whether this host runs Nacre's pods, line by line, with a fix for each failure.
+    /// Check whether this host can run Nacre's pods, with a fix for each failed check.
     ///
-    /// Ends with the boot of a tiny test guest that does what Linux does early. Exit code 0 where nothing failed,
-    /// else 1.
+    /// The last check boots a tiny guest that executes what Linux executes early in its boot. The exit code
+    /// is 0 if no check failed, else 1.
     Doctor(doctor::Options),
-    /// Shows how a pod started, in what state it is, and why it died.
+    /// Show a pod's state, the timeline of its start, and why it failed.
     Inspect(inspect::Options),
-    /// Lists the pods that run on this host.
+    /// List the pods on this host.
     Ps {
-        /// Prints JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Lists the pods that failed, newest first; `nacre inspect ID` shows one.
+    /// List the pods that failed, newest first. `nacre inspect ID` shows one of them.
     Failures {
-        /// Prints JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },

@@ -1,64 +1,126 @@
-//! Reads what shims leave in the state directory: pods that are there and records of pods that failed. Never writes.
+//! Reads what shims leave in the state directory: pods and failure records. Called by the commands that show
+//! them; never writes.
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use nacre_protocol::state::{FAILURES_DIR, Failure, POD_FILE, Pod, TIMELINE_FILE, Timeline};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A pod that is there.
+use crate::text::printable;
+
+/// A pod that has a directory.
 pub struct Found {
-    /// What its shim wrote.
+    /// The content of pod.json.
     pub pod: Pod,
-    /// How it started; None while its shim has not written it.
+    /// The content of timeline.json; None if it does not exist yet or can't be read.
     pub timeline: Option<Timeline>,
+}
+
+/// The entries of a directory. One file that can't be read does not hide the others.
+pub struct Listing<T> {
+    /// What could be read.
+    pub entries: Vec<T>,
+    /// The files that could not be read.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// A file that exists but can't be read or parsed.
+#[derive(Debug, Serialize)]
+pub struct Unreadable {
+    /// The file.
+    pub file: PathBuf,
+    /// Why, with its causes.
+    pub error: String,
+}
+
+impl Unreadable {
+    fn new(file: &Path, error: &impl std::fmt::Display) -> Self {
+        Self {
+            file: file.to_owned(),
+            error: error.to_string(),
+        }
+    }
+}
+
+impl<T> Listing<T> {
+    fn new() -> Self {
+        Self {
+            entries: Vec::new(),
+            unreadable: Vec::new(),
+        }
+    }
+
+    /// The JSON in `file`; None if the file does not exist or can't be read, which is then noted in
+    /// `unreadable`.
+    fn read<J: DeserializeOwned>(&mut self, file: &Path) -> Option<J> {
+        let parsed = match fs::read(file) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| Unreadable::new(file, &error)),
+            Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => {
+                return None;
+            }
+            Err(error) => Err(Unreadable::new(file, &error)),
+        };
+        match parsed {
+            Ok(value) => Some(value),
+            Err(unreadable) => {
+                self.unreadable.push(unreadable);
+                None
+            }
+        }
+    }
 }
 
 /// All pods, oldest first.
 ///
 /// # Errors
-/// Where the state directory or a file in it can't be read or parsed.
-pub fn all(root: &Path) -> Result<Vec<Found>> {
-    let mut found = Vec::new();
-    for directory in entries(root)? {
+/// If the state directory can't be listed.
+pub fn all(root: &Path) -> Result<Listing<Found>> {
+    let mut listing = Listing::new();
+    for directory in directory_entries(root)? {
         if directory.file_name().is_some_and(|name| name == FAILURES_DIR) {
             continue;
         }
-        // A pod may go away while we look, and its directory is there before its file.
-        if let Some(pod) = read::<Pod>(&directory.join(POD_FILE))? {
-            found.push(Found {
-                pod,
-                timeline: read(&directory.join(TIMELINE_FILE))?,
-            });
+        // A pod may be deleted meanwhile, and its directory is created before pod.json.
+        if let Some(pod) = listing.read(&directory.join(POD_FILE)) {
+            let timeline = listing.read(&directory.join(TIMELINE_FILE));
+            listing.entries.push(Found { pod, timeline });
         }
     }
-    found.sort_by(|a, b| (a.pod.created, &a.pod.id).cmp(&(b.pod.created, &b.pod.id)));
-    Ok(found)
+    listing
+        .entries
+        .sort_by(|a, b| (a.pod.created, &a.pod.id).cmp(&(b.pod.created, &b.pod.id)));
+    Ok(listing)
 }
 
 /// All failure records, newest first.
 ///
 /// # Errors
-/// As [`all`].
-pub fn failures(root: &Path) -> Result<Vec<Failure>> {
-    let mut found = Vec::new();
-    for file in entries(&root.join(FAILURES_DIR))? {
-        // Anything else is a record that a shim is about to rename into place.
+/// If the directory of failure records can't be listed.
+pub fn failures(root: &Path) -> Result<Listing<Failure>> {
+    let mut listing = Listing::new();
+    for file in directory_entries(&root.join(FAILURES_DIR))? {
+        // Files with another extension are records that a shim is about to rename.
         if file.extension().is_some_and(|extension| extension == "json") {
-            found.extend(read::<Failure>(&file)?);
+            let failure = listing.read(&file);
+            listing.entries.extend(failure);
         }
     }
-    found.sort_by(|a, b| (b.time, &a.id).cmp(&(a.time, &b.id)));
-    Ok(found)
+    listing
+        .entries
+        .sort_by(|a: &Failure, b| (b.time, &a.id).cmp(&(a.time, &b.id)));
+    Ok(listing)
 }
 
-/// Picks by `namespace`, where given, and by the id or a prefix of it that no other has.
+/// Chooses from `known` pairs of namespace and id the one whose id is `id`, or else starts with it, in
+/// `namespace` if it is given.
 ///
 /// # Errors
-/// Where none or several match, with what to do.
+/// If no pair or more than one matches.
 pub fn choose<'a>(
     known: impl Iterator<Item = (&'a str, &'a str)>,
     id: &str,
@@ -75,27 +137,29 @@ pub fn choose<'a>(
     match matching.as_slice() {
         [(space, id)] => Ok(((*space).to_owned(), (*id).to_owned())),
         [] => {
-            let place = namespace
-                .map(|name| format!(" in namespace {name}"))
+            let within = namespace
+                .map(|name| format!(" in namespace {name:?}"))
                 .unwrap_or_default();
             bail!(
-                "no pod and no failure record{place} whose id starts with {id:?}; `nacre ps` and `nacre failures` list them"
+                "no pod or failure record{within} has an id that starts with {id:?}; \
+                 list them with `nacre ps` and `nacre failures`"
             )
         }
         several => {
             let names: Vec<String> = several
                 .iter()
-                .map(|(space, id)| format!("{id} (namespace {space})"))
+                .map(|(space, id)| format!("{} (namespace {})", printable(id), printable(space)))
                 .collect();
             bail!(
-                "{id:?} means several pods; write more of the id or give --namespace:\n  {}",
+                "{id:?} matches {} pods; give more of the id, or --namespace:\n  {}",
+                names.len(),
                 names.join("\n  ")
             )
         }
     }
 }
 
-/// Seconds since `time`, itself seconds since the epoch.
+/// Seconds since `time`, which is in seconds since the epoch; 0 if `time` is in the future.
 pub fn seconds_since(time: u64) -> u64 {
     let then = UNIX_EPOCH
         .checked_add(Duration::from_secs(time))
@@ -106,73 +170,66 @@ pub fn seconds_since(time: u64) -> u64 {
         .as_secs()
 }
 
-/// What a pod's cgroup is charged with, bytes; None where there is no memory controller in the unified tree.
+/// memory.current of the pod's cgroup, bytes; None if the pod has no cgroup (any more), or the host's cgroup2
+/// tree has no memory controller.
 ///
 /// # Errors
-/// Where the file holds no number.
-pub fn memory(pod: &Pod) -> Result<Option<u64>> {
+/// If the file can't be read or has no number.
+pub fn memory(pod: &Pod) -> Result<Option<u64>, Unreadable> {
     let Some(cgroup) = &pod.cgroup else {
         return Ok(None);
     };
     let file = cgroup.join("memory.current");
     match fs::read_to_string(&file) {
-        Ok(text) => Ok(Some(
-            text.trim()
-                .parse()
-                .with_context(|| format!("{}: {text:?}", file.display()))?,
-        )),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("reading {}", file.display())),
+        Ok(text) => match text.trim().parse() {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) => Err(Unreadable::new(&file, &error)),
+        },
+        // ENODEV: the cgroup was removed after the file was opened.
+        Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV) => {
+            Ok(None)
+        }
+        Err(error) => Err(Unreadable::new(&file, &error)),
     }
 }
 
-/// The state in words; a VMM or shim that is gone without a word counts.
+/// The state in pod.json, with a note if the shim or the VMM has exited without updating the file.
 pub fn state(pod: &Pod) -> String {
-    let gone = |pid: u32| !Path::new(&format!("/proc/{pid}")).exists();
-    if gone(pod.shim_pid) {
-        return format!("{}, but its shim (pid {}) is gone", pod.state, pod.shim_pid);
+    let has_exited = |pid: u32| !Path::new(&format!("/proc/{pid}")).exists();
+    if has_exited(pod.shim_pid) {
+        return format!("{}, but its shim (pid {}) has exited", pod.state, pod.shim_pid);
     }
     match pod.vmm_pid {
-        Some(pid) if pod.state == "running" && gone(pid) => {
-            format!("running, but its VMM (pid {pid}) is gone")
+        Some(pid) if pod.state == "running" && has_exited(pid) => {
+            format!("running, but its VMM (pid {pid}) has exited")
         }
         _ => pod.state.clone(),
     }
 }
 
-/// Everything in a directory; a directory that does not exist is empty.
-fn entries(directory: &Path) -> Result<Vec<std::path::PathBuf>> {
+/// The paths of a directory's entries; none if it does not exist.
+fn directory_entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let context = || format!("listing {}", directory.display());
     let listed = match fs::read_dir(directory) {
         Ok(listed) => listed,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            bail!("reading {}: {error}; run as root", directory.display())
+            bail!("{}: {error}; run nacre as root", context())
         }
-        Err(error) => return Err(error).with_context(|| format!("reading {}", directory.display())),
+        Err(error) => return Err(error).with_context(context),
     };
-    listed.map(|entry| Ok(entry?.path())).collect()
-}
-
-/// The JSON in `file`; None where there is none.
-fn read<T: DeserializeOwned>(file: &Path) -> Result<Option<T>> {
-    match fs::read(file) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .with_context(|| format!("{}", file.display()))
-            .map(Some),
-        Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("reading {}", file.display())),
-    }
+    listed
+        .map(|entry| Ok(entry.with_context(context)?.path()))
+        .collect()
 }
 
 #[cfg(test)]
 pub mod tests {
-    use std::path::PathBuf;
-
     use nacre_protocol::state::TimelineStep;
 
     use super::*;
 
-    /// A state directory with two pods and a failure.
+    /// A state directory with two running pods and one failure record.
     pub fn example() -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let pod = |id: &str, namespace: &str, created| Pod {
@@ -181,6 +238,7 @@ pub mod tests {
             containerd_address: "/run/containerd/containerd.sock".to_owned(),
             bundle: PathBuf::from("/run/bundle"),
             shim_pid: std::process::id(),
+            shim_start_time: None,
             vmm_pid: Some(std::process::id()),
             cgroup: None,
             created,
@@ -230,22 +288,51 @@ pub mod tests {
     #[test]
     fn reads_pods_and_failures() {
         let root = example();
-        let ids: Vec<String> = all(root.path())
-            .unwrap()
-            .into_iter()
-            .map(|found| found.pod.id)
-            .collect();
+        let pods = all(root.path()).unwrap();
+        assert!(pods.unreadable.is_empty(), "{:?}", pods.unreadable);
+        let ids: Vec<String> = pods.entries.into_iter().map(|found| found.pod.id).collect();
         assert_eq!(ids, ["web-2", "web-1"], "oldest first");
-        assert_eq!(failures(root.path()).unwrap().len(), 1);
-        assert!(all(Path::new("/no/such")).unwrap().is_empty());
+        assert_eq!(failures(root.path()).unwrap().entries.len(), 1);
+        assert!(all(Path::new("/no/such")).unwrap().entries.is_empty());
     }
 
     #[test]
-    fn a_broken_file_is_an_error_that_names_it() {
+    fn unreadable_files_hide_no_other_pod_or_failure() {
         let root = example();
-        fs::write(root.path().join("1").join(POD_FILE), "{").unwrap();
-        let error = format!("{:#}", all(root.path()).map(drop).unwrap_err());
-        assert!(error.contains("1/pod.json"), "{error}");
+        let pod_file = root.path().join("1").join(POD_FILE);
+        fs::write(&pod_file, "{").unwrap();
+        let pods = all(root.path()).unwrap();
+        assert_eq!(pods.entries.len(), 1);
+        assert_eq!(pods.unreadable.len(), 1);
+        assert_eq!(pods.unreadable[0].file, pod_file);
+        assert!(
+            pods.unreadable[0].error.contains("line 1"),
+            "{:?}",
+            pods.unreadable
+        );
+
+        fs::write(root.path().join("2").join(TIMELINE_FILE), "[]").unwrap();
+        let pods = all(root.path()).unwrap();
+        assert_eq!((pods.entries.len(), pods.unreadable.len()), (1, 2));
+
+        fs::write(root.path().join(FAILURES_DIR).join("4.json"), "").unwrap();
+        let failures = failures(root.path()).unwrap();
+        assert_eq!((failures.entries.len(), failures.unreadable.len()), (1, 1));
+    }
+
+    #[test]
+    fn memory_is_missing_without_a_controller_and_an_error_if_it_is_not_a_number() {
+        let cgroup = tempfile::tempdir().unwrap();
+        let mut pod = all(example().path()).unwrap().entries.remove(0).pod;
+        pod.cgroup = Some(cgroup.path().to_owned());
+        assert_eq!(memory(&pod).unwrap(), None);
+        fs::write(cgroup.path().join("memory.current"), "4096\n").unwrap();
+        assert_eq!(memory(&pod).unwrap(), Some(4096));
+        fs::write(cgroup.path().join("memory.current"), "x\n").unwrap();
+        assert_eq!(
+            memory(&pod).unwrap_err().file,
+            cgroup.path().join("memory.current")
+        );
     }
 
     #[test]

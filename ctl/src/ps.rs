@@ -1,32 +1,36 @@
-//! `nacre ps` and `nacre failures`.
+//! `nacre ps` and `nacre failures`: lists of pods and of failure records, as a table or as JSON.
 
 use std::path::Path;
 
 use anyhow::Result;
-use serde_json::json;
+use nacre_protocol::state::Failure;
+use serde_json::{Value, json};
 
-use crate::pods;
-use crate::text::{age, bytes, clean, columns};
+use crate::pods::{self, Listing, Unreadable};
+use crate::text::{age, bytes, printable, table};
 
-/// The pods that are there, as a table or as JSON.
+/// The pods that have a directory in `root`, oldest first.
 ///
 /// # Errors
-/// Where the state can't be read.
+/// If the state directory can't be listed.
 pub fn pods(root: &Path, json: bool) -> Result<String> {
-    let mut rows = vec![
-        ["ID", "NAMESPACE", "STATE", "VMM PID", "MEMORY", "AGE"]
-            .map(String::from)
-            .to_vec(),
-    ];
+    let Listing {
+        entries,
+        mut unreadable,
+    } = pods::all(root)?;
+    let mut rows = vec![heading(["ID", "NAMESPACE", "STATE", "VMM PID", "MEMORY", "AGE"])];
     let mut list = Vec::new();
-    for found in pods::all(root)? {
+    for found in entries {
         let pod = &found.pod;
-        let memory = pods::memory(pod)?;
+        let memory = pods::memory(pod).unwrap_or_else(|error| {
+            unreadable.push(error);
+            None
+        });
         let seconds = pods::seconds_since(pod.created);
         let state = pods::state(pod);
         rows.push(vec![
-            clean(&pod.id),
-            clean(&pod.namespace),
+            pod.id.clone(),
+            pod.namespace.clone(),
             state.clone(),
             pod.vmm_pid.map_or("-".to_owned(), |pid| pid.to_string()),
             memory.map_or("-".to_owned(), bytes),
@@ -38,40 +42,59 @@ pub fn pods(root: &Path, json: bool) -> Result<String> {
         }));
     }
     Ok(if json {
-        format!("{:#}\n", serde_json::Value::from(list))
+        json_list(list, &unreadable)
     } else {
-        columns(&rows)
+        table(&rows) + &unreadable_lines(&unreadable)
     })
 }
 
-/// The pods that failed, as a table or as JSON.
+/// The failure records below `root`, newest first.
 ///
 /// # Errors
-/// Where the state can't be read.
+/// If the directory of failure records can't be listed.
 pub fn failures(root: &Path, json: bool) -> Result<String> {
-    let found = pods::failures(root)?;
+    let Listing { entries, unreadable } = pods::failures(root)?;
     if json {
-        return Ok(format!("{:#}\n", serde_json::to_value(&found)?));
+        let list = entries.iter().map(serde_json::to_value);
+        return Ok(json_list(list.collect::<Result<_, _>>()?, &unreadable));
     }
-    let mut rows = vec![
-        ["ID", "NAMESPACE", "AGO", "STEP", "REASON"]
-            .map(String::from)
-            .to_vec(),
-    ];
-    rows.extend(found.iter().map(|failure| {
-        vec![
-            clean(&failure.id),
-            clean(&failure.namespace),
-            age(pods::seconds_since(failure.time)),
-            clean(&failure.step),
-            clean(&failure.reason),
-        ]
-    }));
-    Ok(columns(&rows))
+    let mut rows = vec![heading(["ID", "NAMESPACE", "AGE", "STEP", "REASON"])];
+    rows.extend(entries.into_iter().map(failure_row));
+    Ok(table(&rows) + &unreadable_lines(&unreadable))
+}
+
+fn failure_row(failure: Failure) -> Vec<String> {
+    let ago = age(pods::seconds_since(failure.time));
+    vec![failure.id, failure.namespace, ago, failure.step, failure.reason]
+}
+
+fn heading<const N: usize>(names: [&str; N]) -> Vec<String> {
+    names.map(String::from).to_vec()
+}
+
+/// A JSON list of `entries`, followed by an object with `file` and `error` for each unreadable file.
+fn json_list(mut entries: Vec<Value>, unreadable: &[Unreadable]) -> String {
+    entries.extend(unreadable.iter().map(|unreadable| json!(unreadable)));
+    format!("{:#}\n", Value::from(entries))
+}
+
+/// One line for each unreadable file, with its error.
+pub fn unreadable_lines(unreadable: &[Unreadable]) -> String {
+    unreadable
+        .iter()
+        .map(|Unreadable { file, error }| {
+            let file = printable(&file.to_string_lossy());
+            format!("cannot read {file}: {}\n", printable(error))
+        })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use nacre_protocol::state::{FAILURES_DIR, POD_FILE};
+
     use super::*;
     use crate::pods::tests::example;
 
@@ -81,10 +104,39 @@ mod tests {
         let table = pods(root.path(), false).unwrap();
         assert!(table.starts_with("ID     NAMESPACE"), "{table}");
         assert!(table.contains("web-1  default    running"), "{table}");
-        let list: serde_json::Value = serde_json::from_str(&pods(root.path(), true).unwrap()).unwrap();
+        let list: Value = serde_json::from_str(&pods(root.path(), true).unwrap()).unwrap();
         assert_eq!(list[0]["id"], "web-2");
         assert!(failures(root.path(), false).unwrap().contains("SIGKILL"));
-        let list: serde_json::Value = serde_json::from_str(&failures(root.path(), true).unwrap()).unwrap();
+        let list: Value = serde_json::from_str(&failures(root.path(), true).unwrap()).unwrap();
         assert_eq!(list[0]["step"], "running");
+    }
+
+    #[test]
+    fn an_unreadable_pod_is_a_line_with_its_error_beside_the_other_pods() {
+        let root = example();
+        let file = root.path().join("1").join(POD_FILE);
+        fs::write(&file, "{\"id\": \u{1b}").unwrap();
+        let shown = pods(root.path(), false).unwrap();
+        assert!(shown.contains("web-2") && !shown.contains("web-1"), "{shown}");
+        let line = shown.lines().last().unwrap();
+        assert!(
+            line.starts_with(&format!("cannot read {}: ", file.display())) && line.contains("line 1"),
+            "{shown}"
+        );
+        let list: Vec<Value> = serde_json::from_str(&pods(root.path(), true).unwrap()).unwrap();
+        assert_eq!(list.len(), 2);
+        assert_eq!(list[1]["file"], file.to_str().unwrap());
+        assert!(list[1]["error"].as_str().unwrap().contains("line 1"));
+    }
+
+    #[test]
+    fn an_unreadable_failure_record_does_not_hide_the_others() {
+        let root = example();
+        fs::write(root.path().join(FAILURES_DIR).join("bad.json"), "{}").unwrap();
+        let shown = failures(root.path(), false).unwrap();
+        assert!(
+            shown.contains("SIGKILL") && shown.contains("bad.json: missing field"),
+            "{shown}"
+        );
     }
 }

@@ -1,11 +1,16 @@
-//! How things look on a terminal: tables, bars, units. Pure, except [`print`].
+//! Formats output for a terminal: tables, bars, units, text from untrusted sources. Does no I/O except in
+//! [`print()`].
 
 use std::io::Write as _;
 
-/// Prints `text`; a reader that has gone away (`| head`) is no error.
+/// Longest text that is shown, characters. An error with its causes fits; a guest or a VMM may have written
+/// more.
+const MAX_TEXT: usize = 1000;
+
+/// Writes `text` to standard output. A closed pipe (`| head`) is not an error.
 ///
 /// # Errors
-/// Where standard output can't be written.
+/// If standard output can't be written.
 pub fn print(text: &str) -> std::io::Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -13,8 +18,13 @@ pub fn print(text: &str) -> std::io::Result<()> {
     }
 }
 
-/// `rows` in columns as wide as their longest cell, two spaces apart.
-pub fn columns(rows: &[Vec<String>]) -> String {
+/// Formats `rows` as a table: cells are made [`printable`], columns are as wide as their longest cell, and
+/// two spaces separate them.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| printable(cell)).collect())
+        .collect();
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter()
@@ -37,19 +47,30 @@ pub fn columns(rows: &[Vec<String>]) -> String {
     out
 }
 
-/// `text` with control characters escaped: some of it comes from guests.
-pub fn clean(text: &str) -> String {
-    let escape = |c: char| {
-        if c.is_control() {
-            c.escape_default().to_string()
+/// Makes a text from a guest, a VMM or a file safe to show on a terminal: control characters and characters
+/// that change the direction of text are escaped, and text after [`MAX_TEXT`] characters is cut off.
+pub fn printable(text: &str) -> String {
+    let mut rest = text.chars();
+    let mut out = String::new();
+    for c in rest.by_ref().take(MAX_TEXT) {
+        if c.is_control() || changes_direction(c) {
+            out.extend(c.escape_unicode());
         } else {
-            c.to_string()
+            out.push(c);
         }
-    };
-    text.chars().map(escape).collect()
+    }
+    if rest.next().is_some() {
+        out.push('…');
+    }
+    out
 }
 
-/// Bytes in the unit that gives one to four digits before the point.
+/// The Unicode characters with the property `Bidi_Control`, and the line and paragraph separators.
+fn changes_direction(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// A number of bytes in the largest binary unit in which it is at least 1.
 pub fn bytes(count: u64) -> String {
     let mut value = count as f64;
     for unit in ["B", "KiB", "MiB", "GiB"] {
@@ -62,7 +83,7 @@ pub fn bytes(count: u64) -> String {
     format!("{value:.1} TiB")
 }
 
-/// Seconds in the largest unit that fits.
+/// A duration in seconds, minutes, hours or days, rounded down; at least 2 of the unit except for seconds.
 pub fn age(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
@@ -72,8 +93,9 @@ pub fn age(seconds: u64) -> String {
     }
 }
 
-/// A stretch from `from` to `to` of a line that stands for 0..`whole`, in `width` cells; at least a sliver.
-pub fn stretch(from: u64, to: u64, whole: u64, width: usize) -> String {
+/// A bar for the range `from..to` on a line of `width` cells that stands for 0..`whole`. It has at least one
+/// eighth of a cell.
+pub fn bar(from: u64, to: u64, whole: u64, width: usize) -> String {
     let eighths = |at: u64| {
         let scaled = u128::from(at.min(whole)) * width as u128 * 8 / u128::from(whole.max(1));
         usize::try_from(scaled).unwrap_or(0)
@@ -90,16 +112,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_line_up() {
+    fn columns_of_a_table_line_up() {
         let rows = [
             vec!["ID".to_owned(), "STATE".to_owned()],
             vec!["longer".to_owned(), "x".to_owned()],
+            vec!["\u{7}".to_owned(), "y".to_owned()],
         ];
-        assert_eq!(columns(&rows), "ID      STATE\nlonger  x\n");
+        assert_eq!(
+            table(&rows),
+            "ID      STATE\nlonger  x\n\\u{7}   y\n",
+            "the width is that of the escaped text"
+        );
     }
 
     #[test]
-    fn units() {
+    fn numbers_have_units() {
         assert_eq!(bytes(512), "512 B");
         assert_eq!(bytes(34 * 1024 * 1024 + 512 * 1024), "34.5 MiB");
         assert_eq!(age(59), "59 s");
@@ -108,19 +135,30 @@ mod tests {
     }
 
     #[test]
-    fn stretches_keep_to_their_width() {
-        assert_eq!(stretch(0, 100, 100, 4), "████");
-        assert_eq!(stretch(50, 100, 100, 4), "  ██");
-        assert_eq!(stretch(100, 100, 100, 4), "   █");
-        assert_eq!(stretch(0, 0, 100, 4), "▏");
-        assert_eq!(stretch(0, 0, 0, 4), "▏");
+    fn bars_never_exceed_their_width() {
+        assert_eq!(bar(0, 100, 100, 4), "████");
+        assert_eq!(bar(50, 100, 100, 4), "  ██");
+        assert_eq!(bar(100, 100, 100, 4), "   █");
+        assert_eq!(bar(0, 0, 100, 4), "▏");
+        assert_eq!(bar(0, 0, 0, 4), "▏");
         for from in 0..=100 {
-            assert!(stretch(from, 100, 100, 10).chars().count() <= 10);
+            assert!(bar(from, 100, 100, 10).chars().count() <= 10);
         }
     }
 
     #[test]
-    fn a_guest_cannot_drive_the_terminal() {
-        assert_eq!(clean("a\u{1b}[2Jb\n"), "a\\u{1b}[2Jb\\n");
+    fn control_characters_are_escaped() {
+        assert_eq!(printable("a\u{1b}[2Jb\n"), "a\\u{1b}[2Jb\\u{a}");
+        assert_eq!(printable("\u{9b}31m"), "\\u{9b}31m", "the one-byte CSI");
+        assert_eq!(printable("\u{202e}txt"), "\\u{202e}txt", "right-to-left override");
+        assert_eq!(printable("grün → ✓"), "grün → ✓");
+    }
+
+    #[test]
+    fn long_texts_are_cut() {
+        let shown = printable(&"x".repeat(3 << 20));
+        assert_eq!(shown.chars().count(), MAX_TEXT + 1);
+        assert!(shown.ends_with("x…"));
+        assert_eq!(printable(&"x".repeat(MAX_TEXT)).len(), MAX_TEXT);
     }
 }

@@ -87,10 +87,12 @@ pub enum FromVmm {
         /// What to do about it.
         hint: Option<String>,
     },
-    /// The guest connected to `port` of the host; one descriptor, the host's end of the stream, comes along.
+    /// The guest opened a vsock connection; one descriptor, the host's end of the stream, comes along.
     Connection {
-        /// The port that the guest dialled.
-        port: u32,
+        /// The host port that the guest dialled.
+        host_port: u32,
+        /// The guest port that it dialled from.
+        guest_port: u32,
     },
     /// VM exits since the guest's start, by kind.
     Exits(BTreeMap<String, u64>),
@@ -280,10 +282,22 @@ mod tests {
     fn a_message_arrives_with_its_descriptors() {
         let (shim, vmm) = pair();
         let file = tempfile::tempfile().unwrap();
-        vmm.send(&FromVmm::Connection { port: 7 }, &[file.as_raw_fd()])
-            .unwrap();
+        vmm.send(
+            &FromVmm::Connection {
+                host_port: 7,
+                guest_port: 8,
+            },
+            &[file.as_raw_fd()],
+        )
+        .unwrap();
         let (message, fds) = shim.receive::<FromVmm>().unwrap();
-        assert_eq!(message, FromVmm::Connection { port: 7 });
+        assert_eq!(
+            message,
+            FromVmm::Connection {
+                host_port: 7,
+                guest_port: 8
+            }
+        );
         assert_eq!(fds.len(), 1);
     }
 

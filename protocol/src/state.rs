@@ -68,6 +68,10 @@ pub struct Pod {
     pub bundle: PathBuf,
     /// The shim's host pid.
     pub shim_pid: u32,
+    /// When the shim's process was started, clock ticks since the host's boot (field 22 of /proc/PID/stat, proc(5)).
+    /// With the pid it identifies the process: pids are used again.
+    #[serde(default)]
+    pub shim_start_time: Option<u64>,
     /// The VMM's host pid, once it has been started.
     pub vmm_pid: Option<u32>,
     /// The pod's cgroup, an absolute path in the cgroup2 file system.

@@ -1,21 +1,26 @@
-//! The archive itself, in the kernel's cpio format ("newc"). Pure: bytes in, bytes out.
+//! Builds the archive in the kernel's cpio format "newc"
+//! (Documentation/driver-api/early-userspace/buffer-format.rst). Called by `main`; does no I/O.
 
 use std::io::{self, Write as _};
 
 use cpio::newc::{Builder, ModeFileType, trailer};
 
-/// Where the agent mounts, in the order of the archive: a parent before its children.
+/// Directories, most of them mount points of the agent, in the order of the archive: a parent before its
+/// children.
 const DIRECTORIES: [&str; 6] = ["dev", "etc", "proc", "run", "sys", "tmp"];
-/// Major and minor number of /dev/console, which the kernel opens before anything is mounted.
+/// Major and minor number of /dev/console. The kernel opens it before it runs /init, which mounts devtmpfs.
 const CONSOLE: (u32, u32) = (5, 1);
 
-/// The archive with `agent` as /init.
+/// An archive with `agent` as /init.
+///
+/// # Errors
+/// If the agent is larger than 4 GiB, the limit of the format.
 pub fn build(agent: &[u8]) -> io::Result<Vec<u8>> {
     let mut archive = Vec::with_capacity(agent.len() + 4096);
     let mut inode = 0;
     let mut entry = |name: &str, kind: ModeFileType, mode: u32| {
         inode += 1;
-        // Everything that could differ between two builds is fixed here.
+        // Constant owner, time and inode numbers make builds reproducible.
         Builder::new(name)
             .ino(inode)
             .uid(0)
@@ -50,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_agent_gives_the_same_bytes() {
+    fn builds_are_reproducible() {
         let agent = b"\x7fELF and the rest";
         let first = build(agent).unwrap();
         assert_eq!(first, build(agent).unwrap());
@@ -58,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn holds_what_a_guest_needs_and_nothing_else() {
+    fn the_archive_has_directories_console_and_init_only() {
         let bytes = build(b"the agent").unwrap();
         let mut rest = bytes.as_slice();
         let mut seen = Vec::new();

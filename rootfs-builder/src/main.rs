@@ -1,6 +1,7 @@
-//! `nacre-rootfs-builder`: writes the initramfs that a guest boots: the static agent as /init, a console for it, and the
-//! directories it mounts on. Called by `make`. The same agent gives the same bytes; nothing of the building machine is in
-//! them. It never compresses: a kernel under emulation would take seconds to undo that.
+//! `nacre-rootfs-builder`: writes the initramfs that a guest boots. It contains the static agent as /init,
+//! /dev/console, and the directories that the agent mounts on. Called by `make`. Builds are reproducible: the
+//! archive depends only on the agent. It is never compressed, because a kernel under emulation would take
+//! seconds to decompress it.
 
 mod archive;
 mod program;
@@ -12,13 +13,13 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 
-/// Builds the initramfs that Nacre's guests boot.
+/// Build the initramfs that Nacre's guests boot.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The agent: a static x86-64 program.
+    /// The agent, a statically linked x86-64 executable.
     #[arg(long)]
     agent: PathBuf,
-    /// Where the initramfs is written; replaced at once, never half.
+    /// The file to write. It is replaced atomically.
     #[arg(long)]
     output: PathBuf,
 }
@@ -37,16 +38,16 @@ fn run(arguments: &Arguments) -> Result<()> {
     let agent =
         fs::read(&arguments.agent).with_context(|| format!("reading {}", arguments.agent.display()))?;
     program::check(&agent)
-        .with_context(|| format!("{} can't be a guest's agent", arguments.agent.display()))?;
-    let bytes = archive::build(&agent).context("building the archive")?;
+        .with_context(|| format!("{} can't be used as the guest's agent", arguments.agent.display()))?;
+    let bytes = archive::build(&agent).context("building the cpio archive")?;
     let mut unfinished = arguments.output.clone().into_os_string();
     unfinished.push(".new");
     fs::write(&unfinished, &bytes)
         .with_context(|| format!("writing {}", PathBuf::from(&unfinished).display()))?;
     fs::rename(&unfinished, &arguments.output)
-        .with_context(|| format!("moving the archive to {}", arguments.output.display()))?;
+        .with_context(|| format!("renaming the new archive to {}", arguments.output.display()))?;
     println!(
-        "{}: {} bytes, of which the agent {}",
+        "wrote {}: {} bytes, {} of them the agent",
         arguments.output.display(),
         bytes.len(),
         agent.len()

@@ -1,23 +1,27 @@
-//! Whether a file can be a guest's first program: a static x86-64 ELF. A guest has no other file, so one that needs a
-//! loader would end in a kernel panic that says little.
+//! Checks that a file can be the guest's /init: a statically linked x86-64 ELF executable. The guest has no
+//! other file, so an executable that needs a dynamic loader would end in a kernel panic without a clear
+//! reason. Called by `main`.
 
-/// Why a file can't be the agent.
+/// The reason why a file can't be the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unfit {
-    /// Not an ELF file, or cut short.
+    /// Not an ELF file, or truncated.
     NotElf,
-    /// ELF, but no 64-bit x86 program.
+    /// An ELF file, but not an executable for x86-64.
     WrongMachine,
-    /// It names a dynamic loader.
+    /// It has a PT_INTERP segment, which names a dynamic loader.
     Dynamic,
 }
 
 impl std::fmt::Display for Unfit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::NotElf => "it is no ELF program",
-            Self::WrongMachine => "it is no 64-bit x86 program",
-            Self::Dynamic => "it is linked dynamically, and a guest has no loader; build it with -C target-feature=+crt-static",
+            Self::NotElf => "not an ELF file",
+            Self::WrongMachine => "not an executable for x86-64",
+            Self::Dynamic => {
+                "dynamically linked, but the guest has no dynamic loader; \
+                build it with -C target-feature=+crt-static"
+            }
         })
     }
 }
@@ -32,6 +36,9 @@ const X86_64: u16 = 62;
 const PT_INTERP: u32 = 3;
 
 /// Checks the ELF header and the program headers (System V ABI, chapters 4 and 5).
+///
+/// # Errors
+/// The first reason found.
 pub fn check(file: &[u8]) -> Result<(), Unfit> {
     let ident: [u8; 6] = array(file, 0)?;
     if ident[..4] != *b"\x7fELF" {
@@ -58,6 +65,7 @@ pub fn check(file: &[u8]) -> Result<(), Unfit> {
     Ok(())
 }
 
+/// The `N` bytes at offset `at`.
 fn array<const N: usize>(file: &[u8], at: usize) -> Result<[u8; N], Unfit> {
     file.get(at..)
         .and_then(|rest| rest.first_chunk())
@@ -69,7 +77,7 @@ fn array<const N: usize>(file: &[u8], at: usize) -> Result<[u8; N], Unfit> {
 mod tests {
     use super::*;
 
-    /// A header and one program header of type `segment`.
+    /// An ELF header for `machine`, and one program header of type `segment`.
     fn elf(machine: u16, segment: u32) -> Vec<u8> {
         let mut file = vec![0; 64 + 56];
         file[..6].copy_from_slice(b"\x7fELF\x02\x01");
@@ -83,12 +91,12 @@ mod tests {
     }
 
     #[test]
-    fn a_static_program_will_do() {
+    fn a_static_executable_is_accepted() {
         assert_eq!(check(&elf(X86_64, 1)), Ok(()));
     }
 
     #[test]
-    fn others_are_told_apart() {
+    fn other_files_are_refused_with_their_reason() {
         assert_eq!(check(b"#!/bin/sh\n"), Err(Unfit::NotElf));
         assert_eq!(check(b""), Err(Unfit::NotElf));
         assert_eq!(check(&elf(183, 1)), Err(Unfit::WrongMachine));
@@ -99,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn this_test_itself_is_dynamic() {
+    fn this_test_program_is_refused_if_it_is_dynamic() {
         let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         let expected = if cfg!(target_feature = "crt-static") {
             Ok(())

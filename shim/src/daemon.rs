@@ -11,10 +11,10 @@ use anyhow::Context as _;
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
-use crate::identity::Identity;
-use crate::sandbox::Sandbox;
+use nacre_pod::{Identity, Sandbox, log};
+
+use crate::events::Publisher;
 use crate::service;
-use crate::service::publisher::Publisher;
 
 /// Last events and answers may take this long to be on their way.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -34,11 +34,11 @@ pub struct Start {
 
 /// Runs the daemon to its end; gives the exit code.
 pub fn run(start: Start) -> i32 {
-    crate::log::set_id(&start.identity.id);
+    log::set_id(&start.identity.id);
     match detach(&start).and_then(|()| serve(start)) {
         Ok(()) => 0,
         Err(error) => {
-            crate::log::error(format_args!("the shim ends: {error:#}"));
+            log::error(format_args!("the shim ends: {error:#}"));
             1
         }
     }
@@ -55,14 +55,14 @@ fn detach(start: &Start) -> anyhow::Result<()> {
     nix::unistd::dup2_stdin(&null).context("standard input")?;
     nix::unistd::dup2_stdout(&null).context("standard output")?;
     // Both ends, so that a containerd that restarts neither ends us nor is waited for.
-    let log = start.identity.bundle.join("log");
+    let fifo = start.identity.bundle.join("log");
     match File::options()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
-        .open(&log)
+        .open(&fifo)
     {
-        Ok(log) => nix::unistd::dup2_stderr(&log),
+        Ok(fifo) => nix::unistd::dup2_stderr(&fifo),
         // Nobody reads a log: that is how one tries a shim by hand.
         Err(_) => nix::unistd::dup2_stderr(&null),
     }
@@ -84,7 +84,7 @@ fn adjust_oom_score(containerd: Option<nix::unistd::Pid>) {
         std::fs::write(file, (score + 1).min(1000).to_string()).with_context(|| file.display().to_string())
     };
     if let Err(error) = adjust() {
-        crate::log::warn(format_args!("adjusting the OOM score: {error:#}"));
+        log::warn(format_args!("adjusting the OOM score: {error:#}"));
     }
 }
 
@@ -99,24 +99,25 @@ fn serve(start: Start) -> anyhow::Result<()> {
             .ok()
             .filter(|address| !address.is_empty());
         let (publisher, delivered) = Publisher::spawn(&start.identity.namespace, address);
-        let (sandbox, events, handle) = Sandbox::new(start.identity, publisher, start.begun_ns);
+        let wake = publisher.wake();
+        let (sandbox, handle) = Sandbox::new(start.identity, Box::new(publisher), start.begun_ns);
         let listener = Listener::try_from(start.listener).context("listening")?;
         let mut server = Server::new()
             .add_listener(listener)
-            .register_service(service::services(&handle));
+            .register_service(service::services(&handle, &wake));
         server.start().await.context("serving")?;
-        sandbox.run(events).await;
+        sandbox.run().await;
         // Waits for the answer to Shutdown to be written, not for clients that stay.
         let last = async {
             if let Err(error) = server.shutdown().await {
-                crate::log::warn(format_args!("closing the service: {error}"));
+                log::warn(format_args!("closing the service: {error}"));
             }
             delivered.await
         };
         match tokio::time::timeout(LAST_WORDS, last).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => crate::log::error(format_args!("the publisher: {error}")),
-            Err(_elapsed) => crate::log::warn("some events could not be delivered"),
+            Ok(Err(error)) => log::error(format_args!("the publisher: {error}")),
+            Err(_elapsed) => log::warn("some events could not be delivered"),
         }
         Ok(())
     })

@@ -3,33 +3,20 @@
 //! daemon that is gone. Reads its arguments here and dispatches; never starts a thread or a runtime before the fork.
 
 mod arguments;
-mod bundle;
-mod cgroup;
-mod clock;
 mod command;
-mod container;
 mod daemon;
-mod error;
-mod guest;
-mod hooks;
-mod identity;
-mod io;
-mod log;
-mod process;
-mod rootfs;
-mod sandbox;
+mod events;
+mod messages;
+mod metrics;
 mod service;
-mod state;
-mod sys;
-mod task_state;
-mod vm;
+mod status;
 
 use std::process::ExitCode;
 
 use arguments::{Action, Arguments};
 
 fn main() -> ExitCode {
-    let begun_ns = clock::monotonic_ns();
+    let begun_ns = nacre_pod::clock::monotonic_ns();
     let outcome = Arguments::parse(std::env::args().skip(1))
         .map_err(anyhow::Error::from)
         .and_then(|arguments| match arguments.action {

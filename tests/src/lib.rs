@@ -1,5 +1,5 @@
-//! What the end-to-end tests, the comparison with runc and the benchmark share. The programs are in
-//! `bin/`; the lab that runs them is a crate of its own, `tests/lab`.
+//! The library that the end-to-end tests, the comparison with runc and the benchmark share. Their programs
+//! are in `bin/`; the lab that runs them is a crate of its own, `tests/lab`.
 
 pub mod conformance;
 pub mod containerd;

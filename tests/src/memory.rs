@@ -1,25 +1,27 @@
-//! Private memory of a shim or a VMM, from /proc/PID/smaps. Used by the end-to-end tests and the benchmark.
+//! The private memory of a Nacre process without guest memory, from /proc/PID/smaps. The end-to-end tests and
+//! the benchmark call it.
 
 use std::fs;
 
 use anyhow::{Context as _, Result};
 
-/// A mapping of at least this size is guest memory: all others of a VMM are far smaller, and no guest has less. KiB.
+/// KiB. A mapping of at least this size counts as guest memory: a VMM's other mappings are far smaller, and
+/// guests have at least this much.
 const GUEST_KIB: u64 = 64 * 1024;
 
-/// Memory of a process.
+/// The private memory of a process.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Sum of `Private_Dirty` over all mappings that are not guest memory, KiB.
+    /// KiB of `Private_Dirty`, summed over all mappings that are not guest memory.
     pub own_kib: u64,
     /// Number of mappings that are guest memory.
     pub guests: u64,
 }
 
-/// The memory of process `pid`.
+/// Reads the memory of process `pid`.
 ///
 /// # Errors
-/// If there is no such process.
+/// If the process does not exist or its smaps can't be parsed.
 pub fn of(pid: u64) -> Result<Memory> {
     let smaps =
         fs::read_to_string(format!("/proc/{pid}/smaps")).with_context(|| format!("smaps of {pid}"))?;

@@ -1,5 +1,5 @@
-//! What the kernel counts of a container: the files of its cgroup for the host to read, and its kills for want of
-//! memory. Never interprets a counter but that one.
+//! What the kernel counts of a container: the content of its cgroup's files, which the host parses, and the
+//! number of OOM-killed processes, the only counter that is parsed here.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -8,11 +8,11 @@ use std::io::{self, Read as _, Seek as _};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::{Cgroup, gone};
+use super::{Cgroup, is_removed};
+use crate::async_fd;
 use crate::error::Error;
-use crate::watched;
 
-/// Files that say how much of something a container uses or may use.
+/// Files whose content the host gets: usage, limits, events and pressure of each controller.
 const FILES: [&str; 18] = [
     "cpu.pressure",
     "cpu.stat",
@@ -33,11 +33,12 @@ const FILES: [&str; 18] = [
     "rdma.max",
     "cgroup.events",
 ];
-/// Most bytes of one file that are told.
+/// Most bytes of one file that are returned; the rest is cut off.
 const MAX_FILE: u64 = 64 * 1024;
 
 impl Cgroup {
-    /// Its files by name. A file that is not there is of a controller that the guest's kernel does not have.
+    /// The content of the files in [`FILES`] and of the hugetlb counters, by file name. Files of controllers
+    /// that the guest's kernel does not have are missing from the result.
     pub fn stats(&self) -> Result<HashMap<String, Vec<u8>>, Error> {
         let mut files = HashMap::new();
         let mut add = |name: &str| {
@@ -46,10 +47,10 @@ impl Cgroup {
             let read = File::open(&path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut bytes));
             match read {
                 Ok(_) => drop(files.insert(name.to_owned(), bytes)),
-                // EOPNOTSUPP: pressure is not measured.
-                // A directory is one of the container's own, of a name like a counter's.
+                // EOPNOTSUPP: the kernel does not measure pressure.
+                // EISDIR: the container has created a cgroup whose name looks like a counter's.
                 Err(error)
-                    if gone(&error)
+                    if is_removed(&error)
                         || matches!(
                             error.kind(),
                             io::ErrorKind::Unsupported | io::ErrorKind::IsADirectory
@@ -69,30 +70,31 @@ impl Cgroup {
         Ok(files)
     }
 
-    /// How many of its processes have been killed for want of memory; None without a memory controller.
+    /// Number of OOM-killed processes (`oom_kill` in memory.events); None without the memory controller.
     pub fn oom_kills(&self) -> Result<Option<u64>, Error> {
         let file = self.directory().join("memory.events");
         match fs::read_to_string(&file) {
-            Ok(text) => Ok(Some(kills(&text))),
-            Err(error) if gone(&error) => Ok(None),
+            Ok(text) => Ok(Some(oom_kill_count(&text))),
+            Err(error) if is_removed(&error) => Ok(None),
             Err(error) => Err(Error::file("reading", file)(error)),
         }
     }
 
-    /// Watches for kills; None without a memory controller.
+    /// Opens memory.events to wait for changes; None without the memory controller.
     pub fn memory_events(&self) -> Result<Option<MemoryEvents>, Error> {
         let path = self.directory().join("memory.events");
         match File::open(&path) {
-            Ok(file) => watched::watch_for(file, Interest::PRIORITY)
+            Ok(file) => async_fd::register_for(file, Interest::PRIORITY)
                 .map(|file| Some(MemoryEvents(file)))
-                .map_err(Error::file("watching", path)),
-            Err(error) if gone(&error) => Ok(None),
+                .map_err(Error::file("registering with the event loop", path)),
+            Err(error) if is_removed(&error) => Ok(None),
             Err(error) => Err(Error::file("opening", path)(error)),
         }
     }
 }
 
-/// `hugetlb.<size>.current` and the like (Documentation/admin-guide/cgroup-v2.rst, HugeTLB).
+/// True for `hugetlb.<size>.current`, `.max` and `.events` (Documentation/admin-guide/cgroup-v2.rst,
+/// HugeTLB).
 fn is_huge_page_counter(name: &str) -> bool {
     let size_and_kind = name
         .strip_prefix("hugetlb.")
@@ -100,25 +102,26 @@ fn is_huge_page_counter(name: &str) -> bool {
     size_and_kind.is_some_and(|(_, kind)| ["current", "max", "events"].contains(&kind))
 }
 
-fn kills(events: &str) -> u64 {
+/// The value of `oom_kill` in the text of memory.events; 0 if the line is missing.
+fn oom_kill_count(events: &str) -> u64 {
     let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
     count.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
-/// A cgroup's memory.events while it is watched.
+/// A cgroup's open memory.events file, registered with the event loop.
 pub struct MemoryEvents(AsyncFd<File>);
 
 impl MemoryEvents {
-    /// Waits for the next change; gives the kills by then.
+    /// Waits for the next change of the file. Returns the number of OOM-killed processes.
     ///
     /// # Errors
-    /// The cgroup is no more.
+    /// ENODEV if the cgroup was removed.
     pub async fn changed(&mut self) -> io::Result<u64> {
         self.0.ready(Interest::PRIORITY).await?.clear_ready();
         let mut text = String::new();
         self.0.get_ref().rewind()?;
         self.0.get_ref().read_to_string(&mut text)?;
-        Ok(kills(&text))
+        Ok(oom_kill_count(&text))
     }
 }
 
@@ -127,16 +130,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kills_are_read() {
+    fn oom_kill_is_read_from_memory_events() {
         assert_eq!(
-            kills("low 0\nhigh 3\nmax 4\noom 2\noom_kill 2\noom_group_kill 0\n"),
+            oom_kill_count("low 0\nhigh 3\nmax 4\noom 2\noom_kill 2\noom_group_kill 0\n"),
             2
         );
-        assert_eq!(kills(""), 0);
+        assert_eq!(oom_kill_count(""), 0);
     }
 
     #[test]
-    fn counters_of_huge_pages() {
+    fn hugetlb_counters_are_recognised_by_name() {
         assert!(is_huge_page_counter("hugetlb.2MB.current"));
         assert!(is_huge_page_counter("hugetlb.1GB.events"));
         assert!(!is_huge_page_counter("hugetlb.2MB.rsvd.max"));
@@ -144,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_there_are_told() {
+    fn stats_has_only_existing_files() {
         let directory = tempfile::tempdir().unwrap();
         let cgroup = Cgroup(directory.path().to_owned());
         assert!(cgroup.stats().unwrap().is_empty());

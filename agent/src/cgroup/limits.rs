@@ -1,47 +1,48 @@
-//! What the `linux.resources` of a spec are as files of a cgroup (v2): a pure function from the one to the other, and
-//! the writing of what it gives. A container's creation and its later changes use the same. Device rules are not
-//! here: they are a program, not files (`crate::devices`).
+//! Translates `linux.resources` of a spec into files of a cgroup (v2): a pure function from resources to a
+//! list of settings. [`apply()`] writes them. Used when a container is created and when it is updated. Device
+//! rules are not here: they are a BPF program and not files (`crate::devices`).
 
-use std::fs;
-use std::io::{self, Write as _};
-use std::path::Path;
+mod apply;
 
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
+pub use self::apply::apply;
 use crate::error::Error;
 
-/// Most settings of `linux.resources.unified`.
+/// Most entries of `linux.resources.unified`.
 const MAX_UNIFIED: usize = 256;
-/// The longest name of a file there, bytes.
+/// Longest file name in `linux.resources.unified`, bytes.
 const MAX_NAME: usize = 128;
-/// Files of the cgroup itself that a spec may set: the others are the agent's, or are no limits.
-const OF_THE_CGROUP: [&str; 3] = ["cgroup.max.depth", "cgroup.max.descendants", "cgroup.pressure"];
+/// The `cgroup.*` files that `linux.resources.unified` may set. The agent owns the others, or they are not
+/// limits.
+const ALLOWED_CORE_FILES: [&str; 3] = ["cgroup.max.depth", "cgroup.max.descendants", "cgroup.pressure"];
 
-/// One thing to be done with a cgroup's files.
+/// One change of, or condition on, a file of a cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
-    /// The field of the spec that asks for it.
+    /// Path of the spec's field that asks for it, such as `linux.resources.cpu.quota`.
     pub field: &'static str,
-    /// The file's name.
+    /// The file's name in the cgroup's directory, such as `cpu.max`.
     pub file: String,
-    /// What is done with it.
+    /// How the file changes.
     pub change: Change,
 }
 
-/// What is done with a file.
+/// How a setting changes its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// It gets this text, a write for each line.
+    /// Write this text, one write(2) per line.
     Set(String),
-    /// As [`Change::Set`]; where the kernel does not have the file, what it would limit can't be had anyway.
-    SetWhereItIs(String),
-    /// Its first word stays, this becomes the second.
-    SetSecond(String),
-    /// It must not have more than this, else nothing after it is done.
+    /// As [`Change::Set`], but a missing file is not an error: without it the kernel does not have the
+    /// resource either.
+    SetIfPresent(String),
+    /// Replace the second word of the file, and keep the first.
+    SetSecondField(String),
+    /// Write nothing, and fail if the number in the file exceeds this one.
     RequireAtMost(i64),
 }
 
-/// Settings being collected.
+/// The settings collected so far, in the order in which they are applied.
 struct List(Vec<Setting>);
 
 impl List {
@@ -55,13 +56,13 @@ impl List {
     }
 }
 
-/// The settings that `resources` ask for, in the order in which the kernel takes them. Fields that are not there ask
-/// for nothing, and so does a 0 where no limit can be 0.
+/// The settings that `resources` ask for, in an order that the kernel accepts. An absent field, or 0 for a
+/// limit that cannot be 0, yields no setting.
 ///
 /// # Errors
-/// [`Error::BadSpec`] with the field.
+/// [`Error::BadSpec`] with the first field that has no meaning under cgroup v2 or in a guest.
 pub fn settings(resources: &LinuxResources) -> Result<Vec<Setting>, Error> {
-    refuse_others(resources)?;
+    refuse_unsupported(resources)?;
     let mut list = List(Vec::new());
     if let Some(cpu) = resources.cpu() {
         cpu_settings(cpu, &mut list)?;
@@ -71,7 +72,7 @@ pub fn settings(resources: &LinuxResources) -> Result<Vec<Setting>, Error> {
     }
     if let Some(pids) = resources.pids() {
         let field = "linux.resources.pids.limit";
-        list.set(field, "pids.max", limit(field, pids.limit())?);
+        list.set(field, "pids.max", limit_text(field, pids.limit())?);
     }
     for hugepages in resources.hugepage_limits().iter().flatten() {
         hugepage_settings(hugepages, &mut list)?;
@@ -80,24 +81,28 @@ pub fn settings(resources: &LinuxResources) -> Result<Vec<Setting>, Error> {
     Ok(list.0)
 }
 
-/// A number of a cgroup's file; -1 is "no limit".
-fn limit(field: &'static str, value: i64) -> Result<String, Error> {
+/// The text of a limit in a cgroup file: the number, or `max` for -1.
+fn limit_text(field: &'static str, value: i64) -> Result<String, Error> {
     match value {
         -1 => Ok("max".to_owned()),
         0.. => Ok(value.to_string()),
-        _ => Err(Error::bad_spec(field, format!("{value} is no limit; -1 is none"))),
+        _ => Err(Error::bad_spec(
+            field,
+            format!("expected a number from 0, or -1 for no limit, got {value}"),
+        )),
     }
 }
 
-/// What no file stands for. The shim refuses these too; here it is the agent's own word.
-fn refuse_others(resources: &LinuxResources) -> Result<(), Error> {
-    let names_the_host = "names devices of the host";
+/// Refuses fields that no file of cgroup v2 stands for. The shim refuses them, too; the agent does not rely
+/// on that.
+fn refuse_unsupported(resources: &LinuxResources) -> Result<(), Error> {
+    let names_host_devices = "it names devices of the host, which the guest does not have";
     if resources
         .block_io()
         .as_ref()
         .is_some_and(|io| *io != Default::default())
     {
-        return Err(Error::bad_spec("linux.resources.blockIO", names_the_host));
+        return Err(Error::bad_spec("linux.resources.blockIO", names_host_devices));
     }
     if resources
         .network()
@@ -106,13 +111,13 @@ fn refuse_others(resources: &LinuxResources) -> Result<(), Error> {
     {
         return Err(Error::bad_spec(
             "linux.resources.network",
-            "cgroup v2 has no such control",
+            "cgroup v2 has no network controller",
         ));
     }
     if resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()) {
-        return Err(Error::bad_spec("linux.resources.rdma", names_the_host));
+        return Err(Error::bad_spec("linux.resources.rdma", names_host_devices));
     }
-    let v1 = "is a control of cgroup v1; this is cgroup v2";
+    let v1 = "only cgroup v1 has this setting; the guest uses cgroup v2";
     if let Some(cpu) = resources.cpu()
         && (cpu.realtime_runtime().unwrap_or(0) != 0 || cpu.realtime_period().unwrap_or(0) != 0)
     {
@@ -146,14 +151,15 @@ fn cpu_settings(cpu: &LinuxCpu, list: &mut List) -> Result<(), Error> {
     if let Some(quota) = quota.filter(|quota| *quota < -1) {
         return Err(Error::bad_spec(
             "linux.resources.cpu.quota",
-            format!("{quota} is no time; -1 is no limit"),
+            format!("expected microseconds, or -1 for no limit, got {quota}"),
         ));
     }
     let period = cpu.period().filter(|period| *period != 0);
     let burst = cpu.burst();
     let field = "linux.resources.cpu.burst";
     if burst.is_some() && quota.is_some() {
-        // The kernel refuses a quota below the burst and a burst above the quota, whichever comes first.
+        // The kernel refuses a quota below the current burst, so the burst is set to 0 before the quota
+        // changes.
         list.set(field, "cpu.max.burst", 0);
     }
     match (quota, period) {
@@ -170,7 +176,7 @@ fn cpu_settings(cpu: &LinuxCpu, list: &mut List) -> Result<(), Error> {
             list.push(
                 "linux.resources.cpu.period",
                 "cpu.max",
-                Change::SetSecond(period.to_string()),
+                Change::SetSecondField(period.to_string()),
             );
         }
         (None, None) => {}
@@ -184,7 +190,11 @@ fn cpu_settings(cpu: &LinuxCpu, list: &mut List) -> Result<(), Error> {
     ] {
         if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
             if !value.chars().all(|c| c.is_ascii_digit() || c == ',' || c == '-') {
-                return Err(Error::bad_spec(field, format!("{value:?} is no list of numbers")));
+                let shown: String = value.chars().take(64).collect();
+                return Err(Error::bad_spec(
+                    field,
+                    format!("expected a list of numbers such as 0-3,7, got {shown:?}"),
+                ));
             }
             list.set(field, file, value);
         }
@@ -192,13 +202,14 @@ fn cpu_settings(cpu: &LinuxCpu, list: &mut List) -> Result<(), Error> {
     Ok(())
 }
 
-/// An idle group has no weight to be set: it is made an ordinary one first.
+/// `cpu.shares` and `cpu.idle`. The kernel refuses a weight for an idle cgroup, so cpu.idle becomes 0 before
+/// the weight.
 fn weight_settings(cpu: &LinuxCpu, list: &mut List) -> Result<(), Error> {
     let shares = cpu.shares().filter(|shares| *shares != 0);
     let field = "linux.resources.cpu.idle";
     let idle = cpu.idle();
     if let Some(other) = idle.filter(|idle| !(0..=1).contains(idle)) {
-        return Err(Error::bad_spec(field, format!("{other} is neither 0 nor 1")));
+        return Err(Error::bad_spec(field, format!("expected 0 or 1, got {other}")));
     }
     if idle.is_some() && (idle == Some(0) || shares.is_some()) {
         list.set(field, "cpu.idle", 0);
@@ -212,8 +223,9 @@ fn weight_settings(cpu: &LinuxCpu, list: &mut List) -> Result<(), Error> {
     Ok(())
 }
 
-/// The weight (1..=10,000, usually 100) for shares (2..=262,144, usually 1,024) by runc's curve, which meets all three
-/// pairs: 10^((l² + 125 l) / 612 − 7/34) with l the binary logarithm of the shares, rounded up.
+/// Converts cgroup v1 shares (2..=262,144, default 1,024) to a cgroup v2 weight (1..=10,000, default 100) by
+/// runc's formula, which maps minimum, default and maximum onto each other: 10^((l² + 125 l) / 612 − 7/34),
+/// rounded up, with l = log2(shares).
 fn weight(shares: u64) -> u32 {
     match shares {
         0..=2 => 1,
@@ -222,7 +234,7 @@ fn weight(shares: u64) -> u32 {
             let shares = u32::try_from(shares).unwrap_or(u32::MAX);
             let l = f64::from(shares).log2();
             let exponent = (l * l + 125.0 * l) / 612.0 - 7.0 / 34.0;
-            // What is a whole number but for the arithmetic's last digits is that number.
+            // Rounding errors must not lift a result that is a whole number to the next one.
             let weight = (10_f64.powf(exponent) - 1e-9).ceil();
             (1..=10_000)
                 .find(|whole| f64::from(*whole) >= weight)
@@ -234,13 +246,13 @@ fn weight(shares: u64) -> u32 {
 fn memory_settings(memory: &LinuxMemory, list: &mut List) -> Result<(), Error> {
     let field = "linux.resources.memory.limit";
     let max = memory.limit().filter(|limit| *limit != 0);
-    let max_text = max.map(|max| limit(field, max)).transpose()?;
+    let max_text = max.map(|max| limit_text(field, max)).transpose()?;
     if let Some(swap) = swap(memory)? {
-        // Without swap in the kernel there is none that could be used.
+        // A kernel without swap has no such file, and there is nothing to limit.
         list.push(
             "linux.resources.memory.swap",
             "memory.swap.max",
-            Change::SetWhereItIs(swap),
+            Change::SetIfPresent(swap),
         );
     }
     if let Some(text) = max_text {
@@ -254,27 +266,28 @@ fn memory_settings(memory: &LinuxMemory, list: &mut List) -> Result<(), Error> {
     }
     let field = "linux.resources.memory.reservation";
     if let Some(reservation) = memory.reservation().filter(|reservation| *reservation != 0) {
-        list.set(field, "memory.low", limit(field, reservation)?);
+        list.set(field, "memory.low", limit_text(field, reservation)?);
     }
     Ok(())
 }
 
-/// The spec's swap is memory and swap together, cgroup v2's is swap alone.
+/// The text of memory.swap.max: the spec's `memory.swap` is the sum of memory and swap, cgroup v2's file is
+/// swap alone.
 fn swap(memory: &LinuxMemory) -> Result<Option<String>, Error> {
     let field = "linux.resources.memory.swap";
     let max = memory.limit().unwrap_or(0);
     match (memory.swap().unwrap_or(0), max) {
-        // No limit of memory is none of swap, unless one is named.
+        // As runc does: memory without a limit means swap without a limit, unless the spec limits swap.
         (0, -1) | (-1, _) => Ok(Some("max".to_owned())),
         (0, _) => Ok(None),
-        (swap, _) if swap < -1 => limit(field, swap).map(Some),
+        (swap, _) if swap < -1 => limit_text(field, swap).map(Some),
         (_, max) if max <= 0 => Err(Error::bad_spec(
             field,
-            "it is memory and swap together: a memory.limit is missing",
+            "it is the sum of memory and swap and requires memory.limit, which is missing",
         )),
         (swap, max) if swap < max => Err(Error::bad_spec(
             field,
-            format!("{swap} is memory and swap together: less than memory.limit, {max}"),
+            format!("it is the sum of memory and swap: {swap} is less than memory.limit {max}"),
         )),
         (swap, max) => Ok(Some(swap.saturating_sub(max).to_string())),
     }
@@ -286,37 +299,40 @@ fn hugepage_settings(hugepages: &LinuxHugepageLimit, list: &mut List) -> Result<
         .iter()
         .find_map(|unit| size.strip_suffix(unit))
         .unwrap_or_default();
-    let plain = !number.is_empty()
+    let is_valid = !number.is_empty()
         && number.len() < 10
         && number.chars().all(|c| c.is_ascii_digit())
         && !number.starts_with('0');
-    if !plain {
+    if !is_valid {
         let size: String = size.chars().take(32).collect();
         return Err(Error::bad_spec(
             "linux.resources.hugepageLimits",
-            format!("{size:?} is no page size, as 2MB is"),
+            format!("expected a page size such as 2MB, got {size:?}"),
         ));
     }
     let field = "linux.resources.hugepageLimits";
-    let text = limit(field, hugepages.limit())?;
+    let text = limit_text(field, hugepages.limit())?;
     list.set(field, format!("hugetlb.{size}.max"), &text);
-    // Pages reserved by a mapping count before they are touched.
+    // As runc does: also limit pages that a mapping has reserved and not touched yet.
     list.push(
         field,
         format!("hugetlb.{size}.rsvd.max"),
-        Change::SetWhereItIs(text),
+        Change::SetIfPresent(text),
     );
     Ok(())
 }
 
-/// Files by name, last: what is named exactly wins.
+/// `linux.resources.unified`: files by name. Applied last, so that they override the other fields.
 fn unified_settings(resources: &LinuxResources, list: &mut List) -> Result<(), Error> {
     let field = "linux.resources.unified";
     let Some(unified) = resources.unified() else {
         return Ok(());
     };
     if unified.len() > MAX_UNIFIED {
-        return Err(Error::bad_spec(field, format!("more than {MAX_UNIFIED} files")));
+        return Err(Error::bad_spec(
+            field,
+            format!("it has more than {MAX_UNIFIED} entries"),
+        ));
     }
     let mut sorted: Vec<_> = unified.iter().collect();
     sorted.sort();
@@ -327,78 +343,20 @@ fn unified_settings(resources: &LinuxResources, list: &mut List) -> Result<(), E
     Ok(())
 }
 
-/// Whether `name` can be a controller's file. The error is what the field says.
+/// Checks that `name` can be the file of a controller. The error is the reason why not.
 fn check_name(name: &str) -> Result<(), String> {
     let short: String = name.chars().take(MAX_NAME).collect();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     let (controller, rest) = name.split_once('.').unwrap_or_default();
-    if controller.is_empty() || rest.is_empty() || name.len() > MAX_NAME || !name.chars().all(plain) {
-        return Err(format!("{short:?} is no name of a controller's file"));
+    if controller.is_empty() || rest.is_empty() || name.len() > MAX_NAME || !name.chars().all(is_allowed) {
+        return Err(format!(
+            "expected a file of a controller such as memory.high, got {short:?}"
+        ));
     }
-    if controller == "cgroup" && !OF_THE_CGROUP.contains(&name) {
-        return Err(format!("{short:?} is no limit"));
+    if controller == "cgroup" && !ALLOWED_CORE_FILES.contains(&name) {
+        return Err(format!("{short:?} is not a limit that a spec may set"));
     }
     Ok(())
-}
-
-/// Does what `settings` say with the cgroup in `directory`, one after the other, up to the first that fails.
-///
-/// # Errors
-/// [`Error::BadSpec`] with the field where the kernel refuses the value or has no such file.
-pub fn write(directory: &Path, settings: &[Setting]) -> Result<(), Error> {
-    settings.iter().try_for_each(|setting| {
-        let file = directory.join(&setting.file);
-        let done = match &setting.change {
-            Change::Set(text) => write_lines(&file, text),
-            Change::SetWhereItIs(text) => match write_lines(&file, text) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && directory.exists() => Ok(()),
-                done => done,
-            },
-            Change::SetSecond(second) => fs::read_to_string(&file).and_then(|text| {
-                let first = text.split_whitespace().next().unwrap_or("max");
-                write_lines(&file, &format!("{first} {second}"))
-            }),
-            Change::RequireAtMost(most) => return require_at_most(&file, setting.field, *most),
-        };
-        done.map_err(|error| explain(directory, setting, &error))
-    })
-}
-
-/// Files of cgroups take one setting a write.
-fn write_lines(file: &Path, text: &str) -> io::Result<()> {
-    let mut opened = fs::File::options().write(true).open(file)?;
-    if text.is_empty() {
-        return opened.write_all(b"\n");
-    }
-    text.lines()
-        .try_for_each(|line| opened.write_all(line.as_bytes()))
-}
-
-fn require_at_most(file: &Path, field: &'static str, most: i64) -> Result<(), Error> {
-    let text = fs::read_to_string(file).map_err(Error::file("reading", file))?;
-    match text.trim().parse::<i64>() {
-        Ok(used) if used <= most => Ok(()),
-        _ => Err(Error::bad_spec(
-            field,
-            format!("{} bytes are in use, more than {most}", text.trim()),
-        )),
-    }
-}
-
-fn explain(directory: &Path, setting: &Setting, error: &io::Error) -> Error {
-    let file = &setting.file;
-    if error.kind() == io::ErrorKind::NotFound && directory.exists() {
-        return Error::bad_spec(
-            setting.field,
-            format!("the guest's kernel has no {file} for a cgroup"),
-        );
-    }
-    let value = match &setting.change {
-        Change::Set(text) | Change::SetWhereItIs(text) => text.chars().take(64).collect(),
-        Change::SetSecond(second) => format!("… {second}"),
-        Change::RequireAtMost(most) => format!("<= {most}"),
-    };
-    Error::bad_spec(setting.field, format!("writing {value:?} to {file}: {error}"))
 }
 
 #[cfg(test)]

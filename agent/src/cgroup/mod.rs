@@ -1,5 +1,6 @@
-//! A container's cgroup (v2): its processes, its limits, its end. libcontainer makes it.
-//! Used by the container's life; never touches a cgroup that is not a container's.
+//! A container's cgroup (v2): lists and kills its processes, freezes it, applies limits, removes it.
+//! libcontainer creates it. Called by `container` and `exec`; never touches a cgroup that does not belong to
+//! a container.
 
 mod counters;
 pub mod limits;
@@ -11,67 +12,69 @@ use std::path::{Path, PathBuf};
 use tokio::io::Interest;
 
 use self::limits::Setting;
+use crate::async_fd;
 use crate::error::Error;
-use crate::watched;
 
-/// Where cgroup2 is mounted.
+/// The mount point of the cgroup2 file system in the guest.
 pub const ROOT: &str = "/sys/fs/cgroup";
 
-/// One container's cgroup, with all below it.
+/// The cgroup of one container, with its descendants. Holds the directory's path.
 #[derive(Debug, Clone)]
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
-    /// The cgroup at `path`, absolute as in `/proc/<pid>/cgroup`.
+    /// The cgroup at `path`, relative to the root cgroup, in the form of `/proc/<pid>/cgroup` (`/a/b`).
     pub fn new(path: &Path) -> Self {
         Self(Path::new(ROOT).join(path.strip_prefix("/").unwrap_or(path)))
     }
 
-    /// Its directory.
+    /// The cgroup's directory below [`ROOT`].
     pub fn directory(&self) -> &Path {
         &self.0
     }
 
-    /// Sets limits, one after the other; the others stay.
+    /// Applies `limits` in order. Limits that are not in the list do not change.
     ///
     /// # Errors
-    /// [`Error::BadSpec`] with the field that can't be honoured; those before it are set.
+    /// [`Error::BadSpec`] with the first field that the kernel refuses; the limits before it stay applied.
     pub fn apply(&self, limits: &[Setting]) -> Result<(), Error> {
-        limits::write(&self.0, limits)
+        limits::apply(&self.0, limits)
     }
 
-    /// All processes in it and below.
+    /// The pids of all processes in the cgroup and its descendants, as the guest numbers them.
     pub fn pids(&self) -> Result<Vec<u32>, Error> {
         let mut pids = Vec::new();
         for directory in tree(&self.0)? {
             let file = directory.join("cgroup.procs");
             match fs::read_to_string(&file) {
                 Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
-                Err(error) if gone(&error) => {}
+                Err(error) if is_removed(&error) => {}
                 Err(error) => return Err(Error::file("reading", file)(error)),
             }
         }
         Ok(pids)
     }
 
-    /// Kills every process in it and below.
+    /// Sends SIGKILL to every process in the cgroup and its descendants. Does nothing if the cgroup was
+    /// removed.
     pub fn kill(&self) -> Result<(), Error> {
         let file = self.0.join("cgroup.kill");
         match fs::write(&file, "1") {
-            Err(error) if !gone(&error) => Err(Error::file("writing", file)(error)),
+            Err(error) if !is_removed(&error) => Err(Error::file("writing", file)(error)),
             _ => Ok(()),
         }
     }
 
-    /// Kills what is in it, waits until that has ended, and removes it.
+    /// Kills all processes, waits until they have exited, and removes the cgroup with its descendants.
     pub async fn remove(&self) -> Result<(), Error> {
         self.kill()?;
-        self.wait_until_empty()
-            .await
-            .map_err(Error::file("waiting for the end of", &self.0))?;
+        self.wait_until_empty().await.map_err(Error::file(
+            "waiting for the processes to exit in cgroup",
+            &self.0,
+        ))?;
         for directory in tree(&self.0)?.iter().rev() {
             match fs::remove_dir(directory) {
-                Err(error) if !gone(&error) => return Err(Error::file("removing", directory)(error)),
+                Err(error) if !is_removed(&error) => return Err(Error::file("removing", directory)(error)),
                 _ => {}
             }
         }
@@ -82,28 +85,29 @@ impl Cgroup {
         self.wait_for_event(|line| line == "populated 0").await
     }
 
-    /// Freezes all processes in it and below, and waits until they are frozen; or has them go on.
+    /// Freezes (`true`) or thaws (`false`) the cgroup with its descendants, and waits until the kernel
+    /// reports the change.
     pub async fn freeze(&self, frozen: bool) -> Result<(), Error> {
         self.begin_freeze(frozen)?;
         let wanted = if frozen { "frozen 1" } else { "frozen 0" };
         self.wait_for_event(|line| line == wanted)
             .await
-            .map_err(Error::file("waiting for a change of", &self.0))
+            .map_err(Error::file("waiting for the freezer of cgroup", &self.0))
     }
 
-    /// As [`Cgroup::freeze`], without waiting.
+    /// Writes cgroup.freeze as [`Cgroup::freeze`] does, without waiting for the change.
     pub fn begin_freeze(&self, frozen: bool) -> Result<(), Error> {
         let file = self.0.join("cgroup.freeze");
         fs::write(&file, if frozen { "1" } else { "0" }).map_err(Error::file("writing", file))
     }
 
-    /// Waits until cgroup.events has a line that `wanted` is true of, or the cgroup is no more.
+    /// Waits until `wanted` is true of a line of cgroup.events. Returns at once if the cgroup was removed.
     async fn wait_for_event(&self, wanted: impl Fn(&str) -> bool) -> io::Result<()> {
         let file = match File::open(self.0.join("cgroup.events")) {
-            Err(error) if gone(&error) => return Ok(()),
+            Err(error) if is_removed(&error) => return Ok(()),
             file => file?,
         };
-        let events = watched::watch_for(file, Interest::PRIORITY)?;
+        let events = async_fd::register_for(file, Interest::PRIORITY)?;
         loop {
             let mut text = String::new();
             events.get_ref().rewind()?;
@@ -116,18 +120,18 @@ impl Cgroup {
     }
 }
 
-/// A cgroup that is no more: that its files are missing, or that they have lost their group while open.
-fn gone(error: &io::Error) -> bool {
+/// True if the cgroup was removed: ENOENT, or ENODEV on a file that was open.
+fn is_removed(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
-/// `directory` and all directories below it, parents first.
+/// `directory` and all directories below it, parents before children; empty if it does not exist.
 fn tree(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut found = Vec::new();
     let mut next = vec![directory.to_owned()];
     while let Some(directory) = next.pop() {
         let entries = match fs::read_dir(&directory) {
-            Err(error) if gone(&error) => continue,
+            Err(error) if is_removed(&error) => continue,
             entries => entries.map_err(Error::file("listing", &directory))?,
         };
         for entry in entries {
@@ -146,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tree_lists_parents_first_and_a_missing_one_is_empty() {
+    fn a_tree_lists_parents_first_and_a_missing_directory_is_empty() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir_all(directory.path().join("a/b")).unwrap();
         fs::write(directory.path().join("cgroup.procs"), "1\n").unwrap();

@@ -1,5 +1,5 @@
-//! A container's creation, step by step: id, spec, bundle, streams, helper, reaper. Either all of it is done or
-//! nothing of it is left.
+//! CreateContainer, step by step: spec, streams, helper, limits, reaper. On an error nothing of the container
+//! is left.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,43 +11,43 @@ use serde::Serialize;
 use tokio::sync::{RwLock, watch};
 
 use super::process::Process;
-use super::spec::{self, Prepared};
-use super::state::State;
-use super::{BUNDLES, Container, Containers, STATE, lock, remove_directories, workdir};
+use super::state::{Input, Lifecycle};
+use super::{BUNDLES, Container, Containers, STATE, lock, remove_directories};
 use crate::cgroup::Cgroup;
 use crate::devices;
 use crate::error::Error;
-use crate::runtime::{Create, Fresh, LATE_FILTER, ids};
+use crate::runtime::{Create, CreatedInit, LATE_FILTER, newidmap};
+use crate::spec::{self, PreparedSpec};
 use crate::stdio;
 
 impl Containers {
-    /// Makes a container, up to the gate at which its init waits.
+    /// Creates a container; its init waits for the start notification when this returns.
     pub async fn create(self: &Arc<Self>, request: CreateContainerRequest) -> Result<Arc<Container>, Error> {
-        // A caller that goes away leaves no half of a container.
+        // In a separate task, so that a caller that disconnects does not leave half a container.
         let this = Arc::clone(self);
-        let made = tokio::spawn(async move { this.create_whole(&request).await });
-        made.await.map_err(|error| Error::Runtime(error.to_string()))?
+        let created = tokio::spawn(async move { this.create_or_clean_up(&request).await });
+        created.await.map_err(|error| Error::Runtime(error.to_string()))?
     }
 
-    async fn create_whole(&self, request: &CreateContainerRequest) -> Result<Arc<Container>, Error> {
+    async fn create_or_clean_up(&self, request: &CreateContainerRequest) -> Result<Arc<Container>, Error> {
         let id = &request.container_id;
         spec::check_id(id)?;
         let mut prepared = spec::prepare(id, &request.spec)?;
-        spec::resolve(&mut prepared.spec, |id| self.init_of(id))?;
+        spec::resolve_namespaces(&mut prepared.spec, |id| self.init_of(id))?;
         let left_out = devices::leave_out_missing(&mut prepared.spec, prepared.devices.is_empty())?;
         prepared.ignored.extend(left_out);
         self.reserve(id)?;
-        let made = self.make(request, &prepared).await;
-        match &made {
+        let created = self.create_steps(request, &prepared).await;
+        match &created {
             Ok(container) => lock(&self.table).insert(id.clone(), Some(Arc::clone(container))),
             Err(_) => {
-                // The reason why it was not made is what is told; the id is free either way.
+                // Ignore errors of the clean-up: the original one is returned, and the id is free either way.
                 let _ = Cgroup::new(&prepared.cgroup).remove().await;
                 let _ = remove_directories(id);
                 lock(&self.table).remove(id)
             }
         };
-        made
+        created
     }
 
     fn reserve(&self, id: &str) -> Result<(), Error> {
@@ -59,16 +59,16 @@ impl Containers {
         Ok(())
     }
 
-    async fn make(
+    async fn create_steps(
         &self,
         request: &CreateContainerRequest,
-        prepared: &Prepared,
+        prepared: &PreparedSpec,
     ) -> Result<Arc<Container>, Error> {
         let id = &request.container_id;
-        workdir::make(&prepared.spec)?;
-        ids::prepare(&prepared.spec, &self.program).map_err(Error::file("writing", ids::DIRECTORY))?;
+        newidmap::install(&prepared.spec, &self.program)
+            .map_err(Error::file("linking programs in", newidmap::DIRECTORY))?;
         let dialed = stdio::dial(&self.dialer, request.stdio.get_or_default())?;
-        let helper = self.helper()?;
+        let helper = self.take_helper()?;
         let cgroup = Cgroup::new(&prepared.cgroup);
         let create = Create {
             id: id.clone(),
@@ -79,57 +79,60 @@ impl Containers {
             find_home: prepared.find_home,
             terminal: prepared.terminal,
             new_network: prepared.new_network,
-            names: prepared.names.clone(),
-            mounts: prepared.mounts.clone(),
+            working_directory: prepared.working_directory.clone(),
+            uts_names: prepared.uts_names.clone(),
+            propagation: prepared.propagation.clone(),
         };
         let (ends, pending) = stdio::pipes(&dialed, prepared.uid)?;
-        let mut fresh = helper.create(&create, ends.0).await?;
-        // Init waits at its gate: making it is not to be hindered by limits meant for its command.
+        let mut init = helper.create(&create, ends.0).await?;
+        // Only now, so that the limits for the command do not restrict libcontainer's own work.
         cgroup.apply(&prepared.limits)?;
-        let terminal = fresh.terminal.take();
+        let terminal = init.terminal.take();
         let streams = match &terminal {
             Some(master) => dialed.with_terminal(master).await?,
             None => dialed.with_pipes(pending).await?,
         };
-        let container = self.adopt(id, prepared, cgroup, fresh)?;
+        let container = self.adopt(id, prepared, cgroup, init)?;
         container.init.attach(streams, terminal);
-        container.start_counting();
+        container.watch_oom_kills();
+        container.apply(Input::Created, "create")?;
         Ok(container)
     }
 
-    /// Makes the agent init's parent, with the reaper watching before it can be.
+    /// Makes the agent init's parent. The reaper watches init before that, so that its exit cannot be missed.
     fn adopt(
         &self,
         id: &str,
-        prepared: &Prepared,
+        prepared: &PreparedSpec,
         cgroup: Cgroup,
-        fresh: Fresh,
+        init: CreatedInit,
     ) -> Result<Arc<Container>, Error> {
-        let pidfd =
-            pidfd_open(fresh.pid, PidfdFlags::empty()).map_err(Error::system("holding on to init"))?;
+        let init_pidfd =
+            pidfd_open(init.pid, PidfdFlags::empty()).map_err(Error::system("opening a pidfd of init"))?;
         let container = Arc::new(Container {
             id: id.to_owned(),
             spec: prepared.spec.clone(),
             ignored: prepared.ignored.clone(),
-            init: Arc::new(Process::new(fresh.pid)),
-            pidfd,
+            init: Arc::new(Process::new(init.pid)),
+            init_pidfd,
             cgroup,
-            state: Mutex::new(State::Created),
+            lifecycle: Mutex::new(Lifecycle::new()),
             execs: Mutex::default(),
-            freezing: RwLock::default(),
+            freeze_lock: RwLock::default(),
             oom_kills: watch::Sender::new(0),
-            counting: Mutex::default(),
+            oom_watcher: Mutex::default(),
         });
         let watched = Arc::clone(&container);
-        self.reaper.watch(fresh.pid, move |exit| watched.ended(exit));
-        drop(fresh);
+        self.reaper.watch(init.pid, move |exit| watched.init_exited(exit));
+        drop(init);
         Ok(container)
     }
 }
 
-/// Writes what libcontainer reads. A filter of system calls that may be loaded last is not for libcontainer, whose own
-/// calls before the command's it would have to allow.
-fn write_bundle(id: &str, prepared: &Prepared) -> Result<PathBuf, Error> {
+/// Writes the files that libcontainer reads, and returns their directory. With noNewPrivileges, the seccomp
+/// filter is loaded right before execve and kept from libcontainer, whose own system calls the filter need
+/// not allow then.
+fn write_bundle(id: &str, prepared: &PreparedSpec) -> Result<PathBuf, Error> {
     let bundle = Path::new(BUNDLES).join(id);
     fs::create_dir_all(&bundle).map_err(Error::file("creating", &bundle))?;
     let mut spec = prepared.spec.clone();
@@ -142,16 +145,14 @@ fn write_bundle(id: &str, prepared: &Prepared) -> Result<PathBuf, Error> {
         && let Some(filter) = linux.seccomp().clone()
     {
         linux.set_seccomp(None);
-        write(bundle.join(LATE_FILTER), &filter)?;
+        write_json(bundle.join(LATE_FILTER), &filter)?;
     }
-    write(bundle.join("config.json"), &spec)?;
+    write_json(bundle.join("config.json"), &spec)?;
     Ok(bundle)
 }
 
-fn write(file: PathBuf, content: &impl Serialize) -> Result<(), Error> {
-    let json = serde_json::to_vec(content).map_err(|error| Error::BadSpec {
-        field: "config.json",
-        reason: error.to_string(),
-    })?;
+fn write_json(file: PathBuf, content: &impl Serialize) -> Result<(), Error> {
+    let json =
+        serde_json::to_vec(content).map_err(|error| Error::bad_spec("config.json", error.to_string()))?;
     fs::write(&file, json).map_err(Error::file("writing", file))
 }

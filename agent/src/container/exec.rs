@@ -1,42 +1,40 @@
-//! An exec's way: request, process, streams, fork, reaper. Either it runs, with its name in the container's table, or
-//! nothing of it is left.
+//! StartExec, step by step: process object, streams, fork, reaper. Either the command runs and the process is
+//! in the container's table, or nothing of the process is left.
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::agent::StartExecRequest;
-use oci_spec::runtime::{Process as Wanted, Spec};
+use oci_spec::runtime::{Process as ProcessSpec, Spec};
 
 use super::process::Process;
-use super::spec::{complete_process, outside_uid, parse_process};
-use super::state::State;
 use super::{Container, Containers, lock};
 use crate::error::Error;
-use crate::exec::{self, Job};
+use crate::exec::{self, ExecRequest};
+use crate::spec::{complete_process, guest_uid, parse_process};
 use crate::stdio;
 
-/// Most execs of one container at a time.
+/// Most exec processes of one container at a time.
 const MAX_EXECS: usize = 4096;
-/// How long a process may take until it executes its command: less than the host waits for an answer.
-const EXECUTED: Duration = Duration::from_secs(50);
+/// How long a process may take until its execve; shorter than the host waits for the reply.
+const EXECVE_TIMEOUT: Duration = Duration::from_secs(50);
 
 impl Containers {
-    /// Runs a process in a container; gives its pid once its command is executed.
+    /// Starts an exec process; returns its pid once its command is executed.
     pub async fn exec(self: &Arc<Self>, request: StartExecRequest) -> Result<u32, Error> {
-        // A caller that goes away leaves no half of a process.
+        // In a separate task, so that a caller that disconnects does not leave half a process.
         let this = Arc::clone(self);
         let started = tokio::spawn(async move {
             let container = this.get(&request.container_id)?;
-            let wanted = parse(&request.process, &container.spec)?;
-            // A process that is frozen on its way would never be told of.
-            let _not_frozen = container.freezing.read().await;
+            let process = parse(&request.process, &container.spec)?;
+            let _not_frozen = container.freeze_lock.read().await;
             container.reserve(&request.exec_id)?;
-            let started = this.start_exec(&container, &request, wanted).await;
+            let started = this.start_exec(&container, &request, process).await;
             let mut execs = lock(&container.execs);
             match started {
                 Ok(process) => {
-                    let pid = process.pid();
+                    let pid = process.pid_number();
                     execs.insert(request.exec_id, Some(process));
                     Ok(pid)
                 }
@@ -53,36 +51,30 @@ impl Containers {
         &self,
         container: &Arc<Container>,
         request: &StartExecRequest,
-        mut wanted: Wanted,
+        mut process: ProcessSpec,
     ) -> Result<Arc<Process>, Error> {
-        let find_home = complete_process(&mut wanted);
+        let find_home = complete_process(&mut process);
         let dialed = stdio::dial(&self.dialer, request.stdio.get_or_default())?;
-        let job = Job {
-            process: &wanted,
+        let exec_request = ExecRequest {
+            process: &process,
             find_home,
             spec: &container.spec,
-            init: (container.init.raw_pid(), container.pidfd.as_fd()),
+            init: (container.init.pid(), container.init_pidfd.as_fd()),
             cgroup: &container.cgroup,
         };
-        let (ends, pipes) = stdio::pipes(&dialed, outside_uid(&container.spec, wanted.user().uid()))?;
-        let started = exec::start(&job, &ends.0)?;
+        let (ends, pipes) = stdio::pipes(&dialed, guest_uid(&container.spec, process.user().uid()))?;
+        let started = exec::start(&exec_request, &ends.0)?;
         drop(ends);
         let process = Arc::new(Process::new(started.pid));
-        let (watched, whole) = (Arc::clone(&process), Arc::downgrade(container));
-        self.reaper.watch(started.pid, move |exit| {
-            if let Some(container) = whole.upgrade() {
-                container.count_kills();
-            }
-            watched.ended(exit);
-        });
-        let executed = tokio::time::timeout(EXECUTED, started.executed()).await;
+        self.watch_exec(container, &process);
+        let executed = tokio::time::timeout(EXECVE_TIMEOUT, started.executed()).await;
         let terminal = match executed {
             Ok(Ok(terminal)) => terminal,
-            Ok(Err(error)) => return Err(end(&process, error).await),
+            Ok(Err(error)) => return Err(kill(&process, error).await),
             Err(_) => {
-                let seconds = EXECUTED.as_secs();
-                let error = Error::Runtime(format!("the command was not executed within {seconds} s"));
-                return Err(end(&process, error).await);
+                let seconds = EXECVE_TIMEOUT.as_secs();
+                let error = Error::Runtime(format!("timed out after {seconds} s executing the command"));
+                return Err(kill(&process, error).await);
             }
         };
         let streams = match &terminal {
@@ -91,32 +83,36 @@ impl Containers {
         };
         match streams {
             Ok(streams) => process.attach(streams, terminal),
-            // Nobody would ever hear of it.
-            Err(error) => return Err(end(&process, error).await),
+            Err(error) => return Err(kill(&process, error).await),
         }
         Ok(process)
     }
+
+    fn watch_exec(&self, container: &Arc<Container>, process: &Arc<Process>) {
+        let (watched, container) = (Arc::clone(process), Arc::downgrade(container));
+        self.reaper.watch(process.pid(), move |exit| {
+            if let Some(container) = container.upgrade() {
+                container.update_oom_kills();
+            }
+            watched.exited(exit);
+        });
+    }
 }
 
-/// Ends a process that is not to be, so that nothing of it is left when its caller hears of `error`.
-async fn end(process: &Process, error: Error) -> Error {
-    // Where it has ended by itself, that is as good.
+/// Kills a process that could not be started, waits for its exit, and returns `error`.
+async fn kill(process: &Process, error: Error) -> Error {
+    // Ignore this error: the process has exited already.
     let _ = process.kill(libc::SIGKILL);
     process.wait().await;
     error
 }
 
 impl Container {
-    /// Takes `exec_id` for a process that is being started.
+    /// Reserves `exec_id` for a process that is being started.
     fn reserve(&self, exec_id: &str) -> Result<(), Error> {
-        let state = *lock(&self.state);
-        // Its namespaces are there from the time it is created.
-        if !matches!(state, State::Created | State::Running) {
-            return Err(Error::WrongState {
-                id: self.id.clone(),
-                state: state.name(),
-                request: "exec",
-            });
+        let lifecycle = *lock(&self.lifecycle);
+        if !lifecycle.accepts_exec() {
+            return Err(self.wrong_state(lifecycle, "start a process in"));
         }
         let mut execs = lock(&self.execs);
         if exec_id.is_empty() || execs.contains_key(exec_id) {
@@ -127,7 +123,10 @@ impl Container {
         }
         if execs.len() >= MAX_EXECS {
             return Err(Error::BadRequest {
-                what: format!("container {:?} has {MAX_EXECS} execs", self.id),
+                what: format!(
+                    "container {:?} has {MAX_EXECS} exec processes, the most it may have",
+                    self.id
+                ),
             });
         }
         execs.insert(exec_id.to_owned(), None);
@@ -135,37 +134,38 @@ impl Container {
     }
 }
 
-/// The process of a request, completed from its container's spec where it is silent, as by runc.
-fn parse(json: &[u8], spec: &Spec) -> Result<Wanted, Error> {
-    let mut wanted = parse_process(json)?;
+/// Parses the process object of a request. Properties that it leaves out are those of the container's init,
+/// as with runc exec.
+fn parse(json: &[u8], spec: &Spec) -> Result<ProcessSpec, Error> {
+    let mut process = parse_process(json)?;
     let Some(init) = spec.process() else {
-        return Ok(wanted);
+        return Ok(process);
     };
-    if wanted.capabilities().is_none() {
-        wanted.set_capabilities(init.capabilities().clone());
+    if process.capabilities().is_none() {
+        process.set_capabilities(init.capabilities().clone());
     }
-    if wanted.rlimits().as_ref().is_none_or(Vec::is_empty) {
-        wanted.set_rlimits(init.rlimits().clone());
+    if process.rlimits().as_ref().is_none_or(Vec::is_empty) {
+        process.set_rlimits(init.rlimits().clone());
     }
-    if wanted.no_new_privileges().is_none() {
-        wanted.set_no_new_privileges(init.no_new_privileges());
+    if process.no_new_privileges().is_none() {
+        process.set_no_new_privileges(init.no_new_privileges());
     }
-    if wanted.oom_score_adj().is_none() {
-        wanted.set_oom_score_adj(init.oom_score_adj());
+    if process.oom_score_adj().is_none() {
+        process.set_oom_score_adj(init.oom_score_adj());
     }
-    if wanted.scheduler().is_none() {
-        wanted.set_scheduler(init.scheduler().clone());
+    if process.scheduler().is_none() {
+        process.set_scheduler(init.scheduler().clone());
     }
-    if wanted.io_priority().is_none() {
-        wanted.set_io_priority(*init.io_priority());
+    if process.io_priority().is_none() {
+        process.set_io_priority(*init.io_priority());
     }
-    if wanted.exec_cpu_affinity().is_none() {
-        wanted.set_exec_cpu_affinity(init.exec_cpu_affinity().clone());
+    if process.exec_cpu_affinity().is_none() {
+        process.set_exec_cpu_affinity(init.exec_cpu_affinity().clone());
     }
-    if wanted.user().umask().is_none() {
-        wanted.user_mut().set_umask(init.user().umask());
+    if process.user().umask().is_none() {
+        process.user_mut().set_umask(init.user().umask());
     }
-    Ok(wanted)
+    Ok(process)
 }
 
 #[cfg(test)]
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn parsed(process: &serde_json::Value) -> Result<Wanted, Error> {
+    fn parsed(process: &serde_json::Value) -> Result<ProcessSpec, Error> {
         let spec = json!({
             "ociVersion": "1.0.2",
             "process": {
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_request_does_not_say_the_container_does() {
+    fn properties_missing_in_the_request_come_from_init() {
         let process = parsed(&json!({"args": ["a"], "cwd": "/", "user": {"uid": 5, "gid": 5}})).unwrap();
         assert_eq!(process.oom_score_adj(), Some(7));
         assert_eq!(process.no_new_privileges(), Some(true));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_request_says_counts() {
+    fn properties_of_the_request_take_precedence() {
         let process = parsed(&json!({
             "args": ["a"], "cwd": "/", "user": {"uid": 0, "gid": 0, "umask": 0}, "oomScoreAdj": -1, "noNewPrivileges": false,
             "capabilities": {}
@@ -218,15 +218,15 @@ mod tests {
     }
 
     #[test]
-    fn refuses_by_name() {
-        for (process, word) in [
+    fn errors_name_the_field() {
+        for (process, field) in [
             (json!({"args": [], "cwd": "/", "user": {}}), "process.args"),
             (json!({"args": ["a"], "cwd": "tmp", "user": {}}), "process.cwd"),
             (json!({"args": ["a"], "cwd": "/", "user": {"uid": -1}}), "process"),
             (json!([]), "process"),
         ] {
             let error = parsed(&process).unwrap_err().to_string();
-            assert!(error.contains(word), "{error}");
+            assert!(error.contains(field), "{error}");
         }
     }
 }

@@ -1,14 +1,15 @@
-//! The containers of a guest: the table of them, and each one's life from creation to removal. The service calls it;
-//! it uses the helper, the reaper, the cgroup and the standard streams, and knows nothing of RPC.
+//! The containers of a guest: the table of them, and each one's lifecycle from creation to removal. The
+//! service calls this module; it uses the helper, the reaper, the cgroup and the standard streams, and knows
+//! nothing of RPC.
 //!
-//! Lock order: the table, then a container's state; neither is held while anything is awaited.
+//! Lock order: the table, then a container's lifecycle. No lock is held across an await, except
+//! `freeze_lock`.
 
 mod create;
 mod exec;
+mod freeze;
 mod process;
-mod spec;
 mod state;
-mod workdir;
 
 use std::collections::HashMap;
 use std::fs;
@@ -25,59 +26,60 @@ use tokio::sync::{RwLock, watch};
 use tokio::task::AbortHandle;
 
 use self::process::Process;
-pub use self::spec::{Later, Names, has_namespace};
-use self::state::{Event, State};
+use self::state::{Input, Lifecycle, TaskState};
 use crate::cgroup::Cgroup;
 use crate::dial::Dialer;
 use crate::error::Error;
 use crate::reaper::{Exit, Reaper};
 use crate::runtime::Helper;
 use crate::signal;
+use crate::spec;
 
-/// libcontainer's state, one directory a container. Short: a socket's path in it has 107 bytes at most.
+/// libcontainer's state, one directory per container. Short, because it holds a socket, whose path has at
+/// most 107 bytes.
 const STATE: &str = "/run/nacre/c";
-/// Bundles, one directory a container.
+/// OCI bundles for libcontainer, one directory per container.
 const BUNDLES: &str = "/run/nacre/b";
-/// How long a container's processes may take to stand still: less than the host waits for an answer.
-const FROZEN: Duration = Duration::from_secs(40);
-/// How long a container's processes may take to end once they were killed.
-const END: Duration = Duration::from_secs(10);
+/// How long the kernel may take to end a container's processes after SIGKILL.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// All containers.
+/// All containers of the guest.
 pub struct Containers {
+    /// The agent's own program, which the helpers run.
     program: PathBuf,
     dialer: Dialer,
     reaper: Arc<Reaper>,
-    /// None: the id is taken by a container that is being made.
+    /// By id; None while the container is being created.
     table: Mutex<HashMap<String, Option<Arc<Container>>>>,
-    spare: Mutex<Option<Helper>>,
+    /// A helper that was started ahead of the next CreateContainer.
+    spare_helper: Mutex<Option<Helper>>,
 }
 
-/// One container, from the time its init waits at the gate.
+/// One container, from the time its init waits for the start notification.
 pub struct Container {
     id: String,
-    /// As it was made.
+    /// The spec that the container was created from.
     spec: Spec,
-    /// What of its spec has no effect in this guest.
+    /// The parts of the spec that have no effect in this guest.
     ignored: Vec<String>,
     init: Arc<Process>,
-    /// Init's.
-    pidfd: OwnedFd,
+    init_pidfd: OwnedFd,
     cgroup: Cgroup,
-    state: Mutex<State>,
-    /// None: the name is taken by a process that is being started.
+    lifecycle: Mutex<Lifecycle>,
+    /// Exec processes by exec id; None while the process is being started.
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
-    /// Read while a process is being started, written while all are being frozen.
-    freezing: RwLock<()>,
-    /// Processes killed for want of memory.
+    /// Read-locked while an exec process is being started, write-locked while the cgroup is being frozen: a
+    /// child frozen before its execve would leave StartExec waiting.
+    freeze_lock: RwLock<()>,
+    /// Number of the container's processes that the kernel has OOM-killed.
     oom_kills: watch::Sender<u64>,
-    counting: Mutex<Option<AbortHandle>>,
+    oom_watcher: Mutex<Option<AbortHandle>>,
 }
 
 impl Drop for Container {
     fn drop(&mut self) {
-        if let Some(counting) = lock(&self.counting).take() {
-            counting.abort();
+        if let Some(watcher) = lock(&self.oom_watcher).take() {
+            watcher.abort();
         }
     }
 }
@@ -87,58 +89,59 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Containers {
-    /// None yet. `program` is the agent's own, `dialer` opens their standard streams.
+    /// An empty table. `program` is the agent's own program; `dialer` opens the containers' standard streams.
     pub fn new(program: PathBuf, dialer: Dialer, reaper: Arc<Reaper>) -> Arc<Self> {
         Arc::new(Self {
             program,
             dialer,
             reaper,
             table: Mutex::default(),
-            spare: Mutex::default(),
+            spare_helper: Mutex::default(),
         })
     }
 
-    /// Has a helper ready for the next container.
-    pub fn prepare(&self) -> Result<(), Error> {
+    /// Starts the helper of the next container, so that CreateContainer need not wait for it.
+    pub fn start_spare_helper(&self) -> Result<(), Error> {
         let helper = Helper::start(&self.program)?;
-        *lock(&self.spare) = Some(helper);
+        *lock(&self.spare_helper) = Some(helper);
         Ok(())
     }
 
-    fn helper(&self) -> Result<Helper, Error> {
-        let spare = lock(&self.spare).take();
+    fn take_helper(&self) -> Result<Helper, Error> {
+        let spare = lock(&self.spare_helper).take();
         spare.map_or_else(|| Helper::start(&self.program), Ok)
     }
 
     /// The container `id`.
     pub fn get(&self, id: &str) -> Result<Arc<Container>, Error> {
         let found = lock(&self.table).get(id).cloned().flatten();
-        found.ok_or_else(|| Error::NoContainer { id: id.to_owned() })
+        found.ok_or_else(|| Error::ContainerNotFound { id: id.to_owned() })
     }
 
-    /// The first process of container `id`, which must not have ended: its namespaces are to be entered.
+    /// The pid of container `id`'s init, for entering its namespaces; an error if init has exited.
     pub fn init_of(&self, id: &str) -> Result<Pid, Error> {
         let container = self.get(id)?;
-        if *lock(&container.state) == State::Stopped {
+        if lock(&container.lifecycle).task == TaskState::Stopped {
             return Err(Error::ProcessFinished);
         }
-        Ok(container.init.raw_pid())
+        Ok(container.init.pid())
     }
 
-    /// A process of a container; its init where `exec_id` is empty.
+    /// A process of container `id`: the exec process `exec_id`, or init if `exec_id` is empty.
     pub fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Process>, Error> {
         let container = self.get(id)?;
         if exec_id.is_empty() {
             return Ok(Arc::clone(&container.init));
         }
         let found = lock(&container.execs).get(exec_id).cloned().flatten();
-        found.ok_or_else(|| Error::NoProcess {
+        found.ok_or_else(|| Error::ProcessNotFound {
             id: id.to_owned(),
             exec_id: exec_id.to_owned(),
         })
     }
 
-    /// Waits for a process to end. An exec is forgotten then.
+    /// Waits for a process to exit; returns its exit and the container's number of OOM kills. An exec process
+    /// is then removed from the table, so that its id may be used again.
     pub async fn wait(&self, id: &str, exec_id: &str) -> Result<(Exit, u64), Error> {
         let container = self.get(id)?;
         let exit = self.process(id, exec_id)?.wait().await;
@@ -146,27 +149,27 @@ impl Containers {
         Ok((exit, *container.oom_kills.borrow()))
     }
 
-    /// Removes a container that does not run.
+    /// Removes a container that is created or stopped; kills the init of a created one.
     pub async fn delete(&self, id: &str) -> Result<(), Error> {
         let container = self.get(id)?;
-        let before = container.enter(Event::Delete, "delete")?;
-        if before == State::Created {
+        let before = container.apply(Input::Delete, "delete")?;
+        if before.task == TaskState::Created {
             container.init.kill(libc::SIGKILL)?;
         }
-        let gone = async {
+        let removed = async {
             container.init.wait().await;
             container.cgroup.remove().await
         };
-        let late = |_| {
+        let timed_out = |_| {
+            let seconds = KILL_TIMEOUT.as_secs();
             io::Error::other(format!(
-                "its processes have not ended {} s after their kill",
-                END.as_secs()
+                "timed out after {seconds} s waiting for its killed processes"
             ))
         };
-        tokio::time::timeout(END, gone)
+        tokio::time::timeout(KILL_TIMEOUT, removed)
             .await
-            .map_err(late)
-            .map_err(Error::system(format!("deleting {id:?}")))??;
+            .map_err(timed_out)
+            .map_err(Error::system(format!("deleting container {id:?}")))??;
         remove_directories(id)?;
         lock(&self.table).remove(id);
         Ok(())
@@ -187,27 +190,44 @@ fn remove_directories(id: &str) -> Result<(), Error> {
 }
 
 impl Container {
-    /// Applies an event to the state; gives the state before.
-    fn enter(&self, event: Event, request: &'static str) -> Result<State, Error> {
-        let mut state = lock(&self.state);
-        let before = *state;
-        let after = before.after(event);
-        *state = after.ok_or_else(|| Error::WrongState {
-            id: self.id.clone(),
-            state: before.name(),
-            request,
-        })?;
+    /// Applies `input` to the lifecycle and returns the states before. An input that is not allowed is an
+    /// error: "cannot `action` container …".
+    fn apply(&self, input: Input, action: &'static str) -> Result<Lifecycle, Error> {
+        self.transition(|lifecycle| lifecycle.next(input), action)
+    }
+
+    fn transition(
+        &self,
+        next: impl FnOnce(Lifecycle) -> Option<Lifecycle>,
+        action: &'static str,
+    ) -> Result<Lifecycle, Error> {
+        let mut lifecycle = lock(&self.lifecycle);
+        let before = *lifecycle;
+        *lifecycle = next(before).ok_or_else(|| self.wrong_state(before, action))?;
         Ok(before)
     }
 
-    /// Opens the gate at which init waits.
+    fn wrong_state(&self, lifecycle: Lifecycle, action: &'static str) -> Error {
+        Error::WrongState {
+            id: self.id.clone(),
+            state: lifecycle.name(),
+            action,
+        }
+    }
+
+    /// Notifies init, which then executes the container's command.
     pub fn start(&self) -> Result<(), Error> {
-        self.enter(Event::Start, "start")?;
-        let gate = Path::new(STATE).join(&self.id).join("notify.sock");
-        // Any byte will do, and the end of the stream.
-        UnixStream::connect(&gate)
-            .and_then(|mut stream| stream.write_all(b"go"))
-            .map_err(Error::file("opening the gate", gate))
+        self.apply(Input::Start, "start")?;
+        let socket = Path::new(STATE).join(&self.id).join("notify.sock");
+        // libcontainer's init reads until the end of the stream and ignores the text.
+        let sent = UnixStream::connect(&socket).and_then(|mut stream| stream.write_all(b"start container"));
+        let input = if sent.is_ok() {
+            Input::Started
+        } else {
+            Input::StartFailed
+        };
+        self.apply(input, "start")?;
+        sent.map_err(Error::file("notifying the container's init at", socket))
     }
 
     /// Sends `signal` to every process in the container.
@@ -216,7 +236,7 @@ impl Container {
             return self.cgroup.kill();
         }
         for pid in self.cgroup.pids()? {
-            // A process that has ended since has got what was wanted.
+            // A process that has exited meanwhile is not an error.
             let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
             pid.map_or(Ok(()), |pid| signal::send(pid, signal))
                 .map_err(Error::system("sending a signal"))?;
@@ -224,128 +244,97 @@ impl Container {
         Ok(())
     }
 
-    /// Stops all its processes until they are resumed.
-    pub async fn pause(self: &Arc<Self>) -> Result<(), Error> {
-        // A caller that goes away leaves no half of it.
-        let this = Arc::clone(self);
-        let paused = tokio::spawn(async move { this.freeze().await });
-        paused.await.map_err(|error| Error::Runtime(error.to_string()))?
-    }
-
-    async fn freeze(&self) -> Result<(), Error> {
-        let _none_starts = self.freezing.write().await;
-        self.enter(Event::Pause, "pause")?;
-        let late = |_| {
-            let seconds = FROZEN.as_secs();
-            Err(Error::Runtime(format!(
-                "its processes do not stand still within {seconds} s"
-            )))
-        };
-        let frozen = tokio::time::timeout(FROZEN, self.cgroup.freeze(true)).await;
-        let frozen = frozen.unwrap_or_else(late);
-        if frozen.is_err() {
-            // What is told is why; it may have ended meanwhile, else it goes on as before.
-            let _ = self.cgroup.begin_freeze(false);
-            let _ = self.enter(Event::Resume, "resume");
-        }
-        frozen
-    }
-
-    /// Lets its processes go on.
-    pub async fn resume(&self) -> Result<(), Error> {
-        self.enter(Event::Resume, "resume")?;
-        self.cgroup.freeze(false).await
-    }
-
-    /// Changes the limits that `resources` (JSON) names; the others stay.
+    /// Sets the limits that `resources` (the OCI `linux.resources` object, JSON) has; the others keep their
+    /// values.
     pub fn update(&self, resources: &[u8]) -> Result<(), Error> {
-        let state = *lock(&self.state);
-        if !matches!(state, State::Created | State::Running | State::Paused) {
-            return Err(Error::WrongState {
-                id: self.id.clone(),
-                state: state.name(),
-                request: "update",
-            });
+        let lifecycle = *lock(&self.lifecycle);
+        if !lifecycle.accepts_update() {
+            return Err(self.wrong_state(lifecycle, "update"));
         }
         self.cgroup.apply(&spec::parse_update(resources)?)
     }
 
-    /// What of its spec has no effect in this guest: each a path and the reason.
+    /// The parts of the spec that have no effect in this guest, each as a JSON path and the reason.
     pub fn ignored(&self) -> &[String] {
         &self.ignored
     }
 
-    /// What the kernel counts of it.
+    /// The counters in the cgroup's files, by file name.
     pub fn stats(&self) -> Result<HashMap<String, Vec<u8>>, Error> {
         self.cgroup.stats()
     }
 
-    /// Counts its processes that are killed for want of memory, from now on.
-    fn start_counting(self: &Arc<Self>) {
-        let whole = Arc::downgrade(self);
+    /// Follows the cgroup's count of OOM kills until the container is dropped.
+    fn watch_oom_kills(self: &Arc<Self>) {
+        let container = Arc::downgrade(self);
         let Ok(Some(mut events)) = self.cgroup.memory_events() else {
             return;
         };
-        let counting = tokio::spawn(async move {
+        let watcher = tokio::spawn(async move {
             while let Ok(kills) = events.changed().await {
-                let Some(container) = whole.upgrade() else { return };
+                let Some(container) = container.upgrade() else {
+                    return;
+                };
                 container.oom_kills.send_replace(kills);
             }
         });
-        *lock(&self.counting) = Some(counting.abort_handle());
+        *lock(&self.oom_watcher) = Some(watcher.abort_handle());
     }
 
-    /// Counts now: before an end is told that may be one of them.
-    fn count_kills(&self) {
+    /// Reads the count of OOM kills now, so that the exit which one of them causes carries it.
+    fn update_oom_kills(&self) {
         if let Ok(Some(kills)) = self.cgroup.oom_kills() {
             self.oom_kills.send_replace(kills);
         }
     }
 
-    /// Waits until more than `known` of its processes were killed for want of memory.
+    /// Waits until more than `known` of the container's processes have been OOM-killed.
     pub async fn wait_oom(self: Arc<Self>, known: u64) -> Result<u64, Error> {
         let mut kills = self.oom_kills.subscribe();
         let id = self.id.clone();
-        // The container is not kept: its deletion is an answer too.
+        // Without a reference, so that deleting the container drops the sender and ends this wait.
         drop(self);
         match kills.wait_for(|kills| *kills > known).await {
             Ok(kills) => Ok(*kills),
-            Err(_) => Err(Error::NoContainer { id }),
+            Err(_) => Err(Error::ContainerNotFound { id }),
         }
     }
 
-    /// All its processes.
+    /// The pids of all the container's processes, in the guest's pid namespace.
     pub fn pids(&self) -> Result<Vec<u32>, Error> {
         self.cgroup.pids()
     }
 
-    /// Init's pid.
-    pub fn init(&self) -> u32 {
-        self.init.pid()
+    /// Init's pid, in the guest's pid namespace.
+    pub fn init_pid(&self) -> u32 {
+        self.init.pid_number()
     }
 
-    /// The reaper's event, of init.
-    fn ended(&self, exit: Exit) {
-        let mut state = lock(&self.state);
-        if let Some(after) = state.after(Event::Exit) {
-            *state = after;
+    /// Records init's exit and kills the container's other processes, which must not outlive it. The reaper
+    /// calls this.
+    fn init_exited(&self, exit: Exit) {
+        let mut lifecycle = lock(&self.lifecycle);
+        if let Some(next) = lifecycle.next(Input::Exited) {
+            *lifecycle = next;
         }
-        drop(state);
-        self.count_kills();
-        self.init.ended(exit);
-        // What init leaves is the container's still: it does not outlive init.
+        drop(lifecycle);
+        self.update_oom_kills();
+        self.init.exited(exit);
         if let Err(error) = self.cgroup.kill() {
-            crate::report::say(&format!("after the end of {}: {error}", self.id));
+            crate::report::to_console(&format!(
+                "killing the processes of container {:?} after its init exited: {error}",
+                self.id
+            ));
         }
     }
 }
 
-/// The number of a signal.
+/// `signal` as a number for kill(2); an error unless it is 0..=SIGRTMAX.
 pub fn check_signal(signal: u32) -> Result<i32, Error> {
     i32::try_from(signal)
         .ok()
         .filter(|signal| (0..=libc::SIGRTMAX()).contains(signal))
         .ok_or_else(|| Error::BadRequest {
-            what: format!("{signal} is no signal"),
+            what: format!("expected a signal in 0..={}, got {signal}", libc::SIGRTMAX()),
         })
 }

@@ -1,4 +1,6 @@
-//! One process of a container that the host knows by name: init, or an exec. Its end, its standard input, its terminal.
+//! One process of a container that the host addresses by (container id, exec id): init, or an exec process.
+//! It has an exit, a standard input and perhaps a terminal. Never waits for a pid itself: the reaper reports
+//! the exit.
 
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
@@ -16,13 +18,15 @@ use crate::terminal::resize;
 /// A process, from the time it has a pid.
 pub struct Process {
     pid: Pid,
+    /// None until the reaper has collected the exit status.
     exit: watch::Sender<Option<Exit>>,
     input: Mutex<Option<Input>>,
+    /// The master of the process's terminal.
     terminal: Mutex<Option<OwnedFd>>,
 }
 
 impl Process {
-    /// The process `pid`, which has not been reaped.
+    /// The process `pid`, which must not have been reaped.
     pub fn new(pid: Pid) -> Self {
         Self {
             pid,
@@ -32,7 +36,7 @@ impl Process {
         }
     }
 
-    /// Copies its streams from now on; `terminal` is the master of its terminal, where it has one.
+    /// Starts copying the process's streams. `terminal` is the master of its terminal, if it has one.
     pub fn attach(&self, streams: Streams, terminal: Option<OwnedFd>) {
         let input = streams.start();
         if self.exit.borrow().is_some() {
@@ -45,29 +49,30 @@ impl Process {
         *lock(&self.terminal) = terminal;
     }
 
-    /// As the guest numbers it.
-    pub fn pid(&self) -> u32 {
-        self.pid.as_raw_nonzero().get().unsigned_abs()
-    }
-
-    /// The same, for calls of the system.
-    pub fn raw_pid(&self) -> Pid {
+    /// The process's pid in the guest's pid namespace.
+    pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Waits until it has ended.
+    /// The same pid as the protocol carries it.
+    pub fn pid_number(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Waits until the process has exited; returns at once if it has.
     pub async fn wait(&self) -> Exit {
         let mut exit = self.exit.subscribe();
         loop {
             if let Some(exit) = *exit.borrow_and_update() {
                 return exit;
             }
-            // The sender is in `self`: this ends by an exit only.
+            // This cannot fail: `self` keeps the sender.
             let _ = exit.changed().await;
         }
     }
 
-    /// Sends `signal` to it. Its pid is its own until the reaper has told of its end.
+    /// Sends `signal` to the process. Its pid cannot have been reused: the reaper sets `exit` when it takes
+    /// the pid.
     pub fn kill(&self, signal: i32) -> Result<(), Error> {
         if self.exit.borrow().is_some() {
             return Err(Error::ProcessFinished);
@@ -75,18 +80,21 @@ impl Process {
         signal::send(self.pid, signal).map_err(Error::system("sending a signal"))
     }
 
-    /// No more standard input after what has arrived. A terminal has no end but its own.
+    /// Closes standard input once the data that has arrived is copied. Has no effect on a terminal.
     pub fn close_stdin(&self) {
         if let Some(input) = &*lock(&self.input) {
             input.close();
         }
     }
 
-    /// Sets the size of its terminal, characters.
+    /// Sets the size of the process's terminal, in characters (0..=65535 each).
     pub fn resize(&self, width: u32, height: u32) -> Result<(), Error> {
         let characters = |number: u32| {
             u16::try_from(number).map_err(|_| Error::BadRequest {
-                what: format!("a terminal {number} characters wide or high"),
+                what: format!(
+                    "expected a terminal width and height in 0..={}, got {number}",
+                    u16::MAX
+                ),
             })
         };
         let (width, height) = (characters(width)?, characters(height)?);
@@ -98,13 +106,14 @@ impl Process {
         resize(master, width, height).map_err(Error::system("resizing a terminal"))
     }
 
-    /// The reaper's event.
-    pub fn ended(&self, exit: Exit) {
+    /// Records the exit, stops copying standard input and closes the terminal's master. The reaper calls
+    /// this.
+    pub fn exited(&self, exit: Exit) {
         self.exit.send_replace(Some(exit));
         if let Some(input) = lock(&self.input).take() {
             input.abort();
         }
-        // What is left of its output is copied from a descriptor of its own.
+        // Output that is still in the terminal is copied from a duplicate of this descriptor.
         drop(lock(&self.terminal).take());
     }
 }

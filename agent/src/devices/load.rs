@@ -1,5 +1,5 @@
-//! Loads a device program into the kernel and attaches it to a cgroup. Called by the helper, between a container's
-//! creation and its start; never decides what is allowed.
+//! Loads a device program into the kernel and attaches it to a cgroup by bpf(2). Called by the helper after
+//! it has created a container and before the container starts; never decides what is allowed.
 #![allow(unsafe_code, reason = "bpf(2) has no safe wrapper")]
 
 use std::fs::File;
@@ -15,7 +15,7 @@ const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 const BPF_F_ALLOW_MULTI: u32 = 2;
 
-/// `union bpf_attr` for `BPF_PROG_LOAD`, as far as it is used; the kernel takes the rest as zero.
+/// `union bpf_attr` for `BPF_PROG_LOAD`, up to the last field used. The kernel takes the missing fields as 0.
 #[repr(C)]
 struct LoadAttributes {
     program_type: u32,
@@ -38,7 +38,8 @@ struct AttachAttributes {
     flags: u32,
 }
 
-/// Has `program` decide for the cgroup at `directory`, besides what its ancestors decide.
+/// Attaches `program` to the cgroup at `directory`. Programs of ancestor cgroups still apply: all must allow
+/// an access.
 pub fn attach(program: &[u64], directory: &Path) -> Result<(), Error> {
     let cgroup = File::open(directory).map_err(Error::file("opening", directory))?;
     let program = load(program).map_err(Error::system("loading the device program"))?;
@@ -49,7 +50,7 @@ pub fn attach(program: &[u64], directory: &Path) -> Result<(), Error> {
         attach_type: BPF_CGROUP_DEVICE,
         flags: BPF_F_ALLOW_MULTI,
     };
-    // SAFETY: the structure is the one that this command reads, and outlives the call.
+    // SAFETY: the structure has the layout that this command reads, and outlives the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -79,7 +80,8 @@ fn load(program: &[u64]) -> io::Result<OwnedFd> {
         kernel_version: 0,
         flags: 0,
     };
-    // SAFETY: the structure is the one that this command reads; it and what it points to outlive the call.
+    // SAFETY: the structure has the layout that this command reads; it and the memory it points to outlive
+    // the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -92,6 +94,6 @@ fn load(program: &[u64]) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     let fd = i32::try_from(result).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+    // SAFETY: bpf(2) has just returned this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -1,9 +1,10 @@
-//! The device rules of a container as a program for its cgroup: rules in, instructions out, no I/O. Loaded by
-//! [`load`]. libcontainer, built without its own, would let the rules vanish.
+//! Compiles a container's device rules (`linux.resources.devices`) to a BPF program of type
+//! BPF_PROG_TYPE_CGROUP_DEVICE: rules in, instructions out. [`load`] attaches the program to the container's
+//! cgroup. libcontainer is built without its own implementation and would ignore the rules.
 //!
-//! The program gets what is asked for (read, write, mknod), the device's type and its numbers. Permission by
-//! permission, the last rule that speaks of it decides; what no rule speaks of is refused. The devices that every
-//! container has are allowed after all rules, as runc does.
+//! The kernel runs the program with the requested access (read, write, mknod) and the device's type and
+//! numbers. For each permission the last rule that matches decides; a permission that no rule matches is
+//! denied. As in runc, the devices that every container has are allowed after all rules.
 
 pub mod load;
 
@@ -14,19 +15,20 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
 use crate::error::Error;
 
-/// Permission bits of `bpf_cgroup_dev_ctx.access_type`, upper half.
+/// Access bits, the upper 16 bits of `bpf_cgroup_dev_ctx.access_type` (BPF_DEVCG_ACC_*).
 const MKNOD: u32 = 1;
 const READ: u32 = 2;
 const WRITE: u32 = 4;
 const ALL: u32 = MKNOD | READ | WRITE;
-/// Device types of `bpf_cgroup_dev_ctx.access_type`, lower half.
+/// Device types, the lower 16 bits of `bpf_cgroup_dev_ctx.access_type` (BPF_DEVCG_DEV_*).
 const BLOCK: u32 = 1;
 const CHARACTER: u32 = 2;
 
-/// Most rules of a container. A rule takes up to seven instructions; helper messages and the kernel bound them.
+/// Most rules of a container. A rule takes up to seven instructions: the program must fit into a message to
+/// the helper and below the kernel's limit of instructions.
 const MAX_RULES: usize = 256;
 
-/// A rule, understood. None stands for any.
+/// A parsed rule. None matches every device type or number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Rule {
     allow: bool,
@@ -54,7 +56,8 @@ const fn character(major: u32, minor: Option<u32>) -> Rule {
     }
 }
 
-/// What every container may use: mknod of anything, null, zero, full, random, urandom, tty, ptmx, pts.
+/// Allowed for every container, as in runc: mknod of all devices; use of null, zero, full, random, urandom,
+/// tty, ptmx and pts.
 const DEFAULTS: [Rule; 10] = [
     Rule {
         allow: true,
@@ -80,12 +83,13 @@ const DEFAULTS: [Rule; 10] = [
     character(136, None),
 ];
 
-/// Looks for the devices that `spec` makes files for. A container that may use every device gets those that are there; what
-/// is to be said of the others.
+/// Checks that the guest has the devices in `linux.devices`. If `may_use_all` is set (a privileged container,
+/// which lists all devices of the host), missing ones are removed from `spec`, and the result is a line that
+/// names them.
 ///
 /// # Errors
-/// [`Error::BadSpec`] with a device that is wanted and not there: its file would mean nothing, or something else than on
-/// the host.
+/// [`Error::BadSpec`] with the first missing device if `may_use_all` is not set: its node would be unusable,
+/// or would be a different device than on the host.
 pub fn leave_out_missing(spec: &mut Spec, may_use_all: bool) -> Result<Option<String>, Error> {
     let is_missing = |device: &LinuxDevice| {
         let node = format!("/sys/dev/char/{}:{}", device.major(), device.minor());
@@ -111,30 +115,36 @@ pub fn leave_out_missing(spec: &mut Spec, may_use_all: bool) -> Result<Option<St
         return Ok(None);
     }
     devices.retain(|device| !is_missing(device));
-    Ok(Some(format!("{field}: not in this guest: {names}")))
+    Ok(Some(format!("{field}: the guest does not have {names}")))
 }
 
-/// The program for `rules`, in the kernel's form; empty where everything is allowed.
+/// Compiles `rules` to the instructions of a program, one `struct bpf_insn` per element. Empty if the rules
+/// allow everything, so that no program is needed.
 pub fn program(rules: &[LinuxDeviceCgroup]) -> Result<Vec<u64>, Error> {
     if rules.len() > MAX_RULES {
-        return Err(bad(format!("more than {MAX_RULES} rules")));
+        return Err(bad_rule(format!("it has more than {MAX_RULES} rules")));
     }
     let rules = rules.iter().map(parse).collect::<Result<Vec<Rule>, Error>>()?;
     let allows_all = rules
         .last()
-        .is_some_and(|last| last.allow && ANYTHING.is_within(last));
+        .is_some_and(|last| last.allow && ANYTHING.is_covered_by(last));
     if allows_all {
         return Ok(Vec::new());
     }
     Ok(compile(&effective(&rules)))
 }
 
-/// `rules` and the defaults without those that decide nothing: what a later rule covers, and refusals before
-/// anything was allowed. The kernel's check of a program takes longer than all else that is done with it.
+/// `rules` and the defaults, without rules that have no effect: those that a later rule covers, and leading
+/// rules that deny. This keeps the program short, because the kernel's verifier takes most of the time of
+/// loading it.
 fn effective(rules: &[Rule]) -> Vec<Rule> {
     let all: Vec<Rule> = rules.iter().chain(&DEFAULTS).copied().collect();
-    let covered =
-        |index: usize, rule: &Rule| all.iter().skip(index).skip(1).any(|later| rule.is_within(later));
+    let covered = |index: usize, rule: &Rule| {
+        all.iter()
+            .skip(index)
+            .skip(1)
+            .any(|later| rule.is_covered_by(later))
+    };
     all.iter()
         .enumerate()
         .filter(|(index, rule)| !covered(*index, rule))
@@ -144,8 +154,8 @@ fn effective(rules: &[Rule]) -> Vec<Rule> {
 }
 
 impl Rule {
-    /// Whether `other` speaks of all that this rule speaks of.
-    fn is_within(&self, other: &Self) -> bool {
+    /// True if `other` matches every access that this rule matches.
+    fn is_covered_by(&self, other: &Self) -> bool {
         let within = |ours: Option<u32>, others: Option<u32>| others.is_none() || ours == others;
         within(self.kind, other.kind)
             && within(self.major, other.major)
@@ -154,7 +164,7 @@ impl Rule {
     }
 }
 
-fn bad(reason: String) -> Error {
+fn bad_rule(reason: String) -> Error {
     Error::BadSpec {
         field: "linux.resources.devices",
         reason,
@@ -163,7 +173,7 @@ fn bad(reason: String) -> Error {
 
 fn parse(rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
     let kind = match rule.typ() {
-        // Whatever else it says, it speaks of everything.
+        // As in runc, a rule for all types matches everything; its numbers and its access are not looked at.
         None | Some(LinuxDeviceType::A) => {
             return Ok(Rule {
                 allow: rule.allow(),
@@ -175,13 +185,16 @@ fn parse(rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
         }
         Some(LinuxDeviceType::B) => BLOCK,
         Some(LinuxDeviceType::C | LinuxDeviceType::U) => CHARACTER,
-        Some(LinuxDeviceType::P) => return Err(bad("a FIFO is not a device".to_owned())),
+        Some(LinuxDeviceType::P) => return Err(bad_rule("type p (FIFO) is not a device".to_owned())),
     };
     let number = |number: Option<i64>| match number {
         None | Some(-1) => Ok(None),
-        Some(number) => u32::try_from(number)
-            .map(Some)
-            .map_err(|_| bad(format!("{number} is no device number"))),
+        Some(number) => u32::try_from(number).map(Some).map_err(|_| {
+            bad_rule(format!(
+                "expected a device number in 0..={}, or -1 for any, got {number}",
+                u32::MAX
+            ))
+        }),
     };
     let mut access = 0;
     for letter in rule.access().as_deref().unwrap_or("rwm").chars() {
@@ -189,7 +202,11 @@ fn parse(rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
             'r' => READ,
             'w' => WRITE,
             'm' => MKNOD,
-            _ => return Err(bad(format!("access {letter:?} is none of r, w, m"))),
+            _ => {
+                return Err(bad_rule(format!(
+                    "expected access letters r, w and m, got {letter:?}"
+                )));
+            }
         };
     }
     let (major, minor) = (number(rule.major())?, number(rule.minor())?);
@@ -202,7 +219,7 @@ fn parse(rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
     })
 }
 
-// Registers.
+// Registers of the program. The kernel passes the context in R1 and takes the verdict from R0.
 const RESULT: u8 = 0;
 const CONTEXT: u8 = 1;
 const KIND: u8 = 2;
@@ -211,7 +228,7 @@ const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 const SCRATCH: u8 = 6;
 
-// Operations (include/uapi/linux/bpf.h and bpf_common.h).
+// Opcodes (include/uapi/linux/bpf.h and bpf_common.h).
 const LOAD_WORD: u8 = 0x61;
 const MOVE: u8 = 0xb7;
 const MOVE_REGISTER: u8 = 0xbf;
@@ -221,7 +238,7 @@ const JUMP_IF_EQUAL: u8 = 0x15;
 const JUMP_IF_NOT_EQUAL: u8 = 0x55;
 const EXIT: u8 = 0x95;
 
-/// `struct bpf_insn`: operation, registers, jump offset, immediate.
+/// Encodes one `struct bpf_insn`: opcode, destination and source register, jump offset, immediate.
 fn instruction(operation: u8, destination: u8, source: u8, offset: u16, immediate: u32) -> u64 {
     u64::from(operation)
         | u64::from(destination) << 8
@@ -230,8 +247,9 @@ fn instruction(operation: u8, destination: u8, source: u8, offset: u16, immediat
         | u64::from(immediate) << 32
 }
 
-/// From the last rule to the first, a rule that matches takes the permissions it allows off what is wanted; nothing
-/// left is success, and a rule that forbids what is left is the end.
+/// Checks the rules from the last to the first. A matching rule that allows clears its permissions in WANTED,
+/// and the access is allowed once WANTED is 0. A matching rule that denies a permission still in WANTED
+/// denies the access.
 fn compile(rules: &[Rule]) -> Vec<u64> {
     let mut program = vec![
         instruction(LOAD_WORD, KIND, CONTEXT, 0, 0),
@@ -248,13 +266,13 @@ fn compile(rules: &[Rule]) -> Vec<u64> {
             .filter_map(|(register, value)| Some((register, value?)))
             .collect();
         for (index, (register, value)) in tests.iter().enumerate() {
-            // Past the remaining tests and the effect; at most 2 + 5.
+            // Jump over the remaining tests and the effect, at most 2 + 5 instructions.
             let skip = u16::try_from(tests.len() - index - 1 + effect.len()).unwrap_or(u16::MAX);
             program.push(instruction(JUMP_IF_NOT_EQUAL, *register, 0, skip, *value));
         }
         program.extend(effect);
         if tests.is_empty() && rule.access == ALL {
-            // It decides everything, and the kernel refuses instructions that nothing can reach.
+            // This rule decides every access. The verifier refuses unreachable instructions, so stop here.
             return program;
         }
     }
@@ -262,7 +280,7 @@ fn compile(rules: &[Rule]) -> Vec<u64> {
     program
 }
 
-/// What a rule that matches does; past its end the next rule is looked at.
+/// The instructions for a rule that matches. If they do not exit, execution continues with the next rule.
 fn effect(rule: &Rule) -> Vec<u64> {
     if rule.access == ALL {
         return verdict(rule.allow).to_vec();
@@ -283,6 +301,7 @@ fn effect(rule: &Rule) -> Vec<u64> {
     effect
 }
 
+/// Returns 1 (allow) or 0 (deny) to the kernel.
 fn verdict(allow: bool) -> [u64; 2] {
     [
         instruction(MOVE, RESULT, 0, 0, allow.into()),

@@ -1,4 +1,4 @@
-//! The programs are run by an interpreter of the few instructions they use.
+//! Runs the compiled programs in an interpreter of the few instructions that they use.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn run(program: &[u64], access: u32, kind: u32, major: u32, minor: u32) -> bool 
         let (destination, source) = (usize::from(byte(8) & 15), usize::from(byte(8) >> 4));
         let offset = usize::try_from(word >> 16 & 0xffff).unwrap();
         let immediate = word >> 32;
-        // An immediate is a signed number, widened.
+        // The kernel sign-extends an immediate to 64 bits.
         let wide = if immediate >> 31 == 1 {
             immediate | 0xffff_ffff_0000_0000
         } else {
@@ -68,7 +68,7 @@ fn without_rules_the_default_devices_are_allowed_and_nothing_else() {
 }
 
 #[test]
-fn what_containerd_asks_for_by_default() {
+fn rules_of_containerds_default_spec() {
     let rules = rules(
         r#"[{"allow": false, "access": "rwm"},
             {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
@@ -81,7 +81,7 @@ fn what_containerd_asks_for_by_default() {
 }
 
 #[test]
-fn permissions_of_several_rules_add_up_and_the_last_word_counts() {
+fn permissions_of_several_rules_add_up_and_the_last_match_decides() {
     let added = program(&rules(
         r#"[{"allow": true, "type": "b", "major": 8, "access": "r"},
             {"allow": true, "type": "b", "major": 8, "minor": 1, "access": "w"}]"#,
@@ -100,7 +100,7 @@ fn permissions_of_several_rules_add_up_and_the_last_word_counts() {
 }
 
 #[test]
-fn privileged_is_allowed_everything() {
+fn a_privileged_container_needs_no_program() {
     let program = program(&rules(
         r#"[{"allow": false, "access": "rwm"}, {"allow": true, "access": "rwm"}]"#,
     ))
@@ -109,7 +109,7 @@ fn privileged_is_allowed_everything() {
 }
 
 #[test]
-fn rules_that_decide_nothing_are_left_out() {
+fn rules_without_effect_are_left_out() {
     let parsed = |json| {
         rules(json)
             .iter()
@@ -132,7 +132,7 @@ fn rules_that_decide_nothing_are_left_out() {
 }
 
 #[test]
-fn a_rule_that_means_nothing_is_refused_by_name() {
+fn an_invalid_rule_is_refused_by_field() {
     for json in [
         r#"[{"allow": true, "type": "p", "access": "r"}]"#,
         r#"[{"allow": true, "type": "c", "major": -7, "access": "r"}]"#,

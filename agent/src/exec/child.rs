@@ -1,9 +1,11 @@
-//! The forked child, from its first instruction to execve: what the container says of every process, what the request
-//! says of this one, in the order in which privileges are needed. Never returns to the agent's code.
+//! The forked child of an exec, from its first instruction to execve. It applies the container's properties
+//! and those of the process object in the order in which it needs privileges. Never returns to the agent's
+//! code.
 //!
-//! It still has the agent's memory while it is in the container: it is made undumpable first, so that no process there
-//! may look at it (but one with CAP_SYS_PTRACE and without a user namespace, which is no border in a guest anyway). The
-//! agent's descriptors are closed before a path of the container's is looked at: no link there may lead to them.
+//! Until execve the child has a copy of the agent's memory. It becomes undumpable before it enters the
+//! container, so that no process there can ptrace it. (A container with CAP_SYS_PTRACE and no user namespace
+//! can read the agent's memory; only the VM isolates it.) It closes the agent's descriptors before it
+//! resolves a path of the container, so that no link below /proc/self/fd leads to them.
 
 use std::convert::Infallible;
 use std::fs;
@@ -31,60 +33,60 @@ use rustix::thread::{
 };
 
 use super::fork::close_others;
-use super::{FromChild, Job};
-use crate::command::{Command, open_own, reopen_null};
-use crate::container::has_namespace;
+use super::{ExecRequest, FromChild};
+use crate::command::{Command, open_in_container, reopen_null};
+use crate::error::truncate;
 use crate::scheduler;
+use crate::spec::has_namespace;
 use crate::terminal::Terminal;
 
-/// Exit status of a child that could not become its command; nobody is told of it.
+/// Exit status of a child that could not execute its command. The agent discards it.
 const FAILED: i32 = 255;
 /// Device number of /dev/ptmx (Documentation/admin-guide/devices.txt).
 const PTMX: (u32, u32) = (5, 2);
-/// Longest text of a failure, bytes.
-const MAX_TEXT: usize = 4096;
-/// What a process makes files with where its spec says nothing.
-const UMASK: u32 = 0o022;
+/// The umask of a process whose spec has none, as with runc.
+const DEFAULT_UMASK: u32 = 0o022;
 
-/// Why the child ends.
+/// Why the child cannot execute its command.
 enum Failure {
+    /// The command is missing or not executable; the text is runc's.
     Command(String),
+    /// A step before the command failed.
     Step(String),
 }
 
-/// For `map_err`: the step that failed.
+/// For `map_err`: names the step that failed.
 fn at<E: std::fmt::Display>(step: &str) -> impl FnOnce(E) -> Failure + '_ {
     move |error| Failure::Step(format!("{step}: {error}"))
 }
 
-/// Becomes the command of `job`; returns where it can't and has told why.
-pub fn run(job: &Job<'_>, stdio: &[OwnedFd; 3], report: &Channel) -> i32 {
-    let message = match become_command(job, stdio, report) {
+/// Executes the command of `request`. Returns the child's exit status after it has reported why that failed.
+pub fn run(request: &ExecRequest<'_>, stdio: &[OwnedFd; 3], report: &Channel) -> i32 {
+    let message = match execute_command(request, stdio, report) {
         Ok(never) => match never {},
-        Err(Failure::Command(text)) => FromChild::Command(shortened(text)),
-        Err(Failure::Step(text)) => FromChild::Failed(shortened(text)),
+        Err(Failure::Command(text)) => FromChild::Command(truncate(text)),
+        Err(Failure::Step(text)) => FromChild::Failed(truncate(text)),
     };
-    // Where the filter of system calls denies even this, the end of the process says it.
+    // This fails if the seccomp filter denies sendmsg. The agent then takes the closed socket for a
+    // successful execve, and the caller sees a process that has exited.
     let _ = report.send(&message, &[]);
     FAILED
 }
 
-/// Names in it may be as long as the caller likes; a message may not.
-fn shortened(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(MAX_TEXT));
-    text
-}
-
-fn become_command(job: &Job<'_>, stdio: &[OwnedFd; 3], report: &Channel) -> Result<Infallible, Failure> {
-    let (process, spec) = (job.process, job.spec);
+fn execute_command(
+    request: &ExecRequest<'_>,
+    stdio: &[OwnedFd; 3],
+    report: &Channel,
+) -> Result<Infallible, Failure> {
+    let (process, spec) = (request.process, request.spec);
     let calls = create_syscall();
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(at("hiding memory"))?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(at("PR_SET_DUMPABLE"))?;
     let terminal = Terminal::wanted(process);
     if terminal.is_none() {
-        give(stdio.each_ref().map(|fd| fd.as_fd()))?;
+        set_stdio(stdio.each_ref().map(|fd| fd.as_fd()))?;
     }
-    close_others(&mut [report.as_raw_fd(), job.init.1.as_raw_fd()]).map_err(at("closing files"))?;
-    scheduling(process, &*calls)?;
+    close_others(&mut [report.as_raw_fd(), request.init.1.as_raw_fd()]).map_err(at("closing descriptors"))?;
+    set_scheduling(process, &*calls)?;
     fs::write(
         "/proc/self/oom_score_adj",
         process.oom_score_adj().unwrap_or(0).to_string(),
@@ -95,18 +97,19 @@ fn become_command(job: &Job<'_>, stdio: &[OwnedFd; 3], report: &Channel) -> Resu
             .set_rlimit(limit)
             .map_err(|error| Failure::Step(format!("rlimit {}: {error}", limit.typ())))?;
     }
-    move_into_thread_name_spaces(job.init.1, namespaces(spec)).map_err(at("entering the container"))?;
+    move_into_thread_name_spaces(request.init.1, namespaces(spec))
+        .map_err(at("entering the container's namespaces"))?;
     rustix::process::setsid().map_err(at("setsid"))?;
-    close_others(&mut [report.as_raw_fd()]).map_err(at("closing files"))?;
+    close_others(&mut [report.as_raw_fd()]).map_err(at("closing descriptors"))?;
     if let Some(terminal) = terminal {
-        attach(terminal, report)?;
+        open_terminal(terminal, report)?;
     }
     reopen_null().map_err(at("/dev/null"))?;
     let filter = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     become_user(process, spec, filter, &*calls)?;
-    let command = Command::find(process, job.find_home).map_err(Failure::Command)?;
+    let command = Command::find(process, request.find_home).map_err(Failure::Command)?;
     if process.no_new_privileges() == Some(true) {
-        load(filter)?;
+        load_seccomp(filter)?;
     }
     match command.execute() {
         Ok(never) => match never {},
@@ -118,17 +121,17 @@ fn become_command(job: &Job<'_>, stdio: &[OwnedFd; 3], report: &Channel) -> Resu
     }
 }
 
-/// Its way to a CPU and to a disk.
-fn scheduling(process: &Process, calls: &dyn Syscall) -> Result<(), Failure> {
+/// CPU affinity, scheduling policy and I/O priority.
+fn set_scheduling(process: &Process, calls: &dyn Syscall) -> Result<(), Failure> {
     let affinity = process.exec_cpu_affinity().as_ref();
-    let last = affinity.and_then(|affinity| {
+    // `initial` applies until the process is in the container's cgroup; the child starts in it.
+    let list = affinity.and_then(|affinity| {
         affinity
             .cpu_affinity_final()
             .as_ref()
             .or(affinity.initial().as_ref())
     });
-    if let Some(list) = last {
-        // The cgroup is the container's from the start: the last word is the only one.
+    if let Some(list) = list {
         let mut set = CpuSet::new();
         for cpu in scheduler::cpu_list(list).map_err(at("execCPUAffinity"))? {
             set.set(cpu);
@@ -151,7 +154,7 @@ fn scheduling(process: &Process, calls: &dyn Syscall) -> Result<(), Failure> {
     Ok(())
 }
 
-/// All but the pid namespace, which the child was born in.
+/// The namespaces to enter: all of the container's except the pid namespace, into which the child was forked.
 fn namespaces(spec: &Spec) -> ThreadNameSpaceType {
     [
         (Kind::Mount, ThreadNameSpaceType::MOUNT),
@@ -167,34 +170,35 @@ fn namespaces(spec: &Spec) -> ThreadNameSpaceType {
     .fold(ThreadNameSpaceType::empty(), |all, (_, flag)| all | flag)
 }
 
-fn give([stdin, stdout, stderr]: [BorrowedFd<'_>; 3]) -> Result<(), Failure> {
+fn set_stdio([stdin, stdout, stderr]: [BorrowedFd<'_>; 3]) -> Result<(), Failure> {
     let step = "standard streams";
     dup2_stdin(stdin).map_err(at(step))?;
     dup2_stdout(stdout).map_err(at(step))?;
     dup2_stderr(stderr).map_err(at(step))
 }
 
-/// A terminal of the container's own devpts becomes the session's.
-fn attach(terminal: Terminal, report: &Channel) -> Result<(), Failure> {
+/// Opens a terminal in the container's own devpts instance, sends its master to the agent and makes it the
+/// session's controlling terminal.
+fn open_terminal(terminal: Terminal, report: &Channel) -> Result<(), Failure> {
     let step = "terminal";
-    let master = open_own("/dev/ptmx", OFlags::RDWR)
-        .ok_or_else(|| Failure::Step("terminal: /dev/ptmx can't be opened".to_owned()))?;
+    let master = open_in_container("/dev/ptmx", OFlags::RDWR)
+        .ok_or_else(|| Failure::Step("terminal: cannot open the container's /dev/ptmx".to_owned()))?;
     if master.metadata().map_err(at(step))?.rdev() != libc::makedev(PTMX.0, PTMX.1) {
         return Err(Failure::Step(
-            "terminal: /dev/ptmx is no multiplexer of terminals".to_owned(),
+            "terminal: the container's /dev/ptmx is not the ptmx device (5:2)".to_owned(),
         ));
     }
     let master = OwnedFd::from(master);
     unlockpt(&master).map_err(at(step))?;
-    let slave = terminal.complete(&master).map_err(at(step))?;
+    let slave = terminal.open_slave(&master).map_err(at(step))?;
     report
         .send(&FromChild::Terminal, &[master.as_raw_fd()])
         .map_err(at(step))?;
     rustix::process::ioctl_tiocsctty(&slave).map_err(at(step))?;
-    give([slave.as_fd(); 3])
+    set_stdio([slave.as_fd(); 3])
 }
 
-/// From the guest's root to the process's user, in its directory, with no more than its capabilities.
+/// Changes from root to the process's user, working directory and capabilities.
 fn become_user(
     process: &Process,
     spec: &Spec,
@@ -217,8 +221,8 @@ fn become_user(
         };
         calls.personality(domain).map_err(at("personality"))?;
     }
-    rustix::process::umask(Mode::from_raw_mode(user.umask().unwrap_or(UMASK)));
-    // The directory may be one that only its user may enter, or only root.
+    rustix::process::umask(Mode::from_raw_mode(user.umask().unwrap_or(DEFAULT_UMASK)));
+    // Tried as root and, if that fails, as the process's user: either may be the only one with access.
     let entered = std::env::set_current_dir(process.cwd());
     let groups: Vec<Gid> = user
         .additional_gids()
@@ -227,45 +231,45 @@ fn become_user(
         .map(|gid| Gid::from_raw(*gid))
         .collect();
     set_thread_groups(&groups).map_err(at("additionalGids"))?;
-    set_keep_capabilities(true).map_err(at("keeping capabilities"))?;
+    set_keep_capabilities(true).map_err(at("PR_SET_KEEPCAPS"))?;
     let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
     set_thread_res_gid(gid, gid, gid).map_err(at("gid"))?;
     set_thread_res_uid(uid, uid, uid).map_err(at("uid"))?;
     if !no_new_privileges {
-        // Needs the capability that is dropped next.
-        load(filter)?;
+        // Loading a filter needs CAP_SYS_ADMIN, which may be dropped next.
+        load_seccomp(filter)?;
     }
     capabilities::reset_effective(calls).map_err(at("capabilities"))?;
-    if let Some(wanted) = process.capabilities() {
-        capabilities::drop_privileges(wanted, calls).map_err(at("capabilities"))?;
+    if let Some(sets) = process.capabilities() {
+        capabilities::drop_privileges(sets, calls).map_err(at("capabilities"))?;
     }
     entered
         .or_else(|_| std::env::set_current_dir(process.cwd()))
         .map_err(|error| {
             let cwd = process.cwd().display();
-            Failure::Step(format!("chdir to cwd ({cwd:?}): {}", words(&error)))
+            Failure::Step(format!("chdir to cwd ({cwd:?}): {}", runc_text(&error)))
         })?;
     check_inside()
 }
 
-/// A directory outside the root has no path that begins with one.
+/// Refuses a working directory outside the container's root: getcwd(2) returns "(unreachable)…" for it.
 fn check_inside() -> Result<(), Failure> {
-    let cwd = rustix::process::getcwd(Vec::new()).map_err(at("current directory"))?;
+    let cwd = rustix::process::getcwd(Vec::new()).map_err(at("getcwd"))?;
     if Path::new(&*cwd.to_string_lossy()).is_absolute() {
         return Ok(());
     }
     Err(Failure::Step(
-        "current directory: it is outside the container".to_owned(),
+        "process.cwd: the directory is outside the container's root".to_owned(),
     ))
 }
 
-/// An error of the system as runc writes it.
-fn words(error: &io::Error) -> String {
+/// A system error as runc prints it.
+fn runc_text(error: &io::Error) -> String {
     let errno = nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or_default());
     errno.desc().to_lowercase()
 }
 
-fn load(filter: Option<&LinuxSeccomp>) -> Result<(), Failure> {
+fn load_seccomp(filter: Option<&LinuxSeccomp>) -> Result<(), Failure> {
     match filter {
         Some(filter) => initialize_seccomp(filter).map(drop).map_err(at("seccomp")),
         None => Ok(()),

@@ -1,11 +1,11 @@
-//! One more process in a running container: a fork of the agent that enters the container's namespaces by its init's
-//! pidfd, becomes the spec's user, and executes the command. Nothing is started for it and nothing asked of the file
-//! system, since this is what probes and shells wait for.
+//! An exec process: a fork of the agent that enters the container's namespaces by init's pidfd, becomes the
+//! user of the process object and executes the command. There is no helper process and, until the child is in
+//! the container, no access to a shared file system, because probes and shells wait for this.
 //!
 //! ```text
 //! agent ── clone3, into the container's cgroup and pid namespace ──▶ child
-//! agent ◀── Terminal + its master, where one is wanted ───────────── child   one SOCK_SEQPACKET socket
-//! agent ◀── Command | Failed, or the socket's end by execve ──────── child
+//! agent ◀── Terminal and its master, if requested ────────────────── child   one SOCK_SEQPACKET socket
+//! agent ◀── Command | Failed, or the socket closed by execve ─────── child
 //! ```
 
 mod child;
@@ -26,80 +26,83 @@ use rustix::thread::{
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
+use crate::async_fd;
 use crate::cgroup::{self, Cgroup};
-use crate::container::has_namespace;
 use crate::error::Error;
-use crate::watched;
+use crate::spec::has_namespace;
 
-/// What a process is to become.
-pub struct Job<'a> {
-    /// The process, completed by what its container has where it says nothing.
+/// What the child needs to become an exec process.
+pub struct ExecRequest<'a> {
+    /// The process object, with the container's values for the properties that the request left out.
     pub process: &'a Process,
-    /// HOME is to be found in the container's /etc/passwd.
+    /// HOME must be looked up in the container's /etc/passwd.
     pub find_home: bool,
     /// The container's spec.
     pub spec: &'a Spec,
-    /// Its first process and that process's pidfd.
+    /// The container's init: its pid, and a pidfd of it.
     pub init: (Pid, BorrowedFd<'a>),
+    /// The container's cgroup.
     pub cgroup: &'a Cgroup,
 }
 
-/// A process that is becoming its command.
-pub struct Started {
+/// A child that has not executed its command yet.
+pub struct StartedChild {
+    /// The child's pid in the guest's pid namespace.
     pub pid: Pid,
     report: AsyncFd<Channel>,
 }
 
-/// From the child.
+/// A message from the child.
 #[derive(Debug, Serialize, Deserialize)]
 enum FromChild {
-    /// The terminal's master comes with it.
+    /// The terminal exists; its master comes with this message.
     Terminal,
-    /// The command can't be executed, in runc's words.
+    /// The command cannot be executed; the text is runc's.
     Command(String),
-    /// It could not be set up.
+    /// A step before the command failed.
     Failed(String),
 }
 
-/// Forks a process for `job`, whose standard streams are `stdio` unless it has a terminal. The caller has the reaper
-/// watch it before anything else happens in the event loop.
-pub fn start(job: &Job<'_>, stdio: &[OwnedFd; 3]) -> Result<Started, Error> {
-    let (report, theirs) = watched::channel()?;
-    let theirs = Channel::new(theirs);
-    let pid = fork_into(job, || child::run(job, stdio, &theirs))?;
-    Ok(Started { pid, report })
+/// Forks the child. `stdio` becomes its standard streams unless it has a terminal. The caller must let the
+/// reaper watch the child before the event loop runs again.
+pub fn start(request: &ExecRequest<'_>, stdio: &[OwnedFd; 3]) -> Result<StartedChild, Error> {
+    let (report, child_end) = async_fd::channel()?;
+    let child_end = Channel::new(child_end);
+    let pid = fork_into_container(request, || child::run(request, stdio, &child_end))?;
+    Ok(StartedChild { pid, report })
 }
 
 /// Forks into the container's pid namespace and cgroup.
-fn fork_into(job: &Job<'_>, child: impl Fn() -> i32) -> Result<Pid, Error> {
+fn fork_into_container(request: &ExecRequest<'_>, child: impl Fn() -> i32) -> Result<Pid, Error> {
     let own = File::open("/proc/self/ns/pid").map_err(Error::file("opening", "/proc/self/ns/pid"))?;
-    let enters = has_namespace(job.spec, LinuxNamespaceType::Pid);
-    if enters {
-        move_into_thread_name_spaces(job.init.1, ThreadNameSpaceType::PROCESS_ID).map_err(gone)?;
+    let has_pid_namespace = has_namespace(request.spec, LinuxNamespaceType::Pid);
+    if has_pid_namespace {
+        // setns(2) of a pid namespace applies to children that are forked afterwards, not to the caller.
+        move_into_thread_name_spaces(request.init.1, ThreadNameSpaceType::PROCESS_ID).map_err(fork_error)?;
     }
-    let forked = open_cgroup(job.cgroup.directory()).and_then(|directory| {
+    let forked = open_cgroup(request.cgroup.directory()).and_then(|directory| {
         match fork::into_cgroup(directory.as_fd(), &child) {
-            // Its processes have moved into cgroups that they made below.
+            // The container delegates to cgroups that it made below this one, which then holds no process
+            // itself.
             Err(Errno::BUSY) => {
-                let directory = open_cgroup(&cgroup_of(job.init.0)?)?;
-                fork::into_cgroup(directory.as_fd(), &child).map_err(gone)
+                let directory = open_cgroup(&cgroup_of(request.init.0)?)?;
+                fork::into_cgroup(directory.as_fd(), &child).map_err(fork_error)
             }
-            result => result.map_err(gone),
+            result => result.map_err(fork_error),
         }
     });
-    if enters {
-        // Only what is forked from now on is concerned.
+    if has_pid_namespace {
         move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::ProcessID))
             .map_err(Error::system("leaving the container's pid namespace"))?;
     }
     forked
 }
 
-/// ESRCH: init has ended; ENOMEM: so has its pid namespace.
-fn gone(error: Errno) -> Error {
+/// ESRCH: init has exited. ENOMEM: its pid namespace is shutting down. ENOENT: its cgroup was removed.
+fn fork_error(error: Errno) -> Error {
     match error {
         Errno::SRCH | Errno::NOMEM | Errno::NOENT => Error::ProcessFinished,
-        error => Error::system("starting a process in the container")(error),
+        error => Error::system("forking a process into the container")(error),
     }
 }
 
@@ -118,20 +121,19 @@ fn cgroup_of(pid: Pid) -> Result<PathBuf, Error> {
     Ok(Path::new(cgroup::ROOT).join(path))
 }
 
-impl Started {
-    /// Waits until the command is executed; gives the master of its terminal, where it has one.
+impl StartedChild {
+    /// Waits until the command is executed; returns the master of its terminal, if it has one.
     pub async fn executed(self) -> Result<Option<OwnedFd>, Error> {
         let mut terminal = None;
         loop {
-            let mut ready = self
-                .report
-                .readable()
-                .await
-                .map_err(Error::system("waiting for a process"))?;
+            let mut ready = self.report.readable().await.map_err(Error::system(
+                "waiting for an exec process to execute its command",
+            ))?;
             match self.report.get_ref().receive::<FromChild>() {
                 Ok((FromChild::Terminal, fds)) => terminal = fds.into_iter().next(),
                 Ok((FromChild::Command(text), _)) => return Err(Error::Command(text)),
                 Ok((FromChild::Failed(text), _)) => return Err(Error::Runtime(text)),
+                // The child's end is close-on-exec.
                 Err(control::Error::Closed) => return Ok(terminal),
                 Err(control::Error::Socket(nix::errno::Errno::EAGAIN)) => ready.clear_ready(),
                 Err(error) => return Err(Error::Runtime(error.to_string())),

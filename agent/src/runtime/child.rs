@@ -1,5 +1,5 @@
-//! The helper's side: libcontainer, called in a process that has nothing else to do. The program's `main` comes here
-//! first thing when its name is [`super::HELPER`]; never called by the agent itself.
+//! The helper's side: calls libcontainer, in a process that does nothing else. The program's `main` calls
+//! [`main`] if `argv[0]` is [`super::HELPER`]; the agent itself never does.
 
 use std::error::Error as StdError;
 use std::fs;
@@ -17,16 +17,18 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::console::Console;
 use super::executor::CommandExecutor;
-use super::{Create, FromHelper, LATE_FILTER, bring_loopback_up, console, events, mounts};
-use crate::container::Names;
+use super::{Create, FromHelper, LATE_FILTER, bring_loopback_up, console, error_log, propagation, workdir};
 use crate::devices;
+use crate::error::truncate;
+use crate::spec::UtsNames;
 
-/// Makes the container that the agent asks for, and waits until the agent knows it. The exit status.
+/// Creates the container that the agent requests, and waits until the agent closes the socket. Returns the
+/// process's exit status.
 pub fn main() -> i32 {
     match run() {
         Ok(()) => 0,
         Err(error) => {
-            crate::report::say(&format!("container helper: {}", chain(&*error)));
+            crate::report::to_console(&format!("container helper: {}", chain(&*error)));
             1
         }
     }
@@ -35,36 +37,40 @@ pub fn main() -> i32 {
 type Failure = Box<dyn StdError>;
 
 fn run() -> Result<(), Failure> {
-    // The container is not to inherit the agent's exemption from the out-of-memory killer.
+    // The container must not inherit the agent's exemption from the OOM killer.
     fs::write("/proc/self/oom_score_adj", "0")?;
-    // Standard input is to become the container's.
+    // A duplicate, because descriptor 0 becomes the container's standard input.
     let channel = Channel::new(fcntl_dupfd_cloexec(io::stdin().as_fd(), 3)?);
-    events::install(fcntl_dupfd_cloexec(&channel, 3)?)?;
+    error_log::install(fcntl_dupfd_cloexec(&channel, 3)?)?;
     let (create, fds) = match channel.receive::<Create>() {
         Err(control::Error::Closed) => return Ok(()),
         request => request?,
     };
     let stdio: [OwnedFd; 3] = fds
         .try_into()
-        .map_err(|_| "three streams are to come with a request")?;
-    match make(&create, stdio) {
-        Ok((pid, terminal)) => {
-            let fds: Vec<RawFd> = terminal.iter().map(AsRawFd::as_raw_fd).collect();
-            channel.send(&FromHelper::Created { pid }, &fds)?;
-        }
-        Err(error) => channel.send(&FromHelper::Failed(chain(&*error)), &[])?,
-    }
-    // Nothing more comes: this is the end of the agent's interest.
+        .map_err(|_| "expected three descriptors with a Create request")?;
+    let (reply, terminal) = match create.working_directory.as_ref().map_or(Ok(()), workdir::create) {
+        Err(reason) => (FromHelper::BadWorkingDirectory(truncate(reason)), None),
+        Ok(()) => match create_container(&create, stdio) {
+            Ok((pid, terminal)) => (FromHelper::Created { pid }, terminal),
+            Err(error) => (FromHelper::Failed(truncate(chain(&*error))), None),
+        },
+    };
+    let fds: Vec<RawFd> = terminal.iter().map(AsRawFd::as_raw_fd).collect();
+    channel.send(&reply, &fds)?;
+    // Init's parent must live until the agent's reaper watches init: wait for the end of the socket.
     match channel.receive::<()>() {
         Err(control::Error::Closed) => Ok(()),
         Err(error) => Err(error.into()),
-        Ok(_) => Err("a second request".into()),
+        Ok(_) => Err("unexpected second request".into()),
     }
 }
 
-fn make(create: &Create, stdio: [OwnedFd; 3]) -> Result<(i32, Option<OwnedFd>), Failure> {
-    let console = create.terminal.map(|size| console::listen(&create.bundle, size));
-    let console = console.transpose()?;
+fn create_container(create: &Create, stdio: [OwnedFd; 3]) -> Result<(i32, Option<OwnedFd>), Failure> {
+    let console = create
+        .terminal
+        .map(|terminal| console::listen(&create.bundle, terminal))
+        .transpose()?;
     let [stdin, stdout, stderr] = stdio;
     let mut container = ContainerBuilder::new(create.id.clone(), SyscallType::Linux)
         .with_root_path(&create.state)?
@@ -80,7 +86,7 @@ fn make(create: &Create, stdio: [OwnedFd; 3]) -> Result<(i32, Option<OwnedFd>), 
         .with_systemd(false)
         .build()?;
     finish(create, &container, console).inspect_err(|_| {
-        // What is told is why it could not be finished; the agent removes what this leaves.
+        // Ignore this error: the original one is returned, and the agent cleans up the rest.
         let _ = container.delete(true);
     })
 }
@@ -93,13 +99,17 @@ fn late_filter(bundle: &Path) -> Result<Option<LinuxSeccomp>, Failure> {
     }
 }
 
-/// What libcontainer does not do, while init waits at its gate.
+/// Does the steps that libcontainer lacks, while init waits for the start notification. Returns init's pid and
+/// the master of its terminal.
 fn finish(
     create: &Create,
     container: &Container,
     console: Option<Console>,
 ) -> Result<(i32, Option<OwnedFd>), Failure> {
-    let pid = container.pid().ok_or("libcontainer knows no pid")?.as_raw();
+    let pid = container
+        .pid()
+        .ok_or("libcontainer returned no pid of init")?
+        .as_raw();
     if !create.devices.is_empty() {
         devices::load::attach(&create.devices, &create.cgroup)?;
     }
@@ -108,16 +118,16 @@ fn finish(
         move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
         bring_loopback_up()?;
     }
-    name(pid, &create.names)?;
+    set_uts_names(pid, &create.uts_names)?;
     let terminal = console.map(Console::receive).transpose()?;
-    // Last: the file system is the container's from then on.
-    mounts::finish(pid, &create.mounts)?;
+    // Last, because it enters the container's mount namespace.
+    propagation::apply(pid, &create.propagation)?;
     Ok((pid, terminal))
 }
 
-/// Names the UTS namespace that process `pid` has joined.
-fn name(pid: i32, names: &Names) -> Result<(), Failure> {
-    if *names == Names::default() {
+/// Sets the host name and domain name in the UTS namespace of process `pid`.
+fn set_uts_names(pid: i32, names: &UtsNames) -> Result<(), Failure> {
+    if *names == UtsNames::default() {
         return Ok(());
     }
     let namespace = fs::File::open(format!("/proc/{pid}/ns/uts"))?;
@@ -134,14 +144,14 @@ fn name(pid: i32, names: &Names) -> Result<(), Failure> {
     Ok(())
 }
 
-/// An error with its causes; a cause that the text before it already ends with is not said twice.
+/// An error with its causes; a cause that the text so far already ends with is not repeated.
 fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
-        let words = cause.to_string();
-        if !text.ends_with(&words) {
-            text = format!("{text}: {words}");
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
         }
         next = cause.source();
     }

@@ -1,5 +1,6 @@
-//! The terminal of a container's init: libcontainer makes it in the container and sends its master to a socket
-//! (`console-socket`, as runc has it); here it gets its size and its owner, before init runs. Used by the helper alone.
+//! The terminal of a container's init: libcontainer opens it in the container and sends its master to a
+//! socket, as runc does with `--console-socket`. This module receives the master and sets the terminal's size
+//! and owner before init executes the command. Only the helper uses it.
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::OwnedFd;
@@ -10,14 +11,14 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 
 use crate::terminal::Terminal;
 
-/// A socket that waits for a terminal's master.
+/// A listening socket for a terminal's master.
 pub struct Console {
     listener: UnixListener,
     path: PathBuf,
     terminal: Terminal,
 }
 
-/// Listens in `directory` for the master of a terminal that is to be like `terminal`.
+/// Listens in `directory` for the master of a terminal that gets the size and owner of `terminal`.
 pub fn listen(directory: &Path, terminal: Terminal) -> io::Result<Console> {
     let path = directory.join("console");
     Ok(Console {
@@ -28,14 +29,14 @@ pub fn listen(directory: &Path, terminal: Terminal) -> io::Result<Console> {
 }
 
 impl Console {
-    /// Where it listens.
+    /// The socket's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The master, which has been sent: init is set up.
+    /// Receives the master, which libcontainer sent before init began to wait for the start notification.
     pub fn receive(self) -> io::Result<OwnedFd> {
-        // Sent or not, nothing more comes: init waits at its gate.
+        // Without blocking: a master that has not arrived by now never will.
         self.listener.set_nonblocking(true)?;
         let (stream, _) = self.listener.accept()?;
         let mut byte = [0; 16];
@@ -54,8 +55,9 @@ impl Console {
                 None
             }
         });
-        let master = master.ok_or_else(|| io::Error::other("no terminal came with its message"))?;
-        self.terminal.complete(&master)?;
+        let master =
+            master.ok_or_else(|| io::Error::other("libcontainer sent no terminal to the console socket"))?;
+        self.terminal.open_slave(&master)?;
         Ok(master)
     }
 }

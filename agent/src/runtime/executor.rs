@@ -1,5 +1,5 @@
-//! The command of a container's init, as libcontainer asks for it: found when init is set up, so that Create fails
-//! where there is none; executed when the gate is open.
+//! libcontainer's executor for the command of a container's init. `validate` finds the command while init is
+//! set up, so that CreateContainer fails if it is missing; `exec` runs after the start notification.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -9,24 +9,24 @@ use libcontainer::oci_spec::runtime::{LinuxSeccomp, Spec};
 use libcontainer::seccomp::initialize_seccomp;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 
-use super::events;
+use super::error_log;
 use crate::command::{Command, reopen_null};
 
-/// Exit status of a command that was found but not executed, as runc's.
+/// Exit status of init if execve fails, as with runc.
 const NOT_EXECUTED: i32 = 1;
 
-/// Executes the command of a spec.
+/// Finds and executes the command of a spec.
 #[derive(Clone)]
 pub struct CommandExecutor {
     find_home: bool,
     late_filter: Option<LinuxSeccomp>,
-    /// What validation has found.
+    /// The command that `validate` has found.
     command: OnceCell<Command>,
 }
 
 impl CommandExecutor {
-    /// `find_home`: the spec's HOME is a placeholder for what the container's /etc/passwd says. `late_filter` is loaded
-    /// when nothing but execve is left to be done.
+    /// With `find_home`, the spec's HOME is a placeholder and is looked up in the container's /etc/passwd.
+    /// The seccomp filter `late_filter` is loaded right before execve.
     pub fn new(find_home: bool, late_filter: Option<LinuxSeccomp>) -> Self {
         Self {
             find_home,
@@ -43,18 +43,18 @@ impl Executor for CommandExecutor {
         let process = spec
             .process()
             .as_ref()
-            .ok_or_else(|| refuse("no process".to_owned()))?;
+            .ok_or_else(|| refuse("the spec has no process".to_owned()))?;
         let command = Command::find(process, self.find_home).map_err(|text| {
-            events::send_command_error(&text);
+            error_log::send_command_error(&text);
             refuse(text)
         })?;
         self.command
             .set(command)
-            .map_err(|_| refuse("validated twice".to_owned()))
+            .map_err(|_| refuse("validate was called twice".to_owned()))
     }
 
     fn setup_envs(&self, _envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        // The environment goes to execve as the spec has it, in its order.
+        // `Command` passes the spec's environment to execve, in the spec's order.
         Ok(())
     }
 
@@ -67,7 +67,7 @@ impl Executor for CommandExecutor {
         });
         let Err(reason) =
             loaded.and_then(|()| command.execute().map_err(|reason| reason.desc().to_lowercase()));
-        // Create has long been answered: this is for whoever reads the container's output.
+        // CreateContainer has returned already, so the error goes to the container's standard error.
         let _ = writeln!(std::io::stderr(), "exec {}: {reason}", command.path().display());
         std::process::exit(NOT_EXECUTED);
     }

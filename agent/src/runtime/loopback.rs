@@ -1,5 +1,5 @@
-//! Brings the loopback device of the current network namespace up: one rtnetlink request. Used for the guest's own
-//! network and for a container's new one.
+//! Brings up the loopback device of the calling process's network namespace, with one rtnetlink(7) request.
+//! Used for the guest's network namespace and for a container's own one.
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -12,11 +12,11 @@ const NLMSG_ERROR: u16 = 2;
 const RTM_NEWLINK: u16 = 16;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
-/// The loopback device is the first of every network namespace.
+/// Interface index of the loopback device, which is the first one in every network namespace.
 const LOOPBACK: u32 = 1;
 const IFF_UP: u32 = 1;
 
-/// Sets the device up.
+/// Sets the loopback device up and waits for the kernel's acknowledgement.
 pub fn bring_up() -> io::Result<()> {
     let socket = socket(
         AddressFamily::Netlink,
@@ -35,7 +35,9 @@ pub fn bring_up() -> io::Result<()> {
     match error_code(answer.get(..length).unwrap_or_default()) {
         Some(0) => Ok(()),
         Some(code) => Err(io::Error::from_raw_os_error(code.saturating_neg())),
-        None => Err(io::Error::other("rtnetlink gave no acknowledgement")),
+        None => Err(io::Error::other(
+            "expected an acknowledgement from rtnetlink, got another message",
+        )),
     }
 }
 
@@ -54,7 +56,7 @@ fn request() -> Vec<u8> {
     bytes
 }
 
-/// The code of an `NLMSG_ERROR`, 0 where it is an acknowledgement.
+/// The code of an `NLMSG_ERROR` message: 0 for an acknowledgement, else a negative errno.
 fn error_code(answer: &[u8]) -> Option<i32> {
     let kind = u16::from_ne_bytes(*answer.get(4..)?.first_chunk()?);
     let code = i32::from_ne_bytes(*answer.get(16..)?.first_chunk()?);
@@ -66,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages() {
+    fn requests_and_acknowledgements() {
         assert_eq!(request().len(), 32);
         let mut answer = [0; 36];
         assert_eq!(error_code(&answer), None);

@@ -1,26 +1,28 @@
-//! Containers by libcontainer, run in a process of its own: the agent's program again, single-threaded, which forks
-//! and changes namespaces as it likes. One helper makes one container; the next one waits, started, for the next.
+//! Creates containers with libcontainer, in a helper process: the agent's own program again, single-threaded,
+//! which may fork and change namespaces. A helper creates one container and exits; the agent starts the next
+//! helper in advance.
 //!
 //! ```text
 //! agent ── Create + stdio fds ──▶ helper        one SOCK_SEQPACKET socket, the helper's standard input
-//! agent ◀── Event … ───────────── helper        errors that libcontainer logs, from each of its processes
+//! agent ◀── LoggedError … ─────── helper        errors that libcontainer logs, from each of its processes
 //! agent ◀── Created | Failed ──── helper
-//! agent ── closes the socket ───▶ helper        init has an owner: the helper may end, and init becomes the agent's
+//! agent ── closes the socket ───▶ helper        the reaper watches init: the helper exits, init is reparented
 //! ```
 
 pub mod child;
 mod console;
-mod events;
+mod error_log;
 mod executor;
-pub mod ids;
 mod loopback;
-mod mounts;
+pub mod newidmap;
+mod propagation;
+mod workdir;
 
 pub use loopback::bring_up as bring_loopback_up;
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nacre_protocol::control::{self, Channel};
@@ -28,112 +30,126 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-use crate::container::{Later, Names};
+use crate::async_fd;
 use crate::error::Error;
+use crate::spec::{MountPropagation, UtsNames, WorkingDirectory};
 use crate::terminal::Terminal;
-use crate::watched;
 
-/// `argv[0]` of a helper.
+/// `argv[0]` of a helper process.
 pub const HELPER: &str = "nacre-helper";
-/// File of a bundle with the filter of system calls (`linux.seccomp`, JSON) that is loaded last before the command.
+/// The file in a bundle with the seccomp filter (`linux.seccomp`, JSON) that is loaded right before execve.
 pub const LATE_FILTER: &str = "seccomp.json";
-/// Most lines of libcontainer's log kept for an error.
-const MAX_EVENTS: usize = 4;
+/// Most errors from libcontainer's log that an error message repeats.
+const MAX_LOGGED_ERRORS: usize = 4;
 
-/// A container to be made.
+/// The request to create a container.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Create {
-    /// Its id.
+    /// The container's id.
     pub id: String,
-    /// Directory with its `config.json`.
+    /// The directory with `config.json`.
     pub bundle: PathBuf,
-    /// Directory of libcontainer's state of all containers.
+    /// The directory of libcontainer's state for all containers.
     pub state: PathBuf,
-    /// Its cgroup's directory.
+    /// The directory of the container's cgroup.
     pub cgroup: PathBuf,
-    /// The device program of its cgroup.
+    /// The cgroup's device program, as BPF instructions; empty if all devices are allowed.
     pub devices: Vec<u64>,
-    /// Its first process has a terminal.
+    /// The terminal of init, if it has one.
     pub terminal: Option<Terminal>,
-    /// HOME is to be found in the container's /etc/passwd.
+    /// HOME must be looked up in the container's /etc/passwd.
     pub find_home: bool,
-    /// Its network is new: the loopback device is to be brought up.
+    /// The container has a new network namespace, whose loopback device must be brought up.
     pub new_network: bool,
-    /// Names for the UTS namespace of another container.
-    pub names: Names,
-    /// What libcontainer does not do with its mounts.
-    pub mounts: Vec<Later>,
+    /// The working directory to create if it is missing.
+    pub working_directory: Option<WorkingDirectory>,
+    /// Names to set in a UTS namespace that the container shares with another.
+    pub uts_names: UtsNames,
+    /// Propagation types to set once the container's mounts exist.
+    pub propagation: Vec<MountPropagation>,
 }
 
-/// From the helper and from the processes that libcontainer forks off it.
+/// A message from the helper, or from a process that libcontainer forks in it.
 #[derive(Debug, Serialize, Deserialize)]
 enum FromHelper {
     /// libcontainer logged an error.
-    Event(String),
-    /// The command can't be executed; follows before `Failed`.
+    LoggedError(String),
+    /// The command cannot be executed; sent before `Failed`.
     Command(String),
-    /// Init waits at its gate; the master of its terminal comes with it, where it has one.
+    /// Init waits for the start notification. The master of its terminal comes with this message, if it has
+    /// one.
     Created { pid: i32 },
-    /// There is no container.
+    /// The working directory cannot be created or used; there is no container.
+    BadWorkingDirectory(String),
+    /// The container could not be created.
     Failed(String),
 }
 
-/// A helper that waits for its container.
+/// A helper that waits for a [`Create`] request.
 pub struct Helper(AsyncFd<Channel>);
 
-/// A container just made, whose init is still the helper's child: it becomes the agent's when this is dropped.
-pub struct Fresh {
-    /// Init.
+/// The init of a new container, still a child of the helper. When this is dropped the helper exits, and init
+/// becomes a child of the agent.
+pub struct CreatedInit {
+    /// Init's pid.
     pub pid: Pid,
-    /// The master of its terminal.
+    /// The master of init's terminal.
     pub terminal: Option<OwnedFd>,
     _helper: Helper,
 }
 
 impl Helper {
-    /// Starts a helper; `program` is the agent's own.
-    pub fn start(program: &std::path::Path) -> Result<Self, Error> {
-        let (channel, theirs) = watched::channel()?;
+    /// Starts a helper; `program` is the agent's own program.
+    pub fn start(program: &Path) -> Result<Self, Error> {
+        let (channel, helper_end) = async_fd::channel()?;
         #[allow(clippy::zombie_processes, reason = "the reaper waits for every child")]
         let child = Command::new(program)
             .arg0(HELPER)
             .env_clear()
-            .env("PATH", ids::DIRECTORY)
-            .stdin(Stdio::from(theirs))
+            .env("PATH", newidmap::DIRECTORY)
+            .stdin(Stdio::from(helper_end))
             .spawn();
         child.map_err(Error::file("starting", program))?;
         Ok(Self(channel))
     }
 
-    /// Makes a container whose init has `stdio` as its standard streams.
-    pub async fn create(self, create: &Create, stdio: [OwnedFd; 3]) -> Result<Fresh, Error> {
+    /// Creates a container whose init has `stdio` as its standard streams.
+    pub async fn create(self, create: &Create, stdio: [OwnedFd; 3]) -> Result<CreatedInit, Error> {
         let fds = stdio.each_ref().map(|fd| fd.as_raw_fd());
         self.0
             .get_ref()
             .send(create, &fds)
             .map_err(|error| Error::HelperDied(error.to_string()))?;
         drop(stdio);
-        let mut events = Vec::new();
-        let mut command = None;
+        let mut logged = Vec::new();
+        let mut command_error = None;
         loop {
             match self.receive().await {
                 Ok((FromHelper::Created { pid }, fds)) => {
-                    let pid =
-                        Pid::from_raw(pid).ok_or_else(|| Error::Runtime("init has no pid".to_owned()))?;
-                    return Ok(Fresh {
+                    let pid = Pid::from_raw(pid)
+                        .ok_or_else(|| Error::Runtime("the container helper sent pid 0".to_owned()))?;
+                    return Ok(CreatedInit {
                         pid,
                         terminal: fds.into_iter().next(),
                         _helper: self,
                     });
                 }
-                Ok((FromHelper::Event(text), _)) if events.len() < MAX_EVENTS => events.push(text),
-                Ok((FromHelper::Event(_), _)) => {}
-                Ok((FromHelper::Command(text), _)) => command = Some(text),
-                Ok((FromHelper::Failed(_), _)) if command.is_some() => {
-                    return Err(Error::Command(command.unwrap_or_default()));
+                Ok((FromHelper::LoggedError(text), _)) => {
+                    if logged.len() < MAX_LOGGED_ERRORS {
+                        logged.push(text);
+                    }
                 }
-                Ok((FromHelper::Failed(text), _)) => return Err(Error::Runtime(with_events(text, &events))),
-                Err(error) => return Err(Error::HelperDied(with_events(error.to_string(), &events))),
+                Ok((FromHelper::Command(text), _)) => command_error = Some(text),
+                Ok((FromHelper::BadWorkingDirectory(reason), _)) => {
+                    return Err(Error::bad_spec("process.cwd", reason));
+                }
+                Ok((FromHelper::Failed(text), _)) => {
+                    return Err(match command_error {
+                        Some(text) => Error::Command(text),
+                        None => Error::Runtime(with_logged(text, &logged)),
+                    });
+                }
+                Err(error) => return Err(Error::HelperDied(with_logged(error.to_string(), &logged))),
             }
         }
     }
@@ -149,10 +165,10 @@ impl Helper {
     }
 }
 
-fn with_events(text: String, events: &[String]) -> String {
-    if events.is_empty() {
+fn with_logged(text: String, logged: &[String]) -> String {
+    if logged.is_empty() {
         text
     } else {
-        format!("{text} ({})", events.join("; "))
+        format!("{text} ({})", logged.join("; "))
     }
 }

@@ -1,4 +1,5 @@
-//! containerd: does it run, is it new enough, and does it find the shim.
+//! Checks of containerd: whether it runs, its version, and whether it finds the shim. Called by `nacre
+//! doctor`.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,7 +11,8 @@ use std::process::Command;
 use super::Check;
 use super::install::{SHIM, prefix};
 
-/// Where containerd looks beside its PATH.
+const SHIM_LOOKUP: &str = "shim lookup";
+/// Directory that containerd searches for shims after its PATH and its own directory.
 const OPT: &str = "/opt/containerd/bin";
 
 /// The group's checks.
@@ -18,12 +20,16 @@ pub fn checks(address: &Path) -> Vec<Check> {
     let pid = match server(address) {
         Ok(pid) => pid,
         Err(error) => {
-            let fix = "start it (systemctl start containerd; apt-get install containerd),\n\
-                       or give its socket by --address or CONTAINERD_ADDRESS";
+            let fix = "start containerd (apt-get install containerd; systemctl start containerd),\n\
+                       or give the path of its socket by --address or CONTAINERD_ADDRESS";
             return vec![
-                Check::failed("running", format!("{}: {error}", address.display()), fix),
-                Check::skipped("version", "no containerd"),
-                Check::skipped("finds the shim", "no containerd"),
+                Check::failed(
+                    "running",
+                    format!("connecting to {}: {error}", address.display()),
+                    fix,
+                ),
+                Check::skipped("version", "containerd is not running"),
+                Check::skipped(SHIM_LOOKUP, "containerd is not running"),
             ];
         }
     };
@@ -31,7 +37,7 @@ pub fn checks(address: &Path) -> Vec<Check> {
     vec![running, version(pid), finds_shim(pid)]
 }
 
-/// The pid of who listens at `address`.
+/// The pid of the process that listens at `address` (SO_PEERCRED).
 fn server(address: &Path) -> std::io::Result<i32> {
     let stream = UnixStream::connect(address)?;
     let peer = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)?;
@@ -45,19 +51,23 @@ fn version(pid: i32) -> Check {
         Err(error) => {
             return Check::warning(
                 "version",
-                format!("asking /proc/{pid}/exe: {error}"),
-                "run as root",
+                format!("running /proc/{pid}/exe --version: {error}"),
+                "run nacre as root",
             );
         }
     };
     match number(&output) {
         Some((text, found)) if found >= (1, 6) => Check::ok("version", text),
         Some((text, _)) => Check::failed("version", text, OLD),
-        None => Check::warning("version", format!("not understood: {:?}", output.trim()), OLD),
+        None => Check::warning(
+            "version",
+            format!("no version in the output of --version: {:?}", output.trim()),
+            OLD,
+        ),
     }
 }
 
-/// The first word that is a version, such as `1.6.20~ds1` or `v2.1.3`.
+/// The first word that is a version, such as `1.6.20~ds1` or `v2.1.3`, with its major and minor number.
 fn number(text: &str) -> Option<(&str, (u32, u32))> {
     text.split_whitespace().find_map(|word| {
         let mut parts = word.trim_start_matches('v').splitn(3, '.');
@@ -66,17 +76,20 @@ fn number(text: &str) -> Option<(&str, (u32, u32))> {
 }
 
 fn finds_shim(pid: i32) -> Check {
-    const NAME: &str = "finds the shim";
     let (environment, program) = match (
         fs::read(format!("/proc/{pid}/environ")),
         fs::read_link(format!("/proc/{pid}/exe")),
     ) {
         (Ok(environment), Ok(program)) => (environment, program),
         (Err(error), _) | (_, Err(error)) => {
-            return Check::warning(NAME, format!("looking at process {pid}: {error}"), "run as root");
+            return Check::warning(
+                SHIM_LOOKUP,
+                format!("reading environment and program of process {pid} in /proc: {error}"),
+                "run nacre as root",
+            );
         }
     };
-    let directories = search_path(&environment, &program);
+    let directories = shim_search_path(&environment, &program);
     let root = PathBuf::from(format!("/proc/{pid}/root"));
     let inside = |directory: &Path| {
         root.join(directory.strip_prefix("/").unwrap_or(directory))
@@ -89,9 +102,11 @@ fn finds_shim(pid: i32) -> Check {
             .collect();
         let own = prefix().map_or_else(|_| "PREFIX".to_owned(), |prefix| prefix.display().to_string());
         return Check::failed(
-            NAME,
-            format!("{SHIM} is in none of {}", searched.join(":")),
-            format!("ln -s {own}/bin/{SHIM} {OPT}/, or put {own}/bin into containerd's PATH and restart it"),
+            SHIM_LOOKUP,
+            format!("{SHIM} is in none of the directories {}", searched.join(":")),
+            format!(
+                "ln -s {own}/bin/{SHIM} {OPT}/, or add {own}/bin to containerd's PATH and restart containerd"
+            ),
         );
     };
     let shim = found.join(SHIM);
@@ -99,17 +114,19 @@ fn finds_shim(pid: i32) -> Check {
         fs::canonicalize(inside(found)),
         prefix().and_then(|own| fs::canonicalize(own.join("bin").join(SHIM))),
     ) {
-        (Ok(theirs), Ok(own)) if same_file(&theirs, &own) => Check::ok(NAME, shim.display().to_string()),
+        (Ok(theirs), Ok(own)) if same_file(&theirs, &own) => {
+            Check::ok(SHIM_LOOKUP, shim.display().to_string())
+        }
         _ => Check::warning(
-            NAME,
-            format!("{}, which is not the one beside this nacre", shim.display()),
-            "two installations: remove one, or run the nacre that is in the other",
+            SHIM_LOOKUP,
+            format!("{}, which is not the shim of this installation", shim.display()),
+            "this host has two installations: remove one, or run the nacre of the other",
         ),
     }
 }
 
-/// Where a containerd with this environment, run as `program`, looks for shims.
-fn search_path(environment: &[u8], program: &Path) -> Vec<PathBuf> {
+/// The directories in which a containerd with this environment and this executable looks for shims, in order.
+fn shim_search_path(environment: &[u8], program: &Path) -> Vec<PathBuf> {
     let path = environment
         .split(|byte| *byte == 0)
         .find_map(|pair| pair.strip_prefix(b"PATH="));
@@ -135,7 +152,7 @@ mod tests {
     use crate::doctor::Status;
 
     #[test]
-    fn versions_of_all_builds_are_understood() {
+    fn versions_of_all_builds_are_parsed() {
         assert_eq!(
             number("containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1")
                 .unwrap()
@@ -152,14 +169,14 @@ mod tests {
     }
 
     #[test]
-    fn the_search_path_is_containerds_own() {
-        let found = search_path(b"A=b\0PATH=/x/bin:/y\0", Path::new("/usr/bin/containerd"));
+    fn the_search_path_is_path_then_program_then_opt() {
+        let found = shim_search_path(b"A=b\0PATH=/x/bin:/y\0", Path::new("/usr/bin/containerd"));
         let names: Vec<_> = found.iter().map(|path| path.to_str().unwrap()).collect();
         assert_eq!(names, ["/x/bin", "/y", "/usr/bin", OPT]);
     }
 
     #[test]
-    fn no_containerd_is_a_failure_and_skips_the_rest() {
+    fn a_missing_containerd_fails_and_skips_the_rest() {
         let checks = checks(Path::new("/no/such.sock"));
         let statuses: Vec<_> = checks.iter().map(|check| check.status).collect();
         assert_eq!(statuses, [Status::Failed, Status::Skipped, Status::Skipped]);
@@ -167,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_who_listens() {
+    fn the_pid_of_the_server_is_found() {
         let directory = tempfile::tempdir().unwrap();
         let address = directory.path().join("sock");
         let _listener = std::os::unix::net::UnixListener::bind(&address).unwrap();

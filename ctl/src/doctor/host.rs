@@ -1,4 +1,4 @@
-//! The host's kernel and its cgroups.
+//! Checks of the host's kernel and cgroups. Called by `nacre doctor`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use rustix::mount::{FsOpenFlags, OpenTreeFlags, fsopen, open_tree};
 
 use super::Check;
 
-/// The oldest kernel with all that is used: cgroup.kill came last.
+/// The oldest kernel with everything that Nacre uses; cgroup.kill, the newest of it, came with 5.14.
 const OLDEST_KERNEL: (u32, u32) = (5, 14);
-const UPGRADE: &str = "boot a kernel of at least 5.14 (Debian 12 has 6.1)";
+const UPGRADE: &str = "boot a host kernel of version 5.14 or later (Debian 12 has 6.1)";
 
 /// The group's checks.
 pub fn checks() -> Vec<Check> {
@@ -26,8 +26,8 @@ fn root() -> Check {
     } else {
         Check::failed(
             "user",
-            "not root: other checks may fail for that alone",
-            "run it by sudo",
+            "not root: other checks may fail only because of this",
+            "run nacre doctor as root (sudo)",
         )
     }
 }
@@ -54,8 +54,8 @@ fn file_opening() -> Check {
         Mode::empty(),
         ResolveFlags::IN_ROOT,
     ) {
-        Ok(_) => Check::ok("openat2", "resolves below a directory"),
-        Err(error) => Check::failed("openat2", error.to_string(), refused(error)),
+        Ok(_) => Check::ok("openat2", "available"),
+        Err(error) => Check::failed("openat2", format!("openat2(2): {error}"), fix_for(error)),
     }
 }
 
@@ -63,14 +63,20 @@ fn mounting() -> Check {
     let tree = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tried = open_tree(CWD, "/", tree).and_then(|_| fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC));
     match tried {
-        Ok(_) => Check::ok("mounts", "can be made detached (open_tree, fsopen)"),
-        Err(error) => Check::failed("mounts", format!("open_tree, fsopen: {error}"), refused(error)),
+        Ok(_) => Check::ok("mount API", "open_tree and fsopen are available"),
+        Err(error) => Check::failed(
+            "mount API",
+            format!("open_tree(2) or fsopen(2): {error}"),
+            fix_for(error),
+        ),
     }
 }
 
-fn refused(error: Errno) -> &'static str {
+fn fix_for(error: Errno) -> &'static str {
     match error {
-        Errno::PERM | Errno::ACCESS => "run it as root, outside of containers that forbid the call",
+        Errno::PERM | Errno::ACCESS => {
+            "run nacre doctor as root, and outside of a container that forbids the system call"
+        }
         _ => UPGRADE,
     }
 }
@@ -81,12 +87,12 @@ fn overlay() -> Check {
         .lines()
         .any(|line| line.split_whitespace().next_back() == Some("overlay"))
     {
-        return Check::ok("overlayfs", "in the kernel");
+        return Check::ok("overlayfs", "supported by the kernel");
     }
     Check::warning(
         "overlayfs",
-        "not in the kernel (or its module is not loaded yet)",
-        "modprobe overlay, or use another snapshotter of containerd (ctr --snapshotter native)",
+        "not supported by the kernel, or its module is not loaded",
+        "modprobe overlay, or use another snapshotter (ctr run --snapshotter native)",
     )
 }
 
@@ -96,12 +102,12 @@ fn cgroups() -> Vec<Check> {
         Err(error) => {
             return vec![Check::failed(
                 "cgroup2",
-                format!("/proc/self/mountinfo: {error}"),
+                format!("reading /proc/self/mountinfo: {error}"),
                 "mount -t proc proc /proc",
             )];
         }
     };
-    let Some(mount) = cgroup2(&mounts) else {
+    let Some(mount) = cgroup2_mount(&mounts) else {
         let fix = "mount -t cgroup2 none /sys/fs/cgroup, or boot with systemd.unified_cgroup_hierarchy=1";
         return vec![Check::failed("cgroup2", "not mounted", fix)];
     };
@@ -113,15 +119,15 @@ fn cgroups() -> Vec<Check> {
     ]
 }
 
-/// Where the first cgroup2 is mounted. Fields: proc(5), /proc/pid/mountinfo.
-fn cgroup2(mountinfo: &str) -> Option<PathBuf> {
+/// The mount point of the first cgroup2 file system in the text of /proc/pid/mountinfo (proc(5)).
+fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;
         (after.split(' ').next()? == "cgroup2").then(|| before.split(' ').nth(4).map(PathBuf::from))?
     })
 }
 
-/// cgroup.kill is in every cgroup but the root: any child shows it.
+/// Looks for cgroup.kill in any child of the root cgroup, which itself does not have the file.
 fn kill(mount: &Path) -> Check {
     let child = fs::read_dir(mount)
         .into_iter()
@@ -130,9 +136,9 @@ fn kill(mount: &Path) -> Check {
         .map(|entry| entry.path())
         .find(|path| path.join("cgroup.procs").exists());
     match child {
-        None => Check::skipped("cgroup.kill", "no cgroup below the root to look at"),
-        Some(child) if child.join("cgroup.kill").exists() => Check::ok("cgroup.kill", "there"),
-        Some(_) => Check::failed("cgroup.kill", "not there", UPGRADE),
+        None => Check::skipped("cgroup.kill", "the root cgroup has no child to look at"),
+        Some(child) if child.join("cgroup.kill").exists() => Check::ok("cgroup.kill", "available"),
+        Some(_) => Check::failed("cgroup.kill", "not available", UPGRADE),
     }
 }
 
@@ -140,7 +146,13 @@ fn controllers(mount: &Path) -> Check {
     let file = mount.join("cgroup.controllers");
     let found = match fs::read_to_string(&file) {
         Ok(found) => found,
-        Err(error) => return Check::failed("controllers", format!("{}: {error}", file.display()), UPGRADE),
+        Err(error) => {
+            return Check::failed(
+                "controllers",
+                format!("reading {}: {error}", file.display()),
+                UPGRADE,
+            );
+        }
     };
     let missing: Vec<&str> = ["cpu", "memory", "pids"]
         .into_iter()
@@ -151,8 +163,8 @@ fn controllers(mount: &Path) -> Check {
     }
     Check::warning(
         "controllers",
-        format!("the unified tree has no {} (hybrid cgroups)", missing.join(", ")),
-        "pods run and limits hold inside of them, but the VM itself is not limited on the host;\n\
+        format!("cgroup2 lacks {} (hybrid cgroup hierarchy)", missing.join(", ")),
+        "pods run, and limits apply inside of the guest, but the VM itself is not limited on the host;\n\
          boot with systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all",
     )
 }
@@ -162,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_compare() {
+    fn kernel_versions_are_parsed_and_compared() {
         assert_eq!(version("6.1.0-50-cloud-amd64"), Some((6, 1)));
         assert_eq!(version("5.10-rc1"), Some((5, 10)));
         assert_eq!(version("weird"), None);
@@ -170,23 +182,26 @@ mod tests {
     }
 
     #[test]
-    fn finds_cgroup2_in_mountinfo() {
+    fn the_cgroup2_mount_is_found_in_mountinfo() {
         let hybrid = "30 23 0:26 / /sys/fs/cgroup rw shared:9 - tmpfs tmpfs rw\n\
                       31 30 0:27 / /sys/fs/cgroup/unified rw shared:10 - cgroup2 cgroup2 rw\n";
-        assert_eq!(cgroup2(hybrid), Some(PathBuf::from("/sys/fs/cgroup/unified")));
         assert_eq!(
-            cgroup2("30 23 0:26 / /sys/fs/cgroup rw - cgroup cgroup rw,memory\n"),
+            cgroup2_mount(hybrid),
+            Some(PathBuf::from("/sys/fs/cgroup/unified"))
+        );
+        assert_eq!(
+            cgroup2_mount("30 23 0:26 / /sys/fs/cgroup rw - cgroup cgroup rw,memory\n"),
             None
         );
     }
 
     #[test]
-    fn a_tree_without_controllers_is_a_warning() {
+    fn missing_controllers_are_a_warning() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("cgroup.controllers"), "cpu io pids\n").unwrap();
         let check = controllers(directory.path());
         assert!(
-            check.status == super::super::Status::Warning && check.found.contains("no memory"),
+            check.status == super::super::Status::Warning && check.found.contains("lacks memory"),
             "{check:?}"
         );
         fs::write(

@@ -1,4 +1,5 @@
-//! The installation that this `nacre` is part of: its files, and whether they are of one build.
+//! Checks of the installation that this `nacre` belongs to: its files, and whether they are of the same
+//! build. Called by `nacre doctor`.
 
 use std::fs;
 use std::io;
@@ -9,11 +10,12 @@ use nacre_protocol::{BUILD_ID, config};
 
 use super::Check;
 
-/// The shim's program.
+/// File name of the shim.
 pub const SHIM: &str = "containerd-shim-nacre-v2";
-const REINSTALL: &str = "install all parts of one build (make)";
+const REINSTALL: &str = "install all files of one build (make, then copy target/nacre)";
+const NEEDS_CONFIG: &str = "config.toml may set its path";
 
-/// The group's checks. Files are looked for where the configuration says, as the shim does.
+/// The group's checks. Kernel, image and VMM are looked up by config.toml, as the shim does it.
 pub fn checks() -> Vec<Check> {
     const CONFIG: &str = "config.toml";
     let prefix = match prefix() {
@@ -21,7 +23,7 @@ pub fn checks() -> Vec<Check> {
         Err(error) => {
             return vec![Check::failed(
                 "prefix",
-                format!("/proc/self/exe: {error}"),
+                format!("resolving /proc/self/exe: {error}"),
                 REINSTALL,
             )];
         }
@@ -31,13 +33,13 @@ pub fn checks() -> Vec<Check> {
     match config::load() {
         Ok(config) => {
             let size = format!(
-                "{} MiB and {} vCPU(s) without limits",
+                "{} MiB and {} vCPU(s) if a pod sets no limits",
                 config.memory_mib, config.vcpus
             );
             let file = config
                 .file
                 .as_ref()
-                .map_or("none, so the defaults".to_owned(), |file| {
+                .map_or("no file, defaults apply".to_owned(), |file| {
                     file.display().to_string()
                 });
             checks.extend([
@@ -51,18 +53,18 @@ pub fn checks() -> Vec<Check> {
             Check::failed(
                 CONFIG,
                 one_line(&error.to_string()),
-                "correct the file, or remove it for the defaults",
+                "correct the file, or remove it to use the defaults",
             ),
-            Check::skipped("guest kernel", "config.toml may say where it is"),
-            Check::skipped("guest image", "config.toml may say where it is"),
-            Check::skipped("VMM", "config.toml may say where it is"),
+            Check::skipped("guest kernel", NEEDS_CONFIG),
+            Check::skipped("guest image", NEEDS_CONFIG),
+            Check::skipped("VMM", NEEDS_CONFIG),
         ]),
     }
     checks.push(program("shim", &shim, "-v"));
     checks
 }
 
-/// The lines of `text` that say something, as one.
+/// The lines of `text` that contain a letter or digit, joined by `; `.
 fn one_line(text: &str) -> String {
     let lines: Vec<&str> = text
         .lines()
@@ -72,10 +74,10 @@ fn one_line(text: &str) -> String {
     lines.join("; ")
 }
 
-/// The directory that has bin/ with this program in it.
+/// The installation's prefix: the parent of the directory of this program.
 ///
 /// # Errors
-/// Where the program's own file can't be found.
+/// If /proc/self/exe can't be resolved.
 pub fn prefix() -> io::Result<PathBuf> {
     let program = fs::canonicalize("/proc/self/exe")?;
     Ok(program
@@ -92,22 +94,22 @@ fn kernel(file: &Path) -> Check {
             NAME,
             format!("{}, {}", file.display(), crate::text::bytes(bytes.len() as u64)),
         ),
-        Ok(_) => Check::failed(NAME, format!("{} is no ELF file", file.display()), REINSTALL),
-        Err(error) => Check::failed(NAME, format!("{}: {error}", file.display()), REINSTALL),
+        Ok(_) => Check::failed(NAME, format!("{} is not an ELF file", file.display()), REINSTALL),
+        Err(error) => Check::failed(NAME, format!("reading {}: {error}", file.display()), REINSTALL),
     }
 }
 
-/// The agent in the image carries its build id as text.
+/// Looks for this build's id in the image: the agent in it contains its id as text.
 fn image(file: &Path) -> Check {
     const NAME: &str = "guest image";
     let bytes = match fs::read(file) {
         Ok(bytes) => bytes,
-        Err(error) => return Check::failed(NAME, format!("{}: {error}", file.display()), REINSTALL),
+        Err(error) => return Check::failed(NAME, format!("reading {}: {error}", file.display()), REINSTALL),
     };
     if !bytes.starts_with(b"070701") {
         return Check::failed(
             NAME,
-            format!("{} is no newc cpio archive", file.display()),
+            format!("{} is not a cpio archive in newc format", file.display()),
             REINSTALL,
         );
     }
@@ -118,28 +120,29 @@ fn image(file: &Path) -> Check {
         return Check::ok(NAME, format!("{}, build {BUILD_ID}", file.display()));
     }
     let found = format!(
-        "{} has no agent of build {BUILD_ID}, which is this nacre's",
+        "{} has no agent of build {BUILD_ID}, the build of this nacre",
         file.display()
     );
     Check::failed(NAME, found, REINSTALL)
 }
 
-/// A program of the installation, asked for its build id by `flag`.
+/// Runs a program of the installation with `flag`, which prints its build id, and compares that with this
+/// build's.
 fn program(name: &'static str, file: &Path, flag: &str) -> Check {
     let shown = file.display();
     let output = match Command::new(file).arg(flag).output() {
         Ok(output) => output,
-        Err(error) => return Check::failed(name, format!("{shown}: {error}"), REINSTALL),
+        Err(error) => return Check::failed(name, format!("running {shown} {flag}: {error}"), REINSTALL),
     };
     let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     if text.contains(BUILD_ID) {
         return Check::ok(name, format!("{shown}, build {BUILD_ID}"));
     }
-    let said = text.lines().next().unwrap_or("nothing");
+    let first_line = text.lines().next().unwrap_or_default();
     Check::failed(
         name,
-        format!("{shown} is of another build: {said:?}; this nacre is {BUILD_ID}"),
+        format!("{shown} is of another build: it printed {first_line:?}, this nacre is of build {BUILD_ID}"),
         REINSTALL,
     )
 }
@@ -156,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_of_another_build_is_told() {
+    fn an_image_of_another_build_fails() {
         let good = file(format!("070701 … {BUILD_ID} …").as_bytes());
         assert_eq!(image(good.path()).status, Status::Ok);
         let other = image(file(b"070701 0.0.1+0123456789abcdef").path());
@@ -164,7 +167,7 @@ mod tests {
             other.status == Status::Failed && other.found.contains(BUILD_ID),
             "{other:?}"
         );
-        assert!(image(file(b"gzip").path()).found.contains("no newc cpio"));
+        assert!(image(file(b"gzip").path()).found.contains("not a cpio archive"));
         assert!(
             image(Path::new("/no/such"))
                 .found
@@ -173,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_of_another_build_is_told() {
+    fn a_program_of_another_build_fails() {
         let other = program("VMM", Path::new("/bin/echo"), "9.9.9");
         assert!(
             other.status == Status::Failed && other.found.contains("9.9.9"),
@@ -187,8 +190,8 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_is_none_is_told() {
-        assert!(kernel(file(b"MZ").path()).found.contains("no ELF"));
+    fn a_kernel_that_is_not_elf_fails() {
+        assert!(kernel(file(b"MZ").path()).found.contains("not an ELF file"));
         assert_eq!(kernel(Path::new("/proc/self/exe")).status, Status::Ok);
     }
 }

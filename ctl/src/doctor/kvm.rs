@@ -1,4 +1,4 @@
-//! KVM: the device, what it can, and whether it really runs a guest.
+//! Checks of KVM: the device, its capabilities, and a boot of a probe guest. Called by `nacre doctor`.
 
 use std::io;
 use std::path::Path;
@@ -9,7 +9,7 @@ use nacre_vmm::probe;
 use super::Check;
 
 const DEVICE: &str = "/dev/kvm";
-/// What the VMM uses without asking.
+/// The capabilities that the VMM requires.
 const NEEDED: [(Cap, &str); 9] = [
     (Cap::Irqchip, "IRQCHIP"),
     (Cap::UserMemory, "USER_MEMORY"),
@@ -32,28 +32,30 @@ pub fn checks() -> Vec<Check> {
                 Check::failed(
                     "device",
                     format!("opening {DEVICE}: {reason}"),
-                    opening(error.errno()),
+                    fix_for(error.errno()),
                 ),
-                Check::skipped("probe boot", "no KVM"),
+                Check::skipped("probe boot", "KVM is not available"),
             ];
         }
     };
     vec![
-        Check::ok("device", format!("{DEVICE} opens")),
+        Check::ok("device", format!("{DEVICE} can be opened")),
         version(&kvm),
         capabilities(&kvm),
         boot(),
     ]
 }
 
-fn opening(errno: i32) -> &'static str {
+fn fix_for(errno: i32) -> &'static str {
     match errno {
         libc::ENOENT | libc::ENODEV | libc::ENXIO => {
-            "modprobe kvm_intel or kvm_amd; where that fails: turn on virtualisation in the firmware,\n\
-             or nested virtualisation where this machine is itself a virtual one"
+            "modprobe kvm_intel or kvm_amd; if that fails, enable virtualisation in the firmware,\n\
+             or nested virtualisation if this machine is a VM"
         }
-        libc::EACCES | libc::EPERM => "run it as root; in a container, pass the device /dev/kvm to it",
-        _ => "see the host kernel's log (dmesg | grep -i kvm)",
+        libc::EACCES | libc::EPERM => {
+            "run nacre doctor as root; if it runs in a container, give the container the device /dev/kvm"
+        }
+        _ => "look into the host kernel's log (dmesg | grep -i kvm)",
     }
 }
 
@@ -62,8 +64,8 @@ fn version(kvm: &Kvm) -> Check {
         12 => Check::ok("API version", "12"),
         other => Check::failed(
             "API version",
-            format!("{other} instead of 12"),
-            "boot a kernel of this decade",
+            format!("expected 12, got {other}"),
+            "boot a host kernel of version 5.14 or later",
         ),
     }
 }
@@ -75,13 +77,16 @@ fn capabilities(kvm: &Kvm) -> Check {
         .map(|(_, name)| *name)
         .collect();
     if missing.is_empty() {
-        return Check::ok("capabilities", format!("all {} that are needed", NEEDED.len()));
+        return Check::ok(
+            "capabilities",
+            format!("all {} required ones are available", NEEDED.len()),
+        );
     }
     let found = format!("KVM lacks {}", missing.join(", "));
     Check::failed(
         "capabilities",
         found,
-        "boot a newer kernel, or one whose KVM uses the CPU's virtualisation",
+        "boot a newer host kernel, on a CPU with hardware virtualisation",
     )
 }
 
@@ -93,7 +98,7 @@ fn boot() -> Check {
     Check::failed(
         "probe boot",
         report.to_string(),
-        "this machine's KVM can't run an ordinary kernel: use one with hardware virtualisation;\n\
-         to develop and test here all the same: tests/lab/run -- COMMAND",
+        "use a machine with hardware virtualisation: this machine's KVM can't run an ordinary kernel;\n\
+         to develop and test on this machine, run commands in the lab VM: tests/lab/run -- COMMAND",
     )
 }

@@ -1,6 +1,6 @@
-//! `nacre doctor`: what a host needs to run pods, checked one by one. Each check says what was found and, where it
-//! failed, what to do. The checks are in [`host`], [`install`], [`containerd`] and [`kvm`]; this file runs them in
-//! order and shows them. Nothing on the host is changed.
+//! `nacre doctor`: checks what a host needs to run pods. Each check reports what it found and, if it failed,
+//! how to fix it. The checks are in [`host`], [`install`], [`containerd`] and [`kvm`]; this file runs them in
+//! this order and prints the results. It never changes the host.
 
 mod containerd;
 mod host;
@@ -14,15 +14,15 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use crate::text::{clean, print};
+use crate::text::{print, printable};
 
-/// What to check.
+/// Arguments of `nacre doctor`.
 #[derive(Args)]
 pub struct Options {
-    /// Prints JSON: a list of checks.
+    /// Print JSON: a list of checks.
     #[arg(long)]
     json: bool,
-    /// containerd's socket.
+    /// Path of containerd's socket.
     #[arg(
         long,
         env = "CONTAINERD_ADDRESS",
@@ -31,17 +31,17 @@ pub struct Options {
     address: PathBuf,
 }
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// As it should be.
+    /// The requirement is met.
     Ok,
-    /// Pods run, but something is not as good as it could be.
+    /// Pods run, but with a limitation.
     Warning,
-    /// Pods won't run.
+    /// Pods can't run.
     Failed,
-    /// Could not be checked, since an earlier check failed.
+    /// Not checked, because an earlier check failed.
     Skipped,
 }
 
@@ -56,13 +56,15 @@ impl Status {
     }
 }
 
-/// A check and how it came out.
+/// A check with its result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
     group: &'static str,
     name: &'static str,
     status: Status,
+    /// What was found, one line.
     found: String,
+    /// What to do, one or more lines; present for warnings and failures.
     fix: Option<String>,
 }
 
@@ -101,10 +103,11 @@ impl Check {
     }
 }
 
-/// Runs every check and prints each as soon as its group is done.
+/// Runs all checks, and prints the results of each group before the next group runs (with `--json`, all at
+/// the end).
 ///
 /// # Errors
-/// Where standard output can't be written.
+/// If standard output can't be written.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let mut all = Vec::new();
     let groups: [(&'static str, &dyn Fn() -> Vec<Check>); 4] = [
@@ -140,9 +143,9 @@ fn lines(group: &str, checks: &[Check]) -> String {
     let mut out = format!("{group}\n");
     for check in checks {
         let (word, name) = (check.status.word(), check.name);
-        out.push_str(&format!("  {word:4}  {name:20}  {}\n", clean(&check.found)));
+        out.push_str(&format!("  {word:4}  {name:20}  {}\n", printable(&check.found)));
         for line in check.fix.iter().flat_map(|fix| fix.lines()) {
-            out.push_str(&format!("        {:20}  → {}\n", "", clean(line)));
+            out.push_str(&format!("        {:20}  → {}\n", "", printable(line)));
         }
     }
     out
@@ -151,8 +154,8 @@ fn lines(group: &str, checks: &[Check]) -> String {
 fn summary(checks: &[Check]) -> String {
     let count = |status| checks.iter().filter(|check| check.status == status).count();
     let verdict = match count(Status::Failed) {
-        0 => "this host runs Nacre's pods",
-        _ => "this host does not run Nacre's pods yet",
+        0 => "this host can run Nacre's pods",
+        _ => "this host cannot run Nacre's pods",
     };
     let counts = [Status::Ok, Status::Warning, Status::Failed, Status::Skipped]
         .map(|status| format!("{} {}", count(status), status.word()));
@@ -164,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_shows_its_fix_and_counts() {
+    fn a_failed_check_shows_its_fix_and_is_counted() {
         let checks = [
             Check::ok("a", "fine"),
             Check::failed("b", "broken\u{7}", "first do this\nthen that"),
@@ -178,14 +181,12 @@ mod tests {
             shown.contains("→ first do this\n") && shown.contains("→ then that\n"),
             "{shown}"
         );
-        assert!(
-            summary(&checks).contains("does not run") && summary(&checks).contains("1 ok, 0 warn, 1 FAIL")
-        );
+        assert!(summary(&checks).contains("cannot run") && summary(&checks).contains("1 ok, 0 warn, 1 FAIL"));
         assert!(!summary(&checks[..1]).contains("not"));
     }
 
     #[test]
-    fn every_failure_of_this_very_host_has_a_fix() {
+    fn every_failed_check_on_this_host_has_a_fix() {
         let groups = [
             host::checks(),
             install::checks(),

@@ -6,27 +6,34 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use anyhow::{Context as _, bail};
 
+use nacre_pod::{Identity, clean_up, state, sys};
+
 use crate::arguments::Arguments;
-use crate::command::delete;
 use crate::daemon;
-use crate::identity::{self, Identity};
-use crate::state;
-use crate::sys;
 
 /// Runs the command; `begun_ns` is when containerd executed it.
 pub fn run(arguments: Arguments, begun_ns: u64) -> anyhow::Result<()> {
     let bundle = std::env::current_dir().context("working directory")?;
-    let spec = std::fs::read(identity::config_json(&bundle)).unwrap_or_default();
-    if let Some(sandbox) = identity::sandbox_of(&spec).filter(|sandbox| *sandbox != arguments.id) {
+    let spec = std::fs::read(nacre_pod::config_json(&bundle)).unwrap_or_default();
+    if let Some(sandbox) = sandbox_of(&spec).filter(|sandbox| *sandbox != arguments.id) {
         return join(&arguments, &sandbox);
     }
     let identity = Identity::new(&arguments.address, &arguments.namespace, &arguments.id, bundle);
     make_room(&identity)?;
     let directory = identity.directory();
     state::make_directory(&directory)?;
+    let address = serve(identity, begun_ns).inspect_err(|_| {
+        // Without a daemon nobody else would remove it, and the next `start` of this id would find it.
+        let _ = state::remove_directory(&directory);
+    })?;
+    print(&address)
+}
+
+/// Binds the pod's socket and forks the daemon that serves it; gives the address.
+fn serve(identity: Identity, begun_ns: u64) -> anyhow::Result<String> {
     let socket = identity.socket();
     let listener = UnixListener::bind(&socket).with_context(|| format!("binding {}", socket.display()))?;
-    let address = identity.socket_address();
+    let address = socket_address(&identity);
     let start = daemon::Start {
         identity,
         listener,
@@ -35,7 +42,7 @@ pub fn run(arguments: Arguments, begun_ns: u64) -> anyhow::Result<()> {
     };
     keep(&address)?;
     sys::fork_into(move || daemon::run(start)).context("forking the daemon")?;
-    print(&address)
+    Ok(address)
 }
 
 /// A container of a pod that is there: its shim is the sandbox's.
@@ -53,8 +60,31 @@ fn join(arguments: &Arguments, sandbox: &str) -> anyhow::Result<()> {
             identity.socket().display()
         );
     }
-    keep(&identity.socket_address())?;
-    print(&identity.socket_address())
+    keep(&socket_address(&identity))?;
+    print(&socket_address(&identity))
+}
+
+/// The pod's socket as containerd wants it.
+fn socket_address(identity: &Identity) -> String {
+    format!("unix://{}", identity.socket().display())
+}
+
+/// The sandbox that a container joins, by the annotations of its bundle's spec; None where it is its own.
+fn sandbox_of(config_json: &[u8]) -> Option<String> {
+    const TYPE: &str = "io.kubernetes.cri.container-type";
+    const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
+    #[derive(serde::Deserialize)]
+    struct Spec {
+        #[serde(default)]
+        annotations: std::collections::BTreeMap<String, String>,
+    }
+    // `start` is on the way of every container: most specs are not read further than this.
+    config_json
+        .windows(SANDBOX.len())
+        .find(|window| *window == SANDBOX.as_bytes())?;
+    let spec: Spec = serde_json::from_slice(config_json).ok()?;
+    let is_container = spec.annotations.get(TYPE).is_some_and(|kind| kind == "container");
+    spec.annotations.get(SANDBOX).filter(|_| is_container).cloned()
 }
 
 /// A containerd that restarts reads the address from the bundle; up to 1.6 it leaves writing it to the shim.
@@ -76,7 +106,8 @@ fn make_room(identity: &Identity) -> anyhow::Result<()> {
             identity.namespace
         );
     }
-    delete::clean_up(identity).context("removing what an earlier pod of this name left")?;
+    // An unreadable pod.json is not reported here: containerd takes what `start` writes to standard error for the address.
+    clean_up(identity).context("removing what an earlier pod of this name left")?;
     Ok(())
 }
 
@@ -97,6 +128,19 @@ fn answer(address: &str, max_version: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn containers_of_a_pod_name_their_sandbox() {
+        let spec = |kind: &str| {
+            format!(
+                r#"{{"annotations":{{"io.kubernetes.cri.container-type":"{kind}","io.kubernetes.cri.sandbox-id":"s1"}}}}"#
+            )
+        };
+        assert_eq!(sandbox_of(spec("container").as_bytes()), Some("s1".into()));
+        assert_eq!(sandbox_of(spec("sandbox").as_bytes()), None);
+        assert_eq!(sandbox_of(br#"{"annotations":{}}"#), None);
+        assert_eq!(sandbox_of(b"not json"), None);
+    }
 
     #[test]
     fn each_containerd_gets_the_form_that_it_reads() {

@@ -7,7 +7,7 @@ use ttrpc::Code;
 
 use crate::Case;
 use crate::cases;
-use crate::pod::{Pod, pidfd, private_dirty_kib, refused, soon, wait_end};
+use crate::pod::{Pod, anonymous_kib, pidfd, refused, soon, wait_end};
 use crate::remote::Remote;
 
 cases![
@@ -341,7 +341,7 @@ async fn execs_by_the_hundred() -> Result<()> {
     let mut looks = Vec::new();
     for round in 0..60 {
         if round % 20 == 0 {
-            looks.push((descriptors(shim)?, private_dirty_kib(shim)?));
+            looks.push((descriptors(shim)?, anonymous_kib(shim)?));
         }
         let mut running = Vec::new();
         for index in 0..20 {
@@ -364,7 +364,7 @@ async fn execs_by_the_hundred() -> Result<()> {
             exec.await??;
         }
     }
-    looks.push((descriptors(shim)?, private_dirty_kib(shim)?));
+    looks.push((descriptors(shim)?, anonymous_kib(shim)?));
     // The allocator may take another piece at some time; what is lost is lost in each third.
     let thirds = looks.windows(2).skip(1).flat_map(<&[_; 2]>::try_from);
     let keeps_descriptors = thirds.clone().all(|[before, after]| before.0 == after.0);

@@ -2,6 +2,7 @@
 //! processes beside it end, a little later and so told later, as in a guest.
 
 use std::collections::HashMap;
+use std::io::Read as _;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
@@ -16,6 +17,7 @@ use nacre_protocol::agent::{
 };
 use nacre_protocol::control::{Channel, FromVmm};
 use nacre_protocol::guest;
+use nacre_protocol::vsock::StreamAddress;
 use serde_json::Value;
 use tokio::sync::watch;
 use ttrpc::asynchronous::TtrpcContext;
@@ -89,21 +91,36 @@ impl FakeAgent {
         )
     }
 
-    /// Dials the shim on `port`.
-    fn dial(&self, port: u32) -> Option<UnixStream> {
-        (port != 0).then(|| {
+    /// Dials the shim: first with wrong ports, as another process of the guest could, then with those of `bits`.
+    fn dial(&self, bits: u64) -> Option<UnixStream> {
+        let address = StreamAddress::from_bits(bits)?;
+        let dial = |host_port: u32, guest_port: u32| {
             let (ours, theirs) = UnixStream::pair().unwrap();
-            self.control
-                .send(&FromVmm::Connection { port }, &[theirs.as_raw_fd()])
-                .unwrap();
+            let message = FromVmm::Connection {
+                host_port,
+                guest_port,
+            };
+            self.control.send(&message, &[theirs.as_raw_fd()]).unwrap();
             ours
-        })
+        };
+        let mut wrong = [
+            dial(address.host_port, address.guest_port ^ 1),
+            dial(address.host_port ^ 1, address.guest_port),
+        ];
+        let right = dial(address.host_port, address.guest_port);
+        let again = dial(address.host_port, address.guest_port);
+        // The shim closes each of them: the first byte is the end.
+        for stranger in wrong.iter_mut().chain([&mut { again }]) {
+            stranger.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            assert_eq!(stranger.read(&mut [0]).unwrap(), 0, "a stranger got a stream");
+        }
+        Some(right)
     }
 
     fn process(&self, id: &str, process: &Value, stdio: &Stdio) -> ttrpc::Result<Process> {
         let terminal = process["terminal"] == true;
-        assert!(!terminal || stdio.stderr_port == 0);
-        let ports = [stdio.stdin_port, stdio.stdout_port, stdio.stderr_port];
+        assert!(!terminal || stdio.stderr == 0);
+        let addresses = [stdio.stdin, stdio.stdout, stdio.stderr];
         let words = words(process)?;
         let size = process["consoleSize"].as_object().map(|size| {
             let number = |key: &str| u32::try_from(size[key].as_u64().unwrap()).unwrap();
@@ -111,7 +128,7 @@ impl FakeAgent {
         });
         Ok(Process {
             words,
-            streams: Mutex::new(ports.map(|port| self.dial(port))),
+            streams: Mutex::new(addresses.map(|bits| self.dial(bits))),
             exit: watch::channel(None).0,
             size: terminal.then(|| watch::channel(size).0),
             tree: format!("/{id}"),
@@ -227,6 +244,9 @@ impl Agent for FakeAgent {
     }
 
     async fn kill_process(&self, _: &TtrpcContext, request: KillProcessRequest) -> ttrpc::Result<Empty> {
+        if self.behaviour == "fake=deaf" {
+            return std::future::pending().await;
+        }
         let container = self.find(&request.process.container_id)?;
         // A frozen process can only be killed.
         if !*container.is_frozen.lock().unwrap() || request.signal == 9 {

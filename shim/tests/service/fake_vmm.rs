@@ -113,7 +113,10 @@ fn serve(channel: Channel, configure: &Configure) {
         server.start().await.unwrap();
         channel
             .send(
-                &FromVmm::Connection { port: AGENT_PORT },
+                &FromVmm::Connection {
+                    host_port: AGENT_PORT,
+                    guest_port: 1,
+                },
                 &[agents_end.as_raw_fd()],
             )
             .unwrap();

@@ -11,7 +11,7 @@ use ttrpc::Code;
 
 use crate::Case;
 use crate::cases;
-use crate::pod::{Pod, private_dirty_kib, refused, soon};
+use crate::pod::{Pod, anonymous_kib, refused, soon};
 
 cases![
     a_life_and_its_events,
@@ -162,7 +162,7 @@ async fn a_slow_reader_stops_the_writer() -> Result<()> {
     pod.start_task(&client).await?;
     let waited = tokio::time::timeout(Duration::from_millis(700), pod.wait(&client)).await;
     ensure!(waited.is_err(), "64 MiB went into a FIFO that nobody reads");
-    let memory = private_dirty_kib(pod.recorded()?.shim_pid)?;
+    let memory = anonymous_kib(pod.recorded()?.shim_pid)?;
     ensure!(memory < 8 * 1024, "the shim holds {memory} KiB");
     nix::fcntl::fcntl(&reader, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty()))?;
     let count = tokio::task::spawn_blocking(move || std::io::copy(&mut reader, &mut std::io::sink()));

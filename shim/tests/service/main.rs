@@ -9,6 +9,7 @@ mod failures;
 mod fake_agent;
 mod fake_process;
 mod fake_vmm;
+mod hung;
 mod lives;
 mod pod;
 mod remote;
@@ -43,10 +44,17 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let names: Vec<&String> = arguments.iter().filter(|word| !word.starts_with('-')).collect();
-    let chosen = [lives::ALL, execs::ALL, tasks::ALL, codes::ALL, failures::ALL]
-        .into_iter()
-        .flatten()
-        .filter(|(name, _)| names.is_empty() || names.iter().any(|word| name.contains(*word)));
+    let chosen = [
+        lives::ALL,
+        execs::ALL,
+        tasks::ALL,
+        codes::ALL,
+        failures::ALL,
+        hung::ALL,
+    ]
+    .into_iter()
+    .flatten()
+    .filter(|(name, _)| names.is_empty() || names.iter().any(|word| name.contains(*word)));
     let (mut passed, mut failed) = (0, Vec::new());
     for (name, test) in chosen {
         let begun = Instant::now();

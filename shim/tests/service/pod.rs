@@ -417,12 +417,13 @@ pub fn refused<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> Result<(ttrpc::C
     }
 }
 
-/// What a process has to itself, KiB.
-pub fn private_dirty_kib(pid: u32) -> Result<u64> {
+/// Memory that a process holds for itself, KiB. Not its private dirty pages: those of a program that was built just now count
+/// as dirty until the kernel has written them to disk.
+pub fn anonymous_kib(pid: u32) -> Result<u64> {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let line = rollup
         .lines()
-        .find(|line| line.starts_with("Private_Dirty:"))
-        .context("no Private_Dirty")?;
+        .find(|line| line.starts_with("Anonymous:"))
+        .context("no Anonymous line")?;
     Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
 }

@@ -1,47 +1,47 @@
-//! The calls of containerd's Task service (task.v2 and task.v3).
+//! The table of calls of containerd's Task service (task.v2 and task.v3), for docs/conformance.md.
 
-/// A call, and what shows how it answers.
+/// A call and the tests that cover it.
 pub struct Row {
-    /// `Task.` and its name.
+    /// `Task.` and the call's name.
     pub name: &'static str,
-    /// What it does.
-    pub answer: &'static str,
-    /// Names of tests.
-    pub shown_by: Vec<String>,
+    /// Whether Nacre supports it, and with which limits.
+    pub support: &'static str,
+    /// Names of the tests that cover it.
+    pub covered_by: Vec<String>,
 }
 
 const CALLS: [(&str, &str); 17] = [
-    ("Task.Create", "works; a checkpoint to start from is refused"),
-    ("Task.Start", "works, for a container and for an exec"),
+    ("Task.Create", "works; restoring a checkpoint is refused"),
+    ("Task.Start", "works for containers and exec processes"),
     ("Task.State", "works"),
     ("Task.Wait", "works"),
-    ("Task.Kill", "works, for one process or all"),
+    ("Task.Kill", "works for one process or all processes"),
     ("Task.Exec", "works"),
     ("Task.ResizePty", "works"),
     ("Task.CloseIO", "works"),
     (
         "Task.Pause",
-        "works: every process of the container stands still, the VM does not",
+        "works: freezes the container's processes, not the VM",
     ),
     ("Task.Resume", "works"),
-    ("Task.Update", "works, for what cgroup v2 has in the guest"),
-    ("Task.Stats", "works, in the form of cgroup v2"),
-    ("Task.Pids", "works: processes by their numbers in the guest"),
-    ("Task.Delete", "works, for a container and for an exec"),
+    ("Task.Update", "works for the resources of the guest's cgroup v2"),
+    ("Task.Stats", "works: returns cgroup v2 metrics"),
+    ("Task.Pids", "works: returns the guest's PIDs"),
+    ("Task.Delete", "works for containers and exec processes"),
     ("Task.Connect", "works"),
     ("Task.Shutdown", "works"),
-    ("Task.Checkpoint", "refused: UNIMPLEMENTED"),
+    ("Task.Checkpoint", "refused with UNIMPLEMENTED"),
 ];
 
-/// Every call.
+/// All calls of the service, each with the tests that cover it.
 pub fn rows() -> Vec<Row> {
     let mut tests = super::tests();
     CALLS
         .into_iter()
-        .map(|(name, answer)| Row {
+        .map(|(name, support)| Row {
             name,
-            answer,
-            shown_by: tests.remove(name).unwrap_or_default(),
+            support,
+            covered_by: tests.remove(name).unwrap_or_default(),
         })
         .collect()
 }

@@ -1,44 +1,46 @@
-//! Tests that are no behaviours compared with runc, and what they cover.
+//! Tests outside of the comparison with runc, and the fields and calls that they cover. `super` joins them
+//! into docs/conformance.md, and a test checks that each of them exists.
 
-/// A test.
+/// A test and what it covers.
 pub struct Test {
-    /// Its file.
+    /// Path of its file in the checkout.
     pub file: &'static str,
-    /// Its function, or the words it is listed under.
+    /// Name of its function, or its name in a table of tests.
     pub name: &'static str,
-    /// Fields by path, and calls.
+    /// Paths of fields (`process.cwd`) and names of calls (`Task.Update`).
     pub covers: &'static [&'static str],
 }
 
-/// A test of every refused field.
-pub const OF_EACH_REFUSED: (&str, &str) = (
+/// File and name of the test that covers every refused field.
+pub const EVERY_REFUSED_FIELD: (&str, &str) = (
     "protocol/src/spec/tests.rs",
     "each_refused_field_is_refused_by_its_path_and_reason",
 );
-/// A test of every ignored field.
-pub const OF_EACH_IGNORED: (&str, &str) = (
+/// File and name of the test that covers every ignored field.
+pub const EVERY_IGNORED_FIELD: (&str, &str) = (
     "protocol/src/spec/tests.rs",
     "each_ignored_field_is_named_and_taken_out",
 );
 
 const FIELDS: &str = "agent/tests/fields.rs";
+const PROCESS_FIELDS: &str = "agent/tests/process_fields.rs";
 const CONTAINERS: &str = "agent/tests/containers.rs";
-const EXECS: &str = "agent/tests/execs.rs";
+const TERMINALS: &str = "agent/tests/terminals.rs";
 const LIMITS: &str = "agent/src/cgroup/limits/tests.rs";
-const HOOKS: &str = "shim/src/hooks/tests.rs";
+const HOOKS: &str = "pod/src/hooks/tests.rs";
 const TASKS: &str = "shim/tests/service/tasks.rs";
 const LIVES: &str = "shim/tests/service/lives.rs";
-const BUNDLE: &str = "shim/src/bundle/tests.rs";
+const BUNDLE: &str = "pod/src/bundle/tests.rs";
 
 const fn test(file: &'static str, name: &'static str, covers: &'static [&'static str]) -> Test {
     Test { file, name, covers }
 }
 
-/// All of them.
+/// All tests outside of the comparison with runc that docs/conformance.md names.
 pub const TESTS: &[Test] = &[
     test(
         FIELDS,
-        "users_of_its_own",
+        "user_namespace",
         &[
             "linux.uidMappings.containerID",
             "linux.uidMappings.hostID",
@@ -50,12 +52,12 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         FIELDS,
-        "users_of_its_own_in_several_ranges",
+        "user_namespace_with_several_ranges",
         &["linux.uidMappings.size"],
     ),
     test(
         FIELDS,
-        "clocks_of_its_own",
+        "time_namespace_offsets",
         &[
             "linux.timeOffsets.boottime.secs",
             "linux.timeOffsets.boottime.nanosecs",
@@ -74,7 +76,7 @@ pub const TESTS: &[Test] = &[
         ],
     ),
     test(FIELDS, "options_of_mounts", &["mounts.options"]),
-    test(FIELDS, "propagation_of_the_root", &["linux.rootfsPropagation"]),
+    test(FIELDS, "rootfs_propagation", &["linux.rootfsPropagation"]),
     test(
         FIELDS,
         "namespaces_of_another_container",
@@ -82,7 +84,7 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         FIELDS,
-        "devices_that_the_guest_has",
+        "devices_are_created_or_refused",
         &[
             "linux.devices.type",
             "linux.devices.path",
@@ -95,12 +97,12 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         FIELDS,
-        "of_all_the_hosts_devices_those_that_the_guest_has",
+        "a_privileged_container_gets_the_devices_that_the_guest_has",
         &["linux.devices.path"],
     ),
     test(
-        FIELDS,
-        "what_the_process_is",
+        PROCESS_FIELDS,
+        "process_attributes",
         &[
             "process.rlimits.type",
             "process.rlimits.hard",
@@ -113,8 +115,8 @@ pub const TESTS: &[Test] = &[
         ],
     ),
     test(
-        FIELDS,
-        "scheduling_of_the_process",
+        PROCESS_FIELDS,
+        "process_scheduling",
         &[
             "process.scheduler.policy",
             "process.scheduler.nice",
@@ -128,13 +130,13 @@ pub const TESTS: &[Test] = &[
         ],
     ),
     test(
-        FIELDS,
-        "cpus_of_an_exec",
+        PROCESS_FIELDS,
+        "cpu_affinity_of_an_exec_process",
         &["process.execCPUAffinity.initial", "process.execCPUAffinity.final"],
     ),
     test(
         FIELDS,
-        "kernel_settings_and_hidden_paths",
+        "sysctls_personality_and_masked_paths",
         &[
             "linux.personality.domain",
             "linux.sysctl",
@@ -143,16 +145,20 @@ pub const TESTS: &[Test] = &[
         ],
     ),
     test(
-        FIELDS,
-        "filters_of_system_calls",
+        PROCESS_FIELDS,
+        "seccomp_actions",
         &[
-            "linux.seccomp.defaultAction",
-            "linux.seccomp.defaultErrnoRet",
             "linux.seccomp.architectures",
-            "linux.seccomp.flags",
             "linux.seccomp.syscalls.names",
             "linux.seccomp.syscalls.action",
             "linux.seccomp.syscalls.errnoRet",
+        ],
+    ),
+    test(
+        PROCESS_FIELDS,
+        "seccomp_argument_conditions_and_flags",
+        &[
+            "linux.seccomp.flags",
             "linux.seccomp.syscalls.args.index",
             "linux.seccomp.syscalls.args.value",
             "linux.seccomp.syscalls.args.valueTwo",
@@ -160,8 +166,13 @@ pub const TESTS: &[Test] = &[
         ],
     ),
     test(
+        PROCESS_FIELDS,
+        "seccomp_default_action",
+        &["linux.seccomp.defaultAction", "linux.seccomp.defaultErrnoRet"],
+    ),
+    test(
         CONTAINERS,
-        "the_kernel_takes_rules_of_every_shape",
+        "the_kernel_accepts_programs_of_all_kinds_of_rules",
         &[
             "linux.resources.devices.allow",
             "linux.resources.devices.type",
@@ -172,7 +183,7 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         CONTAINERS,
-        "limits_are_in_the_containers_cgroup",
+        "limits_are_written_to_the_containers_cgroup",
         &[
             "linux.resources.hugepageLimits.pageSize",
             "linux.resources.hugepageLimits.limit",
@@ -180,7 +191,7 @@ pub const TESTS: &[Test] = &[
         ],
     ),
     test(
-        EXECS,
+        TERMINALS,
         "a_container_has_a_terminal",
         &[
             "process.terminal",
@@ -190,7 +201,7 @@ pub const TESTS: &[Test] = &[
     ),
     test(
         LIMITS,
-        "files_are_written_in_order",
+        "settings_are_applied_in_order_until_one_fails",
         &["linux.resources.memory.checkBeforeUpdate"],
     ),
     test(
@@ -208,7 +219,7 @@ pub const TESTS: &[Test] = &[
         &["linux.resources.cpu.cpus"],
     ),
     test(
-        "shim/src/vm/mod.rs",
+        "pod/src/vm/mod.rs",
         "a_process_runs_on_the_cpus_that_are_named",
         &["linux.resources.cpu.cpus"],
     ),
@@ -282,7 +293,7 @@ pub const TESTS: &[Test] = &[
     test(LIVES, "a_life_and_its_events", &["Task.Connect", "Task.Shutdown"]),
     test(TASKS, "a_checkpoint_is_refused", &["Task.Checkpoint"]),
     test(
-        "shim/src/identity.rs",
+        "shim/src/command/start.rs",
         "containers_of_a_pod_name_their_sandbox",
         &["annotations"],
     ),

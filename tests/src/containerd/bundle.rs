@@ -1,5 +1,5 @@
-//! A container given whole: a root file system outside of every snapshotter and a specification for
-//! `ctr run --config`.
+//! Bundles for `ctr run --config`: a root file system that no snapshotter manages, and a specification. The
+//! end-to-end tests and the comparison with runc use them to change single fields.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,27 +11,29 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::ctr::{Output, Run, ctr, finish, fresh_id};
+use super::ctr::{Output, Run, ctr, fresh_id, output};
 
+/// Name of the shared directory in a bundle's directory.
 const SHARED: &str = "shared";
 
-/// A root file system and the specification of a container in it, until dropped.
+/// A root file system and a specification, in a temporary directory that is removed on drop.
 pub struct Bundle {
     directory: TempDir,
     spec: Value,
 }
 
 impl Bundle {
-    /// busybox with all its applets, and containerd's own default specification running `args`, changed by `change`.
+    /// A root file system with busybox and all its applets, and containerd's default specification that runs
+    /// `args`, modified by `change`.
     ///
     /// # Errors
-    /// Where a file can't be written, or `ctr oci spec` fails.
+    /// If a file can't be written, or `ctr oci spec` fails.
     pub fn new(args: &[&str], change: impl FnOnce(&mut Value)) -> Result<Self> {
         let directory = tempfile::tempdir_in("/run")?;
         let open = fs::Permissions::from_mode(0o755);
         fs::set_permissions(directory.path(), open)?;
         let root = directory.path().join("rootfs");
-        fill(&root)?;
+        create_root(&root)?;
         let beside = directory.path().join(SHARED);
         fs::create_dir(&beside)?;
         fs::write(beside.join("file"), "the host's\n")?;
@@ -39,49 +41,52 @@ impl Bundle {
         spec["root"]["path"] = json!(root);
         spec["process"]["args"] = json!(args);
         spec["process"]["env"] = json!(["PATH=/bin"]);
-        let name = directory.path().file_name().context("no name")?;
+        let name = directory
+            .path()
+            .file_name()
+            .context("the bundle's directory has no name")?;
         spec["linux"]["cgroupsPath"] = json!(format!("/default/{}", name.to_string_lossy()));
         change(&mut spec);
         Ok(Self { directory, spec })
     }
 
-    /// The root file system.
+    /// The directory of the root file system, on the host.
     pub fn root(&self) -> PathBuf {
         self.directory.path().join("rootfs")
     }
 
-    /// Adds a file to the root file system.
+    /// Adds the file `path`, relative to the root file system.
     ///
     /// # Errors
-    /// Where it can't be written.
-    pub fn file(&self, path: &str, mode: u32, text: &str) -> Result<()> {
+    /// If it can't be written.
+    pub fn add_file(&self, path: &str, mode: u32, text: &str) -> Result<()> {
         let file = self.root().join(path);
-        fs::create_dir_all(file.parent().context("no parent")?)?;
+        fs::create_dir_all(file.parent().context("the file has no parent directory")?)?;
         fs::write(&file, text)?;
         Ok(fs::set_permissions(&file, fs::Permissions::from_mode(mode))?)
     }
 
-    /// A directory of the host's beside the root file system, with `file` in it.
-    pub fn shared(&self) -> PathBuf {
+    /// A host directory outside of the root file system that contains a file named `file`, for bind mounts.
+    pub fn shared_directory(&self) -> PathBuf {
         self.directory.path().join(SHARED)
     }
 
-    /// `ctr run --rm` of it under Nacre, to its end.
+    /// Runs it to its end with `ctr run --rm` under Nacre; `word` is part of the container's id.
     ///
     /// # Errors
-    /// Where ctr can't be run.
-    pub fn finish(&self, word: &str) -> Result<Output> {
+    /// If ctr can't be run.
+    pub fn output(&self, word: &str) -> Result<Output> {
         Run {
             config: Some(&self.config()?),
             ..Run::default()
         }
-        .finish(&fresh_id(word))
+        .output(&fresh_id(word))
     }
 
-    /// Writes the specification; gives its file for [`super::ctr::Run::config`].
+    /// Writes the specification to config.json; returns its path, for [`super::ctr::Run::config`].
     ///
     /// # Errors
-    /// Where it can't be written.
+    /// If it can't be written.
     pub fn config(&self) -> Result<PathBuf> {
         let file = self.directory.path().join("config.json");
         fs::write(&file, self.spec.to_string())?;
@@ -89,25 +94,25 @@ impl Bundle {
     }
 }
 
-/// [`Bundle::shared`] of the bundle that `spec` is for.
-pub fn shared(spec: &Value) -> String {
+/// The [`Bundle::shared_directory`] of the bundle to which `spec` belongs, from its `root.path`.
+pub fn shared_directory(spec: &Value) -> String {
     let root = Path::new(spec["root"]["path"].as_str().unwrap_or_default());
     root.with_file_name(SHARED).display().to_string()
 }
 
-/// What containerd gives a container of which nothing is said.
+/// containerd's default specification, from `ctr oci spec`. Cached.
 fn default_spec() -> Result<&'static Value> {
     static SPEC: OnceLock<Value> = OnceLock::new();
     if let Some(spec) = SPEC.get() {
         return Ok(spec);
     }
     let text = ctr(["oci", "spec"])?.success()?;
-    let spec = serde_json::from_str(&text).context("what ctr oci spec prints")?;
+    let spec = serde_json::from_str(&text).context("parsing the output of ctr oci spec")?;
     Ok(SPEC.get_or_init(|| spec))
 }
 
-/// The image's files, as tests/lab/prepare makes them.
-fn fill(root: &Path) -> Result<()> {
+/// Creates the files of the busybox image that tests/lab/prepare builds.
+fn create_root(root: &Path) -> Result<()> {
     for name in ["bin", "proc", "sys", "dev", "etc", "run", "root", "tmp"] {
         fs::create_dir_all(root.join(name))?;
     }
@@ -127,6 +132,7 @@ fn fill(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The names of busybox's applets. Cached.
 fn applets() -> Result<&'static [String]> {
     static APPLETS: OnceLock<Vec<String>> = OnceLock::new();
     if let Some(applets) = APPLETS.get() {
@@ -134,7 +140,7 @@ fn applets() -> Result<&'static [String]> {
     }
     let mut list = Command::new("/bin/busybox");
     list.arg("--list");
-    let names = finish(list)?.success()?;
+    let names = output(list)?.success()?;
     let names = names.lines().filter(|name| *name != "busybox");
     Ok(APPLETS.get_or_init(|| names.map(str::to_owned).collect()))
 }

@@ -1,4 +1,4 @@
-//! `ctr` as the tests use it: every call has a deadline, no call inherits standard input.
+//! Runs `ctr` for the tests. Each command has a deadline, and none inherits the test's standard input.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -12,32 +12,33 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Runtime;
 
-/// The image that `tests/lab/run` imports.
+/// The busybox image that `tests/lab/run` imports into containerd.
 pub const IMAGE: &str = "docker.io/library/busybox:latest";
-/// Emulated hosts take seconds for what others do in milliseconds.
+/// The deadline of every command. Generous, because emulated hosts need seconds for what others do in
+/// milliseconds.
 pub const DEADLINE: Duration = Duration::from_secs(90);
 
-/// Containers that tests made, for removal after a failed one.
-static MADE: Mutex<Vec<String>> = Mutex::new(Vec::new());
+/// Ids that [`fresh_id`] returned and [`remove_leftovers`] has not yet checked.
+static FRESH_IDS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// What a finished command gave.
+/// Exit code and output of a command that has exited.
 #[derive(Debug)]
 pub struct Output {
-    /// Exit code; None where a signal ended it.
+    /// Exit code; None if a signal killed it.
     pub code: Option<i32>,
     /// Standard output.
     pub stdout: Vec<u8>,
-    /// Standard error, as text.
+    /// Standard error, with invalid UTF-8 replaced.
     pub stderr: String,
 }
 
 impl Output {
-    /// Standard output as text.
+    /// Standard output, with invalid UTF-8 replaced.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    /// Standard output of a command that exited with 0.
+    /// Standard output if the command exited with 0, otherwise an error that contains both streams.
     pub fn success(self) -> Result<String> {
         ensure!(
             self.code == Some(0),
@@ -50,37 +51,45 @@ impl Output {
     }
 }
 
-/// A fresh id for a container whose test failed halfway is removed by [`remove_leftovers`].
+/// Returns a unique container id with `word` in it. [`remove_leftovers`] removes the container if its test
+/// does not.
 pub fn fresh_id(word: &str) -> String {
-    let mut made = MADE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let id = format!("e2e-{word}-{}-{}", std::process::id(), made.len());
-    made.push(id.clone());
+    let mut ids = FRESH_IDS
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let id = format!("e2e-{word}-{}-{}", std::process::id(), ids.len());
+    ids.push(id.clone());
     id
 }
 
-/// Ends what a failed test left running, so that the next starts clean. A passed test leaves nothing to do.
+/// Removes the containers that a failed test left behind, so that the next test starts clean.
 pub fn remove_leftovers() {
-    let made = std::mem::take(&mut *MADE.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    let ids = std::mem::take(
+        &mut *FRESH_IDS
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner),
+    );
     let Ok(listed) = ctr(["containers", "list", "-q"]).and_then(Output::success) else {
         return;
     };
-    for id in made.iter().filter(|id| listed.lines().any(|line| line == *id)) {
-        // Each may fail where the state in between is what the test is about; the leak check has the last word.
+    for id in ids.iter().filter(|id| listed.lines().any(|line| line == *id)) {
+        // Ignore errors: each command fails if the container is past that step. The leak check reports what
+        // remains.
         let _ = ctr(["task", "kill", "-s", "SIGKILL", id]);
         let _ = ctr(["task", "delete", "--force", id]);
         let _ = ctr(["containers", "delete", id]);
     }
 }
 
-/// `ctr` with `arguments`, to its end.
+/// Runs `ctr` with `arguments` to its end.
 pub fn ctr<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<Output> {
     let mut command = Command::new("ctr");
     command.args(arguments);
-    finish(command)
+    output(command)
 }
 
-/// Runs any `command` to its end within [`DEADLINE`].
-pub fn finish(mut command: Command) -> Result<Output> {
+/// Runs any `command` to its end within [`DEADLINE`], with /dev/null as standard input.
+pub fn output(mut command: Command) -> Result<Output> {
     let child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -90,16 +99,16 @@ pub fn finish(mut command: Command) -> Result<Output> {
     collect(child, DEADLINE).with_context(|| format!("{command:?}"))
 }
 
-/// What a container is to be run with.
+/// The arguments of a `ctr run`.
 #[derive(Debug, Default, Clone)]
 pub struct Run<'a> {
     /// Flags of `ctr run`, before the image.
     pub flags: &'a [&'a str],
     /// The command in the container.
     pub command: &'a [&'a str],
-    /// A whole specification in place of the image and the command.
+    /// A config.json that replaces the image and the command.
     pub config: Option<&'a Path>,
-    /// Who runs it.
+    /// The runtime to use.
     pub runtime: Runtime,
 }
 
@@ -117,29 +126,30 @@ impl Run<'_> {
         command
     }
 
-    /// `ctr run --rm`, to its end.
-    pub fn finish(&self, id: &str) -> Result<Output> {
-        finish(self.command(id, &["--rm"]))
+    /// Runs the container to its end with `ctr run --rm`.
+    pub fn output(&self, id: &str) -> Result<Output> {
+        output(self.command(id, &["--rm"]))
     }
 
-    /// `ctr run --rm` in the background, with its streams.
+    /// Starts `ctr run --rm` with pipes for its standard streams.
     pub fn spawn(&self, id: &str) -> Result<Foreground> {
         Foreground::spawn(self.command(id, &["--rm"]), id)
     }
 
-    /// `ctr run -d`: the container goes on.
+    /// Starts a detached container with `ctr run -d`.
     pub fn detach(&self, id: &str) -> Result<()> {
-        finish(self.command(id, &["-d"]))?.success().map(drop)
+        output(self.command(id, &["-d"]))?.success().map(drop)
     }
 }
 
-/// Ends a detached container and removes it; gives its exit code.
+/// Kills the task of a detached container, if it runs, and removes the container.
 pub fn remove_detached(id: &str) -> Result<()> {
     ctr(["task", "delete", "--force", id])?;
     ctr(["containers", "delete", id])?.success().map(drop)
 }
 
-/// Asks until containerd lists the task as stopped; each question costs ctr a connection, so this does not spin.
+/// Runs `ctr task list` until it shows the task as stopped. ctr has no call that waits for a task it did not
+/// start; a new connection for each call keeps the loop from spinning.
 pub fn wait_until_stopped(id: &str) -> Result<()> {
     let until = Instant::now() + DEADLINE;
     loop {
@@ -150,34 +160,38 @@ pub fn wait_until_stopped(id: &str) -> Result<()> {
         {
             return Ok(());
         }
-        ensure!(Instant::now() < until, "the task never stops: {listed}");
+        ensure!(
+            Instant::now() < until,
+            "task {id} did not stop within the deadline: {listed}"
+        );
     }
 }
 
-/// `sh -c script` in a fresh container under `ctr run --rm`.
+/// Runs `sh -c script` to its end in a new container with `ctr run --rm` under Nacre; `word` is part of its
+/// id.
 pub fn shell(word: &str, script: &str) -> Result<Output> {
     Run {
         command: &["sh", "-c", script],
         ..Run::default()
     }
-    .finish(&fresh_id(word))
+    .output(&fresh_id(word))
 }
 
-/// A `ctr run --rm` that goes on, with its standard streams.
+/// A running `ctr` process whose standard streams are pipes.
 pub struct Foreground {
     child: Child,
     /// The container's id.
     pub id: String,
-    /// Standard input of ctr; dropping it is end of file.
+    /// ctr's standard input; dropping it closes it.
     pub stdin: Option<ChildStdin>,
     stdout: Option<ChildStdout>,
 }
 
 impl Foreground {
-    /// `ctr` with `arguments`, which concern the container `id`.
+    /// Starts `ctr` with `arguments`; `id` is the container that they name.
     ///
     /// # Errors
-    /// Where ctr can't be started.
+    /// If ctr can't be started.
     pub fn ctr(arguments: &[&str], id: &str) -> Result<Self> {
         let mut command = Command::new("ctr");
         command.args(arguments);
@@ -201,7 +215,8 @@ impl Foreground {
         })
     }
 
-    /// Reads a line of standard output; the container says so that it is there.
+    /// Reads a line of standard output within [`DEADLINE`]. Tests read one to know that the container's
+    /// command runs.
     pub fn line(&mut self) -> Result<String> {
         let stdout = self.stdout.as_mut().context("standard output was taken")?;
         let until = Instant::now() + DEADLINE;
@@ -210,7 +225,7 @@ impl Foreground {
         while !line.ends_with(b"\n") {
             wait_readable(stdout, until).with_context(|| {
                 format!(
-                    "waiting for a line of {}; so far: {:?}",
+                    "waiting for a line from {}; read so far: {:?}",
                     self.id,
                     String::from_utf8_lossy(&line)
                 )
@@ -221,7 +236,7 @@ impl Foreground {
                     stderr.read_to_string(&mut errors)?;
                 }
                 bail!(
-                    "{}: output ended at {:?}\nstderr: {errors}",
+                    "{}: standard output ended after {:?}\nstderr: {errors}",
                     self.id,
                     String::from_utf8_lossy(&line)
                 );
@@ -231,32 +246,32 @@ impl Foreground {
         Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
     }
 
-    /// Whether there is something to read before `until`.
+    /// Whether standard output becomes readable before `until`.
     pub fn readable(&self, until: Instant) -> bool {
         self.stdout
             .as_ref()
             .is_some_and(|stdout| wait_readable(stdout, until).is_ok())
     }
 
-    /// Ends it, whatever it does.
-    pub fn end(mut self) -> Result<()> {
+    /// Kills ctr, not the container.
+    pub fn kill_ctr(mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
-    /// Writes all of `bytes` to standard input in a thread, and closes it.
+    /// Writes `bytes` to standard input in a new thread, then closes it.
     pub fn feed(&mut self, bytes: Vec<u8>) -> Result<std::thread::JoinHandle<std::io::Result<()>>> {
         let mut stdin = self.stdin.take().context("standard input was taken")?;
         Ok(std::thread::spawn(move || stdin.write_all(&bytes)))
     }
 
-    /// The rest of its output, to its end.
-    pub fn finish(mut self) -> Result<Output> {
+    /// Closes standard input and waits for ctr to exit; returns the output that was not read before.
+    pub fn wait_with_output(mut self) -> Result<Output> {
         drop(self.stdin.take());
         self.child.stdout = self.stdout.take();
         let id = self.id.clone();
-        collect(self.child, DEADLINE).with_context(|| format!("ctr run of {id}"))
+        collect(self.child, DEADLINE).with_context(|| format!("ctr for {id}"))
     }
 
     /// Sends a signal to the container's first process.
@@ -265,16 +280,16 @@ impl Foreground {
     }
 }
 
-/// Waits until `source` can be read or has ended.
+/// Waits until `source` is readable or at end of file.
 pub fn wait_readable(source: &impl std::os::fd::AsFd, until: Instant) -> Result<()> {
     let left = until.saturating_duration_since(Instant::now());
     let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
     let mut fds = [PollFd::new(source.as_fd(), PollFlags::POLLIN)];
-    ensure!(poll(&mut fds, timeout)? == 1, "nothing came within the deadline");
+    ensure!(poll(&mut fds, timeout)? == 1, "timed out: nothing to read");
     Ok(())
 }
 
-/// Reads both streams to their ends and waits; kills the child at the deadline.
+/// Reads both streams to end of file and waits for `child`; kills it if that takes longer than `within`.
 fn collect(mut child: Child, within: Duration) -> Result<Output> {
     let until = Instant::now() + within;
     let mut streams = [Vec::new(), Vec::new()];
@@ -301,7 +316,7 @@ fn collect(mut child: Child, within: Duration) -> Result<Output> {
             child.kill()?;
             child.wait()?;
             bail!(
-                "not done within {} s, killed\nstdout: {}\nstderr: {}",
+                "timed out after {} s and was killed\nstdout: {}\nstderr: {}",
                 within.as_secs(),
                 String::from_utf8_lossy(&streams[0]),
                 String::from_utf8_lossy(&streams[1])

@@ -1,22 +1,22 @@
-//! containerd as a test drives it: `ctr` with deadlines, whole specifications, terminals.
+//! Drives containerd for tests: `ctr` with deadlines, bundles, terminals, and direct calls to a shim.
 
 pub mod bundle;
 pub mod ctr;
 pub mod task;
 pub mod terminal;
 
-/// Who runs a container.
+/// The containerd runtime that runs a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Runtime {
     /// The runtime under test.
     #[default]
     Nacre,
-    /// What it is compared with.
+    /// The runtime that Nacre is compared with.
     Runc,
 }
 
 impl Runtime {
-    /// As `ctr run --runtime` wants it.
+    /// The runtime's name for `ctr run --runtime`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Nacre => "io.containerd.nacre.v2",
@@ -24,7 +24,7 @@ impl Runtime {
         }
     }
 
-    /// As people say it.
+    /// The short name, for output and container ids.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Nacre => "nacre",

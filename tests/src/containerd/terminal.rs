@@ -1,4 +1,4 @@
-//! A terminal and a command on it, as a person would sit at one.
+//! A pseudo-terminal with `ctr` as its foreground process, for tests that act like an interactive user.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -16,17 +16,17 @@ use super::ctr::{DEADLINE, wait_readable};
 pub struct Terminal {
     master: File,
     child: Child,
-    /// Everything that was shown.
-    shown: String,
-    /// How much of it was waited for.
-    seen: usize,
+    /// Everything that the terminal has printed.
+    output: String,
+    /// Length of the part of `output` that [`Self::expect`] has matched.
+    matched: usize,
 }
 
 impl Terminal {
     /// Starts `ctr` with `arguments` on a terminal of 24 rows and 80 columns.
     ///
     /// # Errors
-    /// Where no terminal can be had, or no ctr.
+    /// If no pseudo-terminal can be opened, or ctr can't be started.
     pub fn ctr(arguments: &[&str]) -> Result<Self> {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
         grantpt(&master)?;
@@ -44,28 +44,31 @@ impl Terminal {
         Ok(Self {
             master: File::from(master),
             child,
-            shown: String::new(),
-            seen: 0,
+            output: String::new(),
+            matched: 0,
         })
     }
 
-    /// Waits until `words` are shown, after those that were waited for before.
+    /// Waits until `text` is printed, after the text that was matched before.
     ///
     /// # Errors
-    /// Where they don't come within the deadline, or the command ends before.
-    pub fn expect(&mut self, words: &str) -> Result<()> {
+    /// If it is not printed within the deadline, or the command exits first.
+    pub fn expect(&mut self, text: &str) -> Result<()> {
         let until = Instant::now() + DEADLINE;
         loop {
-            let rest = self.shown.get(self.seen..).unwrap_or_default();
-            if let Some(at) = rest.find(words) {
-                self.seen += at + words.len();
+            let rest = self.output.get(self.matched..).unwrap_or_default();
+            if let Some(at) = rest.find(text) {
+                self.matched += at + text.len();
                 return Ok(());
             }
             if !self
-                .more(until)
-                .with_context(|| format!("waiting for {words:?}; shown: {:?}", self.shown))?
+                .read_more(until)
+                .with_context(|| format!("waiting for {text:?}; printed so far: {:?}", self.output))?
             {
-                bail!("ended before it showed {words:?}: {:?}", self.shown);
+                bail!(
+                    "ctr exited before {text:?} was printed; printed: {:?}",
+                    self.output
+                );
             }
         }
     }
@@ -73,7 +76,7 @@ impl Terminal {
     /// Types `keys`.
     ///
     /// # Errors
-    /// Where the terminal is gone.
+    /// If the terminal was closed.
     pub fn send(&mut self, keys: &str) -> Result<()> {
         Ok(self.master.write_all(keys.as_bytes())?)
     }
@@ -81,36 +84,36 @@ impl Terminal {
     /// Changes the terminal's size.
     ///
     /// # Errors
-    /// Where the terminal is gone.
+    /// If the terminal was closed.
     pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
         set_size(&self.master, rows, columns)
     }
 
-    /// Waits until the command ends; gives its exit code and all that was shown.
+    /// Waits until the command exits; returns its exit code and everything that was printed.
     ///
     /// # Errors
-    /// Where it does not end within the deadline.
-    pub fn finish(mut self) -> Result<(Option<i32>, String)> {
+    /// If it does not exit within the deadline.
+    pub fn wait_with_output(mut self) -> Result<(Option<i32>, String)> {
         let until = Instant::now() + DEADLINE;
         while self
-            .more(until)
-            .with_context(|| format!("waiting for the end; shown: {:?}", self.shown))?
+            .read_more(until)
+            .with_context(|| format!("waiting for ctr to exit; printed so far: {:?}", self.output))?
         {}
         let status = self.child.wait()?;
-        Ok((status.code(), std::mem::take(&mut self.shown)))
+        Ok((status.code(), std::mem::take(&mut self.output)))
     }
 
-    /// Reads what is shown next; false at the end.
-    fn more(&mut self, until: Instant) -> Result<bool> {
+    /// Reads what is printed next; returns false at end of file.
+    fn read_more(&mut self, until: Instant) -> Result<bool> {
         wait_readable(&self.master, until)?;
         let mut buffer = [0; 4096];
         match self.master.read(&mut buffer) {
             Ok(0) => Ok(false),
             Ok(length) => {
-                self.shown.push_str(&String::from_utf8_lossy(&buffer[..length]));
+                self.output.push_str(&String::from_utf8_lossy(&buffer[..length]));
                 Ok(true)
             }
-            // The last user of the other end has gone.
+            // The last process that had the other end open has closed it.
             Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(false),
             Err(error) => Err(error.into()),
         }
@@ -119,7 +122,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // One that ended was waited for, and both calls then fail.
+        // Ignore errors: both calls fail if wait_with_output has reaped the child.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

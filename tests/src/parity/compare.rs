@@ -1,36 +1,37 @@
-//! Two sides of a behaviour side by side. Pure.
+//! Compares a behaviour's outcome under runc with that under Nacre. `nacre-parity` calls it. Does no I/O.
 
 use std::fmt;
 
 use anyhow::Result;
 
-use super::{Behaviour, Seen};
+use super::{Behaviour, Outcome};
 
-/// What came of a comparison.
+/// The result of a comparison.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Both are the same.
+    /// Both outcomes are the same.
     Equal,
-    /// They differ, for the reason that is listed.
-    AsListed(&'static str),
-    /// They should be the same, or one of them could not be looked at; both sides in words.
+    /// They differ and the behaviour allows it, for this reason.
+    Allowed(&'static str),
+    /// They differ without permission, one of them is an error, or an allowed difference has disappeared; the
+    /// text describes both outcomes.
     Different(String),
 }
 
-/// Compares what was seen under runc and under Nacre. An error on either side is never equal to anything.
-pub fn compare(behaviour: &Behaviour, runc: &Result<Seen>, nacre: &Result<Seen>) -> Verdict {
+/// Compares the outcomes under runc and under Nacre. An error on either side never counts as equal.
+pub fn compare(behaviour: &Behaviour, runc: &Result<Outcome>, nacre: &Result<Outcome>) -> Verdict {
     let same = matches!((runc, nacre), (Ok(runc), Ok(nacre)) if runc == nacre);
-    match &behaviour.differs {
+    match &behaviour.allowed_difference {
         None if same => Verdict::Equal,
-        Some(differs) if same => Verdict::Different(format!(
-            "equal, though listed as different ({})\n{}",
-            differs.because,
+        Some(allowed) if same => Verdict::Different(format!(
+            "equal, although a difference is allowed ({})\n{}",
+            allowed.reason,
             side("both", nacre)
         )),
-        Some(differs) if said(nacre).contains(differs.nacre) => Verdict::AsListed(differs.because),
-        Some(differs) => Verdict::Different(format!(
-            "nacre does not say {:?}\n{}{}",
-            differs.nacre,
+        Some(allowed) if text_of(nacre).contains(allowed.nacre_output) => Verdict::Allowed(allowed.reason),
+        Some(allowed) => Verdict::Different(format!(
+            "nacre's output does not contain {:?}\n{}{}",
+            allowed.nacre_output,
             side("runc", runc),
             side("nacre", nacre)
         )),
@@ -38,25 +39,27 @@ pub fn compare(behaviour: &Behaviour, runc: &Result<Seen>, nacre: &Result<Seen>)
     }
 }
 
-fn said(seen: &Result<Seen>) -> String {
-    match seen {
-        Ok(seen) => format!("{}{}", seen.stdout, seen.stderr),
+/// Everything that the behaviour printed, or its error.
+fn text_of(outcome: &Result<Outcome>) -> String {
+    match outcome {
+        Ok(outcome) => format!("{}{}", outcome.stdout, outcome.stderr),
         Err(error) => format!("{error:#}"),
     }
 }
 
-fn side(name: &str, seen: &Result<Seen>) -> String {
-    match seen {
-        Ok(seen) => format!("{name}: {seen}"),
-        Err(error) => format!("{name}: could not be looked at: {error:#}\n"),
+fn side(name: &str, outcome: &Result<Outcome>) -> String {
+    match outcome {
+        Ok(outcome) => format!("{name}: {outcome}"),
+        Err(error) => format!("{name}: failed to run: {error:#}\n"),
     }
 }
 
-/// As much of a stream as someone wants to read.
+/// Lines of a stream that are shown of an outcome.
 const LINES: usize = 24;
+/// Characters that are shown of a line.
 const WIDTH: usize = 300;
 
-impl fmt::Display for Seen {
+impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "exit code {:?}", self.code)?;
         for (stream, text) in [("stdout", &self.stdout), ("stderr", &self.stderr)] {
@@ -79,33 +82,36 @@ mod tests {
     use super::*;
     use crate::parity::calls;
 
-    fn verdict(listed: bool, runc: Result<Seen>, nacre: Result<Seen>) -> Verdict {
-        let mut behaviour = calls("x", &["y"], |_| Ok(Seen::default()));
-        if listed {
-            behaviour = behaviour.but("a reason", "word");
+    fn verdict(difference_allowed: bool, runc: Result<Outcome>, nacre: Result<Outcome>) -> Verdict {
+        let mut behaviour = calls("x", &["y"], |_| Ok(Outcome::default()));
+        if difference_allowed {
+            behaviour = behaviour.allow_difference("a reason", "word");
         }
         compare(&behaviour, &runc, &nacre)
     }
 
     #[test]
-    fn verdicts() {
-        let seen = |text: &str| Ok(Seen::text(text));
-        assert_eq!(verdict(false, seen("a"), seen("a")), Verdict::Equal);
+    fn only_equal_and_allowed_outcomes_pass() {
+        let outcome = |text: &str| Ok(Outcome::text(text));
+        assert_eq!(verdict(false, outcome("a"), outcome("a")), Verdict::Equal);
         assert_eq!(
-            verdict(true, seen("a"), seen("a word")),
-            Verdict::AsListed("a reason")
+            verdict(true, outcome("a"), outcome("a word")),
+            Verdict::Allowed("a reason")
         );
         assert_eq!(
-            verdict(true, seen("a"), Err(anyhow!("word"))),
-            Verdict::AsListed("a reason")
+            verdict(true, outcome("a"), Err(anyhow!("word"))),
+            Verdict::Allowed("a reason")
         );
-        for (listed, runc, nacre) in [
-            (false, seen("a"), seen("b")),
+        for (difference_allowed, runc, nacre) in [
+            (false, outcome("a"), outcome("b")),
             (false, Err(anyhow!("e")), Err(anyhow!("e"))),
-            (true, seen("a"), seen("b")),
-            (true, seen("word"), seen("word")),
+            (true, outcome("a"), outcome("b")),
+            (true, outcome("word"), outcome("word")),
         ] {
-            assert!(matches!(verdict(listed, runc, nacre), Verdict::Different(_)));
+            assert!(matches!(
+                verdict(difference_allowed, runc, nacre),
+                Verdict::Different(_)
+            ));
         }
     }
 }

@@ -1,11 +1,11 @@
-//! `ctr task exec`.
+//! Behaviours of exec processes, run with `ctr task exec`.
 
 use anyhow::Result;
 
-use super::process::words;
-use super::streams::fed;
-use super::tasks::{SLEEP, end, state, with_detached};
-use super::{Behaviour, Seen, calls, exec};
+use super::process::{OOM_SCORE_IS_INHERITED, keep_words};
+use super::streams::feed_and_wait;
+use super::tasks::{SLEEP, kill_container, state, with_detached};
+use super::{Behaviour, Outcome, calls, exec};
 use crate::containerd::Runtime;
 use crate::containerd::ctr::{Foreground, ctr, wait_until_stopped};
 
@@ -32,7 +32,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         &["sh", "-c", "id -u; id -g; echo $HOME"],
     ),
     exec(
-        "exec: capabilities, limits and flags",
+        "exec: capabilities, noNewPrivileges and seccomp mode",
         EXEC,
         &[],
         &["grep", "-E", "^(Cap|NoNewPrivs|Seccomp:)", "/proc/self/status"],
@@ -49,29 +49,26 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         &[],
         &["cat", "/proc/self/oom_score_adj"],
     )
-    .but(
-        "it is the runtime's own: containerd's shim for runc adds one to it",
-        "0",
-    ),
+    .allow_difference(OOM_SCORE_IS_INHERITED, "0"),
     exec(
-        "exec: signals are as by default",
+        "exec: default signal mask and ignored signals",
         EXEC,
         &[],
         &[
             "sh",
             "-c",
-            // Without 32 and 33, which glibc's posix_spawn ignores.
+            // Signals 32 and 33 are masked out: glibc's posix_spawn ignores them.
             "while read -r name set; do case $name in SigBlk:|SigIgn:) echo $name $((0x$set & 0x7fffffff)) ;; esac; done < /proc/$$/status",
         ],
     ),
     exec(
-        "exec: the container's first process is 1",
+        "exec: PID 1 is the container's first process",
         EXEC,
         &[],
         &["cat", "/proc/1/comm"],
     ),
     exec(
-        "exec: a parent outside",
+        "exec: parent process and terminal",
         EXEC,
         &[],
         &[
@@ -80,15 +77,20 @@ pub const BEHAVIOURS: &[Behaviour] = &[
             "cut -d ' ' -f 7,8 /proc/self/stat; cut -d ' ' -f 4 /proc/$$/stat",
         ],
     ),
-    exec("exec: descriptors", EXEC, &[], &["sh", "-c", "ls /proc/$$/fd"]),
     exec(
-        "exec: the container's cgroup",
+        "exec: open file descriptors",
+        EXEC,
+        &[],
+        &["sh", "-c", "ls /proc/$$/fd"],
+    ),
+    exec(
+        "exec: runs in the container's cgroup",
         EXEC,
         &[],
         &["sh", "-c", "cmp /proc/1/cgroup /proc/self/cgroup && echo same"],
     ),
     exec(
-        "exec: the container's namespaces",
+        "exec: runs in the container's namespaces",
         EXEC,
         &[],
         &[
@@ -98,7 +100,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         ],
     ),
     exec(
-        "exec: streams can be opened by name",
+        "exec: standard streams can be opened by path",
         EXEC,
         &[],
         &["sh", "-c", "echo out > /dev/stdout; echo err > /dev/stderr"],
@@ -110,7 +112,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         &["sh", "-c", "head -c 1048576 /dev/zero | tr '\\0' x"],
     ),
     exec(
-        "exec: ended by a signal",
+        "exec: killed by a signal",
         &["Task.Exec", "Task.Wait"],
         &[],
         &["sh", "-c", "kill -9 $$"],
@@ -127,59 +129,67 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         &[],
         &["/etc/passwd"],
     ),
-    calls("kill: one exec", &["Task.Kill", "Task.Exec"], kill_exec),
-    calls("an exec after the end is refused", &["Task.Exec"], exec_after_end),
     calls(
-        "an exec ends with the container",
-        &["Task.Exec", "Task.Wait"],
-        exec_ends_too,
+        "kill: a single exec process",
+        &["Task.Kill", "Task.Exec"],
+        kill_exec,
     ),
     calls(
-        "an exec's id that is taken is refused",
+        "exec: refused after the container has exited",
         &["Task.Exec"],
-        taken_exec,
+        exec_after_exit,
     ),
     calls(
-        "an exec reads its standard input to the end",
+        "exec: killed when the container exits",
+        &["Task.Exec", "Task.Wait"],
+        exec_killed_with_container,
+    ),
+    calls(
+        "exec: an exec id already in use is refused",
+        &["Task.Exec"],
+        exec_id_in_use,
+    ),
+    calls(
+        "exec: standard input is read to end of file",
         &["Task.Exec", "Task.CloseIO"],
         exec_stdin,
     ),
     calls(
-        "an exec in the background",
+        "exec: detached",
         &["Task.Exec", "Task.Pids", "Task.Delete"],
         exec_detached,
     ),
     calls(
-        "pause: an exec is refused",
+        "pause: exec is refused",
         &["Task.Pause", "Task.Exec"],
         exec_paused,
     ),
 ];
 
-fn kill_exec(runtime: Runtime) -> Result<Seen> {
+fn kill_exec(runtime: Runtime) -> Result<Outcome> {
     with_detached(runtime, SLEEP, |id| {
         let mut running = spawn(id, "x", "echo up; exec sleep 1000")?;
         let up = running.line()?;
         ctr(["task", "kill", "-s", "SIGKILL", "--exec-id", "x", id])?.success()?;
-        let mut seen = Seen::from(running.finish()?);
-        seen.stdout.insert_str(0, &up);
-        seen.stdout += state(id)?;
-        Ok(seen)
+        let mut outcome = Outcome::from(running.wait_with_output()?);
+        outcome.stdout.insert_str(0, &up);
+        outcome.stdout += state(id)?;
+        Ok(outcome)
     })
 }
 
-fn exec_after_end(runtime: Runtime) -> Result<Seen> {
+fn exec_after_exit(runtime: Runtime) -> Result<Outcome> {
     with_detached(runtime, SLEEP, |id| {
-        end(id)?;
+        kill_container(id)?;
         wait_until_stopped(id)?;
-        Ok(words(
+        Ok(keep_words(
             ctr(["task", "exec", "--exec-id", "x", id, "true"])?.into(),
             &["stopped"],
         ))
     })
 }
 
-/// `sh -c script` by `ctr task exec`, with its streams.
+/// Starts `sh -c script` with `ctr task exec` and pipes for its standard streams.
 fn spawn(id: &str, exec_id: &str, script: &str) -> Result<Foreground> {
     Foreground::ctr(
         &["task", "exec", "--exec-id", exec_id, id, "sh", "-c", script],
@@ -187,63 +197,63 @@ fn spawn(id: &str, exec_id: &str, script: &str) -> Result<Foreground> {
     )
 }
 
-fn exec_ends_too(runtime: Runtime) -> Result<Seen> {
+fn exec_killed_with_container(runtime: Runtime) -> Result<Outcome> {
     with_detached(runtime, SLEEP, |id| {
         let mut running = spawn(id, "x", "echo up; sleep 1000")?;
         let up = running.line()?;
-        end(id)?;
-        let mut seen = Seen::from(running.finish()?);
-        seen.stdout.insert_str(0, &up);
-        Ok(seen)
+        kill_container(id)?;
+        let mut outcome = Outcome::from(running.wait_with_output()?);
+        outcome.stdout.insert_str(0, &up);
+        Ok(outcome)
     })
 }
 
-fn taken_exec(runtime: Runtime) -> Result<Seen> {
+fn exec_id_in_use(runtime: Runtime) -> Result<Outcome> {
     with_detached(runtime, SLEEP, |id| {
         let mut running = spawn(id, "x", "echo up; sleep 1000")?;
         running.line()?;
         let second = ctr(["task", "exec", "--exec-id", "x", id, "true"])?;
         ctr(["task", "kill", "-s", "SIGKILL", "--exec-id", "x", id])?.success()?;
-        running.finish()?;
-        Ok(words(second.into(), &["already exists"]))
+        running.wait_with_output()?;
+        Ok(keep_words(second.into(), &["already exists"]))
     })
 }
 
-fn exec_stdin(runtime: Runtime) -> Result<Seen> {
+fn exec_stdin(runtime: Runtime) -> Result<Outcome> {
     with_detached(runtime, SLEEP, |id| {
-        fed(
+        feed_and_wait(
             spawn(id, "x", "echo up; cat; echo end; exit 4")?,
             b"one\ntwo\n".to_vec(),
         )
     })
 }
 
-fn exec_detached(runtime: Runtime) -> Result<Seen> {
+fn exec_detached(runtime: Runtime) -> Result<Outcome> {
     with_detached(runtime, SLEEP, |id| {
         let first = ctr(["task", "exec", "-d", "--exec-id", "x", id, "sleep", "1000"])?;
         let two = ctr(["task", "ps", id])?.success()?;
         ctr(["task", "kill", "-s", "SIGKILL", "--exec-id", "x", id])?.success()?;
         let deleted = ctr(["task", "delete", "--exec-id", "x", id])?;
         let one = ctr(["task", "ps", id])?.success()?;
-        let mut seen = Seen::from(first);
-        seen.stdout = format!(
+        let mut outcome = Outcome::from(first);
+        outcome.stdout = format!(
             "{} and {} lines; {:?}",
             two.lines().count(),
             one.lines().count(),
             deleted.code
         );
-        Ok(seen)
+        Ok(outcome)
     })
 }
 
-fn exec_paused(runtime: Runtime) -> Result<Seen> {
+fn exec_paused(runtime: Runtime) -> Result<Outcome> {
     with_detached(runtime, SLEEP, |id| {
         ctr(["task", "pause", id])?.success()?;
         let output = ctr(["task", "exec", "--exec-id", "x", id, "true"])?;
         ctr(["task", "resume", id])?.success()?;
         let after = ctr(["task", "exec", "--exec-id", "y", id, "echo", "after"])?;
-        let mut seen = words(output.into(), &["paused"]);
-        seen.stdout = after.text();
-        Ok(seen)
+        let mut outcome = keep_words(output.into(), &["paused"]);
+        outcome.stdout = after.text();
+        Ok(outcome)
     })
 }

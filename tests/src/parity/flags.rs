@@ -1,8 +1,8 @@
-//! `ctr run` with its flags and an image, as people type it.
+//! Behaviours of `ctr run` with an image and the flags that users pass to it.
 
 use anyhow::Result;
 
-use super::{Behaviour, Seen, calls};
+use super::{Behaviour, Outcome, calls};
 use crate::containerd::Runtime;
 use crate::containerd::ctr::{Run, fresh_id};
 
@@ -18,7 +18,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
             )
         },
     ),
-    calls("run: a read-only root", &["root.readonly"], |runtime| {
+    calls("run: read-only root file system", &["root.readonly"], |runtime| {
         run(
             runtime,
             &["--read-only"],
@@ -41,7 +41,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         },
     ),
     calls(
-        "run: a capability more",
+        "run: an added capability",
         &["process.capabilities.effective"],
         |runtime| {
             run(
@@ -52,7 +52,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         },
     ),
     calls(
-        "run: containerd's own system call filter",
+        "run: containerd's default seccomp filter",
         &["linux.seccomp"],
         |runtime| {
             run(
@@ -75,7 +75,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         },
     ),
     calls(
-        "run: a tmpfs and a directory of the host's",
+        "run: a tmpfs and a bind mount",
         &["mounts[].options"],
         |runtime| {
             run(
@@ -95,12 +95,12 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     }),
 ];
 
-fn run(runtime: Runtime, flags: &[&str], script: &str) -> Result<Seen> {
+fn run(runtime: Runtime, flags: &[&str], script: &str) -> Result<Outcome> {
     let run = Run {
         flags,
         command: &["sh", "-c", script],
         runtime,
         ..Run::default()
     };
-    Ok(run.finish(&fresh_id("flags"))?.into())
+    Ok(run.output(&fresh_id("flags"))?.into())
 }

@@ -1,36 +1,31 @@
-//! Namespaces, cgroups, system call filters, settings of the kernel.
+//! Behaviours of namespaces, cgroups, seccomp filters, sysctls and hooks.
 
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::process::{run_bundle, run_with, words};
+use super::process::{keep_words, run_bundle, run_with};
 use super::specs::{DEFAULT, KERNEL, LIMITS};
-use super::{Behaviour, Seen, calls, script};
+use super::{Behaviour, Outcome, calls, script};
 use crate::containerd::Runtime;
-use crate::containerd::bundle::{Bundle, shared};
+use crate::containerd::bundle::{Bundle, shared_directory};
 
 const SECCOMP: &[&str] = &["linux.seccomp"];
 
 pub const BEHAVIOURS: &[Behaviour] = &[
     script(
-        "seccomp: an error",
+        "seccomp: SCMP_ACT_ERRNO",
         SECCOMP,
         &KERNEL,
         "mkdir /dev/shm/d; grep Seccomp: /proc/1/status",
     ),
+    script("seccomp: errnoRet", SECCOMP, &KERNEL, "chmod 700 /dev/shm"),
     script(
-        "seccomp: an errno of its own",
-        SECCOMP,
-        &KERNEL,
-        "chmod 700 /dev/shm",
-    ),
-    script(
-        "seccomp: the process is killed",
+        "seccomp: SCMP_ACT_KILL_PROCESS",
         SECCOMP,
         &KERNEL,
         "sync; echo $?",
     ),
-    script("seccomp: a trap", SECCOMP, &KERNEL, "hostname x; echo $?"),
+    script("seccomp: SCMP_ACT_TRAP", SECCOMP, &KERNEL, "hostname x; echo $?"),
     script(
         "seccomp: a condition on an argument",
         SECCOMP,
@@ -38,37 +33,37 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "linux32 true; linux64 echo may",
     ),
     script(
-        "settings of the kernel",
+        "sysctls",
         &["linux.sysctl"],
         &KERNEL,
         "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/core/somaxconn /proc/sys/kernel/shmmax /proc/sys/kernel/msgmax",
     ),
     script(
-        "processes see their own alone",
+        "pid namespace: only the container's processes are visible",
         &["linux.namespaces[].type"],
         &DEFAULT,
         "set -- /proc/[0-9]*; echo $#; cat /proc/1/comm; kill -0 2; echo $?",
     ),
     script(
-        "links of the network namespace",
+        "network namespace: interfaces and routes",
         &["linux.namespaces[].type"],
         &DEFAULT,
         "ls /sys/class/net; cat /proc/net/route | wc -l",
     ),
     script(
-        "IPC of its own",
+        "IPC namespace: no objects of other namespaces",
         &["linux.namespaces[].type"],
         &DEFAULT,
         "cat /proc/sysvipc/shm | wc -l; ls -A /dev/mqueue | grep -v q",
     ),
     script(
-        "a setting can't be changed",
+        "changing the host name, clock and interfaces is denied",
         &["process.capabilities.effective"],
         &DEFAULT,
         "hostname x; date -s 1; ip link set lo down",
     ),
     script(
-        "the cgroup namespace hides the path",
+        "cgroup namespace: the cgroup's path is hidden",
         &["linux.namespaces[].type"],
         &LIMITS,
         "cat /proc/self/cgroup",
@@ -94,63 +89,64 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "cd /sys/fs/cgroup; cat cpu.max",
     ),
     calls("CPU sets", &["linux.resources.cpu.cpus"], |runtime| {
-        limited(runtime, json!({"cpu": {"cpus": "0"}}), "cpuset.cpus.effective")
+        cgroup_files(runtime, json!({"cpu": {"cpus": "0"}}), "cpuset.cpus.effective")
     }),
-    calls("memory nodes", &["linux.resources.cpu.mems"], |runtime| {
-        limited(runtime, json!({"cpu": {"mems": "0"}}), "cpuset.mems")
+    calls("NUMA memory nodes", &["linux.resources.cpu.mems"], |runtime| {
+        cgroup_files(runtime, json!({"cpu": {"mems": "0"}}), "cpuset.mems")
     })
-    .but(
-        "the guest's memory is one node, wherever the host has put it",
-        "linux.resources.cpu.mems",
-    ),
-    calls("shares of the CPU", &["linux.resources.cpu.shares"], |runtime| {
-        limited(runtime, json!({"cpu": {"shares": 512}}), "cpu.weight")
+    .allow_difference("the guest has a single NUMA node", "linux.resources.cpu.mems"),
+    calls("CPU shares", &["linux.resources.cpu.shares"], |runtime| {
+        cgroup_files(runtime, json!({"cpu": {"shares": 512}}), "cpu.weight")
     })
-    .but("converted as newer versions of runc do", "59"),
-    calls("huge pages", &["linux.resources.hugepageLimits"], |runtime| {
-        limited(
-            runtime,
-            json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 4_194_304}]}),
-            "hugetlb.2MB.max",
-        )
-    }),
+    .allow_difference("Nacre converts shares to cpu.weight as runc 1.4 does", "59"),
     calls(
-        "weight of block devices",
+        "huge page limits",
+        &["linux.resources.hugepageLimits"],
+        |runtime| {
+            cgroup_files(
+                runtime,
+                json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 4_194_304}]}),
+                "hugetlb.2MB.max",
+            )
+        },
+    ),
+    calls(
+        "block I/O weight",
         &["linux.resources.blockIO.weight"],
-        |runtime| limited(runtime, json!({"blockIO": {"weight": 300}}), "io.weight"),
+        |runtime| cgroup_files(runtime, json!({"blockIO": {"weight": 300}}), "io.weight"),
     )
-    .but(
-        "the host's disks are not the guest's",
+    .allow_difference(
+        "the guest has none of the host's disks",
         "linux.resources.blockIO.weight",
     ),
     calls("no limits", &["linux.resources"], |runtime| {
-        limited(
+        cgroup_files(
             runtime,
             json!({}),
             "memory.max memory.low pids.max cpu.max cpu.weight",
         )
     }),
     calls(
-        "a burst of CPU time and an idle cgroup",
+        "CPU burst and idle",
         &["linux.resources.cpu.burst", "linux.resources.cpu.idle"],
         |runtime| {
-            limited(
+            cgroup_files(
                 runtime,
                 json!({"cpu": {"quota": 50_000, "period": 100_000, "burst": 20_000, "idle": 1}}),
                 "cpu.max.burst cpu.idle",
             )
         },
     )
-    .but(
-        "runc 1.1 does not know the fields",
+    .allow_difference(
+        "runc 1.1 does not support these fields",
         "20000
 1",
     ),
     calls(
-        "a negative limit is none",
+        "a limit of -1 means no limit",
         &["linux.resources.memory.limit", "linux.resources.pids.limit"],
         |runtime| {
-            limited(
+            cgroup_files(
                 runtime,
                 json!({"memory": {"limit": -1}, "pids": {"limit": -1}}),
                 "memory.max pids.max",
@@ -158,91 +154,89 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         },
     ),
     calls(
-        "a unified file that does not exist is refused",
+        "unified: an unknown cgroup file is refused",
         &["linux.resources.unified"],
         |runtime| {
-            let seen = limited(
+            let outcome = cgroup_files(
                 runtime,
                 json!({"unified": {"memory.nonsense": "1"}}),
                 "memory.max",
             )?;
-            Ok(words(seen, &["memory.nonsense"]))
+            Ok(keep_words(outcome, &["memory.nonsense"]))
         },
     ),
     calls(
-        "propagation of the root",
+        "mount propagation of the root",
         &["linux.rootfsPropagation"],
         propagation,
     )
-    .but("runc leaves the root itself private", "shared: shared:"),
-    calls("a profile of AppArmor", &["process.apparmorProfile"], |runtime| {
+    .allow_difference("runc always leaves the root mount private", "shared: shared:"),
+    calls("AppArmor profile", &["process.apparmorProfile"], |runtime| {
         run_with(runtime, &["echo", "ran"], |spec| {
             spec["process"]["apparmorProfile"] = json!("cri-containerd.apparmor.d");
         })
     })
-    .but(
-        "the guest has no AppArmor: the profile is named in the log",
+    .allow_difference(
+        "the guest kernel has no AppArmor; Nacre ignores the profile and logs that",
         "ran",
     ),
-    calls(
-        "seccomp: the default is an error, and calls are allowed by name",
-        SECCOMP,
-        allow_list,
-    ),
+    calls("seccomp: allowlist with a default errno", SECCOMP, allow_list),
     calls("seccomp: an unknown action is refused", SECCOMP, |runtime| {
-        let seen = run_with(runtime, &["true"], |spec| {
+        let outcome = run_with(runtime, &["true"], |spec| {
             spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_NONSENSE"});
         })?;
-        Ok(words(seen, &["scmp_act_nonsense"]))
+        Ok(keep_words(outcome, &["scmp_act_nonsense"]))
     }),
-    calls("hooks: where, when and in which order", &["hooks"], hooks),
-    calls("hooks: one that fails", &["hooks"], failing_hook),
+    calls("hooks: order, environment and state", &["hooks"], hooks),
+    calls("hooks: a failing createRuntime hook", &["hooks"], failing_hook),
     script(
-        "the limit of processes",
+        "pids limit",
         &["linux.resources.pids.limit"],
         &LIMITS,
         "cat /sys/fs/cgroup/pids.max; sh -c 'i=0; while [ $i -lt 30 ]; do sleep 3 & i=$((i+1)); done' 2>&1 | head -n 1; sleep 4",
     ),
     script(
-        "unified",
+        "unified: memory.high",
         &["linux.resources.unified"],
         &LIMITS,
         "cat /sys/fs/cgroup/memory.high",
     ),
     script(
-        "controllers of the cgroup",
+        "cgroup controllers",
         &["linux.cgroupsPath"],
         &LIMITS,
         "for c in cpu cpuset io memory pids; do grep -o -w $c /sys/fs/cgroup/cgroup.controllers; done; head -n 1 /sys/fs/cgroup/cgroup.procs",
     ),
     calls(
-        "too much memory: 137",
+        "an OOM-killed container exits with 137",
         &["linux.resources.memory.limit"],
         out_of_memory,
     ),
-    calls("domainname", &["domainname"], domainname).but("runc 1.1 does not know the field", "example.org"),
+    calls("domainname", &["domainname"], domainname)
+        .allow_difference("runc 1.1 does not support this field", "example.org"),
     calls(
-        "an unknown setting of the kernel is refused",
+        "a sysctl without a namespace is refused",
         &["linux.sysctl"],
-        unknown_sysctl,
+        sysctl_without_namespace,
     ),
-    calls("personality", &["linux.personality"], personality).but("runc 1.1 does not know the field", "i686"),
+    calls("personality", &["linux.personality"], personality)
+        .allow_difference("runc 1.1 does not support this field", "i686"),
 ];
 
-fn out_of_memory(runtime: Runtime) -> Result<Seen> {
+fn out_of_memory(runtime: Runtime) -> Result<Outcome> {
     run_with(runtime, &["sh", "-c", "echo up; exec tail /dev/zero"], |spec| {
         spec["linux"]["resources"]["memory"] = json!({"limit": 16_777_216});
     })
 }
 
-fn domainname(runtime: Runtime) -> Result<Seen> {
+fn domainname(runtime: Runtime) -> Result<Outcome> {
     run_with(runtime, &["cat", "/proc/sys/kernel/domainname"], |spec| {
         spec["domainname"] = json!("example.org")
     })
 }
 
-/// The `files` of the container's cgroup under `resources`.
-fn limited(runtime: Runtime, resources: Value, files: &str) -> Result<Seen> {
+/// Prints `files` of the container's cgroup, created with `resources`.
+fn cgroup_files(runtime: Runtime, resources: Value, files: &str) -> Result<Outcome> {
     let script = format!("cd /sys/fs/cgroup; cat {files}");
     run_with(runtime, &["sh", "-c", &script], |spec| {
         (super::specs::LIMITS.change)(spec);
@@ -250,20 +244,21 @@ fn limited(runtime: Runtime, resources: Value, files: &str) -> Result<Seen> {
     })
 }
 
-fn propagation(runtime: Runtime) -> Result<Seen> {
-    let mut all = Seen::default();
+fn propagation(runtime: Runtime) -> Result<Outcome> {
+    let mut all = Outcome::default();
     for word in ["shared", "slave", "private"] {
         let script = "awk '$5 == \"/\" { print $7 }' /proc/self/mountinfo | tr -d '0-9'";
-        let seen = run_with(runtime, &["sh", "-c", script], |spec| {
+        let outcome = run_with(runtime, &["sh", "-c", script], |spec| {
             spec["linux"]["rootfsPropagation"] = json!(word);
         })?;
-        all.stdout += &format!("{word}: {}{}", seen.stdout, seen.stderr);
+        all.stdout += &format!("{word}: {}{}", outcome.stdout, outcome.stderr);
     }
     Ok(all)
 }
 
-/// What busybox needs for `echo`, `ls` and `uname`, so that `mkdir` and `uname` fail.
-fn allow_list(runtime: Runtime) -> Result<Seen> {
+/// A filter that allows by name what busybox's shell, `echo`, `ln` and `grep` call, so that `mkdir` and
+/// `symlink` fail with the default errno.
+fn allow_list(runtime: Runtime) -> Result<Outcome> {
     let script = "echo may; mkdir /tmp/x; ln -s a /tmp/b; grep Seccomp_filters /proc/self/status";
     run_with(runtime, &["sh", "-c", script], |spec| {
         let allowed: Vec<&str> = "access arch_prctl brk capget capset chdir clone clone3 close close_range dup dup2 dup3 epoll_ctl \
@@ -284,10 +279,11 @@ fn allow_list(runtime: Runtime) -> Result<Seen> {
     })
 }
 
-/// Each hook writes its name to a file of the host's, which the container sees as /shared.
+/// Each hook of `kinds` appends its kind to the file `log` in the bundle's shared directory, which is
+/// bind-mounted at /shared in the container. The hook of kind `failing` then exits with 3.
 fn with_hooks(args: &[&str], kinds: &[&str], failing: &str) -> Result<Bundle> {
     Bundle::new(args, |spec| {
-        let host = shared(spec);
+        let host = shared_directory(spec);
         if let Some(mounts) = spec["mounts"].as_array_mut() {
             mounts.push(json!({
                 "destination": "/shared", "type": "bind", "source": host, "options": ["rbind"]
@@ -299,14 +295,14 @@ fn with_hooks(args: &[&str], kinds: &[&str], failing: &str) -> Result<Bundle> {
             } else {
                 &host
             };
-            let end = if *kind == failing {
+            let exit = if *kind == failing {
                 "; echo because >&2; exit 3"
             } else {
                 ""
             };
-            // The state comes on standard input.
+            // A hook reads the container's state from standard input.
             let script = format!(
-                "read -r state; case $state in *'\"ociVersion\"'*) ok=state ;; esac; echo {kind} $WORD $ok >> {log}/log{end}"
+                "read -r state; case $state in *'\"ociVersion\"'*) ok=state ;; esac; echo {kind} $WORD $ok >> {log}/log{exit}"
             );
             spec["hooks"][kind] = json!([{
                 "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin", "WORD=word"], "timeout": 60
@@ -323,13 +319,13 @@ const HOOKS: [&str; 5] = [
     "poststop",
 ];
 
-fn hooks(runtime: Runtime) -> Result<Seen> {
+fn hooks(runtime: Runtime) -> Result<Outcome> {
     let bundle = with_hooks(&["sh", "-c", "sleep 1; echo command >> /shared/log"], &HOOKS, "")?;
-    let mut seen = run_bundle(runtime, &bundle)?;
-    let log = std::fs::read_to_string(bundle.shared().join("log"))?;
+    let mut outcome = run_bundle(runtime, &bundle)?;
+    let log = std::fs::read_to_string(bundle.shared_directory().join("log"))?;
     let lines: Vec<&str> = log.lines().collect();
     let at = |word: &str| lines.iter().position(|line| line.starts_with(word));
-    // Nothing says which of startContainer and poststart is first.
+    // The specification does not order startContainer and poststart.
     for (first, second) in [
         ("prestart", "createRuntime"),
         ("createRuntime", "startContainer"),
@@ -337,28 +333,28 @@ fn hooks(runtime: Runtime) -> Result<Seen> {
         ("startContainer", "command"),
         ("command", "poststop"),
     ] {
-        seen.stdout += &format!("{first} before {second}: {}\n", at(first) < at(second));
+        outcome.stdout += &format!("{first} before {second}: {}\n", at(first) < at(second));
     }
     let mut sorted = lines;
     sorted.sort_unstable();
-    seen.stdout += &sorted.join("\n");
-    Ok(seen)
+    outcome.stdout += &sorted.join("\n");
+    Ok(outcome)
 }
 
-fn failing_hook(runtime: Runtime) -> Result<Seen> {
+fn failing_hook(runtime: Runtime) -> Result<Outcome> {
     let bundle = with_hooks(&["echo", "ran"], &["createRuntime"], "createRuntime")?;
-    let seen = run_bundle(runtime, &bundle)?;
-    Ok(words(seen, &["because", "hook"]))
+    let outcome = run_bundle(runtime, &bundle)?;
+    Ok(keep_words(outcome, &["because", "hook"]))
 }
 
-fn unknown_sysctl(runtime: Runtime) -> Result<Seen> {
-    let seen = run_with(runtime, &["true"], |spec| {
+fn sysctl_without_namespace(runtime: Runtime) -> Result<Outcome> {
+    let outcome = run_with(runtime, &["true"], |spec| {
         spec["linux"]["sysctl"] = json!({"vm.swappiness": "1"})
     })?;
-    Ok(words(seen, &["vm.swappiness"]))
+    Ok(keep_words(outcome, &["vm.swappiness"]))
 }
 
-fn personality(runtime: Runtime) -> Result<Seen> {
+fn personality(runtime: Runtime) -> Result<Outcome> {
     run_with(runtime, &["uname", "-m"], |spec| {
         spec["linux"]["personality"] = json!({"domain": "LINUX32"})
     })

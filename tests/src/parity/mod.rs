@@ -1,8 +1,8 @@
-//! What a container must do under Nacre as it does under runc: a list of behaviours, each one short entry, and what
-//! runs and compares them. `nacre-parity` (src/bin/nacre-parity) is the program; docs/conformance.md names the behaviours.
+//! The list of behaviours that Nacre must share with runc, and the code that runs and compares them.
+//! `nacre-parity` (src/bin/nacre-parity) is the program that uses it; docs/conformance.md names the behaviours.
 //!
-//! A container costs seconds in the lab, so scripts that want the same specification share a container, and so do the
-//! commands that are executed in one.
+//! Starting a container takes seconds in the lab. Scripts that need the same specification therefore share
+//! one container, and so do exec commands.
 
 mod compare;
 mod execs;
@@ -25,40 +25,41 @@ pub use specs::Spec;
 use crate::containerd::Runtime;
 use crate::containerd::ctr::Output;
 
-/// One thing that users see.
+/// Something that a user of a container can observe, the same under every runtime.
 pub struct Behaviour {
-    /// What it is, in words; unique.
+    /// Unique among all behaviours; `nacre-parity NAME` selects by it.
     pub name: &'static str,
-    /// JSON paths of the OCI runtime specification, and calls of the Task service (`Task.Exec`), that it shows.
+    /// What it tests: JSON paths of the OCI runtime specification (`process.cwd`) and calls of the Task
+    /// service (`Task.Exec`).
     pub covers: &'static [&'static str],
-    /// How it is looked at.
-    pub how: How,
-    /// Where Nacre is allowed to be otherwise.
-    pub differs: Option<Differs>,
+    /// How to observe it.
+    pub procedure: Procedure,
+    /// Set if Nacre is allowed to differ from runc.
+    pub allowed_difference: Option<AllowedDifference>,
 }
 
-/// A way of looking.
-pub enum How {
-    /// Lines for `sh`, run by the first process of a container.
+/// How a behaviour is observed.
+pub enum Procedure {
+    /// Lines for `sh`, the first process of a container with this specification.
     Script(&'static Spec, &'static str),
-    /// Flags of `ctr task exec` and a command, in a container that runs.
+    /// Flags of `ctr task exec` and a command, run in a container with this specification.
     Exec(&'static Spec, &'static [&'static str], &'static [&'static str]),
-    /// Several calls, made from the host.
-    Calls(fn(Runtime) -> Result<Seen>),
+    /// A function that makes calls from the host.
+    Calls(fn(Runtime) -> Result<Outcome>),
 }
 
-/// Why Nacre is otherwise, and some words that are then seen under it.
-pub struct Differs {
-    /// The reason, for the table.
-    pub because: &'static str,
-    /// In Nacre's output or error.
-    pub nacre: &'static str,
+/// A difference between Nacre and runc that does not fail a behaviour. Its disappearance does.
+pub struct AllowedDifference {
+    /// Why they differ; printed in docs/conformance.md.
+    pub reason: &'static str,
+    /// Text that Nacre's output or error must contain.
+    pub nacre_output: &'static str,
 }
 
-/// What is compared.
+/// What is compared: how `ctr` or a script ended, and what it printed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Seen {
-    /// Exit code.
+pub struct Outcome {
+    /// Exit code; None if there is none to compare.
     pub code: Option<i32>,
     /// Standard output.
     pub stdout: String,
@@ -66,7 +67,7 @@ pub struct Seen {
     pub stderr: String,
 }
 
-impl From<Output> for Seen {
+impl From<Output> for Outcome {
     fn from(output: Output) -> Self {
         Self {
             code: output.code,
@@ -76,8 +77,8 @@ impl From<Output> for Seen {
     }
 }
 
-impl Seen {
-    /// Text alone.
+impl Outcome {
+    /// An outcome of only standard output.
     pub fn text(stdout: impl Into<String>) -> Self {
         Self {
             stdout: stdout.into(),
@@ -86,7 +87,7 @@ impl Seen {
     }
 }
 
-/// All behaviours, in the order in which they are shown.
+/// All behaviours, in the order of docs/conformance.md.
 pub fn behaviours() -> Vec<&'static Behaviour> {
     [
         process::BEHAVIOURS,
@@ -103,12 +104,12 @@ pub fn behaviours() -> Vec<&'static Behaviour> {
     .collect()
 }
 
-const fn behaviour(name: &'static str, covers: &'static [&'static str], how: How) -> Behaviour {
+const fn behaviour(name: &'static str, covers: &'static [&'static str], procedure: Procedure) -> Behaviour {
     Behaviour {
         name,
         covers,
-        how,
-        differs: None,
+        procedure,
+        allowed_difference: None,
     }
 }
 
@@ -118,7 +119,7 @@ const fn script(
     spec: &'static Spec,
     lines: &'static str,
 ) -> Behaviour {
-    behaviour(name, covers, How::Script(spec, lines))
+    behaviour(name, covers, Procedure::Script(spec, lines))
 }
 
 const fn exec(
@@ -127,21 +128,21 @@ const fn exec(
     flags: &'static [&'static str],
     command: &'static [&'static str],
 ) -> Behaviour {
-    behaviour(name, covers, How::Exec(&specs::DEFAULT, flags, command))
+    behaviour(name, covers, Procedure::Exec(&specs::DEFAULT, flags, command))
 }
 
 const fn calls(
     name: &'static str,
     covers: &'static [&'static str],
-    of: fn(Runtime) -> Result<Seen>,
+    function: fn(Runtime) -> Result<Outcome>,
 ) -> Behaviour {
-    behaviour(name, covers, How::Calls(of))
+    behaviour(name, covers, Procedure::Calls(function))
 }
 
 impl Behaviour {
-    /// Nacre is otherwise for this reason, and these words are seen.
-    const fn but(mut self, because: &'static str, nacre: &'static str) -> Self {
-        self.differs = Some(Differs { because, nacre });
+    /// Allows Nacre to differ from runc for `reason`, if its output or error contains `nacre_output`.
+    const fn allow_difference(mut self, reason: &'static str, nacre_output: &'static str) -> Self {
+        self.allowed_difference = Some(AllowedDifference { reason, nacre_output });
         self
     }
 }

@@ -1,40 +1,39 @@
-//! `process` of the specification, and what a process finds itself in.
+//! Behaviours of a container's first process: the fields of `process`, and the environment it runs in.
 
 use super::specs::{DEFAULT, PROCESS, USERS};
-use super::{Behaviour, Seen, calls, script};
+use super::{Behaviour, Outcome, calls, script};
 use crate::containerd::Runtime;
 use crate::containerd::bundle::Bundle;
 use crate::containerd::ctr::{Run, fresh_id};
 use anyhow::Result;
 use serde_json::{Value, json};
 
+/// Why `oom_score_adj` differs if the specification does not set it.
+pub const OOM_SCORE_IS_INHERITED: &str =
+    "inherited from the runtime: containerd's shim for runc adds 1 to its own value, a guest starts with 0";
+
 pub const BEHAVIOURS: &[Behaviour] = &[
+    script("exit code", &["process.args", "Task.Wait"], &DEFAULT, "exit 7"),
     script(
-        "an exit code arrives",
-        &["process.args", "Task.Wait"],
-        &DEFAULT,
-        "exit 7",
-    ),
-    script(
-        "standard error is apart",
+        "standard error is separate from standard output",
         &["process.args"],
         &DEFAULT,
         "echo out; echo err >&2; echo out",
     ),
     script(
-        "the environment is the specification's",
+        "environment from the specification",
         &["process.env"],
         &PROCESS,
         "env | grep -v ^SHLVL",
     ),
     script(
-        "the environment by default",
+        "default environment",
         &["process.env"],
         &DEFAULT,
         "env | grep -v ^SHLVL",
     ),
     script(
-        "the working directory",
+        "working directory",
         &["process.cwd"],
         &PROCESS,
         "pwd; readlink /proc/1/cwd",
@@ -55,9 +54,9 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         &PROCESS,
         "umask; touch /tmp/f; mkdir /tmp/d; stat -c '%a %u:%g' /tmp/f /tmp/d",
     ),
-    script("umask by default", &["process.user.umask"], &DEFAULT, "umask"),
+    script("default umask", &["process.user.umask"], &DEFAULT, "umask"),
     script(
-        "the five sets of capabilities",
+        "all five capability sets",
         &[
             "process.capabilities.bounding",
             "process.capabilities.effective",
@@ -69,7 +68,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "grep ^Cap /proc/1/status; grep ^Cap /proc/self/status",
     ),
     script(
-        "capabilities by default",
+        "default capabilities",
         &["process.capabilities.bounding"],
         &DEFAULT,
         "grep ^Cap /proc/1/status",
@@ -93,7 +92,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "grep -E 'open files|core file|stack size|processes|locked' /proc/1/limits",
     ),
     script(
-        "resource limits by default",
+        "default resource limits",
         &["process.rlimits"],
         &DEFAULT,
         "grep -vE 'processes|pending signals|locked|core file|Limit' /proc/1/limits",
@@ -105,15 +104,12 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "cat /proc/1/oom_score_adj",
     ),
     script(
-        "oomScoreAdj by default",
+        "default oomScoreAdj",
         &["process.oomScoreAdj"],
         &DEFAULT,
         "cat /proc/1/oom_score_adj",
     )
-    .but(
-        "it is the runtime's own: containerd's shim for runc adds one to it",
-        "0",
-    ),
+    .allow_difference(OOM_SCORE_IS_INHERITED, "0"),
     script(
         "hostname",
         &["hostname"],
@@ -127,50 +123,50 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "cat /proc/sys/kernel/domainname",
     ),
     script(
-        "signals are as by default",
+        "default signal mask and ignored signals",
         &["process.args"],
         &DEFAULT,
-        // Without 32 and 33, which glibc's posix_spawn ignores, and 3, which sh does.
+        // Signals 32 and 33 are masked out because glibc's posix_spawn ignores them, and 3 because sh does.
         "while read -r name set; do case $name in SigBlk:|SigIgn:|SigPnd:|ShdPnd:) echo $name $((0x$set & 0x7ffffffb)) ;; esac; done < /proc/1/status",
     ),
     script(
-        "session, group and terminal of the first process",
+        "session, process group and terminal of the first process",
         &["process.terminal"],
         &DEFAULT,
         "cut -d ' ' -f 1,4-8 /proc/1/stat",
     ),
     script(
-        "no descriptor is inherited",
+        "no file descriptor is inherited",
         &["process.args"],
         &DEFAULT,
         "ls /proc/1/fd; ls /proc/self/fd | wc -l",
     ),
     script(
-        "streams are pipes that can be opened by name",
+        "standard streams are pipes and can be opened by path",
         &["process.args"],
         &DEFAULT,
         "readlink /proc/1/fd/1 | cut -d : -f 1; echo by name > /dev/stdout; echo error > /dev/stderr; echo fd > /proc/self/fd/1",
     ),
     script(
-        "standard input of nothing",
+        "standard input of a container whose client has none",
         &["Task.CloseIO"],
         &DEFAULT,
         "readlink /proc/1/fd/0 | cut -d : -f 1",
     ),
     script(
-        "user's streams can be opened by name",
+        "standard output can be opened by path as a non-root user",
         &["process.user.uid"],
         &PROCESS,
         "echo mine > /dev/stdout",
     ),
     script(
-        "parents and names of processes",
+        "name, parent and threads of the first process",
         &["linux.namespaces"],
         &DEFAULT,
         "grep -E '^(Name|Pid|PPid|NSpid|NSsid|Threads):' /proc/1/status",
     ),
     script(
-        "orphans are the first process's",
+        "orphans are reparented to the first process",
         &["process.args"],
         &DEFAULT,
         "sh -c '(sleep 0.2; cut -d \" \" -f 4 /proc/self/stat) & exit 0'; sleep 1",
@@ -182,13 +178,13 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "cut -d ' ' -f 18,19,40,41 /proc/1/stat",
     ),
     script(
-        "maps of a user namespace",
+        "user namespace: id mappings",
         &["linux.uidMappings", "linux.gidMappings"],
         &USERS,
         "cat /proc/self/uid_map /proc/self/gid_map | tr -s ' '; id -u",
     ),
     script(
-        "capabilities in a user namespace",
+        "user namespace: capabilities",
         &["linux.uidMappings"],
         &USERS,
         "grep ^CapEff /proc/self/status",
@@ -201,25 +197,29 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     ),
     calls("1000 arguments", &["process.args"], thousand_arguments),
     calls("a large environment", &["process.env"], large_environment),
-    calls("HOME is looked up", &["process.env"], home),
-    calls("HOME that is given stays", &["process.env"], home_given),
+    calls("HOME is looked up in /etc/passwd", &["process.env"], home),
     calls(
-        "a command is searched in the specification's PATH",
+        "HOME from the specification is kept",
+        &["process.env"],
+        home_from_spec,
+    ),
+    calls(
+        "the command is searched in the specification's PATH",
         &["process.args", "process.env"],
         path_lookup,
     ),
     calls(
-        "a relative command is found from the working directory",
+        "a relative command is resolved from the working directory",
         &["process.args", "process.cwd"],
         relative_command,
     ),
     calls(
-        "a working directory that is missing is made",
+        "a missing working directory is created",
         &["process.cwd"],
         missing_cwd,
     ),
     calls(
-        "the working directory is no directory",
+        "a working directory that is a file",
         &["process.cwd"],
         cwd_is_file,
     ),
@@ -228,7 +228,11 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         &["process.args"],
         missing_command,
     ),
-    calls("a path that does not exist", &["process.args"], missing_path),
+    calls(
+        "a command path that does not exist",
+        &["process.args"],
+        missing_path,
+    ),
     calls(
         "a command that is not executable",
         &["process.args"],
@@ -239,46 +243,52 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         &["process.args"],
         directory_command,
     )
-    .but(
-        "as newer versions of runc say it",
+    .allow_difference(
+        "Nacre reports the error of newer runc versions",
         "exec: \"/etc\": is a directory",
     ),
-    calls("a file of unknown format", &["process.args"], unknown_format),
+    calls(
+        "a command of unknown file format",
+        &["process.args"],
+        unknown_format,
+    ),
 ];
 
-/// A container running `args` under a changed specification, to its end.
-pub fn run_with(runtime: Runtime, args: &[&str], change: impl FnOnce(&mut Value)) -> Result<Seen> {
+/// Runs `args` in a container to its end, with containerd's default specification modified by `change`.
+pub fn run_with(runtime: Runtime, args: &[&str], change: impl FnOnce(&mut Value)) -> Result<Outcome> {
     run_bundle(runtime, &Bundle::new(args, change)?)
 }
 
-/// A container in `bundle`, to its end.
-pub fn run_bundle(runtime: Runtime, bundle: &Bundle) -> Result<Seen> {
+/// Runs the container of `bundle` to its end. Its id in standard error is replaced by `ID`.
+pub fn run_bundle(runtime: Runtime, bundle: &Bundle) -> Result<Outcome> {
     let id = fresh_id("parity");
     let output = Run {
         config: Some(&bundle.config()?),
         runtime,
         ..Run::default()
     }
-    .finish(&id)?;
-    let mut seen = Seen::from(output);
-    seen.stderr = seen.stderr.replace(&id, "ID");
-    Ok(seen)
+    .output(&id)?;
+    let mut outcome = Outcome::from(output);
+    outcome.stderr = outcome.stderr.replace(&id, "ID");
+    Ok(outcome)
 }
 
-/// What a runtime says of a command that can't be run, without what it says around it.
-pub fn reason(mut seen: Seen) -> Seen {
-    if let Some(at) = seen.stderr.find("exec: \"") {
-        seen.stderr.drain(..at);
+/// Reduces an error about a command that can't be run to the part that both runtimes share: it removes the
+/// text before `exec: "`, and the gRPC code after it.
+pub fn strip_error_context(mut outcome: Outcome) -> Outcome {
+    if let Some(at) = outcome.stderr.find("exec: \"") {
+        outcome.stderr.drain(..at);
     }
-    // What gRPC calls it.
+    // The name of the gRPC code, which containerd appends.
     for code in [": unknown", ": invalid argument", ": not found"] {
-        seen.stderr
-            .truncate(seen.stderr.trim_end().trim_end_matches(code).len());
+        outcome
+            .stderr
+            .truncate(outcome.stderr.trim_end().trim_end_matches(code).len());
     }
-    seen
+    outcome
 }
 
-fn thousand_arguments(runtime: Runtime) -> Result<Seen> {
+fn thousand_arguments(runtime: Runtime) -> Result<Outcome> {
     let numbers: Vec<String> = (0..1000).map(|number| format!("argument {number}")).collect();
     let mut args = vec![
         "sh",
@@ -292,7 +302,7 @@ fn thousand_arguments(runtime: Runtime) -> Result<Seen> {
     run_with(runtime, &args, |_| ())
 }
 
-fn large_environment(runtime: Runtime) -> Result<Seen> {
+fn large_environment(runtime: Runtime) -> Result<Outcome> {
     run_with(runtime, &["sh", "-c", "env | wc -c; echo ${#V7}"], |spec| {
         if let Some(env) = spec["process"]["env"].as_array_mut() {
             env.extend((0..20).map(|number| json!(format!("V{number}={}", "x".repeat(10_000)))));
@@ -300,51 +310,52 @@ fn large_environment(runtime: Runtime) -> Result<Seen> {
     })
 }
 
-fn home(runtime: Runtime) -> Result<Seen> {
+fn home(runtime: Runtime) -> Result<Outcome> {
     run_with(runtime, &["sh", "-c", "echo $HOME"], |spec| {
         spec["process"]["user"]["uid"] = json!(1000)
     })
 }
 
-fn home_given(runtime: Runtime) -> Result<Seen> {
+fn home_from_spec(runtime: Runtime) -> Result<Outcome> {
     run_with(runtime, &["sh", "-c", "echo $HOME"], |spec| {
         spec["process"]["env"] = json!(["PATH=/bin", "HOME=/given"]);
     })
 }
 
-fn path_lookup(runtime: Runtime) -> Result<Seen> {
+fn path_lookup(runtime: Runtime) -> Result<Outcome> {
     let bundle = Bundle::new(&["tool", "an argument"], |spec| {
         spec["process"]["env"] = json!(["PATH=/no/such:/tools:/bin"]);
     })?;
-    bundle.file("tools/tool", 0o755, "#!/bin/sh\necho \"$0 with $1\"\n")?;
+    bundle.add_file("tools/tool", 0o755, "#!/bin/sh\necho \"$0 with $1\"\n")?;
     run_bundle(runtime, &bundle)
 }
 
-fn relative_command(runtime: Runtime) -> Result<Seen> {
+fn relative_command(runtime: Runtime) -> Result<Outcome> {
     run_with(runtime, &["./busybox", "echo", "relative"], |spec| {
         spec["process"]["cwd"] = json!("/bin")
     })
 }
 
-fn missing_cwd(runtime: Runtime) -> Result<Seen> {
+fn missing_cwd(runtime: Runtime) -> Result<Outcome> {
     run_with(runtime, &["sh", "-c", "pwd; stat -c '%a %u:%g' ."], |spec| {
         spec["process"]["cwd"] = json!("/not/there");
     })
 }
 
-fn cwd_is_file(runtime: Runtime) -> Result<Seen> {
-    let seen = run_with(runtime, &["true"], |spec| {
+fn cwd_is_file(runtime: Runtime) -> Result<Outcome> {
+    let outcome = run_with(runtime, &["true"], |spec| {
         spec["process"]["cwd"] = json!("/etc/passwd")
     })?;
-    Ok(words(seen, &["not a directory"]))
+    Ok(keep_words(outcome, &["not a directory"]))
 }
 
-/// Which of `words` an error says, and whether there was one.
-pub fn words(seen: Seen, words: &[&str]) -> Seen {
-    let text = seen.stderr.to_lowercase();
-    Seen {
-        code: seen.code,
-        stdout: seen.stdout,
+/// Reduces standard error to those of `words` that it contains in any case, for errors whose full text may
+/// differ.
+pub fn keep_words(outcome: Outcome, words: &[&str]) -> Outcome {
+    let text = outcome.stderr.to_lowercase();
+    Outcome {
+        code: outcome.code,
+        stdout: outcome.stdout,
         stderr: words
             .iter()
             .filter(|word| text.contains(**word))
@@ -354,24 +365,32 @@ pub fn words(seen: Seen, words: &[&str]) -> Seen {
     }
 }
 
-fn missing_command(runtime: Runtime) -> Result<Seen> {
-    Ok(reason(run_with(runtime, &["no-such-command"], |_| ())?))
+fn missing_command(runtime: Runtime) -> Result<Outcome> {
+    Ok(strip_error_context(run_with(
+        runtime,
+        &["no-such-command"],
+        |_| (),
+    )?))
 }
 
-fn missing_path(runtime: Runtime) -> Result<Seen> {
-    Ok(reason(run_with(runtime, &["/no/such/command"], |_| ())?))
+fn missing_path(runtime: Runtime) -> Result<Outcome> {
+    Ok(strip_error_context(run_with(
+        runtime,
+        &["/no/such/command"],
+        |_| (),
+    )?))
 }
 
-fn not_executable(runtime: Runtime) -> Result<Seen> {
-    Ok(reason(run_with(runtime, &["/etc/passwd"], |_| ())?))
+fn not_executable(runtime: Runtime) -> Result<Outcome> {
+    Ok(strip_error_context(run_with(runtime, &["/etc/passwd"], |_| ())?))
 }
 
-fn directory_command(runtime: Runtime) -> Result<Seen> {
-    Ok(reason(run_with(runtime, &["/etc"], |_| ())?))
+fn directory_command(runtime: Runtime) -> Result<Outcome> {
+    Ok(strip_error_context(run_with(runtime, &["/etc"], |_| ())?))
 }
 
-fn unknown_format(runtime: Runtime) -> Result<Seen> {
+fn unknown_format(runtime: Runtime) -> Result<Outcome> {
     let bundle = Bundle::new(&["/bin/words"], |_| ())?;
-    bundle.file("bin/words", 0o755, "no program at all\n")?;
-    Ok(words(run_bundle(runtime, &bundle)?, &["exec format error"]))
+    bundle.add_file("bin/words", 0o755, "no program at all\n")?;
+    Ok(keep_words(run_bundle(runtime, &bundle)?, &["exec format error"]))
 }

@@ -1,23 +1,25 @@
-//! Looks at behaviours under one runtime, a group at a time: those of a group share a container.
+//! Runs behaviours under one runtime, group by group. The behaviours of a group share a container.
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
-use super::process::reason;
-use super::{Behaviour, How, Seen, Spec};
+use super::process::strip_error_context;
+use super::{Behaviour, Outcome, Procedure, Spec};
 use crate::containerd::Runtime;
 use crate::containerd::bundle::Bundle;
 use crate::containerd::ctr::{Output, Run, ctr, fresh_id, remove_detached};
 
-/// Ends what a script wrote to a stream; no script writes one itself.
+/// Record separator: ends the output of each script on both streams. No script prints it.
 const MARK: char = '\u{1e}';
 
-/// Behaviours that can share a container, in order of their first.
+/// Groups the behaviours that can share a container; groups are in the order of their first behaviours.
 pub fn groups(behaviours: &[&'static Behaviour]) -> Vec<Vec<&'static Behaviour>> {
     let mut groups: Vec<Vec<&'static Behaviour>> = Vec::new();
     for behaviour in behaviours {
-        let found = groups
-            .iter_mut()
-            .find(|group| group.first().is_some_and(|first| shared(first, behaviour)));
+        let found = groups.iter_mut().find(|group| {
+            group
+                .first()
+                .is_some_and(|first| can_share_container(first, behaviour))
+        });
         match found {
             Some(group) => group.push(behaviour),
             None => groups.push(vec![behaviour]),
@@ -26,19 +28,23 @@ pub fn groups(behaviours: &[&'static Behaviour]) -> Vec<Vec<&'static Behaviour>>
     groups
 }
 
-fn shared(one: &Behaviour, other: &Behaviour) -> bool {
-    match (&one.how, &other.how) {
-        (How::Script(a, _), How::Script(b, _)) | (How::Exec(a, ..), How::Exec(b, ..)) => a.name == b.name,
+fn can_share_container(one: &Behaviour, other: &Behaviour) -> bool {
+    match (&one.procedure, &other.procedure) {
+        (Procedure::Script(a, _), Procedure::Script(b, _))
+        | (Procedure::Exec(a, ..), Procedure::Exec(b, ..)) => a.name == b.name,
         _ => false,
     }
 }
 
-/// Looks at each behaviour of a group under `runtime`.
-pub fn run_group(group: &[&'static Behaviour], runtime: Runtime) -> Vec<Result<Seen>> {
-    let all = match group.first().map(|first| &first.how) {
-        Some(How::Script(spec, _)) => scripts(spec, group, runtime),
-        Some(How::Exec(spec, ..)) => execs(spec, group, runtime),
-        Some(How::Calls(_)) | None => Ok(group.iter().map(|behaviour| call(behaviour, runtime)).collect()),
+/// Runs each behaviour of `group` under `runtime`; returns an outcome or an error for each, in order.
+pub fn run_group(group: &[&'static Behaviour], runtime: Runtime) -> Vec<Result<Outcome>> {
+    let all = match group.first().map(|first| &first.procedure) {
+        Some(Procedure::Script(spec, _)) => run_scripts(spec, group, runtime),
+        Some(Procedure::Exec(spec, ..)) => run_execs(spec, group, runtime),
+        Some(Procedure::Calls(_)) | None => Ok(group
+            .iter()
+            .map(|behaviour| run_calls(behaviour, runtime))
+            .collect()),
     };
     all.unwrap_or_else(|error| {
         let text = format!("{error:#}");
@@ -46,18 +52,20 @@ pub fn run_group(group: &[&'static Behaviour], runtime: Runtime) -> Vec<Result<S
     })
 }
 
-fn call(behaviour: &Behaviour, runtime: Runtime) -> Result<Seen> {
-    match behaviour.how {
-        How::Calls(of) => of(runtime),
-        How::Script(..) | How::Exec(..) => Err(anyhow!("{} is no call", behaviour.name)),
+fn run_calls(behaviour: &Behaviour, runtime: Runtime) -> Result<Outcome> {
+    match behaviour.procedure {
+        Procedure::Calls(function) => function(runtime),
+        Procedure::Script(..) | Procedure::Exec(..) => {
+            Err(anyhow!("{} is not made of calls", behaviour.name))
+        }
     }
 }
 
-/// One container whose first process runs all scripts, one after the other.
-fn scripts(spec: &Spec, group: &[&Behaviour], runtime: Runtime) -> Result<Vec<Result<Seen>>> {
+/// Runs one container whose first process runs the scripts of `group` one after another.
+fn run_scripts(spec: &Spec, group: &[&Behaviour], runtime: Runtime) -> Result<Vec<Result<Outcome>>> {
     let mut whole = String::new();
     for behaviour in group {
-        if let How::Script(_, lines) = behaviour.how {
+        if let Procedure::Script(_, lines) = behaviour.procedure {
             whole.push_str(&format!(
                 "(\n{lines}\n) </dev/null; printf '{MARK}%s{MARK}' $?; printf '{MARK}' >&2\n"
             ));
@@ -69,12 +77,13 @@ fn scripts(spec: &Spec, group: &[&Behaviour], runtime: Runtime) -> Result<Vec<Re
         runtime,
         ..Run::default()
     }
-    .finish(&fresh_id(spec.name))?;
-    Ok(split(&output, group.len()))
+    .output(&fresh_id(spec.name))?;
+    Ok(split_outputs(&output, group.len()))
 }
 
-/// A script's output begins where the one before it ended. One that was not reached is an error.
-fn split(output: &Output, count: usize) -> Vec<Result<Seen>> {
+/// Splits the output of a container at the marks into the outcomes of `count` scripts. A script that the
+/// container did not reach or finish becomes an error.
+fn split_outputs(output: &Output, count: usize) -> Vec<Result<Outcome>> {
     let text = output.text();
     let mut stdout = text.split(MARK);
     let mut stderr = output.stderr.split_inclusive(MARK);
@@ -84,13 +93,13 @@ fn split(output: &Output, count: usize) -> Vec<Result<Seen>> {
             let errors = stderr.next().and_then(|errors| errors.strip_suffix(MARK));
             let (Some(out), Some(code), Some(errors)) = (out, code, errors) else {
                 return Err(anyhow!(
-                    "the container ended before (exit code {:?}): {} {}",
+                    "the container exited before the end of this script (exit code {:?}): {} {}",
                     output.code,
                     out.unwrap_or_default(),
                     output.stderr
                 ));
             };
-            Ok(Seen {
+            Ok(Outcome {
                 code: Some(code.parse().context("the exit code of a script")?),
                 stdout: out.to_owned(),
                 stderr: errors.to_owned(),
@@ -99,8 +108,8 @@ fn split(output: &Output, count: usize) -> Vec<Result<Seen>> {
         .collect()
 }
 
-/// One container in the background, with an exec each.
-fn execs(spec: &Spec, group: &[&Behaviour], runtime: Runtime) -> Result<Vec<Result<Seen>>> {
+/// Starts one detached container and runs the commands of `group` in it, one exec process each.
+fn run_execs(spec: &Spec, group: &[&Behaviour], runtime: Runtime) -> Result<Vec<Result<Outcome>>> {
     let bundle = Bundle::new(&["sleep", "1000000"], spec.change)?;
     let id = fresh_id(spec.name);
     Run {
@@ -109,27 +118,27 @@ fn execs(spec: &Spec, group: &[&Behaviour], runtime: Runtime) -> Result<Vec<Resu
         ..Run::default()
     }
     .detach(&id)?;
-    let seen = group
+    let outcome = group
         .iter()
         .enumerate()
-        .map(|(number, behaviour)| match behaviour.how {
-            How::Exec(_, flags, command) => execute(&id, number, flags, command),
-            How::Script(..) | How::Calls(_) => Err(anyhow!("{} is no exec", behaviour.name)),
+        .map(|(number, behaviour)| match behaviour.procedure {
+            Procedure::Exec(_, flags, command) => run_exec(&id, number, flags, command),
+            Procedure::Script(..) | Procedure::Calls(_) => Err(anyhow!("{} is not an exec", behaviour.name)),
         })
         .collect();
     remove_detached(&id)?;
-    Ok(seen)
+    Ok(outcome)
 }
 
-fn execute(id: &str, number: usize, flags: &[&str], command: &[&str]) -> Result<Seen> {
+fn run_exec(id: &str, number: usize, flags: &[&str], command: &[&str]) -> Result<Outcome> {
     let name = format!("exec-{number}");
     let before = ["task", "exec", "--exec-id", &name];
     let arguments = before.iter().chain(flags).chain([&id]).chain(command);
     let output = ctr(arguments.copied())?;
-    ensure!(output.code.is_some(), "ctr was ended by a signal: {output:?}");
-    let mut seen = reason(output.into());
-    seen.stderr = seen.stderr.replace(id, "ID").replace(&name, "EXEC");
-    Ok(seen)
+    ensure!(output.code.is_some(), "ctr was killed by a signal: {output:?}");
+    let mut outcome = strip_error_context(output.into());
+    outcome.stderr = outcome.stderr.replace(id, "ID").replace(&name, "EXEC");
+    Ok(outcome)
 }
 
 #[cfg(test)]
@@ -137,35 +146,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn output_is_cut_at_the_marks() {
+    fn output_is_split_at_the_marks() {
         let output = Output {
             code: Some(0),
             stdout: b"one\n\x1e0\x1e\x1e7\x1ehalf".to_vec(),
             stderr: "\u{1e}no\n\u{1e}dead".to_owned(),
         };
-        let seen = split(&output, 3);
-        let first = seen.first().unwrap().as_ref().unwrap();
+        let outcome = split_outputs(&output, 3);
+        let first = outcome.first().unwrap().as_ref().unwrap();
         assert_eq!(
             (first.code, first.stdout.as_str(), first.stderr.as_str()),
             (Some(0), "one\n", "")
         );
-        let second = seen.get(1).unwrap().as_ref().unwrap();
+        let second = outcome.get(1).unwrap().as_ref().unwrap();
         assert_eq!(
             (second.code, second.stdout.as_str(), second.stderr.as_str()),
             (Some(7), "", "no\n")
         );
-        let third = format!("{:#}", seen.get(2).unwrap().as_ref().unwrap_err());
+        let third = format!("{:#}", outcome.get(2).unwrap().as_ref().unwrap_err());
         assert!(third.contains("half") && third.contains("dead"), "{third}");
     }
 
     #[test]
-    fn those_of_one_specification_are_a_group() {
+    fn scripts_with_the_same_specification_are_one_group() {
         let groups = groups(&crate::parity::behaviours());
         let scripts: Vec<&str> = groups
             .iter()
-            .filter_map(|group| match group.first()?.how {
-                How::Script(spec, _) => Some(spec.name),
-                How::Exec(..) | How::Calls(_) => None,
+            .filter_map(|group| match group.first()?.procedure {
+                Procedure::Script(spec, _) => Some(spec.name),
+                Procedure::Exec(..) | Procedure::Calls(_) => None,
             })
             .collect();
         let mut unique = scripts.clone();

@@ -1,26 +1,27 @@
-//! The specifications that behaviours share: containerd's default one, and that with some fields changed. Many fields
-//! at once where they don't disturb each other: a container costs seconds.
+//! The specifications that behaviours share: containerd's default specification, unchanged or with some
+//! fields changed. Fields that don't affect each other are changed in one specification: each container takes
+//! seconds.
 
 use serde_json::{Value, json};
 
-use crate::containerd::bundle::shared;
+use crate::containerd::bundle::shared_directory;
 
-/// A changed specification.
+/// A change to containerd's default specification.
 #[derive(Debug)]
 pub struct Spec {
-    /// A word for ids; unique.
+    /// Unique; part of the container's id.
     pub name: &'static str,
-    /// What is otherwise than by default.
+    /// Modifies the default specification.
     pub change: fn(&mut Value),
 }
 
-/// containerd's own.
+/// containerd's default specification, unchanged.
 pub const DEFAULT: Spec = Spec {
     name: "default",
     change: |_| (),
 };
 
-/// Everything of `process` but the terminal.
+/// All fields of `process` but the terminal, and the host name.
 pub const PROCESS: Spec = Spec {
     name: "process",
     change: |spec| {
@@ -49,7 +50,7 @@ pub const PROCESS: Spec = Spec {
     },
 };
 
-/// Paths, settings of the kernel, filters of system calls.
+/// A read-only root, masked and read-only paths, sysctls and a seccomp filter.
 pub const KERNEL: Spec = Spec {
     name: "kernel",
     change: |spec| {
@@ -80,11 +81,11 @@ pub const KERNEL: Spec = Spec {
     },
 };
 
-/// Mounts of every kind.
+/// tmpfs, bind and cgroup mounts with options.
 pub const MOUNTS: Spec = Spec {
     name: "mounts",
     change: |spec| {
-        let host = shared(spec);
+        let host = shared_directory(spec);
         let mut add = |destination: &str, kind: &str, source: &str, options: &[&str]| {
             if let Some(mounts) = spec["mounts"].as_array_mut() {
                 mounts.push(json!({
@@ -119,7 +120,7 @@ pub const MOUNTS: Spec = Spec {
     },
 };
 
-/// Device nodes and rules.
+/// Device nodes and device rules.
 pub const DEVICES: Spec = Spec {
     name: "devices",
     change: |spec| {
@@ -142,7 +143,7 @@ pub const DEVICES: Spec = Spec {
     },
 };
 
-/// A user namespace and a cgroup namespace.
+/// A user namespace with id mappings, and a cgroup namespace.
 pub const USERS: Spec = Spec {
     name: "users",
     change: |spec| {
@@ -156,7 +157,7 @@ pub const USERS: Spec = Spec {
     },
 };
 
-/// Limits of the container's cgroup, seen from inside.
+/// Resource limits, and a cgroup namespace and cgroup mount in which the container can read them.
 pub const LIMITS: Spec = Spec {
     name: "limits",
     change: |spec| {

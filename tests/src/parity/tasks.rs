@@ -1,4 +1,5 @@
-//! Several calls of the Task service in a row.
+//! Behaviours of calls of the Task service other than Create and Exec: Kill, Pids, State, Pause, Update,
+//! Stats.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,62 +10,72 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::{Value, json};
 
-use super::process::words;
-use super::{Behaviour, Seen, calls};
+use super::process::keep_words;
+use super::{Behaviour, Outcome, calls};
 use crate::containerd::Runtime;
-use crate::containerd::bundle::{Bundle, shared};
+use crate::containerd::bundle::{Bundle, shared_directory};
 use crate::containerd::ctr::{
     DEADLINE, Foreground, Run, ctr, fresh_id, remove_detached, wait_readable, wait_until_stopped,
 };
 use crate::containerd::task;
 
 pub const BEHAVIOURS: &[Behaviour] = &[
-    calls("kill: 137", &["Task.Kill"], |runtime| killed(runtime, "SIGKILL")),
-    calls("kill: a signal that has a handler", &["Task.Kill"], |runtime| {
-        killed(runtime, "SIGTERM")
+    calls("kill: SIGKILL gives exit code 137", &["Task.Kill"], |runtime| {
+        kill_shell(runtime, "SIGKILL")
+    }),
+    calls("kill: a signal with a handler", &["Task.Kill"], |runtime| {
+        kill_shell(runtime, "SIGTERM")
     }),
     calls(
-        "kill: a first process ignores what it does not handle",
+        "kill: PID 1 ignores a signal without a handler",
         &["Task.Kill"],
-        |runtime| killed(runtime, "SIGUSR1"),
+        |runtime| kill_shell(runtime, "SIGUSR1"),
     ),
-    calls("kill: a task that has ended", &["Task.Kill"], kill_ended),
+    calls("kill: a task that has exited", &["Task.Kill"], kill_exited),
     calls("kill: all processes", &["Task.Kill"], kill_all),
     calls(
-        "kill: a signal that does not exist",
+        "kill: an invalid signal number",
         &["Task.Kill"],
-        kill_nonsense,
+        kill_invalid_signal,
     ),
-    calls("processes are counted", &["Task.Pids"], processes),
+    calls("number of processes", &["Task.Pids"], number_of_processes),
     calls("create, then start", &["Task.Create", "Task.Start"], create_start),
     calls(
-        "a task that runs can't be started or deleted",
+        "a running task can't be started or deleted",
         &["Task.Start", "Task.Delete"],
-        twice,
+        start_or_delete_running,
     ),
     calls(
-        "the state of a task: running, paused, stopped",
+        "task states: running, paused, stopped",
         &["Task.State", "Task.Pause", "Task.Resume"],
         states,
     ),
     calls(
-        "pause: nothing goes on, resume: it does",
+        "pause stops and resume continues all processes",
         &["Task.Pause", "Task.Resume"],
         pause,
     ),
     calls(
-        "pause: it can be killed",
+        "pause: a paused task can be killed",
         &["Task.Pause", "Task.Kill"],
         kill_paused,
     ),
-    calls("update: memory, CPU and processes", &["Task.Update"], update),
-    calls("update: more, then less", &["Task.Update"], update_twice),
-    calls("update: what is not named stays", &["Task.Update"], update_one),
-    calls("metrics: what is told", &["Task.Stats"], metrics),
+    calls("update: memory, CPU and pids limits", &["Task.Update"], update),
+    calls(
+        "update: raise, then lower a limit",
+        &["Task.Update"],
+        update_up_and_down,
+    ),
+    calls(
+        "update: other limits are kept",
+        &["Task.Update"],
+        update_one_limit,
+    ),
+    calls("metrics: limits and usage", &["Task.Stats"], metrics),
 ];
 
-/// A container that counts and handles SIGTERM; SIGUSR1 is followed by SIGTERM.
-fn killed(runtime: Runtime, signal: &str) -> Result<Seen> {
+/// Sends `signal` to a container that handles only SIGTERM, then SIGTERM if the signal was SIGUSR1.
+fn kill_shell(runtime: Runtime, signal: &str) -> Result<Outcome> {
     let script = "trap 'echo handled; exit 43' TERM; echo up; while :; do sleep 0.1; done";
     let mut running = spawn(runtime, script)?;
     let up = running.line()?;
@@ -72,11 +83,12 @@ fn killed(runtime: Runtime, signal: &str) -> Result<Seen> {
     if signal == "SIGUSR1" {
         running.kill("SIGTERM")?;
     }
-    let mut seen = Seen::from(running.finish()?);
-    seen.stdout.insert_str(0, &up);
-    Ok(seen)
+    let mut outcome = Outcome::from(running.wait_with_output()?);
+    outcome.stdout.insert_str(0, &up);
+    Ok(outcome)
 }
 
+/// Starts `sh -c script` in a new container with pipes for its standard streams.
 pub fn spawn(runtime: Runtime, script: &str) -> Result<Foreground> {
     Run {
         command: &["sh", "-c", script],
@@ -86,81 +98,80 @@ pub fn spawn(runtime: Runtime, script: &str) -> Result<Foreground> {
     .spawn(&fresh_id("task"))
 }
 
-/// A container in the background for the time of `look`.
+/// Runs `check` with the id of a detached container that runs `command`, then removes the container.
 pub fn with_detached(
     runtime: Runtime,
     command: &[&str],
-    look: impl FnOnce(&str) -> Result<Seen>,
-) -> Result<Seen> {
+    check: impl FnOnce(&str) -> Result<Outcome>,
+) -> Result<Outcome> {
     let run = Run {
         command,
         runtime,
         ..Run::default()
     };
-    observed(&run, look)
+    with_container(&run, check)
 }
 
-/// What `look` sees of a container that `run` starts.
-pub fn observed(run: &Run<'_>, look: impl FnOnce(&str) -> Result<Seen>) -> Result<Seen> {
+/// Runs `check` with the id of a detached container that `run` starts, then removes the container. The id in
+/// standard error is replaced by `ID`.
+pub fn with_container(run: &Run<'_>, check: impl FnOnce(&str) -> Result<Outcome>) -> Result<Outcome> {
     let id = fresh_id("task");
     run.detach(&id)?;
-    looked_at(&id, look)
+    let outcome = check(&id);
+    remove_detached(&id)?;
+    let mut outcome = outcome?;
+    outcome.stderr = outcome.stderr.replace(&id, "ID");
+    Ok(outcome)
 }
 
-pub fn looked_at(id: &str, look: impl FnOnce(&str) -> Result<Seen>) -> Result<Seen> {
-    let seen = look(id);
-    remove_detached(id)?;
-    let mut seen = seen?;
-    seen.stderr = seen.stderr.replace(id, "ID");
-    Ok(seen)
-}
-
+/// A command that runs until it is killed.
 pub const SLEEP: &[&str] = &["sleep", "1000000"];
 
-pub fn end(id: &str) -> Result<()> {
+/// Sends SIGKILL to the first process of container `id`.
+pub fn kill_container(id: &str) -> Result<()> {
     ctr(["task", "kill", "-s", "SIGKILL", id])?.success().map(drop)
 }
 
-fn kill_ended(runtime: Runtime) -> Result<Seen> {
+fn kill_exited(runtime: Runtime) -> Result<Outcome> {
     with_detached(runtime, &["true"], |id| {
         wait_until_stopped(id)?;
-        Ok(words(
+        Ok(keep_words(
             ctr(["task", "kill", id])?.into(),
             &["process already finished"],
         ))
     })
 }
 
-fn kill_all(runtime: Runtime) -> Result<Seen> {
+fn kill_all(runtime: Runtime) -> Result<Outcome> {
     let script = "exec 2>/dev/null; trap 'echo parent' TERM; sh -c \"trap 'echo child; exit' TERM; echo up; while :; do sleep 0.1; done\"; echo end; exit 6";
     let mut running = spawn(runtime, script)?;
     let up = running.line()?;
     ctr(["task", "kill", "--all", "-s", "SIGTERM", &running.id])?.success()?;
-    let mut seen = Seen::from(running.finish()?);
-    seen.stdout.insert_str(0, &up);
-    Ok(seen)
+    let mut outcome = Outcome::from(running.wait_with_output()?);
+    outcome.stdout.insert_str(0, &up);
+    Ok(outcome)
 }
 
-fn kill_nonsense(runtime: Runtime) -> Result<Seen> {
+fn kill_invalid_signal(runtime: Runtime) -> Result<Outcome> {
     with_detached(runtime, SLEEP, |id| {
-        Ok(words(
+        Ok(keep_words(
             ctr(["task", "kill", "-s", "99", id])?.into(),
-            // How a code is said differs between versions of containerd.
+            // The text of the error differs between versions of containerd.
             &[],
         ))
     })
 }
 
-fn processes(runtime: Runtime) -> Result<Seen> {
+fn number_of_processes(runtime: Runtime) -> Result<Outcome> {
     let command = ["sh", "-c", "sleep 1000 & sleep 1000 & wait"];
     with_detached(runtime, &command, |id| {
         ctr(["task", "exec", "--exec-id", "x", id, "true"])?.success()?;
         let listed = ctr(["task", "ps", id])?.success()?;
-        Ok(Seen::text(format!("{} lines", listed.lines().count())))
+        Ok(Outcome::text(format!("{} lines", listed.lines().count())))
     })
 }
 
-fn create_start(runtime: Runtime) -> Result<Seen> {
+fn create_start(runtime: Runtime) -> Result<Outcome> {
     let id = fresh_id("create");
     let bundle = Bundle::new(&["sh", "-c", "echo started; exit 3"], |_| ())?;
     let config = bundle.config()?.display().to_string();
@@ -179,15 +190,15 @@ fn create_start(runtime: Runtime) -> Result<Seen> {
     Ok(output.into())
 }
 
-fn twice(runtime: Runtime) -> Result<Seen> {
+fn start_or_delete_running(runtime: Runtime) -> Result<Outcome> {
     with_detached(runtime, SLEEP, |id| {
-        let started: Seen = words(ctr(["task", "start", id])?.into(), &["already exists"]);
-        let deleted: Seen = words(ctr(["task", "delete", id])?.into(), &["failed precondition"]);
-        Ok(Seen::text(format!("{started:?} {deleted:?} {}", state(id)?)))
+        let started: Outcome = keep_words(ctr(["task", "start", id])?.into(), &["already exists"]);
+        let deleted: Outcome = keep_words(ctr(["task", "delete", id])?.into(), &["failed precondition"]);
+        Ok(Outcome::text(format!("{started:?} {deleted:?} {}", state(id)?)))
     })
 }
 
-/// What `ctr task list` says of a task.
+/// The state of task `id` in `ctr task list`.
 pub fn state(id: &str) -> Result<&'static str> {
     let listed = ctr(["task", "list"])?.success()?;
     let line = listed
@@ -201,25 +212,26 @@ pub fn state(id: &str) -> Result<&'static str> {
         .with_context(|| line.to_owned())
 }
 
-fn states(runtime: Runtime) -> Result<Seen> {
+fn states(runtime: Runtime) -> Result<Outcome> {
     with_detached(runtime, SLEEP, |id| {
         let mut all = vec![state(id)?];
         ctr(["task", "pause", id])?.success()?;
         all.push(state(id)?);
         ctr(["task", "resume", id])?.success()?;
         all.push(state(id)?);
-        end(id)?;
+        kill_container(id)?;
         wait_until_stopped(id)?;
         all.push(state(id)?);
-        Ok(Seen::text(all.join(" ")))
+        Ok(Outcome::text(all.join(" ")))
     })
 }
 
-/// A container that counts into a file of the host's.
-fn counting(runtime: Runtime, look: impl FnOnce(&str, &Path) -> Result<Seen>) -> Result<Seen> {
+/// Runs `check` with the id of a container that writes ever higher numbers to a file of the host, and with
+/// that file's directory.
+fn with_counter(runtime: Runtime, check: impl FnOnce(&str, &Path) -> Result<Outcome>) -> Result<Outcome> {
     let script = "i=0; while :; do i=$((i+1)); echo $i > /data/count; sleep 0.05; done";
     let bundle = Bundle::new(&["sh", "-c", script], |spec| {
-        let source = shared(spec);
+        let source = shared_directory(spec);
         if let Some(mounts) = spec["mounts"].as_array_mut() {
             mounts.push(
                 json!({"destination": "/data", "type": "bind", "source": source, "options": ["rbind"]}),
@@ -231,37 +243,37 @@ fn counting(runtime: Runtime, look: impl FnOnce(&str, &Path) -> Result<Seen>) ->
         runtime,
         ..Run::default()
     };
-    observed(&run, |id| look(id, &bundle.shared()))
+    with_container(&run, |id| check(id, &bundle.shared_directory()))
 }
 
-/// Whether something is written in `directory` within `time`.
+/// Whether a file in `directory` is written to within `time`.
 fn written(directory: &Path, time: Duration) -> Result<bool> {
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
     inotify.add_watch(directory, AddWatchFlags::IN_MODIFY)?;
     Ok(wait_readable(&inotify, Instant::now() + time).is_ok())
 }
 
-fn pause(runtime: Runtime) -> Result<Seen> {
-    counting(runtime, |id, directory| {
+fn pause(runtime: Runtime) -> Result<Outcome> {
+    with_counter(runtime, |id, directory| {
         let mut all = vec![written(directory, DEADLINE)?];
         ctr(["task", "pause", id])?.success()?;
         all.push(written(directory, Duration::from_secs(2))?);
         ctr(["task", "resume", id])?.success()?;
         all.push(written(directory, DEADLINE)?);
-        Ok(Seen::text(format!("{all:?}")))
+        Ok(Outcome::text(format!("{all:?}")))
     })
 }
 
-fn kill_paused(runtime: Runtime) -> Result<Seen> {
+fn kill_paused(runtime: Runtime) -> Result<Outcome> {
     let mut running = spawn(runtime, "echo up; while :; do sleep 0.1; done")?;
     running.line()?;
     ctr(["task", "pause", &running.id])?.success()?;
     running.kill("SIGKILL")?;
-    Ok(running.finish()?.into())
+    Ok(running.wait_with_output()?.into())
 }
 
-/// Update, as Kubernetes makes it of a running container.
-fn change(id: &str, resources: &Value) -> Result<()> {
+/// Calls Update with `resources`, as Kubernetes does for a running container.
+fn call_update(id: &str, resources: &Value) -> Result<()> {
     let mut request = UpdateTaskRequest::new();
     request.set_id(id.to_owned());
     request.set_resources(Any {
@@ -275,10 +287,12 @@ fn change(id: &str, resources: &Value) -> Result<()> {
         .map_err(|status| anyhow::anyhow!("{:?}: {}", status.code(), status.message()))
 }
 
-const FILES: &str = "cd /sys/fs/cgroup; cat memory.max memory.low cpu.max pids.max";
+/// Prints the limits that [`updated`] compares.
+const PRINT_LIMITS: &str = "cd /sys/fs/cgroup; cat memory.max memory.low cpu.max pids.max";
 
-/// The limits after each of `updates` to a container that starts with some.
-fn updated(runtime: Runtime, updates: &[Value]) -> Result<Seen> {
+/// Applies each of `updates` to a container that was created with limits; prints its limits after each of
+/// them.
+fn updated(runtime: Runtime, updates: &[Value]) -> Result<Outcome> {
     let bundle = Bundle::new(SLEEP, |spec| {
         (super::specs::LIMITS.change)(spec);
         spec["linux"]["resources"] = json!({
@@ -291,18 +305,19 @@ fn updated(runtime: Runtime, updates: &[Value]) -> Result<Seen> {
         runtime,
         ..Run::default()
     };
-    observed(&run, |id| {
-        let mut all = Seen::default();
+    with_container(&run, |id| {
+        let mut all = Outcome::default();
         for (number, resources) in updates.iter().enumerate() {
-            change(id, resources)?;
+            call_update(id, resources)?;
             let name = format!("x{number}");
-            all.stdout += &ctr(["task", "exec", "--exec-id", &name, id, "sh", "-c", FILES])?.success()?;
+            all.stdout +=
+                &ctr(["task", "exec", "--exec-id", &name, id, "sh", "-c", PRINT_LIMITS])?.success()?;
         }
         Ok(all)
     })
 }
 
-fn update(runtime: Runtime) -> Result<Seen> {
+fn update(runtime: Runtime) -> Result<Outcome> {
     updated(
         runtime,
         &[json!({
@@ -312,7 +327,7 @@ fn update(runtime: Runtime) -> Result<Seen> {
     )
 }
 
-fn update_twice(runtime: Runtime) -> Result<Seen> {
+fn update_up_and_down(runtime: Runtime) -> Result<Outcome> {
     updated(
         runtime,
         &[
@@ -322,12 +337,13 @@ fn update_twice(runtime: Runtime) -> Result<Seen> {
     )
 }
 
-fn update_one(runtime: Runtime) -> Result<Seen> {
+fn update_one_limit(runtime: Runtime) -> Result<Outcome> {
     updated(runtime, &[json!({"cpu": {"quota": 30_000, "period": 100_000}})])
 }
 
-/// Names of what `ctr task metrics` tells, and the figures that are known: the limits.
-fn metrics(runtime: Runtime) -> Result<Seen> {
+/// Prints the values of `ctr task metrics` that are the same in each run, and whether the others are
+/// plausible.
+fn metrics(runtime: Runtime) -> Result<Outcome> {
     let bundle = Bundle::new(SLEEP, |spec| {
         spec["linux"]["resources"]["memory"] = json!({"limit": 67_108_864});
         spec["linux"]["resources"]["pids"] = json!({"limit": 50});
@@ -337,7 +353,7 @@ fn metrics(runtime: Runtime) -> Result<Seen> {
         runtime,
         ..Run::default()
     };
-    observed(&run, |id| {
+    with_container(&run, |id| {
         let text = ctr(["task", "metrics", "--format", "json", id])?.success()?;
         let metrics: Value = serde_json::from_str(&text)?;
         let used = metrics["memory"]["usage"].as_u64().unwrap_or_default();
@@ -349,6 +365,6 @@ fn metrics(runtime: Runtime) -> Result<Seen> {
             metrics["cpu"]["usage_usec"].as_u64() > Some(0),
             metrics["memory"]["swap_limit"],
         );
-        Ok(Seen::text(stdout))
+        Ok(Outcome::text(stdout))
     })
 }

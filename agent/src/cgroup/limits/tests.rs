@@ -1,4 +1,6 @@
-//! From a spec's resources to files, as tables.
+//! Tables of `linux.resources` and the settings they become.
+
+use std::fs;
 
 use serde_json::{Value, json};
 
@@ -8,12 +10,12 @@ fn resources(json: Value) -> LinuxResources {
     serde_json::from_value(json).unwrap()
 }
 
-/// Settings as one line each.
+/// The settings of `json`, one line per setting: `file=text`, `?=` for SetIfPresent, `=…` for SetSecondField.
 fn lines(json: Value) -> Vec<String> {
     let line = |setting: Setting| match setting.change {
         Change::Set(text) => format!("{}={text}", setting.file),
-        Change::SetWhereItIs(text) => format!("{}?={text}", setting.file),
-        Change::SetSecond(text) => format!("{}=… {text}", setting.file),
+        Change::SetIfPresent(text) => format!("{}?={text}", setting.file),
+        Change::SetSecondField(text) => format!("{}=… {text}", setting.file),
         Change::RequireAtMost(most) => format!("{}<={most}", setting.file),
     };
     settings(&resources(json))
@@ -87,7 +89,7 @@ fn each_resource_becomes_files_of_cgroup_v2() {
 }
 
 #[test]
-fn memory_and_swap() {
+fn memory_and_swap_become_separate_limits() {
     for (json, want) in [
         (json!({}), &[][..]),
         (json!({"limit": 1000}), &["memory.max=1000"]),
@@ -130,7 +132,7 @@ fn memory_and_swap() {
 }
 
 #[test]
-fn what_means_nothing_is_refused_by_its_field() {
+fn invalid_values_are_refused_by_field() {
     for (json, field) in [
         (json!({"memory": {"limit": -2}}), "memory.limit"),
         (json!({"memory": {"limit": 5, "swap": -2}}), "memory.swap"),
@@ -183,7 +185,7 @@ fn what_means_nothing_is_refused_by_its_field() {
 }
 
 #[test]
-fn names_in_unified_are_files_of_controllers() {
+fn unified_accepts_only_files_of_controllers() {
     for name in [
         "",
         "memory",
@@ -208,7 +210,7 @@ fn names_in_unified_are_files_of_controllers() {
 }
 
 #[test]
-fn weights_meet_both_ends_and_the_usual_one() {
+fn weights_match_runc_at_minimum_default_and_maximum() {
     for (shares, want) in [
         (1, 1),
         (2, 1),
@@ -225,7 +227,7 @@ fn weights_meet_both_ends_and_the_usual_one() {
 }
 
 #[test]
-fn files_are_written_in_order() {
+fn settings_are_applied_in_order_until_one_fails() {
     let directory = tempfile::tempdir().unwrap();
     let path = |file: &str| directory.path().join(file);
     for (file, text) in [
@@ -235,12 +237,12 @@ fn files_are_written_in_order() {
     ] {
         fs::write(path(file), text).unwrap();
     }
-    let apply = |json: Value| write(directory.path(), &settings(&resources(json)).unwrap());
+    let apply = |json: Value| apply(directory.path(), &settings(&resources(json)).unwrap());
     apply(
         json!({"cpu": {"period": 50_000}, "memory": {"limit": 900, "swap": 900, "checkBeforeUpdate": true}}),
     )
     .unwrap();
-    // A plain file keeps the rest of what it had.
+    // These are ordinary files, which keep the rest of their old content.
     assert!(
         fs::read_to_string(path("cpu.max"))
             .unwrap()
@@ -260,7 +262,9 @@ fn files_are_written_in_order() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("linux.resources.hugepageLimits: the guest's kernel has no hugetlb.16GB.max"),
+        error.contains(
+            "linux.resources.hugepageLimits: the guest's kernel has no cgroup file hugetlb.16GB.max"
+        ),
         "{error}"
     );
 }

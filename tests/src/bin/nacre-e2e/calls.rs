@@ -1,4 +1,4 @@
-//! Calls of the Task service made of the shim itself: the codes of errors, and what is true of figures.
+//! Tests of Task calls made directly to the shim: the codes of errors, and the values of Pids and Stats.
 
 use anyhow::{Result, ensure};
 use containerd_shim_protos::api::{
@@ -16,20 +16,25 @@ use ttrpc::Code;
 use crate::{Test, core, test};
 
 pub const TESTS: &[Test] = &[
-    core("errors of calls have the right codes", codes),
+    core("failed calls return the right codes", error_codes),
     test(
-        "errors of calls to a task that has ended have the right codes",
-        codes_after_end,
+        "failed calls to an exited task return the right codes",
+        error_codes_after_exit,
     ),
-    test("processes of a container are told", pids),
-    test("metrics are true to the container's cgroup", metrics),
+    test("Pids returns the container's processes", pids),
+    test("metrics match the container's cgroup", metrics),
 ];
 
-/// The code that `method` fails with.
-fn fails(id: &str, method: &str, request: &(impl Message + std::fmt::Debug), code: Code) -> Result<()> {
-    let answer: Result<Empty, ttrpc::Status> = task::call(id, method, request)?;
-    match answer {
-        Ok(_) => anyhow::bail!("{method} {request:?} was answered"),
+/// Checks that a call of `method` fails with `code` and a message.
+fn expect_error(
+    id: &str,
+    method: &str,
+    request: &(impl Message + std::fmt::Debug),
+    code: Code,
+) -> Result<()> {
+    let response: Result<Empty, ttrpc::Status> = task::call(id, method, request)?;
+    match response {
+        Ok(_) => anyhow::bail!("{method} {request:?} succeeded"),
         Err(status) => {
             ensure!(
                 status.code() == code,
@@ -37,7 +42,7 @@ fn fails(id: &str, method: &str, request: &(impl Message + std::fmt::Debug), cod
                 status.code(),
                 status.message()
             );
-            ensure!(!status.message().is_empty(), "{method} fails without a word");
+            ensure!(!status.message().is_empty(), "{method} failed without a message");
             Ok(())
         }
     }
@@ -74,8 +79,9 @@ fn update(resources: &str) -> UpdateTaskRequest {
     }
 }
 
-/// Gives a request the task's id. All requests of the service have the field, none shares a trait for it.
-macro_rules! of {
+/// Sets the field `id` of a request. All requests of the service have the field, but no trait gives access to
+/// it.
+macro_rules! with_id {
     ($id:expr, $request:expr) => {{
         let mut request = $request;
         request.id = $id.to_owned();
@@ -83,169 +89,124 @@ macro_rules! of {
     }};
 }
 
-fn codes() -> Result<()> {
+fn error_codes() -> Result<()> {
     let id = fresh_id("codes");
     Run {
         command: &["sleep", "1000000"],
         ..Run::default()
     }
     .detach(&id)?;
-    let seen = codes_of(&id);
+    let checked = unknown_ids(&id)
+        .and_then(|()| running_task(&id))
+        .and_then(|()| invalid_requests(&id))
+        .and_then(|()| exec_id_in_use(&id))
+        .and_then(|()| paused_task(&id));
     remove_detached(&id)?;
-    seen
+    checked
 }
 
-fn codes_of(id: &str) -> Result<()> {
-    let named = |exec_id: &str| exec_id.to_owned();
-    fails(
-        id,
-        "State",
-        &of!("no-such-task", StateRequest::new()),
-        Code::NOT_FOUND,
-    )?;
-    fails(
-        id,
-        "State",
-        &of!(
-            id,
-            StateRequest {
-                exec_id: named("none"),
-                ..StateRequest::new()
-            }
-        ),
-        Code::NOT_FOUND,
-    )?;
-    fails(
-        id,
-        "Start",
-        &of!(
-            id,
-            StartRequest {
-                exec_id: named("none"),
-                ..StartRequest::new()
-            }
-        ),
-        Code::NOT_FOUND,
-    )?;
-    fails(
-        id,
-        "Start",
-        &of!(id, StartRequest::new()),
-        Code::FAILED_PRECONDITION,
-    )?;
-    fails(
-        id,
-        "Delete",
-        &of!(
-            id,
-            DeleteRequest {
-                exec_id: named("none"),
-                ..DeleteRequest::new()
-            }
-        ),
-        Code::NOT_FOUND,
-    )?;
-    fails(
-        id,
-        "Delete",
-        &of!(id, DeleteRequest::new()),
-        Code::FAILED_PRECONDITION,
-    )?;
-    fails(id, "Kill", &of!(id, kill("none", 9)), Code::NOT_FOUND)?;
-    fails(id, "Kill", &of!(id, kill("", 999)), Code::INVALID_ARGUMENT)?;
-    fails(
-        id,
-        "CloseIO",
-        &of!(
-            id,
-            CloseIORequest {
-                exec_id: named("none"),
-                stdin: true,
-                ..CloseIORequest::new()
-            }
-        ),
-        Code::NOT_FOUND,
-    )?;
-    fails(id, "Exec", &of!(id, exec("x", "no JSON")), Code::INVALID_ARGUMENT)?;
-    fails(id, "Exec", &of!(id, exec("x", "{}")), Code::INVALID_ARGUMENT)?;
-    fails(id, "Exec", &of!(id, exec("", "{}")), Code::INVALID_ARGUMENT)?;
-    let process = json!({"args": ["true"], "cwd": "/"}).to_string();
-    let added: Result<Empty, ttrpc::Status> = task::call(id, "Exec", &of!(id, exec("taken", &process)))?;
+/// A process that `Exec` accepts.
+fn valid_process() -> String {
+    json!({"args": ["true"], "cwd": "/"}).to_string()
+}
+
+fn unknown_ids(id: &str) -> Result<()> {
+    let unknown = "none";
+    let state = with_id!("no-such-task", StateRequest::new());
+    expect_error(id, "State", &state, Code::NOT_FOUND)?;
+    let mut state = with_id!(id, StateRequest::new());
+    state.exec_id = unknown.to_owned();
+    expect_error(id, "State", &state, Code::NOT_FOUND)?;
+    let mut start = with_id!(id, StartRequest::new());
+    start.exec_id = unknown.to_owned();
+    expect_error(id, "Start", &start, Code::NOT_FOUND)?;
+    let mut delete = with_id!(id, DeleteRequest::new());
+    delete.exec_id = unknown.to_owned();
+    expect_error(id, "Delete", &delete, Code::NOT_FOUND)?;
+    expect_error(id, "Kill", &with_id!(id, kill(unknown, 9)), Code::NOT_FOUND)?;
+    let mut close = with_id!(id, CloseIORequest::new());
+    close.exec_id = unknown.to_owned();
+    close.stdin = true;
+    expect_error(id, "CloseIO", &close, Code::NOT_FOUND)
+}
+
+fn running_task(id: &str) -> Result<()> {
+    let start = with_id!(id, StartRequest::new());
+    expect_error(id, "Start", &start, Code::FAILED_PRECONDITION)?;
+    let delete = with_id!(id, DeleteRequest::new());
+    expect_error(id, "Delete", &delete, Code::FAILED_PRECONDITION)?;
+    let resume = with_id!(id, ResumeRequest::new());
+    expect_error(id, "Resume", &resume, Code::FAILED_PRECONDITION)
+}
+
+fn invalid_requests(id: &str) -> Result<()> {
+    expect_error(id, "Kill", &with_id!(id, kill("", 999)), Code::INVALID_ARGUMENT)?;
+    for (exec_id, process) in [("x", "no JSON"), ("x", "{}"), ("", "{}")] {
+        let request = with_id!(id, exec(exec_id, process));
+        expect_error(id, "Exec", &request, Code::INVALID_ARGUMENT)?;
+    }
+    for resources in ["no JSON", r#"{"pids":{"limit":"many"}}"#] {
+        let request = with_id!(id, update(resources));
+        expect_error(id, "Update", &request, Code::INVALID_ARGUMENT)?;
+    }
+    let checkpoint = with_id!(id, CheckpointTaskRequest::new());
+    expect_error(id, "Checkpoint", &checkpoint, Code::UNIMPLEMENTED)
+}
+
+fn exec_id_in_use(id: &str) -> Result<()> {
+    let request = with_id!(id, exec("taken", &valid_process()));
+    let added: Result<Empty, ttrpc::Status> = task::call(id, "Exec", &request)?;
     ensure!(added.is_ok(), "Exec failed: {added:?}");
-    fails(
-        id,
-        "Exec",
-        &of!(id, exec("taken", &process)),
-        Code::ALREADY_EXISTS,
-    )?;
-    fails(id, "Update", &of!(id, update("no JSON")), Code::INVALID_ARGUMENT)?;
-    fails(
-        id,
-        "Update",
-        &of!(id, update(r#"{"pids":{"limit":"many"}}"#)),
-        Code::INVALID_ARGUMENT,
-    )?;
-    fails(
-        id,
-        "Checkpoint",
-        &of!(id, CheckpointTaskRequest::new()),
-        Code::UNIMPLEMENTED,
-    )?;
-    fails(
-        id,
-        "Resume",
-        &of!(id, ResumeRequest::new()),
-        Code::FAILED_PRECONDITION,
-    )?;
-    let paused: Result<Empty, ttrpc::Status> = task::call(id, "Pause", &of!(id, PauseRequest::new()))?;
-    ensure!(paused.is_ok(), "Pause failed: {paused:?}");
-    fails(
-        id,
-        "Pause",
-        &of!(id, PauseRequest::new()),
-        Code::FAILED_PRECONDITION,
-    )?;
-    fails(
-        id,
-        "Exec",
-        &of!(id, exec("y", &process)),
-        Code::FAILED_PRECONDITION,
-    )?;
-    Ok(())
+    expect_error(id, "Exec", &request, Code::ALREADY_EXISTS)
 }
 
-fn codes_after_end() -> Result<()> {
+/// Leaves the task paused.
+fn paused_task(id: &str) -> Result<()> {
+    let pause = with_id!(id, PauseRequest::new());
+    let paused: Result<Empty, ttrpc::Status> = task::call(id, "Pause", &pause)?;
+    ensure!(paused.is_ok(), "Pause failed: {paused:?}");
+    expect_error(id, "Pause", &pause, Code::FAILED_PRECONDITION)?;
+    let request = with_id!(id, exec("y", &valid_process()));
+    expect_error(id, "Exec", &request, Code::FAILED_PRECONDITION)
+}
+
+fn error_codes_after_exit() -> Result<()> {
     let id = fresh_id("ended");
     Run {
         command: &["true"],
         ..Run::default()
     }
     .detach(&id)?;
-    let seen = wait_until_stopped(&id).and_then(|()| {
-        let process = json!({"args": ["true"], "cwd": "/"}).to_string();
-        fails(
+    let checked = wait_until_stopped(&id).and_then(|()| {
+        let process = valid_process();
+        expect_error(
             &id,
             "Exec",
-            &of!(id, exec("x", &process)),
+            &with_id!(id, exec("x", &process)),
             Code::FAILED_PRECONDITION,
         )?;
-        fails(
+        expect_error(
             &id,
             "Pause",
-            &of!(id, PauseRequest::new()),
+            &with_id!(id, PauseRequest::new()),
             Code::FAILED_PRECONDITION,
         )?;
-        fails(
+        expect_error(
             &id,
             "Resume",
-            &of!(id, ResumeRequest::new()),
+            &with_id!(id, ResumeRequest::new()),
             Code::FAILED_PRECONDITION,
         )?;
-        fails(&id, "Kill", &of!(id, kill("", 9)), Code::NOT_FOUND)?;
-        fails(&id, "Update", &of!(id, update("{}")), Code::FAILED_PRECONDITION)
+        expect_error(&id, "Kill", &with_id!(id, kill("", 9)), Code::NOT_FOUND)?;
+        expect_error(
+            &id,
+            "Update",
+            &with_id!(id, update("{}")),
+            Code::FAILED_PRECONDITION,
+        )
     });
     remove_detached(&id)?;
-    seen
+    checked
 }
 
 fn pids() -> Result<()> {
@@ -255,7 +216,7 @@ fn pids() -> Result<()> {
         ..Run::default()
     }
     .detach(&id)?;
-    // The exec is over when it is deleted, and by then the shell has started both.
+    // This exec exits once the container's shell has started both processes.
     ctr([
         "task",
         "exec",
@@ -267,15 +228,16 @@ fn pids() -> Result<()> {
         "until [ $(pidof sleep | wc -w) = 2 ]; do :; done",
     ])?
     .success()?;
-    let answer: Result<PidsResponse, ttrpc::Status> = task::call(&id, "Pids", &of!(id, PidsRequest::new()))?;
+    let response: Result<PidsResponse, ttrpc::Status> =
+        task::call(&id, "Pids", &with_id!(id, PidsRequest::new()))?;
     remove_detached(&id)?;
-    let answer = answer.map_err(|status| anyhow::anyhow!("{status:?}"))?;
-    let pids: Vec<u32> = answer.processes.iter().map(|process| process.pid).collect();
-    ensure!(pids.len() == 3, "three processes expected: {pids:?}");
+    let response = response.map_err(|status| anyhow::anyhow!("{status:?}"))?;
+    let pids: Vec<u32> = response.processes.iter().map(|process| process.pid).collect();
+    ensure!(pids.len() == 3, "expected three processes: {pids:?}");
     Ok(())
 }
 
-/// 50 MiB in /dev/shm are the container's, and both its cgroup and the metrics say so.
+/// Writes 50 MiB to /dev/shm and checks that both the container's cgroup and the metrics count them.
 fn metrics() -> Result<()> {
     let script = "dd if=/dev/zero of=/dev/shm/x bs=1M count=50 2>/dev/null; cat /sys/fs/cgroup/memory.current /sys/fs/cgroup/pids.current";
     let bundle = Bundle::new(&["sleep", "1000000"], |spec| {
@@ -291,28 +253,28 @@ fn metrics() -> Result<()> {
         ..Run::default()
     }
     .detach(&id)?;
-    let told = || -> Result<Value> {
+    let read_metrics = || -> Result<Value> {
         let text = ctr(["task", "metrics", "--format", "json", &id])?.success()?;
         Ok(serde_json::from_str(&text)?)
     };
-    let seen = (|| {
-        let before = told()?;
+    let measured = (|| {
+        let before = read_metrics()?;
         let inside = ctr(["task", "exec", "--exec-id", "x", &id, "sh", "-c", script])?.success()?;
-        Ok::<_, anyhow::Error>((before, inside, told()?))
+        Ok::<_, anyhow::Error>((before, inside, read_metrics()?))
     })();
     remove_detached(&id)?;
-    let (before, inside, after) = seen?;
+    let (before, inside, after) = measured?;
     let usage = |metrics: &Value| metrics["memory"]["usage"].as_u64().unwrap_or_default();
     let current: u64 = inside.lines().next().unwrap_or_default().parse()?;
     ensure!(
         usage(&after) >= usage(&before) + (50 << 20) && usage(&after) < 134_217_728,
-        "50 MiB more: {} then {}",
+        "expected 50 MiB more: {} before, {} after",
         usage(&before),
         usage(&after)
     );
     ensure!(
         current.abs_diff(usage(&after)) < 4 << 20,
-        "memory.current {current}, told {}",
+        "memory.current is {current}, metrics have {}",
         usage(&after)
     );
     ensure!(

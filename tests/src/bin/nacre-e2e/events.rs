@@ -1,10 +1,12 @@
-//! The events that containerd gets of a task, in their order.
+//! Tests of the events that containerd publishes for a task, and their order.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use nacre_tests::containerd::ctr::{Foreground, IMAGE, Run, ctr, fresh_id, remove_detached, wait_readable};
+use nacre_tests::containerd::ctr::{
+    Foreground, IMAGE, Run, ctr, fresh_id, remove_detached, wait_readable, wait_until_stopped,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -13,20 +15,24 @@ use crate::{Test, core, test};
 
 pub const TESTS: &[Test] = &[
     core("all events of a task, in order", all_events),
-    test("events wait while containerd is away", containerd_away),
     test(
-        "a container that runs out of memory: TaskOOM and 137",
+        "events are delivered after containerd was stopped",
+        containerd_stopped,
+    ),
+    test(
+        "an OOM-killed container: TaskOOM and exit code 137",
         out_of_memory,
     ),
 ];
 
-/// `ctr events`, once it is told something.
+/// A `ctr events` process that is subscribed.
 struct Events(Foreground);
 
 impl Events {
+    /// Starts `ctr events` and waits until it is subscribed.
     fn listen() -> Result<Self> {
         let events = Foreground::ctr(&["events"], "events")?;
-        // ctr does not say when it listens: things happen until it tells of one.
+        // ctr does not report when it has subscribed: cause events until it prints one.
         for number in 0..60 {
             let label = format!("probe={number}");
             ctr(["images", "label", IMAGE, &label])?.success()?;
@@ -34,22 +40,23 @@ impl Events {
                 return Ok(Self(events));
             }
         }
-        anyhow::bail!("ctr events tells nothing")
+        anyhow::bail!("ctr events printed nothing for 60 events")
     }
 
-    /// Topics of task `id` until `last` has come `times` times; an exec's are told with its id.
+    /// Returns the topics of task `id` up to the `times`-th `last`. The exec id follows the topic of an exec
+    /// process.
     fn until(mut self, id: &str, last: &str, times: usize) -> Result<Vec<String>> {
         let mut topics: Vec<String> = Vec::new();
         while topics.iter().filter(|topic| *topic == last).count() < times {
             let line = self
                 .0
                 .line()
-                .with_context(|| format!("waiting for {last}; told so far: {topics:?}"))?;
+                .with_context(|| format!("waiting for {last}; events so far: {topics:?}"))?;
             if let Some(topic) = topic(&line, id)? {
                 topics.push(topic);
             }
         }
-        self.0.end()?;
+        self.0.kill_ctr()?;
         Ok(topics)
     }
 }
@@ -94,7 +101,10 @@ fn all_events() -> Result<()> {
     ctr(["task", "kill", "-s", "SIGKILL", &id])?.success()?;
     remove_detached(&id)?;
     let topics = events.until(&id, "delete", 1)?;
-    ensure!(greedy.code == Some(137), "an exec out of memory gave {greedy:?}");
+    ensure!(
+        greedy.code == Some(137),
+        "an OOM-killed exec process gave {greedy:?}"
+    );
     let want = [
         "create",
         "start",
@@ -110,13 +120,13 @@ fn all_events() -> Result<()> {
         "exit",
         "delete",
     ];
-    // What containerd's own client tells of an exec's removal is of no interest here.
+    // Containerd's client publishes events for deleted exec processes. They are not the shim's.
     let topics: Vec<&str> = topics
         .iter()
         .map(String::as_str)
         .filter(|topic| !topic.starts_with("delete "))
         .collect();
-    ensure!(topics == want, "events came as {topics:?}");
+    ensure!(topics == want, "the events were {topics:?}");
     Ok(())
 }
 
@@ -128,18 +138,18 @@ fn out_of_memory() -> Result<()> {
         command: &["tail", "/dev/zero"],
         ..Run::default()
     };
-    let output = run.finish(&id)?;
+    let output = run.output(&id)?;
     let topics = events.until(&id, "delete", 1)?;
     ensure!(output.code == Some(137), "{output:?}");
     ensure!(
         topics == ["create", "start", "oom", "exit", "delete"],
-        "events came as {topics:?}"
+        "the events were {topics:?}"
     );
     Ok(())
 }
 
-/// Stops containerd for longer than a shim waits for an answer.
-fn containerd_away() -> Result<()> {
+/// Stops containerd for longer than a shim waits for an event to be acknowledged.
+fn containerd_stopped() -> Result<()> {
     let events = Events::listen()?;
     let directory = tempfile::tempdir()?;
     let mount = format!(
@@ -159,29 +169,29 @@ fn containerd_away() -> Result<()> {
     run.detach(&id)?;
     let containerd = Pid::from_raw(i32::try_from(containerd_pid()?)?);
     kill(containerd, Signal::SIGSTOP)?;
-    let away = fs::write(directory.path().join("go"), "").and_then(|()| {
+    let stopped = fs::write(directory.path().join("go"), "").and_then(|()| {
         let pidfd = rustix::process::pidfd_open(
             rustix::process::Pid::from_raw(containerd.as_raw()).ok_or(std::io::ErrorKind::NotFound)?,
             rustix::process::PidfdFlags::empty(),
         )?;
-        // It does not end: this is how long it is away.
+        // containerd does not exit, so that this waits for the full 12 s.
         let _ = wait_readable(&pidfd, Instant::now() + Duration::from_secs(12));
         Ok(())
     });
     kill(containerd, Signal::SIGCONT)?;
-    away?;
-    nacre_tests::containerd::ctr::wait_until_stopped(&id)?;
-    let gone = directory.path().join("gone").exists();
+    stopped?;
+    wait_until_stopped(&id)?;
+    let exited = directory.path().join("gone").exists();
     let deleted = ctr(["task", "delete", &id])?;
     ctr(["containers", "delete", &id])?.success()?;
-    // Of an event that was not acknowledged in time nobody knows whether it came: it may be told again.
+    // The shim sends an event again if it was not acknowledged in time, so that it may arrive twice.
     let mut topics = events.until(&id, "delete", 1)?;
     topics.dedup();
-    ensure!(gone, "the container did not end while containerd was away");
+    ensure!(exited, "the container did not exit while containerd was stopped");
     ensure!(deleted.stderr.contains("exit code 9"), "{deleted:?}");
     ensure!(
         topics == ["create", "start", "exit", "delete"],
-        "events came as {topics:?}"
+        "the events were {topics:?}"
     );
     Ok(())
 }

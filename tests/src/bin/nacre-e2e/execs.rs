@@ -1,4 +1,5 @@
-//! `ctr task exec` in numbers: all of them right, several at a time, and nothing grows.
+//! Tests of many `ctr task exec` commands at a time: each returns its own output and exit code, and no memory
+//! grows.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -11,32 +12,35 @@ use crate::leaks::nacre_processes;
 use crate::{Test, core, test};
 
 pub const TESTS: &[Test] = &[
-    core("ten execs, five at a time", || crowd(10, 5).map(drop)),
+    core("ten execs, five at a time", || run_execs(10, 5).map(drop)),
     test(
-        "200 execs, 20 at a time: all right, and no memory grows",
+        "200 execs, 20 at a time: all succeed and no memory grows",
         two_hundred,
     ),
 ];
 
-/// KiB: what each part of a pod has in memory for itself.
+/// Memory use of the parts of a pod, in KiB.
 #[derive(Debug, Clone, Copy)]
-struct Figures {
+struct MemoryUse {
+    /// Private memory of the shim.
     shim: u64,
+    /// Private memory of the VMM without guest memory.
     vmm: u64,
-    /// Anonymous memory of the whole guest: the agent's, its helper's and the container's.
+    /// Anonymous memory in the guest: the agent, its helper and the container.
     guest: u64,
-    /// What the guest's kernel has for itself: tasks, files, sockets that were forgotten.
+    /// Unreclaimable slab, kernel stacks and page tables of the guest kernel, which grow if tasks, files or
+    /// sockets leak.
     kernel: u64,
 }
 
-impl Figures {
+impl MemoryUse {
     fn of(id: &str) -> Result<Self> {
-        let own = |word: &str| -> Result<u64> {
+        let private = |program: &str| -> Result<u64> {
             let found = nacre_processes()?;
             let (pid, _) = found
                 .iter()
-                .find(|(_, name)| name.starts_with(word))
-                .with_context(|| format!("no {word} runs"))?;
+                .find(|(_, name)| name.starts_with(program))
+                .with_context(|| format!("no {program} is running"))?;
             Ok(memory::of((*pid).into())?.own_kib)
         };
         let meminfo = ctr(["task", "exec", "--exec-id", "meminfo", id, "cat", "/proc/meminfo"])?.success()?;
@@ -46,39 +50,40 @@ impl Figures {
             Ok(number.with_context(|| format!("meminfo has no {key}"))?.parse()?)
         };
         Ok(Self {
-            shim: own("containerd-shim-nacre")?,
-            vmm: own("nacre-vmm")?,
+            shim: private("containerd-shim-nacre")?,
+            vmm: private("nacre-vmm")?,
             guest: line("AnonPages:")?,
             kernel: line("SUnreclaim:")? + line("KernelStack:")? + line("PageTables:")?,
         })
     }
 }
 
-/// Runs `count` execs in one container, `at_once` of them at a time; gives the figures before and after.
-fn crowd(count: usize, at_once: usize) -> Result<(Figures, Figures)> {
-    let id = fresh_id("crowd");
+/// Runs `count` execs in one container, `at_once` of them at a time; returns the memory use before and after.
+fn run_execs(count: usize, at_once: usize) -> Result<(MemoryUse, MemoryUse)> {
+    let id = fresh_id("execs");
     Run {
         command: &["sleep", "1000000"],
         ..Run::default()
     }
     .detach(&id)?;
-    // What is allocated once and kept does not count as growth.
-    let seen = all(&id, "warm", at_once, at_once)
-        .and_then(|()| Figures::of(&id))
+    // Run some execs first, so that memory that is allocated once and kept does not count as growth.
+    let memory = exec_all(&id, "warm", at_once, at_once)
+        .and_then(|()| MemoryUse::of(&id))
         .and_then(|before| {
-            all(&id, "exec", count, at_once)?;
-            Ok((before, Figures::of(&id)?))
+            exec_all(&id, "exec", count, at_once)?;
+            Ok((before, MemoryUse::of(&id)?))
         });
     let processes = ctr(["task", "ps", &id])?.success()?;
     remove_detached(&id)?;
     ensure!(
         processes.lines().count() == 2,
-        "more than the first process is left: {processes}"
+        "expected only the first process to be left: {processes}"
     );
-    seen
+    memory
 }
 
-fn all(id: &str, word: &str, count: usize, at_once: usize) -> Result<()> {
+/// Runs `count` execs from `at_once` threads.
+fn exec_all(id: &str, word: &str, count: usize, at_once: usize) -> Result<()> {
     let next = AtomicUsize::new(0);
     let work = || -> Result<()> {
         loop {
@@ -86,7 +91,7 @@ fn all(id: &str, word: &str, count: usize, at_once: usize) -> Result<()> {
             if number >= count {
                 return Ok(());
             }
-            one(id, word, number)?;
+            exec_one(id, word, number)?;
         }
     };
     thread::scope(|scope| {
@@ -97,7 +102,8 @@ fn all(id: &str, word: &str, count: usize, at_once: usize) -> Result<()> {
     })
 }
 
-fn one(id: &str, word: &str, number: usize) -> Result<()> {
+/// Runs one exec and checks its exit code and output, which depend on `number`.
+fn exec_one(id: &str, word: &str, number: usize) -> Result<()> {
     let name = format!("{word}-{number}");
     let script = format!("echo out {number}; echo err {number} >&2; exit {}", number % 100);
     let output = ctr(["task", "exec", "--exec-id", &name, id, "sh", "-c", &script])?;
@@ -111,17 +117,17 @@ fn one(id: &str, word: &str, number: usize) -> Result<()> {
 }
 
 fn two_hundred() -> Result<()> {
-    let (before, after) = crowd(200, 20)?;
+    let (before, after) = run_execs(200, 20)?;
     println!("        KiB before 200 execs {before:?}, after {after:?}");
-    // Pages that an allocator happens to touch; 200 forgotten streams or threads would be far more.
-    for (name, before, after, grown) in [
+    // The bounds allow for allocators' noise. A leak of 200 streams or threads would exceed them by far.
+    for (name, before, after, bound) in [
         ("shim", before.shim, after.shim, 512),
         ("VMM", before.vmm, after.vmm, 1024),
         ("guest's programs", before.guest, after.guest, 512),
         ("guest's kernel", before.kernel, after.kernel, 2048),
     ] {
         ensure!(
-            after <= before + grown,
+            after <= before + bound,
             "memory of the {name} grew from {before} to {after} KiB in 200 execs"
         );
     }

@@ -1,30 +1,30 @@
-//! What happens when a part dies or can't start: the reason is told, nothing is left.
+//! Tests of parts that die or can't start: the error contains the reason, and nothing is left behind.
 
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use nacre_tests::containerd::ctr::{Run, ctr, finish, fresh_id, wait_until_stopped};
+use nacre_tests::containerd::ctr::{Run, ctr, fresh_id, output, wait_until_stopped};
 
-use crate::leaks::{nacre_processes, wait_for_end};
+use crate::leaks::{nacre_processes, wait_for_exit};
 use crate::setup::{Config, prefix, restart_containerd};
 use crate::{Test, core, test};
 
 pub const TESTS: &[Test] = &[
-    core("kill -9 of the VMM: 137 and the reason", vmm_killed),
+    core("kill -9 of the VMM: exit code 137 and the reason", vmm_killed),
     core("kill -9 of the shim: delete cleans up", shim_killed),
     test(
-        "a panic of the guest's kernel: 137 and the console's last lines",
+        "a guest kernel panic: exit code 137 and the last console lines",
         guest_panic,
     ),
-    test("a missing kernel file is named at once", missing_kernel),
-    test("a kernel that is none is named at once", corrupt_kernel),
-    test("a corrupt guest image is told at once", corrupt_image),
-    test("too little memory is told at once", little_memory),
-    test("a bad config file is told with file and key", bad_config),
+    test("a missing kernel file is reported at once", missing_kernel),
+    test("an invalid kernel file is reported at once", corrupt_kernel),
+    test("a corrupt guest image is reported at once", corrupt_image),
+    test("too little memory is reported at once", little_memory),
+    test("an unknown config key is reported with its file", bad_config),
     core(
-        "containerd restarted: output and exit code arrive",
+        "containerd restarted: output and exit code are kept",
         containerd_restarted,
     ),
 ];
@@ -32,25 +32,26 @@ pub const TESTS: &[Test] = &[
 fn nacre(arguments: &[&str]) -> Result<String> {
     let mut command = Command::new("nacre");
     command.args(arguments);
-    finish(command)?.success()
+    output(command)?.success()
 }
 
-/// The one process of Nacre whose name starts with `name`.
-fn only(name: &str) -> Result<u32> {
+/// The PID of the only Nacre process whose program name starts with `name`.
+fn only_process(name: &str) -> Result<u32> {
     let mut found = nacre_processes()?
         .into_iter()
         .filter(|(_, process)| process.starts_with(name));
-    let (pid, _) = found.next().with_context(|| format!("no {name} runs"))?;
-    ensure!(found.next().is_none(), "more than one {name} runs");
+    let (pid, _) = found.next().with_context(|| format!("no {name} is running"))?;
+    ensure!(found.next().is_none(), "more than one {name} is running");
     Ok(pid)
 }
 
-fn kill9(pid: u32) -> Result<()> {
+fn send_sigkill(pid: u32) -> Result<()> {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
     Ok(nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?)
 }
 
-fn sleeping(word: &str) -> Result<nacre_tests::containerd::ctr::Foreground> {
+/// Starts a container that sleeps, and waits until its command runs.
+fn start_sleeping(word: &str) -> Result<nacre_tests::containerd::ctr::Foreground> {
     let run = Run {
         command: &["sh", "-c", "echo up; exec sleep 1000"],
         ..Run::default()
@@ -61,15 +62,15 @@ fn sleeping(word: &str) -> Result<nacre_tests::containerd::ctr::Foreground> {
 }
 
 fn vmm_killed() -> Result<()> {
-    let running = sleeping("vmm9")?;
+    let running = start_sleeping("vmm9")?;
     let id = running.id.clone();
-    kill9(only("nacre-vmm")?)?;
-    let output = running.finish()?;
+    send_sigkill(only_process("nacre-vmm")?)?;
+    let output = running.wait_with_output()?;
     ensure!(output.code == Some(137), "{output:?}");
     let inspect = nacre(&["inspect", &id])?;
     ensure!(
         inspect.contains("SIGKILL"),
-        "nacre inspect does not say how: {inspect}"
+        "nacre inspect does not print SIGKILL: {inspect}"
     );
     Ok(())
 }
@@ -81,46 +82,48 @@ fn shim_killed() -> Result<()> {
         ..Run::default()
     }
     .detach(&id)?;
-    let vmm = only("nacre-vmm")?;
-    kill9(only("containerd-shim-nacre")?)?;
-    wait_for_end(vmm, Instant::now() + Duration::from_secs(10)).context("the VMM outlives its shim")?;
-    // containerd notices by itself and runs `delete`; task delete waits for that.
+    let vmm = only_process("nacre-vmm")?;
+    send_sigkill(only_process("containerd-shim-nacre")?)?;
+    wait_for_exit(vmm, Instant::now() + Duration::from_secs(10))
+        .context("the VMM did not exit after its shim")?;
+    // containerd notices that the shim is dead and runs `delete`; `task delete` waits for that.
     ctr(["task", "delete", "--force", &id])?;
     ctr(["containers", "delete", &id])?.success()?;
     Ok(())
 }
 
 fn guest_panic() -> Result<()> {
-    // The root of a guest may ask its kernel to panic: sysrq needs a writable /proc/sysrq-trigger.
+    // --privileged makes /proc/sysrq-trigger writable; `c` makes the guest kernel panic.
     let run = Run {
         flags: &["--privileged"],
         command: &["sh", "-c", "echo up; echo c > /proc/sysrq-trigger; sleep 1000"],
         ..Run::default()
     };
     let id = fresh_id("panic");
-    let output = run.finish(&id)?;
+    let output = run.output(&id)?;
     ensure!(output.code == Some(137), "{output:?}");
     let inspect = nacre(&["inspect", &id])?;
     ensure!(inspect.contains("panic"), "nacre inspect: {inspect}");
     Ok(())
 }
 
-/// `ctr run` under `config` fails within 10 s (60 under emulation is what ctr itself may take) with these words.
-fn fails_with(config: &str, words: &[&str]) -> Result<()> {
+/// Checks that `ctr run` with this config.toml fails within 10 s, and that its error contains each of
+/// `texts`.
+fn fails_with(config: &str, texts: &[&str]) -> Result<()> {
     let _config = Config::with(config)?;
     let started = Instant::now();
     let output = Run {
         command: &["true"],
         ..Run::default()
     }
-    .finish(&fresh_id("fails"))?;
+    .output(&fresh_id("fails"))?;
     let took = started.elapsed();
     ensure!(output.code != Some(0), "it ran: {output:?}");
     ensure!(took < Duration::from_secs(10), "took {took:?}: {}", output.stderr);
-    for word in words {
+    for text in texts {
         ensure!(
-            output.stderr.contains(word),
-            "the error does not say {word:?}: {}",
+            output.stderr.contains(text),
+            "the error does not contain {text:?}: {}",
             output.stderr
         );
     }
@@ -180,7 +183,7 @@ fn containerd_restarted() -> Result<()> {
     fs::write(directory.path().join("go"), "")?;
     wait_until_stopped(&id)?;
     let deleted = ctr(["task", "delete", &id])?;
-    // ctr tells the code in a line of its log; its own is 0.
+    // `ctr task delete` logs the task's exit code to standard error and exits with 0 itself.
     ensure!(
         deleted.stderr.contains("exit code 9"),
         "exit code after the restart: {deleted:?}"

@@ -1,4 +1,4 @@
-//! A container's root file system and its mounts.
+//! Tests of a container's root file system and its mounts.
 
 use std::fs;
 use std::path::Path;
@@ -12,20 +12,14 @@ use crate::{Test, core, test};
 
 pub const TESTS: &[Test] = &[
     core(
-        "a write in the rootfs is seen there and gone with the container",
+        "a write to the rootfs is visible and discarded with the container",
         rootfs_write,
     ),
-    core(
-        "a bind mount of a host directory is seen both ways",
-        bind_both_ways,
-    ),
-    test(
-        "owners, modes, links and xattrs survive the way to the host",
-        metadata,
-    ),
-    test("the native snapshotter's rootfs works", native_snapshotter),
+    core("a bind mount shows the writes of both sides", bind_both_ways),
+    test("file owners, modes, links and sizes are kept", metadata),
+    test("a rootfs of the native snapshotter works", native_snapshotter),
     test("--rootfs with a directory works", rootfs_directory),
-    test("the guest sees nothing of the host's files", host_is_hidden),
+    test("host files are not visible in the guest", host_is_hidden),
 ];
 
 fn rootfs_write() -> Result<()> {
@@ -34,7 +28,7 @@ fn rootfs_write() -> Result<()> {
     let second = shell("again", "ls /new")?;
     ensure!(
         second.code == Some(1),
-        "the file is in the next container: {second:?}"
+        "the next container sees the file: {second:?}"
     );
     Ok(())
 }
@@ -63,7 +57,7 @@ fn bind_both_ways() -> Result<()> {
     ensure!(guest == "guest\n", "{guest:?}");
     fs::write(directory.path().join("later"), "while it runs\n")?;
     running.feed(b"\n".to_vec())?;
-    let output = running.finish()?;
+    let output = running.wait_with_output()?;
     ensure!(output.text() == "while it runs\n", "{output:?}");
     Ok(())
 }
@@ -79,7 +73,7 @@ fn metadata() -> Result<()> {
 }
 
 fn native_snapshotter() -> Result<()> {
-    // Unpacked for this snapshotter first; a mount and its removal keep the image's layers.
+    // Mounting the image unpacks it for this snapshotter. Unmounting keeps the unpacked layers.
     let image = nacre_tests::containerd::ctr::IMAGE;
     let run = Run {
         flags: &["--snapshotter", "native"],
@@ -90,7 +84,7 @@ fn native_snapshotter() -> Result<()> {
     let target = directory.path().display().to_string();
     ctr(["images", "mount", "--snapshotter", "native", image, &target])?.success()?;
     ctr(["images", "unmount", "--rm", "--snapshotter", "native", &target])?.success()?;
-    let output = run.finish(&fresh_id("native"))?.success()?;
+    let output = run.output(&fresh_id("native"))?.success()?;
     ensure!(output == "native\n", "{output}");
     Ok(())
 }
@@ -119,7 +113,7 @@ fn rootfs_directory() -> Result<()> {
 
 fn tmpfs() -> Result<&'static Path> {
     let run = Path::new("/run");
-    run.is_dir().then_some(run).context("no /run")
+    run.is_dir().then_some(run).context("/run does not exist")
 }
 
 fn host_is_hidden() -> Result<()> {
@@ -127,7 +121,7 @@ fn host_is_hidden() -> Result<()> {
     let name = marker
         .path()
         .file_name()
-        .context("no name")?
+        .context("the marker has no name")?
         .to_string_lossy()
         .into_owned();
     let output = shell("hidden", &format!("find / -name {name} 2>/dev/null | wc -l"))?.success()?;

@@ -1,5 +1,5 @@
-//! What a container may leave behind on a host, looked at before and after each test: processes, mounts, sockets,
-//! cgroups, files.
+//! Finds what a test leaves behind on the host: processes, mounts, sockets, cgroups, files. main.rs takes a
+//! snapshot before each test and compares the host with it afterwards.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,12 +12,12 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use nacre_tests::containerd::ctr::wait_readable;
 
-/// Everything on the host that belongs to Nacre or to a container.
+/// A description of each object on the host that Nacre or a container could leave behind.
 #[derive(Debug)]
 pub struct Snapshot(BTreeSet<String>);
 
 impl Snapshot {
-    /// Looks at the host.
+    /// Lists the objects that exist now.
     pub fn take() -> Result<Self> {
         let mut seen = BTreeSet::new();
         for (pid, name) in nacre_processes()? {
@@ -27,7 +27,7 @@ impl Snapshot {
             let target = line
                 .split(' ')
                 .nth(4)
-                .context("a line of mountinfo without a target")?;
+                .context("a line of mountinfo has no mount point")?;
             seen.insert(format!("mount {target}"));
         }
         for line in fs::read_to_string("/proc/net/unix")?.lines() {
@@ -42,7 +42,7 @@ impl Snapshot {
         let mut files = Vec::new();
         walk(Path::new(nacre_protocol::state::STATE_ROOT), &mut files, false);
         walk(Path::new("/run/containerd/s"), &mut files, false);
-        // Failure records are meant to stay.
+        // Failure records outlive their pods by design.
         let failures = Path::new(nacre_protocol::state::STATE_ROOT).join(nacre_protocol::state::FAILURES_DIR);
         seen.extend(
             files
@@ -53,25 +53,25 @@ impl Snapshot {
         Ok(Self(seen))
     }
 
-    /// Waits until processes of Nacre that were not there before have ended, `within` the time, then tells what is
-    /// there that was not.
+    /// Waits up to `within` for new Nacre processes to exit, then fails if the host differs from this
+    /// snapshot.
     pub fn compare(&self, within: Duration) -> Result<()> {
         let until = Instant::now() + within;
         for (pid, name) in nacre_processes()? {
             if !self.0.contains(&format!("process {pid} {name}")) {
-                wait_for_end(pid, until).with_context(|| format!("process {pid} ({name}) does not end"))?;
+                wait_for_exit(pid, until).with_context(|| format!("process {pid} ({name}) does not exit"))?;
             }
         }
         let after = Self::take()?;
         let new: Vec<&String> = after.0.difference(&self.0).collect();
         ensure!(new.is_empty(), "left behind: {new:#?}");
-        let gone: Vec<&String> = self.0.difference(&after.0).collect();
-        ensure!(gone.is_empty(), "taken away: {gone:#?}");
+        let removed: Vec<&String> = self.0.difference(&after.0).collect();
+        ensure!(removed.is_empty(), "removed: {removed:#?}");
         Ok(())
     }
 }
 
-/// Pids and names of every process whose program is Nacre's.
+/// PIDs and program names of all running shims and VMMs.
 pub fn nacre_processes() -> Result<Vec<(u32, String)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -79,7 +79,7 @@ pub fn nacre_processes() -> Result<Vec<(u32, String)>> {
         let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else {
             continue;
         };
-        // A process may end between the listing and the look.
+        // The process may have exited since the directory was read.
         let Ok(program) = fs::read_link(path.join("exe")) else {
             continue;
         };
@@ -95,8 +95,8 @@ pub fn nacre_processes() -> Result<Vec<(u32, String)>> {
     Ok(found)
 }
 
-/// Waits for the end of a process that may be no child of ours.
-pub fn wait_for_end(pid: u32, until: Instant) -> Result<()> {
+/// Waits until process `pid`, which need not be our child, has exited.
+pub fn wait_for_exit(pid: u32, until: Instant) -> Result<()> {
     let raw = i32::try_from(pid)?;
     let pid = Pid::from_raw(raw).context("pid 0")?;
     let pidfd: OwnedFd = match pidfd_open(pid, PidfdFlags::empty()) {
@@ -107,6 +107,7 @@ pub fn wait_for_end(pid: u32, until: Instant) -> Result<()> {
     wait_readable(&pidfd, until)
 }
 
+/// Adds the paths below `directory` to `found`, depth first. Unreadable directories are skipped.
 fn walk(directory: &Path, found: &mut Vec<PathBuf>, only_directories: bool) {
     let Ok(entries) = fs::read_dir(directory) else {
         return;

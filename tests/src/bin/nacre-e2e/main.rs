@@ -1,7 +1,8 @@
-//! End-to-end tests: real containerd, real guests. Run inside a host with working KVM by `tests/lab/run`, which
-//! sets CONTAINERD_ADDRESS and PATH. One test at a time, each with a check that it left nothing behind.
+//! Runs the end-to-end tests, with real containerd and real guests. `tests/lab/run` starts it on a host with
+//! working KVM and sets CONTAINERD_ADDRESS and PATH. Tests run one at a time, and each must leave nothing
+//! behind on the host.
 //!
-//! `nacre-e2e [--core] [--list] [NAME…]`: all tests, the core ones, or those named (by whole name, or by a part of it).
+//! `nacre-e2e [--core] [--list] [NAME…]` runs all tests, the core ones, or those named: by a whole name, or by a part of it.
 
 mod bad_specs;
 mod calls;
@@ -24,10 +25,11 @@ use clap::Parser;
 use nacre_tests::containerd::ctr;
 use nacre_tests::selection::{Selection, command_for};
 
-/// A test: what it shows, and how.
+/// An end-to-end test.
 struct Test {
+    /// What it shows; `nacre-e2e NAME` selects by it.
     name: &'static str,
-    /// Also run under the other versions of containerd.
+    /// Whether it also runs under other versions of containerd than the distribution's.
     core: bool,
     run: fn() -> Result<()>,
 }
@@ -51,10 +53,10 @@ const fn core(name: &'static str, run: fn() -> Result<()>) -> Test {
 /// End-to-end tests of Nacre, under the containerd at CONTAINERD_ADDRESS.
 #[derive(Parser)]
 struct Arguments {
-    /// Only the tests that must pass under every version of containerd.
+    /// Run only the tests that must pass under every version of containerd.
     #[arg(long)]
     core: bool,
-    /// Names the tests and runs none.
+    /// Print the tests without running them.
     #[arg(long)]
     list: bool,
     #[command(flatten)]
@@ -104,7 +106,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs those of `tests` that no other run has taken, in order; prints a line each and the count. Returns how many failed.
+/// Runs those of `tests` that no other run has taken, in order, prints a line for each and the totals; returns the number
+/// of failures.
 fn run_all(tests: &[Test], selection: &Selection) -> Result<usize> {
     println!("containerd: {}", setup::containerd_version()?);
     let started = Instant::now();
@@ -116,9 +119,9 @@ fn run_all(tests: &[Test], selection: &Selection) -> Result<usize> {
         let at = Instant::now();
         let outcome = run_one(test);
         let took = at.elapsed();
-        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
+        let result = if outcome.is_ok() { "ok" } else { "FAILED" };
         println!(
-            "[{:2}/{}] {:60} {word} ({:.1} s)",
+            "[{:2}/{}] {:60} {result} ({:.1} s)",
             index + 1,
             tests.len(),
             test.name,
@@ -141,13 +144,13 @@ fn run_all(tests: &[Test], selection: &Selection) -> Result<usize> {
     Ok(failures.len())
 }
 
-/// One test between two looks at what there is on the host.
+/// Runs a test and compares snapshots of the host before and after it.
 fn run_one(test: &Test) -> Result<()> {
-    let before = leaks::Snapshot::take().context("looking at the host before the test")?;
+    let before = leaks::Snapshot::take().context("taking a snapshot of the host before the test")?;
     let outcome = (test.run)();
     ctr::remove_leftovers();
     let left = before
         .compare(Duration::from_secs(15))
-        .context("looking at the host after the test");
+        .context("comparing the host with the snapshot after the test");
     outcome.and(left)
 }

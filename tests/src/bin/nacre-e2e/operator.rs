@@ -1,62 +1,64 @@
-//! What an operator sees of a pod that runs: `nacre doctor`, `ps` and `inspect`, and how its VMM is confined.
+//! Tests of what an operator sees on a host with a running pod: `nacre doctor`, `ps` and `inspect`, and the
+//! confinement of the VMM.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use nacre_tests::containerd::ctr::{Run, ctr, finish, fresh_id};
+use nacre_tests::containerd::ctr::{Run, ctr, fresh_id, output};
 use serde_json::Value;
 
 use crate::{Test, core, test};
 
 pub const TESTS: &[Test] = &[
-    core("nacre doctor finds nothing wrong", doctor),
-    test("nacre ps and inspect show a pod that runs", shown),
-    core("the VMM of a pod is in its jail, every thread of it", jailed),
+    core("nacre doctor reports no failure", doctor),
+    test("nacre ps and inspect show a running pod", shown),
+    core("every thread of the VMM is jailed", jailed),
 ];
 
-/// CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP.
+/// The file server's capabilities: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP.
 const FILE_SERVER: &str = "00000000880000db";
+/// No capabilities.
 const NONE: &str = "0000000000000000";
 
 fn nacre(arguments: &[&str]) -> Result<String> {
     let mut command = Command::new("nacre");
     command.args(arguments);
-    finish(command)?.success()
+    output(command)?.success()
 }
 
 fn doctor() -> Result<()> {
     let address = crate::setup::containerd_address()?;
     let checks = nacre(&["doctor", "--json", "--address", &address.to_string_lossy()])?;
     let checks: Vec<Value> = serde_json::from_str(&checks)?;
-    let wrong: Vec<&Value> = checks
+    let failed: Vec<&Value> = checks
         .iter()
         .filter(|check| check["status"] == "failed")
         .collect();
-    ensure!(wrong.is_empty(), "{wrong:#?}");
+    ensure!(failed.is_empty(), "{failed:#?}");
     let probed = checks
         .iter()
         .any(|check| check["name"] == "probe boot" && check["status"] == "ok");
-    ensure!(probed, "no probe boot among {checks:#?}");
+    ensure!(probed, "no successful probe boot in {checks:#?}");
     Ok(())
 }
 
-/// A detached container for the time of `look`.
-fn with_pod(word: &str, look: impl FnOnce(&str, &Value) -> Result<()>) -> Result<()> {
+/// Runs `check` with the id and the `nacre ps` entry of a detached container, then removes the container.
+fn with_pod(word: &str, check: impl FnOnce(&str, &Value) -> Result<()>) -> Result<()> {
     let id = fresh_id(word);
     let run = Run {
         command: &["sleep", "1000"],
         ..Run::default()
     };
     run.detach(&id)?;
-    let seen = pod(&id).and_then(|pod| look(&id, &pod));
+    let checked = pod(&id).and_then(|pod| check(&id, &pod));
     ctr(["task", "delete", "--force", &id])?;
     ctr(["containers", "delete", &id])?.success()?;
-    seen
+    checked
 }
 
-/// What `nacre ps` says of a pod.
+/// The entry of pod `id` in the output of `nacre ps`.
 fn pod(id: &str) -> Result<Value> {
     let pods: Vec<Value> = serde_json::from_str(&nacre(&["ps", "--json"])?)?;
     pods.into_iter()
@@ -74,8 +76,8 @@ fn shown() -> Result<()> {
             pod["memory_bytes"].as_u64().is_none_or(|bytes| bytes > 1 << 20),
             "{pod:#}"
         );
-        let out = nacre(&["inspect", id.get(..id.len() - 1).context("a short id")?])?;
-        for words in [
+        let out = nacre(&["inspect", id.get(..id.len() - 1).context("the id is empty")?])?;
+        for text in [
             "state",
             "running",
             "agent ready",
@@ -83,7 +85,7 @@ fn shown() -> Result<()> {
             "-nacre",
             "VM exits",
         ] {
-            ensure!(out.contains(words), "nacre inspect does not say {words:?}: {out}");
+            ensure!(out.contains(text), "nacre inspect does not print {text:?}: {out}");
         }
         Ok(())
     })
@@ -91,17 +93,17 @@ fn shown() -> Result<()> {
 
 fn jailed() -> Result<()> {
     with_pod("jailed", |id, pod| {
-        let pid = pod["vmm_pid"].as_u64().context("no VMM pid")?;
+        let pid = pod["vmm_pid"].as_u64().context("nacre ps has no vmm_pid")?;
         let process = Path::new("/proc").join(pid.to_string());
         for kind in ["mnt", "net", "ipc", "uts"] {
             let theirs = fs::read_link(process.join("ns").join(kind))?;
             let ours = fs::read_link(Path::new("/proc/self/ns").join(kind))?;
-            ensure!(theirs != ours, "the VMM shares our {kind} namespace");
+            ensure!(theirs != ours, "the VMM is in the host's {kind} namespace");
         }
         let inside: Vec<String> = fs::read_dir(process.join("root"))?
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .collect::<Result<_>>()?;
-        ensure!(inside == [id], "the VMM's root holds {inside:?}");
+        ensure!(inside == [id], "the VMM's root directory contains {inside:?}");
         let mut file_servers = 0;
         for task in fs::read_dir(process.join("task"))? {
             let task = task?.path();
@@ -116,11 +118,11 @@ fn jailed() -> Result<()> {
             };
             ensure!(
                 field("Seccomp")? == "2",
-                "thread {name:?} has no filter: {status}"
+                "thread {name:?} has no seccomp filter: {status}"
             );
             ensure!(
                 field("NoNewPrivs")? == "1",
-                "thread {name:?} may gain privileges: {status}"
+                "thread {name:?} does not have no_new_privs set: {status}"
             );
             let (effective, permitted) = (field("CapEff")?, field("CapPrm")?);
             let is_file_server = permitted == FILE_SERVER;

@@ -105,7 +105,7 @@ fn members(sandbox: &str) -> Result<()> {
     let [mut first, second] =
         <[_; 2]>::try_from(running).map_err(|_| anyhow::anyhow!("expected two containers"))?;
     first.feed(b"bye\n".to_vec())?;
-    let output = first.finish()?;
+    let output = first.wait_with_output()?;
     ensure!(
         output.code == Some(7) && output.text() == "bye\n",
         "the first container: {output:?}"
@@ -113,7 +113,7 @@ fn members(sandbox: &str) -> Result<()> {
     let again = exec(sandbox, "again", "cat /proc/sys/kernel/random/boot_id")?;
     ensure!(again == boot, "the sandbox's VM was started anew");
     second.kill("SIGKILL")?;
-    let output = second.finish()?;
+    let output = second.wait_with_output()?;
     ensure!(output.code == Some(137), "the second container: {output:?}");
     ensure!(
         exec(sandbox, "last", "echo up")? == "up",

@@ -1,36 +1,37 @@
-//! `ctr run`: output, exit codes, errors of Create, several containers at once, the shim's own calls.
+//! Tests of `ctr run`: output, exit codes, errors of Create, several containers at once, and the shim's
+//! command line.
 
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::Runtime;
-use nacre_tests::containerd::ctr::{Run, ctr, finish, fresh_id, remove_detached, shell};
+use nacre_tests::containerd::ctr::{Run, ctr, fresh_id, output, remove_detached, shell};
 
 use crate::{Test, core, test};
 
 pub const TESTS: &[Test] = &[
-    core("run prints, in another kernel", prints_in_another_kernel),
-    core("three containers at once, each its own VM", three_at_once),
-    core("a detached container is listed, waited for and deleted", detached),
-    test("an id that is taken is refused", taken_id),
+    core("run prints output from another kernel", prints_in_another_kernel),
+    core("three containers at once, each in its own VM", three_at_once),
+    core("a detached container is listed, inspected and deleted", detached),
+    test("a container id already in use is refused", id_in_use),
     core("the shim answers -info", shim_info),
 ];
 
 fn prints_in_another_kernel() -> Result<()> {
-    let output = shell("print", "echo hello from $(uname -r)")?.success()?;
-    let host = finish({
+    let printed = shell("print", "echo hello from $(uname -r)")?.success()?;
+    let host = output({
         let mut uname = Command::new("uname");
         uname.arg("-r");
         uname
     })?
     .success()?;
     ensure!(
-        output.starts_with("hello from ") && output.trim_end().ends_with("-nacre"),
-        "printed {output:?}"
+        printed.starts_with("hello from ") && printed.trim_end().ends_with("-nacre"),
+        "printed {printed:?}"
     );
     ensure!(
-        !output.contains(host.trim()),
-        "the guest has the host's kernel {host}"
+        !printed.contains(host.trim()),
+        "the guest runs the host's kernel {host}"
     );
     Ok(())
 }
@@ -53,12 +54,12 @@ fn three_at_once() -> Result<()> {
         .iter()
         .filter(|(_, name)| name.starts_with("nacre-vmm"))
         .count();
-    ensure!(vmms == 3, "{vmms} VMMs for three containers");
+    ensure!(vmms == 3, "expected 3 VMMs for three containers, got {vmms}");
     for container in &mut running {
         container.feed(b"bye\n".to_vec())?;
     }
     for container in running {
-        let output = container.finish()?;
+        let output = container.wait_with_output()?;
         ensure!(
             output.code == Some(0) && output.text().trim() == "bye",
             "{output:?}"
@@ -66,7 +67,10 @@ fn three_at_once() -> Result<()> {
     }
     boots.sort();
     boots.dedup();
-    ensure!(boots.len() == 3, "three containers saw these boots: {boots:?}");
+    ensure!(
+        boots.len() == 3,
+        "expected three different boot ids, got {boots:?}"
+    );
     Ok(())
 }
 
@@ -94,9 +98,9 @@ fn detached() -> Result<()> {
     let processes = ctr(["task", "ps", &id])?.success()?;
     ensure!(
         processes.lines().count() == 2,
-        "one process expected: {processes}"
+        "expected one process: {processes}"
     );
-    let inspect = finish({
+    let inspect = output({
         let mut nacre = Command::new("nacre");
         nacre.args(["inspect", &id]);
         nacre
@@ -112,27 +116,30 @@ fn detached() -> Result<()> {
     remove_detached(&id)
 }
 
-fn taken_id() -> Result<()> {
+fn id_in_use() -> Result<()> {
     let id = fresh_id("taken");
     let run = Run {
         command: &["sleep", "1000"],
         ..Run::default()
     };
     run.detach(&id)?;
-    let second = run.finish(&id)?;
+    let second = run.output(&id)?;
     ensure!(
         second.code != Some(0) && second.stderr.contains("already exists"),
         "{second:?}"
     );
     let listed = ctr(["task", "list"])?.success()?;
-    ensure!(listed.contains(&id), "the second run ended the first: {listed}");
+    ensure!(
+        listed.contains(&id),
+        "the second run removed the first task: {listed}"
+    );
     remove_detached(&id)
 }
 
 fn shim_info() -> Result<()> {
     let mut shim = Command::new("containerd-shim-nacre-v2");
     shim.arg("-info");
-    let output = finish(shim)?;
+    let output = output(shim)?;
     ensure!(output.code == Some(0), "{output:?}");
     ensure!(
         output.text().contains(Runtime::Nacre.name()),

@@ -1,4 +1,5 @@
-//! What the tests know about the host they run on: containerd, its process, Nacre's installation.
+//! The host that the tests run on: containerd's version, socket and process, and Nacre's installation prefix
+//! and configuration.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -9,29 +10,32 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::ctr::{DEADLINE, ctr};
 
-use crate::leaks::wait_for_end;
+use crate::leaks::wait_for_exit;
 
-/// `ctr version`'s server part.
+/// The server's version in the output of `ctr version`.
 pub fn containerd_version() -> Result<String> {
     let text = ctr(["version"])?.success()?;
     let server = text
         .split("Server:")
         .nth(1)
-        .context("ctr version names no server")?;
+        .context("ctr version prints no server")?;
     let version = server
         .lines()
         .find_map(|line| line.trim().strip_prefix("Version:"));
-    Ok(version.context("ctr version names no version")?.trim().to_owned())
+    Ok(version
+        .context("ctr version prints no server version")?
+        .trim()
+        .to_owned())
 }
 
 /// The socket of the containerd under test.
 pub fn containerd_address() -> Result<PathBuf> {
     std::env::var_os("CONTAINERD_ADDRESS")
         .map(PathBuf::from)
-        .context("CONTAINERD_ADDRESS is not set; use tests/lab/run")
+        .context("CONTAINERD_ADDRESS is not set; run the tests with tests/lab/run")
 }
 
-/// Directory of the shim that containerd finds.
+/// The installation prefix of the shim that containerd finds in PATH.
 pub fn prefix() -> Result<PathBuf> {
     let path = std::env::var_os("PATH").context("PATH is not set")?;
     let shim = std::env::split_paths(&path)
@@ -45,19 +49,19 @@ pub fn prefix() -> Result<PathBuf> {
         .to_owned())
 }
 
-/// Nacre's configuration, changed for the time of a test.
+/// Nacre's config.toml below the prefix, removed on drop.
 pub struct Config(PathBuf);
 
 impl Config {
-    /// Writes `toml` where the shim looks first.
+    /// Writes `toml` to the path that the shim reads first.
     pub fn with(toml: &str) -> Result<Self> {
         let file = prefix()?.join("etc/nacre/config.toml");
         ensure!(
             !file.exists(),
-            "{} exists: the tests want to write it",
+            "{} exists; remove it, since the tests create and delete it",
             file.display()
         );
-        fs::create_dir_all(file.parent().context("no parent")?)?;
+        fs::create_dir_all(file.parent().context("config.toml has no parent directory")?)?;
         fs::write(&file, toml).with_context(|| format!("writing {}", file.display()))?;
         Ok(Self(file))
     }
@@ -71,17 +75,17 @@ impl Drop for Config {
     }
 }
 
-/// The pid of containerd, from its socket.
+/// containerd's PID, from the peer credentials of its socket.
 pub fn containerd_pid() -> Result<u32> {
     let stream = UnixStream::connect(containerd_address()?)?;
     let peer = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)?;
     Ok(u32::try_from(peer.pid())?)
 }
 
-/// Kills containerd and starts it again as it was.
+/// Kills containerd and starts it again with the same program, arguments and environment.
 pub fn restart_containerd() -> Result<()> {
     let pid = containerd_pid()?;
-    let split = |file: &str| -> Result<Vec<String>> {
+    let strings_of = |file: &str| -> Result<Vec<String>> {
         let bytes = fs::read(format!("/proc/{pid}/{file}"))?;
         Ok(bytes
             .split(|b| *b == 0)
@@ -89,12 +93,12 @@ pub fn restart_containerd() -> Result<()> {
             .map(|s| String::from_utf8_lossy(s).into_owned())
             .collect())
     };
-    let arguments = split("cmdline")?;
-    let environment = split("environ")?;
+    let arguments = strings_of("cmdline")?;
+    let environment = strings_of("environ")?;
     let program = fs::read_link(format!("/proc/{pid}/exe"))?;
     let raw = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
     nix::sys::signal::kill(raw, nix::sys::signal::Signal::SIGKILL)?;
-    wait_for_end(pid, Instant::now() + DEADLINE)?;
+    wait_for_exit(pid, Instant::now() + DEADLINE)?;
     let log = fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -111,7 +115,8 @@ pub fn restart_containerd() -> Result<()> {
     wait_for_socket()
 }
 
-/// ctr itself waits for the socket (its connection time-out is 10 s), so it is asked until it answers.
+/// Runs `ctr version` until containerd answers. ctr itself waits up to 10 s for the socket, so that the loop
+/// does not spin.
 fn wait_for_socket() -> Result<()> {
     let until = Instant::now() + DEADLINE;
     loop {
@@ -120,7 +125,7 @@ fn wait_for_socket() -> Result<()> {
         }
         ensure!(
             Instant::now() < until,
-            "containerd does not answer after its restart"
+            "timed out waiting for containerd to answer after its restart"
         );
     }
 }

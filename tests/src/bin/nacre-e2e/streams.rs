@@ -1,4 +1,4 @@
-//! Standard streams: every byte arrives, in order, and a slow reader stops the writer.
+//! Tests of standard streams: all bytes arrive in order, and a slow reader blocks the writer.
 
 use std::fs;
 use std::io::Read as _;
@@ -17,15 +17,16 @@ pub const TESTS: &[Test] = &[
         "32 MiB of random bytes through stdin, cat and stdout",
         bytes_through,
     ),
-    test("a slow reader stops the writer", slow_reader),
+    test("a slow reader blocks the writer", slow_reader),
     test(
-        "output of a container that has ended arrives whole",
-        output_after_end,
+        "output of an exited container arrives completely",
+        output_after_exit,
     ),
 ];
 
 const MIB_32: usize = 32 * 1024 * 1024;
 
+/// Writes random bytes to the file `random` in `directory` and returns them.
 fn random_file(directory: &Path) -> Result<Vec<u8>> {
     let mut bytes = vec![0; MIB_32];
     fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
@@ -33,15 +34,15 @@ fn random_file(directory: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn same(got: &[u8], want: &[u8]) -> Result<()> {
+fn expect_equal(got: &[u8], want: &[u8]) -> Result<()> {
     ensure!(
         got.len() == want.len(),
-        "{} bytes of {} arrived",
+        "got {} bytes, expected {}",
         got.len(),
         want.len()
     );
     let first = got.iter().zip(want).position(|(a, b)| a != b);
-    ensure!(first.is_none(), "bytes differ from offset {first:?}");
+    ensure!(first.is_none(), "the first different byte is at offset {first:?}");
     Ok(())
 }
 
@@ -57,20 +58,21 @@ fn bytes_out() -> Result<()> {
         command: &["cat", "/data/random"],
         ..Run::default()
     };
-    let output = run.finish(&fresh_id("out"))?;
+    let output = run.output(&fresh_id("out"))?;
     ensure!(
         output.code == Some(0),
         "exit code {:?}: {}",
         output.code,
         output.stderr
     );
-    same(&output.stdout, &bytes)
+    expect_equal(&output.stdout, &bytes)
 }
 
 fn bytes_through() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let bytes = random_file(directory.path())?;
-    // ctr itself may hang when its input ends before the task is there: the container speaks first.
+    // ctr may hang if its standard input ends before the task exists, so that the test waits for a line
+    // first.
     let run = Run {
         command: &["sh", "-c", "echo ready; exec cat"],
         ..Run::default()
@@ -78,18 +80,21 @@ fn bytes_through() -> Result<()> {
     let mut running = run.spawn(&fresh_id("through"))?;
     ensure!(running.line()? == "ready");
     let feeder = running.feed(bytes.clone())?;
-    let output = running.finish()?;
-    feeder.join().ok().context("the feeding thread panicked")??;
+    let output = running.wait_with_output()?;
+    feeder
+        .join()
+        .ok()
+        .context("the thread that writes standard input panicked")??;
     ensure!(
         output.code == Some(0),
         "exit code {:?}: {}",
         output.code,
         output.stderr
     );
-    same(&output.stdout, &bytes)
+    expect_equal(&output.stdout, &bytes)
 }
 
-/// Bytes of private memory of all shims.
+/// Private memory of all shims, in bytes.
 fn shims_memory() -> Result<u64> {
     let mut kib = 0;
     for (pid, name) in crate::leaks::nacre_processes()? {
@@ -115,14 +120,17 @@ fn slow_reader() -> Result<()> {
     let mut running = run.spawn(&fresh_id("slow"))?;
     ensure!(running.line()? == "ready");
     let count = directory.path().join("count");
-    let stopped_at = wait_until_still(&count, Duration::from_secs(4))?;
+    let stopped_at = wait_until_unchanged(&count, Duration::from_secs(4))?;
     ensure!(
         stopped_at * 65536 < 4 * 1024 * 1024,
-        "the writer wrote {stopped_at} × 64 KiB to a reader that does not read"
+        "the writer wrote {stopped_at} × 64 KiB although nothing was read"
     );
     let memory = shims_memory()?;
-    ensure!(memory < 16 * 1024 * 1024, "the shim holds {memory} bytes");
-    let output = running.finish()?;
+    ensure!(
+        memory < 16 * 1024 * 1024,
+        "the shim has {memory} bytes of private memory"
+    );
+    let output = running.wait_with_output()?;
     ensure!(output.code == Some(0), "{:?}: {}", output.code, output.stderr);
     ensure!(
         output.stdout.len() == 256 * 65536,
@@ -132,17 +140,21 @@ fn slow_reader() -> Result<()> {
     Ok(())
 }
 
-/// Waits until nothing has been written to the number in `file` for `still`; gives it.
-fn wait_until_still(file: &Path, still: Duration) -> Result<usize> {
+/// Waits until nothing has been written to `file`'s directory for `quiet`; returns the number in `file`, or
+/// 0.
+fn wait_until_unchanged(file: &Path, quiet: Duration) -> Result<usize> {
     let until = Instant::now() + nacre_tests::containerd::ctr::DEADLINE;
     let inotify = nix::sys::inotify::Inotify::init(nix::sys::inotify::InitFlags::IN_NONBLOCK)?;
     inotify.add_watch(
-        file.parent().context("no parent")?,
+        file.parent().context("the file has no parent directory")?,
         nix::sys::inotify::AddWatchFlags::IN_MODIFY,
     )?;
-    while wait_readable(&inotify, Instant::now() + still).is_ok() {
+    while wait_readable(&inotify, Instant::now() + quiet).is_ok() {
         inotify.read_events()?;
-        ensure!(Instant::now() < until, "the writer never stops");
+        ensure!(
+            Instant::now() < until,
+            "the writer did not stop within the deadline"
+        );
     }
     Ok(fs::read_to_string(file)
         .unwrap_or_default()
@@ -151,13 +163,13 @@ fn wait_until_still(file: &Path, still: Duration) -> Result<usize> {
         .unwrap_or(0))
 }
 
-fn output_after_end() -> Result<()> {
+fn output_after_exit() -> Result<()> {
     let id = fresh_id("tail");
     let run = Run {
         command: &["sh", "-c", "head -c 60000 /dev/zero; exit 5"],
         ..Run::default()
     };
-    let output = run.finish(&id)?;
+    let output = run.output(&id)?;
     ensure!(
         output.code == Some(5) && output.stdout.len() == 60000,
         "{:?}, {} bytes",
@@ -167,8 +179,8 @@ fn output_after_end() -> Result<()> {
     let mut list = Command::new("ctr");
     list.args(["task", "list", "-q"]);
     ensure!(
-        !nacre_tests::containerd::ctr::finish(list)?.text().contains(&id),
-        "the task is still there"
+        !nacre_tests::containerd::ctr::output(list)?.text().contains(&id),
+        "the task still exists"
     );
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Runs each behaviour under runc and under Nacre and tells a row each: equal, different as listed, or DIFFERENT with
-//! both outputs. Run by `tests/lab/run`, as the end-to-end tests are.
+//! Runs each behaviour under runc and under Nacre and prints one row for each: equal, allowed, or DIFFERENT
+//! with both outcomes. Run by `tests/lab/run`, like the end-to-end tests.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -13,18 +13,18 @@ use nacre_tests::selection::{Selection, command_for};
 /// Compares Nacre with runc, behaviour by behaviour, under the containerd at CONTAINERD_ADDRESS.
 #[derive(Parser)]
 struct Arguments {
-    /// Names the behaviours and what each covers, and runs none.
+    /// Print the behaviours and what each covers, without running them.
     #[arg(long)]
     list: bool,
-    /// Runs one side alone and shows what is seen.
+    /// Run under one runtime only and print the outcomes.
     #[arg(long)]
-    only: Option<Side>,
+    only: Option<OnlyRuntime>,
     #[command(flatten)]
     selection: Selection,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Side {
+enum OnlyRuntime {
     Nacre,
     Runc,
 }
@@ -43,9 +43,9 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let failed = match arguments.only {
-        Some(Side::Nacre) => Ok(show(&chosen, Runtime::Nacre)),
-        Some(Side::Runc) => Ok(show(&chosen, Runtime::Runc)),
-        None => both(&chosen, &arguments.selection),
+        Some(OnlyRuntime::Nacre) => Ok(run_under(&chosen, Runtime::Nacre)),
+        Some(OnlyRuntime::Runc) => Ok(run_under(&chosen, Runtime::Runc)),
+        None => compare_all(&chosen, &arguments.selection),
     };
     ctr::remove_leftovers();
     match failed {
@@ -58,10 +58,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// Both sides, a group at a time, of the groups that no other run has taken. Returns the number of failures.
-fn both(chosen: &[&'static Behaviour], selection: &Selection) -> Result<usize> {
+/// Runs those groups of `chosen` that no other run has taken under both runtimes and prints the verdicts; returns the
+/// number of failures.
+fn compare_all(chosen: &[&'static Behaviour], selection: &Selection) -> Result<usize> {
     let started = Instant::now();
-    let (mut equal, mut listed, mut different) = (0, 0, Vec::new());
+    let (mut equal, mut allowed, mut different) = (0, 0, Vec::new());
     for (number, group) in groups(chosen).into_iter().enumerate() {
         if !selection.take(number)? {
             continue;
@@ -80,13 +81,13 @@ fn both(chosen: &[&'static Behaviour], selection: &Selection) -> Result<usize> {
                     equal += 1;
                     println!("equal      {}{took}", behaviour.name);
                 }
-                Verdict::AsListed(because) => {
-                    listed += 1;
-                    println!("as listed  {} ({because}){took}", behaviour.name);
+                Verdict::Allowed(reason) => {
+                    allowed += 1;
+                    println!("allowed    {} ({reason}){took}", behaviour.name);
                 }
-                Verdict::Different(how) => {
+                Verdict::Different(outcomes) => {
                     println!("DIFFERENT  {}{took}", behaviour.name);
-                    println!("    {}", how.trim_end().replace('\n', "\n    "));
+                    println!("    {}", outcomes.trim_end().replace('\n', "\n    "));
                     println!("    alone: {}", command_for(behaviour.name));
                     different.push(behaviour.name);
                 }
@@ -100,28 +101,28 @@ fn both(chosen: &[&'static Behaviour], selection: &Selection) -> Result<usize> {
         }
     }
     println!(
-        "{} behaviours under runc and nacre in {:.0} s: {equal} equal, {listed} different as listed, {} DIFFERENT",
-        equal + listed + different.len(),
+        "{} behaviours under runc and nacre in {:.0} s: {equal} equal, {allowed} differ as allowed, {} DIFFERENT",
+        equal + allowed + different.len(),
         started.elapsed().as_secs_f64(),
         different.len()
     );
     for name in &different {
         println!("failed: {name}");
     }
-    println!("{} passed, {} failed", equal + listed, different.len());
+    println!("{} passed, {} failed", equal + allowed, different.len());
     Ok(different.len())
 }
 
-/// One side, as it is.
-fn show(chosen: &[&'static Behaviour], runtime: Runtime) -> usize {
+/// Runs `chosen` under `runtime` only and prints the outcomes; returns the number of errors.
+fn run_under(chosen: &[&'static Behaviour], runtime: Runtime) -> usize {
     let mut failed = 0;
     for group in groups(chosen) {
         let started = Instant::now();
-        let seen = run_group(&group, runtime);
-        for (behaviour, seen) in group.iter().zip(seen) {
+        let outcomes = run_group(&group, runtime);
+        for (behaviour, outcome) in group.iter().zip(outcomes) {
             println!("--- {}", behaviour.name);
-            match seen {
-                Ok(seen) => print!("{seen}"),
+            match outcome {
+                Ok(outcome) => print!("{outcome}"),
                 Err(error) => {
                     failed += 1;
                     println!("ERROR: {error:#}");

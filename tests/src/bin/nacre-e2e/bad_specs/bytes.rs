@@ -1,4 +1,5 @@
-//! Bytes in config.json that ctr would not send: a shim is started by hand, as containerd does it.
+//! Tests of config.json contents that ctr would not write. They start a shim as containerd does, without
+//! containerd.
 
 use std::fs;
 use std::process::Command;
@@ -6,51 +7,51 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse, Empty, ShutdownRequest};
-use nacre_tests::containerd::ctr::{Output, finish, fresh_id};
+use nacre_tests::containerd::ctr::{Output, fresh_id, output};
 use nacre_tests::containerd::task;
 
-use super::next_starts;
+use super::expect_next_container_runs;
 use crate::leaks::Snapshot;
 use crate::setup::containerd_address;
 
-/// Each is refused with words.
+/// Checks that each content is refused with an error and leaves nothing behind.
 pub fn bytes() -> Result<()> {
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let good = br#"{"ociVersion":"1.0.2","process":{"args":["true"],"cwd":"/","user":{"uid":0,"gid":0}},"root":{"path":"/"},"hostname":"NAME"}"#;
     let at = good
         .windows(4)
         .position(|bytes| bytes == b"NAME")
-        .context("no place")?;
+        .context("the specification has no NAME")?;
     let mut not_utf8 = good.to_vec();
     not_utf8[at..at + 4].copy_from_slice(&[0xff, 0xfe, 0xc3, 0x28]);
     let rows: [(&str, &[u8]); 8] = [
-        ("nothing", b""),
-        ("no JSON", b"process: args"),
+        ("an empty file", b""),
+        ("not JSON", b"process: args"),
         ("a list", b"[]"),
-        ("cut off", &good[..good.len() / 2]),
-        ("no UTF-8", &not_utf8),
+        ("truncated JSON", &good[..good.len() / 2]),
+        ("invalid UTF-8", &not_utf8),
         (
-            "half a surrogate",
+            "a lone surrogate",
             br#"{"ociVersion":"1.0.2","hostname":"\ud800"}"#,
         ),
-        ("deep", deep.as_bytes()),
+        ("100,000 nested lists", deep.as_bytes()),
         (
-            "other types",
+            "fields of the wrong types",
             br#"{"ociVersion":1,"process":[],"root":"/","mounts":{},"linux":7}"#,
         ),
     ];
     for (name, config) in rows {
         let before = Snapshot::take()?;
-        raw(config).with_context(|| name.to_owned())?;
+        start_shim_and_create(config).with_context(|| name.to_owned())?;
         before
             .compare(Duration::from_secs(15))
             .with_context(|| name.to_owned())?;
     }
-    next_starts()
+    expect_next_container_runs()
 }
 
-/// A shim's life with `config`, from `start` to `delete`: Create must fail with words.
-fn raw(config: &[u8]) -> Result<()> {
+/// Runs a shim with `config` from `start` to `delete`; `start` or Create must fail with a message.
+fn start_shim_and_create(config: &[u8]) -> Result<()> {
     let id = fresh_id("raw");
     let bundle = tempfile::tempdir_in("/run")?;
     fs::write(bundle.path().join("config.json"), config)?;
@@ -74,7 +75,7 @@ fn raw(config: &[u8]) -> Result<()> {
             command.arg("-bundle").arg(bundle.path());
         }
         command.arg(verb);
-        finish(command)
+        output(command)
     };
     let started = shim("start")?;
     if started.code == Some(0) {
@@ -92,11 +93,11 @@ fn raw(config: &[u8]) -> Result<()> {
         };
         let _: Result<Empty, ttrpc::Status> = task::call_at(&socket, "Shutdown", &shutdown)?;
         match created {
-            Ok(_) => bail!("it was accepted"),
-            Err(status) => ensure!(!status.message().is_empty(), "refused without a word"),
+            Ok(_) => bail!("Create succeeded"),
+            Err(status) => ensure!(!status.message().is_empty(), "refused without a message"),
         }
     } else {
-        ensure!(!started.stderr.is_empty(), "refused without a word");
+        ensure!(!started.stderr.is_empty(), "refused without a message");
     }
     shim("delete")?.success().map(drop)
 }

@@ -1,5 +1,5 @@
-//! Specifications that are wrong, too large or malicious: each is refused with words, or does what it says inside of its
-//! guest. Nothing is left behind, and the next container starts.
+//! Tests of specifications that are invalid, too large or malicious. Each is refused with an error, or has
+//! its effect inside the guest only. Nothing is left behind, and the next container starts.
 
 mod bytes;
 mod rows;
@@ -16,47 +16,49 @@ use serde_json::{Value, json};
 
 use self::Expected::{Prints, Refused};
 use self::bytes::bytes;
-use self::rows::{NONSENSE, OUTSIDE, Row, WRONG, mount, push};
+use self::rows::{INVALID_FIELDS, INVALID_VALUES, OUTSIDE_PATHS, Row, mount, push};
 use crate::leaks::Snapshot;
 use crate::{Test, core, test};
 
 pub const TESTS: &[Test] = &[
-    core("wrong specifications are refused, one after the other", || {
-        table(WRONG)
+    core("invalid specifications are refused", || run_rows(INVALID_FIELDS)),
+    test("invalid limits and unknown values are refused", || {
+        run_rows(INVALID_VALUES)
     }),
-    test("limits and words that make no sense are refused", || {
-        table(NONSENSE)
+    test("specifications that are too large are refused", too_large),
+    test("mounts that point outside the root stay inside", || {
+        run_rows(OUTSIDE_PATHS)
     }),
-    test("specifications that are too large", too_large),
-    test("mounts and links that point outside stay inside", || {
-        table(OUTSIDE)
-    }),
-    test("root file systems whose directories are links", roots),
-    test("bytes in config.json that are no specification", bytes),
+    test(
+        "root file systems with symbolic links for directories",
+        symlinked_roots,
+    ),
+    test("config.json without a valid specification", bytes),
 ];
 
-/// What must come of a specification.
+/// The expected result of a specification.
 pub enum Expected {
-    /// An error with these words, whatever their case.
+    /// An error that contains each of these texts, in any case.
     Refused(&'static [&'static str]),
-    /// The command runs and prints this.
+    /// The command runs and prints this text.
     Prints(&'static str),
 }
 
-/// Every row by itself; all that fail are told.
-fn table(rows: &[Row]) -> Result<()> {
-    let mut wrong = Vec::new();
+/// Runs each row and reports all that fail, then checks that a container starts.
+fn run_rows(rows: &[Row]) -> Result<()> {
+    let mut failures = Vec::new();
     for (name, change, expected) in rows {
-        if let Err(error) = alone(name, change, expected, |_| Ok(())) {
-            wrong.push(format!("{name}: {error:#}"));
+        if let Err(error) = run_one(name, change, expected, |_| Ok(())) {
+            failures.push(format!("{name}: {error:#}"));
         }
     }
-    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
-    next_starts()
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    expect_next_container_runs()
 }
 
-/// One specification between two looks at the host.
-fn alone(
+/// Runs one specification and checks its result and that it leaves nothing behind. `prepare` may change the
+/// root file system before.
+fn run_one(
     name: &str,
     change: impl FnOnce(&mut Value),
     expected: &Expected,
@@ -65,36 +67,37 @@ fn alone(
     let bundle = Bundle::new(&["echo", "ran"], change)?;
     prepare(&bundle.root())?;
     let before = Snapshot::take()?;
-    let output = bundle.finish("bad")?;
-    judge(&output, expected).with_context(|| format!("{name}: {output:?}"))?;
+    let output = bundle.output("bad")?;
+    check_output(&output, expected).with_context(|| format!("{name}: {output:?}"))?;
     before.compare(Duration::from_secs(15))
 }
 
-fn judge(output: &Output, expected: &Expected) -> Result<()> {
+fn check_output(output: &Output, expected: &Expected) -> Result<()> {
     match expected {
-        Refused(words) => {
-            ensure!(output.code != Some(0), "it ran");
-            let said = output.stderr.to_lowercase();
-            for word in *words {
+        Refused(texts) => {
+            ensure!(output.code != Some(0), "the container ran");
+            let error = output.stderr.to_lowercase();
+            for text in *texts {
                 ensure!(
-                    said.contains(&word.to_lowercase()),
-                    "the error does not say {word:?}"
+                    error.contains(&text.to_lowercase()),
+                    "the error does not contain {text:?}"
                 );
             }
         }
         Prints(text) => {
             ensure!(
                 output.code == Some(0) && output.text() == *text,
-                "it should print {text:?}"
+                "expected the output {text:?}"
             );
         }
     }
     Ok(())
 }
 
-fn next_starts() -> Result<()> {
+/// Checks that a container with the default specification runs.
+fn expect_next_container_runs() -> Result<()> {
     let output = Bundle::new(&["echo", "next"], |_| ())?
-        .finish("next")?
+        .output("next")?
         .success()?;
     ensure!(output == "next\n", "the next container printed {output:?}");
     Ok(())
@@ -114,25 +117,25 @@ fn too_large() -> Result<()> {
         }
     };
     let masked = |spec: &mut Value| spec["linux"]["maskedPaths"] = json!(vec!["/etc/passwd"; 20_000]);
-    alone("10,000 mounts", many, &Refused(&["mounts"]), |_| Ok(()))?;
-    alone(
+    run_one("10,000 mounts", many, &Refused(&["mounts"]), |_| Ok(()))?;
+    run_one(
         "an argument of 200 kB",
         long,
         &Refused(&["argument list too long"]),
         |_| Ok(()),
     )?;
-    alone("arguments of 6 MB", args, &Refused(&[]), |_| Ok(()))?;
-    alone(
+    run_one("arguments of 6 MB", args, &Refused(&[]), |_| Ok(()))?;
+    run_one(
         "20,000 masked paths",
         masked,
         &Refused(&["linux.maskedPaths"]),
         |_| Ok(()),
     )?;
-    next_starts()
+    expect_next_container_runs()
 }
 
-/// Directories that runtimes use by name, and that an image may have made links.
-fn roots() -> Result<()> {
+/// Replaces directories that runtimes access by path with symbolic links, as an image could.
+fn symlinked_roots() -> Result<()> {
     let link = |name: &'static str, to: &'static str| {
         move |root: &Path| -> Result<()> {
             let path = root.join(name);
@@ -154,20 +157,23 @@ fn roots() -> Result<()> {
         let script = |spec: &mut Value| {
             spec["process"]["args"] = json!(["sh", "-c", "touch /run/nacre-e2e-marker; echo ran"]);
         };
-        // What a runtime needs at its place is refused, or put there all the same.
+        // Either the runtime refuses the root file system, or the container runs.
         let bundle = Bundle::new(&["true"], script)?;
         link(name, to)(&bundle.root())?;
         let before = Snapshot::take()?;
-        let output = bundle.finish("root")?;
-        let said = output.code != Some(0) && !output.stderr.is_empty();
-        ensure!(output.text() == "ran\n" || said, "/{name} → {to} gave {output:?}");
+        let output = bundle.output("root")?;
+        let refused = output.code != Some(0) && !output.stderr.is_empty();
+        ensure!(
+            output.text() == "ran\n" || refused,
+            "/{name} → {to} gave {output:?}"
+        );
         ensure!(
             !marker.exists(),
-            "/{name} → {to}: the container wrote to the host"
+            "/{name} → {to}: the container created a file on the host"
         );
         before
             .compare(Duration::from_secs(15))
             .with_context(|| format!("/{name} → {to}"))?;
     }
-    next_starts()
+    expect_next_container_runs()
 }

@@ -1,15 +1,16 @@
-//! The tables of wrong specifications: what is changed, and what must come of it.
+//! The tables of invalid specifications: a change to the default specification, and the expected result.
 
 use serde_json::{Value, json};
 
 use super::Expected::{self, Prints, Refused};
 
-/// A name, a change to containerd's default specification, and what must come of it.
+/// A name, a change to containerd's default specification, and the expected result.
 pub type Row = (&'static str, fn(&mut Value), Expected);
 
-pub const WRONG: &[Row] = &[
+/// Missing, empty and contradictory fields.
+pub const INVALID_FIELDS: &[Row] = &[
     (
-        "the host's network",
+        "the host's network namespace",
         |spec| {
             if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
                 namespaces.retain(|namespace| namespace["type"] != "network");
@@ -18,7 +19,7 @@ pub const WRONG: &[Row] = &[
         Refused(&["linux.namespaces", "network"]),
     ),
     (
-        "a listener on the host",
+        "a seccomp listener on the host",
         |spec| {
             spec["linux"]["seccomp"] =
                 json!({"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/run/listener"});
@@ -31,7 +32,7 @@ pub const WRONG: &[Row] = &[
         Refused(&["process"]),
     ),
     (
-        "no arguments",
+        "an empty list of arguments",
         |spec| spec["process"]["args"] = json!([]),
         Refused(&["process.args"]),
     ),
@@ -41,7 +42,7 @@ pub const WRONG: &[Row] = &[
         Refused(&["process.args"]),
     ),
     (
-        "no working directory",
+        "an empty working directory",
         |spec| spec["process"]["cwd"] = json!(""),
         Refused(&["process.cwd"]),
     ),
@@ -61,12 +62,12 @@ pub const WRONG: &[Row] = &[
         Refused(&["process.env"]),
     ),
     (
-        "a relative destination",
+        "a relative mount destination",
         |spec| mount(spec, "relative", "tmpfs"),
         Prints("ran\n"),
     ),
     (
-        "an empty destination",
+        "an empty mount destination",
         |spec| mount(spec, "", "tmpfs"),
         Refused(&["destination"]),
     ),
@@ -77,17 +78,17 @@ pub const WRONG: &[Row] = &[
         Refused(&["root file system"]),
     ),
     (
-        "a version of another world",
+        "an unknown major version",
         |spec| spec["ociVersion"] = json!("9.9"),
         Refused(&["ociVersion"]),
     ),
     (
-        "a namespace twice",
+        "a duplicate namespace",
         |spec| push(&mut spec["linux"]["namespaces"], json!({"type": "pid"})),
         Refused(&["namespaces"]),
     ),
     (
-        "a path in place of a cgroup",
+        "a cgroup path with ..",
         |spec| spec["linux"]["cgroupsPath"] = json!("/../../../up"),
         Refused(&["cgroupsPath"]),
     ),
@@ -98,39 +99,40 @@ pub const WRONG: &[Row] = &[
     ),
 ];
 
-pub const NONSENSE: &[Row] = &[
+/// Limits out of range and unknown enum values.
+pub const INVALID_VALUES: &[Row] = &[
     (
-        "a negative limit of memory",
+        "a negative memory limit",
         |spec| resources(spec, json!({"memory": {"limit": -5}})),
         Refused(&["memory.limit"]),
     ),
     (
-        "a negative limit of processes",
+        "a negative pids limit",
         |spec| resources(spec, json!({"pids": {"limit": -7}})),
         Refused(&["pids.limit"]),
     ),
     (
-        "a negative quota",
+        "a negative CPU quota",
         |spec| resources(spec, json!({"cpu": {"quota": -3, "period": 100_000}})),
         Refused(&["cpu.quota"]),
     ),
     (
-        "a period of 0 and a quota",
+        "a CPU period that is too short for its quota",
         |spec| resources(spec, json!({"cpu": {"quota": 1000, "period": 1}})),
         Refused(&["cpu"]),
     ),
     (
-        "a file outside of the cgroup",
+        "a unified file outside of the cgroup",
         |spec| resources(spec, json!({"unified": {"../memory.max": "max"}})),
         Refused(&["unified"]),
     ),
     (
-        "an unknown namespace",
+        "an unknown namespace type",
         |spec| push(&mut spec["linux"]["namespaces"], json!({"type": "sideways"})),
         Refused(&["namespaces", "sideways"]),
     ),
     (
-        "an unknown limit",
+        "an unknown resource limit",
         |spec| spec["process"]["rlimits"] = json!([{"type": "RLIMIT_SIDEWAYS", "soft": 1, "hard": 1}]),
         Refused(&["rlimits", "sideways"]),
     ),
@@ -145,12 +147,12 @@ pub const NONSENSE: &[Row] = &[
         Prints("ran\n"),
     ),
     (
-        "an unknown action",
+        "an unknown seccomp action",
         |spec| spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_SIDEWAYS"}),
         Refused(&["seccomp", "sideways"]),
     ),
     (
-        "an unknown operator",
+        "an unknown seccomp operator",
         |spec| {
             spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
             {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_SIDEWAYS"}]}]});
@@ -158,7 +160,7 @@ pub const NONSENSE: &[Row] = &[
         Refused(&["seccomp", "sideways"]),
     ),
     (
-        "an argument that no call has",
+        "a seccomp argument index out of range",
         |spec| {
             spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
             {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 9, "value": 1, "op": "SCMP_CMP_EQ"}]}]});
@@ -166,12 +168,12 @@ pub const NONSENSE: &[Row] = &[
         Refused(&["seccomp"]),
     ),
     (
-        "an unknown propagation",
+        "an unknown mount propagation",
         |spec| spec["linux"]["rootfsPropagation"] = json!("sideways"),
         Refused(&["rootfsPropagation"]),
     ),
     (
-        "an unknown option of a tmpfs",
+        "an unknown tmpfs option",
         |spec| {
             push(
                 &mut spec["mounts"],
@@ -186,7 +188,7 @@ pub const NONSENSE: &[Row] = &[
         Refused(&["sidewaysfs"]),
     ),
     (
-        "an unknown kind of device",
+        "an unknown device type",
         |spec| spec["linux"]["devices"] = json!([{"path": "/dev/x", "type": "x", "major": 1, "minor": 1}]),
         Refused(&["devices"]),
     ),
@@ -196,24 +198,24 @@ pub const NONSENSE: &[Row] = &[
         Refused(&["devices"]),
     ),
     (
-        "a device outside of /dev by ..",
+        "a device path with ..",
         |spec| {
             spec["linux"]["devices"] = json!([{"path": "/dev/../../x", "type": "c", "major": 1, "minor": 3}])
         },
         Prints("ran\n"),
     ),
     (
-        "a setting by a path",
+        "a sysctl name with a path",
         |spec| spec["linux"]["sysctl"] = json!({"kernel/../../../etc/passwd": "1"}),
         Refused(&["sysctl"]),
     ),
     (
-        "a setting that is no namespace's",
+        "a sysctl without a namespace",
         |spec| spec["linux"]["sysctl"] = json!({"kernel.panic": "1"}),
         Refused(&["sysctl"]),
     ),
     (
-        "maps that overlap",
+        "id mappings that overlap",
         |spec| {
             push(&mut spec["linux"]["namespaces"], json!({"type": "user"}));
             let map = json!([{"containerID": 0, "hostID": 0, "size": 10}, {"containerID": 5, "hostID": 0, "size": 10}]);
@@ -233,15 +235,16 @@ pub const NONSENSE: &[Row] = &[
         Refused(&["hooks.prestart"]),
     ),
     (
-        "a user that no id has",
+        "an invalid user id",
         |spec| spec["process"]["user"] = json!({"uid": 4_294_967_295_u32, "gid": 0}),
         Refused(&["uid"]),
     ),
 ];
 
-pub const OUTSIDE: &[Row] = &[
+/// Paths that point outside of the container's root.
+pub const OUTSIDE_PATHS: &[Row] = &[
     (
-        "a destination upwards",
+        "a mount destination with ..",
         |spec| {
             mount(spec, "/../../../up", "tmpfs");
             spec["process"]["args"] = json!(["sh", "-c", "grep -c ' /up ' /proc/self/mountinfo"]);
@@ -249,22 +252,22 @@ pub const OUTSIDE: &[Row] = &[
         Prints("1\n"),
     ),
     (
-        "a destination that is the root",
+        "a mount on the root",
         |spec| mount(spec, "/", "tmpfs"),
         Refused(&[]),
     ),
     (
-        "a destination that is the root by ..",
+        "a mount on the root through ..",
         |spec| mount(spec, "/tmp/../..", "tmpfs"),
         Refused(&[]),
     ),
     (
-        "a masked path upwards",
+        "a masked path with ..",
         |spec| spec["linux"]["maskedPaths"] = json!(["/../../../../etc/passwd"]),
         Prints("ran\n"),
     ),
     (
-        "a tmpfs in place of /proc",
+        "a tmpfs on /proc",
         |spec| {
             push(
                 &mut spec["mounts"],
@@ -274,7 +277,7 @@ pub const OUTSIDE: &[Row] = &[
         Refused(&["/proc"]),
     ),
     (
-        "a source in the guest's own files",
+        "a bind mount source from the guest's initramfs",
         |spec| {
             push(
                 &mut spec["mounts"],
@@ -285,12 +288,14 @@ pub const OUTSIDE: &[Row] = &[
     ),
 ];
 
+/// Appends `item` to `list`.
 pub fn push(list: &mut Value, item: Value) {
     if let Some(list) = list.as_array_mut() {
         list.push(item);
     }
 }
 
+/// Adds a mount of type `kind`.
 pub fn mount(spec: &mut Value, destination: &str, kind: &str) {
     push(
         &mut spec["mounts"],

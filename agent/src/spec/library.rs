@@ -1,0 +1,81 @@
+//! Rewrites a spec for the libraries that read it. oci-spec and libcontainer differ from the OCI specification
+//! in a few fields: they require optional ones, use other names, or swap the meaning of two.
+
+use serde_json::{Value, json};
+
+/// Rewrites a whole `config.json`.
+pub fn translate(spec: &mut Value) {
+    if let Some(process) = spec.get_mut("process") {
+        translate_process(process);
+    }
+    if let Some(resources) = spec.pointer_mut("/linux/resources") {
+        translate_resources(resources);
+    }
+    swap_masks(spec);
+    for device in elements(spec, "/linux/devices") {
+        // A FIFO has no device number.
+        default_to_zero(device, "major");
+        default_to_zero(device, "minor");
+    }
+}
+
+/// Rewrites a `process` object.
+pub fn translate_process(process: &mut Value) {
+    if let Some(object) = process.as_object_mut() {
+        let user = object.entry("user").or_insert_with(|| json!({}));
+        default_to_zero(user, "uid");
+        default_to_zero(user, "gid");
+    }
+    if let Some(priority) = process.get_mut("ioPriority") {
+        default_to_zero(priority, "priority");
+    }
+    for flag in elements(process, "/scheduler/flags") {
+        match flag.as_str() {
+            Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
+            Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
+            _ => {}
+        }
+    }
+}
+
+/// Rewrites a `linux.resources` object: oci-spec reads a missing `pids.limit` as 0.
+pub fn translate_resources(resources: &mut Value) {
+    if resources
+        .get("pids")
+        .is_some_and(|pids| pids.get("limit").is_none())
+        && let Some(resources) = resources.as_object_mut()
+    {
+        resources.remove("pids");
+    }
+}
+
+/// In a masked comparison the specification has the mask in `value`, as runc does; libcontainer has it in
+/// `valueTwo`.
+fn swap_masks(spec: &mut Value) {
+    for call in elements(spec, "/linux/seccomp/syscalls") {
+        for arg in elements(call, "/args") {
+            if arg["op"] == "SCMP_CMP_MASKED_EQ"
+                && let Some(arg) = arg.as_object_mut()
+            {
+                let mask = arg.remove("value").unwrap_or_default();
+                let expected = arg.insert("valueTwo".to_owned(), mask);
+                arg.insert("value".to_owned(), expected.unwrap_or_else(|| json!(0)));
+            }
+        }
+    }
+}
+
+fn elements<'a>(value: &'a mut Value, pointer: &str) -> impl Iterator<Item = &'a mut Value> {
+    value
+        .pointer_mut(pointer)
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+}
+
+/// Sets `key` to 0 if it is missing.
+fn default_to_zero(object: &mut Value, key: &str) {
+    if let Some(object) = object.as_object_mut() {
+        object.entry(key).or_insert_with(|| json!(0));
+    }
+}

@@ -1,0 +1,250 @@
+//! Checks the OCI spec that the shim sends and completes it for the guest: a pure function from JSON to
+//! [`PreparedSpec`]. `container` calls it; `exec` and `runtime` use its types. Never makes a system call.
+
+mod id_map;
+mod library;
+mod mounts;
+mod namespaces;
+mod workdir;
+
+use std::path::{Component, Path, PathBuf};
+
+use nacre_protocol::spec::{sift, sift_process, sift_update};
+use oci_spec::runtime::{Capabilities, Linux, LinuxCapabilities, Process, Spec};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::cgroup::limits::{self, Setting};
+use crate::devices;
+use crate::error::Error;
+use crate::terminal::Terminal;
+
+pub use id_map::guest_uid;
+pub use mounts::{MountPropagation, normalize};
+pub use namespaces::{UtsNames, has_namespace, resolve_namespaces};
+pub use workdir::WorkingDirectory;
+
+/// A checked spec, and the settings in it that the agent applies itself.
+#[derive(Debug)]
+pub struct PreparedSpec {
+    /// The spec for libcontainer.
+    pub spec: Spec,
+    /// The container's cgroup, as an absolute path below the cgroup2 mount.
+    pub cgroup: PathBuf,
+    /// The cgroup's device program, as BPF instructions; empty if all devices are allowed.
+    pub devices: Vec<u64>,
+    /// The limits to write to the cgroup's files, in order.
+    pub limits: Vec<Setting>,
+    /// Owner of the standard streams, a uid in the guest's initial user namespace.
+    pub uid: u32,
+    /// The terminal of init, if it has one.
+    pub terminal: Option<Terminal>,
+    /// HOME in `spec` is a placeholder: it must be looked up in the container's /etc/passwd.
+    pub find_home: bool,
+    /// The container has a new network namespace, whose loopback device is down.
+    pub new_network: bool,
+    /// The working directory to create if it is missing.
+    pub working_directory: Option<WorkingDirectory>,
+    /// Names to set in a UTS namespace that the container shares with another.
+    pub uts_names: UtsNames,
+    /// Propagation types to set once the container's mounts exist.
+    pub propagation: Vec<MountPropagation>,
+    /// The parts of the spec that have no effect in this guest, each as a JSON path and the reason.
+    pub ignored: Vec<String>,
+}
+
+/// Checks that `id` can be a directory name, also of libcontainer's state: 1 to 128 letters, digits, `_`,
+/// `+`, `-` and `.`, not beginning with `.`.
+pub fn check_id(id: &str) -> Result<(), Error> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
+    if id.is_empty() || id.len() > 128 || id.starts_with('.') || !id.chars().all(allowed) {
+        return Err(Error::BadId {
+            id: id.chars().take(128).collect(),
+        });
+    }
+    Ok(())
+}
+
+/// Checks the spec of container `id` (JSON) and completes it.
+pub fn prepare(id: &str, json: &[u8]) -> Result<PreparedSpec, Error> {
+    let mut value: Value = parse("config.json", json)?;
+    let findings = sift(&mut value);
+    if !findings.refused.is_empty() {
+        return Err(Error::Refused(findings.refusals()));
+    }
+    library::translate(&mut value);
+    let mut spec: Spec = from_value("config.json", value)?;
+    let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
+    if !root.path().is_absolute() {
+        return Err(Error::bad_spec("root.path", "must be absolute"));
+    }
+    check_hooks(&spec)?;
+    let mut process = spec.process().clone().ok_or_else(|| missing("process"))?;
+    let find_home = complete_process(&mut process);
+    let uid = guest_uid(&spec, process.user().uid());
+    let terminal = Terminal::wanted(&process).map(|terminal| Terminal { uid, ..terminal });
+    spec.set_process(Some(process));
+
+    let mut linux = spec.linux().clone().ok_or_else(|| missing("linux"))?;
+    // The agent applies them itself: libcontainer drops some resources and misreads others.
+    let resources = linux.resources().clone().unwrap_or_default();
+    linux.set_resources(None);
+    let devices = devices::program(resources.devices().as_deref().unwrap_or_default())?;
+    let limits = limits::settings(&resources)?;
+    check_devices(&linux)?;
+    let cgroup = cgroup_path(id, linux.cgroups_path().as_deref())?;
+    linux.set_cgroups_path(Some(cgroup.clone()));
+    let namespaces = namespaces::prepare(&linux)?;
+    let uts_names = namespaces.uts_names(&spec);
+    linux.set_namespaces(Some(namespaces.all));
+    let propagation = mounts::prepare(&mut spec, &mut linux);
+    spec.set_linux(Some(linux));
+    let working_directory = workdir::working_directory(&spec);
+    Ok(PreparedSpec {
+        spec,
+        cgroup,
+        devices,
+        limits,
+        uid,
+        terminal,
+        find_home,
+        new_network: namespaces.new_network,
+        working_directory,
+        uts_names,
+        propagation,
+        ignored: Vec::new(),
+    })
+}
+
+/// Checks the process object of an exec (JSON).
+pub fn parse_process(json: &[u8]) -> Result<Process, Error> {
+    let mut value: Value = parse("process", json)?;
+    let findings = sift_process(&mut value);
+    if !findings.refused.is_empty() {
+        return Err(Error::Refused(findings.refusals()));
+    }
+    library::translate_process(&mut value);
+    from_value("process", value)
+}
+
+/// Checks a `linux.resources` object (JSON) and returns the limits that it changes.
+pub fn parse_update(json: &[u8]) -> Result<Vec<Setting>, Error> {
+    let mut value: Value = parse("linux.resources", json)?;
+    let findings = sift_update(&mut value);
+    if !findings.refused.is_empty() {
+        return Err(Error::Refused(findings.refusals()));
+    }
+    library::translate_resources(&mut value);
+    limits::settings(&from_value("linux.resources", value)?)
+}
+
+fn parse(field: &'static str, json: &[u8]) -> Result<Value, Error> {
+    serde_json::from_slice(json).map_err(|error| Error::bad_spec(field, error.to_string()))
+}
+
+fn from_value<T: DeserializeOwned>(field: &'static str, value: Value) -> Result<T, Error> {
+    serde_json::from_value(value).map_err(|error| Error::bad_spec(field, error.to_string()))
+}
+
+fn missing(field: &'static str) -> Error {
+    Error::bad_spec(field, "is missing")
+}
+
+/// Refuses every hook that runs on the host; only `startContainer` hooks are programs of the container.
+fn check_hooks(spec: &Spec) -> Result<(), Error> {
+    let Some(hooks) = spec.hooks() else {
+        return Ok(());
+    };
+    let others = [
+        ("hooks.prestart", hooks.prestart()),
+        ("hooks.createRuntime", hooks.create_runtime()),
+        ("hooks.createContainer", hooks.create_container()),
+        ("hooks.poststart", hooks.poststart()),
+        ("hooks.poststop", hooks.poststop()),
+    ];
+    match others
+        .iter()
+        .find(|(_, list)| list.as_ref().is_some_and(|list| !list.is_empty()))
+    {
+        Some((field, _)) => Err(Error::bad_spec(field, "runs on the host, not in a guest")),
+        None => Ok(()),
+    }
+}
+
+fn check_devices(linux: &Linux) -> Result<(), Error> {
+    let is_outside = |path: &Path| !path.starts_with("/dev") || path == Path::new("/dev");
+    match linux
+        .devices()
+        .iter()
+        .flatten()
+        .find(|device| is_outside(device.path()))
+    {
+        Some(device) => Err(Error::bad_spec(
+            "linux.devices",
+            format!("{:?} is not below /dev", device.path()),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Completes a process object for libcontainer. Returns whether HOME in its environment is a placeholder.
+pub fn complete_process(process: &mut Process) -> bool {
+    if process.no_new_privileges() == Some(false) {
+        // For `false`, libcontainer loads the seccomp filter after it has dropped the capability to do so.
+        process.set_no_new_privileges(None);
+    }
+    // For a missing set, libcontainer would leave the agent's capabilities.
+    process.set_capabilities(Some(complete_capabilities(process.capabilities().as_ref())));
+    let mut environment = process.env().clone().unwrap_or_default();
+    let home = environment
+        .iter()
+        .rev()
+        .find_map(|variable| variable.strip_prefix("HOME="));
+    let find_home = home.is_none_or(str::is_empty);
+    if find_home {
+        // Without HOME, libcontainer would call getpwuid(3), which may load NSS modules from the container.
+        environment.push("HOME=/".to_owned());
+    }
+    process.set_env(Some(environment));
+    find_home
+}
+
+/// All five capability sets; one that the spec does not have is empty.
+fn complete_capabilities(given: Option<&LinuxCapabilities>) -> LinuxCapabilities {
+    let set = |of: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+        Some(given.and_then(|given| of(given).clone()).unwrap_or_default())
+    };
+    // oci-spec's default is not empty: each set must be overwritten.
+    let mut all = LinuxCapabilities::default();
+    all.set_bounding(set(LinuxCapabilities::bounding));
+    all.set_effective(set(LinuxCapabilities::effective));
+    all.set_inheritable(set(LinuxCapabilities::inheritable));
+    all.set_permitted(set(LinuxCapabilities::permitted));
+    all.set_ambient(set(LinuxCapabilities::ambient));
+    all
+}
+
+/// The container's cgroup: `linux.cgroupsPath`, or `/<id>` if it is missing or empty.
+fn cgroup_path(id: &str, given: Option<&Path>) -> Result<PathBuf, Error> {
+    let Some(path) = given.filter(|path| !path.as_os_str().is_empty()) else {
+        return Ok(Path::new("/").join(id));
+    };
+    let mut components = path.components();
+    let is_normal = components.next() == Some(Component::RootDir)
+        && components.next().is_some()
+        && path
+            .components()
+            .skip(1)
+            .all(|component| matches!(component, Component::Normal(_)));
+    if !is_normal {
+        let reason = format!(
+            "expected an absolute path below the root without \"..\", got {:?}",
+            path.display().to_string()
+        );
+        return Err(Error::bad_spec("linux.cgroupsPath", reason));
+    }
+    Ok(path.to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,234 @@
+//! Specs in, prepared specs or refusals out.
+
+mod table;
+
+use super::*;
+use oci_spec::runtime::LinuxNamespaceType as Namespace;
+use rustix::process::Pid;
+use serde_json::json;
+
+/// A small valid spec, changed by `change`.
+fn spec_json(change: impl FnOnce(&mut Value)) -> Vec<u8> {
+    let mut spec = json!({
+        "ociVersion": "1.0.2",
+        "process": {"args": ["true"], "cwd": "/", "user": {"uid": 7, "gid": 8}},
+        "root": {"path": "/run/nacre/shared/a/rootfs"},
+        "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}, {"type": "network"}]}
+    });
+    change(&mut spec);
+    serde_json::to_vec(&spec).unwrap()
+}
+
+/// The small spec, changed by `change` and prepared.
+fn prepared(change: impl FnOnce(&mut Value)) -> PreparedSpec {
+    prepare("a", &spec_json(change)).unwrap()
+}
+
+/// The error that the small spec, changed by `change`, is refused with.
+fn refusal(change: impl FnOnce(&mut Value)) -> String {
+    prepare("a", &spec_json(change)).unwrap_err().to_string()
+}
+
+fn process(prepared: &PreparedSpec) -> &Process {
+    prepared.spec.process().as_ref().unwrap()
+}
+
+fn linux(prepared: &PreparedSpec) -> &Linux {
+    prepared.spec.linux().as_ref().unwrap()
+}
+
+#[test]
+fn a_minimal_spec_is_completed() {
+    let prepared = prepared(|spec| spec["process"]["noNewPrivileges"] = false.into());
+    assert_eq!(prepared.cgroup, Path::new("/a"));
+    assert_eq!(prepared.uid, 7);
+    assert!(!prepared.new_network, "the guest's network namespace is used");
+    assert!(prepared.find_home);
+    assert!(!prepared.devices.is_empty());
+    assert_eq!(process(&prepared).env().as_ref().unwrap(), &["HOME=/"]);
+    assert_eq!(process(&prepared).no_new_privileges(), None);
+    let linux = linux(&prepared);
+    assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/a")));
+    let namespaces = linux.namespaces().iter().flatten();
+    let kinds: Vec<_> = namespaces.map(|namespace| namespace.typ()).collect();
+    assert_eq!(kinds, [Namespace::Mount, Namespace::Pid, Namespace::Cgroup]);
+}
+
+#[test]
+fn given_values_are_kept() {
+    let prepared = prepared(|spec| {
+        spec["linux"]["cgroupsPath"] = "/pod/a".into();
+        spec["linux"]["namespaces"] = json!([{"type": "cgroup"}, {"type": "mount"}]);
+        spec["process"]["noNewPrivileges"] = true.into();
+        spec["process"]["env"] = json!(["HOME=", "HOME=/x"]);
+    });
+    assert_eq!(prepared.cgroup, Path::new("/pod/a"));
+    assert!(!prepared.new_network);
+    assert!(!prepared.find_home);
+    assert_eq!(process(&prepared).env().as_ref().map(Vec::len), Some(2));
+    assert_eq!(process(&prepared).no_new_privileges(), Some(true));
+    assert_eq!(linux(&prepared).namespaces().as_ref().map(Vec::len), Some(2));
+}
+
+#[test]
+fn net_sysctls_need_a_network_namespace() {
+    let sysctl = json!({"kernel.msgmax": "1", "net.ipv4.ip_forward": "1"});
+    assert!(prepared(|spec| spec["linux"]["sysctl"] = sysctl).new_network);
+    let sysctl = json!({"kernel.msgmax": "1"});
+    assert!(!prepared(|spec| spec["linux"]["sysctl"] = sysctl).new_network);
+}
+
+#[test]
+fn a_user_namespace_needs_a_network_namespace() {
+    let prepared = prepared(|spec| {
+        spec["linux"]["namespaces"] = json!([{"type": "user"}, {"type": "network"}]);
+        spec["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+        spec["process"]["terminal"] = true.into();
+    });
+    assert!(prepared.new_network);
+    assert_eq!(prepared.uid, 1007);
+    assert_eq!(prepared.terminal.unwrap().uid, 1007);
+}
+
+#[test]
+fn refusals_name_the_field() {
+    let remove = |key: &'static str| {
+        move |spec: &mut Value| {
+            spec.as_object_mut().unwrap().remove(key);
+        }
+    };
+    let device = json!([{"type": "c", "path": "/etc/passwd", "major": 1, "minor": 3}]);
+    for (text, want) in [
+        (
+            refusal(|spec| spec["process"]["args"] = json!([])),
+            "process.args: ",
+        ),
+        (
+            refusal(|spec| spec["process"]["cwd"] = "tmp".into()),
+            "process.cwd: ",
+        ),
+        (refusal(remove("process")), "process: "),
+        (refusal(remove("linux")), "linux: is missing"),
+        (
+            refusal(|spec| spec["root"]["path"] = "rootfs".into()),
+            "root.path: ",
+        ),
+        (
+            refusal(|spec| spec["linux"]["devices"] = device),
+            "linux.devices: \"/etc/passwd\"",
+        ),
+        (prepare("a", b"{").unwrap_err().to_string(), "config.json: "),
+    ] {
+        assert!(text.starts_with(&format!("spec: {want}")), "{text}");
+    }
+    for hook in [
+        "prestart",
+        "createRuntime",
+        "createContainer",
+        "poststart",
+        "poststop",
+    ] {
+        let text = refusal(|spec| spec["hooks"][hook] = json!([{"path": "/bin/true"}]));
+        assert!(text.contains(&format!("hooks.{hook}")), "{text}");
+    }
+    for path in ["/proc/1/ns/uts", "container", "/"] {
+        let namespaces = json!([{"type": "uts", "path": path}]);
+        let text = refusal(|spec| spec["linux"]["namespaces"] = namespaces);
+        assert!(text.contains("linux.namespaces: "), "{path}: {text}");
+    }
+    for path in ["relative", "/", "/a/../b", "system.slice:x:y"] {
+        let text = refusal(|spec| spec["linux"]["cgroupsPath"] = path.into());
+        assert!(text.contains("linux.cgroupsPath: "), "{path}: {text}");
+    }
+}
+
+#[test]
+fn limits_are_taken_out_of_the_spec() {
+    let resources = json!({"pids": {"limit": 5}, "memory": {"limit": 7}});
+    let prepared = prepared(|spec| spec["linux"]["resources"] = resources);
+    assert!(linux(&prepared).resources().is_none());
+    let pids = prepared.limits.iter().find(|setting| setting.file == "pids.max");
+    assert_eq!(pids.unwrap().change, limits::Change::Set("5".to_owned()));
+    let text = refusal(|spec| spec["linux"]["resources"] = json!({"pids": {"limit": -5}}));
+    assert!(text.contains("linux.resources.pids.limit: "), "{text}");
+}
+
+#[test]
+fn container_ids() {
+    for id in ["a", "e2e-run-1-2", "A_b+c.d"] {
+        check_id(id).unwrap();
+    }
+    for id in ["", ".", "..", ".a", "a/b", "a b", "é", &"x".repeat(129)] {
+        assert!(matches!(check_id(id), Err(Error::BadId { .. })), "{id:?}");
+    }
+}
+
+#[test]
+fn missing_capability_sets_are_empty() {
+    let lengths = |prepared: &PreparedSpec| {
+        let sets = process(prepared).capabilities().clone().unwrap();
+        [
+            sets.bounding(),
+            sets.effective(),
+            sets.inheritable(),
+            sets.permitted(),
+            sets.ambient(),
+        ]
+        .map(|set| set.as_ref().unwrap().len())
+    };
+    assert_eq!(lengths(&prepared(|_| {})), [0; 5]);
+    let given = json!({"bounding": ["CAP_KILL", "CAP_CHOWN"], "permitted": ["CAP_KILL"]});
+    let prepared = prepared(|spec| spec["process"]["capabilities"] = given);
+    assert_eq!(lengths(&prepared), [2, 0, 0, 1, 0]);
+}
+
+#[test]
+fn namespaces_of_other_containers_are_those_of_their_init() {
+    let prepared = || {
+        prepared(|spec| {
+            spec["linux"]["namespaces"] = json!([{"type": "uts", "path": "container:b"}, {"type": "ipc", "path": ""},
+                {"type": "network", "path": "container:b"}, {"type": "mount"}]);
+            spec["hostname"] = "h".into();
+        })
+    };
+    let mut joined = prepared();
+    assert_eq!(joined.uts_names.host.as_deref(), Some("h"));
+    assert!(!joined.new_network);
+    resolve_namespaces(&mut joined.spec, |id| {
+        assert_eq!(id, "b");
+        Ok(Pid::from_raw(77).unwrap())
+    })
+    .unwrap();
+    let paths: Vec<_> = linux(&joined)
+        .namespaces()
+        .iter()
+        .flatten()
+        .map(|namespace| {
+            namespace
+                .path()
+                .as_ref()
+                .map_or("", |path| path.to_str().unwrap())
+        })
+        .collect();
+    assert_eq!(paths, ["/proc/77/ns/uts", "", "/proc/77/ns/net", "", ""]);
+    let unknown = |id: &str| Err(Error::ContainerNotFound { id: id.to_owned() });
+    let error = resolve_namespaces(&mut prepared().spec, unknown).unwrap_err();
+    assert!(error.to_string().contains("\"b\" not found"), "{error}");
+}
+
+#[test]
+fn a_seccomp_mask_is_where_libcontainer_expects_it() {
+    let args = json!([
+        {"index": 0, "value": 5, "valueTwo": 4, "op": "SCMP_CMP_MASKED_EQ"},
+        {"index": 1, "value": 5, "op": "SCMP_CMP_MASKED_EQ"},
+        {"index": 2, "value": 5, "op": "SCMP_CMP_EQ"}
+    ]);
+    let prepared = prepared(|spec| {
+        let call = json!({"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": args});
+        spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [call]});
+    });
+    let seccomp = linux(&prepared).seccomp().clone().unwrap();
+    let args = seccomp.syscalls().as_ref().unwrap()[0].args().clone().unwrap();
+    let values: Vec<_> = args.iter().map(|arg| (arg.value(), arg.value_two())).collect();
+    assert_eq!(values, [(4, Some(5)), (0, Some(5)), (5, None)]);
+}

@@ -1,0 +1,184 @@
+//! Specs against the protocol's table of fields (`nacre_protocol::spec`): the libraries that read a spec must
+//! accept every value that the table accepts.
+
+use super::*;
+use nacre_protocol::spec::{Kind, SPEC, leaves};
+
+/// Sets the field at the JSON pointer `pointer`, whose parent must exist.
+fn set(spec: &mut Value, pointer: &str, value: Value) {
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    spec.pointer_mut(parent).unwrap()[key] = value;
+}
+
+#[test]
+fn bad_values_are_refused_by_their_path() {
+    for (pointer, value, path) in [
+        ("/process/args", json!([1]), "process.args[0]"),
+        ("/process/user/uid", json!(-1), "process.user.uid"),
+        ("/process/user/gid", json!("0"), "process.user.gid"),
+        ("/process/env", json!(["A=\u{0}"]), "process.env[0]"),
+        ("/process/capabilities", json!([]), "process.capabilities"),
+        (
+            "/process/rlimits",
+            json!([{"type": "RLIMIT_CPU"}]),
+            "process.rlimits[0].hard",
+        ),
+        (
+            "/mounts",
+            json!([{"destination": "", "type": "tmpfs"}]),
+            "mounts[0].destination",
+        ),
+        ("/mounts", vec![json!({}); 10_000].into(), "mounts"),
+        (
+            "/linux/namespaces",
+            json!([{"type": "time travel"}]),
+            "linux.namespaces[0].type",
+        ),
+        (
+            "/linux/seccomp",
+            json!({"defaultAction": "X"}),
+            "linux.seccomp.defaultAction",
+        ),
+        (
+            "/linux/resources",
+            json!({"memory": {"limit": -2}}),
+            "linux.resources.memory.limit",
+        ),
+        (
+            "/linux/rootfsPropagation",
+            json!("upwards"),
+            "linux.rootfsPropagation",
+        ),
+        ("/root", json!("rootfs"), "root"),
+        ("/linux", json!(1), "linux"),
+        ("/process", json!(null), "process"),
+    ] {
+        let text = refusal(|spec| set(spec, pointer, value));
+        assert!(text.starts_with(&format!("spec: {path}: ")), "{pointer}: {text}");
+    }
+}
+
+#[test]
+fn bytes_that_are_no_json_object_are_an_error() {
+    let deep = format!("{{\"a\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    for bytes in [
+        deep.as_bytes(),
+        b"",
+        b"\xff",
+        b"[]",
+        b"\"x\"",
+        b"{\"ociVersion\": \"1\"",
+        b"{\"process\":\"\xff\"}",
+    ] {
+        let text = prepare("a", bytes).unwrap_err().to_string();
+        assert!(text.starts_with("spec: "), "{text}");
+        assert!(parse_process(bytes).is_err());
+    }
+}
+
+/// An object that has `name` at the table's path `path`, and the JSON pointer to put it at.
+fn example(path: &str, name: &str) -> (&'static str, Value) {
+    let seccomp = |field: &str| json!({"defaultAction": "SCMP_ACT_ALLOW", field: [name]});
+    let syscall = |action: &str, op: &str| {
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": action,
+            "args": [{"index": 0, "value": 1, "op": op}]}]})
+    };
+    match path {
+        "process.scheduler.policy" => ("/process/scheduler", json!({"policy": name})),
+        "process.scheduler.flags[]" => {
+            let scheduler = json!({"policy": "SCHED_OTHER", "flags": [name]});
+            ("/process/scheduler", scheduler)
+        }
+        "process.ioPriority.class" => ("/process/ioPriority", json!({"class": name, "priority": 1})),
+        "process.rlimits[].type" => ("/process/rlimits", json!([{"type": name, "hard": 1, "soft": 1}])),
+        "linux.namespaces[].type" => ("/linux/namespaces", json!([{"type": name}])),
+        "linux.devices[].type" => {
+            let device = json!({"type": name, "path": "/dev/x", "major": 1, "minor": 3});
+            ("/linux/devices", json!([device]))
+        }
+        "linux.resources.devices[].type" => {
+            let rule = json!({"allow": true, "type": name, "access": "r"});
+            ("/linux/resources", json!({"devices": [rule]}))
+        }
+        "linux.rootfsPropagation" => ("/linux/rootfsPropagation", json!(name)),
+        "linux.personality.domain" => ("/linux/personality", json!({"domain": name})),
+        "linux.seccomp.defaultAction" => ("/linux/seccomp", json!({"defaultAction": name})),
+        "linux.seccomp.architectures[]" => ("/linux/seccomp", seccomp("architectures")),
+        "linux.seccomp.flags[]" => ("/linux/seccomp", seccomp("flags")),
+        "linux.seccomp.syscalls[].action" => ("/linux/seccomp", syscall(name, "SCMP_CMP_EQ")),
+        "linux.seccomp.syscalls[].args[].op" => ("/linux/seccomp", syscall("SCMP_ACT_ERRNO", name)),
+        other => {
+            let set = other
+                .strip_prefix("process.capabilities.")
+                .and_then(|set| set.strip_suffix("[]"));
+            ("/process/capabilities", json!({set.unwrap(): [name]}))
+        }
+    }
+}
+
+#[test]
+fn every_name_of_the_table_is_accepted() {
+    let mut seen = 0;
+    for (path, leaf) in leaves(&SPEC, "") {
+        let (Kind::Word(names) | Kind::WordExcept(names, _) | Kind::KnownWord(names)) = leaf.kind else {
+            continue;
+        };
+        for name in names {
+            let (pointer, value) = example(&path, name);
+            let json = spec_json(|spec| set(spec, pointer, value));
+            prepare("a", &json).unwrap_or_else(|error| panic!("{path} = {name}: {error}"));
+            seen += 1;
+        }
+    }
+    assert!(seen > 200, "{seen}");
+}
+
+#[test]
+fn missing_and_empty_fields_are_accepted() {
+    let least = json!({"ociVersion": "1.2", "process": {"args": ["a"], "cwd": "/"}, "root": {"path": "/r"}, "linux": {}});
+    let prepared = |change: &dyn Fn(&mut Value)| {
+        let mut spec = least.clone();
+        change(&mut spec);
+        prepare("a", &serde_json::to_vec(&spec).unwrap()).unwrap_or_else(|error| panic!("{spec}: {error}"))
+    };
+    assert_eq!(prepared(&|_| {}).uid, 0);
+    for (pointer, value) in [
+        ("/process/user", json!({})),
+        ("/process/user", json!({"uid": 7})),
+        ("/process/user", json!(null)),
+        ("/process/capabilities", json!({})),
+        ("/process/execCPUAffinity", json!({})),
+        ("/process/env", json!(null)),
+        ("/process/ioPriority", json!({"class": "IOPRIO_CLASS_IDLE"})),
+        ("/process/scheduler", json!({"policy": "SCHED_BATCH"})),
+        ("/linux/resources", json!({})),
+        (
+            "/linux/resources",
+            json!({"memory": {}, "cpu": {}, "pids": {}, "devices": [], "hugepageLimits": [], "unified": {}}),
+        ),
+        (
+            "/linux/resources",
+            json!({"pids": {"limit": null}, "devices": [{"allow": true}]}),
+        ),
+        ("/linux/timeOffsets", json!({})),
+        (
+            "/linux/timeOffsets",
+            json!({"monotonic": {}, "boottime": {"secs": 1}}),
+        ),
+        (
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}),
+        ),
+        ("/linux/devices", json!([{"type": "p", "path": "/dev/fifo"}])),
+        ("/linux/namespaces", json!([])),
+        ("/linux/cgroupsPath", json!("")),
+        ("/linux/rootfsPropagation", json!("")),
+        ("/hooks", json!({"startContainer": [{"path": "/bin/true"}]})),
+        ("/mounts", json!([{"destination": "/p", "type": "proc"}])),
+        ("/annotations", json!({})),
+        ("/hostname", json!("")),
+    ] {
+        let prepared = prepared(&|spec| set(spec, pointer, value.clone()));
+        assert_eq!(prepared.limits, [], "{pointer} = {value}");
+    }
+}

@@ -1,0 +1,111 @@
+//! Copies bytes between two non-blocking descriptors in the event loop. Used for the standard streams of a
+//! process; never buffers more than one chunk, and never interprets a byte.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::pipe::{SpliceFlags, splice};
+use rustix::time::Timespec;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+
+/// Most bytes moved by one system call: the capacity of a pipe.
+const CHUNK: usize = 64 * 1024;
+
+/// A source and the sink that its bytes go to.
+pub struct Pair {
+    /// The descriptor read from.
+    pub from: AsyncFd<OwnedFd>,
+    /// The descriptor written to.
+    pub to: AsyncFd<OwnedFd>,
+}
+
+/// Splices the host's stream of standard input into the process's pipe until the stream ends or nobody reads
+/// the pipe. Once `closing` becomes true (or its sender is dropped), what has already arrived is still
+/// copied.
+pub async fn splice_input(pair: Pair, mut closing: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            biased;
+            moved = pair.splice_once() => if !matches!(moved, Ok(1..)) { return },
+            // An error means that the sender was dropped with the process: the input is closed, too.
+            _ = closing.wait_for(|closing| *closing) => break,
+        }
+    }
+    while is_ready(&pair.from, PollFlags::IN) && matches!(pair.splice_once().await, Ok(1..)) {}
+}
+
+impl Pair {
+    /// Copies until the source ends, by read(2) and write(2) of up to [`CHUNK`] bytes.
+    pub async fn copy(&self) -> io::Result<()> {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let mut source = self.from.readable().await?;
+            let length = match rustix::io::read(&self.from, &mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(length) => length,
+                Err(rustix::io::Errno::AGAIN) => {
+                    source.clear_ready();
+                    continue;
+                }
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            self.write_all(buffer.get(..length).unwrap_or_default()).await?;
+        }
+    }
+
+    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let mut sink = self.to.writable().await?;
+            match rustix::io::write(&self.to, bytes) {
+                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+                Err(rustix::io::Errno::AGAIN) => sink.clear_ready(),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until both ends are ready, splices once, and returns the number of bytes; 0 at the end of the
+    /// source. Safe to cancel: no byte is lost if this future is dropped.
+    async fn splice_once(&self) -> io::Result<usize> {
+        loop {
+            let mut source = self.from.readable().await?;
+            let mut sink = self.to.writable().await?;
+            match splice(
+                &self.from,
+                None,
+                &self.to,
+                None,
+                CHUNK,
+                SpliceFlags::NONBLOCK | SpliceFlags::MOVE,
+            ) {
+                Err(rustix::io::Errno::AGAIN) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                result => return result.map_err(io::Error::from),
+            }
+            // EAGAIN does not say which of the two is not ready.
+            let (readable, writable) = (
+                is_ready(&self.from, PollFlags::IN),
+                is_ready(&self.to, PollFlags::OUT),
+            );
+            if !readable {
+                source.clear_ready();
+            }
+            if !writable {
+                sink.clear_ready();
+            }
+            if readable && writable {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+fn is_ready(fd: &AsyncFd<OwnedFd>, events: PollFlags) -> bool {
+    let mut fds = [PollFd::new(fd, events)];
+    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
+}

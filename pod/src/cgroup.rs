@@ -1,0 +1,332 @@
+//! The pod's cgroup: a leaf under the parent that the spec's cgroupsPath names, in the cgroup2 file system. The VMM is
+//! in it, the shim is not. Both notations of cgroupsPath are read: cgroupfs's path, and systemd's "slice:prefix:name",
+//! whose directories are made without D-Bus. A parent that had to be made carries a mark and goes with its last pod.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _};
+use std::path::{Component, Path, PathBuf};
+use std::time::Instant;
+
+use rustix::event::PollFlags;
+use rustix::fs::XattrFlags;
+
+use crate::sys;
+
+/// On directories that we made above a leaf.
+const MARK: &str = "user.nacre";
+/// Where a pod without a cgroupsPath goes.
+const DEFAULT_PARENT: &str = "nacre";
+const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
+
+/// Why there is no cgroup.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no cgroup2 file system is mounted; mount one with: mount -t cgroup2 none /sys/fs/cgroup")]
+    NoCgroup2,
+    #[error("linux.cgroupsPath {path:?}: {reason}")]
+    Path { path: String, reason: &'static str },
+    #[error("cgroup {}: a killed process in it has not ended", .0.display())]
+    Populated(PathBuf),
+    #[error("cgroup {}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::File { path, source }
+}
+
+/// Where this host's cgroup2 file system is mounted.
+///
+/// # Errors
+/// [`Error::NoCgroup2`] where it is not.
+pub fn root() -> Result<PathBuf, Error> {
+    // Where it is on most hosts; a node with many pods has a long mountinfo.
+    let usual = Path::new("/sys/fs/cgroup");
+    if rustix::fs::statfs(usual).is_ok_and(|stat| stat.f_type == libc::CGROUP2_SUPER_MAGIC) {
+        return Ok(usual.to_owned());
+    }
+    let file = Path::new("/proc/self/mountinfo");
+    let mountinfo = fs::read_to_string(file).map_err(at(file))?;
+    root_in(&mountinfo).ok_or(Error::NoCgroup2)
+}
+
+/// The mount point of the first line of type cgroup2 (proc(5): its fields before " - " are ID, parent, device, root,
+/// mount point; after it the type comes first).
+fn root_in(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        let point = mount.split(' ').nth(4)?;
+        (kind.split(' ').next()? == "cgroup2").then(|| PathBuf::from(point))
+    })
+}
+
+/// The parent of a pod's cgroup, relative to the root, from the spec's cgroupsPath.
+///
+/// # Errors
+/// [`Error::Path`] where it is in neither notation.
+pub fn parent(cgroups_path: Option<&str>) -> Result<PathBuf, Error> {
+    let Some(path) = cgroups_path.filter(|path| !path.is_empty()) else {
+        return Ok(DEFAULT_PARENT.into());
+    };
+    let refuse = |reason| Error::Path {
+        path: path.to_owned(),
+        reason,
+    };
+    if let [slice, _, _] = *path.split(':').collect::<Vec<_>>() {
+        return expand_slice(slice).ok_or_else(|| refuse("its first part is no slice"));
+    }
+    let mut parts = PathBuf::new();
+    for component in Path::new(path).components() {
+        match component {
+            Component::Normal(part) => parts.push(part),
+            Component::RootDir | Component::CurDir => {}
+            Component::ParentDir | Component::Prefix(_) => return Err(refuse("it leaves the hierarchy")),
+        }
+    }
+    match parts.parent() {
+        Some(parent) => Ok(parent.to_owned()),
+        None => Err(refuse("it names the root")),
+    }
+}
+
+/// systemd.slice(5): "a-b.slice" is in "a.slice"; "-.slice" is the root.
+fn expand_slice(slice: &str) -> Option<PathBuf> {
+    let slice = if slice.is_empty() { "system.slice" } else { slice };
+    let name = slice.strip_suffix(".slice")?;
+    if name == "-" {
+        return Some(PathBuf::new());
+    }
+    let mut path = PathBuf::new();
+    let mut prefix = String::new();
+    for part in name.split('-') {
+        if part.is_empty() || part.contains('/') {
+            return None;
+        }
+        prefix.push_str(part);
+        path.push(format!("{prefix}.slice"));
+        prefix.push('-');
+    }
+    Some(path)
+}
+
+/// A pod's cgroup.
+#[derive(Debug)]
+pub struct Cgroup {
+    root: PathBuf,
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// The cgroup `leaf` of the pod whose spec says `cgroups_path`; nothing is made yet.
+    ///
+    /// # Errors
+    /// As [`root`] and [`parent`].
+    pub fn plan(cgroups_path: Option<&str>, key: &str) -> Result<Self, Error> {
+        let root = root()?;
+        let path = root.join(parent(cgroups_path)?).join(format!("nacre-{key}"));
+        Ok(Self { root, path })
+    }
+
+    /// Takes over the cgroup at `path`, which an earlier shim made.
+    ///
+    /// # Errors
+    /// As [`root`].
+    pub fn at(path: &Path) -> Result<Self, Error> {
+        Ok(Self {
+            root: root()?,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes it, with those above it, and gives its directory for `CLONE_INTO_CGROUP`.
+    ///
+    /// # Errors
+    /// [`Error::File`] with the directory that could not be made.
+    pub fn make(&self) -> Result<File, Error> {
+        // A neighbour's removal may take a parent away between two steps; each round is one such pod.
+        let mut rounds = 0;
+        loop {
+            match self.make_once() {
+                Err(Error::File { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound && rounds < 16 =>
+                {
+                    rounds += 1;
+                }
+                made => return made,
+            }
+        }
+    }
+
+    fn make_once(&self) -> Result<File, Error> {
+        let relative = self.path.strip_prefix(&self.root).unwrap_or(&self.path);
+        let mut directory = self.root.clone();
+        for part in relative.components() {
+            enable_controllers(&directory);
+            directory.push(part);
+            match fs::create_dir(&directory) {
+                Ok(()) if directory != self.path => mark(&directory),
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(at(&directory)(error)),
+            }
+        }
+        File::open(&self.path).map_err(at(&self.path))
+    }
+
+    /// Kills every process in it; one that is gone is fine.
+    ///
+    /// # Errors
+    /// [`Error::File`] where it can't be done.
+    pub fn kill(&self) -> Result<(), Error> {
+        let file = self.path.join("cgroup.kill");
+        match fs::write(&file, "1") {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&file)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until no process is left in it, by cgroup.events' `populated`, whose changes poll(2) reports (Documentation/
+    /// admin-guide/cgroup-v2.rst, "[Un]populated Notification"). A cgroup that was removed is empty.
+    ///
+    /// # Errors
+    /// [`Error::Populated`] if a process is left at `deadline`; [`Error::File`] if the file can't be read.
+    pub fn wait_until_empty(&self, deadline: Instant) -> Result<(), Error> {
+        let file = self.path.join("cgroup.events");
+        let mut events = match File::open(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            opened => opened.map_err(at(&file))?,
+        };
+        loop {
+            let mut text = String::new();
+            events.rewind().map_err(at(&file))?;
+            match events.read_to_string(&mut text) {
+                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+                read => read.map_err(at(&file))?,
+            };
+            if text.lines().any(|line| line == "populated 0") {
+                return Ok(());
+            }
+            if !sys::wait_for(&events, PollFlags::PRI, deadline).map_err(at(&file))? {
+                return Err(Error::Populated(self.path.clone()));
+            }
+        }
+    }
+
+    /// Removes it and the marked parents that are empty; its processes must have ended.
+    ///
+    /// # Errors
+    /// [`Error::File`] where it can't be removed.
+    pub fn remove(&self) -> Result<(), Error> {
+        match fs::remove_dir(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&self.path)(error)),
+            _ => {}
+        }
+        for directory in self
+            .path
+            .ancestors()
+            .skip(1)
+            .take_while(|path| *path != self.root && path.starts_with(&self.root))
+        {
+            // A neighbour in it keeps it: then rmdir says EBUSY.
+            if !is_marked(directory) || fs::remove_dir(directory).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lets children of `directory` be limited and measured. Not every host has every controller here (hybrid hierarchies
+/// have none), and a directory with processes refuses: what is then missing is accounting, not the pod.
+fn enable_controllers(directory: &Path) {
+    let Ok(available) = fs::read_to_string(directory.join("cgroup.controllers")) else {
+        return;
+    };
+    let file = directory.join("cgroup.subtree_control");
+    let Ok(enabled) = fs::read_to_string(&file) else {
+        return;
+    };
+    let has = |list: &str, name: &str| list.split_whitespace().any(|word| word == name);
+    for name in CONTROLLERS
+        .iter()
+        .filter(|name| has(&available, name) && !has(&enabled, name))
+    {
+        if let Err(error) = fs::write(&file, format!("+{name}")) {
+            crate::log::warn(format_args!("{}: +{name}: {error}", file.display()));
+        }
+    }
+}
+
+fn mark(directory: &Path) {
+    if let Err(error) = rustix::fs::setxattr(directory, MARK, b"1", XattrFlags::CREATE) {
+        crate::log::warn(format_args!(
+            "{}: can't be marked for removal: {error}",
+            directory.display()
+        ));
+    }
+}
+
+fn is_marked(directory: &Path) -> bool {
+    rustix::fs::getxattr(directory, MARK, &mut [0_u8; 1]).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_notations_name_the_parent() {
+        for (path, want) in [
+            (None, "nacre"),
+            (Some(""), "nacre"),
+            (Some("/default/id"), "default"),
+            (Some("kubepods/besteffort/pod1/id"), "kubepods/besteffort/pod1"),
+            (Some("/id"), ""),
+            (Some("system.slice:containerd:id"), "system.slice"),
+            (Some(":prefix:id"), "system.slice"),
+            (Some("-.slice:p:id"), ""),
+            (
+                Some("kubepods-burstable-pod7.slice:cri-containerd:id"),
+                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod7.slice",
+            ),
+        ] {
+            assert_eq!(parent(path).unwrap(), Path::new(want), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_in_neither_is_refused() {
+        for path in [
+            "../x/y",
+            "/a/../../b",
+            "/",
+            "a--b.slice:p:id",
+            "nosuffix:p:id",
+            "a/b.slice:p:id",
+        ] {
+            assert!(
+                parent(Some(path))
+                    .unwrap_err()
+                    .to_string()
+                    .contains("cgroupsPath"),
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_mount_is_found_on_pure_and_hybrid_hosts() {
+        let pure = "24 1 0:22 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n";
+        let hybrid = "30 24 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw\n32 30 0:28 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 none rw\n";
+        assert_eq!(root_in(pure), Some("/sys/fs/cgroup".into()));
+        assert_eq!(root_in(hybrid), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(root_in("1 0 0:1 / / rw - ext4 /dev/vda rw\n"), None);
+    }
+}

@@ -1,0 +1,348 @@
+//! The agent's ttrpc client, on the one stream that the agent opened. Calls that a healthy agent answers at once have a
+//! deadline; a deadline that passes is an error of its own kind, apart from a refusal and from a lost stream. Never
+//! connects, never retries.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nacre_protocol::agent::{
+    AgentClient, ContainerRef, CreateContainerRequest, KillProcessRequest, ProcessRef, ResizePtyRequest,
+    SetupRequest, SetupResponse, StartExecRequest, Stdio, UpdateContainerRequest, WaitOomRequest,
+};
+use tokio::sync::Notify;
+use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::transport::Socket;
+use ttrpc::context::{Context, with_duration};
+
+use crate::clock;
+use crate::error::{Error, StepFailed};
+use crate::exit::Exit;
+use crate::process_id::ProcessId;
+use crate::streams::TerminalSize;
+
+/// The deadline of a call. Emulated hosts take seconds for what others do in milliseconds.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// The deadline of a ping.
+const PING_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Most processes of a container that are listed: the guest kernel's default for the highest pid (`PID_MAX_DEFAULT`).
+const MAX_PIDS: usize = 32_768;
+/// Most lines about ignored fields that an agent may write to the log per container.
+const MAX_IGNORED: usize = 64;
+
+/// Why a call failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallError {
+    /// The agent refused, with this status.
+    Answer(ttrpc::Code, String),
+    /// No answer came within [`DEADLINE`]. The agent may still carry the call out.
+    TimedOut,
+    /// The stream is lost, most likely with the VM.
+    Lost(String),
+}
+
+impl CallError {
+    /// The error for the caller; `step` names the call if the agent did not answer it.
+    pub fn into_error(self, step: &str) -> Error {
+        match self {
+            Self::Answer(code, message) => Error::Guest { code, message },
+            Self::TimedOut => Error::Guest {
+                code: ttrpc::Code::DEADLINE_EXCEEDED,
+                message: format!("{step}: the agent did not answer within {} s", DEADLINE.as_secs()),
+            },
+            Self::Lost(reason) => StepFailed {
+                step: step.into(),
+                reason,
+                hint: None,
+                console: Vec::new(),
+            }
+            .into(),
+        }
+    }
+}
+
+impl From<ttrpc::Error> for CallError {
+    fn from(error: ttrpc::Error) -> Self {
+        match error {
+            ttrpc::Error::RpcStatus(status) => Self::Answer(status.code(), status.message),
+            lost @ (ttrpc::Error::Socket(_)
+            | ttrpc::Error::Nix(_)
+            | ttrpc::Error::LocalClosed
+            | ttrpc::Error::RemoteClosed
+            | ttrpc::Error::Eof
+            | ttrpc::Error::Others(_)) => Self::Lost(format!("the agent's stream: {lost}")),
+        }
+    }
+}
+
+/// Files of a container's cgroup in the guest, by name.
+pub type CgroupFiles = HashMap<String, Vec<u8>>;
+
+/// A guest whose agent has connected.
+#[derive(Clone)]
+pub struct Guest {
+    client: AgentClient,
+    /// Notified when a call has timed out.
+    timed_out: Arc<Notify>,
+}
+
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Guest")
+    }
+}
+
+fn reference(container_id: &str) -> ContainerRef {
+    ContainerRef {
+        container_id: container_id.to_owned(),
+        ..Default::default()
+    }
+}
+
+fn process(name: &ProcessId) -> ProcessRef {
+    ProcessRef {
+        container_id: name.container.clone(),
+        exec_id: name.exec.clone(),
+        ..Default::default()
+    }
+}
+
+/// A little longer than [`DEADLINE`], which is measured here: ttrpc reports its own as a lost stream.
+fn context() -> Context {
+    with_duration(DEADLINE.saturating_add(Duration::from_secs(1)))
+}
+
+impl Guest {
+    /// Takes over the stream that the agent opened.
+    ///
+    /// # Errors
+    /// If the descriptor is not a Unix socket that epoll accepts.
+    pub fn new(stream: OwnedFd) -> std::io::Result<Self> {
+        let socket = Socket::try_from(UnixStream::from(stream))?;
+        Ok(Self {
+            client: AgentClient::new(Client::new(socket)),
+            timed_out: Arc::new(Notify::new()),
+        })
+    }
+
+    /// Waits for the answer to `call` until [`DEADLINE`].
+    async fn within_deadline<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T, CallError> {
+        match tokio::time::timeout(DEADLINE, call).await {
+            Ok(answer) => Ok(answer?),
+            Err(_elapsed) => {
+                self.timed_out.notify_one();
+                Err(CallError::TimedOut)
+            }
+        }
+    }
+
+    /// Waits until a call has timed out.
+    pub async fn timed_out(&self) {
+        self.timed_out.notified().await;
+    }
+
+    /// Whether the agent answers at all, within [`PING_DEADLINE`]: it refuses to list the processes of a container that
+    /// can't exist.
+    pub async fn answers(&self) -> bool {
+        let listed = self
+            .client
+            .list_pids(with_duration(PING_DEADLINE), &reference(""))
+            .await;
+        matches!(listed, Ok(_) | Err(ttrpc::Error::RpcStatus(_)))
+    }
+
+    /// The first call: compares the builds, and sets the guest's clock and host name.
+    ///
+    /// # Errors
+    /// [`CallError`], with FAILED_PRECONDITION if the builds differ.
+    pub async fn setup(&self, hostname: &str) -> Result<SetupResponse, CallError> {
+        let request = SetupRequest {
+            build_id: nacre_protocol::BUILD_ID.to_owned(),
+            realtime_ns: clock::realtime_ns(),
+            hostname: hostname.to_owned(),
+            ..Default::default()
+        };
+        self.within_deadline(self.client.setup(context(), &request)).await
+    }
+
+    /// Creates a container whose init process waits for [`Guest::start`]; returns its pid in the guest.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn create(&self, id: &str, spec: Vec<u8>, stdio: Stdio) -> Result<u32, CallError> {
+        let request = CreateContainerRequest {
+            container_id: id.to_owned(),
+            spec,
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        };
+        let created = self
+            .within_deadline(self.client.create_container(context(), &request))
+            .await?;
+        for ignored in created.ignored.iter().take(MAX_IGNORED) {
+            crate::log::warn(format_args!("{id}: ignored: {ignored}"));
+        }
+        Ok(created.pid)
+    }
+
+    /// Lets a container's init process run its command.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn start(&self, id: &str) -> Result<(), CallError> {
+        self.within_deadline(self.client.start_container(context(), &reference(id)))
+            .await?;
+        Ok(())
+    }
+
+    /// Runs an exec process in a container; returns its pid in the guest.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn start_exec(&self, name: &ProcessId, spec: Vec<u8>, stdio: Stdio) -> Result<u32, CallError> {
+        let request = StartExecRequest {
+            container_id: name.container.clone(),
+            exec_id: name.exec.clone(),
+            process: spec,
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        };
+        Ok(self
+            .within_deadline(self.client.start_exec(context(), &request))
+            .await?
+            .pid)
+    }
+
+    /// Waits for the exit of a process, without a deadline.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn wait(&self, name: &ProcessId) -> Result<Exit, CallError> {
+        let exit = self
+            .client
+            .wait_process(Context::default(), &process(name))
+            .await?;
+        Ok(Exit {
+            status: exit.exit_status,
+            at_ns: exit.exited_at_ns,
+            oom_kills: exit.oom_kills,
+        })
+    }
+
+    /// Sends `signal` to a process, or to all processes of its container.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn kill(&self, name: &ProcessId, signal: u32, all: bool) -> Result<(), CallError> {
+        let request = KillProcessRequest {
+            process: Some(process(name)).into(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        self.within_deadline(self.client.kill_process(context(), &request))
+            .await?;
+        Ok(())
+    }
+
+    /// Sets the size of a process's terminal.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn resize(&self, name: &ProcessId, size: TerminalSize) -> Result<(), CallError> {
+        let request = ResizePtyRequest {
+            process: Some(process(name)).into(),
+            width: size.width.into(),
+            height: size.height.into(),
+            ..Default::default()
+        };
+        self.within_deadline(self.client.resize_pty(context(), &request))
+            .await?;
+        Ok(())
+    }
+
+    /// Freezes all processes of a container.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn pause(&self, id: &str) -> Result<(), CallError> {
+        self.within_deadline(self.client.pause_container(context(), &reference(id)))
+            .await?;
+        Ok(())
+    }
+
+    /// Thaws all processes of a container.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn resume(&self, id: &str) -> Result<(), CallError> {
+        self.within_deadline(self.client.resume_container(context(), &reference(id)))
+            .await?;
+        Ok(())
+    }
+
+    /// Changes the limits of a container that `resources` names: `linux.resources` of the OCI specification, JSON.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn update(&self, id: &str, resources: Vec<u8>) -> Result<(), CallError> {
+        let request = UpdateContainerRequest {
+            container_id: id.to_owned(),
+            resources,
+            ..Default::default()
+        };
+        self.within_deadline(self.client.update_container(context(), &request))
+            .await?;
+        Ok(())
+    }
+
+    /// Reads the files of a container's cgroup.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn stats(&self, id: &str) -> Result<CgroupFiles, CallError> {
+        Ok(self
+            .within_deadline(self.client.container_stats(context(), &reference(id)))
+            .await?
+            .files)
+    }
+
+    /// Waits, without a deadline, until more than `known` processes of a container have been OOM-killed; returns how many.
+    ///
+    /// # Errors
+    /// [`CallError`], with NOT_FOUND if the container was deleted.
+    pub async fn wait_oom(&self, id: &str, known: u64) -> Result<u64, CallError> {
+        let request = WaitOomRequest {
+            container_id: id.to_owned(),
+            known_kills: known,
+            ..Default::default()
+        };
+        Ok(self.client.wait_oom(Context::default(), &request).await?.kills)
+    }
+
+    /// Lists the processes of a container, by their pids in the guest.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn pids(&self, id: &str) -> Result<Vec<u32>, CallError> {
+        let mut pids = self
+            .within_deadline(self.client.list_pids(context(), &reference(id)))
+            .await?
+            .pids;
+        pids.truncate(MAX_PIDS);
+        Ok(pids)
+    }
+
+    /// Removes a stopped container.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn delete(&self, id: &str) -> Result<(), CallError> {
+        self.within_deadline(self.client.delete_container(context(), &reference(id)))
+            .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,45 @@
+//! The pod engine: one microVM and its containers, from the VMM's start to the removal of the last file on the host. It
+//! is called through one handle ([`Handle`]) and reports through one trait ([`EventSink`]); it speaks no
+//! message of containerd's, so that another door (a command line like runc's) can use it as it is.
+//!
+//! ```text
+//! door ──Handle::call(Call)──▶ sandbox ──┬─▶ vm        starts and watches nacre-vmm
+//!      ◀──EventSink::publish── (one task, ├─▶ guest     the agent's ttrpc client
+//!                               one queue)├─▶ rootfs    detached host mounts, moved into the VMM's namespace
+//!                                         ├─▶ streams   FIFOs, files and loggers of standard streams
+//!                                         └─▶ container what a container and its processes may do when
+//! ```
+//! Everything runs on one thread: the caller provides a current-thread tokio runtime, and forks (in `sys`) rely on it.
+
+mod bundle;
+mod cgroup;
+mod clean_up;
+pub mod clock;
+mod container;
+mod error;
+mod event;
+mod exit;
+mod guest;
+mod hooks;
+mod identity;
+pub mod log;
+mod mount;
+mod process_id;
+mod rootfs;
+mod sandbox;
+pub mod state;
+mod streams;
+pub mod sys;
+mod vm;
+
+pub use clean_up::{Cleaned, clean_up, recorded_address};
+pub use container::{CreateRequest, Deleted, ExecRequest, Freeze, Reply, TaskState};
+pub use error::{Error, StepFailed};
+pub use event::{EventSink, TaskEvent};
+pub use exit::Exit;
+pub use guest::CgroupFiles;
+pub use identity::{Identity, config_json};
+pub use mount::Mount;
+pub use process_id::ProcessId;
+pub use sandbox::{Call, Handle, Listed, Sandbox, View};
+pub use streams::{StdioPaths, TerminalSize};

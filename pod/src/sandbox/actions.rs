@@ -1,0 +1,185 @@
+//! Carries out what a container's state machine decides: each [`Action`] becomes a publication, an answer, a call to the
+//! guest or a timer. Decides nothing itself.
+
+use std::time::Duration;
+
+use super::Sandbox;
+use super::queue::Event;
+use crate::container::{self, Action, Rejected, answer};
+use crate::event::TaskEvent;
+use crate::exit::Exit;
+use crate::guest::CallError;
+use crate::process_id::{ProcessId, ProcessKey};
+use crate::{clock, log};
+
+/// How long Delete waits for output that nobody reads.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+/// How long init's exit is held. The guest kills the exec processes that init leaves; one that has not exited by then is
+/// reported as lost.
+const HOLD_DEADLINE: Duration = Duration::from_secs(10);
+/// The exit status of a process whose VM has ended: 128 + SIGKILL.
+const LOST_STATUS: u32 = 137;
+
+/// The exit of a process that is lost with its VM now.
+pub(super) fn lost() -> Exit {
+    Exit {
+        status: LOST_STATUS,
+        at_ns: clock::realtime_ns(),
+        oom_kills: 0,
+    }
+}
+
+impl Sandbox {
+    /// Feeds `event` to the machine of the container that `key` belongs to, unless that process is gone. An event that is
+    /// not possible is a defect, here or in the guest, and is logged.
+    pub(super) fn advance(&mut self, key: &ProcessKey, event: container::Event) {
+        if self.container_of_key(key).is_none() {
+            return;
+        }
+        let text = format!("{event:?}");
+        if let Err(rejected) = self.feed(&key.name.container, event) {
+            log::error(format_args!(
+                "{} is {}: unexpected {text}",
+                key.name, rejected.state
+            ));
+        }
+    }
+
+    /// Feeds `event` to a container's machine and carries out its actions.
+    pub(super) fn feed(&mut self, id: &str, event: container::Event) -> Result<(), Rejected> {
+        let Some(container) = self.containers.get_mut(id) else {
+            return Ok(());
+        };
+        for action in container.lifecycle.on(event)? {
+            self.perform(id, action);
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, id: &str, action: Action) {
+        match action {
+            Action::ReportCreated => self.report_created(id),
+            Action::RefuseCreate => self.refuse_create(id),
+            Action::CancelCreate => self.cancel_create(id),
+            Action::WatchExit(exec) => self.watch_exit(id, &exec),
+            Action::StartInGuest(exec) => self.start_in_guest(id, &exec),
+            Action::ReportStarted(exec) => self.report_started(id, &exec),
+            Action::ReportStartFailed(exec) => self.report_start_failed(id, &exec),
+            Action::CloseStdin(exec) => {
+                if let Some(process) = self.find_process_mut(id, &exec) {
+                    process.streams.end_stdin();
+                }
+            }
+            Action::ReportExit(exec, exit) => self.report_exit(id, exec, exit),
+            Action::AnswerWaiters(exec, exit) => {
+                let process = self.find_process_mut(id, &exec);
+                for reply in process.into_iter().flat_map(|process| process.waiters.drain(..)) {
+                    answer(reply, Ok(exit));
+                }
+            }
+            Action::AwaitOutput(exec) => self.await_output(id, &exec),
+            Action::LimitOutput(exec) => {
+                if let Some(process) = self.find_process_mut(id, &exec) {
+                    let drained = Event::Drained(process.key.clone());
+                    self.queue.send_after(DRAIN_DEADLINE, drained);
+                }
+            }
+            Action::HoldInitExit => {
+                if let Some(container) = self.containers.get(id) {
+                    let expired = Event::InitExitHoldExpired(container.init.key.clone());
+                    self.queue.send_after(HOLD_DEADLINE, expired);
+                }
+            }
+            Action::KillInit => self.kill_unstarted_init(id),
+            Action::AllDrained => {
+                // Nothing can follow the end of a VM's only container: the VM's end is done by the time of Delete.
+                if id == self.identity.id && !self.hints.is_pod {
+                    self.discard_vm();
+                }
+            }
+            Action::RemoveExec(exec, exit) => self.remove_exec(id, &exec, exit),
+            Action::RemoveContainer => self.remove_container(id),
+            Action::FreezeInGuest => self.freeze_in_guest(id),
+            Action::ThawInGuest => self.thaw_in_guest(id),
+            Action::ReportPaused => self.events.publish(&TaskEvent::Paused { id }),
+            Action::ReportResumed => self.events.publish(&TaskEvent::Resumed { id }),
+        }
+    }
+
+    fn report_exit(&mut self, id: &str, exec: String, exit: Exit) {
+        let Some(container) = self.containers.get(id) else {
+            return;
+        };
+        let name = ProcessId {
+            container: id.to_owned(),
+            exec,
+        };
+        log::info(format_args!("{name} exited with {}", exit.status));
+        self.events.publish(&TaskEvent::Exited {
+            name: &name,
+            pid: container.pid,
+            exit,
+        });
+    }
+
+    fn await_output(&mut self, id: &str, exec: &str) {
+        let Some(process) = self.find_process_mut(id, exec) else {
+            return;
+        };
+        let mut left = process.streams.outputs_left();
+        let (key, queue) = (process.key.clone(), self.queue.clone());
+        tokio::spawn(async move {
+            // An error: the streams are gone, and the process with them.
+            if left.wait_for(|left| *left == 0).await.is_ok() {
+                queue.send(Event::Drained(key)).await;
+            }
+        });
+    }
+
+    /// Waits in the guest for the exit of a process.
+    fn watch_exit(&mut self, id: &str, exec: &str) {
+        let Some(key) = self.find_process_mut(id, exec).map(|process| process.key.clone()) else {
+            return;
+        };
+        let guest = self.guest();
+        self.queue.send_result(async move {
+            // Without a guest: the VM ended just now.
+            let Ok(guest) = guest else {
+                return Event::Exited(key, lost());
+            };
+            match guest.wait(&key.name).await {
+                Ok(exit) => Event::Exited(key, exit),
+                // Every task ends with its VM; if only the agent is lost, the VM is ended for that.
+                Err(CallError::Lost(reason)) => Event::AgentLost(reason),
+                Err(CallError::TimedOut) => Event::AgentLost("waiting has no deadline".to_owned()),
+                Err(CallError::Answer(code, message)) if key.name.is_init() => {
+                    Event::AgentLost(format!("waiting for {}: {code:?}: {message}", key.name))
+                }
+                Err(CallError::Answer(code, message)) => {
+                    log::error(format_args!("waiting for {}: {code:?}: {message}", key.name));
+                    Event::Exited(key, lost())
+                }
+            }
+        });
+    }
+
+    pub(super) fn exited(&mut self, key: &ProcessKey, exit: Exit) {
+        if self.container_of_key(key).is_none() {
+            return;
+        }
+        self.count_oom_kills(&key.name.container, exit.oom_kills);
+        self.advance(key, container::Event::Exited(key.name.exec.clone(), exit));
+    }
+
+    pub(super) fn init_exit_hold_expired(&mut self, init: &ProcessKey) {
+        let is_held = |container: &mut container::Container| container.lifecycle.is_init_exit_held();
+        if self.container_of_key(init).is_some_and(is_held) {
+            log::error(format_args!(
+                "{}: exec processes have not exited {} s after init; they are reported as lost",
+                init.name,
+                HOLD_DEADLINE.as_secs()
+            ));
+            self.advance(init, container::Event::InitExitHoldExpired(lost()));
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Create. The spec is planned and the streams are opened at once, so that a spec that can't be honoured is refused without
+//! waiting. Then a task of its own makes the mounts, places them when the VMM's mount namespace is ready, runs the hooks,
+//! and asks the agent for the container when the agent is ready.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nacre_protocol::agent::Stdio;
+use tokio::sync::{oneshot, watch};
+
+use super::queue::{Event, Queue};
+use super::{Progress, Sandbox, failed, log_ignored_fields};
+use crate::bundle::{self, Plan, Pod};
+use crate::container::{self, Container, CreateRequest, Lifecycle, Process, Reply, answer};
+use crate::error::{Error, StepFailed};
+use crate::event::TaskEvent;
+use crate::guest::{CallError, Guest};
+use crate::hooks::Point;
+use crate::process_id::{ProcessId, ProcessKey};
+use crate::{clock, identity, log, rootfs};
+
+/// A lost stream is most likely a VM that ends: its reason is worth this wait.
+const END_DEADLINE: Duration = Duration::from_secs(5);
+
+impl Sandbox {
+    pub(super) fn create(&mut self, request: CreateRequest, reply: Reply<u32>) {
+        match self.begin_create(&request) {
+            Ok((init, job)) => {
+                let key = init.key.clone();
+                let (cancel_create, cancelled) = oneshot::channel();
+                let container = Container {
+                    pid: job.pid,
+                    lifecycle: Lifecycle::new(),
+                    init,
+                    execs: Default::default(),
+                    oom_kills: 0,
+                    oom_events: 0,
+                    hooks: job.plan.hooks.clone(),
+                    creating: Some(reply),
+                    cancel_create: Some(cancel_create),
+                    kill_enforced: false,
+                    freezing: None,
+                    request,
+                };
+                self.containers.insert(key.name.container.clone(), container);
+                self.queue
+                    .send_result(async move { Event::Created(key, job.run(cancelled).await) });
+            }
+            Err(error) => {
+                log::error(format_args!("create {}: {error}", request.id));
+                answer(reply, Err(error));
+            }
+        }
+    }
+
+    fn begin_create(&mut self, request: &CreateRequest) -> Result<(Process, Job), Error> {
+        check_id(&request.id)?;
+        if self.containers.contains_key(&request.id) {
+            return Err(Error::Exists(ProcessId::init(&request.id)));
+        }
+        if self.closing {
+            return Err(Error::Closing);
+        }
+        self.recorder.step("create called", clock::monotonic_ns());
+        let file = identity::config_json(&request.bundle);
+        let spec = std::fs::read(&file)
+            .map_err(|error| failed("read spec", format_args!("{}: {error}", file.display()), None))?;
+        let pod = self.vm.as_ref().map(|vm| Pod {
+            pid: vm.pid(),
+            sandbox: &self.identity.id,
+        });
+        let plan = bundle::plan(&request.id, &request.bundle, &spec, request.rootfs.clone(), pod)
+            .map_err(|error| Error::Refused(error.to_string()))?;
+        log_ignored_fields(&ProcessId::init(&request.id), &plan.ignored);
+        if plan.terminal != request.paths.terminal {
+            let reason = if plan.terminal {
+                "is true, but Create wants no terminal"
+            } else {
+                "is not true, but Create wants a terminal"
+            };
+            return Err(Error::Refused(format!("process.terminal: {reason}")));
+        }
+        let (streams, stdio) = self.open_streams(&request.paths, &request.id)?;
+        let key = self.new_key(ProcessId::init(&request.id));
+        let init = Process::new(key, request.paths.clone(), streams);
+        let job = Job {
+            id: request.id.clone(),
+            plan,
+            stdio,
+            pid: self.vm.as_ref().map_or(0, |vm| vm.pid()),
+            vmm: self.vm.as_ref().map(|vm| vm.shared_pidfd()),
+            progress: self.progress.subscribe(),
+            queue: self.queue.clone(),
+        };
+        Ok((init, job))
+    }
+
+    /// The job of a Create ended.
+    pub(super) fn created(&mut self, key: &ProcessKey, result: Result<u32, Error>) {
+        let id = &key.name.container;
+        let Some(container) = self.container_of_key(key) else {
+            return;
+        };
+        match result {
+            Ok(guest_pid) => {
+                container.init.guest_pid = Some(guest_pid);
+                self.advance(key, container::Event::Created);
+            }
+            Err(error) => {
+                log::error(format_args!("create {id}: {error}"));
+                if let Some(reply) = container.creating.take() {
+                    answer(reply, Err(error));
+                }
+                self.recorder.write();
+                self.advance(key, container::Event::CreateFailed);
+            }
+        }
+    }
+
+    pub(super) fn report_created(&mut self, id: &str) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let (pid, key) = (container.pid, container.init.key.clone());
+        let guest_pid = container.init.guest_pid.unwrap_or_default();
+        self.recorder.step("container created", clock::monotonic_ns());
+        log::info(format_args!("{id} created, pid {guest_pid} in the guest"));
+        self.events.publish(&TaskEvent::Created {
+            request: &container.request,
+            pid,
+        });
+        if let Some(reply) = container.creating.take() {
+            answer(reply, Ok(pid));
+        }
+        self.watch_oom_kills(&key, 0);
+    }
+
+    pub(super) fn refuse_create(&mut self, id: &str) {
+        let reply = self
+            .containers
+            .get_mut(id)
+            .and_then(|container| container.creating.take());
+        if let Some(reply) = reply {
+            answer(reply, Err(Error::Cancelled(ProcessId::init(id))));
+        }
+    }
+}
+
+/// The id becomes the name of a directory.
+fn check_id(id: &str) -> Result<(), Error> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if id.is_empty() || id.starts_with('.') || !id.chars().all(plain) {
+        return Err(Error::InvalidId(id.to_owned()));
+    }
+    Ok(())
+}
+
+/// What is done for a container outside the owner.
+struct Job {
+    id: String,
+    plan: Plan,
+    stdio: Stdio,
+    /// The VMM's.
+    pid: u32,
+    vmm: Option<Arc<OwnedFd>>,
+    progress: watch::Receiver<Progress>,
+    queue: Queue,
+}
+
+impl Job {
+    /// Makes the container, unless `cancelled` is closed before the agent is asked for it. An agent that was asked is
+    /// waited for: the sandbox then removes what it made.
+    async fn run(mut self, cancelled: oneshot::Receiver<()>) -> Result<u32, Error> {
+        let guest = tokio::select! {
+            // An error is what is waited for: the sender was dropped.
+            _ = cancelled => Err(Error::Cancelled(ProcessId::init(&self.id))),
+            prepared = self.prepare() => prepared,
+        };
+        let result = match guest {
+            Ok(guest) => self.ask(guest).await,
+            Err(error) => Err(error),
+        };
+        if result.is_err() {
+            self.plan.hooks.run_all(Point::Poststop, self.pid).await;
+        }
+        result
+    }
+
+    /// Everything that comes before the agent's part.
+    async fn prepare(&mut self) -> Result<Guest, Error> {
+        self.place().await?;
+        for point in [Point::Prestart, Point::CreateRuntime] {
+            let run = self.plan.hooks.run(point, self.pid).await;
+            run.map_err(|error| failed("run hooks", error, None))?;
+        }
+        self.ready().await
+    }
+
+    /// Gives the VMM what the container sees of the host.
+    async fn place(&mut self) -> Result<(), Error> {
+        let placements = rootfs::detach(&self.id, &self.plan.rootfs, &self.plan.mounts)
+            .map_err(|error| failed("mount root file system", error, None))?;
+        self.step("host mounts made").await;
+        self.running().await?;
+        let vmm = self.vmm.take().ok_or(Error::Closing)?;
+        if let Err(error) = rootfs::place(&vmm, &placements) {
+            let step = failed("place root file system", error, None);
+            return Err(ended(&mut self.progress).await.unwrap_or(step).into());
+        }
+        drop(placements);
+        self.step("host mounts placed").await;
+        Ok(())
+    }
+
+    async fn ask(&mut self, guest: Guest) -> Result<u32, Error> {
+        let spec = std::mem::take(&mut self.plan.guest_spec);
+        match guest
+            .create(&self.id, spec, std::mem::take(&mut self.stdio))
+            .await
+        {
+            Ok(pid) => Ok(pid),
+            Err(error @ CallError::Answer(..)) => Err(error.into_error("create container")),
+            Err(error @ CallError::TimedOut) => {
+                tokio::spawn(remove_late_container(guest, ProcessId::init(&self.id)));
+                Err(error.into_error("create container"))
+            }
+            Err(error @ CallError::Lost(_)) => match ended(&mut self.progress).await {
+                Some(reason) => Err(reason.into()),
+                None => Err(error.into_error("create container")),
+            },
+        }
+    }
+
+    async fn step(&self, name: &'static str) {
+        self.queue.send(Event::Step(name, clock::monotonic_ns())).await;
+    }
+
+    async fn running(&mut self) -> Result<(), Error> {
+        match &*changed(&mut self.progress, |progress| {
+            !matches!(progress, Progress::Starting)
+        })
+        .await?
+        {
+            Progress::Ended(reason) => Err(StepFailed::clone(reason).into()),
+            Progress::Starting | Progress::Running | Progress::Ready(_) => Ok(()),
+        }
+    }
+
+    async fn ready(&mut self) -> Result<Guest, Error> {
+        let known = |progress: &Progress| matches!(progress, Progress::Ready(_) | Progress::Ended(_));
+        match &*changed(&mut self.progress, known).await? {
+            Progress::Ready(guest) => Ok(guest.clone()),
+            Progress::Ended(reason) => Err(StepFailed::clone(reason).into()),
+            Progress::Starting | Progress::Running => Err(Error::Closing),
+        }
+    }
+}
+
+/// Removes a container that the agent may still create after its call has timed out. The agent handles calls in order.
+async fn remove_late_container(guest: Guest, init: ProcessId) {
+    // It may never come to be; then there is nothing to remove.
+    let _ = guest.kill(&init, libc::SIGKILL.unsigned_abs(), true).await;
+    let _ = guest.wait(&init).await;
+    let _ = guest.delete(&init.container).await;
+}
+
+async fn changed(
+    progress: &mut watch::Receiver<Progress>,
+    until: impl FnMut(&Progress) -> bool,
+) -> Result<watch::Ref<'_, Progress>, Error> {
+    progress.wait_for(until).await.map_err(|_| Error::Closing)
+}
+
+/// The reason of the VM's end, where it ends about now.
+pub(super) async fn ended(progress: &mut watch::Receiver<Progress>) -> Option<StepFailed> {
+    let end = progress.wait_for(|progress| matches!(progress, Progress::Ended(_)));
+    match &*tokio::time::timeout(END_DEADLINE, end).await.ok()?.ok()? {
+        Progress::Ended(reason) => Some(StepFailed::clone(reason)),
+        Progress::Starting | Progress::Running | Progress::Ready(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_name_directories() {
+        for good in ["a", "e2e-1_x.y", "0123456789abcdef"] {
+            assert!(check_id(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "../x", "a/b", "a b", ".hidden", "ä"] {
+            assert!(check_id(bad).is_err(), "{bad}");
+        }
+    }
+}

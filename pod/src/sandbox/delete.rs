@@ -1,0 +1,148 @@
+//! Delete: of an exec process, of a container with what is left of it in the guest, and of a container that is still being
+//! created, which cancels the creation.
+
+use super::{Progress, Sandbox};
+use crate::container::{self, Deleted, Process, ProcessState, Reply, TaskState, answer};
+use crate::error::Error;
+use crate::event::TaskEvent;
+use crate::exit::Exit;
+use crate::guest::{CallError, Guest};
+use crate::hooks::Point;
+use crate::log;
+use crate::process_id::ProcessId;
+
+impl Sandbox {
+    pub(super) fn delete(&mut self, name: &ProcessId, reply: Reply<Deleted>) {
+        let process = match self.process_mut(name) {
+            Ok(process) => process,
+            Err(error) => return answer(reply, Err(error)),
+        };
+        // The machine refuses a second Delete, whose reply must not take the place of the first. If the first caller has
+        // left (its containerd was restarted), the second takes over.
+        match &process.deleting {
+            Some(first) if first.is_closed() => return process.deleting = Some(reply),
+            Some(_) => return answer(reply, Err(self.refuse_process(name, "deleted"))),
+            None => process.deleting = Some(reply),
+        }
+        let event = container::Event::DeleteCalled(name.exec.clone());
+        if self.feed(&name.container, event).is_err() {
+            let refused = self.refuse_process(name, "deleted");
+            let reply = self
+                .process_mut(name)
+                .ok()
+                .and_then(|process| process.deleting.take());
+            if let Some(reply) = reply {
+                answer(reply, Err(refused));
+            }
+        }
+    }
+
+    /// Stops what is under way for a Create. A container that is the VM's own takes the VM with it.
+    pub(super) fn cancel_create(&mut self, id: &str) {
+        if let Some(container) = self.containers.get_mut(id) {
+            log::info(format_args!("create {id}: cancelled by Delete"));
+            container.cancel_create = None;
+        }
+        if id == self.identity.id {
+            self.discard_vm();
+        }
+    }
+
+    /// Kills an init process that was never started; its exit comes as any other.
+    pub(super) fn kill_unstarted_init(&mut self, id: &str) {
+        if id == self.identity.id {
+            return self.discard_vm();
+        }
+        let Ok(guest) = self.guest() else { return };
+        self.enforce_kill(id);
+        let name = ProcessId::init(id);
+        tokio::spawn(async move {
+            if let Err(error) = guest.kill(&name, libc::SIGKILL.unsigned_abs(), true).await {
+                log::warn(format_args!("killing {name}, which was never started: {error:?}"));
+            }
+        });
+    }
+
+    pub(super) fn remove_exec(&mut self, id: &str, exec: &str, exit: Option<Exit>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let pid = container.pid;
+        if let Some(exec) = container.execs.remove(exec) {
+            let deleted = exec.process.deleted(pid, exit);
+            self.abandon(exec.process, deleted);
+        }
+    }
+
+    pub(super) fn remove_container(&mut self, id: &str) {
+        let Some(mut container) = self.containers.remove(id) else {
+            return;
+        };
+        let pid = container.pid;
+        let lifecycle = &container.lifecycle;
+        let exit_of = |exec: &str| lifecycle.process(exec).and_then(ProcessState::exit);
+        for (name, exec) in std::mem::take(&mut container.execs) {
+            let deleted = exec.process.deleted(pid, exit_of(&name));
+            self.abandon(exec.process, deleted);
+        }
+        let deleted = container.init.deleted(pid, exit_of(""));
+        // Without an exit it was never made: its caller saw no TaskCreate, and the guest has nothing of it.
+        let Some(exit) = deleted.exit else {
+            return self.abandon(container.init, deleted);
+        };
+        self.discard_streams(&container.init.streams);
+        self.events.publish(&TaskEvent::Deleted { id, pid, exit });
+        let Some(reply) = container.init.deleting.take() else {
+            return;
+        };
+        let guest = if id == self.identity.id {
+            self.discard_vm();
+            None
+        } else {
+            match &*self.progress.borrow() {
+                Progress::Ready(guest) => Some(guest.clone()),
+                Progress::Starting | Progress::Running | Progress::Ended(_) => None,
+            }
+        };
+        let hooks = container.hooks;
+        if guest.is_none() && !hooks.has(Point::Poststop) {
+            return answer(reply, Ok(deleted));
+        }
+        let id = id.to_owned();
+        tokio::spawn(async move {
+            let result = delete_in_guest(guest, &id).await;
+            hooks.run_all(Point::Poststop, pid).await;
+            answer(reply, result.map(|()| deleted));
+        });
+    }
+
+    /// Drops a process that was removed, and answers whoever still waits for something of it.
+    fn abandon(&mut self, process: Process, deleted: Deleted) {
+        self.discard_streams(&process.streams);
+        process.abandon(deleted);
+    }
+
+    /// The error for a process whose state does not allow it to be `wanted`.
+    pub(super) fn refuse_process(&self, name: &ProcessId, wanted: &'static str) -> Error {
+        let state = self
+            .containers
+            .get(&name.container)
+            .and_then(|container| container.lifecycle.process(&name.exec));
+        Error::State {
+            name: name.clone(),
+            state: state.map_or(TaskState::Stopped, |process| process.state).name(),
+            wanted,
+        }
+    }
+}
+
+async fn delete_in_guest(guest: Option<Guest>, id: &str) -> Result<(), Error> {
+    let Some(guest) = guest else { return Ok(()) };
+    match guest.delete(id).await {
+        // Lost with the VM: there is nothing left to delete.
+        Ok(()) | Err(CallError::Lost(_)) => Ok(()),
+        Err(error @ (CallError::Answer(..) | CallError::TimedOut)) => {
+            Err(error.into_error("delete container"))
+        }
+    }
+}

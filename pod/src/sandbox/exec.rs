@@ -1,0 +1,55 @@
+//! Exec: makes an exec process known and opens its streams, so that nothing is lost that the caller writes or closes before
+//! Start. The guest hears of it at Start only.
+
+use super::{Sandbox, log_ignored_fields};
+use crate::bundle;
+use crate::container::{self, Exec, ExecRequest, Process, Reply, answer};
+use crate::error::Error;
+use crate::event::TaskEvent;
+use crate::log;
+
+impl Sandbox {
+    pub(super) fn exec(&mut self, request: ExecRequest, reply: Reply<()>) {
+        let name = request.name.clone();
+        let added = self.add_exec(request);
+        match &added {
+            Ok(()) => self.events.publish(&TaskEvent::ExecAdded {
+                id: &name.container,
+                exec: &name.exec,
+            }),
+            Err(error) => log::error(format_args!("exec {} in {}: {error}", name.exec, name.container)),
+        }
+        answer(reply, added);
+    }
+
+    fn add_exec(&mut self, request: ExecRequest) -> Result<(), Error> {
+        let name = request.name;
+        let container = self.container(&name.container)?;
+        if name.exec.is_empty() {
+            return Err(Error::InvalidId(name.exec));
+        }
+        if container.execs.contains_key(&name.exec) {
+            return Err(Error::Exists(name));
+        }
+        if !container.lifecycle.accepts_exec() {
+            return Err(container.refuse("given a process"));
+        }
+        let checked = bundle::process(&request.process);
+        let (mut spec, ignored) = checked.map_err(|error| Error::Refused(error.to_string()))?;
+        log_ignored_fields(&name, &ignored);
+        // As under containerd's own shims: the call says whether there is a terminal.
+        spec.insert("terminal".into(), request.paths.terminal.into());
+        let (streams, stdio) = self.open_streams(&request.paths, &name.container)?;
+        let key = self.new_key(name.clone());
+        let exec = Exec {
+            process: Process::new(key, request.paths, streams),
+            spec,
+            stdio,
+            size: None,
+        };
+        // Checked above: the container accepts it.
+        let _ = self.feed(&name.container, container::Event::ExecAdded(name.exec.clone()));
+        self.container_mut(&name.container)?.execs.insert(name.exec, exec);
+        Ok(())
+    }
+}

@@ -1,0 +1,76 @@
+//! Pause and Resume. The sandbox learns of the guest's answer before the caller does.
+
+use super::Sandbox;
+use super::queue::Event;
+use crate::container::{self, Reply, answer};
+use crate::error::Error;
+use crate::log;
+use crate::process_id::ProcessKey;
+
+impl Sandbox {
+    pub(super) fn pause(&mut self, id: &str, reply: Reply<()>) {
+        self.begin_freeze(id, container::Event::PauseCalled, "paused", reply);
+    }
+
+    pub(super) fn resume(&mut self, id: &str, reply: Reply<()>) {
+        self.begin_freeze(id, container::Event::ResumeCalled, "resumed", reply);
+    }
+
+    fn begin_freeze(&mut self, id: &str, event: container::Event, wanted: &'static str, reply: Reply<()>) {
+        let refused = match self.container(id) {
+            Ok(container) => container.refuse(wanted),
+            Err(error) => return answer(reply, Err(error)),
+        };
+        match (self.feed(id, event), self.containers.get_mut(id)) {
+            (Ok(()), Some(container)) => container.freezing = Some(reply),
+            (Ok(()), None) | (Err(_), _) => answer(reply, Err(refused)),
+        }
+    }
+
+    pub(super) fn freeze_in_guest(&mut self, id: &str) {
+        self.ask_freezer(id, true);
+    }
+
+    pub(super) fn thaw_in_guest(&mut self, id: &str) {
+        self.ask_freezer(id, false);
+    }
+
+    fn ask_freezer(&mut self, id: &str, freeze: bool) {
+        let guest = self.guest();
+        let Some(container) = self.containers.get(id) else {
+            return;
+        };
+        let key = container.init.key.clone();
+        self.queue.send_result(async move {
+            let result = match guest {
+                Ok(guest) if freeze => {
+                    let paused = guest.pause(&key.name.container).await;
+                    paused.map_err(|error| error.into_error("pause container"))
+                }
+                Ok(guest) => {
+                    let resumed = guest.resume(&key.name.container).await;
+                    resumed.map_err(|error| error.into_error("resume container"))
+                }
+                Err(error) => Err(error),
+            };
+            Event::FreezeAnswered(key, result)
+        });
+    }
+
+    pub(super) fn freeze_answered(&mut self, init: &ProcessKey, result: Result<(), Error>) {
+        let event = match &result {
+            Ok(()) => container::Event::FreezeDone,
+            Err(error) => {
+                log::error(format_args!("{}: {error}", init.name));
+                container::Event::FreezeFailed
+            }
+        };
+        self.advance(init, event);
+        let reply = self
+            .container_of_key(init)
+            .and_then(|container| container.freezing.take());
+        if let Some(reply) = reply {
+            answer(reply, result);
+        }
+    }
+}

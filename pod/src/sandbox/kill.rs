@@ -1,0 +1,91 @@
+//! Kill: a signal for a process in the guest. SIGKILL of an init process is enforced: if the process has not exited by a
+//! deadline, because the guest hangs, the agent is deaf or the process waits in the kernel, its VM is ended.
+
+use std::time::Duration;
+
+use super::queue::Event;
+use super::{Sandbox, failed};
+use crate::container::{Reply, TaskState, answer};
+use crate::error::Error;
+use crate::guest::{CallError, Guest};
+use crate::log;
+use crate::process_id::{ProcessId, ProcessKey};
+
+/// How long an init process may take to exit after SIGKILL.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
+
+impl Sandbox {
+    pub(super) fn kill(&mut self, name: ProcessId, signal: u32, all: bool, reply: Reply<()>) {
+        let guest = match self.check_kill(&name) {
+            Ok(guest) => guest,
+            Err(error) => return answer(reply, Err(error)),
+        };
+        if signal == SIGKILL && name.is_init() {
+            self.enforce_kill(&name.container);
+        }
+        // "All" is the container's init and whatever it left; an exec process is one process.
+        let all = all && name.is_init();
+        tokio::spawn(async move {
+            let killed = match guest.kill(&name, signal, all).await {
+                // The process ended with its VM.
+                Err(CallError::Lost(_)) if signal == SIGKILL => Ok(()),
+                result => result.map_err(|error| error.into_error("kill")),
+            };
+            answer(reply, killed);
+        });
+    }
+
+    fn check_kill(&self, name: &ProcessId) -> Result<Guest, Error> {
+        let (container, _) = self.find(name)?;
+        let lifecycle = &container.lifecycle;
+        match Self::state_of(container, name) {
+            TaskState::Stopped | TaskState::Exiting => Err(Error::Finished(name.clone())),
+            _ if name.is_init() && lifecycle.is_init_exit_held() => Err(Error::Finished(name.clone())),
+            TaskState::Running => self.guest(),
+            TaskState::Created | TaskState::Starting if name.is_init() => self.guest(),
+            TaskState::Creating | TaskState::Created | TaskState::Starting => {
+                Err(self.refuse_process(name, "killed"))
+            }
+        }
+    }
+
+    /// Starts the deadline of a SIGKILL, once for each container.
+    pub(super) fn enforce_kill(&mut self, id: &str) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        if !std::mem::replace(&mut container.kill_enforced, true) {
+            let expired = Event::KillExpired(container.init.key.clone());
+            self.queue.send_after(KILL_DEADLINE, expired);
+        }
+    }
+
+    /// Ends the VM of an init process that has survived SIGKILL. If the VM has other containers, too, it is ended only if
+    /// its agent does not answer.
+    pub(super) fn kill_expired(&mut self, key: &ProcessKey) {
+        let is_alive = |container: &mut crate::container::Container| {
+            !container.lifecycle.is_init_exit_held() && container.lifecycle.init().exit().is_none()
+        };
+        if !self.container_of_key(key).is_some_and(is_alive) {
+            return;
+        }
+        let seconds = KILL_DEADLINE.as_secs();
+        let failed = failed(
+            "kill",
+            format_args!("{} has not exited {seconds} s after SIGKILL", key.name),
+            Some("the guest's console shows whether its kernel hangs".to_owned()),
+        );
+        if key.name.container == self.identity.id || self.containers.len() == 1 {
+            return self.fail_vm(failed);
+        }
+        log::error(&failed);
+        let Ok(guest) = self.guest() else { return };
+        let queue = self.queue.clone();
+        tokio::spawn(async move {
+            if !guest.answers().await {
+                queue.send(Event::VmFailed(failed)).await;
+            }
+        });
+    }
+}

@@ -1,0 +1,244 @@
+//! A pod: one VM and its containers. One task owns all of its state ([`Sandbox`]); calls, the VMM's messages, exits in the
+//! guest and finished steps are [`queue::Event`]s in its one queue. What takes time runs in tasks that hold no state and
+//! end with an event.
+//!
+//! ```text
+//! VM: Starting ─Running─▶ Running ─agent set up─▶ Ready
+//!        └──────────────────┴───────Ended───────────┴─▶ Ended (the reason stays)
+//! ```
+//! `calls` answers what needs no change of state, `create`, `exec`, `start`, `freeze`, `kill` and `delete` begin changes,
+//! `actions` carries out what a container's state machine decides, `vm_life` follows the VM.
+
+mod actions;
+mod call;
+mod calls;
+mod create;
+mod delete;
+mod exec;
+mod freeze;
+mod kill;
+mod memory;
+mod queue;
+mod start;
+mod timeline;
+mod vm_life;
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use nacre_protocol::agent::Stdio;
+use nacre_protocol::config::Config;
+use nacre_protocol::spec::Finding;
+use nacre_protocol::state::Pod;
+use nacre_protocol::vsock::StreamAddress;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::bundle::{self, VmHints};
+use crate::cgroup::Cgroup;
+use crate::container::{self, Container, Reply, answer};
+use crate::error::StepFailed;
+use crate::event::EventSink;
+use crate::guest::Guest;
+use crate::identity::{self, Identity};
+use crate::process_id::{ProcessId, ProcessKey};
+use crate::streams::{LoggedContainer, StdioPaths, Streams};
+use crate::vm::Vm;
+use crate::{clock, log, sys};
+pub use call::{Call, Handle, Listed, View};
+use queue::{Event, Queue};
+use timeline::Recorder;
+
+/// How far the VM has come.
+#[derive(Debug, Clone)]
+enum Progress {
+    Starting,
+    Running,
+    Ready(Guest),
+    Ended(Arc<StepFailed>),
+}
+
+/// A pod's state; see the module.
+#[derive(Debug)]
+pub struct Sandbox {
+    identity: Identity,
+    hints: VmHints,
+    config: Option<Config>,
+    pod: Pod,
+    events: Box<dyn EventSink>,
+    recorder: Recorder,
+    queue: Queue,
+    received: mpsc::Receiver<Event>,
+    progress: watch::Sender<Progress>,
+    vm: Option<Vm>,
+    cgroup: Option<Cgroup>,
+    containers: BTreeMap<String, Container>,
+    /// The streams that the agent is expected to open, by their secret addresses.
+    expected_streams: HashMap<StreamAddress, oneshot::Sender<OwnedFd>>,
+    next_serial: u64,
+    agent_seen: bool,
+    /// Why we ended the VM, if we did.
+    cause: Option<StepFailed>,
+    /// The VM is no longer wanted: its end is not a failure.
+    closing: bool,
+    shutdown: Option<Reply<()>>,
+}
+
+impl Sandbox {
+    /// The sandbox of `identity`, which reports to `events`, and the handle to call it by. `begun_ns` is the monotonic time
+    /// at which the caller executed the shim: the start's timeline counts from it. Nothing runs until [`Sandbox::run`].
+    #[must_use]
+    pub fn new(identity: Identity, events: Box<dyn EventSink>, begun_ns: u64) -> (Self, Handle) {
+        let (queue, received) = Queue::new();
+        let handle = Handle::new(queue.clone());
+        let hints = match std::fs::read(identity::config_json(&identity.bundle)) {
+            Ok(bytes) => bundle::vm_hints(&bytes),
+            // The Sandbox API has no spec yet at this point.
+            Err(_) => VmHints::default(),
+        };
+        let pod = Pod {
+            id: identity.id.clone(),
+            namespace: identity.namespace.clone(),
+            containerd_address: identity.address.clone(),
+            bundle: identity.bundle.clone(),
+            shim_pid: std::process::id(),
+            shim_start_time: sys::start_time(std::process::id()),
+            vmm_pid: None,
+            cgroup: None,
+            created: clock::realtime().as_secs(),
+            state: "creating".into(),
+        };
+        let recorder = Recorder::new(identity.directory(), begun_ns);
+        let sandbox = Self {
+            identity,
+            hints,
+            config: None,
+            pod,
+            events,
+            recorder,
+            queue,
+            received,
+            progress: watch::channel(Progress::Starting).0,
+            vm: None,
+            cgroup: None,
+            containers: BTreeMap::new(),
+            expected_streams: HashMap::new(),
+            next_serial: 0,
+            agent_seen: false,
+            cause: None,
+            closing: false,
+            shutdown: None,
+        };
+        (sandbox, handle)
+    }
+
+    /// Starts the VM, then handles events until Shutdown was called and the VM has ended.
+    pub async fn run(mut self) {
+        if let Err(failed) = self.start_vm() {
+            self.vm_ended(failed);
+        }
+        while let Some(event) = self.received.recv().await {
+            self.handle(event);
+            if self.is_over() {
+                break;
+            }
+        }
+        self.clean_up();
+        if let Some(reply) = self.shutdown.take() {
+            answer(reply, Ok(()));
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Call(call) => self.call(call),
+            Event::Vm(event) => self.vm_event(event),
+            Event::Step(name, at_ns) => self.recorder.step(name, at_ns),
+            Event::AgentSetUp(result) => self.agent_set_up(*result),
+            Event::Created(key, result) => self.created(&key, result),
+            Event::Started(key, result) => self.started(&key, result),
+            Event::Exited(key, exit) => self.exited(&key, exit),
+            Event::InitExitHoldExpired(key) => self.init_exit_hold_expired(&key),
+            Event::KillExpired(key) => self.kill_expired(&key),
+            Event::Drained(key) => {
+                let drained = container::Event::OutputDrained(key.name.exec.clone());
+                self.advance(&key, drained);
+            }
+            Event::FreezeAnswered(key, result) => self.freeze_answered(&key, result),
+            Event::OutOfMemory(key, kills) => self.out_of_memory(&key, kills),
+            Event::AgentLost(reason) => self.agent_lost(&reason),
+            Event::VmFailed(failed) => self.fail_vm(failed),
+        }
+    }
+
+    /// A key for a new process called `name`.
+    fn new_key(&mut self, name: ProcessId) -> ProcessKey {
+        let serial = self.next_serial;
+        self.next_serial = serial.wrapping_add(1);
+        ProcessKey { name, serial }
+    }
+
+    /// Opens the streams of a process; the guest's ends are expected from now on.
+    fn open_streams(&mut self, paths: &StdioPaths, container: &str) -> Result<(Streams, Stdio), StepFailed> {
+        let container = LoggedContainer {
+            namespace: &self.identity.namespace,
+            id: container,
+        };
+        let (streams, stdio, expected) =
+            Streams::open(paths, container).map_err(|error| failed("open streams", error, None))?;
+        self.expected_streams.extend(expected);
+        Ok((streams, stdio))
+    }
+
+    /// Refuses the guest's ends of streams that were not opened in time.
+    fn discard_streams(&mut self, streams: &Streams) {
+        for address in streams.addresses() {
+            self.expected_streams.remove(address);
+        }
+    }
+
+    fn write_pod(&self) {
+        if let Err(error) = crate::state::write_pod(&self.identity.directory(), &self.pod) {
+            log::error(format_args!("writing the pod's state: {error}"));
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.shutdown.is_some() && self.vm.is_none()
+    }
+
+    /// Removes what is left of the pod on the host; the directory, with the socket, is the last.
+    fn clean_up(&mut self) {
+        self.remove_cgroup();
+        if let Err(error) = crate::state::remove_directory(&self.identity.directory()) {
+            log::error(format_args!("removing the pod's directory: {error}"));
+        }
+    }
+
+    fn remove_cgroup(&mut self) {
+        if let Some(cgroup) = self.cgroup.take()
+            && let Err(error) = cgroup.remove()
+        {
+            log::error(format_args!("removing the pod's cgroup: {error}"));
+        }
+    }
+}
+
+fn failed(step: &str, error: impl std::fmt::Display, hint: Option<String>) -> StepFailed {
+    StepFailed {
+        step: step.into(),
+        reason: error.to_string(),
+        hint,
+        console: Vec::new(),
+    }
+}
+
+/// Logs the fields of a spec that have no effect.
+fn log_ignored_fields(name: &ProcessId, fields: &[Finding]) {
+    for field in fields {
+        log::warn(format_args!(
+            "{name}: {} is ignored: {}",
+            field.path, field.reason
+        ));
+    }
+}

@@ -1,0 +1,103 @@
+//! The sandbox's one queue: whatever happens to a pod is an [`Event`] in it, so that the state machines see everything in
+//! one order.
+
+use std::time::Duration;
+
+use nacre_protocol::agent::SetupResponse;
+use tokio::sync::mpsc;
+
+use super::Call;
+use crate::error::{Error, StepFailed};
+use crate::exit::Exit;
+use crate::guest::{CallError, Guest};
+use crate::process_id::ProcessKey;
+use crate::vm;
+
+/// Events that may wait; a sender of one more waits itself (and so does the VMM, and its guest).
+const CAPACITY: usize = 64;
+
+/// What happens to a pod.
+#[derive(Debug)]
+pub enum Event {
+    /// A call through the door.
+    Call(Call),
+    /// The VMM reports something.
+    Vm(vm::Event),
+    /// A step of a start was finished at this monotonic time, nanoseconds.
+    Step(&'static str, u64),
+    /// The agent answered Setup, or could not.
+    AgentSetUp(Box<Result<(Guest, SetupResponse), CallError>>),
+    /// The job of a Create ended: init's pid in the guest.
+    Created(ProcessKey, Result<u32, Error>),
+    /// The guest answered a start: an exec process's pid in the guest, None for init.
+    Started(ProcessKey, Result<Option<u32>, Error>),
+    /// The guest reported an exit.
+    Exited(ProcessKey, Exit),
+    /// Init's exit has been held for as long as allowed.
+    InitExitHoldExpired(ProcessKey),
+    /// The deadline of a SIGKILL to this init process has passed.
+    KillExpired(ProcessKey),
+    /// All output of an ended process is written, or has had its time.
+    Drained(ProcessKey),
+    /// The guest answered Pause or Resume of the container with this init.
+    FreezeAnswered(ProcessKey, Result<(), Error>),
+    /// The guest has OOM-killed this many processes of the container with this init.
+    OutOfMemory(ProcessKey, u64),
+    /// The agent's stream is lost.
+    AgentLost(String),
+    /// The VM can't go on, for this reason.
+    VmFailed(StepFailed),
+}
+
+impl From<vm::Event> for Event {
+    fn from(event: vm::Event) -> Self {
+        Self::Vm(event)
+    }
+}
+
+/// The sending end.
+#[derive(Debug, Clone)]
+pub struct Queue(mpsc::Sender<Event>);
+
+impl Queue {
+    /// A queue and its receiving end.
+    pub fn new() -> (Self, mpsc::Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel(CAPACITY);
+        (Self(sender), receiver)
+    }
+
+    /// Queues `event`, once there is room.
+    pub async fn send(&self, event: impl Into<Event>) {
+        // Fails only if the sandbox task has exited, and then the shim is exiting, too.
+        let _ = self.0.send(event.into()).await;
+    }
+
+    /// The plain sender, for the VMM's monitor.
+    pub fn sender(&self) -> mpsc::Sender<Event> {
+        self.0.clone()
+    }
+
+    /// Queues what `work` ends with; `work` runs in a task of its own that holds no state.
+    pub fn send_result(&self, work: impl Future<Output = Event> + Send + 'static) {
+        let queue = self.clone();
+        tokio::spawn(async move { queue.send(work.await).await });
+    }
+
+    /// Queues `event` after `delay`, unless the sandbox task has exited by then.
+    pub fn send_after(&self, delay: Duration, event: Event) {
+        let queue = self.clone();
+        tokio::spawn(async move {
+            if tokio::time::timeout(delay, queue.0.closed()).await.is_err() {
+                queue.send(event).await;
+            }
+        });
+    }
+
+    /// Queues `call`.
+    ///
+    /// # Errors
+    /// [`Error::Closing`] if the sandbox task has exited.
+    pub async fn call(&self, call: Call) -> Result<(), Error> {
+        self.0.send(Event::Call(call)).await.map_err(|_| Error::Closing)
+    }
+}

@@ -1,0 +1,259 @@
+//! The VM's life: its start, the agent's first call, and what its end means for the pod.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nacre_protocol::agent::SetupResponse;
+use nacre_protocol::config;
+use nacre_protocol::state::Failure;
+use nacre_protocol::vsock::{AGENT_PORT, StreamAddress};
+
+use super::actions::lost;
+use super::queue::Event;
+use super::{Progress, Sandbox, failed, timeline};
+use crate::cgroup::Cgroup;
+use crate::error::StepFailed;
+use crate::guest::{CallError, Guest};
+use crate::vm::{self, End, Vm};
+use crate::{clock, container, log};
+
+impl Sandbox {
+    /// Starts the VMM and what watches it.
+    pub(super) fn start_vm(&mut self) -> Result<(), StepFailed> {
+        let config = config::load().map_err(|error| failed("read configuration", error, None))?;
+        let size = config.size(
+            self.hints.memory_limit,
+            self.hints.cpu_quota,
+            self.hints.cpu_period,
+        );
+        let cgroup = Cgroup::plan(self.hints.cgroups_path.as_deref(), &self.identity.key)
+            .map_err(|error| failed("plan cgroup", error, None))?;
+        self.pod.cgroup = Some(cgroup.path().to_owned());
+        self.write_pod();
+        let started = Vm::start(&config, size, &self.identity.id, &cgroup, &self.hints.cpus);
+        self.cgroup = Some(cgroup);
+        let deadline = config.boot_deadline;
+        self.config = Some(config);
+        let (vm, monitor) = started.map_err(|error| {
+            let hint = matches!(&error, vm::Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
+            let hint = hint.then(|| "install Nacre again, or set its place in config.toml; `nacre doctor` checks it".into());
+            failed("start VM", error, hint)
+        })?;
+        self.pod.vmm_pid = Some(vm.pid());
+        self.write_pod();
+        self.recorder.step("VMM started", clock::monotonic_ns());
+        self.vm = Some(vm);
+        tokio::spawn(vm::follow(monitor, self.queue.sender()));
+        self.watch_boot(deadline);
+        Ok(())
+    }
+
+    pub(super) fn vm_event(&mut self, event: vm::Event) {
+        match event {
+            vm::Event::Step(step) => self.recorder.step(step.name, step.done_ns),
+            vm::Event::Running => {
+                self.recorder.step("guest starts", clock::monotonic_ns());
+                self.progress.send_replace(Progress::Running);
+            }
+            vm::Event::Connection { address, stream } => self.connection(address, stream),
+            vm::Event::Exits(exits) => self.boot_exits(exits),
+            vm::Event::Ended(end) => {
+                let reason = self.reason(&end);
+                self.vm_ended(reason);
+            }
+        }
+    }
+
+    fn connection(&mut self, address: StreamAddress, stream: OwnedFd) {
+        if address.host_port == AGENT_PORT && !self.agent_seen {
+            self.agent_seen = true;
+            self.recorder.step(timeline::DIALLED_IN, clock::monotonic_ns());
+            self.set_up_agent(stream);
+        } else if let Some(expected) = self.expected_streams.remove(&address) {
+            // A process whose streams are no longer wanted is ended by then.
+            drop(expected.send(stream));
+        }
+        // Any other connection is closed by being dropped; a guest may dial what it likes, so nothing is logged.
+    }
+
+    fn set_up_agent(&mut self, stream: OwnedFd) {
+        let guest = match Guest::new(stream) {
+            Ok(guest) => guest,
+            Err(error) => return self.fail_vm(failed("set up guest", error, None)),
+        };
+        let hostname = self
+            .hints
+            .hostname
+            .clone()
+            .unwrap_or_else(|| self.identity.id.clone());
+        self.queue.send_result(async move {
+            let result = guest.setup(&hostname).await.map(|response| (guest, response));
+            Event::AgentSetUp(Box::new(result))
+        });
+    }
+
+    pub(super) fn agent_set_up(&mut self, result: Result<(Guest, SetupResponse), CallError>) {
+        match result {
+            Ok((guest, response)) if response.build_id == nacre_protocol::BUILD_ID => {
+                self.recorder.step("agent ready", clock::monotonic_ns());
+                self.recorder.guest_kernel(response.kernel_release);
+                self.recorder
+                    .guest_clock(response.init_started_us, response.dialed_us);
+                self.recorder.write();
+                self.pod.state = "running".into();
+                self.write_pod();
+                self.watch_agent(guest.clone());
+                self.progress.send_replace(Progress::Ready(guest));
+                if let Some(vm) = &self.vm {
+                    vm.query_exits();
+                }
+            }
+            Ok((_, response)) => {
+                let reason = format!(
+                    "shim is build {}, agent is {}",
+                    nacre_protocol::BUILD_ID,
+                    response.build_id
+                );
+                let hint = "build and install Nacre's parts together".to_owned();
+                self.fail_vm(failed("set up guest", reason, Some(hint)));
+            }
+            Err(CallError::Answer(code, message)) => {
+                self.fail_vm(failed(
+                    "set up guest",
+                    format_args!("the agent says {code:?}: {message}"),
+                    None,
+                ));
+            }
+            Err(error @ CallError::TimedOut) => {
+                let reason = error.into_error("Setup").to_string();
+                self.fail_vm(failed("set up guest", reason, None));
+            }
+            Err(CallError::Lost(reason)) => self.agent_lost(&reason),
+        }
+    }
+
+    /// The agent's stream is gone: so is its VM, most likely, and tells the reason itself; else it is ended.
+    pub(super) fn agent_lost(&self, reason: &str) {
+        let mut progress = self.progress.subscribe();
+        let queue = self.queue.clone();
+        let lost = failed("running", format_args!("the agent is lost: {reason}"), None);
+        tokio::spawn(async move {
+            if super::create::ended(&mut progress).await.is_none() {
+                queue.send(Event::VmFailed(lost)).await;
+            }
+        });
+    }
+
+    /// Ends the VM if a call times out and the agent does not answer a ping, either. Costs a healthy pod nothing.
+    fn watch_agent(&self, guest: Guest) {
+        let mut progress = self.progress.subscribe();
+        let queue = self.queue.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    // An error: the sandbox has exited.
+                    _ = progress.wait_for(|progress| matches!(progress, Progress::Ended(_))) => return,
+                    () = guest.timed_out() => {}
+                }
+                if !guest.answers().await {
+                    let reason = "the agent is connected and answers no calls";
+                    let failed = failed("running", reason, None);
+                    return queue.send(Event::VmFailed(failed)).await;
+                }
+            }
+        });
+    }
+
+    /// Ends a VM whose agent does not answer within `deadline`.
+    pub(super) fn watch_boot(&self, deadline: Duration) {
+        let mut progress = self.progress.subscribe();
+        let queue = self.queue.clone();
+        tokio::spawn(async move {
+            let known =
+                progress.wait_for(|progress| matches!(progress, Progress::Ready(_) | Progress::Ended(_)));
+            let late = tokio::time::timeout(deadline, known).await.is_err();
+            if late {
+                let reason = format!("the guest's agent did not answer within {} s", deadline.as_secs());
+                let hint = "boot_deadline_s in config.toml gives it longer; `nacre doctor` checks this host"
+                    .to_owned();
+                queue
+                    .send(Event::VmFailed(failed("boot guest", reason, Some(hint))))
+                    .await;
+            }
+        });
+    }
+
+    fn boot_exits(&mut self, exits: BTreeMap<String, u64>) {
+        self.recorder.boot_exits(exits);
+        self.recorder.write();
+    }
+
+    /// Ends the VM for `cause`; the rest follows from its end.
+    pub(super) fn fail_vm(&mut self, cause: StepFailed) {
+        if let Some(vm) = &self.vm {
+            self.cause.get_or_insert(cause);
+            vm.kill();
+        }
+    }
+
+    /// The VM is no longer wanted.
+    pub(super) fn discard_vm(&mut self) {
+        self.closing = true;
+        if let Some(vm) = &self.vm {
+            vm.kill();
+        }
+    }
+
+    fn reason(&self, end: &End) -> StepFailed {
+        let console = self.vm.as_ref().map(|vm| vm.console_tail()).unwrap_or_default();
+        let last_words = self.vm.as_ref().map(|vm| vm.last_words()).unwrap_or_default();
+        let agent_was_there = matches!(&*self.progress.borrow(), Progress::Ready(_));
+        let told = match (&self.cause, &self.config) {
+            (Some(cause), _) => cause.clone(),
+            (None, Some(config)) => end.reason(agent_was_there, config, &last_words),
+            (None, None) => failed("running", format_args!("the VMM ended: {:?}", end.status), None),
+        };
+        StepFailed { console, ..told }
+    }
+
+    /// The VM has ended, or could not be started: every task ends with it, the reason is kept.
+    pub(super) fn vm_ended(&mut self, reason: StepFailed) {
+        self.vm = None;
+        self.expected_streams.clear();
+        self.remove_cgroup();
+        if !self.closing {
+            log::error(&reason);
+            self.record_failure(&reason);
+            self.pod.state = "stopped".into();
+            self.write_pod();
+        }
+        self.progress.send_replace(Progress::Ended(Arc::new(reason)));
+        self.end_all_tasks();
+    }
+
+    fn record_failure(&self, reason: &StepFailed) {
+        let failure = Failure {
+            id: self.identity.id.clone(),
+            namespace: self.identity.namespace.clone(),
+            time: clock::realtime().as_secs(),
+            step: reason.step.clone(),
+            reason: reason.reason.clone(),
+            hint: reason.hint.clone(),
+            console: reason.console.clone(),
+            timeline: self.recorder.timeline(),
+        };
+        if let Err(error) = crate::state::record_failure(&self.identity.key, &failure) {
+            log::error(format_args!("keeping the failure's record: {error}"));
+        }
+    }
+
+    fn end_all_tasks(&mut self) {
+        let ids: Vec<String> = self.containers.keys().cloned().collect();
+        for id in ids {
+            // Possible in every state.
+            let _ = self.feed(&id, container::Event::VmEnded(lost()));
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! A program that takes a container's output (`binary://PATH?KEY=VALUE…`, what nerdctl logs with): started with the
+//! streams, told whose they are, ended by their end. Its descriptors are containerd's convention: 3 is standard output,
+//! 4 standard error, 5 is written or closed by it when it is ready.
+
+use std::borrow::Cow;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use command_fds::{CommandFdExt as _, FdMapping};
+use percent_encoding::percent_decode_str;
+use tokio::io::AsyncReadExt as _;
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe::Receiver;
+use tokio::sync::oneshot;
+
+use super::fifo::Error;
+use crate::sys;
+
+/// How long it may go on when there is nothing more to be read: it has the rest of a log to write.
+const END_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Whose output it is.
+#[derive(Debug, Clone, Copy)]
+pub struct LoggedContainer<'a> {
+    /// containerd's namespace.
+    pub namespace: &'a str,
+    /// The container's id.
+    pub id: &'a str,
+}
+
+/// What a URI says is to be started.
+#[derive(Debug, PartialEq, Eq)]
+struct Program {
+    path: PathBuf,
+    arguments: Vec<String>,
+    /// It must say that it is ready; else its silence is as good.
+    says_ready: bool,
+}
+
+/// A program that runs; dropped, it has some time to end.
+#[derive(Debug)]
+pub struct Logger(#[expect(dead_code, reason = "its being dropped is the message")] oneshot::Sender<()>);
+
+/// The pipes to it.
+#[derive(Debug)]
+pub struct Pipes {
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
+fn parse(uri: &str) -> Option<Program> {
+    let (scheme, rest) = uri.split_once("://")?;
+    let says_ready = match scheme {
+        "binary" => false,
+        "binary-v2" => true,
+        _ => return None,
+    };
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let path: Cow<'_, str> = percent_decode_str(path).decode_utf8_lossy();
+    // A key and its value are two arguments.
+    let pairs = form_urlencoded::parse(query.as_bytes());
+    Some(Program {
+        path: PathBuf::from(&*path),
+        arguments: pairs
+            .flat_map(|(key, value)| [key.into_owned(), value.into_owned()])
+            .collect(),
+        says_ready,
+    })
+}
+
+/// Starts the program that `uri` names; None where it names none.
+///
+/// # Errors
+/// [`Error::Logger`] with its path.
+pub fn start(uri: &str, container: LoggedContainer<'_>) -> Result<Option<(Logger, Pipes)>, Error> {
+    let Some(program) = parse(uri) else {
+        return Ok(None);
+    };
+    let started = spawn(&program, container);
+    let failed = |source| Error::Logger {
+        path: program.path.clone(),
+        source,
+    };
+    let (child, pipes, ready) = started.map_err(failed)?;
+    let ended = sys::watch_end(&child).map_err(failed)?;
+    let (wanted, unwanted) = oneshot::channel();
+    let path = program.path.clone();
+    tokio::spawn(async move {
+        let says_ready = program.says_ready;
+        let begins = async {
+            if !has_begun(ready).await && says_ready {
+                crate::log::error(format_args!(
+                    "logger {} never said that it is ready",
+                    path.display()
+                ));
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = begins => {}
+            () = look_after(child, ended, unwanted, &path) => {}
+        }
+    });
+    Ok(Some((Logger(wanted), pipes)))
+}
+
+fn spawn(program: &Program, container: LoggedContainer<'_>) -> io::Result<(Child, Pipes, Receiver)> {
+    let (out, stdout) = io::pipe()?;
+    let (error, stderr) = io::pipe()?;
+    let (ready, theirs) = io::pipe()?;
+    let mappings = [(OwnedFd::from(out), 3), (error.into(), 4), (theirs.into(), 5)];
+    let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
+    let mut command = Command::new(&program.path);
+    command
+        .args(&program.arguments)
+        .env_clear()
+        .env("CONTAINER_ID", container.id)
+        .env("CONTAINER_NAMESPACE", container.namespace)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .fd_mappings(mappings.into())
+        .map_err(io::Error::other)?;
+    let child = command.spawn()?;
+    let pipes = Pipes {
+        stdout: stdout.into(),
+        stderr: stderr.into(),
+    };
+    Ok((child, pipes, Receiver::from_owned_fd(ready.into())?))
+}
+
+/// Whether it has said so; false where it closed the pipe without a word.
+async fn has_begun(mut ready: Receiver) -> bool {
+    matches!(ready.read(&mut [0]).await, Ok(1))
+}
+
+/// Waits for its end, and brings it about where it is late.
+async fn look_after(mut child: Child, ended: AsyncFd<OwnedFd>, unwanted: oneshot::Receiver<()>, path: &Path) {
+    let is_over = tokio::select! {
+        _ = ended.readable() => true,
+        // An error is what is waited for: nobody holds the other end.
+        _ = unwanted => tokio::time::timeout(END_DEADLINE, ended.readable()).await.is_ok(),
+    };
+    if !is_over {
+        let seconds = END_DEADLINE.as_secs();
+        crate::log::warn(format_args!(
+            "logger {} has not ended in {seconds} s: killed",
+            path.display()
+        ));
+        // It may have ended by itself just now.
+        let _ = child.kill();
+    }
+    match child.wait() {
+        Ok(status) if status.success() => {}
+        Ok(status) => crate::log::warn(format_args!("logger {}: {status}", path.display())),
+        Err(error) => crate::log::error(format_args!("logger {}: {error}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_in_uris() {
+        let program = parse("binary:///usr/bin/log%20it?a=b%2Fc&flag=&x").unwrap();
+        assert_eq!(program.path, Path::new("/usr/bin/log it"));
+        assert_eq!(program.arguments, ["a", "b/c", "flag", "", "x", ""]);
+        assert!(!program.says_ready);
+        assert!(parse("binary-v2:///l").unwrap().says_ready);
+        assert_eq!(parse("file:///x"), None);
+        assert_eq!(parse("/run/fifo"), None);
+    }
+}

@@ -1,0 +1,95 @@
+//! Guests that hang, and a containerd that is restarted while a container is being created: everything can still be ended.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use containerd_shim_protos::api::{ConnectRequest, PidsRequest};
+use ttrpc::Code;
+
+use crate::Case;
+use crate::cases;
+use crate::pod::{Pod, refused, soon};
+
+cases![
+    sigkill_ends_a_guest_that_does_not_react,
+    delete_cancels_a_create_that_hangs,
+    delete_after_a_cancelled_create_leaves_the_id_free,
+];
+
+/// Longest time from SIGKILL to the exit of a process in a guest that hangs.
+const KILL_LIMIT: Duration = Duration::from_secs(15);
+
+async fn sigkill_ends_a_guest_that_does_not_react() -> Result<()> {
+    let (pod, client) = Pod::start("deaf", "kernel_params = \"fake=deaf\"\n", &["sleep"]).await?;
+    client.create(soon(), &pod.creation()).await?;
+    pod.start_task(&client).await?;
+    let begun = Instant::now();
+    // The agent never answers this call; the VM's end does.
+    let killing = pod.kill(&client, libc::SIGKILL);
+    let (killed, exit) = tokio::join!(killing, pod.wait(&client));
+    killed?;
+    ensure!(exit?.exit_status == 137);
+    ensure!(begun.elapsed() < KILL_LIMIT, "took {:?}", begun.elapsed());
+    let failure = pod.failure()?;
+    ensure!(
+        failure.step == "kill" && failure.reason.contains("SIGKILL"),
+        "{failure:?}"
+    );
+    ensure!(pod.delete(&client).await?.exit_status == 137);
+    pod.finish(&client).await
+}
+
+/// What containerd does when it finds a shim after its own restart: Connect, Pids, and, without processes, Delete.
+async fn delete_cancels_a_create_that_hangs() -> Result<()> {
+    let (pod, client) = Pod::start("cancel", "kernel_params = \"fake=silent\"\n", &["sleep"]).await?;
+    let creation = pod.creation();
+    let creating = client.create(soon(), &creation);
+    let cancelling = async {
+        let again = pod.connect().await?;
+        let id = pod.id.clone();
+        let request = ConnectRequest {
+            id: id.clone(),
+            ..Default::default()
+        };
+        again.connect(soon(), &request).await?;
+        let request = PidsRequest {
+            id,
+            ..Default::default()
+        };
+        let pids = again.pids(soon(), &request).await?;
+        ensure!(pids.processes.is_empty(), "{pids:?}");
+        let begun = Instant::now();
+        pod.delete(&again).await?;
+        ensure!(
+            begun.elapsed() < Duration::from_secs(5),
+            "took {:?}",
+            begun.elapsed()
+        );
+        Ok(again)
+    };
+    let (created, cancelled) = tokio::join!(creating, cancelling);
+    let again = cancelled?;
+    let (_, message) = refused(created)?;
+    ensure!(message.contains("cancelled by Delete"), "{message}");
+    ensure!(refused(pod.state(&again).await)?.0 == Code::NOT_FOUND);
+    pod.finish(&again).await
+}
+
+async fn delete_after_a_cancelled_create_leaves_the_id_free() -> Result<()> {
+    let (mut pod, client) = Pod::start("reuse", "kernel_params = \"fake=silent\"\n", &["sleep"]).await?;
+    let creation = pod.creation();
+    let deleting = async {
+        // The calls are handled in order: Create is under way by now.
+        pod.state(&client).await?;
+        pod.delete(&client).await
+    };
+    let (created, deleted) = tokio::join!(client.create(soon(), &creation), deleting);
+    refused(created)?;
+    deleted?;
+    pod.finish(&client).await?;
+    std::fs::write(pod.path().join("etc/nacre/config.toml"), "")?;
+    let client = pod.run_start().await?;
+    client.create(soon(), &pod.creation()).await?;
+    ensure!(pod.delete(&client).await?.exit_status == 137);
+    pod.finish(&client).await
+}
