@@ -9,7 +9,8 @@
 #                  OTHER=PREFIX also measures the build that is installed at PREFIX
 #   make clean     removes what was built; the caches in ~/.cache/nacre stay
 #
-# QUICK=1 builds the host's programs unoptimised and the agent without link-time optimisation, for work on the code.
+# QUICK=1 builds the host's programs unoptimised and the agent without link-time optimisation, for work on the
+# code.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -55,8 +56,8 @@ programs: check
 	@echo "==> programs of the host (cargo, profile $(PROFILE); the first build takes minutes)"
 	@cargo build --profile $(PROFILE) $(addprefix --package ,$(PROGRAMS) nacre-rootfs-builder)
 
-# Linked statically, because it is the only file in the guest's root file system. With --target the flags do not apply to
-# build scripts.
+# Linked statically, because it is the only file in the guest's root file system. With --target the flags do
+# not apply to build scripts.
 agent: check
 	@echo "==> agent of the guest (cargo, profile guest)"
 	@RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static -C force-unwind-tables=no" LIBSECCOMP_LINK_TYPE=static \

@@ -1,5 +1,6 @@
-//! Which tests a run of `nacre-e2e` or `nacre-parity` executes: those named on the command line, and, if several runs
-//! share a queue directory, of these only the ones that no other run has taken. `tests/all` starts one run per lab.
+//! Which tests a run of `nacre-e2e` or `nacre-parity` executes: those named on the command line, and, if
+//! several runs share a queue directory, of these only the ones that no other run has taken. `tests/all`
+//! starts one run per lab.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
@@ -16,7 +17,8 @@ pub struct Selection {
     /// Number of this run, written into the queue's file of each test that it takes.
     #[arg(long, default_value_t = 1, value_name = "NUMBER")]
     worker: u32,
-    /// Run only the tests with these names; a name that is not a test's selects all tests whose names contain it.
+    /// Run only the tests with these names; a name that is not a test's selects all tests whose names contain
+    /// it.
     names: Vec<String>,
 }
 

@@ -1,5 +1,5 @@
-//! Reads the VM's console: keeps the last lines for error messages, prints all of it with `--verbose`, and writes it to the
-//! file that NACRE_LAB_LOG names.
+//! Reads the VM's console: keeps the last lines for error messages, prints all of it with `--verbose`, and
+//! writes it to the file that NACRE_LAB_LOG names.
 
 use std::collections::VecDeque;
 use std::fs::File;

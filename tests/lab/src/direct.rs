@@ -1,5 +1,6 @@
-//! Runs the command on this machine, without a VM: starts `inside::direct` as the first process of a private PID and mount
-//! namespace, so that every process ends with it and containerd's directories are private to the run.
+//! Runs the command on this machine, without a VM: starts `inside::direct` as the first process of a private
+//! PID and mount namespace, so that every process ends with it and containerd's directories are private to
+//! the run.
 
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom};

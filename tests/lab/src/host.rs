@@ -2,7 +2,8 @@
 //!
 //! VM started → job sent → command started → command exited → all output copied → exit code.
 //!
-//! The run also ends if heartbeats stop, QEMU exits, a signal arrives, or the caller closes its end of a stream.
+//! The run also ends if heartbeats stop, QEMU exits, a signal arrives, or the caller closes its end of a
+//! stream.
 
 use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, Read as _, Write as _};
@@ -31,7 +32,8 @@ enum Event {
     Message(ToHost),
     /// Reading the control port failed.
     ControlLost(io::Error),
-    /// Stream (0: standard output, 1: standard error) and the total of its bytes that the caller has been given.
+    /// Stream (0: standard output, 1: standard error) and the total of its bytes that the caller has been
+    /// given.
     Copied(usize, u64),
     /// The caller has closed its end of standard output or error.
     CallerClosed,
@@ -51,7 +53,8 @@ pub fn run(arguments: &Arguments, checkout: &Path) -> Result<u8> {
     job.terminal = terminal::wanted().then(terminal::size).transpose()?;
     std::fs::create_dir_all(&job.target)?;
     let (sender, events) = channel();
-    // Before any thread starts: threads inherit the signal mask, and only the signalfd may receive these signals.
+    // Before any thread starts: threads inherit the signal mask, and only the signalfd may receive these
+    // signals.
     watch_signals(sender.clone())?;
     let mut machine = Machine::start(arguments, &boot, &job.target)?;
     let raw = job.terminal.is_some().then(Raw::enter).transpose()?;
@@ -88,7 +91,8 @@ fn start_threads(machine: &mut Machine, sender: &Sender<Event>, tail: &Tail, ver
     Ok(())
 }
 
-/// Waits until the console of a VM that is ending has been read to its end, because it shows the reason. Bounded.
+/// Waits until the console of a VM that is ending has been read to its end, because it shows the reason.
+/// Bounded.
 fn wait_for_console(events: &Receiver<Event>) {
     let until = Instant::now() + CONSOLE_DEADLINE;
     while let Ok(event) = events.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -98,8 +102,8 @@ fn wait_for_console(events: &Receiver<Event>) {
     }
 }
 
-/// Handles events until the command has exited and its output is copied, or until the lab fails. A VM without a heartbeat
-/// for `patience` has locked up, which happens under emulation.
+/// Handles events until the command has exited and its output is copied, or until the lab fails. A VM without
+/// a heartbeat for `patience` has locked up, which happens under emulation.
 fn run_to_exit(
     machine: &mut Machine,
     patience: Duration,

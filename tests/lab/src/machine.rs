@@ -1,8 +1,8 @@
-//! The VM: QEMU under software emulation, with the host's root file system over virtio-fs. Called by `host`. QEMU emulates
-//! AMD SVM with nested paging, so the VM has a working /dev/kvm.
+//! The VM: QEMU under software emulation, with the host's root file system over virtio-fs. Called by `host`.
+//! QEMU emulates AMD SVM with nested paging, so the VM has a working /dev/kvm.
 //!
-//! Ports and file servers are connected by inherited sockets, which have no path. Every process has a parent-death signal,
-//! so that none survives the driver.
+//! Ports and file servers are connected by inherited sockets, which have no path. Every process has a
+//! parent-death signal, so that none survives the driver.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
@@ -171,8 +171,9 @@ fn base(command: &mut Command, arguments: &Arguments, boot: &Boot) -> Result<()>
         "the checkout's path has a space or a quote, which the VM's kernel command line cannot carry",
     )?;
     let loglevel = if arguments.verbose { 6 } else { 4 };
-    // Mitigations are off: no other tenant shares the VM. The TSC's frequency is passed because measuring it fails on a busy
-    // host (`tsc`), and the clock watchdog is off because all emulated clocks derive from the same one of this machine.
+    // Mitigations are off: no other tenant shares the VM. The TSC's frequency is passed because measuring it
+    // fails on a busy host (`tsc`), and the clock watchdog is off because all emulated clocks derive from the
+    // same one of this machine.
     let khz = crate::tsc::khz();
     let append = format!(
         "console=ttyS0 loglevel={loglevel} panic=-1 mitigations=off nokaslr tsc_early_khz={khz} tsc=reliable \
@@ -182,7 +183,8 @@ fn base(command: &mut Command, arguments: &Arguments, boot: &Boot) -> Result<()>
         .arg("-L")
         .arg(&boot.firmware)
         .args(["-L", SEABIOS])
-        // QEMU emulates string instructions byte by byte; without ERMS and FSRM kernels copy 8 bytes at a time.
+        // QEMU emulates string instructions byte by byte; without ERMS and FSRM kernels copy 8 bytes at a
+        // time.
         .args([
             "-M",
             "q35",

@@ -1,9 +1,11 @@
-//! `nacre-lab`: runs a command on a host with working KVM, with Nacre installed and a private containerd. The host is this
-//! machine if its KVM runs Linux, otherwise a VM under software emulation. Called by `tests/lab/run`.
+//! `nacre-lab`: runs a command on a host with working KVM, with Nacre installed and a private containerd. The
+//! host is this machine if its KVM runs Linux, otherwise a VM under software emulation. Called by
+//! `tests/lab/run`.
 //!
-//! The program has two roles. On this machine it decides where the command runs, starts the VM and copies the standard
-//! streams. Where the command runs (`--inside`: PID 1 of the VM, `--inside-direct`: first process of a private PID
-//! namespace) it starts containerd and the command. Standard output belongs to the command: only `--where` prints to it.
+//! The program has two roles. On this machine it decides where the command runs, starts the VM and copies the
+//! standard streams. Where the command runs (`--inside`: PID 1 of the VM, `--inside-direct`: first process of
+//! a private PID namespace) it starts containerd and the command. Standard output belongs to the command:
+//! only `--where` prints to it.
 
 mod console;
 mod direct;
@@ -25,10 +27,12 @@ use clap::Parser;
 /// Exit code if the lab failed; the command never gets it from the lab otherwise.
 pub const LAB_FAILED: u8 = 125;
 
-/// Runs a command on a host with working KVM, with Nacre in PATH, containerd at CONTAINERD_ADDRESS and a busybox image.
+/// Runs a command on a host with working KVM, with Nacre in PATH, containerd at CONTAINERD_ADDRESS and a
+/// busybox image.
 ///
-/// The checkout has the same path there, is the working directory, and is writable under target/. Standard streams and the
-/// exit code are the command's; exit code 125 means that the lab itself failed. For a shell: tests/lab/run -- bash
+/// The checkout has the same path there, is the working directory, and is writable under target/. Standard
+/// streams and the exit code are the command's; exit code 125 means that the lab itself failed. For a shell:
+/// tests/lab/run -- bash
 #[derive(Debug, Parser)]
 #[command(name = "tests/lab/run")]
 pub struct Arguments {
@@ -38,7 +42,8 @@ pub struct Arguments {
     /// Print where a command would run, `vm` or `direct`, and run nothing.
     #[arg(long = "where")]
     place: bool,
-    /// Name of this lab among several side by side: containerd's log is kept as target/lab/containerd-NAME.log.
+    /// Name of this lab among several side by side: containerd's log is kept as
+    /// target/lab/containerd-NAME.log.
     #[arg(long)]
     name: Option<String>,
     /// Print the VM's console on standard error.

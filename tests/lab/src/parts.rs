@@ -1,5 +1,5 @@
-//! Decides where a command runs (`nacre-vmm --probe`) and finds the parts of the lab (`tests/lab/prepare`). Never downloads
-//! or builds anything itself.
+//! Decides where a command runs (`nacre-vmm --probe`) and finds the parts of the lab (`tests/lab/prepare`).
+//! Never downloads or builds anything itself.
 
 use std::collections::HashMap;
 use std::ffi::OsString;

@@ -1,13 +1,14 @@
-//! Measures the frequency of this machine's time stamp counter, which QEMU passes through to the emulated CPU. The VM's
-//! kernel is given the result: measured against an emulated timer on a busy host it has come out at a fifth, and then the
-//! clocks of the VM and of its guests run at the wrong speed.
+//! Measures the frequency of this machine's time stamp counter, which QEMU passes through to the emulated
+//! CPU. The VM's kernel is given the result: measured against an emulated timer on a busy host it has come
+//! out at a fifth, and then the clocks of the VM and of its guests run at the wrong speed.
 #![allow(unsafe_code, reason = "RDTSC has no safe wrapper")]
 
 use std::time::{Duration, Instant};
 
 /// Duration of the measurement.
 const SPAN: Duration = Duration::from_millis(50);
-/// A clock reading counts only if it took fewer ticks than this, so that the thread was not preempted during it.
+/// A clock reading counts only if it took fewer ticks than this, so that the thread was not preempted during
+/// it.
 const CLOSE: u64 = 20_000;
 
 /// Ticks per millisecond (kHz), accurate to a few millionths.

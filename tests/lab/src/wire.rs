@@ -1,5 +1,6 @@
-//! The protocol between this machine and the VM: JSON lines in both directions on the control port, standard input in
-//! length-prefixed pieces (a virtio-serial port has no end of file), standard output and error as raw bytes.
+//! The protocol between this machine and the VM: JSON lines in both directions on the control port, standard
+//! input in length-prefixed pieces (a virtio-serial port has no end of file), standard output and error as
+//! raw bytes.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, Read, Write};
@@ -92,7 +93,8 @@ pub fn receive<T: DeserializeOwned>(from: &mut impl BufRead) -> io::Result<Optio
     Ok(Some(serde_json::from_str(&line)?))
 }
 
-/// Writes a piece of standard input: its length (u32, little-endian), then its bytes. An empty piece is the end.
+/// Writes a piece of standard input: its length (u32, little-endian), then its bytes. An empty piece is the
+/// end.
 pub fn send_piece(mut to: impl Write, bytes: &[u8]) -> io::Result<()> {
     let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
     to.write_all(&length.to_le_bytes())?;

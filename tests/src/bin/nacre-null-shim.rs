@@ -1,8 +1,9 @@
-//! A containerd shim that runs nothing: it answers every call of the Task service at once with a fixed reply. What
-//! `ctr run` and `ctr task exec` take with it is what ctr and containerd take themselves: the floor of nacre-bench.
+//! A containerd shim that runs nothing: it answers every call of the Task service at once with a fixed reply.
+//! What `ctr run` and `ctr task exec` take with it is what ctr and containerd take themselves: the floor of
+//! nacre-bench.
 //!
-//! containerd executes it as it does any shim (`--runtime /path/of/nacre-null-shim`). It never opens a container's streams,
-//! publishes no event, and reports every process as stopped.
+//! containerd executes it as it does any shim (`--runtime /path/of/nacre-null-shim`). It never opens a
+//! container's streams, publishes no event, and reports every process as stopped.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};

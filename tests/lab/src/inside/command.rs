@@ -9,8 +9,8 @@ use nix::sys::wait::{WaitStatus, waitpid};
 
 use crate::wire::Job;
 
-/// The command, without its standard streams. With `session` it becomes a session leader whose controlling terminal is its
-/// standard input.
+/// The command, without its standard streams. With `session` it becomes a session leader whose controlling
+/// terminal is its standard input.
 pub fn prepare(job: &Job, environment: &[(OsString, OsString)], session: bool) -> Result<Command> {
     let (program, arguments) = job.command.split_first().context("the job contains no command")?;
     let mut command;

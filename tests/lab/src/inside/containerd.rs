@@ -1,4 +1,5 @@
-//! Starts a private containerd, waits for its readiness notification (sd_notify) and imports the busybox image.
+//! Starts a private containerd, waits for its readiness notification (sd_notify) and imports the busybox
+//! image.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -20,8 +21,8 @@ pub const LOG: &str = "/run/containerd/lab/containerd.log";
 /// Bound for containerd's start, which takes 2 to 4 s under emulation.
 const DEADLINE: Duration = Duration::from_secs(90);
 
-/// CRI and unused snapshotters are disabled because they slow the start. The plugins have different names in containerd 1.x
-/// and 2.x; unknown names are ignored.
+/// CRI and unused snapshotters are disabled because they slow the start. The plugins have different names in
+/// containerd 1.x and 2.x; unknown names are ignored.
 const CONFIG: &str = r#"version = 2
 disabled_plugins = [
   "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
@@ -112,7 +113,8 @@ fn log_tail() -> String {
     lines[lines.len().saturating_sub(15)..].join("\n")
 }
 
-/// Copies the log to `target/lab/containerd.log` (`containerd-NAME.log` in a named lab), where it outlives the lab.
+/// Copies the log to `target/lab/containerd.log` (`containerd-NAME.log` in a named lab), where it outlives
+/// the lab.
 pub fn keep_log(job: &Job) -> Result<()> {
     let directory = job.target.join("lab");
     fs::create_dir_all(&directory)?;

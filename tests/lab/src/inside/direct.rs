@@ -1,4 +1,5 @@
-//! The first process of the private namespaces on this machine. The command inherits the caller's standard streams.
+//! The first process of the private namespaces on this machine. The command inherits the caller's standard
+//! streams.
 
 use std::fs::File;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The driver's role where the command runs: mounts file systems, starts containerd, imports the image, runs the command. The
-//! VM and this machine differ in the mounts and the standard streams only.
+//! The driver's role where the command runs: mounts file systems, starts containerd, imports the image, runs
+//! the command. The VM and this machine differ in the mounts and the standard streams only.
 
 pub mod command;
 pub mod containerd;
@@ -14,8 +14,8 @@ use crate::wire::Job;
 /// containerd's address: the default, because its directories are private to the run.
 pub const ADDRESS: &str = "/run/containerd/containerd.sock";
 
-/// The environment of containerd and of the command: the caller's, with Nacre and the chosen containerd first in PATH.
-/// `place` is `vm` or `direct`.
+/// The environment of containerd and of the command: the caller's, with Nacre and the chosen containerd first
+/// in PATH. `place` is `vm` or `direct`.
 pub fn environment(job: &Job, place: &str) -> Vec<(OsString, OsString)> {
     let ours = [
         "PATH",

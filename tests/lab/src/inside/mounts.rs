@@ -1,4 +1,5 @@
-//! Mounts and cgroup controllers: those that the VM's initramfs does not set up, and the directories that are private to a run.
+//! Mounts and cgroup controllers: those that the VM's initramfs does not set up, and the directories that are
+//! private to a run.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -12,7 +13,8 @@ use crate::wire::{Job, TAG_TARGET};
 /// Directories that get a private tmpfs in a run on this machine.
 const PRIVATE: [&str; 3] = ["/run/containerd", "/run/nacre", "/var/lib/containerd"];
 
-/// Mounts the VM's file systems. containerd's directories are on tmpfs because overlayfs cannot stack on the VM's overlay.
+/// Mounts the VM's file systems. containerd's directories are on tmpfs because overlayfs cannot stack on the
+/// VM's overlay.
 pub fn vm(job: &Job) -> Result<()> {
     // Shared propagation, as under systemd.
     mount(
@@ -53,8 +55,8 @@ pub fn direct(job: &Job) -> Result<()> {
     private_configuration(job)
 }
 
-/// Gives this run its own copy of `target/nacre/etc`: a test that writes config.toml changes neither the installation nor
-/// the pods of a lab beside it.
+/// Gives this run its own copy of `target/nacre/etc`: a test that writes config.toml changes neither the
+/// installation nor the pods of a lab beside it.
 fn private_configuration(job: &Job) -> Result<()> {
     let installation = job.target.join("nacre");
     if !installation.is_dir() {

@@ -1,4 +1,5 @@
-//! PID 1 of the VM: reads its job from the control port, sends heartbeats, runs the command and copies its streams.
+//! PID 1 of the VM: reads its job from the control port, sends heartbeats, runs the command and copies its
+//! streams.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -35,7 +36,8 @@ impl Control {
     }
 }
 
-/// Never returns: the host ends the VM. Without a control port it exits, which panics the kernel and so ends QEMU.
+/// Never returns: the host ends the VM. Without a control port it exits, which panics the kernel and so ends
+/// QEMU.
 pub fn main() -> ! {
     let opened = port(wire::PORT_CONTROL).and_then(|write| Ok((write.try_clone()?, write)));
     let (read, write) = match opened {
@@ -199,7 +201,8 @@ fn resize(terminal: &OwnedFd, (ws_row, ws_col): (u16, u16)) -> std::io::Result<(
     )?)
 }
 
-/// Copies the caller's standard input to `to` in a thread. After the command has closed it, the rest is read and discarded.
+/// Copies the caller's standard input to `to` in a thread. After the command has closed it, the rest is read
+/// and discarded.
 fn pass_stdin(to: OwnedFd) -> Result<()> {
     let mut from = BufReader::new(port(wire::PORT_STDIN)?);
     thread::spawn(move || {
@@ -220,8 +223,9 @@ fn pass_stdin(to: OwnedFd) -> Result<()> {
 
 type Copying = thread::JoinHandle<Result<u64>>;
 
-/// Copies `from` to a port in a thread, until its end. Once the returned eventfd is written, the thread also stops when nothing
-/// is left to read: a background process may keep the stream open. The thread returns the number of bytes.
+/// Copies `from` to a port in a thread, until its end. Once the returned eventfd is written, the thread also
+/// stops when nothing is left to read: a background process may keep the stream open. The thread returns the
+/// number of bytes.
 fn copy(from: OwnedFd, port_name: &str) -> Result<(OwnedFd, Copying)> {
     let mut to = port(port_name)?;
     let done = eventfd(0, EventfdFlags::CLOEXEC)?;

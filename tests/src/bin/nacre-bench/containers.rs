@@ -1,4 +1,5 @@
-//! `ctr` and `nacre` as the benchmark calls them. Every container that is started is removed again, also after an error.
+//! `ctr` and `nacre` as the benchmark calls them. Every container that is started is removed again, also
+//! after an error.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -81,7 +82,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts `sh -c script` and waits for its first line of output. A subject that runs no processes is not waited for.
+    /// Starts `sh -c script` and waits for its first line of output. A subject that runs no processes is not
+    /// waited for.
     pub fn start(subject: &Subject, id: &str, script: &str) -> Result<Self> {
         let command = ["sh", "-c", script];
         let mut running = Self {

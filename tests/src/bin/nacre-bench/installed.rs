@@ -59,7 +59,8 @@ fn kernel_bytes(build: &Build) -> Result<(u64, u64)> {
     loaded_bytes(&read(build, "vmlinux")?).context("the guest kernel")
 }
 
-/// Size of `name` in a newc archive (cpio(5)): fixed headers of hexadecimal fields, name and data padded to 4 bytes.
+/// Size of `name` in a newc archive (cpio(5)): fixed headers of hexadecimal fields, name and data padded to 4
+/// bytes.
 fn entry_size(archive: &[u8], name: &str) -> Result<usize> {
     let mut at = 0;
     loop {

@@ -1,6 +1,7 @@
-//! The benchmark: Nacre, runc and a shim that runs nothing, in one run under the containerd at CONTAINERD_ADDRESS, on a host
-//! with working KVM (`tests/lab/run -- target/debug/nacre-bench`). Prints progress on standard error and the results on
-//! standard output; writes `results.json` and `index.html` under `target/bench`.
+//! The benchmark: Nacre, runc and a shim that runs nothing, in one run under the containerd at
+//! CONTAINERD_ADDRESS, on a host with working KVM (`tests/lab/run -- target/debug/nacre-bench`). Prints
+//! progress on standard error and the results on standard output; writes `results.json` and `index.html`
+//! under `target/bench`.
 //!
 //! Times under emulation mean something only as ratios within one run, so the subjects take turns.
 

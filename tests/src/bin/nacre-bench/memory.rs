@@ -38,8 +38,8 @@ fn idle(build: &Build, number: usize) -> Result<Running> {
     Running::start(&build.subject, &id, "echo up; exec sleep 1000")
 }
 
-/// KiB of private dirty memory of a VMM without its guest's: the larger of two that run at once and have each served a walk
-/// over a whole file system.
+/// KiB of private dirty memory of a VMM without its guest's: the larger of two that run at once and have each
+/// served a walk over a whole file system.
 fn vmm_kib(build: &Build) -> Result<u64> {
     eprintln!("memory of two VMMs after find / in their guests");
     let script = "find / >/dev/null 2>&1; echo done; exec sleep 1000";

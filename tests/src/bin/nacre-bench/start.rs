@@ -79,7 +79,8 @@ impl Starts {
 }
 
 impl Timelines {
-    /// Each step's name, with the medians of the time at which it was done and of its duration, in milliseconds.
+    /// Each step's name, with the medians of the time at which it was done and of its duration, in
+    /// milliseconds.
     pub fn steps(&self) -> Vec<(String, f64, f64)> {
         let Some(first) = self.0.first() else {
             return Vec::new();

@@ -1,4 +1,5 @@
-//! What the benchmark compares: the installed build of Nacre, runc, the null shim, and with `--other` a second build.
+//! What the benchmark compares: the installed build of Nacre, runc, the null shim, and with `--other` a
+//! second build.
 
 use std::fs;
 use std::path::{Path, PathBuf};

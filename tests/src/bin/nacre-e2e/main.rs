@@ -2,7 +2,8 @@
 //! working KVM and sets CONTAINERD_ADDRESS and PATH. Tests run one at a time, and each must leave nothing
 //! behind on the host.
 //!
-//! `nacre-e2e [--core] [--list] [NAME…]` runs all tests, the core ones, or those named: by a whole name, or by a part of it.
+//! `nacre-e2e [--core] [--list] [NAME…]` runs all tests, the core ones, or those named: by a whole name, or
+//! by a part of it.
 
 mod bad_specs;
 mod calls;
@@ -106,8 +107,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs those of `tests` that no other run has taken, in order, prints a line for each and the totals; returns the number
-/// of failures.
+/// Runs those of `tests` that no other run has taken, in order, prints a line for each and the totals;
+/// returns the number of failures.
 fn run_all(tests: &[Test], selection: &Selection) -> Result<usize> {
     println!("containerd: {}", setup::containerd_version()?);
     let started = Instant::now();

@@ -1,5 +1,5 @@
-//! Several containers of one pod, as CRI makes them: a sandbox, and containers whose annotations name it. They share the
-//! sandbox's shim, VM and namespaces, and end independently of it.
+//! Several containers of one pod, as CRI makes them: a sandbox, and containers whose annotations name it.
+//! They share the sandbox's shim, VM and namespaces, and end independently of it.
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::bundle::Bundle;

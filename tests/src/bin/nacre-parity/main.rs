@@ -58,8 +58,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs those groups of `chosen` that no other run has taken under both runtimes and prints the verdicts; returns the
-/// number of failures.
+/// Runs those groups of `chosen` that no other run has taken under both runtimes and prints the verdicts;
+/// returns the number of failures.
 fn compare_all(chosen: &[&'static Behaviour], selection: &Selection) -> Result<usize> {
     let started = Instant::now();
     let (mut equal, mut allowed, mut different) = (0, 0, Vec::new());
