@@ -266,6 +266,8 @@ impl Drop for WorkingDirectory {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     fn strings(options: &[&str]) -> Vec<String> {
