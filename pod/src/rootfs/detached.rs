@@ -266,7 +266,6 @@ impl Drop for WorkingDirectory {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
 
     use super::*;
 
