@@ -235,12 +235,12 @@ async fn bring_exec(pod: &Pod, client: &TaskClient, state: &str) -> Result<Remot
     if state == "none" {
         return Ok(exec);
     }
-    let words: &[&str] = match state {
+    let arguments: &[&str] = match state {
         "never ran" => &["no-such-command"],
         "exited" => &["exit", "0"],
         _ => &["sleep"],
     };
-    exec.add(&exec.request(words)).await?;
+    exec.add(&exec.request(arguments)).await?;
     match state {
         "added" => {}
         "orphaned" => {
