@@ -194,7 +194,7 @@ pub struct Spawn<'a> {
 }
 
 /// Starts a VMM in its cgroup and in a new PID namespace. If execve fails, the child writes one line to its standard
-/// error and exits with 127. All descriptors but 0, 1, 2 and the control socket must be close-on-exec.
+/// error and exits with 127. It inherits descriptors 0, 1, 2 and the control socket, and no others.
 ///
 /// # Errors
 /// As clone3(2).
@@ -231,6 +231,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// The child's side of [`spawn`]: system calls only, no allocation.
 fn become_vmm(spawn: &Spawn<'_>, argv: &[*const libc::c_char], envp: &[*const libc::c_char]) -> ! {
     let control = nacre_protocol::control::CONTROL_FD;
+    let first_unwanted = libc::c_uint::try_from(control + 1).unwrap_or(libc::c_uint::MAX);
     // SAFETY: plain numbers; the kernel checks them.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     // SAFETY: as above.
@@ -242,6 +243,9 @@ fn become_vmm(spawn: &Spawn<'_>, argv: &[*const libc::c_char], envp: &[*const li
         // SAFETY: as above.
         unsafe { libc::dup2(spawn.control.as_raw_fd(), control) };
     }
+    // Whatever else was inherited without close-on-exec (from containerd, or from a shell) must not reach the VMM.
+    // SAFETY: plain numbers; CONTROL_FD is the highest descriptor that the VMM is given.
+    unsafe { libc::close_range(first_unwanted, libc::c_uint::MAX, 0) };
     // SAFETY: program, argv and envp are NUL-terminated and live in the parent's copied memory.
     unsafe { libc::execve(spawn.program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
     let error = io::Error::last_os_error();

@@ -266,6 +266,7 @@ impl Drop for WorkingDirectory {
 
 #[cfg(test)]
 mod tests {
+
     use super::*;
 
     fn strings(options: &[&str]) -> Vec<String> {

@@ -20,7 +20,7 @@ use crate::hooks::Point;
 use crate::process_id::{ProcessId, ProcessKey};
 use crate::{clock, identity, log, rootfs};
 
-/// A lost stream is most likely a VM that ends: its reason is worth this wait.
+/// How long to wait for the reason of the VM's end after the agent's stream is lost: most likely it is on its way.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Sandbox {
@@ -75,9 +75,9 @@ impl Sandbox {
         log_ignored_fields(&ProcessId::init(&request.id), &plan.ignored);
         if plan.terminal != request.paths.terminal {
             let reason = if plan.terminal {
-                "is true, but Create wants no terminal"
+                "is true, but Create asks for no terminal"
             } else {
-                "is not true, but Create wants a terminal"
+                "is not true, but Create asks for a terminal"
             };
             return Err(Error::Refused(format!("process.terminal: {reason}")));
         }
@@ -156,12 +156,12 @@ fn check_id(id: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// What is done for a container outside the owner.
+/// The part of Create that takes time, and holds no state of the sandbox.
 struct Job {
     id: String,
     plan: Plan,
     stdio: Stdio,
-    /// The VMM's.
+    /// The VMM's host pid.
     pid: u32,
     vmm: Option<Arc<OwnedFd>>,
     progress: watch::Receiver<Progress>,
@@ -197,7 +197,7 @@ impl Job {
         self.ready().await
     }
 
-    /// Gives the VMM what the container sees of the host.
+    /// Makes the container's mounts of the host and moves them into the VMM's mount namespace.
     async fn place(&mut self) -> Result<(), Error> {
         let placements = rootfs::detach(&self.id, &self.plan.rootfs, &self.plan.mounts)
             .await
@@ -273,7 +273,7 @@ async fn changed(
     progress.wait_for(until).await.map_err(|_| Error::Closing)
 }
 
-/// The reason of the VM's end, where it ends about now.
+/// Why the VM ended, if it ends within [`END_DEADLINE`].
 pub(super) async fn ended(progress: &mut watch::Receiver<Progress>) -> Option<StepFailed> {
     let end = progress.wait_for(|progress| matches!(progress, Progress::Ended(_)));
     match &*tokio::time::timeout(END_DEADLINE, end).await.ok()?.ok()? {

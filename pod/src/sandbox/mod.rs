@@ -184,10 +184,9 @@ impl Sandbox {
             namespace: &self.identity.namespace,
             id: container,
         };
-        let (streams, stdio, expected) =
-            Streams::open(paths, container).map_err(|error| failed("open streams", error, None))?;
-        self.expected_streams.extend(expected);
-        Ok((streams, stdio))
+        let opened = Streams::open(paths, container).map_err(|error| failed("open streams", error, None))?;
+        self.expected_streams.extend(opened.expected);
+        Ok((opened.streams, opened.stdio))
     }
 
     /// Refuses the guest's ends of streams that were not opened in time.

@@ -38,7 +38,7 @@ impl Sandbox {
         self.config = Some(config);
         let (vm, monitor) = started.map_err(|error| {
             let hint = matches!(&error, vm::Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
-            let hint = hint.then(|| "install Nacre again, or set its place in config.toml; `nacre doctor` checks it".into());
+            let hint = hint.then(|| "install Nacre again, or set the path in config.toml; `nacre doctor` checks it".into());
             failed("start VM", error, hint)
         })?;
         self.pod.vmm_pid = Some(vm.pid());
@@ -69,13 +69,14 @@ impl Sandbox {
     fn connection(&mut self, address: StreamAddress, stream: OwnedFd) {
         if address.host_port == AGENT_PORT && !self.agent_seen {
             self.agent_seen = true;
-            self.recorder.step(timeline::DIALLED_IN, clock::monotonic_ns());
+            self.recorder
+                .step(timeline::AGENT_CONNECTED, clock::monotonic_ns());
             self.set_up_agent(stream);
         } else if let Some(expected) = self.expected_streams.remove(&address) {
-            // A process whose streams are no longer wanted is ended by then.
+            // Dropped if the process was removed in the meantime.
             drop(expected.send(stream));
         }
-        // Any other connection is closed by being dropped; a guest may dial what it likes, so nothing is logged.
+        // Any other connection is closed by dropping it. A guest can open any number, so nothing is logged.
     }
 
     fn set_up_agent(&mut self, stream: OwnedFd) {
@@ -122,7 +123,7 @@ impl Sandbox {
             Err(CallError::Answer(code, message)) => {
                 self.fail_vm(failed(
                     "set up guest",
-                    format_args!("the agent says {code:?}: {message}"),
+                    format_args!("the agent refused Setup: {code:?}: {message}"),
                     None,
                 ));
             }
@@ -134,11 +135,11 @@ impl Sandbox {
         }
     }
 
-    /// The agent's stream is gone: so is its VM, most likely, and tells the reason itself; else it is ended.
+    /// The agent's stream is lost. Most likely the VM is ending and its end has the reason; if not, it is ended.
     pub(super) fn agent_lost(&self, reason: &str) {
         let mut progress = self.progress.subscribe();
         let queue = self.queue.clone();
-        let lost = failed("running", format_args!("the agent is lost: {reason}"), None);
+        let lost = failed("running", format_args!("lost the agent: {reason}"), None);
         tokio::spawn(async move {
             if super::create::ended(&mut progress).await.is_none() {
                 queue.send(Event::VmFailed(lost)).await;
@@ -166,7 +167,7 @@ impl Sandbox {
         });
     }
 
-    /// Ends a VM whose agent does not answer within `deadline`.
+    /// Ends the VM if its agent does not answer Setup within `deadline`.
     pub(super) fn watch_boot(&self, deadline: Duration) {
         let mut progress = self.progress.subscribe();
         let queue = self.queue.clone();
@@ -190,7 +191,7 @@ impl Sandbox {
         self.recorder.write();
     }
 
-    /// Ends the VM for `cause`; the rest follows from its end.
+    /// Kills the VMM because of `cause`, which becomes the reason of every task's end.
     pub(super) fn fail_vm(&mut self, cause: StepFailed) {
         if let Some(vm) = &self.vm {
             self.cause.get_or_insert(cause);
@@ -198,7 +199,7 @@ impl Sandbox {
         }
     }
 
-    /// The VM is no longer wanted.
+    /// Kills the VMM, which is no longer needed: its end is not a failure.
     pub(super) fn discard_vm(&mut self) {
         self.closing = true;
         if let Some(vm) = &self.vm {
@@ -218,7 +219,7 @@ impl Sandbox {
         StepFailed { console, ..told }
     }
 
-    /// The VM has ended, or could not be started: every task ends with it, the reason is kept.
+    /// The VM has ended, or could not be started: every task ends, and the reason is recorded.
     pub(super) fn vm_ended(&mut self, reason: StepFailed) {
         self.vm = None;
         self.expected_streams.clear();

@@ -223,6 +223,7 @@ mod tests {
 
     fn stand_in(command: &str) -> StandIn {
         let (stderr, writer) = io::pipe().unwrap();
+        #[expect(clippy::zombie_processes, reason = "the monitor waits for it")]
         let child = std::process::Command::new("sh")
             .args(["-c", command])
             .stderr(writer)
@@ -259,7 +260,9 @@ mod tests {
         loop {
             match received.recv().await.unwrap() {
                 Event::Ended(end) => return (events, end),
-                event => events.push(event),
+                event @ (Event::Step(_) | Event::Running | Event::Connection { .. } | Event::Exits(_)) => {
+                    events.push(event)
+                }
             }
         }
     }

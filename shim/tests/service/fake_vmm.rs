@@ -17,6 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 use crate::fake_agent::FakeAgent;
 
 pub fn main() {
+    assert_inherits_nothing_else();
     // SAFETY: the shim hands the control socket over at this number; nothing else here uses it.
     let channel = Channel::new(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
     let (message, mut fds) = channel.receive::<ToVmm>().unwrap();
@@ -40,6 +41,19 @@ pub fn main() {
         return;
     }
     serve(channel, &configure);
+}
+
+/// A VMM must get the standard streams and the control socket, and none of the descriptors that containerd may have leaked
+/// to the shim (A9). The tests' own program leaks one, see `main`.
+fn assert_inherits_nothing_else() {
+    let listed = std::fs::read_dir("/proc/self/fd").unwrap();
+    let mut open: Vec<i32> = listed
+        .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    open.sort_unstable();
+    // The last one is the directory that was just read.
+    open.pop();
+    assert_eq!(open, [0, 1, 2, CONTROL_FD]);
 }
 
 /// Behaves as the extra kernel parameters ask; true if the VMM is to exit then.
