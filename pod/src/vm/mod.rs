@@ -87,13 +87,9 @@ impl Vm {
         drop(open("VMM", &config.vmm, false)?);
         let console =
             sys::memory_file("nacre-console", console::RING_BYTES).map_err(system("console ring"))?;
-        let (ours, theirs) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .map_err(system("control socket"))?;
+        let (kind, flags) = (SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, kind, None, flags).map_err(system("control socket"))?;
         let (stderr, stderr_writer) = io::pipe().map_err(system("pipe"))?;
         let spawned = spawn(&config.vmm, cgroup, theirs.as_fd(), stderr_writer.as_fd())?;
         drop((theirs, stderr_writer));

@@ -6,7 +6,7 @@ use containerd_shim_protos::events::task::{
     TaskResumed, TaskStart,
 };
 use containerd_shim_protos::shim::event::Envelope;
-use nacre_pod::{CreateRequest, Mount, TaskEvent, clock};
+use nacre_pod::{CreateRequest, Exit, Mount, ProcessId, TaskEvent, clock};
 
 use crate::messages::{any, timestamp};
 
@@ -60,39 +60,41 @@ pub fn envelope(namespace: &str, event: &TaskEvent<'_>) -> Envelope {
                 ..Default::default()
             }),
         ),
-        TaskEvent::Exited { name, pid, exit } => (
-            "/tasks/exit",
-            any(&TaskExit {
-                container_id: name.container.clone(),
-                // The exec id; for init, the container's id.
-                id: if name.is_init() {
-                    &name.container
-                } else {
-                    &name.exec
-                }
-                .clone(),
-                pid: *pid,
-                exit_status: exit.status,
-                exited_at: Some(timestamp(exit.at_ns)).into(),
-                ..Default::default()
-            }),
-        ),
-        TaskEvent::Deleted { id, pid, exit } => (
-            "/tasks/delete",
-            any(&TaskDelete {
-                container_id: (*id).to_owned(),
-                pid: *pid,
-                exit_status: exit.status,
-                exited_at: Some(timestamp(exit.at_ns)).into(),
-                ..Default::default()
-            }),
-        ),
+        TaskEvent::Exited { name, pid, exit } => ("/tasks/exit", any(&exited(name, *pid, *exit))),
+        TaskEvent::Deleted { id, pid, exit } => ("/tasks/delete", any(&deleted(id, *pid, *exit))),
     };
     Envelope {
         timestamp: Some(timestamp(clock::realtime_ns())).into(),
         namespace: namespace.to_owned(),
         topic: topic.to_owned(),
         event: Some(event).into(),
+        ..Default::default()
+    }
+}
+
+fn exited(name: &ProcessId, pid: u32, exit: Exit) -> TaskExit {
+    // The exec id; for init, the container's id.
+    let id = if name.is_init() {
+        &name.container
+    } else {
+        &name.exec
+    };
+    TaskExit {
+        container_id: name.container.clone(),
+        id: id.clone(),
+        pid,
+        exit_status: exit.status,
+        exited_at: Some(timestamp(exit.at_ns)).into(),
+        ..Default::default()
+    }
+}
+
+fn deleted(id: &str, pid: u32, exit: Exit) -> TaskDelete {
+    TaskDelete {
+        container_id: id.to_owned(),
+        pid,
+        exit_status: exit.status,
+        exited_at: Some(timestamp(exit.at_ns)).into(),
         ..Default::default()
     }
 }
