@@ -1,4 +1,4 @@
-//! Parts that die or can't start: the reason is told, nothing is left.
+//! VMMs and shims that die or can't start. Each test checks the reported reason, and that nothing is left on the host.
 
 use std::time::{Duration, Instant};
 
@@ -20,11 +20,11 @@ cases![
     an_error_of_the_agent_is_passed_on,
     a_killed_vmm_ends_the_task_with_137,
     a_killed_shim_is_cleaned_up_by_delete,
-    starts_that_fail_say_why,
-    a_dead_guest_s_console_is_told,
+    failed_starts_have_a_reason,
+    a_failure_has_the_guest_s_console,
     a_vmm_that_dies_in_create,
     a_vmm_that_stays_after_its_guest_s_end_is_killed,
-    a_silent_guest_is_ended_at_its_deadline,
+    a_silent_guest_is_killed_at_the_boot_deadline,
 ];
 
 async fn a_spec_that_can_t_be_honoured_is_refused() -> Result<()> {
@@ -97,8 +97,8 @@ async fn a_killed_shim_is_cleaned_up_by_delete() -> Result<()> {
     pod.nothing_left()
 }
 
-async fn starts_that_fail_say_why() -> Result<()> {
-    for (name, config, words) in [
+async fn failed_starts_have_a_reason() -> Result<()> {
+    for (name, config, wanted) in [
         (
             "kernel",
             "kernel = \"/no/such/vmlinux\"\n",
@@ -132,7 +132,7 @@ async fn starts_that_fail_say_why() -> Result<()> {
         let begun = Instant::now();
         let (pod, client) = Pod::start(&format!("fails-{name}"), config, &["sleep"]).await?;
         let (_, message) = refused(client.create(soon(), &pod.creation()).await)?;
-        for word in words {
+        for word in wanted {
             ensure!(message.contains(word), "{name}: {word:?} is not in: {message}");
         }
         ensure!(
@@ -146,7 +146,7 @@ async fn starts_that_fail_say_why() -> Result<()> {
     Ok(())
 }
 
-async fn a_dead_guest_s_console_is_told() -> Result<()> {
+async fn a_failure_has_the_guest_s_console() -> Result<()> {
     let (pod, client) = Pod::start("console", "kernel_params = \"fake=panic\"\n", &["sleep"]).await?;
     refused(client.create(soon(), &pod.creation()).await)?;
     let failure = pod.failure()?;
@@ -204,7 +204,7 @@ async fn a_vmm_that_stays_after_its_guest_s_end_is_killed() -> Result<()> {
     Ok(())
 }
 
-async fn a_silent_guest_is_ended_at_its_deadline() -> Result<()> {
+async fn a_silent_guest_is_killed_at_the_boot_deadline() -> Result<()> {
     let config = "kernel_params = \"fake=silent\"\nboot_deadline_s = 1\n";
     let (pod, client) = Pod::start("silent", config, &["sleep"]).await?;
     let (_, message) = refused(client.create(soon(), &pod.creation()).await)?;

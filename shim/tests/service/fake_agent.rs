@@ -1,5 +1,5 @@
-//! An agent without a guest: processes are tasks of the fake VMM that do what their first argument says. With init, the
-//! processes beside it end, a little later and so told later, as in a guest.
+//! An agent without a guest: processes are tasks of the fake VMM that do what their first argument says. If init exits,
+//! exec processes are killed a little later, so that their exits are reported after init's, as in a guest.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -24,7 +24,7 @@ use ttrpc::asynchronous::TtrpcContext;
 
 use crate::fake_process::{Process, run};
 
-/// The pid of every init; the processes beside it count on from there.
+/// The pid of every init; exec processes get the numbers after it.
 const INIT_PID: u32 = 7;
 
 struct Container {
@@ -58,20 +58,20 @@ fn refuse<T>(code: ttrpc::Code, message: impl Into<String>) -> ttrpc::Result<T> 
     Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, message.into())))
 }
 
-fn words(process: &Value) -> ttrpc::Result<Vec<String>> {
-    let words: Vec<String> = process["args"]
+fn arguments(process: &Value) -> ttrpc::Result<Vec<String>> {
+    let arguments: Vec<String> = process["args"]
         .as_array()
         .unwrap()
         .iter()
-        .map(|word| word.as_str().unwrap().to_owned())
+        .map(|argument| argument.as_str().unwrap().to_owned())
         .collect();
-    if words[0] == "no-such-command" {
+    if arguments[0] == "no-such-command" {
         return refuse(
             ttrpc::Code::NOT_FOUND,
             "exec: \"no-such-command\": executable file not found in $PATH",
         );
     }
-    Ok(words)
+    Ok(arguments)
 }
 
 impl FakeAgent {
@@ -121,13 +121,13 @@ impl FakeAgent {
         let terminal = process["terminal"] == true;
         assert!(!terminal || stdio.stderr == 0);
         let addresses = [stdio.stdin, stdio.stdout, stdio.stderr];
-        let words = words(process)?;
+        let arguments = arguments(process)?;
         let size = process["consoleSize"].as_object().map(|size| {
             let number = |key: &str| u32::try_from(size[key].as_u64().unwrap()).unwrap();
             (number("width"), number("height"))
         });
         Ok(Process {
-            words,
+            arguments,
             streams: Mutex::new(addresses.map(|bits| self.dial(bits))),
             exit: watch::channel(None).0,
             size: terminal.then(|| watch::channel(size).0),
@@ -187,16 +187,16 @@ impl Agent for FakeAgent {
     async fn start_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
         let container = self.find(&request.container_id)?;
         let init = Arc::clone(&container.init);
-        if init.words[0] == "exit-at-once" {
+        if init.arguments[0] == "exit-at-once" {
             init.end(0);
-        } else if init.words[0] == "hold-start" {
+        } else if init.arguments[0] == "hold-start" {
             init.exited().await;
         } else {
             tokio::spawn(async move {
                 run(&init, &container.oom_kills).await;
                 let execs: Vec<_> = container.execs.lock().unwrap().values().cloned().collect();
                 later().await;
-                for exec in execs.iter().filter(|exec| exec.words[0] != "immortal") {
+                for exec in execs.iter().filter(|exec| exec.arguments[0] != "immortal") {
                     exec.end(137);
                 }
             });
@@ -217,7 +217,7 @@ impl Agent for FakeAgent {
             assert!(execs.insert(request.exec_id, Arc::clone(&process)).is_none());
             INIT_PID + u32::try_from(execs.len()).unwrap()
         };
-        match process.words[0].as_str() {
+        match process.arguments[0].as_str() {
             "die" => std::process::exit(4),
             // As a VMM that can't exit: its guest has ended, but the process and the control socket stay.
             "panic-and-stay" => {
@@ -278,7 +278,7 @@ impl Agent for FakeAgent {
     async fn list_pids(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<ListPidsResponse> {
         let container = self.find(&request.container_id)?;
         let last = INIT_PID + u32::try_from(container.execs.lock().unwrap().len()).unwrap();
-        // One that init made, too.
+        // And a child of init.
         let pids = (INIT_PID..=last).chain([100]).collect();
         Ok(ListPidsResponse {
             pids,
@@ -290,17 +290,17 @@ impl Agent for FakeAgent {
         let container = self.find(&request.container_id)?;
         if container
             .init
-            .words
+            .arguments
             .get(1)
-            .is_some_and(|word| word == "unstoppable")
+            .is_some_and(|argument| argument == "unstoppable")
         {
             return refuse(ttrpc::Code::INTERNAL, "cgroup.freeze: no");
         }
         if container
             .init
-            .words
+            .arguments
             .get(1)
-            .is_some_and(|word| word == "hold-pause")
+            .is_some_and(|argument| argument == "hold-pause")
         {
             container.init.exited().await;
         }
@@ -368,7 +368,7 @@ impl Agent for FakeAgent {
     }
 }
 
-/// A moment, in which whatever is ready elsewhere is done.
+/// Waits 100 ms, in which other tasks run.
 async fn later() {
     let moment = Duration::from_millis(100);
     let _elapsed = tokio::time::timeout(moment, std::future::pending::<()>()).await;

@@ -1,5 +1,5 @@
-//! A VMM without a machine: takes its configuration, makes the mount namespace that the shim moves mounts into, and
-//! serves the agent itself. The kernel's extra parameters say how it is to behave.
+//! A VMM without a VM: receives its configuration, makes the mount namespace that the shim moves mounts into, and runs the
+//! fake agent. The kernel's extra parameters choose its behaviour.
 #![allow(unsafe_code, reason = "descriptor 3 is the protocol's")]
 
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -36,15 +36,15 @@ pub fn main() {
         .unwrap();
     channel.send(&FromVmm::Running, &[]).unwrap();
     if configure.extra_cmdline == "fake=silent" {
-        // Until the shim ends it.
+        // Blocks until the shim closes the socket or kills this process.
         drop(channel.receive::<ToVmm>());
         return;
     }
     serve(channel, &configure);
 }
 
-/// A VMM must get the standard streams and the control socket, and none of the descriptors that containerd leaked (A9); the
-/// tests' own program leaks one, see `main`.
+/// A VMM must get the standard streams and the control socket, and none of the descriptors that containerd may have leaked
+/// to the shim (A9). The tests' own program leaks one, see `main`.
 fn assert_inherits_nothing_else() {
     let listed = std::fs::read_dir("/proc/self/fd").unwrap();
     let mut open: Vec<i32> = listed
@@ -56,7 +56,7 @@ fn assert_inherits_nothing_else() {
     assert_eq!(open, [0, 1, 2, CONTROL_FD]);
 }
 
-/// Ends early where it is told to; whether it did.
+/// Behaves as the extra kernel parameters ask; true if the VMM is to exit then.
 fn behave(channel: &Channel, configure: &Configure, console: &mut Writer) -> bool {
     match configure.extra_cmdline.as_str() {
         "fake=fail" => {
@@ -147,7 +147,7 @@ fn serve(channel: Channel, configure: &Configure) {
                         .unwrap();
                 }
             }
-            // The shim is gone: so is this VMM.
+            // The shim has closed its end: exit, as the VMM does.
             std::process::exit(0);
         })
         .await

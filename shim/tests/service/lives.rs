@@ -1,4 +1,4 @@
-//! Containers that live and end as they should. Each test leaves nothing behind, and looks.
+//! Whole lives of containers, without failures. Each test checks that nothing is left on the host.
 
 use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -21,8 +21,8 @@ cases![
     a_slow_reader_stops_the_writer,
     an_exit_before_the_reply_to_start,
     signals_and_statuses,
-    unknown_and_wrong_calls_have_their_codes,
-    mounts_are_placed_in_the_vmm_s_tree,
+    unknown_ids_and_invalid_calls_are_refused,
+    mounts_appear_in_the_shared_tree,
     a_created_container_can_be_deleted,
     containers_of_a_pod_join_its_shim,
     the_vmm_gets_the_spec_s_oom_score_adj,
@@ -147,7 +147,7 @@ async fn streams_are_byte_exact() -> Result<()> {
         .await?
         .ok()
         .context("reader")??;
-    ensure!(read == sent, "{} bytes came of {}", read.len(), sent.len());
+    ensure!(read == sent, "read {} of {} bytes", read.len(), sent.len());
     pod.finish(&client).await
 }
 
@@ -223,7 +223,7 @@ async fn signals_and_statuses() -> Result<()> {
     pod.finish(&client).await
 }
 
-async fn unknown_and_wrong_calls_have_their_codes() -> Result<()> {
+async fn unknown_ids_and_invalid_calls_are_refused() -> Result<()> {
     let (pod, client) = Pod::start("codes", "", &["sleep"]).await?;
     ensure!(refused(pod.state(&client).await)?.0 == Code::NOT_FOUND);
     ensure!(refused(pod.kill(&client, 9).await)?.0 == Code::NOT_FOUND);
@@ -241,8 +241,8 @@ async fn unknown_and_wrong_calls_have_their_codes() -> Result<()> {
     pod.finish(&client).await
 }
 
-async fn mounts_are_placed_in_the_vmm_s_tree() -> Result<()> {
-    for (name, place, want) in [
+async fn mounts_appear_in_the_shared_tree() -> Result<()> {
+    for (name, directory, want) in [
         ("bind", "rootfs", "in-the-root"),
         ("overlay", "rootfs", "in-the-root upper-file"),
         ("host", "mounts/0", "on-the-host"),
@@ -251,7 +251,7 @@ async fn mounts_are_placed_in_the_vmm_s_tree() -> Result<()> {
         let path = pod.path().to_owned();
         let mut spec: serde_json::Value =
             serde_json::from_slice(&std::fs::read(path.join("bundle/config.json"))?)?;
-        spec["process"]["args"] = json!(["list", place]);
+        spec["process"]["args"] = json!(["list", directory]);
         spec["mounts"] = json!([{"destination": "/d", "type": "bind", "source": path.join("host"), "options": ["rbind", "ro"]}]);
         std::fs::write(path.join("bundle/config.json"), spec.to_string())?;
         let client = pod.run_start().await?;
@@ -312,7 +312,7 @@ async fn a_created_container_can_be_deleted() -> Result<()> {
     pod.finish(&client).await
 }
 
-/// What `start` prints for container `inner` with `bundle`, as containerd executes it for a container of the pod.
+/// Runs `start` for container `inner` in `bundle`, as containerd does for a container that joins a pod; returns its output.
 fn start_inner(pod: &Pod, bundle: &std::path::Path) -> Result<serde_json::Value> {
     let started = std::process::Command::new(pod.path().join("bin/containerd-shim-nacre-v2"))
         .args([
@@ -343,7 +343,7 @@ async fn containers_of_a_pod_join_its_shim() -> Result<()> {
         serde_json::from_slice(&std::fs::read(pod.path().join("bundle/config.json"))?)?;
     annotate(&mut spec, "container");
     spec["process"]["args"] = json!(["exit", "7"]);
-    // As containerd writes it: the sandbox's task is known by the VMM's pid.
+    // As containerd's CRI plugin writes it, by the pid of the sandbox's task.
     spec["linux"]["namespaces"][2]["path"] = json!(format!("/proc/{pid}/ns/net"));
     let bundle = pod.path().join("bundle2");
     std::fs::create_dir(&bundle)?;
