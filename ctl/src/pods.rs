@@ -196,7 +196,7 @@ pub fn memory(pod: &Pod) -> Result<Option<u64>, Unreadable> {
 /// The state in pod.json, with a note if the shim or the VMM has exited without updating the file.
 pub fn state(pod: &Pod) -> String {
     let has_exited = |pid: u32| !Path::new(&format!("/proc/{pid}")).exists();
-    if has_exited(pod.shim_pid) {
+    if !pod.is_shim_running() {
         return format!("{}, but its shim (pid {}) has exited", pod.state, pod.shim_pid);
     }
     match pod.vmm_pid {
@@ -225,7 +225,7 @@ fn directory_entries(directory: &Path) -> Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 pub mod tests {
-    use nacre_protocol::state::TimelineStep;
+    use nacre_protocol::state::{TimelineStep, process_start_time};
 
     use super::*;
 
@@ -238,7 +238,7 @@ pub mod tests {
             containerd_address: "/run/containerd/containerd.sock".to_owned(),
             bundle: PathBuf::from("/run/bundle"),
             shim_pid: std::process::id(),
-            shim_start_time: None,
+            shim_start_time: process_start_time(std::process::id()),
             vmm_pid: Some(std::process::id()),
             cgroup: None,
             created,

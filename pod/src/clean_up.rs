@@ -111,12 +111,13 @@ fn find_shim(pod: &Pod) -> Option<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(pod.shim_pid).ok()?)?;
     // A pidfd keeps naming the same process, so it is opened before the start time is compared.
     let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-    let started = sys::start_time(pod.shim_pid)?;
-    (pod.shim_start_time == Some(started)).then_some(process)
+    pod.is_shim_running().then_some(process)
 }
 
 #[cfg(test)]
 mod tests {
+    use nacre_protocol::state::process_start_time;
+
     use super::*;
     use nacre_protocol::state::PodState;
 
@@ -138,7 +139,7 @@ mod tests {
     #[test]
     fn another_process_with_the_recorded_pid_is_not_the_shim() {
         let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let started = sys::start_time(other.id()).unwrap();
+        let started = process_start_time(other.id()).unwrap();
         assert!(find_shim(&pod_of(other.id(), Some(started))).is_some());
         for wrong in [Some(started.wrapping_add(1)), None] {
             assert!(find_shim(&pod_of(other.id(), wrong)).is_none());

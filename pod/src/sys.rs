@@ -144,16 +144,6 @@ pub fn wait_for(fd: impl AsFd, events: PollFlags, deadline: Instant) -> io::Resu
     }
 }
 
-/// When process `pid` was started, in clock ticks since the host's boot: field 22 of /proc/PID/stat (proc(5)). None if
-/// there is no such process.
-#[must_use]
-pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Field 2, the program's name in parentheses, may contain anything; field 3 follows its last parenthesis.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
-}
-
 /// As [`watch`], for a control socket.
 ///
 /// # Errors
@@ -323,15 +313,6 @@ pub fn memory_file(name: &str, size: u64) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_process_keeps_its_start_time() {
-        let own = start_time(std::process::id()).unwrap();
-        assert_eq!(start_time(std::process::id()), Some(own));
-        let init = start_time(1).unwrap();
-        assert!(init <= own, "{init} {own}");
-        assert_eq!(start_time(u32::MAX), None);
-    }
 
     #[tokio::test]
     async fn a_child_s_reason_is_returned() {

@@ -104,6 +104,25 @@ impl std::fmt::Display for PodState {
     }
 }
 
+impl Pod {
+    /// Whether the recorded shim still runs: a process with its pid that was started when it was.
+    #[must_use]
+    pub fn is_shim_running(&self) -> bool {
+        let started = process_start_time(self.shim_pid);
+        started.is_some() && started == self.shim_start_time
+    }
+}
+
+/// When process `pid` was started, in clock ticks since the host's boot: field 22 of /proc/PID/stat (proc(5)). None if
+/// there is no such process.
+#[must_use]
+pub fn process_start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Field 2, the program's name in parentheses, may contain anything; field 3 follows its last parenthesis.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
+}
+
 /// How a pod started.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeline {
@@ -148,6 +167,15 @@ pub struct Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_keeps_its_start_time() {
+        let own = process_start_time(std::process::id()).unwrap();
+        assert_eq!(process_start_time(std::process::id()), Some(own));
+        let init = process_start_time(1).unwrap();
+        assert!(init <= own, "{init} {own}");
+        assert_eq!(process_start_time(u32::MAX), None);
+    }
 
     #[test]
     fn a_state_has_one_name_on_disk_and_in_text() {
