@@ -49,14 +49,7 @@ mod tests {
     use nacre_pod::StepFailed;
     use nacre_pod::TaskState;
 
-    #[test]
-    fn each_error_has_its_code() {
-        let step = StepFailed {
-            step: "boot guest".into(),
-            reason: "r".into(),
-            hint: Some("h".into()),
-            console: vec!["c".into()],
-        };
+    fn errors_about_processes() -> Vec<(Error, Code, &'static str)> {
         let state = Error::State {
             name: ProcessId::init("a"),
             state: TaskState::Running.name(),
@@ -66,7 +59,7 @@ mod tests {
             container: "a".into(),
             exec: "x".into(),
         };
-        for (error, want, words) in [
+        vec![
             (Error::NoTask("a".into()), Code::NOT_FOUND, "no task a"),
             (
                 Error::NoProcess(exec.clone()),
@@ -98,6 +91,17 @@ mod tests {
                 Code::FAILED_PRECONDITION,
                 "task a is running: it can't be deleted",
             ),
+        ]
+    }
+
+    fn other_errors() -> Vec<(Error, Code, &'static str)> {
+        let step = StepFailed {
+            step: "boot guest".into(),
+            reason: "r".into(),
+            hint: Some("h".into()),
+            console: vec!["c".into()],
+        };
+        vec![
             (Error::InvalidId("../x".into()), Code::INVALID_ARGUMENT, "../x"),
             (
                 Error::Refused("process.terminal: no".into()),
@@ -123,7 +127,12 @@ mod tests {
                 "m",
             ),
             (Error::Closing, Code::UNAVAILABLE, "shutting down"),
-        ] {
+        ]
+    }
+
+    #[test]
+    fn each_error_has_its_code() {
+        for (error, want, words) in errors_about_processes().into_iter().chain(other_errors()) {
             let ttrpc::Error::RpcStatus(status) = status_of(error) else {
                 panic!("no status")
             };

@@ -74,16 +74,10 @@ pub struct Lifecycle {
     pending_init_exit: Option<Exit>,
 }
 
-impl Default for Lifecycle {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Lifecycle {
     /// A container that is being created.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn creating() -> Self {
         Self {
             init: ProcessState::new(TaskState::Creating),
             execs: BTreeMap::new(),

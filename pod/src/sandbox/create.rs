@@ -31,7 +31,7 @@ impl Sandbox {
                 let (cancel_create, cancelled) = oneshot::channel();
                 let container = Container {
                     pid: job.pid,
-                    lifecycle: Lifecycle::new(),
+                    lifecycle: Lifecycle::creating(),
                     init,
                     execs: Default::default(),
                     oom_kills: 0,

@@ -89,13 +89,7 @@ impl Vm {
         drop(open("VMM", &config.vmm, false)?);
         let console =
             sys::memory_file("nacre-console", console::RING_BYTES).map_err(system("console ring"))?;
-        let (ours, theirs) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .map_err(system("control socket"))?;
+        let (ours, theirs) = control_pair().map_err(system("control socket"))?;
         let (stderr, stderr_writer) = io::pipe().map_err(system("pipe"))?;
         let spawned = spawn(&config.vmm, cgroup, theirs.as_fd(), stderr_writer.as_fd())?;
         drop((theirs, stderr_writer));
@@ -191,6 +185,12 @@ impl Vm {
     pub fn stderr_tail(&self) -> Vec<String> {
         self.stderr_tail.lines()
     }
+}
+
+/// The control socket: the engine's end, then the VMM's.
+fn control_pair() -> nix::Result<(OwnedFd, OwnedFd)> {
+    let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
+    socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC)
 }
 
 fn open(what: &'static str, path: &Path, write: bool) -> Result<File, Error> {

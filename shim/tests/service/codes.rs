@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use containerd_shim_protos::api::{
-    PauseRequest, PidsRequest, ResumeRequest, StatsRequest, UpdateTaskRequest,
+    ConnectRequest, PauseRequest, PidsRequest, ResumeRequest, StatsRequest, UpdateTaskRequest,
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim_async::TaskClient;
@@ -78,52 +78,26 @@ async fn begin<T>(wait: impl Future<Output = ttrpc::Result<T>>) -> Code {
     tokio::time::timeout(moment, wait).await.map_or(Code::OK, code)
 }
 
+/// Builds a request that has only the id of a container.
+macro_rules! request {
+    ($kind:ident, $id:expr) => {
+        &$kind {
+            id: $id,
+            ..Default::default()
+        }
+    };
+}
+
 async fn call_task(pod: &Pod, client: &TaskClient, call: &str) -> Code {
     let init = Remote::init(client, &pod.id);
     let id = pod.id.clone();
     match call {
         "create" => code(client.create(soon(), &pod.creation()).await),
-        "pids" => code(
-            client
-                .pids(
-                    soon(),
-                    &PidsRequest {
-                        id,
-                        ..Default::default()
-                    },
-                )
-                .await,
-        ),
-        "pause" => code(client.pause(soon(), &pause_request(&id)).await),
-        "resume" => code(
-            client
-                .resume(
-                    soon(),
-                    &ResumeRequest {
-                        id,
-                        ..Default::default()
-                    },
-                )
-                .await,
-        ),
-        "stats" => code(
-            client
-                .stats(
-                    soon(),
-                    &StatsRequest {
-                        id,
-                        ..Default::default()
-                    },
-                )
-                .await,
-        ),
-        "connect" => {
-            let request = containerd_shim_protos::api::ConnectRequest {
-                id,
-                ..Default::default()
-            };
-            code(client.connect(soon(), &request).await)
-        }
+        "pids" => code(client.pids(soon(), request!(PidsRequest, id)).await),
+        "pause" => code(client.pause(soon(), request!(PauseRequest, id)).await),
+        "resume" => code(client.resume(soon(), request!(ResumeRequest, id)).await),
+        "stats" => code(client.stats(soon(), request!(StatsRequest, id)).await),
+        "connect" => code(client.connect(soon(), request!(ConnectRequest, id)).await),
         "update" => {
             let resources = Any {
                 value: br#"{"pids":{"limit":5}}"#.to_vec(),
@@ -193,8 +167,11 @@ async fn bring_task(id: &str, state: &str) -> Result<(Pod, TaskClient)> {
     match state {
         "running" => {}
         "pausing" => {
-            let (request, pausing) = (pause_request(id), client.clone());
-            in_background(&init, async move { pausing.pause(soon(), &request).await }).await;
+            let (id, pausing) = (id.to_owned(), client.clone());
+            in_background(&init, async move {
+                pausing.pause(soon(), request!(PauseRequest, id)).await
+            })
+            .await;
         }
         "paused" => ensure!(call_task(&pod, &client, "pause").await == OK),
         "VM gone" => {
@@ -219,13 +196,6 @@ async fn in_background<T: Send + 'static>(init: &Remote, call: impl Future<Outpu
     // While this call waits for its answer, the one above is sent; then a second answer shows that it was handled.
     for _ in 0..2 {
         drop(init.state().await);
-    }
-}
-
-fn pause_request(id: &str) -> PauseRequest {
-    PauseRequest {
-        id: id.to_owned(),
-        ..Default::default()
     }
 }
 

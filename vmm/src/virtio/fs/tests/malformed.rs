@@ -111,10 +111,6 @@ fn numbers_out_of_range_are_rejected() {
     std::fs::write(guest.path().join("file"), "data").unwrap();
     let file = guest.lookup(ROOT, "file").unwrap().nodeid;
     let handle = u64_at(&guest.call(OPEN, file, Body::default().u32(2).u32(0)).unwrap(), 0);
-    let directory = u64_at(
-        &guest.call(OPENDIR, ROOT, Body::default().u32(0).u32(0)).unwrap(),
-        0,
-    );
     let at = |offset: u64, size: u32| {
         Body::default()
             .u64(handle)
@@ -154,6 +150,16 @@ fn numbers_out_of_range_are_rejected() {
             .call(WRITE, file, at(i64::MAX as u64, 4).bytes(b"data"))
             .is_err(),
         "write at the greatest offset"
+    );
+    guest.assert_alive();
+}
+
+#[test]
+fn counts_out_of_range_are_rejected() {
+    let mut guest = Guest::new();
+    let directory = u64_at(
+        &guest.call(OPENDIR, ROOT, Body::default().u32(0).u32(0)).unwrap(),
+        0,
     );
     let body = Body::default()
         .u64(directory)
