@@ -82,6 +82,9 @@ impl Sandbox {
             return Err(Error::Refused(format!("process.terminal: {reason}")));
         }
         let (streams, stdio) = self.open_streams(&request.paths, &request.id)?;
+        if let (Some(vm), Some(adjustment)) = (&mut self.vm, plan.oom_score_adj) {
+            vm.add_oom_score_adj(adjustment);
+        }
         let key = self.new_key(ProcessId::init(&request.id));
         let init = Process::new(key, request.paths.clone(), streams);
         let job = Job {

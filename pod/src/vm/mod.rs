@@ -63,6 +63,8 @@ pub struct Vm {
     channel: Arc<AsyncFd<Channel>>,
     console: File,
     stderr_tail: Arc<StderrTail>,
+    /// The lowest that a container asks for.
+    oom_score_adj: Option<i32>,
     /// Tells the monitor that the VMM must exit soon.
     killed: Arc<Notify>,
 }
@@ -118,6 +120,7 @@ impl Vm {
             channel: Arc::new(nonblocking(channel).map_err(system("control socket"))?),
             console,
             stderr_tail: Arc::default(),
+            oom_score_adj: hints.oom_score_adj,
             killed: Arc::default(),
         };
         let monitor = VmmMonitor {
@@ -140,6 +143,17 @@ impl Vm {
     #[must_use]
     pub fn shared_pidfd(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.pidfd)
+    }
+
+    /// Adjusts the VMM's OOM score for a further container. The lowest adjustment of all containers counts, since they are
+    /// killed together; it stays when a container is deleted.
+    pub fn add_oom_score_adj(&mut self, adjustment: i32) {
+        let lowest = self
+            .oom_score_adj
+            .map_or(adjustment, |known| known.min(adjustment));
+        if self.oom_score_adj.replace(lowest) != Some(lowest) {
+            set_oom_score_adj(self.pid, lowest);
+        }
     }
 
     /// Kills the VMM, and its guest with it. Does nothing if it has exited already.

@@ -24,6 +24,7 @@ cases![
     a_failure_has_the_guest_s_console,
     a_vmm_that_dies_in_create,
     a_vmm_that_stays_after_its_guest_s_end_is_killed,
+    texts_of_the_agent_are_bounded,
     a_silent_guest_is_killed_at_the_boot_deadline,
 ];
 
@@ -202,6 +203,32 @@ async fn a_vmm_that_stays_after_its_guest_s_end_is_killed() -> Result<()> {
     let topics = pod.topics_until("/tasks/delete").await?;
     ensure!(topics.iter().any(|topic| topic == "/tasks/exit"), "{topics:?}");
     Ok(())
+}
+
+async fn texts_of_the_agent_are_bounded() -> Result<()> {
+    const LIMIT: usize = 8 * 1024;
+    let (pod, client) = Pod::start("long", "kernel_params = \"fake=long-texts\"\n", &["sleep"]).await?;
+    let (code, message) = refused(client.create(soon(), &pod.creation()).await)?;
+    ensure!(code == Code::INTERNAL, "{code:?}");
+    ensure!(
+        message.len() < LIMIT && !message.contains(char::is_control),
+        "{} bytes",
+        message.len()
+    );
+    let timeline = std::fs::read(format!("/run/nacre/{}/timeline.json", pod.key()))?;
+    ensure!(timeline.len() < LIMIT, "{} bytes", timeline.len());
+    pod.finish(&client).await?;
+    let config = "kernel_params = \"fake=long-build\"\n";
+    let (pod, client) = Pod::start("long-build", config, &["sleep"]).await?;
+    let (_, message) = refused(client.create(soon(), &pod.creation()).await)?;
+    ensure!(message.len() < LIMIT, "{} bytes", message.len());
+    let failure = pod.failure()?;
+    ensure!(
+        failure.reason.contains("agent is") && failure.reason.len() < LIMIT,
+        "{} bytes",
+        failure.reason.len()
+    );
+    pod.finish(&client).await
 }
 
 async fn a_silent_guest_is_killed_at_the_boot_deadline() -> Result<()> {

@@ -27,6 +27,10 @@ use crate::fake_process::{Process, run};
 /// The pid of every init; exec processes get the numbers after it.
 const INIT_PID: u32 = 7;
 
+/// Repeated [`LONG_COUNT`] times, a text of 3 MiB with control characters, as a hostile agent may send.
+const LONG_TEXT: &str = "\x1b[31m\n";
+const LONG_COUNT: usize = (3 << 20) / LONG_TEXT.len();
+
 struct Container {
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
@@ -139,14 +143,18 @@ impl FakeAgent {
 #[async_trait]
 impl Agent for FakeAgent {
     async fn setup(&self, _: &TtrpcContext, request: SetupRequest) -> ttrpc::Result<SetupResponse> {
-        let build_id = if self.behaviour == "fake=old" {
-            "0.0.0+old".to_owned()
-        } else {
-            request.build_id
+        let build_id = match self.behaviour.as_str() {
+            "fake=old" => "0.0.0+old".to_owned(),
+            "fake=long-build" => LONG_TEXT.repeat(LONG_COUNT),
+            _ => request.build_id,
+        };
+        let kernel_release = match self.behaviour.as_str() {
+            "fake=long-texts" => LONG_TEXT.repeat(LONG_COUNT),
+            _ => "6.1.0-nacre".to_owned(),
         };
         Ok(SetupResponse {
             build_id,
-            kernel_release: "6.1.0-nacre".into(),
+            kernel_release,
             init_started_us: 10,
             dialed_us: 20,
             ..Default::default()
@@ -159,8 +167,10 @@ impl Agent for FakeAgent {
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
         let spec: Value = serde_json::from_slice(&request.spec).unwrap();
-        if self.behaviour == "fake=die-in-create" {
-            std::process::exit(3);
+        match self.behaviour.as_str() {
+            "fake=die-in-create" => std::process::exit(3),
+            "fake=long-texts" => return refuse(ttrpc::Code::INTERNAL, LONG_TEXT.repeat(LONG_COUNT)),
+            _ => {}
         }
         assert_eq!(spec["root"]["path"], guest::rootfs_path(&request.container_id));
         for host in ["prestart", "createRuntime", "poststart", "poststop"] {

@@ -334,15 +334,25 @@ async fn containers_of_a_pod_join_its_shim() -> Result<()> {
         spec["annotations"] =
             json!({"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": "sandbox"});
     };
-    let mut pod = Pod::prepare("sandbox", "", |spec| annotate(spec, "sandbox")).await?;
+    let mut pod = Pod::prepare("sandbox", "", |spec| {
+        annotate(spec, "sandbox");
+        spec["process"]["oomScoreAdj"] = json!(-998);
+    })
+    .await?;
     let client = pod.run_start().await?;
     let pid = client.create(soon(), &pod.creation()).await?.pid;
+    let oom_score_adj = || -> Result<String> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
+        Ok(text.trim().to_owned())
+    };
+    ensure!(oom_score_adj()? == "0", "the pause process's adjustment is used");
     let pause = Remote::init(&client, "sandbox");
     pause.start().await?;
     let mut spec: serde_json::Value =
         serde_json::from_slice(&std::fs::read(pod.path().join("bundle/config.json"))?)?;
     annotate(&mut spec, "container");
     spec["process"]["args"] = json!(["exit", "7"]);
+    spec["process"]["oomScoreAdj"] = json!(500);
     // As containerd's CRI plugin writes it, by the pid of the sandbox's task.
     spec["linux"]["namespaces"][2]["path"] = json!(format!("/proc/{pid}/ns/net"));
     let bundle = pod.path().join("bundle2");
@@ -357,6 +367,10 @@ async fn containers_of_a_pod_join_its_shim() -> Result<()> {
     creation.id = "inner".into();
     creation.bundle = bundle.display().to_string();
     ensure!(client.create(soon(), &creation).await?.pid == pid);
+    ensure!(
+        oom_score_adj()? == "500",
+        "the container's adjustment is not used"
+    );
     let inner = Remote::init(&client, "inner");
     inner.start().await?;
     ensure!(inner.wait().await?.exit_status == 7);
