@@ -195,7 +195,7 @@ impl Cgroup {
     }
 
     /// Waits until no process is left in it, by cgroup.events' `populated`, whose changes poll(2) reports (Documentation/
-    /// admin-guide/cgroup-v2.rst, "[Un]populated Notification"). A cgroup that was removed is empty.
+    /// admin-guide/cgroup-v2.rst, "(Un)populated Notification"). A cgroup that was removed is empty.
     ///
     /// # Errors
     /// [`Error::Populated`] if a process is left at `deadline`; [`Error::File`] if the file can't be read.
