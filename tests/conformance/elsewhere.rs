@@ -13,13 +13,13 @@ pub struct Test {
 
 /// File and name of the test that covers every refused field.
 pub const EVERY_REFUSED_FIELD: (&str, &str) = (
-    "protocol/src/spec/tests.rs",
-    "each_refused_field_is_refused_by_its_path_and_reason",
+    "protocol/src/spec/tests/fields.rs",
+    "each_refused_field_is_reported_with_its_reason",
 );
 /// File and name of the test that covers every ignored field.
 pub const EVERY_IGNORED_FIELD: (&str, &str) = (
-    "protocol/src/spec/tests.rs",
-    "each_ignored_field_is_named_and_taken_out",
+    "protocol/src/spec/tests/fields.rs",
+    "each_ignored_field_is_reported_and_removed",
 );
 
 const FIELDS: &str = "agent/tests/fields.rs";
@@ -224,8 +224,8 @@ pub const TESTS: &[Test] = &[
         &["linux.resources.cpu.cpus"],
     ),
     test(
-        "protocol/src/spec/tests.rs",
-        "what_is_missing_is_named",
+        "protocol/src/spec/tests/specs.rs",
+        "missing_fields_are_refused",
         &["ociVersion"],
     ),
     test(

@@ -9,7 +9,7 @@ mod workdir;
 
 use std::path::{Component, Path, PathBuf};
 
-use nacre_protocol::spec::{sift, sift_process, sift_update};
+use nacre_protocol::spec::{filter_process, filter_spec, filter_update};
 use oci_spec::runtime::{Capabilities, Linux, LinuxCapabilities, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -68,7 +68,7 @@ pub fn check_id(id: &str) -> Result<(), Error> {
 /// Checks the spec of container `id` (JSON) and completes it.
 pub fn prepare(id: &str, json: &[u8]) -> Result<PreparedSpec, Error> {
     let mut value: Value = parse("config.json", json)?;
-    let findings = sift(&mut value);
+    let findings = filter_spec(&mut value);
     if !findings.refused.is_empty() {
         return Err(Error::Refused(findings.refusals()));
     }
@@ -119,7 +119,7 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<PreparedSpec, Error> {
 /// Checks the process object of an exec (JSON).
 pub fn parse_process(json: &[u8]) -> Result<Process, Error> {
     let mut value: Value = parse("process", json)?;
-    let findings = sift_process(&mut value);
+    let findings = filter_process(&mut value);
     if !findings.refused.is_empty() {
         return Err(Error::Refused(findings.refusals()));
     }
@@ -130,7 +130,7 @@ pub fn parse_process(json: &[u8]) -> Result<Process, Error> {
 /// Checks a `linux.resources` object (JSON) and returns the limits that it changes.
 pub fn parse_update(json: &[u8]) -> Result<Vec<Setting>, Error> {
     let mut value: Value = parse("linux.resources", json)?;
-    let findings = sift_update(&mut value);
+    let findings = filter_update(&mut value);
     if !findings.refused.is_empty() {
         return Err(Error::Refused(findings.refusals()));
     }

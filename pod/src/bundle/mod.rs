@@ -94,7 +94,7 @@ pub fn plan(
     pod: Option<Pod<'_>>,
 ) -> Result<Plan, Error> {
     let mut spec = parse(CONFIG, config_json)?;
-    let mut findings = spec::sift(&mut spec);
+    let mut findings = spec::filter_spec(&mut spec);
     if !spec.is_object() {
         // What is of the wrong shape below is taken out already.
         return Err(Error::Refused(findings.refusals()));
@@ -137,7 +137,7 @@ pub fn plan(
 /// [`Error`] with every field that can't be honoured.
 pub fn process(json: &[u8]) -> Result<(Map<String, Value>, Vec<Finding>), Error> {
     let mut process = parse(PROCESS, json)?;
-    let findings = spec::sift_process(&mut process);
+    let findings = spec::filter_process(&mut process);
     match process {
         Value::Object(process) if findings.refused.is_empty() => Ok((process, findings.ignored)),
         Value::Object(_)
@@ -155,7 +155,7 @@ pub fn process(json: &[u8]) -> Result<(Map<String, Value>, Vec<Finding>), Error>
 /// [`Error`] with every field that can't be honoured.
 pub fn update(json: &[u8]) -> Result<(Vec<u8>, Vec<Finding>), Error> {
     let mut resources = parse(RESOURCES, json)?;
-    let findings = spec::sift_update(&mut resources);
+    let findings = spec::filter_update(&mut resources);
     if findings.refused.is_empty() {
         Ok((resources.to_string().into_bytes(), findings.ignored))
     } else {

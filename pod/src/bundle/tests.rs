@@ -164,7 +164,7 @@ fn an_exec_s_process_is_checked_by_the_same_table() {
     let error = super::process(br#"{"args":["a"],"cwd":"x"}"#)
         .unwrap_err()
         .to_string();
-    assert_eq!(error, "process.cwd: \"x\" is no absolute path");
+    assert_eq!(error, "process.cwd: expected an absolute path, got \"x\"");
     let error = super::process(b"{\"args\":[\"a\xff\"],\"cwd\":\"/\"}")
         .unwrap_err()
         .to_string();
@@ -205,19 +205,19 @@ fn bad_input_is_an_error_with_its_path() {
                 r#","mounts":{}"#,
                 many(r#"{"destination":"/x","type":"tmpfs"}"#, 10_000)
             )),
-            "mounts: 10000 elements; at most 1024",
+            "mounts: expected at most 1024 elements, got 10000",
         ),
         (
             spec("").replace(r#"["sh"]"#, &many(r#""a""#, 100_000)),
-            "process.args: 100000 elements",
+            "process.args: expected at most 65536 elements, got 100000",
         ),
         (
             spec("").replace(r#"["sh"]"#, "[7]"),
-            "process.args[0]: 7 is no text",
+            "process.args[0]: expected a string, got 7",
         ),
         (
             spec("").replace(r#""args":["sh"],"#, ""),
-            "process.args: names no command",
+            "process.args: the first element must be a command",
         ),
         (
             spec("").replace(r#""process":"#, r#""other":"#),
@@ -232,21 +232,21 @@ fn bad_input_is_an_error_with_its_path() {
         ),
         (
             spec("").replace(r#""cwd":"/""#, r#""cwd":"/","oomScoreAdj":-1001"#),
-            "process.oomScoreAdj: -1001",
+            "process.oomScoreAdj: expected an integer in -1000..=1000, got -1001",
         ),
         (
             spec("").replace(
                 r#""cgroupsPath""#,
                 r#""resources":{"pids":{"limit":-2}},"cgroupsPath""#,
             ),
-            "linux.resources.pids.limit: -2",
+            "linux.resources.pids.limit: expected an integer in -1..=",
         ),
         (
             spec("").replace(
                 r#""cgroupsPath""#,
                 r#""resources":{"memory":{"limit":"5"}},"cgroupsPath""#,
             ),
-            "linux.resources.memory.limit: \"5\"",
+            "linux.resources.memory.limit: expected an integer in -1..=",
         ),
         (
             spec(&format!(r#","deep":{}{}"#, "[".repeat(500), "]".repeat(500))),

@@ -1,23 +1,28 @@
-//! The fields of the OCI runtime specification (1.3, `config.json`): what becomes of each, as a table, and the walk over a
-//! spec by it. The shim walks what containerd hands it and so decides what reaches the guest; the agent walks what
-//! arrives; the documentation and its check list the same table. Pure.
+//! The fields of the OCI runtime specification 1.3 (`config.json`): a table that says how each is handled, and a filter
+//! that applies it to a spec. The shim filters what containerd sends, the agent what the shim sends, and
+//! docs/conformance.md is generated from the table. Pure.
 
 mod devices;
-mod node;
-mod options;
+mod filter;
+mod findings;
+mod mounts;
+mod names;
+mod parse;
+mod schema;
 mod table;
-mod walk;
-mod words;
+mod value;
 
 pub use devices::add_name;
-pub use node::{Fate, Field, Kind, Leaf, Node, Where, leaves};
-pub use options::{FILE_SYSTEMS, MountKind, MountOption, OPTIONS, OptionFate, option};
+pub use filter::{filter_process, filter_spec, filter_update};
+pub use findings::{Finding, Findings};
+pub use mounts::{FILE_SYSTEMS, MountKind, MountOption, OPTIONS, OptionHandling, option};
+pub use parse::find_broken_text;
+pub use schema::{AppliedIn, Field, Handling, Kind, Leaf, Node, leaves};
 pub use table::{PROCESS, RESOURCES, SPEC};
-pub use walk::{Finding, Findings, find_broken_text, sift, sift_process, sift_update};
 
-/// The largest spec, bytes of JSON: what follows it to the guest fits into a message (4 MiB).
+/// The largest spec, bytes of JSON: the guest's version of it must fit into a ttrpc message of 4 MiB.
 pub const MAX_SPEC: usize = 3 << 20;
-/// Most mounts of a container.
+/// Most mounts of a container, and most masked and most read-only paths, each of which becomes a mount.
 pub const MAX_MOUNTS: usize = 1024;
 
 #[cfg(test)]

@@ -120,7 +120,8 @@ fn example(path: &str, name: &str) -> (&'static str, Value) {
 fn every_name_of_the_table_is_accepted() {
     let mut seen = 0;
     for (path, leaf) in leaves(&SPEC, "") {
-        let (Kind::Word(names) | Kind::WordExcept(names, _) | Kind::KnownWord(names)) = leaf.kind else {
+        let (Kind::OneOf(names) | Kind::OneOfExcept(names, _) | Kind::OneOfOrIgnored(names)) = leaf.kind
+        else {
             continue;
         };
         for name in names {
