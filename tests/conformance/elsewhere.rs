@@ -30,6 +30,7 @@ const LIMITS: &str = "agent/src/cgroup/limits/tests.rs";
 const HOOKS: &str = "pod/src/hooks/tests.rs";
 const TASKS: &str = "shim/tests/service/tasks.rs";
 const LIVES: &str = "shim/tests/service/lives.rs";
+const CHECKED: &str = "protocol/src/spec/tests/checked.rs";
 const BUNDLE: &str = "pod/src/bundle/tests.rs";
 
 const fn test(file: &'static str, name: &'static str, covers: &'static [&'static str]) -> Test {
@@ -284,12 +285,12 @@ pub const TESTS: &[Test] = &[
         &["hooks.poststop.timeout"],
     ),
     test(TASKS, "hooks_run_around_the_container", &["hooks.poststop.path"]),
-    test(BUNDLE, "an_update_is_checked_by_the_same_table", &["Task.Update"]),
     test(
-        BUNDLE,
-        "an_exec_s_process_is_checked_by_the_same_table",
-        &["Task.Exec"],
+        CHECKED,
+        "the_resources_of_an_update_are_checked",
+        &["Task.Update"],
     ),
+    test(CHECKED, "the_process_of_an_exec_is_checked", &["Task.Exec"]),
     test(LIVES, "a_life_and_its_events", &["Task.Connect", "Task.Shutdown"]),
     test(TASKS, "a_checkpoint_is_refused", &["Task.Checkpoint"]),
     test(

@@ -132,6 +132,9 @@ fn fields(text: &mut String, rows: &[Row]) {
             Kind::String
             | Kind::AbsolutePath
             | Kind::MountDestination
+            | Kind::DevicePath
+            | Kind::DeviceAccess
+            | Kind::PageSize
             | Kind::SpecVersion
             | Kind::CpuList
             | Kind::Boolean

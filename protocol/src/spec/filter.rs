@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use super::devices::remove_disks;
 use super::findings::{self, Findings, quoted, shown};
 use super::mounts::filter_mount;
+use super::resources;
 use super::schema::{Field, Handling, Kind, Leaf, Node, join};
 use super::table::{PROCESS, RESOURCES, SPEC};
 use super::value::{is_set, type_error};
@@ -16,7 +17,8 @@ pub fn filter_spec(spec: &mut Value) -> Findings {
     remove_disks(spec, &mut findings);
     filter(&SPEC, spec, "", &mut findings);
     if findings.refused.is_empty() {
-        check_command(&spec["process"], "process", &mut findings);
+        check_command(&spec["process"], &mut findings);
+        resources::check(&spec["linux"]["resources"], &mut findings);
     }
     let mounts = spec.get_mut("mounts").and_then(Value::as_array_mut);
     for (index, mount) in mounts.into_iter().flatten().enumerate() {
@@ -30,7 +32,7 @@ pub fn filter_process(process: &mut Value) -> Findings {
     let mut findings = Findings::default();
     filter(&PROCESS, process, "process", &mut findings);
     if findings.refused.is_empty() {
-        check_command(process, "process", &mut findings);
+        check_command(process, &mut findings);
     }
     findings
 }
@@ -39,6 +41,9 @@ pub fn filter_process(process: &mut Value) -> Findings {
 pub fn filter_update(resources: &mut Value) -> Findings {
     let mut findings = Findings::default();
     filter(&RESOURCES, resources, "linux.resources", &mut findings);
+    if findings.refused.is_empty() {
+        resources::check(resources, &mut findings);
+    }
     let mut remove = |parent: &str, key: &str, reason: &str| {
         let object = resources.pointer_mut(parent).and_then(Value::as_object_mut);
         if object
@@ -55,10 +60,10 @@ pub fn filter_update(resources: &mut Value) -> Findings {
     findings
 }
 
-fn check_command(process: &Value, path: &str, findings: &mut Findings) {
+fn check_command(process: &Value, findings: &mut Findings) {
     let command = process["args"].get(0).and_then(Value::as_str).unwrap_or_default();
     if command.is_empty() {
-        findings.refuse(join(path, "args"), "the first element must be a command");
+        findings.refuse("process.args", "the first element must be a command");
     }
 }
 
@@ -73,7 +78,7 @@ fn filter(node: &Node, value: &mut Value, path: &str, findings: &mut Findings) -
         (Node::Leaf(leaf), value) => filter_leaf(*leaf, value, path, findings),
         (Node::Object(fields), Value::Object(object)) => {
             filter_object(fields, object, path, findings);
-            true
+            has_applied_leaf(node)
         }
         (Node::List(element, max), Value::Array(elements)) => {
             if elements.len() > *max {
@@ -87,17 +92,27 @@ fn filter(node: &Node, value: &mut Value, path: &str, findings: &mut Findings) -
                 index += 1;
                 filter(element, value, &path, findings)
             });
-            true
+            has_applied_leaf(node)
         }
-        (Node::Map(node), Value::Object(object)) => {
+        (Node::Map(element), Value::Object(object)) => {
             object.retain(|key, value| {
                 let path = format!("{path}[{}]", quoted(key));
-                !value.is_null() && filter(node, value, &path, findings)
+                !value.is_null() && filter(element, value, &path, findings)
             });
-            true
+            has_applied_leaf(node)
         }
         (Node::Object(_) | Node::Map(_), value) => expected("an object", findings, value),
         (Node::List(..), value) => expected("a list", findings, value),
+    }
+}
+
+/// False if nothing below `node` is ever applied. Then an empty object or list of it is removed, too, such as
+/// `{"blockIO": {"weightDevice": []}}`.
+fn has_applied_leaf(node: &Node) -> bool {
+    match node {
+        Node::Leaf(leaf) => matches!(leaf.handling, Handling::Applied(_)),
+        Node::List(element, _) | Node::Map(element) => has_applied_leaf(element),
+        Node::Object(fields) => fields.iter().any(|field| has_applied_leaf(&field.node)),
     }
 }
 

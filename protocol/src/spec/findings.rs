@@ -43,12 +43,41 @@ impl Findings {
         push(&mut self.ignored, path.into(), reason.into());
     }
 
-    /// The refused fields as one text: "path: reason; path: reason".
+    /// The ignored fields, if no field is refused.
+    ///
+    /// # Errors
+    /// The refused fields.
+    pub fn into_ignored(self) -> Result<Vec<Finding>, Refused> {
+        if self.refused.is_empty() {
+            Ok(self.ignored)
+        } else {
+            Err(Refused(self.refused))
+        }
+    }
+
+    /// The refused fields as one text, as [`Refused`] shows them.
     #[must_use]
     pub fn refusals(&self) -> String {
-        let parts: Vec<String> = self.refused.iter().map(Finding::to_string).collect();
-        parts.join("; ")
+        joined(&self.refused)
     }
+}
+
+/// Why a spec is refused: at least one field with a reason. Its text is "path: reason; path: reason".
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", joined(.0))]
+pub struct Refused(Vec<Finding>);
+
+impl Refused {
+    /// A spec that is refused for one field.
+    pub fn new(path: impl Into<String>, reason: impl Into<String>) -> Self {
+        let (path, reason) = (path.into(), reason.into());
+        Self(vec![Finding { path, reason }])
+    }
+}
+
+fn joined(findings: &[Finding]) -> String {
+    let parts: Vec<String> = findings.iter().map(Finding::to_string).collect();
+    parts.join("; ")
 }
 
 fn push(list: &mut Vec<Finding>, path: String, reason: String) {

@@ -34,9 +34,15 @@ pub enum Kind {
     AbsolutePath,
     /// `mounts[].destination`: a path that is not empty, relative to the container's root.
     MountDestination,
+    /// `linux.devices[].path`: a path below /dev.
+    DevicePath,
+    /// `linux.resources.devices[].access`: letters r, w and m.
+    DeviceAccess,
+    /// A size of huge pages, such as "2MB".
+    PageSize,
     /// A version of the specification, 1.x.
     SpecVersion,
-    /// A list of CPUs such as "0-3,7", or an empty string.
+    /// A list of CPUs ([`crate::cpu_list`]), or an empty string.
     CpuList,
     /// `true` or `false`.
     Boolean,

@@ -1,9 +1,12 @@
 //! Checks of single values against the table: is a field set, and is its value of the right type and in range? Pure.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::findings::{quoted, shown};
 use super::schema::Kind;
+use crate::cpu_list;
 
 /// Whether `value` requests anything: generators write empty fields for what they do not want. 0 and -1 count as set if
 /// `zero_is_set` is true.
@@ -39,6 +42,9 @@ pub fn type_error(kind: Kind, value: &Value) -> Option<String> {
         Kind::String
         | Kind::AbsolutePath
         | Kind::MountDestination
+        | Kind::DevicePath
+        | Kind::DeviceAccess
+        | Kind::PageSize
         | Kind::SpecVersion
         | Kind::CpuList
         | Kind::OneOf(_)
@@ -58,9 +64,12 @@ fn string_error(kind: Kind, text: &str) -> Option<String> {
         Kind::AbsolutePath => unless(text.starts_with('/'), "an absolute path"),
         Kind::MountDestination => unless(!text.is_empty(), "a path"),
         Kind::SpecVersion => unless(text.starts_with("1."), "a version 1.x"),
+        Kind::DevicePath => unless(is_device_path(text), "a path below /dev"),
+        Kind::DeviceAccess => unless(text.chars().all(|c| "rwm".contains(c)), "the letters r, w and m"),
+        Kind::PageSize => unless(is_page_size(text), "a page size such as 2MB"),
         Kind::CpuList => unless(
-            text.chars().all(|c| c.is_ascii_digit() || ", -".contains(c)),
-            "a list of CPUs such as 0-3,7",
+            text.is_empty() || cpu_list::parse(text).is_some(),
+            &format!("a list of CPUs below {} such as 0-3,7", cpu_list::MAX_CPUS),
         ),
         Kind::OneOf(names) => unless(names.contains(&text), &one_of(names)),
         Kind::OneOfExcept(names, refused) => match refused.iter().find(|(name, _)| *name == text) {
@@ -70,6 +79,20 @@ fn string_error(kind: Kind, text: &str) -> Option<String> {
         Kind::OneOfOrIgnored(names) => (!names.contains(&text)).then(|| format!("unknown: {}", quoted(text))),
         Kind::String | Kind::Boolean | Kind::Integer(..) | Kind::Any => None,
     }
+}
+
+fn is_device_path(text: &str) -> bool {
+    let path = Path::new(text);
+    path.starts_with("/dev") && path != Path::new("/dev")
+}
+
+/// Whether `text` has the form of the sizes in the names of the kernel's files: a number without leading zeros, and a unit.
+fn is_page_size(text: &str) -> bool {
+    let number = ["KB", "MB", "GB"]
+        .iter()
+        .find_map(|unit| text.strip_suffix(unit))
+        .unwrap_or_default();
+    (1..10).contains(&number.len()) && number.chars().all(|c| c.is_ascii_digit()) && !number.starts_with('0')
 }
 
 fn one_of(names: &[&str]) -> String {

@@ -7,7 +7,7 @@ use crate::spec::names::{
     SECCOMP_ARCHITECTURES, SECCOMP_FLAGS, SECCOMP_OPERATORS,
 };
 use crate::spec::schema::Handling::Ignored;
-use crate::spec::schema::Kind::{OneOf, OneOfExcept};
+use crate::spec::schema::Kind::{DevicePath, OneOf, OneOfExcept};
 
 const RDT: &str = "the guest kernel cannot partition the host's caches";
 
@@ -43,7 +43,7 @@ pub const LINUX: &[Field] = &[
                 ),
                 GUEST,
             ),
-            required!("path", AbsolutePath, GUEST),
+            required!("path", DevicePath, GUEST),
             field!("major", I64, GUEST),
             field!("minor", I64, GUEST),
             field!("fileMode", U32, GUEST),

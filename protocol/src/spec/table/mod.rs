@@ -80,12 +80,13 @@ const HOST_STRING: Node = leaf!(String, HOST);
 /// `config.json`.
 pub static SPEC: Node = Node::Object(&[
     required!("ociVersion", SpecVersion, GUEST),
-    object!(
+    key!(
         "root",
-        &[
+        true,
+        Node::Object(&[
             required!("path", String, HOST),
-            field!("readonly", Boolean, GUEST),
-        ],
+            field!("readonly", Boolean, GUEST)
+        ]),
     ),
     key!("process", true, PROCESS),
     field!("hostname", String, GUEST),
@@ -103,7 +104,7 @@ pub static SPEC: Node = Node::Object(&[
         ],
     ),
     key!("annotations", false, Node::Map(&HOST_STRING)),
-    object!("linux", LINUX),
+    key!("linux", true, Node::Object(LINUX)),
     field!("solaris", Any, Refused(NOT_LINUX)),
     field!("windows", Any, Refused(NOT_LINUX)),
     field!("vm", Any, Refused("the VM is configured in config.toml")),

@@ -1,28 +1,22 @@
 //! The table of `linux.resources`.
 
 use super::*;
+use crate::spec::MAX_DEVICE_RULES;
 use crate::spec::schema::AppliedIn::Vm;
 use crate::spec::schema::Handling::Ignored;
-use crate::spec::schema::Kind::{CpuList, OneOf};
+use crate::spec::schema::Kind::{CpuList, DeviceAccess, OneOf, PageSize};
 
 /// A limit; -1 means no limit.
 const LIMIT: Kind = Integer(-1, i64::MAX as i128);
+/// The major or minor number of a device rule; -1 matches all.
+const DEVICE_NUMBER: Kind = Integer(-1, u32::MAX as i128);
 
 const V1: &str = "exists in cgroup v1 only; the guest uses cgroup v2";
 const HOST_DISKS: &str = "refers to disks of the host, which the guest does not have";
 
 /// `linux.resources`, of a container and of each Update.
 pub const RESOURCES: Node = Node::Object(&[
-    list!(
-        "devices",
-        &Node::Object(&[
-            required!("allow", Boolean, GUEST),
-            field!("type", OneOf(&["a", "b", "c"]), GUEST),
-            field!("major", I64, GUEST),
-            field!("minor", I64, GUEST),
-            field!("access", String, GUEST),
-        ]),
-    ),
+    key!("devices", false, Node::List(&DEVICE_RULE, MAX_DEVICE_RULES)),
     object!(
         "memory",
         &[
@@ -79,7 +73,7 @@ pub const RESOURCES: Node = Node::Object(&[
     list!(
         "hugepageLimits",
         &Node::Object(&[
-            required!("pageSize", String, GUEST),
+            required!("pageSize", PageSize, GUEST),
             required!("limit", Integer(0, i64::MAX as i128), GUEST),
         ]),
     ),
@@ -105,6 +99,14 @@ pub const RESOURCES: Node = Node::Object(&[
         ])),
     ),
     key!("unified", false, Node::Map(&GUEST_STRING)),
+]);
+
+const DEVICE_RULE: Node = Node::Object(&[
+    required!("allow", Boolean, GUEST),
+    field!("type", OneOf(&["a", "b", "c"]), GUEST),
+    field!("major", DEVICE_NUMBER, GUEST),
+    field!("minor", DEVICE_NUMBER, GUEST),
+    field!("access", DeviceAccess, GUEST),
 ]);
 
 const THROTTLE: Node = Node::Object(&[

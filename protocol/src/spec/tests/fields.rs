@@ -74,6 +74,9 @@ fn each_applied_field_is_kept_and_refuses_wrong_values() {
             Kind::String
             | Kind::AbsolutePath
             | Kind::MountDestination
+            | Kind::DevicePath
+            | Kind::DeviceAccess
+            | Kind::PageSize
             | Kind::SpecVersion
             | Kind::CpuList
             | Kind::OneOf(_)
