@@ -4,11 +4,15 @@
 use std::io;
 use std::path::PathBuf;
 
+use nacre_protocol::container_id;
+use nacre_protocol::spec::Refused;
 use ttrpc::Code;
 
 /// Longest error text that a child or helper sends to the agent, in bytes: its messages are bounded, and a
 /// text may contain names of the request that are not.
 const MAX_TEXT: usize = 4096;
+/// Most characters of an invalid container id that an error quotes.
+const MAX_ID: usize = 128;
 
 /// Shortens an error text to [`MAX_TEXT`].
 pub fn truncate(mut text: String) -> String {
@@ -38,17 +42,14 @@ pub enum Error {
     #[error("container {id:?} already exists")]
     ContainerExists { id: String },
     /// A container id that cannot be a directory name.
-    #[error(
-        "expected a container id of at most 128 letters, digits, '_', '+', '-' and '.', \
-         not beginning with '.', got {id:?}"
-    )]
+    #[error("expected a container id of {rule}, got {id:?}", rule = container_id::RULE)]
     BadId { id: String },
     /// A field of the spec that the agent refuses.
     #[error("spec: {field}: {reason}")]
     BadSpec { field: &'static str, reason: String },
-    /// Fields of the spec that the protocol's table refuses, each with its JSON path and the reason.
+    /// Fields of the spec that the protocol's check refuses, each with its JSON path and the reason.
     #[error("spec: {0}")]
-    Refused(String),
+    Refused(#[from] Refused),
     /// A request with an invalid value.
     #[error("{what}")]
     BadRequest { what: String },
@@ -107,6 +108,13 @@ impl Error {
     pub fn bad_spec(field: &'static str, reason: impl Into<String>) -> Self {
         let reason = reason.into();
         Self::BadSpec { field, reason }
+    }
+
+    /// The error that the container id `id` is not valid.
+    pub fn bad_id(id: &str) -> Self {
+        Self::BadId {
+            id: id.chars().take(MAX_ID).collect(),
+        }
     }
 
     fn code(&self) -> Code {

@@ -1,13 +1,9 @@
-//! `process.scheduler` and `process.execCPUAffinity` of a spec: sched_setattr(2), which has no safe wrapper,
-//! and lists of CPUs. Called by the child that becomes an exec process; never changes another process.
+//! `process.scheduler` of a spec: sched_setattr(2), which has no safe wrapper. Called by the child that becomes an exec process; never changes another process.
 #![allow(unsafe_code, reason = "sched_setattr has no safe wrapper")]
 
 use std::io;
 
 use oci_spec::runtime::{LinuxSchedulerFlag, LinuxSchedulerPolicy, Scheduler};
-
-/// Highest CPU number accepted in a list: glibc's and rustix's CPU sets have 1024 bits.
-const MAX_CPU: usize = 1023;
 
 /// `struct sched_attr` of linux/sched/types.h, first version (SCHED_ATTR_SIZE_VER0, 48 bytes).
 #[repr(C)]
@@ -28,7 +24,7 @@ struct Attributes {
 /// EINVAL for attributes that do not fit the policy, EPERM without CAP_SYS_NICE or in a cgroup without a
 /// real-time budget.
 pub fn set(wanted: &Scheduler) -> io::Result<()> {
-    let attributes = attributes(wanted)?;
+    let attributes = attributes(wanted);
     // SAFETY: the kernel reads as many bytes as the structure's `size` field says, which is its size.
     match unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) } {
         0 => Ok(()),
@@ -36,7 +32,7 @@ pub fn set(wanted: &Scheduler) -> io::Result<()> {
     }
 }
 
-fn attributes(wanted: &Scheduler) -> io::Result<Attributes> {
+fn attributes(wanted: &Scheduler) -> Attributes {
     let policy = match wanted.policy() {
         LinuxSchedulerPolicy::SchedOther => 0,
         LinuxSchedulerPolicy::SchedFifo => 1,
@@ -57,53 +53,15 @@ fn attributes(wanted: &Scheduler) -> io::Result<Attributes> {
             LinuxSchedulerFlag::SchedFlagUtilClampMax => 0x40,
         }
     });
-    let priority = u32::try_from(wanted.priority().unwrap_or(0)).map_err(|_| {
-        io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "scheduler.priority must not be negative",
-        )
-    })?;
-    Ok(Attributes {
+    Attributes {
         size: u32::try_from(size_of::<Attributes>()).unwrap_or_default(),
         policy,
         flags,
         nice: wanted.nice().unwrap_or(0),
-        priority,
+        // The check has ensured 0..=99.
+        priority: wanted.priority().unwrap_or(0).unsigned_abs(),
         runtime: wanted.runtime().unwrap_or(0),
         deadline: wanted.deadline().unwrap_or(0),
         period: wanted.period().unwrap_or(0),
-    })
-}
-
-/// Parses a list of CPUs such as `0-3,7` ("List format" of cpuset(7)).
-///
-/// # Errors
-/// A message that quotes the part that is not a CPU number in 0..=1023.
-pub fn cpu_list(text: &str) -> Result<Vec<usize>, String> {
-    let number = |text: &str| {
-        text.parse::<usize>()
-            .ok()
-            .filter(|cpu| *cpu <= MAX_CPU)
-            .ok_or_else(|| format!("expected a CPU number in 0..={MAX_CPU}, got {text:?}"))
-    };
-    let mut all = Vec::new();
-    for part in text.trim().split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        all.extend(number(first)?..=number(last)?);
-    }
-    Ok(all)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cpu_lists_are_parsed_or_refused() {
-        assert_eq!(cpu_list("0").unwrap(), [0]);
-        assert_eq!(cpu_list("0-2,7\n").unwrap(), [0, 1, 2, 7]);
-        for bad in ["", "a", "1-", "-1", "0-100000", "1,,2"] {
-            assert!(cpu_list(bad).is_err(), "{bad:?}");
-        }
     }
 }

@@ -319,7 +319,7 @@ fn devices_are_created_or_refused() {
             ),
             (
                 json!({"type": "c", "path": "/x", "major": 1, "minor": 5}),
-                "is not below /dev",
+                "linux.devices[0].path: expected a path below /dev",
             ),
         ] {
             let (code, text) = guest
@@ -345,7 +345,10 @@ fn a_privileged_container_gets_the_devices_that_the_guest_has() {
         let (created, mut stdio) = guest.create_as(container).await.unwrap();
         assert_eq!(
             created.ignored,
-            ["linux.devices: the guest does not have /dev/none"]
+            [
+                "linux.devices: block devices of the host do not exist in the guest: /dev/sda",
+                "linux.devices: the guest does not have /dev/none"
+            ]
         );
         guest.start_container("a").await.unwrap();
         assert_eq!(stdio.stdout().await, "zero2\n");

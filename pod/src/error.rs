@@ -1,5 +1,7 @@
 //! Why a call fails. The door turns it into its own form, for containerd a ttrpc status.
 
+use nacre_protocol::{container_id, spec};
+
 use crate::process_id::ProcessId;
 
 /// A step that failed, with what an operator needs: which step, on which object, why, and what to do.
@@ -62,7 +64,7 @@ pub enum Error {
     #[error("no counters: {0} is stopped")]
     NoCounters(ProcessId),
     /// An id that can't be the name of a directory.
-    #[error("invalid id {0:?}: expected letters, digits, '.', '_' and '-' only")]
+    #[error("invalid id {0:?}: expected {rule}", rule = container_id::RULE)]
     InvalidId(String),
     /// The request or the spec can't be honoured; the text names each field by its JSON path.
     #[error("{0}")]
@@ -92,5 +94,11 @@ pub enum Error {
 impl From<StepFailed> for Error {
     fn from(failed: StepFailed) -> Self {
         Self::Step(Box::new(failed))
+    }
+}
+
+impl From<spec::Refused> for Error {
+    fn from(refused: spec::Refused) -> Self {
+        Self::Refused(refused.to_string())
     }
 }

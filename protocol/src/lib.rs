@@ -8,7 +8,9 @@ pub mod agent;
 #[cfg(feature = "config")]
 pub mod config;
 pub mod console;
+pub mod container_id;
 pub mod control;
+pub mod cpu_list;
 pub mod guest;
 pub mod spec;
 pub mod state;

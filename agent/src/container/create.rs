@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use nacre_protocol::agent::CreateContainerRequest;
+use nacre_protocol::container_id;
 use rustix::process::{PidfdFlags, pidfd_open};
 use serde::Serialize;
 use tokio::sync::{RwLock, watch};
@@ -31,7 +32,9 @@ impl Containers {
 
     async fn create_or_clean_up(&self, request: &CreateContainerRequest) -> Result<Arc<Container>, Error> {
         let id = &request.container_id;
-        spec::check_id(id)?;
+        if !container_id::is_valid(id) {
+            return Err(Error::bad_id(id));
+        }
         let mut prepared = spec::prepare(id, &request.spec)?;
         spec::resolve_namespaces(&mut prepared.spec, |id| self.init_of(id))?;
         let left_out = devices::leave_out_missing(&mut prepared.spec, prepared.devices.is_empty())?;

@@ -24,10 +24,6 @@ const ALL: u32 = MKNOD | READ | WRITE;
 const BLOCK: u32 = 1;
 const CHARACTER: u32 = 2;
 
-/// Most rules of a container. A rule takes up to seven instructions: the program must fit into a message to
-/// the helper and below the kernel's limit of instructions.
-const MAX_RULES: usize = 256;
-
 /// A parsed rule. None matches every device type or number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Rule {
@@ -118,13 +114,14 @@ pub fn leave_out_missing(spec: &mut Spec, may_use_all: bool) -> Result<Option<St
     Ok(Some(format!("{field}: the guest does not have {names}")))
 }
 
-/// Compiles `rules` to the instructions of a program, one `struct bpf_insn` per element. Empty if the rules
-/// allow everything, so that no program is needed.
+/// Compiles `rules` of a checked spec to the instructions of a program, one `struct bpf_insn` per element. Empty
+/// if the rules allow everything, so that no program is needed.
+///
+/// # Errors
+/// [`Error::BadSpec`] for a rule that the check should have refused.
 pub fn program(rules: &[LinuxDeviceCgroup]) -> Result<Vec<u64>, Error> {
-    if rules.len() > MAX_RULES {
-        return Err(bad_rule(format!("it has more than {MAX_RULES} rules")));
-    }
-    let rules = rules.iter().map(parse).collect::<Result<Vec<Rule>, Error>>()?;
+    let rules: Option<Vec<Rule>> = rules.iter().map(parse).collect();
+    let rules = rules.ok_or_else(|| Error::bad_spec("linux.resources.devices", "has an invalid rule"))?;
     let allows_all = rules
         .last()
         .is_some_and(|last| last.allow && ANYTHING.is_covered_by(last));
@@ -164,37 +161,23 @@ impl Rule {
     }
 }
 
-fn bad_rule(reason: String) -> Error {
-    Error::BadSpec {
-        field: "linux.resources.devices",
-        reason,
-    }
-}
-
-fn parse(rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
+/// None for a rule that the check refuses.
+fn parse(rule: &LinuxDeviceCgroup) -> Option<Rule> {
     let kind = match rule.typ() {
         // As in runc, a rule for all types matches everything; its numbers and its access are not looked at.
         None | Some(LinuxDeviceType::A) => {
-            return Ok(Rule {
+            return Some(Rule {
                 allow: rule.allow(),
-                kind: None,
-                major: None,
-                minor: None,
-                access: ALL,
+                ..ANYTHING
             });
         }
         Some(LinuxDeviceType::B) => BLOCK,
         Some(LinuxDeviceType::C | LinuxDeviceType::U) => CHARACTER,
-        Some(LinuxDeviceType::P) => return Err(bad_rule("type p (FIFO) is not a device".to_owned())),
+        Some(LinuxDeviceType::P) => return None,
     };
     let number = |number: Option<i64>| match number {
-        None | Some(-1) => Ok(None),
-        Some(number) => u32::try_from(number).map(Some).map_err(|_| {
-            bad_rule(format!(
-                "expected a device number in 0..={}, or -1 for any, got {number}",
-                u32::MAX
-            ))
-        }),
+        None | Some(-1) => Some(None),
+        Some(number) => u32::try_from(number).ok().map(Some),
     };
     let mut access = 0;
     for letter in rule.access().as_deref().unwrap_or("rwm").chars() {
@@ -202,19 +185,14 @@ fn parse(rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
             'r' => READ,
             'w' => WRITE,
             'm' => MKNOD,
-            _ => {
-                return Err(bad_rule(format!(
-                    "expected access letters r, w and m, got {letter:?}"
-                )));
-            }
+            _ => return None,
         };
     }
-    let (major, minor) = (number(rule.major())?, number(rule.minor())?);
-    Ok(Rule {
+    Some(Rule {
         allow: rule.allow(),
         kind: Some(kind),
-        major,
-        minor,
+        major: number(rule.major())?,
+        minor: number(rule.minor())?,
         access,
     })
 }

@@ -132,7 +132,7 @@ fn rules_without_effect_are_left_out() {
 }
 
 #[test]
-fn an_invalid_rule_is_refused_by_field() {
+fn a_rule_that_the_check_refuses_is_an_error() {
     for json in [
         r#"[{"allow": true, "type": "p", "access": "r"}]"#,
         r#"[{"allow": true, "type": "c", "major": -7, "access": "r"}]"#,

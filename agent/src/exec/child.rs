@@ -20,6 +20,7 @@ use libcontainer::seccomp::initialize_seccomp;
 use libcontainer::syscall::Syscall;
 use libcontainer::syscall::syscall::create_syscall;
 use nacre_protocol::control::Channel;
+use nacre_protocol::cpu_list;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 use oci_spec::runtime::{
     IOPriorityClass, LinuxNamespaceType as Kind, LinuxPersonalityDomain, LinuxSeccomp, Process, Spec,
@@ -125,15 +126,14 @@ fn execute_command(
 fn set_scheduling(process: &Process, calls: &dyn Syscall) -> Result<(), Failure> {
     let affinity = process.exec_cpu_affinity().as_ref();
     // `initial` applies until the process is in the container's cgroup; the child starts in it.
-    let list = affinity.and_then(|affinity| {
-        affinity
-            .cpu_affinity_final()
-            .as_ref()
-            .or(affinity.initial().as_ref())
+    let cpus = affinity.and_then(|affinity| {
+        let lists = [affinity.cpu_affinity_final(), affinity.initial()];
+        let list = lists.into_iter().flatten().find(|list| !list.is_empty());
+        cpu_list::parse(list?)
     });
-    if let Some(list) = list {
+    if let Some(cpus) = cpus {
         let mut set = CpuSet::new();
-        for cpu in scheduler::cpu_list(list).map_err(at("execCPUAffinity"))? {
+        for cpu in cpus {
             set.set(cpu);
         }
         sched_setaffinity(None, &set).map_err(at("execCPUAffinity"))?;

@@ -1,10 +1,39 @@
-//! Rewrites a spec for the libraries that read it. oci-spec and libcontainer differ from the OCI specification
-//! in a few fields: they require optional ones, use other names, or swap the meaning of two.
+//! Converts checked documents to the types of oci-spec. oci-spec and libcontainer differ from the OCI
+//! specification in a few fields: they require optional ones, use other names, or swap the meaning of two.
 
+use nacre_protocol::spec::{Checked, CheckedProcess, CheckedResources, CheckedSpec};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-/// Rewrites a whole `config.json`.
-pub fn translate(spec: &mut Value) {
+use crate::error::Error;
+
+/// Converts a whole `config.json`.
+pub fn spec(checked: CheckedSpec) -> Result<Spec, Error> {
+    convert("config.json", checked, translate)
+}
+
+/// Converts a `process` object.
+pub fn process(checked: CheckedProcess) -> Result<Process, Error> {
+    convert("process", checked, translate_process)
+}
+
+/// Converts a `linux.resources` object.
+pub fn resources(checked: CheckedResources) -> Result<LinuxResources, Error> {
+    convert("linux.resources", checked, translate_resources)
+}
+
+fn convert<D, T: DeserializeOwned>(
+    field: &'static str,
+    checked: Checked<D>,
+    translate: fn(&mut Value),
+) -> Result<T, Error> {
+    let (mut value, _) = checked.into_parts();
+    translate(&mut value);
+    serde_json::from_value(value).map_err(|error| Error::bad_spec(field, error.to_string()))
+}
+
+fn translate(spec: &mut Value) {
     if let Some(process) = spec.get_mut("process") {
         translate_process(process);
     }
@@ -19,8 +48,7 @@ pub fn translate(spec: &mut Value) {
     }
 }
 
-/// Rewrites a `process` object.
-pub fn translate_process(process: &mut Value) {
+fn translate_process(process: &mut Value) {
     if let Some(object) = process.as_object_mut() {
         let user = object.entry("user").or_insert_with(|| json!({}));
         default_to_zero(user, "uid");
@@ -38,8 +66,8 @@ pub fn translate_process(process: &mut Value) {
     }
 }
 
-/// Rewrites a `linux.resources` object: oci-spec reads a missing `pids.limit` as 0.
-pub fn translate_resources(resources: &mut Value) {
+/// oci-spec reads a missing `pids.limit` as 0.
+fn translate_resources(resources: &mut Value) {
     if resources
         .get("pids")
         .is_some_and(|pids| pids.get("limit").is_none())

@@ -1,5 +1,6 @@
-//! Checks the OCI spec that the shim sends and completes it for the guest: a pure function from JSON to
-//! [`PreparedSpec`]. `container` calls it; `exec` and `runtime` use its types. Never makes a system call.
+//! Completes the OCI spec that the shim sends for the guest: a pure function from JSON to [`PreparedSpec`]. The
+//! fields are checked by [`nacre_protocol::spec`], as in the shim; here, only paths that the shim has replaced by
+//! the guest's are. `container` calls it; `exec` and `runtime` use its types. Never makes a system call.
 
 mod id_map;
 mod library;
@@ -9,10 +10,8 @@ mod workdir;
 
 use std::path::{Component, Path, PathBuf};
 
-use nacre_protocol::spec::{sift, sift_process, sift_update};
-use oci_spec::runtime::{Capabilities, Linux, LinuxCapabilities, Process, Spec};
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use nacre_protocol::spec;
+use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, Spec};
 
 use crate::cgroup::limits::{self, Setting};
 use crate::devices;
@@ -53,45 +52,25 @@ pub struct PreparedSpec {
     pub ignored: Vec<String>,
 }
 
-/// Checks that `id` can be a directory name, also of libcontainer's state: 1 to 128 letters, digits, `_`,
-/// `+`, `-` and `.`, not beginning with `.`.
-pub fn check_id(id: &str) -> Result<(), Error> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
-    if id.is_empty() || id.len() > 128 || id.starts_with('.') || !id.chars().all(allowed) {
-        return Err(Error::BadId {
-            id: id.chars().take(128).collect(),
-        });
-    }
-    Ok(())
-}
-
 /// Checks the spec of container `id` (JSON) and completes it.
 pub fn prepare(id: &str, json: &[u8]) -> Result<PreparedSpec, Error> {
-    let mut value: Value = parse("config.json", json)?;
-    let findings = sift(&mut value);
-    if !findings.refused.is_empty() {
-        return Err(Error::Refused(findings.refusals()));
-    }
-    library::translate(&mut value);
-    let mut spec: Spec = from_value("config.json", value)?;
-    let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
-    if !root.path().is_absolute() {
-        return Err(Error::bad_spec("root.path", "must be absolute"));
-    }
+    let checked = spec::check(json)?;
+    let ignored = checked.ignored().iter().map(ToString::to_string).collect();
+    let mut spec = library::spec(checked)?;
+    check_root(&spec)?;
     check_hooks(&spec)?;
-    let mut process = spec.process().clone().ok_or_else(|| missing("process"))?;
+    let mut process = required("process", spec.process())?;
     let find_home = complete_process(&mut process);
     let uid = guest_uid(&spec, process.user().uid());
     let terminal = Terminal::wanted(&process).map(|terminal| Terminal { uid, ..terminal });
     spec.set_process(Some(process));
 
-    let mut linux = spec.linux().clone().ok_or_else(|| missing("linux"))?;
+    let mut linux = required("linux", spec.linux())?;
     // The agent applies them itself: libcontainer drops some resources and misreads others.
     let resources = linux.resources().clone().unwrap_or_default();
     linux.set_resources(None);
     let devices = devices::program(resources.devices().as_deref().unwrap_or_default())?;
-    let limits = limits::settings(&resources)?;
-    check_devices(&linux)?;
+    let limits = limits::settings(&resources);
     let cgroup = cgroup_path(id, linux.cgroups_path().as_deref())?;
     linux.set_cgroups_path(Some(cgroup.clone()));
     let namespaces = namespaces::prepare(&linux)?;
@@ -112,42 +91,33 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<PreparedSpec, Error> {
         working_directory,
         uts_names,
         propagation,
-        ignored: Vec::new(),
+        ignored,
     })
 }
 
 /// Checks the process object of an exec (JSON).
 pub fn parse_process(json: &[u8]) -> Result<Process, Error> {
-    let mut value: Value = parse("process", json)?;
-    let findings = sift_process(&mut value);
-    if !findings.refused.is_empty() {
-        return Err(Error::Refused(findings.refusals()));
-    }
-    library::translate_process(&mut value);
-    from_value("process", value)
+    library::process(spec::check_process(json)?)
 }
 
 /// Checks a `linux.resources` object (JSON) and returns the limits that it changes.
 pub fn parse_update(json: &[u8]) -> Result<Vec<Setting>, Error> {
-    let mut value: Value = parse("linux.resources", json)?;
-    let findings = sift_update(&mut value);
-    if !findings.refused.is_empty() {
-        return Err(Error::Refused(findings.refusals()));
+    let resources = library::resources(spec::check_resources(json)?)?;
+    Ok(limits::settings(&resources))
+}
+
+/// A field that the check requires; oci-spec has it as an option.
+fn required<T: Clone>(name: &'static str, field: &Option<T>) -> Result<T, Error> {
+    field.clone().ok_or_else(|| Error::bad_spec(name, "is missing"))
+}
+
+/// The shim replaces the root's path by the one in the guest, which is absolute.
+fn check_root(spec: &Spec) -> Result<(), Error> {
+    if required("root", spec.root())?.path().is_absolute() {
+        Ok(())
+    } else {
+        Err(Error::bad_spec("root.path", "must be absolute in the guest"))
     }
-    library::translate_resources(&mut value);
-    limits::settings(&from_value("linux.resources", value)?)
-}
-
-fn parse(field: &'static str, json: &[u8]) -> Result<Value, Error> {
-    serde_json::from_slice(json).map_err(|error| Error::bad_spec(field, error.to_string()))
-}
-
-fn from_value<T: DeserializeOwned>(field: &'static str, value: Value) -> Result<T, Error> {
-    serde_json::from_value(value).map_err(|error| Error::bad_spec(field, error.to_string()))
-}
-
-fn missing(field: &'static str) -> Error {
-    Error::bad_spec(field, "is missing")
 }
 
 /// Refuses every hook that runs on the host; only `startContainer` hooks are programs of the container.
@@ -167,22 +137,6 @@ fn check_hooks(spec: &Spec) -> Result<(), Error> {
         .find(|(_, list)| list.as_ref().is_some_and(|list| !list.is_empty()))
     {
         Some((field, _)) => Err(Error::bad_spec(field, "runs on the host, not in a guest")),
-        None => Ok(()),
-    }
-}
-
-fn check_devices(linux: &Linux) -> Result<(), Error> {
-    let is_outside = |path: &Path| !path.starts_with("/dev") || path == Path::new("/dev");
-    match linux
-        .devices()
-        .iter()
-        .flatten()
-        .find(|device| is_outside(device.path()))
-    {
-        Some(device) => Err(Error::bad_spec(
-            "linux.devices",
-            format!("{:?} is not below /dev", device.path()),
-        )),
         None => Ok(()),
     }
 }

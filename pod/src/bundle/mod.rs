@@ -2,33 +2,17 @@
 //! by the sandbox's create flow. Pure: opens no file, so that a spec that can't be honoured is refused before anything is
 //! created.
 
-mod cpus;
 mod namespaces;
 
 use std::path::{Component, Path, PathBuf};
 
-use nacre_protocol::guest;
-use nacre_protocol::spec::{self, Finding, Findings};
-use serde_json::{Map, Value, json};
+use nacre_protocol::spec::{CheckedSpec, Finding, Findings, MAX_SPEC, Refused};
+use nacre_protocol::{cpu_list, guest};
+use serde_json::{Value, json};
 
 use crate::hooks::Hooks;
 use crate::mount::{Extent, HostMount, Mount, Rootfs};
 pub use namespaces::Pod;
-
-/// Why a spec is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("{what}: {source}")]
-    Json {
-        what: &'static str,
-        source: serde_json::Error,
-    },
-    #[error("{what}: {bytes} bytes; at most {max}", max = spec::MAX_SPEC)]
-    TooLarge { what: &'static str, bytes: usize },
-    /// Every field that can't be honoured, with its JSON path.
-    #[error("{0}")]
-    Refused(String),
-}
 
 /// What is to be done on the host and in the guest for a container.
 #[derive(Debug, PartialEq)]
@@ -80,7 +64,7 @@ pub fn vm_hints(config_json: &[u8]) -> VmHints {
         memory_limit: memory["limit"].as_i64(),
         cpu_quota: cpu["quota"].as_i64(),
         cpu_period: cpu["period"].as_u64(),
-        cpus: cpu["cpus"].as_str().and_then(cpus::parse).unwrap_or_default(),
+        cpus: cpu["cpus"].as_str().and_then(cpu_list::parse).unwrap_or_default(),
         hostname: spec["hostname"].as_str().map(str::to_owned),
         oom_score_adj: oom_score_adj(&spec),
         is_pod: spec["annotations"][CONTAINER_TYPE].is_string(),
@@ -100,24 +84,23 @@ fn oom_score_adj(spec: &Value) -> Option<i32> {
     (-1000..=1000).contains(&adjustment).then_some(adjustment)
 }
 
-/// Plans container `id` with the spec `config_json` of `bundle`, for the VM of `pod`. Its root file system is `rootfs`, or
-/// the spec's root.path if `rootfs` is empty.
+/// Plans container `id` with the spec `spec` of `bundle`, for the VM of `pod`. Its root file system is `rootfs`, or the
+/// spec's root.path if `rootfs` is empty.
 ///
 /// # Errors
-/// [`Error`] with every field that can't be honoured.
+/// [`Refused`] with every field that this host can't honour.
 pub fn plan(
     id: &str,
     bundle: &Path,
-    config_json: &[u8],
+    spec: CheckedSpec,
     rootfs: Vec<Mount>,
     pod: Option<Pod<'_>>,
-) -> Result<Plan, Error> {
-    let mut spec = parse(CONFIG, config_json)?;
-    let mut findings = spec::sift(&mut spec);
-    if !spec.is_object() {
-        // Of an object, the check has removed fields of the wrong type; anything else is refused as a whole.
-        return Err(Error::Refused(findings.refusals()));
-    }
+) -> Result<Plan, Refused> {
+    let (mut spec, ignored) = spec.into_parts();
+    let mut findings = Findings {
+        ignored,
+        ..Findings::default()
+    };
     let hooks = Hooks::parse(id, bundle, &spec).unwrap_or_else(|invalid| {
         findings.refuse(invalid.path, invalid.reason);
         Hooks::default()
@@ -131,9 +114,7 @@ pub fn plan(
     if rootfs.is_empty() && root_path.is_empty() {
         findings.refuse("root.path", "missing, and Create has no rootfs mounts");
     }
-    if !findings.refused.is_empty() {
-        return Err(Error::Refused(findings.refusals()));
-    }
+    let ignored = findings.into_ignored()?;
     let rootfs = if rootfs.is_empty() {
         Rootfs::Directory(bundle.join(root_path))
     } else {
@@ -141,85 +122,32 @@ pub fn plan(
     };
     let terminal = spec["process"]["terminal"].as_bool().unwrap_or(false);
     rewrite_for_guest(&mut spec, id, &mounts);
+    let guest_spec = spec.to_string().into_bytes();
+    if guest_spec.len() > MAX_SPEC {
+        // The guest's paths can be longer than the host's.
+        let reason = format!(
+            "expected at most {MAX_SPEC} bytes for the guest, got {}",
+            guest_spec.len()
+        );
+        return Err(Refused::new("config.json", reason));
+    }
     Ok(Plan {
-        guest_spec: spec.to_string().into_bytes(),
+        guest_spec,
         rootfs,
         mounts,
-        ignored: findings.ignored,
+        ignored,
         hooks,
         terminal,
         oom_score_adj,
     })
 }
 
-/// Checks the `process` of an Exec; returns the one for the guest, and the fields that have no effect.
-///
-/// # Errors
-/// [`Error`] with every field that can't be honoured.
-pub fn process(json: &[u8]) -> Result<(Map<String, Value>, Vec<Finding>), Error> {
-    let mut process = parse(PROCESS, json)?;
-    let findings = spec::sift_process(&mut process);
-    match process {
-        Value::Object(process) if findings.refused.is_empty() => Ok((process, findings.ignored)),
-        Value::Object(_)
-        | Value::Null
-        | Value::Bool(_)
-        | Value::Number(_)
-        | Value::String(_)
-        | Value::Array(_) => Err(Error::Refused(findings.refusals())),
-    }
-}
-
-/// Checks the `linux.resources` of an Update; returns those for the guest, and the fields that have no effect.
-///
-/// # Errors
-/// [`Error`] with every field that can't be honoured.
-pub fn update(json: &[u8]) -> Result<(Vec<u8>, Vec<Finding>), Error> {
-    let mut resources = parse(RESOURCES, json)?;
-    let findings = spec::sift_update(&mut resources);
-    if findings.refused.is_empty() {
-        Ok((resources.to_string().into_bytes(), findings.ignored))
-    } else {
-        Err(Error::Refused(findings.refusals()))
-    }
-}
-
-const CONFIG: &str = "config.json";
-const PROCESS: &str = "process";
-const RESOURCES: &str = "linux.resources";
-
-fn parse(what: &'static str, json: &[u8]) -> Result<Value, Error> {
-    let bytes = json.len();
-    if bytes > spec::MAX_SPEC {
-        return Err(Error::TooLarge { what, bytes });
-    }
-    let bad = |source| Error::Json { what, source };
-    if std::str::from_utf8(json).is_err() {
-        let value: Value = serde_json::from_str(&String::from_utf8_lossy(json)).map_err(bad)?;
-        let parent = if what == CONFIG { "" } else { what };
-        let path = spec::find_broken_text(&value, parent).unwrap_or_else(|| what.to_owned());
-        return Err(Error::Refused(format!("{path}: is not UTF-8")));
-    }
-    serde_json::from_slice(json).map_err(bad)
-}
-
 /// A VM's CPUs are those of the spec it was started for, so a later container of the pod can't choose others.
 fn check_cpus(id: &str, spec: &Value, pod: Option<Pod<'_>>, findings: &mut Findings) {
-    let path = "linux.resources.cpu.cpus";
-    let Some(text) = spec["linux"]["resources"]["cpu"]["cpus"]
-        .as_str()
-        .filter(|text| !text.is_empty())
-    else {
-        return;
-    };
-    if cpus::parse(text).is_none() {
-        findings.refuse(
-            path,
-            format!("{text:?} is not a list of CPUs below {}", cpus::MAX),
-        );
-    } else if pod.is_some_and(|pod| pod.sandbox != id) {
+    let cpus = spec["linux"]["resources"]["cpu"]["cpus"].as_str();
+    if cpus.is_some_and(|cpus| !cpus.is_empty()) && pod.is_some_and(|pod| pod.sandbox != id) {
         findings.ignore(
-            path,
+            "linux.resources.cpu.cpus",
             "the CPUs of the pod's VM are those of the pod's first container",
         );
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use nacre_protocol::agent::Stdio;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::sync::oneshot;
 
 use crate::error::Error;
@@ -51,7 +51,7 @@ pub struct Exec {
     /// The process.
     pub process: Process,
     /// The process object for the guest, until Start sends it.
-    pub spec: Map<String, Value>,
+    pub spec: Value,
     /// The streams for the guest, until Start sends them.
     pub stdio: Stdio,
     /// The terminal's size, if it was set before there was a terminal.
@@ -64,9 +64,9 @@ impl Exec {
         let mut process = std::mem::take(&mut self.spec);
         if let Some(size) = self.size.take() {
             let size = serde_json::json!({"width": size.width, "height": size.height});
-            process.insert("consoleSize".into(), size);
+            process["consoleSize"] = size;
         }
-        Value::Object(process).to_string().into_bytes()
+        process.to_string().into_bytes()
     }
 }
 

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use nacre_protocol::spec;
+
 use super::{Call, Listed, Progress, Sandbox, View, log_ignored_fields};
-use crate::bundle;
 use crate::container::{Container, Freeze, Process, Reply, TaskState, answer};
 use crate::error::Error;
 use crate::exit::Exit;
@@ -203,10 +204,9 @@ impl Sandbox {
             .container(id)
             .and_then(|container| match container.lifecycle.init().state {
                 TaskState::Created | TaskState::Starting | TaskState::Running => {
-                    let checked = bundle::update(resources);
-                    let (resources, ignored) = checked.map_err(|error| Error::Refused(error.to_string()))?;
-                    log_ignored_fields(&ProcessId::init(id), &ignored);
-                    Ok((self.guest()?, resources))
+                    let checked = spec::check_resources(resources)?;
+                    log_ignored_fields(&ProcessId::init(id), checked.ignored());
+                    Ok((self.guest()?, checked.value().to_string().into_bytes()))
                 }
                 TaskState::Creating | TaskState::Exiting | TaskState::Stopped => {
                     Err(container.refuse("updated"))

@@ -1,8 +1,9 @@
 //! Exec: makes an exec process known and opens its streams, so that nothing is lost that the caller writes or
 //! closes before Start. The guest gets it with Start only.
 
+use nacre_protocol::spec;
+
 use super::{Sandbox, log_ignored_fields};
-use crate::bundle;
 use crate::container::{self, Exec, ExecRequest, Process, Reply, answer};
 use crate::error::Error;
 use crate::event::TaskEvent;
@@ -34,11 +35,10 @@ impl Sandbox {
         if !container.lifecycle.accepts_exec() {
             return Err(container.refuse("given a process"));
         }
-        let checked = bundle::process(&request.process);
-        let (mut spec, ignored) = checked.map_err(|error| Error::Refused(error.to_string()))?;
+        let (mut spec, ignored) = spec::check_process(&request.process)?.into_parts();
         log_ignored_fields(&name, &ignored);
         // As under containerd's own shims: the call says whether there is a terminal.
-        spec.insert("terminal".into(), request.paths.terminal.into());
+        spec["terminal"] = request.paths.terminal.into();
         let (streams, stdio) = self.open_streams(&request.paths, &name.container)?;
         let key = self.new_key(name.clone());
         let exec = Exec {

@@ -1,17 +1,17 @@
-//! `linux.devices` of a container that may use every device: the list is all that the host has (`--privileged`), not what
-//! the container wants. Disks in it are left out; elsewhere the table refuses them.
+//! `linux.devices` of a container that may use every device (`--privileged`). The list then names all devices of the host
+//! instead of those that the container wants, so that disks in it are ignored; the table refuses them otherwise.
 
 use serde_json::Value;
 
-use super::walk::Findings;
+use super::findings::Findings;
 
 const PATH: &str = "linux.devices";
-/// Most characters of names in a finding.
+/// Length of a list of names from which on no more are added, bytes.
 const MAX_NAMES: usize = 400;
 
-/// Takes the disks out of `spec`, where it may use every device.
-pub fn leave_out_disks(spec: &mut Value, findings: &mut Findings) {
-    if !allows_all(spec) {
+/// Removes the disks from `spec` if its container may use every device.
+pub fn remove_disks(spec: &mut Value, findings: &mut Findings) {
+    if !allows_all_devices(spec) {
         return;
     }
     let mut names = String::new();
@@ -28,12 +28,13 @@ pub fn leave_out_disks(spec: &mut Value, findings: &mut Findings) {
     if !names.is_empty() {
         findings.ignore(
             PATH,
-            format!("disks of the host, which the guest does not have: {names}"),
+            format!("block devices of the host do not exist in the guest: {names}"),
         );
     }
 }
 
-/// Adds a name to a list that does not grow without end.
+/// Adds `name` to the comma-separated list `names`, which is bounded: "…" at its end stands for the names that no longer
+/// fit.
 pub fn add_name(names: &mut String, name: &str) {
     if names.len() < MAX_NAMES {
         let comma = if names.is_empty() { "" } else { ", " };
@@ -44,8 +45,8 @@ pub fn add_name(names: &mut String, name: &str) {
     }
 }
 
-/// Whether the rules of `spec` begin from, or come to, every device.
-fn allows_all(spec: &Value) -> bool {
+/// Whether a rule of `spec` allows every access to every device.
+fn allows_all_devices(spec: &Value) -> bool {
     let rules = spec.pointer("/linux/resources/devices").and_then(Value::as_array);
     let any = |rule: &Value, key: &str| matches!(rule[key].as_i64(), None | Some(-1));
     rules.into_iter().flatten().any(|rule| {

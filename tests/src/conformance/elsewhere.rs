@@ -13,13 +13,13 @@ pub struct Test {
 
 /// File and name of the test that covers every refused field.
 pub const EVERY_REFUSED_FIELD: (&str, &str) = (
-    "protocol/src/spec/tests.rs",
-    "each_refused_field_is_refused_by_its_path_and_reason",
+    "protocol/src/spec/tests/fields.rs",
+    "each_refused_field_is_reported_with_its_reason",
 );
 /// File and name of the test that covers every ignored field.
 pub const EVERY_IGNORED_FIELD: (&str, &str) = (
-    "protocol/src/spec/tests.rs",
-    "each_ignored_field_is_named_and_taken_out",
+    "protocol/src/spec/tests/fields.rs",
+    "each_ignored_field_is_reported_and_removed",
 );
 
 const FIELDS: &str = "agent/tests/fields.rs";
@@ -30,6 +30,7 @@ const LIMITS: &str = "agent/src/cgroup/limits/tests.rs";
 const HOOKS: &str = "pod/src/hooks/tests.rs";
 const TASKS: &str = "shim/tests/service/tasks.rs";
 const LIVES: &str = "shim/tests/service/lives.rs";
+const CHECKED: &str = "protocol/src/spec/tests/checked.rs";
 const BUNDLE: &str = "pod/src/bundle/tests.rs";
 
 const fn test(file: &'static str, name: &'static str, covers: &'static [&'static str]) -> Test {
@@ -224,8 +225,8 @@ pub const TESTS: &[Test] = &[
         &["linux.resources.cpu.cpus"],
     ),
     test(
-        "protocol/src/spec/tests.rs",
-        "what_is_missing_is_named",
+        "protocol/src/spec/tests/specs.rs",
+        "missing_fields_are_refused",
         &["ociVersion"],
     ),
     test(
@@ -284,12 +285,12 @@ pub const TESTS: &[Test] = &[
         &["hooks.poststop.timeout"],
     ),
     test(TASKS, "hooks_run_around_the_container", &["hooks.poststop.path"]),
-    test(BUNDLE, "an_update_is_checked_by_the_same_table", &["Task.Update"]),
     test(
-        BUNDLE,
-        "an_exec_s_process_is_checked_by_the_same_table",
-        &["Task.Exec"],
+        CHECKED,
+        "the_resources_of_an_update_are_checked",
+        &["Task.Update"],
     ),
+    test(CHECKED, "the_process_of_an_exec_is_checked", &["Task.Exec"]),
     test(LIVES, "a_life_and_its_events", &["Task.Connect", "Task.Shutdown"]),
     test(TASKS, "a_checkpoint_is_refused", &["Task.Checkpoint"]),
     test(

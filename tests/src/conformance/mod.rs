@@ -11,7 +11,7 @@ mod page;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use nacre_protocol::spec::{Fate, Leaf, SPEC, leaves};
+use nacre_protocol::spec::{Handling, Leaf, SPEC, leaves};
 
 pub use page::page;
 
@@ -64,10 +64,10 @@ pub fn rows() -> Vec<Row> {
         .into_iter()
         .map(|(path, leaf)| {
             let mut covered_by = tests.remove(&without_marks(&path)).unwrap_or_default();
-            let table_test = match leaf.fate {
-                Fate::Applied(_) => None,
-                Fate::Ignored(_) => Some(elsewhere::EVERY_IGNORED_FIELD),
-                Fate::Refused(_) | Fate::RefusedWithZero(_) => Some(elsewhere::EVERY_REFUSED_FIELD),
+            let table_test = match leaf.handling {
+                Handling::Applied(_) => None,
+                Handling::Ignored(_) => Some(elsewhere::EVERY_IGNORED_FIELD),
+                Handling::Refused(_) | Handling::RefusedWithZero(_) => Some(elsewhere::EVERY_REFUSED_FIELD),
             };
             covered_by.extend(table_test.map(|(file, name)| format!("`{file}` {name}")));
             Row {

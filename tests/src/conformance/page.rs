@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use nacre_protocol::spec::{FILE_SYSTEMS, Fate, Kind, OPTIONS, OptionFate, Where};
+use nacre_protocol::spec::{AppliedIn, FILE_SYSTEMS, Handling, Kind, OPTIONS, OptionHandling};
 
 use super::{Row, calls, rows, uncovered};
 
@@ -89,10 +89,10 @@ pub fn page() -> String {
     text.push_str(NOTES);
     differences(&mut text);
     task_calls(&mut text);
-    let count = |is: fn(&Fate) -> bool| rows.iter().filter(|row| is(&row.leaf.fate)).count();
+    let count = |is: fn(&Handling) -> bool| rows.iter().filter(|row| is(&row.leaf.handling)).count();
     let (works, ignored) = (
-        count(|fate| matches!(fate, Fate::Applied(_))),
-        count(|fate| matches!(fate, Fate::Ignored(_))),
+        count(|handling| matches!(handling, Handling::Applied(_))),
+        count(|handling| matches!(handling, Handling::Ignored(_))),
     );
     let refused = rows.len() - works - ignored;
     line(
@@ -117,32 +117,39 @@ fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
 fn fields(text: &mut String, rows: &[Row]) {
     text.push_str("\n## Fields\n\n| field | handling | tests |\n|---|---|---|\n");
     for row in rows {
-        let fate = match row.leaf.fate {
-            Fate::Applied(Where::Guest) => "works, in the guest".to_owned(),
-            Fate::Applied(Where::Vm) => "works, on the VM".to_owned(),
-            Fate::Applied(Where::Host) => "works, on the host".to_owned(),
-            Fate::Ignored(reason) => format!("ignored: {reason}"),
-            Fate::Refused(reason) | Fate::RefusedWithZero(reason) => format!("refused: {reason}"),
+        let handling = match row.leaf.handling {
+            Handling::Applied(AppliedIn::Guest) => "works, in the guest".to_owned(),
+            Handling::Applied(AppliedIn::Vm) => "works, on the VM".to_owned(),
+            Handling::Applied(AppliedIn::Host) => "works, on the host".to_owned(),
+            Handling::Ignored(reason) => format!("ignored: {reason}"),
+            Handling::Refused(reason) | Handling::RefusedWithZero(reason) => format!("refused: {reason}"),
         };
         let except = match row.leaf.kind {
-            Kind::WordExcept(_, words) => words
+            Kind::OneOfExcept(_, refused) => refused
                 .iter()
-                .map(|(word, reason)| format!("; {word} is refused: {reason}"))
+                .map(|(name, reason)| format!("; {name} is refused: {reason}"))
                 .collect(),
-            Kind::Text
-            | Kind::Path
-            | Kind::Place
-            | Kind::Version
-            | Kind::Cpus
-            | Kind::Flag
-            | Kind::Number(..)
-            | Kind::Word(_)
-            | Kind::KnownWord(_)
-            | Kind::Foreign => String::new(),
+            Kind::String
+            | Kind::AbsolutePath
+            | Kind::MountDestination
+            | Kind::DevicePath
+            | Kind::DeviceAccess
+            | Kind::PageSize
+            | Kind::SpecVersion
+            | Kind::CpuList
+            | Kind::Boolean
+            | Kind::Integer(..)
+            | Kind::OneOf(_)
+            | Kind::OneOfOrIgnored(_)
+            | Kind::Any => String::new(),
         };
         line(
             text,
-            format_args!("| `{}` | {fate}{except} | {} |", row.path, names(&row.covered_by)),
+            format_args!(
+                "| `{}` | {handling}{except} | {} |",
+                row.path,
+                names(&row.covered_by)
+            ),
         );
     }
 }
@@ -164,29 +171,29 @@ fn mounts(text: &mut String) {
             The guest mounts the file systems {}.\n\
             Other values of `mounts[].type` are refused. Options that are not in this table are passed to the file\n\
             system; on a bind mount, which has none of its own, they are ignored and logged.\n\n\
-            Tests: `agent/tests/fields.rs` options_of_mounts, `protocol/src/spec/tests.rs`\n\
+            Tests: `agent/tests/fields.rs` options_of_mounts, `protocol/src/spec/tests/mounts.rs`\n\
             mount_options_by_kind_of_mount.\n\n\
             | option | on a file system of the guest | on a bind mount |\n|---|---|---|",
             FILE_SYSTEMS.join(", ")
         ),
     );
-    let fate = |fate: OptionFate| match fate {
-        OptionFate::Applied => "works".to_owned(),
-        OptionFate::Ignored(reason) => format!("ignored: {reason}"),
-        OptionFate::Refused(reason) => format!("refused: {reason}"),
+    let handling = |handling: OptionHandling| match handling {
+        OptionHandling::Applied => "works".to_owned(),
+        OptionHandling::Ignored(reason) => format!("ignored: {reason}"),
+        OptionHandling::Refused(reason) => format!("refused: {reason}"),
     };
     for option in OPTIONS {
-        let word = if option.word == "idmap" {
+        let name = if option.name == "idmap" {
             "idmap`, `ridmap"
         } else {
-            option.word
+            option.name
         };
         line(
             text,
             format_args!(
-                "| `{word}` | {} | {} |",
-                fate(option.in_guest),
-                fate(option.host_bind)
+                "| `{name}` | {} | {} |",
+                handling(option.in_guest),
+                handling(option.host_bind)
             ),
         );
     }

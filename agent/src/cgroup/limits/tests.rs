@@ -18,15 +18,7 @@ fn lines(json: Value) -> Vec<String> {
         Change::SetSecondField(text) => format!("{}=… {text}", setting.file),
         Change::RequireAtMost(most) => format!("{}<={most}", setting.file),
     };
-    settings(&resources(json))
-        .unwrap()
-        .into_iter()
-        .map(line)
-        .collect()
-}
-
-fn refusal(json: Value) -> String {
-    settings(&resources(json)).unwrap_err().to_string()
+    settings(&resources(json)).into_iter().map(line).collect()
 }
 
 #[test]
@@ -61,11 +53,8 @@ fn each_resource_becomes_files_of_cgroup_v2() {
             json!({"cpu": {"idle": 0, "shares": 2}}),
             &["cpu.idle=0", "cpu.weight=1"],
         ),
-        (
-            json!({"cpu": {"cpus": "0-1,3", "mems": "0"}}),
-            &["cpuset.cpus=0-1,3", "cpuset.mems=0"],
-        ),
-        (json!({"cpu": {"cpus": "", "mems": ""}}), &[]),
+        (json!({"cpu": {"cpus": "0-1,3"}}), &["cpuset.cpus=0-1,3"]),
+        (json!({"cpu": {"cpus": ""}}), &[]),
         (json!({"pids": {"limit": 50}}), &["pids.max=50"]),
         (json!({"pids": {"limit": 0}}), &["pids.max=0"]),
         (json!({"pids": {"limit": -1}}), &["pids.max=max"]),
@@ -82,7 +71,6 @@ fn each_resource_becomes_files_of_cgroup_v2() {
             &["memory.max=5", "memory.max=1"],
         ),
         (json!({"devices": [{"allow": false, "access": "rwm"}]}), &[]),
-        (json!({"blockIO": {}, "network": {}, "rdma": {}}), &[]),
     ] {
         assert_eq!(lines(json.clone()), want, "{json}");
     }
@@ -132,84 +120,6 @@ fn memory_and_swap_become_separate_limits() {
 }
 
 #[test]
-fn invalid_values_are_refused_by_field() {
-    for (json, field) in [
-        (json!({"memory": {"limit": -2}}), "memory.limit"),
-        (json!({"memory": {"limit": 5, "swap": -2}}), "memory.swap"),
-        (json!({"memory": {"swap": 5}}), "memory.swap"),
-        (json!({"memory": {"limit": -1, "swap": 5}}), "memory.swap"),
-        (json!({"memory": {"limit": 5, "swap": 4}}), "memory.swap"),
-        (json!({"memory": {"reservation": -2}}), "memory.reservation"),
-        (json!({"memory": {"kernel": 5}}), "memory.kernel"),
-        (json!({"memory": {"kernelTCP": 5}}), "memory.kernelTCP"),
-        (json!({"memory": {"swappiness": 5}}), "memory.swappiness"),
-        (
-            json!({"memory": {"disableOOMKiller": true}}),
-            "memory.disableOOMKiller",
-        ),
-        (json!({"cpu": {"quota": -2}}), "cpu.quota"),
-        (json!({"cpu": {"idle": 2}}), "cpu.idle"),
-        (json!({"cpu": {"idle": -1}}), "cpu.idle"),
-        (json!({"cpu": {"cpus": "0\n"}}), "cpu.cpus"),
-        (json!({"cpu": {"mems": "../x"}}), "cpu.mems"),
-        (json!({"cpu": {"realtimeRuntime": 5}}), "cpu.realtimeRuntime"),
-        (json!({"pids": {"limit": -2}}), "pids.limit"),
-        (json!({"blockIO": {"weight": 10}}), "blockIO"),
-        (json!({"network": {"classID": 1}}), "network"),
-        (json!({"rdma": {"mlx": {"hcaHandles": 1}}}), "rdma"),
-        (
-            json!({"hugepageLimits": [{"pageSize": "2MB", "limit": -2}]}),
-            "hugepageLimits",
-        ),
-    ] {
-        let text = refusal(json.clone());
-        assert!(
-            text.contains(&format!("linux.resources.{field}: ")),
-            "{json}: {text}"
-        );
-    }
-    for size in [
-        "",
-        "MB",
-        "2",
-        "2TB",
-        "02MB",
-        "../2MB",
-        "2 MB",
-        "-2MB",
-        "99999999999MB",
-    ] {
-        let text = refusal(json!({"hugepageLimits": [{"pageSize": size, "limit": 1}]}));
-        assert!(text.contains("page size"), "{size}: {text}");
-    }
-}
-
-#[test]
-fn unified_accepts_only_files_of_controllers() {
-    for name in [
-        "",
-        "memory",
-        "memory.",
-        ".max",
-        "../memory.max",
-        "a/b.c",
-        "memory.max\n",
-        "é.a",
-        "cgroup.procs",
-        "cgroup.freeze",
-        "cgroup.kill",
-        "cgroup.type",
-        "cgroup.subtree_control",
-        &"a.".repeat(65),
-    ] {
-        let text = refusal(json!({"unified": {name: "1"}}));
-        assert!(text.contains("linux.resources.unified: "), "{name:?}: {text}");
-    }
-    let many: serde_json::Map<String, Value> = (0..257).map(|n| (format!("a.{n}"), json!("1"))).collect();
-    assert!(refusal(json!({"unified": many})).contains("more than 256"));
-}
-
-#[test]
 fn weights_match_runc_at_minimum_default_and_maximum() {
     for (shares, want) in [
         (1, 1),
@@ -237,7 +147,7 @@ fn settings_are_applied_in_order_until_one_fails() {
     ] {
         fs::write(path(file), text).unwrap();
     }
-    let apply = |json: Value| apply(directory.path(), &settings(&resources(json)).unwrap());
+    let apply = |json: Value| apply(directory.path(), &settings(&resources(json)));
     apply(
         json!({"cpu": {"period": 50_000}, "memory": {"limit": 900, "swap": 900, "checkBeforeUpdate": true}}),
     )

@@ -3,9 +3,9 @@
 mod table;
 
 use super::*;
-use oci_spec::runtime::LinuxNamespaceType as Namespace;
+use oci_spec::runtime::{Linux, LinuxNamespaceType as Namespace};
 use rustix::process::Pid;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A small valid spec, changed by `change`.
 fn spec_json(change: impl FnOnce(&mut Value)) -> Vec<u8> {
@@ -115,7 +115,7 @@ fn refusals_name_the_field() {
         ),
         (
             refusal(|spec| spec["linux"]["devices"] = device),
-            "linux.devices: \"/etc/passwd\"",
+            "linux.devices[0].path: ",
         ),
         (prepare("a", b"{").unwrap_err().to_string(), "config.json: "),
     ] {
@@ -151,16 +151,6 @@ fn limits_are_taken_out_of_the_spec() {
     assert_eq!(pids.unwrap().change, limits::Change::Set("5".to_owned()));
     let text = refusal(|spec| spec["linux"]["resources"] = json!({"pids": {"limit": -5}}));
     assert!(text.contains("linux.resources.pids.limit: "), "{text}");
-}
-
-#[test]
-fn container_ids() {
-    for id in ["a", "e2e-run-1-2", "A_b+c.d"] {
-        check_id(id).unwrap();
-    }
-    for id in ["", ".", "..", ".a", "a/b", "a b", "é", &"x".repeat(129)] {
-        assert!(matches!(check_id(id), Err(Error::BadId { .. })), "{id:?}");
-    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! accept every value that the table accepts.
 
 use super::*;
-use nacre_protocol::spec::{Kind, SPEC, leaves};
+use nacre_protocol::spec::{Handling, Kind, Node, SPEC, leaves};
 
 /// Sets the field at the JSON pointer `pointer`, whose parent must exist.
 fn set(spec: &mut Value, pointer: &str, value: Value) {
@@ -120,7 +120,8 @@ fn example(path: &str, name: &str) -> (&'static str, Value) {
 fn every_name_of_the_table_is_accepted() {
     let mut seen = 0;
     for (path, leaf) in leaves(&SPEC, "") {
-        let (Kind::Word(names) | Kind::WordExcept(names, _) | Kind::KnownWord(names)) = leaf.kind else {
+        let (Kind::OneOf(names) | Kind::OneOfExcept(names, _) | Kind::OneOfOrIgnored(names)) = leaf.kind
+        else {
             continue;
         };
         for name in names {
@@ -181,4 +182,106 @@ fn missing_and_empty_fields_are_accepted() {
         let prepared = prepared(&|spec| set(spec, pointer, value.clone()));
         assert_eq!(prepared.limits, [], "{pointer} = {value}");
     }
+}
+
+/// A value that the table and the agent accept for the leaf of kind `kind` at the table's path `path`.
+fn sample(path: &str, kind: Kind) -> Value {
+    match kind {
+        Kind::String => match path {
+            "root.path" | "linux.cgroupsPath" => json!("/x"),
+            "linux.namespaces[].path" => json!("container:x"),
+            "mounts[].type" => json!("tmpfs"),
+            _ => json!("x"),
+        },
+        Kind::AbsolutePath | Kind::MountDestination => json!("/x"),
+        Kind::DevicePath => json!("/dev/x"),
+        Kind::DeviceAccess => json!("rw"),
+        Kind::PageSize => json!("2MB"),
+        Kind::SpecVersion => json!("1.0"),
+        Kind::CpuList => json!("0"),
+        Kind::Boolean => json!(true),
+        Kind::Integer(_, max) => json!(u64::try_from(max.min(7)).unwrap()),
+        Kind::OneOf(names) | Kind::OneOfExcept(names, _) | Kind::OneOfOrIgnored(names) => json!(names.last()),
+        Kind::Any => panic!("{path} is applied"),
+    }
+}
+
+/// A value of `node` with every field that is applied; None if there is none. Without the hooks that run on the
+/// host, which the shim removes.
+fn complete(node: &Node, path: &str) -> Option<Value> {
+    match node {
+        Node::Leaf(leaf) => matches!(leaf.handling, Handling::Applied(_)).then(|| sample(path, leaf.kind)),
+        Node::List(element, _) => complete(element, &format!("{path}[]")).map(|element| json!([element])),
+        Node::Map(value) => complete(value, &format!("{path}.*")).map(|value| json!({"x.y": value})),
+        Node::Object(fields) => {
+            let fields = fields.iter().filter_map(|field| {
+                let separator = if path.is_empty() { "" } else { "." };
+                let path = format!("{path}{separator}{}", field.name);
+                let on_host = path.starts_with("hooks.") && !path.starts_with("hooks.startContainer");
+                let value = if on_host {
+                    None
+                } else {
+                    complete(&field.node, &path)
+                }?;
+                Some((field.name.to_owned(), value))
+            });
+            let object: serde_json::Map<_, _> = fields.collect();
+            (!object.is_empty()).then(|| object.into())
+        }
+    }
+}
+
+/// The JSON pointer in a [`complete`] spec of the table's path `path`.
+fn pointer(path: &str) -> String {
+    format!(
+        "/{}",
+        path.replace(".*", ".x\u{0}y")
+            .replace("[]", ".0")
+            .replace('.', "/")
+    )
+    .replace('\u{0}', ".")
+}
+
+#[test]
+fn oci_spec_reads_every_value_that_the_table_accepts() {
+    let complete = complete(&SPEC, "").unwrap();
+    let is_read = |spec: &Value, what: &str| {
+        // The check refuses some combinations of values; what it accepts must be read.
+        match prepare("a", spec.to_string().as_bytes()) {
+            Ok(_) => true,
+            Err(Error::Refused(_)) => false,
+            Err(error) => panic!("{what}: {error}"),
+        }
+    };
+    assert!(is_read(&complete, "all fields"));
+    let mut read = 0;
+    for (path, leaf) in leaves(&SPEC, "") {
+        let pointer = pointer(&path);
+        if complete.pointer(&pointer).is_none() {
+            continue;
+        }
+        if let Kind::Integer(min, max) = leaf.kind {
+            let number = |number: i128| {
+                i64::try_from(number).map_or_else(|_| json!(u64::try_from(number).unwrap()), |n| json!(n))
+            };
+            for value in [number(min), number(max)] {
+                let mut spec = complete.clone();
+                *spec.pointer_mut(&pointer).unwrap() = value.clone();
+                read += usize::from(is_read(&spec, &format!("{path} = {value}")));
+            }
+        }
+        let parents = pointer.match_indices('/').map(|(at, _)| &pointer[..at]);
+        for removed in parents.chain([&*pointer]).filter(|removed| !removed.is_empty()) {
+            let mut spec = complete.clone();
+            *spec.pointer_mut(removed).unwrap() = Value::Null;
+            read += usize::from(is_read(&spec, &format!("without {removed}")));
+            let (parent, key) = removed.rsplit_once('/').unwrap();
+            if key == "0" {
+                spec = complete.clone();
+                *spec.pointer_mut(parent).unwrap() = json!([]);
+                read += usize::from(is_read(&spec, &format!("{parent} = []")));
+            }
+        }
+    }
+    assert!(read > 200, "{read}");
 }

@@ -1,13 +1,13 @@
-//! The words that fields know.
+//! The names that fields with a fixed set of values accept.
 
-/// Why nothing is told to a listener.
-pub const NO_LISTENER: &str = "a listener on the host can't be reached by the guest's kernel";
+/// Why seccomp notifications are refused.
+pub const NO_LISTENER: &str = "the guest kernel cannot send notifications to a listener on the host";
 
-/// Kinds of namespaces.
-pub const NAMESPACES: &[&str] = &["mount", "pid", "network", "uts", "ipc", "user", "cgroup", "time"];
+/// `linux.namespaces[].type`.
+pub const NAMESPACE_TYPES: &[&str] = &["mount", "pid", "network", "uts", "ipc", "user", "cgroup", "time"];
 
-/// The specification's four, and the recursive forms that containerd writes.
-pub const PROPAGATIONS: &[&str] = &[
+/// `linux.rootfsPropagation`: the four types of the specification, and the recursive ones that containerd writes.
+pub const PROPAGATION_TYPES: &[&str] = &[
     "",
     "private",
     "shared",
@@ -20,7 +20,7 @@ pub const PROPAGATIONS: &[&str] = &[
 ];
 
 /// Policies of sched_setattr(2).
-pub const POLICIES: &[&str] = &[
+pub const SCHEDULER_POLICIES: &[&str] = &[
     "SCHED_OTHER",
     "SCHED_FIFO",
     "SCHED_RR",
@@ -40,8 +40,8 @@ pub const SCHEDULER_FLAGS: &[&str] = &[
     "SCHED_FLAG_UTIL_CLAMP_MAX",
 ];
 
-/// What a filter of system calls does.
-pub const ACTIONS: &[&str] = &[
+/// Actions of a seccomp filter.
+pub const SECCOMP_ACTIONS: &[&str] = &[
     "SCMP_ACT_KILL",
     "SCMP_ACT_KILL_PROCESS",
     "SCMP_ACT_KILL_THREAD",
@@ -52,11 +52,11 @@ pub const ACTIONS: &[&str] = &[
     "SCMP_ACT_LOG",
 ];
 
-/// What it can't do.
-pub const NOTIFY: &[(&str, &str)] = &[("SCMP_ACT_NOTIFY", NO_LISTENER)];
+/// The action that needs a listener.
+pub const NOTIFY_ACTION: &[(&str, &str)] = &[("SCMP_ACT_NOTIFY", NO_LISTENER)];
 
-/// Comparisons of a filter.
-pub const OPERATORS: &[&str] = &[
+/// Operators of a seccomp argument condition.
+pub const SECCOMP_OPERATORS: &[&str] = &[
     "SCMP_CMP_NE",
     "SCMP_CMP_LT",
     "SCMP_CMP_LE",
@@ -66,18 +66,18 @@ pub const OPERATORS: &[&str] = &[
     "SCMP_CMP_MASKED_EQ",
 ];
 
-/// Flags of a filter.
+/// Flags of a seccomp filter.
 pub const SECCOMP_FLAGS: &[&str] = &[
     "SECCOMP_FILTER_FLAG_TSYNC",
     "SECCOMP_FILTER_FLAG_LOG",
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
 ];
 
-/// Flags that need a listener.
-pub const OF_LISTENERS: &[(&str, &str)] = &[("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", NO_LISTENER)];
+/// The flag that needs a listener.
+pub const LISTENER_FLAGS: &[(&str, &str)] = &[("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", NO_LISTENER)];
 
-/// Architectures that a filter names.
-pub const ARCHITECTURES: &[&str] = &[
+/// Architectures of a seccomp filter.
+pub const SECCOMP_ARCHITECTURES: &[&str] = &[
     "SCMP_ARCH_X86",
     "SCMP_ARCH_X86_64",
     "SCMP_ARCH_X32",
@@ -103,8 +103,8 @@ pub const ARCHITECTURES: &[&str] = &[
     "SCMP_ARCH_RISCV64",
 ];
 
-/// Limits of setrlimit(2).
-pub const RLIMITS: &[&str] = &[
+/// Resources of setrlimit(2).
+pub const RLIMIT_TYPES: &[&str] = &[
     "RLIMIT_AS",
     "RLIMIT_CORE",
     "RLIMIT_CPU",
@@ -123,7 +123,7 @@ pub const RLIMITS: &[&str] = &[
     "RLIMIT_STACK",
 ];
 
-/// capabilities(7), in the kernel's order.
+/// Capabilities of capabilities(7), in the order of the kernel's numbers.
 pub const CAPABILITIES: &[&str] = &[
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
