@@ -22,6 +22,8 @@ use tokio::io::unix::AsyncFd;
 
 /// How long the work of [`in_child`] may take.
 const CHILD_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a killed child of [`in_child`] is waited for; the shim's one thread does nothing else meanwhile.
+const KILLED_CHILD_DEADLINE: Duration = Duration::from_secs(1);
 /// Longest reason that [`in_child`] passes on, bytes. It fits into a pipe, so the child can exit before it is
 /// read.
 const MAX_REASON: usize = 16 * 1024;
@@ -62,23 +64,15 @@ async fn in_child_within(
         i32::from(!reason.is_empty())
     })?;
     let child = rustix::process::Pid::from_raw(child.as_raw()).ok_or_else(|| io::Error::other("no pid"))?;
-    let child = watch(pidfd_open(child, PidfdFlags::empty())?)?;
-    match tokio::time::timeout(deadline, child.readable()).await {
+    let child = ForkedChild(watch(pidfd_open(child, PidfdFlags::empty())?)?);
+    match tokio::time::timeout(deadline, child.0.readable()).await {
         Ok(ready) => drop(ready?),
         Err(_elapsed) => {
-            rustix::process::pidfd_send_signal(child.get_ref(), Signal::KILL)?;
-            // A child in an uninterruptible system call exits when that returns, if ever: nothing waits for
-            // it here.
-            tokio::spawn(async move {
-                if let Ok(_ready) = child.readable().await {
-                    let _ = reap(child.get_ref());
-                }
-            });
             let late = format!("the child process did not finish within {deadline:?} and was killed");
             return Err(io::Error::new(io::ErrorKind::TimedOut, late));
         }
     }
-    let status = reap(child.get_ref())?;
+    let status = child.reap()?;
     if status.exit_status() == Some(0) {
         return Ok(Ok(()));
     }
@@ -90,6 +84,31 @@ async fn in_child_within(
     } else {
         String::from_utf8_lossy(&reason).into_owned()
     }))
+}
+
+/// A forked child that must not outlive the work it was made for: if that is cancelled or late, the child is killed.
+struct ForkedChild(AsyncFd<OwnedFd>);
+
+impl ForkedChild {
+    /// Takes the exit status of a child that has exited.
+    fn reap(self) -> io::Result<WaitIdStatus> {
+        reap(self.0.get_ref())
+    }
+}
+
+impl Drop for ForkedChild {
+    fn drop(&mut self) {
+        let pidfd = self.0.get_ref();
+        // Fails if the child was reaped: then there is nothing to do.
+        if rustix::process::pidfd_send_signal(pidfd, Signal::KILL).is_err() {
+            return;
+        }
+        // A child in an uninterruptible system call exits when that returns, if ever: it is not waited for longer.
+        let deadline = Instant::now() + KILLED_CHILD_DEADLINE;
+        if matches!(wait_readable(pidfd, deadline), Ok(true)) {
+            let _ = reap(pidfd);
+        }
+    }
 }
 
 /// Takes the exit status of the child behind `pidfd`, which must have exited (its pidfd is readable):
@@ -329,16 +348,33 @@ mod tests {
         assert_eq!(failed.unwrap_err().len(), MAX_REASON);
     }
 
+    fn hang() -> Result<(), String> {
+        let (mut never, _writer) = io::pipe().unwrap();
+        let _ = never.read(&mut [0]);
+        Ok(())
+    }
+
     #[tokio::test]
     async fn a_child_that_hangs_is_killed_at_the_deadline() {
-        let work = || {
-            let (mut never, _writer) = io::pipe().unwrap();
-            let _ = never.read(&mut [0]);
-            Ok(())
-        };
-        let error = in_child_within(Duration::from_millis(50), work)
+        let error = in_child_within(Duration::from_millis(50), hang)
             .await
             .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_child_whose_work_is_cancelled_is_killed_and_reaped() {
+        // A pipe that only the child keeps open: it ends with the child.
+        let (mut reader, writer) = io::pipe().unwrap();
+        let work = in_child(move || {
+            let _open = writer;
+            hang()
+        });
+        assert!(
+            tokio::time::timeout(Duration::from_millis(50), work)
+                .await
+                .is_err()
+        );
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
     }
 }
