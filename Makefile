@@ -1,13 +1,16 @@
-# Nacre: build, try, test, measure. Every target says what it does; all can be repeated, and a second run takes seconds.
+# Builds, tests and measures Nacre. Every target can be repeated; a second run builds only what has changed.
 #
-#   make          builds everything and installs it into target/nacre
-#   make setup    installs the packages it needs (apt), only those that are missing
-#   make demo     all of that, then a container in its own microVM
-#   make test     all tests of every ring, ending with a count
-#   make bench    nacre beside runc, in one run
-#   make clean    removes what was built; the caches in ~/.cache/nacre stay
+#   make           builds everything and installs it into target/nacre
+#   make setup     installs the missing packages (apt) and checks the Rust toolchain
+#   make demo      setup and build, then runs a container in its own microVM
+#   make test      setup and build, then the unit, end-to-end and parity tests; the last line is their count
+#   make test-all  make test, then the tests of the lab and of other versions of containerd
+#   make bench     measures nacre beside runc; writes target/bench/results.json and index.html
+#                  OTHER=PREFIX also measures the build that is installed at PREFIX
+#   make clean     removes what was built; the caches in ~/.cache/nacre stay
 #
-# QUICK=1 builds the host's programs unoptimised and the agent without link-time optimisation: for work on the code.
+# QUICK=1 builds the host's programs unoptimised and the agent without link-time optimisation, for work on the
+# code.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -36,7 +39,7 @@ BUILT := $(TARGET)/release
 endif
 AGENT := $(TARGET)/$(GUEST_TRIPLE)/guest/nacre-agent
 
-.PHONY: install check setup programs agent kernel image demo test bench clean
+.PHONY: install check setup programs agent kernel image demo test test-all bench clean
 
 install: programs kernel image
 	@mkdir -p $(PREFIX)/bin
@@ -50,10 +53,11 @@ setup:
 	@scripts/setup
 
 programs: check
-	@echo "==> programs of the host (cargo, profile $(PROFILE); the first time takes minutes)"
+	@echo "==> programs of the host (cargo, profile $(PROFILE); the first build takes minutes)"
 	@cargo build --profile $(PROFILE) $(addprefix --package ,$(PROGRAMS) nacre-rootfs-builder)
 
-# Static: it is the only file of its root file system. --target keeps the flags away from build scripts.
+# Linked statically, because it is the only file in the guest's root file system. With --target the flags do
+# not apply to build scripts.
 agent: check
 	@echo "==> agent of the guest (cargo, profile guest)"
 	@RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static -C force-unwind-tables=no" LIBSECCOMP_LINK_TYPE=static \
@@ -61,7 +65,7 @@ agent: check
 		cargo build --profile guest --target $(GUEST_TRIPLE) --package nacre-agent
 
 kernel: check
-	@echo "==> kernel of the guest (the first time about 7 minutes on two cores)"
+	@echo "==> kernel of the guest (the first build takes about 7 minutes on two cores)"
 	@guest-kernel-config/build --output $(PREFIX)/share/nacre/vmlinux >/dev/null
 
 image: programs agent
@@ -77,11 +81,15 @@ test: setup
 	@$(MAKE) --no-print-directory install
 	@tests/all
 
+test-all: setup
+	@$(MAKE) --no-print-directory install
+	@tests/all unit e2e parity lab other-containerds
+
 bench: setup
 	@$(MAKE) --no-print-directory install
-	@cargo build --quiet --package nacre-tests --bin nacre-bench
-	@tests/lab/run -- $(TARGET)/debug/nacre-bench --output $(TARGET)/bench
+	@cargo build --quiet --package nacre-tests
+	@tests/lab/run -- $(TARGET)/debug/nacre-bench --output $(TARGET)/bench $(if $(OTHER),--other $(abspath $(OTHER)))
 
 clean:
 	@cargo clean
-	@echo "caches are kept: $(CACHE)"
+	@echo "kept: the caches in $(CACHE)"

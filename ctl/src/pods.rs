@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
-use nacre_protocol::state::{FAILURES_DIR, Failure, POD_FILE, Pod, TIMELINE_FILE, Timeline};
+use nacre_protocol::state::{FAILURES_DIR, Failure, POD_FILE, Pod, PodState, TIMELINE_FILE, Timeline};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -196,14 +196,14 @@ pub fn memory(pod: &Pod) -> Result<Option<u64>, Unreadable> {
 /// The state in pod.json, with a note if the shim or the VMM has exited without updating the file.
 pub fn state(pod: &Pod) -> String {
     let has_exited = |pid: u32| !Path::new(&format!("/proc/{pid}")).exists();
-    if has_exited(pod.shim_pid) {
+    if !pod.is_shim_running() {
         return format!("{}, but its shim (pid {}) has exited", pod.state, pod.shim_pid);
     }
     match pod.vmm_pid {
-        Some(pid) if pod.state == "running" && has_exited(pid) => {
+        Some(pid) if pod.state == PodState::Running && has_exited(pid) => {
             format!("running, but its VMM (pid {pid}) has exited")
         }
-        _ => pod.state.clone(),
+        _ => pod.state.to_string(),
     }
 }
 
@@ -225,7 +225,7 @@ fn directory_entries(directory: &Path) -> Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 pub mod tests {
-    use nacre_protocol::state::TimelineStep;
+    use nacre_protocol::state::{TimelineStep, process_start_time};
 
     use super::*;
 
@@ -238,11 +238,11 @@ pub mod tests {
             containerd_address: "/run/containerd/containerd.sock".to_owned(),
             bundle: PathBuf::from("/run/bundle"),
             shim_pid: std::process::id(),
-            shim_start_time: None,
+            shim_start_time: process_start_time(std::process::id()),
             vmm_pid: Some(std::process::id()),
             cgroup: None,
             created,
-            state: "running".to_owned(),
+            state: PodState::Running,
         };
         for (key, pod) in [
             ("1", pod("web-1", "default", 20)),

@@ -1,6 +1,7 @@
-//! The pod's cgroup: a leaf under the parent that the spec's cgroupsPath names, in the cgroup2 file system. The VMM is
-//! in it, the shim is not. Both notations of cgroupsPath are read: cgroupfs's path, and systemd's "slice:prefix:name",
-//! whose directories are made without D-Bus. A parent that had to be made carries a mark and goes with its last pod.
+//! The pod's cgroup: a leaf in the cgroup2 file system, below the parent that the spec's cgroupsPath names. The VMM is in
+//! it, the shim is not. cgroupsPath may have either notation: a path (cgroupfs), or "slice:prefix:name" (systemd), whose
+//! directories are made without D-Bus. A parent that had to be made gets an extended attribute as a mark, and is removed
+//! with its last pod. Called by the sandbox and by clean_up.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _};
@@ -12,20 +13,21 @@ use rustix::fs::XattrFlags;
 
 use crate::sys;
 
-/// On directories that we made above a leaf.
+/// The extended attribute that marks parents made by a shim.
 const MARK: &str = "user.nacre";
-/// Where a pod without a cgroupsPath goes.
+/// The parent of a pod without a cgroupsPath.
 const DEFAULT_PARENT: &str = "nacre";
+/// The controllers that a pod is limited and accounted by.
 const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
 
-/// Why there is no cgroup.
+/// Why a cgroup could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("no cgroup2 file system is mounted; mount one with: mount -t cgroup2 none /sys/fs/cgroup")]
     NoCgroup2,
     #[error("linux.cgroupsPath {path:?}: {reason}")]
     Path { path: String, reason: &'static str },
-    #[error("cgroup {}: a killed process in it has not ended", .0.display())]
+    #[error("cgroup {}: a killed process in it has not exited", .0.display())]
     Populated(PathBuf),
     #[error("cgroup {}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
@@ -36,12 +38,12 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::File { path, source }
 }
 
-/// Where this host's cgroup2 file system is mounted.
+/// The mount point of this host's cgroup2 file system.
 ///
 /// # Errors
-/// [`Error::NoCgroup2`] where it is not.
+/// [`Error::NoCgroup2`] if none is mounted.
 pub fn root() -> Result<PathBuf, Error> {
-    // Where it is on most hosts; a node with many pods has a long mountinfo.
+    // The usual mount point first: on a node with many pods mountinfo is long.
     let usual = Path::new("/sys/fs/cgroup");
     if rustix::fs::statfs(usual).is_ok_and(|stat| stat.f_type == libc::CGROUP2_SUPER_MAGIC) {
         return Ok(usual.to_owned());
@@ -61,10 +63,10 @@ fn root_in(mountinfo: &str) -> Option<PathBuf> {
     })
 }
 
-/// The parent of a pod's cgroup, relative to the root, from the spec's cgroupsPath.
+/// The parent of a pod's cgroup, relative to the root, by the spec's cgroupsPath.
 ///
 /// # Errors
-/// [`Error::Path`] where it is in neither notation.
+/// [`Error::Path`] if it has neither notation.
 pub fn parent(cgroups_path: Option<&str>) -> Result<PathBuf, Error> {
     let Some(path) = cgroups_path.filter(|path| !path.is_empty()) else {
         return Ok(DEFAULT_PARENT.into());
@@ -74,23 +76,23 @@ pub fn parent(cgroups_path: Option<&str>) -> Result<PathBuf, Error> {
         reason,
     };
     if let [slice, _, _] = *path.split(':').collect::<Vec<_>>() {
-        return expand_slice(slice).ok_or_else(|| refuse("its first part is no slice"));
+        return expand_slice(slice).ok_or_else(|| refuse("its first part is not the name of a slice"));
     }
     let mut parts = PathBuf::new();
     for component in Path::new(path).components() {
         match component {
             Component::Normal(part) => parts.push(part),
             Component::RootDir | Component::CurDir => {}
-            Component::ParentDir | Component::Prefix(_) => return Err(refuse("it leaves the hierarchy")),
+            Component::ParentDir | Component::Prefix(_) => return Err(refuse("\"..\" is not allowed")),
         }
     }
     match parts.parent() {
         Some(parent) => Ok(parent.to_owned()),
-        None => Err(refuse("it names the root")),
+        None => Err(refuse("it names the root cgroup")),
     }
 }
 
-/// systemd.slice(5): "a-b.slice" is in "a.slice"; "-.slice" is the root.
+/// The path of a slice (systemd.slice(5)): "a-b.slice" is in "a.slice"; "-.slice" is the root. None for an invalid name.
 fn expand_slice(slice: &str) -> Option<PathBuf> {
     let slice = if slice.is_empty() { "system.slice" } else { slice };
     let name = slice.strip_suffix(".slice")?;
@@ -118,7 +120,7 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// The cgroup `leaf` of the pod whose spec says `cgroups_path`; nothing is made yet.
+    /// The cgroup of the pod with `key`, whose spec has `cgroups_path`. Makes nothing yet.
     ///
     /// # Errors
     /// As [`root`] and [`parent`].
@@ -128,7 +130,7 @@ impl Cgroup {
         Ok(Self { root, path })
     }
 
-    /// Takes over the cgroup at `path`, which an earlier shim made.
+    /// The cgroup at `path`, which an earlier shim has made.
     ///
     /// # Errors
     /// As [`root`].
@@ -139,18 +141,18 @@ impl Cgroup {
         })
     }
 
-    /// Its directory.
+    /// The cgroup's directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Makes it, with those above it, and gives its directory for `CLONE_INTO_CGROUP`.
+    /// Makes the cgroup and its missing parents; returns its directory, open, for `CLONE_INTO_CGROUP`.
     ///
     /// # Errors
     /// [`Error::File`] with the directory that could not be made.
     pub fn make(&self) -> Result<File, Error> {
-        // A neighbour's removal may take a parent away between two steps; each round is one such pod.
+        // Another pod's shim may remove a shared parent between two steps. One round per such pod.
         let mut rounds = 0;
         loop {
             match self.make_once() {
@@ -180,10 +182,10 @@ impl Cgroup {
         File::open(&self.path).map_err(at(&self.path))
     }
 
-    /// Kills every process in it; one that is gone is fine.
+    /// Kills every process in the cgroup (cgroup.kill). Does nothing if the cgroup does not exist.
     ///
     /// # Errors
-    /// [`Error::File`] where it can't be done.
+    /// [`Error::File`] if the file can't be written.
     pub fn kill(&self) -> Result<(), Error> {
         let file = self.path.join("cgroup.kill");
         match fs::write(&file, "1") {
@@ -193,7 +195,7 @@ impl Cgroup {
     }
 
     /// Waits until no process is left in it, by cgroup.events' `populated`, whose changes poll(2) reports (Documentation/
-    /// admin-guide/cgroup-v2.rst, "[Un]populated Notification"). A cgroup that was removed is empty.
+    /// admin-guide/cgroup-v2.rst, "(Un)populated Notification"). A cgroup that was removed is empty.
     ///
     /// # Errors
     /// [`Error::Populated`] if a process is left at `deadline`; [`Error::File`] if the file can't be read.
@@ -219,10 +221,10 @@ impl Cgroup {
         }
     }
 
-    /// Removes it and the marked parents that are empty; its processes must have ended.
+    /// Removes the cgroup, and marked parents that are empty then. Its processes must have exited.
     ///
     /// # Errors
-    /// [`Error::File`] where it can't be removed.
+    /// [`Error::File`] if the cgroup can't be removed.
     pub fn remove(&self) -> Result<(), Error> {
         match fs::remove_dir(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&self.path)(error)),
@@ -234,7 +236,7 @@ impl Cgroup {
             .skip(1)
             .take_while(|path| *path != self.root && path.starts_with(&self.root))
         {
-            // A neighbour in it keeps it: then rmdir says EBUSY.
+            // rmdir(2) fails with EBUSY if another pod's cgroup is in it.
             if !is_marked(directory) || fs::remove_dir(directory).is_err() {
                 break;
             }
@@ -243,8 +245,8 @@ impl Cgroup {
     }
 }
 
-/// Lets children of `directory` be limited and measured. Not every host has every controller here (hybrid hierarchies
-/// have none), and a directory with processes refuses: what is then missing is accounting, not the pod.
+/// Enables [`CONTROLLERS`] for the children of `directory`. Failures are only logged: a hybrid hierarchy has no controllers
+/// here, and a cgroup with processes accepts none; the pod then runs without limits or accounting of that kind.
 fn enable_controllers(directory: &Path) {
     let Ok(available) = fs::read_to_string(directory.join("cgroup.controllers")) else {
         return;
@@ -267,7 +269,7 @@ fn enable_controllers(directory: &Path) {
 fn mark(directory: &Path) {
     if let Err(error) = rustix::fs::setxattr(directory, MARK, b"1", XattrFlags::CREATE) {
         crate::log::warn(format_args!(
-            "{}: can't be marked for removal: {error}",
+            "marking {} for removal: {error}",
             directory.display()
         ));
     }
@@ -282,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_notations_name_the_parent() {
+    fn the_parent_is_found_in_both_notations() {
         for (path, want) in [
             (None, "nacre"),
             (Some(""), "nacre"),
@@ -302,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_in_neither_is_refused() {
+    fn other_paths_are_refused() {
         for path in [
             "../x/y",
             "/a/../../b",
@@ -322,10 +324,10 @@ mod tests {
     }
 
     #[test]
-    fn the_mount_is_found_on_pure_and_hybrid_hosts() {
-        let pure = "24 1 0:22 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n";
+    fn the_mount_point_is_found_on_unified_and_hybrid_hosts() {
+        let unified = "24 1 0:22 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n";
         let hybrid = "30 24 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw\n32 30 0:28 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 none rw\n";
-        assert_eq!(root_in(pure), Some("/sys/fs/cgroup".into()));
+        assert_eq!(root_in(unified), Some("/sys/fs/cgroup".into()));
         assert_eq!(root_in(hybrid), Some("/sys/fs/cgroup/unified".into()));
         assert_eq!(root_in("1 0 0:1 / / rw - ext4 /dev/vda rw\n"), None);
     }

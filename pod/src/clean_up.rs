@@ -1,8 +1,8 @@
-//! Removes what a pod left on the host after its shim died, from `pod.json` alone. Called by the command `delete`, and by
-//! `start` when an earlier pod had the same name. May run twice, and before anything was made.
+//! Removes what a pod left on the host after its shim died; reads `pod.json` and nothing else. Called by the command
+//! `delete`, and by `start` if an earlier pod had the same name. May run twice, and before anything was created.
 //!
-//! Pids are used again, and all pods run the same two programs, so the recorded shim is killed only if its start time is
-//! the recorded one, too. The VMM is never looked up by pid: it is whatever runs in the pod's cgroup.
+//! The kernel reuses pids, and all pods run the same two programs, so the recorded shim is killed only if its start time
+//! is the recorded one, too. The VMM is never looked up by pid: every process in the pod's cgroup is killed.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -15,10 +15,10 @@ use crate::cgroup::{self, Cgroup};
 use crate::identity::Identity;
 use crate::{state, sys};
 
-/// How long killed processes may take to end, all together; containerd gives `delete` 5 s.
+/// How long all killed processes together may take to exit; containerd gives `delete` 5 s.
 const END_DEADLINE: Duration = Duration::from_secs(4);
 
-/// What could not be cleaned up.
+/// Why a pod could not be cleaned up.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or directory of the pod's state.
@@ -35,15 +35,15 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// The shim was killed and is still there.
-    #[error("the shim, pid {pid}, has not ended {s} s after SIGKILL", s = END_DEADLINE.as_secs())]
+    /// The shim has not exited after SIGKILL.
+    #[error("the shim, pid {pid}, has not exited {s} s after SIGKILL", s = END_DEADLINE.as_secs())]
     Stuck {
         /// The shim's pid.
         pid: u32,
     },
 }
 
-/// What was found.
+/// What [`clean_up`] found.
 #[derive(Debug, Default)]
 pub struct Cleaned {
     /// The VMM's host pid; 0 if it is not known.
@@ -52,7 +52,7 @@ pub struct Cleaned {
     pub unreadable: Option<state::Error>,
 }
 
-/// Ends what still runs of the pod and removes what is left of it.
+/// Kills the pod's processes and removes its cgroup and directory.
 ///
 /// # Errors
 /// [`Error`]; the pod's directory then stays, so that the next call can finish the work.
@@ -67,14 +67,14 @@ pub fn clean_up(identity: &Identity) -> Result<Cleaned, Error> {
     };
     let vmm_pid = pod.as_ref().and_then(|pod| pod.vmm_pid).unwrap_or(0);
     if let Some(pod) = pod {
-        end(&pod)?;
+        kill_processes(&pod)?;
     }
     state::remove_directory(&directory)?;
     Ok(Cleaned { vmm_pid, unreadable })
 }
 
-/// The containerd address that pod `id` was started with; containerd 1.6 does not pass it to `delete`, and pods are named
-/// by it. Empty if there is no such pod.
+/// The containerd address that pod `id` was started with; empty if there is no such pod. The address is part of a pod's
+/// key, and containerd 1.6 does not pass it to `delete`.
 pub fn recorded_address(namespace: &str, id: &str) -> String {
     let pods = fs::read_dir(STATE_ROOT).into_iter().flatten().flatten();
     pods.filter_map(|entry| state::read_pod(&entry.path()).ok().flatten())
@@ -83,7 +83,7 @@ pub fn recorded_address(namespace: &str, id: &str) -> String {
         .unwrap_or_default()
 }
 
-fn end(pod: &Pod) -> Result<(), Error> {
+fn kill_processes(pod: &Pod) -> Result<(), Error> {
     let deadline = Instant::now() + END_DEADLINE;
     // The shim first, or it would report the VMM's end as a failure.
     if let Some(shim) = find_shim(pod) {
@@ -109,15 +109,17 @@ fn end(pod: &Pod) -> Result<(), Error> {
 /// The recorded shim, if the process with its pid was started when it was.
 fn find_shim(pod: &Pod) -> Option<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(pod.shim_pid).ok()?)?;
-    // Opened before the look at its start time: from then on the pid can't become another process's.
+    // A pidfd keeps naming the same process, so it is opened before the start time is compared.
     let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-    let started = sys::start_time(pod.shim_pid)?;
-    (pod.shim_start_time == Some(started)).then_some(process)
+    pod.is_shim_running().then_some(process)
 }
 
 #[cfg(test)]
 mod tests {
+    use nacre_protocol::state::process_start_time;
+
     use super::*;
+    use nacre_protocol::state::PodState;
 
     fn pod_of(shim_pid: u32, shim_start_time: Option<u64>) -> Pod {
         Pod {
@@ -130,21 +132,21 @@ mod tests {
             vmm_pid: None,
             cgroup: None,
             created: 0,
-            state: "running".into(),
+            state: PodState::Running,
         }
     }
 
     #[test]
     fn another_process_with_the_recorded_pid_is_not_the_shim() {
         let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let started = sys::start_time(other.id()).unwrap();
+        let started = process_start_time(other.id()).unwrap();
         assert!(find_shim(&pod_of(other.id(), Some(started))).is_some());
         for wrong in [Some(started.wrapping_add(1)), None] {
             assert!(find_shim(&pod_of(other.id(), wrong)).is_none());
-            end(&pod_of(other.id(), wrong)).unwrap();
+            kill_processes(&pod_of(other.id(), wrong)).unwrap();
         }
-        assert!(other.try_wait().unwrap().is_none(), "a neighbour was killed");
-        end(&pod_of(other.id(), Some(started))).unwrap();
+        assert!(other.try_wait().unwrap().is_none(), "another process was killed");
+        kill_processes(&pod_of(other.id(), Some(started))).unwrap();
         assert!(!other.wait().unwrap().success());
     }
 }

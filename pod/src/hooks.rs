@@ -1,6 +1,7 @@
-//! Hooks of the OCI specification that run on the host, in the shim's namespaces: prestart and createRuntime (within
-//! Create, before the container's init is made), poststart (within Start), poststop (within Delete). Each gets the
-//! container's state on its standard input. `startContainer` runs in the guest and is none of ours.
+//! Hooks of the OCI specification that run on the host, in the shim's namespaces: prestart and createRuntime (during
+//! Create, before the container's init is created), poststart (during Start), poststop (during Delete). Each gets the
+//! container's state on standard input. The guest runs `startContainer`; this module never does. Parsed by `bundle`, run
+//! by the sandbox.
 
 use std::fs::File;
 use std::io::{self, PipeReader, Seek as _, Write as _};
@@ -16,21 +17,24 @@ use tokio::io::AsyncReadExt as _;
 
 use crate::sys;
 
-/// Most of a hook's output that is told.
+/// How much of a failed hook's output its error has: the last bytes.
 const KEPT: usize = 1024;
-/// Reads after its end: a pipeful.
+/// Reads of the output after a hook has exited: 4 KiB each, a pipeful (64 KiB) together.
 const LAST_READS: usize = 16;
 
-/// When hooks run.
+/// How long a killed hook may take to exit.
+const KILL_DEADLINE: Duration = Duration::from_secs(1);
+
+/// The point of a container's life at which a list of hooks runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Point {
-    /// Before the container's init is made; older than the next, and run before it.
+    /// Before the container's init is created; deprecated by the specification, and run before createRuntime.
     Prestart,
-    /// Before the container's init is made.
+    /// Before the container's init is created.
     CreateRuntime,
-    /// After the command was started.
+    /// After the container's command was started.
     Poststart,
-    /// After the container is deleted.
+    /// After the container was deleted.
     Poststop,
 }
 
@@ -44,7 +48,7 @@ impl Point {
         }
     }
 
-    /// The container's status by then.
+    /// The container's status, as the specification has it at this point.
     fn status(self) -> &'static str {
         match self {
             Self::Prestart | Self::CreateRuntime => "creating",
@@ -54,18 +58,18 @@ impl Point {
     }
 }
 
-/// A program to be run.
+/// An entry of a list of hooks.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 struct Hook {
     path: PathBuf,
-    /// With `argv[0]`, which need not be the path.
+    /// `argv`, including `argv[0]`.
     args: Option<Vec<String>>,
     env: Option<Vec<String>>,
     /// Seconds.
     timeout: Option<u64>,
 }
 
-/// A spec's `hooks`, as far as they run on the host.
+/// The lists of a spec's `hooks` that run on the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Lists {
@@ -75,30 +79,30 @@ struct Lists {
     poststop: Option<Vec<Hook>>,
 }
 
-/// A container's hooks on the host.
+/// A container's hooks that run on the host.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Hooks {
     lists: Lists,
     document: StateDocument,
 }
 
-/// Hooks that the specification does not allow.
+/// A field of `hooks` that is not valid.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Invalid {
-    /// Where, as a JSON path.
+    /// The field's JSON path.
     pub path: String,
     /// Why.
     pub reason: String,
 }
 
 impl Hooks {
-    /// The keys of a spec's `hooks` that are read here.
+    /// The keys of a spec's `hooks` that this module reads.
     pub const KEYS: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
 
-    /// Reads the hooks of container `id` of the spec `spec` in `bundle`.
+    /// Parses the hooks in `spec`, the spec of container `id` in `bundle`.
     ///
     /// # Errors
-    /// [`Invalid`] with the first that can't be run.
+    /// [`Invalid`] with the first invalid field.
     pub fn parse(id: &str, bundle: &Path, spec: &Value) -> Result<Self, Invalid> {
         let lists: Option<Lists> = Option::deserialize(&spec["hooks"]).map_err(|error| Invalid {
             path: "hooks".into(),
@@ -125,9 +129,10 @@ impl Hooks {
             if hook.timeout == Some(0) {
                 return Err(refuse("timeout", "must be greater than zero"));
             }
-            let words = [&hook.args, &hook.env].into_iter().flatten().flatten();
-            if words.into_iter().any(|word| word.contains('\0')) {
-                return Err(refuse("args", "a word with a NUL byte"));
+            for (key, strings) in [("args", &hook.args), ("env", &hook.env)] {
+                if strings.iter().flatten().any(|string| string.contains('\0')) {
+                    return Err(refuse(key, "contains a NUL byte"));
+                }
             }
         }
         Ok(parsed)
@@ -160,16 +165,16 @@ impl Hooks {
         })
     }
 
-    /// Whether there is one at `point`.
+    /// True if the spec has hooks at `point`.
     #[must_use]
     pub fn has(&self, point: Point) -> bool {
         !self.at(point).is_empty()
     }
 
-    /// Runs those at `point`, one after the other, up to the first that fails; `pid` is the VMM's.
+    /// Runs the hooks at `point` in order and stops at the first that fails; `pid` is the VMM's.
     ///
     /// # Errors
-    /// [`Failed`] with the hook.
+    /// [`Failed`] with the hook that failed.
     pub async fn run(&self, point: Point, pid: u32) -> Result<(), Failed> {
         for (index, hook) in self.at(point).iter().enumerate() {
             self.run_one(point, index, hook, pid).await?;
@@ -177,7 +182,7 @@ impl Hooks {
         Ok(())
     }
 
-    /// Runs all at `point`; what fails is logged.
+    /// Runs all hooks at `point` in order; failures are only logged.
     pub async fn run_all(&self, point: Point, pid: u32) {
         for (index, hook) in self.at(point).iter().enumerate() {
             if let Err(failed) = self.run_one(point, index, hook, pid).await {
@@ -209,19 +214,19 @@ pub struct Failed {
     reason: String,
 }
 
-/// Whose hooks run: what a hook is told, but for status and pid.
+/// The container's state for a hook's standard input, without status and pid.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct StateDocument {
     oci_version: String,
     id: String,
     bundle: PathBuf,
-    /// Null for none.
+    /// Null if the spec has none.
     annotations: Value,
 }
 
 impl StateDocument {
-    /// The state as the specification has it. Its pid is the VMM's on the host, whose namespaces a container's traffic
-    /// goes through; a stopped container has none.
+    /// The state in the specification's JSON. `pid` is the VMM's on the host, because the container's network traffic goes
+    /// through the VMM's network namespace. A stopped container has no pid.
     fn state(&self, status: &str, pid: u32) -> Vec<u8> {
         let mut state = serde_json::json!({
             "ociVersion": self.oci_version,
@@ -241,32 +246,34 @@ impl StateDocument {
 
 impl Hook {
     async fn run(&self, state: &[u8], bundle: &Path) -> Result<(), String> {
-        let begun = self.start(state, bundle);
-        let (child, output) = begun.map_err(|error| error.to_string())?;
-        let mut child = Ended(child);
-        let mut told = Vec::new();
-        let ending = child.wait(output, &mut told);
+        let (child, output) = self.spawn(state, bundle).map_err(|error| error.to_string())?;
+        let mut child = KillOnDrop(child);
+        let mut tail = Vec::new();
+        let exit = child.wait(output, &mut tail);
         let status = match self.timeout {
-            None => ending.await,
-            Some(seconds) => match tokio::time::timeout(Duration::from_secs(seconds), ending).await {
+            None => exit.await,
+            Some(seconds) => match tokio::time::timeout(Duration::from_secs(seconds), exit).await {
                 Ok(status) => status,
-                // Dropping it kills it.
-                Err(_elapsed) => return Err(format!("not done within {seconds} s{}", quote(&told))),
+                Err(_elapsed) => {
+                    child.kill().await;
+                    return Err(format!("not done within {seconds} s{}", quote(&tail)));
+                }
             },
         };
         match status {
             Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(format!("{}{}", describe(status), quote(&told))),
-            Err(error) => Err(format!("waiting for it: {error}")),
+            Ok(status) => Err(format!("{}{}", exit_reason(status), quote(&tail))),
+            Err(error) => Err(format!("waiting for the hook: {error}")),
         }
     }
 
-    fn start(&self, state: &[u8], bundle: &Path) -> io::Result<(Child, PipeReader)> {
-        // A file instead of a pipe: a hook that does not read its state is waited for no longer.
+    /// Starts the hook; returns it with the pipe that both its outputs go to.
+    fn spawn(&self, state: &[u8], bundle: &Path) -> io::Result<(Child, PipeReader)> {
+        // A file, not a pipe: writing to a pipe could block if the hook does not read its state.
         let mut stdin: File = sys::memory_file("nacre-state", 0)?;
         stdin.write_all(state)?;
         stdin.rewind()?;
-        let (output, theirs) = io::pipe()?;
+        let (output, writer) = io::pipe()?;
         let mut command = Command::new(&self.path);
         if let Some((name, rest)) = self.args.as_deref().and_then(<[String]>::split_first) {
             command.arg0(name).args(rest);
@@ -277,19 +284,19 @@ impl Hook {
             .envs(variables.filter_map(|variable| variable.split_once('=')))
             .current_dir(bundle)
             .stdin(stdin)
-            .stdout(theirs.try_clone()?)
-            .stderr(theirs);
+            .stdout(writer.try_clone()?)
+            .stderr(writer);
         Ok((command.spawn()?, output))
     }
 }
 
-/// A child that does not outlive its guard.
-struct Ended(Child);
+/// A child process that is killed, if it still runs, when this is dropped.
+struct KillOnDrop(Child);
 
-impl Ended {
-    /// Waits for its end; what it writes until then is read, the last of it kept in `told`. What its own children write
-    /// later is not waited for.
-    async fn wait(&mut self, output: PipeReader, told: &mut Vec<u8>) -> io::Result<ExitStatus> {
+impl KillOnDrop {
+    /// Waits until the child exits and reads its output meanwhile; `tail` gets the last bytes. Does not wait for output of
+    /// the child's own children.
+    async fn wait(&mut self, output: PipeReader, tail: &mut Vec<u8>) -> io::Result<ExitStatus> {
         let ended = sys::watch_end(&self.0)?;
         let mut output = tokio::net::unix::pipe::Receiver::from_owned_fd(OwnedFd::from(output))?;
         let mut buffer = [0; 4096];
@@ -298,7 +305,7 @@ impl Ended {
             tokio::select! {
                 read = output.read(&mut buffer), if is_open => match read {
                     Ok(0) | Err(_) => is_open = false,
-                    Ok(length) => keep(told, buffer.get(..length).unwrap_or_default()),
+                    Ok(length) => keep(tail, buffer.get(..length).unwrap_or_default()),
                 },
                 ready = ended.readable() => {
                     drop(ready?);
@@ -306,44 +313,53 @@ impl Ended {
                 }
             }
         }
-        // What it wrote at last; a child of its own may go on writing.
+        // What the child wrote just before it exited. Bounded, because the child's own children may go on writing.
         for _ in 0..LAST_READS {
             match output.try_read(&mut buffer) {
                 Ok(0) | Err(_) => break,
-                Ok(length) => keep(told, buffer.get(..length).unwrap_or_default()),
+                Ok(length) => keep(tail, buffer.get(..length).unwrap_or_default()),
             }
         }
         self.0.wait()
     }
-}
 
-impl Drop for Ended {
-    fn drop(&mut self) {
-        // It has ended and was waited for, or it is late: then it is killed, and its end is at hand.
-        if self.0.kill().is_ok() {
-            drop(self.0.wait());
+    /// Kills the child and waits for it, but not for one that hangs in an uninterruptible system call.
+    async fn kill(&mut self) {
+        let killed = self.0.kill().and_then(|()| sys::watch_end(&self.0));
+        if let Ok(exited) = killed {
+            let _ = tokio::time::timeout(KILL_DEADLINE, exited.readable()).await;
         }
     }
 }
 
-fn keep(told: &mut Vec<u8>, bytes: &[u8]) {
-    told.extend_from_slice(bytes);
-    let surplus = told.len().saturating_sub(KEPT);
-    told.drain(..surplus);
-}
-
-fn quote(told: &[u8]) -> String {
-    let text = String::from_utf8_lossy(told);
-    match text.trim() {
-        "" => String::new(),
-        text => format!("; it wrote: {text}"),
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        // Both do nothing if the child was reaped. Neither blocks.
+        let _ = self.0.kill();
+        let _ = self.0.try_wait();
     }
 }
 
-fn describe(status: ExitStatus) -> String {
+/// Appends `bytes` to `tail`, which keeps its last [`KEPT`] bytes.
+fn keep(tail: &mut Vec<u8>, bytes: &[u8]) {
+    tail.extend_from_slice(bytes);
+    let surplus = tail.len().saturating_sub(KEPT);
+    tail.drain(..surplus);
+}
+
+/// A hook's output for its error message.
+fn quote(tail: &[u8]) -> String {
+    let text = String::from_utf8_lossy(tail);
+    match text.trim() {
+        "" => String::new(),
+        text => format!("; output: {text}"),
+    }
+}
+
+fn exit_reason(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
-        (Some(code), _) => format!("it exited with {code}"),
-        (_, Some(signal)) => format!("it was ended by signal {signal}"),
+        (Some(code), _) => format!("exited with {code}"),
+        (_, Some(signal)) => format!("killed by signal {signal}"),
         _ => status.to_string(),
     }
 }

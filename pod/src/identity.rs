@@ -1,13 +1,14 @@
-//! Who a pod is: containerd's names for it and where its files are. Made once by `start` or `delete`, then only read.
+//! Identifies a pod: containerd's names for it, and the paths that follow from them. Built by the commands `start` and
+//! `delete`.
 
 use std::path::{Path, PathBuf};
 
 use nacre_protocol::state;
 
-/// A pod's names.
+/// A pod's names and its bundle.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// The sandbox's id; without CRI annotations the container's.
+    /// The sandbox's id; without CRI annotations, the container's id.
     pub id: String,
     /// containerd's namespace.
     pub namespace: String,
@@ -15,12 +16,12 @@ pub struct Identity {
     pub address: String,
     /// The sandbox's bundle.
     pub bundle: PathBuf,
-    /// Names the pod's directory.
+    /// The name of the pod's directory: [`state::pod_key`] of the names above.
     pub key: String,
 }
 
 impl Identity {
-    /// The pod of sandbox `id` in `bundle`.
+    /// Identifies the pod of sandbox `id`, which containerd at `address` started in `bundle`.
     pub fn new(address: &str, namespace: &str, id: &str, bundle: PathBuf) -> Self {
         Self {
             id: id.to_owned(),
@@ -31,18 +32,18 @@ impl Identity {
         }
     }
 
-    /// The pod's directory.
+    /// The pod's directory below /run/nacre.
     pub fn directory(&self) -> PathBuf {
         state::pod_dir(&self.key)
     }
 
-    /// The pod's ttrpc socket; 36 bytes, of the 107 that a socket's path may have.
+    /// The pod's ttrpc socket. The path has 36 bytes; the longest that a socket may have is 107 (unix(7)).
     pub fn socket(&self) -> PathBuf {
         self.directory().join(state::SOCKET_FILE)
     }
 }
 
-/// The spec of a bundle.
+/// The file with a bundle's spec.
 pub fn config_json(bundle: &Path) -> PathBuf {
     bundle.join("config.json")
 }
@@ -52,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_socket_path_fits() {
+    fn the_socket_s_path_is_short_enough() {
         let identity = Identity::new(
             "/run/containerd/containerd.sock",
             &"n".repeat(76),

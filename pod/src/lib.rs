@@ -20,6 +20,7 @@ mod error;
 mod event;
 mod exit;
 mod guest;
+mod guest_text;
 mod hooks;
 mod identity;
 pub mod log;

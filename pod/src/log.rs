@@ -1,5 +1,5 @@
-//! The shim's log: lines in containerd's own form on standard error, which the daemon has pointed at the bundle's `log`
-//! FIFO. Never blocks: a line that does not fit into the FIFO is dropped and counted, the next one tells.
+//! The shim's log: lines in the format of containerd's own log on standard error, which in the daemon is the bundle's
+//! `log` FIFO. Never blocks: a line that does not fit into the FIFO is dropped, and the next line reports how many were.
 
 use std::fmt::Display;
 use std::sync::OnceLock;
@@ -9,26 +9,26 @@ use crate::clock;
 
 static ID: OnceLock<String> = OnceLock::new();
 static DROPPED: AtomicU64 = AtomicU64::new(0);
-/// Longest line; what a guest wrote may be in it.
-const MAX_LINE: usize = 4096;
+/// Longest message, characters; a guest may have chosen a part of it.
+const MAX_MESSAGE: usize = 4096;
 
-/// Names the pod in every later line.
+/// Sets the pod's id, which every later line has.
 pub fn set_id(id: &str) {
-    // A second call would be a second daemon in one process; the first name stays.
+    // Called once per process; if not, the first id stays.
     let _ = ID.set(id.to_owned());
 }
 
-/// What an operator may want to know.
+/// Logs at level "info": an event that an operator may look for.
 pub fn info(message: impl Display) {
     line("info", &message.to_string());
 }
 
-/// What went wrong without ending anything.
+/// Logs at level "warning": something failed, and the operation went on.
 pub fn warn(message: impl Display) {
     line("warning", &message.to_string());
 }
 
-/// What failed.
+/// Logs at level "error": an operation failed.
 pub fn error(message: impl Display) {
     line("error", &message.to_string());
 }
@@ -50,14 +50,15 @@ fn line(level: &str, message: &str) {
 }
 
 fn format_line(level: &str, message: &str, id: &str) -> String {
-    let message: String = message.chars().take(MAX_LINE).collect();
+    let message: String = message.chars().take(MAX_MESSAGE).collect();
     format!(
         "time=\"{}\" level={level} msg={message:?} id={id:?} runtime=nacre",
         utc(clock::realtime().as_secs())
     )
 }
 
-/// `seconds` since the epoch as RFC 3339 in UTC (days to a civil date by the usual 400-year era arithmetic).
+/// `seconds` since the epoch in RFC 3339, UTC. The Gregorian calendar repeats every 400 years, 146,097 days; years here
+/// begin on 1 March, so that a leap day is the last day of its year.
 fn utc(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let shifted = days + 719_468;
@@ -85,14 +86,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_right() {
+    fn times_are_formatted_in_utc() {
         assert_eq!(utc(0), "1970-01-01T00:00:00Z");
         assert_eq!(utc(951_827_696), "2000-02-29T12:34:56Z");
         assert_eq!(utc(1_798_761_599), "2026-12-31T23:59:59Z");
     }
 
     #[test]
-    fn a_message_stays_on_its_line() {
+    fn a_message_with_line_breaks_stays_one_line() {
         let line = format_line("info", "a\nb \"c\"", "x");
         assert!(!line.contains('\n'));
         assert!(line.contains(r#"msg="a\nb \"c\"" id="x""#), "{line}");

@@ -1,8 +1,8 @@
-//! What a container sees of the host, as data: planned by `bundle`, mounted by `rootfs`.
+//! The parts of the host's file systems that a container sees, as data: planned by `bundle`, mounted by `rootfs`.
 
 use std::path::PathBuf;
 
-/// A mount that the caller hands over with Create (a snapshotter's result).
+/// A mount in the caller's Create request, as a snapshotter of containerd returns it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
     /// The file system type, or "bind".
@@ -15,23 +15,23 @@ pub struct Mount {
     pub options: Vec<String>,
 }
 
-/// How a bind mount is made.
+/// The options of a bind mount that the host applies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Extent {
     /// Include the mounts below the source (rbind).
     pub recursive: bool,
-    /// Refuse writes, whatever the guest does.
+    /// Read-only on the host, so that the guest can't write whatever its own mount allows.
     pub read_only: bool,
 }
 
 /// A file or directory of the host that a container sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostMount {
-    /// The index in the spec's `mounts`.
+    /// The index in the spec's `mounts`; also the name of its mount point in the shared tree.
     pub index: usize,
     /// The path on the host.
     pub source: PathBuf,
-    /// Recursive or not, writable or not.
+    /// The mount's options.
     pub extent: Extent,
 }
 
@@ -40,6 +40,6 @@ pub struct HostMount {
 pub enum Rootfs {
     /// A directory of the host.
     Directory(PathBuf),
-    /// Mounts of the snapshotter, from the bottom up.
+    /// Mounts of the snapshotter, bottom first.
     Mounts(Vec<Mount>),
 }

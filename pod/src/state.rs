@@ -1,5 +1,5 @@
-//! What a pod leaves on disk, written atomically (a new file renamed over the old): the types and places are
-//! `nacre_protocol::state`'s. Called by the daemon and by `delete`.
+//! Reads and writes a pod's files below /run/nacre; `nacre_protocol::state` has their types and paths. Each file is
+//! replaced atomically, by rename(2). Called by the sandbox, and by the commands `start` and `delete`.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nacre_protocol::state::{self, Failure, MAX_FAILURES, POD_FILE, Pod, TIMELINE_FILE, Timeline};
 use serde::Serialize;
 
-/// What could not be written or removed.
+/// A file that could not be read, written or removed.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {source}", path.display())]
 pub struct Error {
@@ -24,7 +24,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error { path, source }
 }
 
-/// Makes a directory of root's own, with those above it.
+/// Makes `path` and its missing parents, accessible to root only.
 ///
 /// # Errors
 /// [`Error`] with the directory.
@@ -60,7 +60,7 @@ pub fn write_pod(directory: &Path, pod: &Pod) -> Result<(), Error> {
     write(&directory.join(POD_FILE), pod)
 }
 
-/// Reads `pod.json`; None where the pod has none (yet, or any more).
+/// Reads `pod.json`; None if the pod's directory or the file does not exist.
 ///
 /// # Errors
 /// [`Error`] with the file.
@@ -84,7 +84,7 @@ pub fn write_timeline(directory: &Path, timeline: &Timeline) -> Result<(), Error
     write(&directory.join(TIMELINE_FILE), timeline)
 }
 
-/// Keeps `failure` under the pod's `key`, and the newest [`MAX_FAILURES`] of all.
+/// Writes `failure` as the record of the pod with `key`, and removes all but the newest [`MAX_FAILURES`] records.
 ///
 /// # Errors
 /// [`Error`] with the file.
@@ -100,7 +100,7 @@ fn keep_newest(directory: &Path, count: usize) -> Result<(), Error> {
     let mut records = Vec::new();
     for entry in fs::read_dir(directory).map_err(at(directory))? {
         let entry = entry.map_err(at(directory))?;
-        // Another pod's shim may have removed it since.
+        // Another pod's shim may remove it at the same time.
         if let Ok(modified) = entry.metadata().and_then(|metadata| metadata.modified()) {
             records.push((modified, entry.path()));
         }
@@ -120,7 +120,7 @@ fn remove_file(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes a pod's `directory`; one that is gone is fine.
+/// Removes a pod's `directory`, if it exists.
 ///
 /// # Errors
 /// [`Error`] with the directory.
@@ -134,9 +134,10 @@ pub fn remove_directory(directory: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nacre_protocol::state::PodState;
 
     #[test]
-    fn only_the_newest_records_stay() {
+    fn only_the_newest_records_are_kept() {
         let directory = tempfile::tempdir().unwrap();
         for n in 0..5_u64 {
             let path = directory.path().join(format!("{n}.json"));
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_read_as_it_was_written_and_a_broken_one_names_its_file() {
+    fn a_written_pod_is_read_back_and_a_broken_file_is_named() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(read_pod(directory.path()).unwrap(), None);
         let pod = Pod {
@@ -172,7 +173,7 @@ mod tests {
             vmm_pid: None,
             cgroup: Some("/sys/fs/cgroup/x".into()),
             created: 1,
-            state: "creating".into(),
+            state: PodState::Creating,
         };
         write_pod(directory.path(), &pod).unwrap();
         assert_eq!(read_pod(directory.path()).unwrap(), Some(pod));

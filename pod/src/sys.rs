@@ -1,6 +1,6 @@
-//! All system calls of the shim that need `unsafe`, each behind a safe function: fork, clone3 into a cgroup,
-//! mount_setattr. Nothing here decides anything. The shim has one thread, always (no blocking pool, no std threads):
-//! that is what makes a fork that goes on running Rust code sound.
+//! All system calls of the engine that need `unsafe`, each behind a safe function: fork, clone3 into a cgroup,
+//! mount_setattr. Nothing here makes a decision. The shim has one thread, always (no blocking pool, no std threads), so a
+//! forked child may go on running Rust code: no lock is held by a thread that the child does not have.
 #![allow(
     unsafe_code,
     reason = "fork, clone3 and mount_setattr have no safe form; each is wrapped here once"
@@ -11,19 +11,23 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::process::Child;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nacre_protocol::control::Channel;
-use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open};
 use tokio::io::unix::AsyncFd;
 
-/// Forks; the child runs `child` and ends with the code that it gives. Gives the child's pid.
+/// How long the work of [`in_child`] may take.
+const CHILD_DEADLINE: Duration = Duration::from_secs(10);
+/// Longest reason that [`in_child`] passes on, bytes. It fits into a pipe, so the child can exit before it is read.
+const MAX_REASON: usize = 16 * 1024;
+
+/// Forks; the child runs `child` and exits with its result. Returns the child's pid.
 ///
 /// # Errors
-/// Where there can be no further process.
+/// As fork(2).
 pub fn fork_into(child: impl FnOnce() -> i32) -> io::Result<Pid> {
     // SAFETY: the process has one thread (see above), so the child finds no lock held by a thread it does not have.
     match unsafe { fork() }? {
@@ -32,47 +36,81 @@ pub fn fork_into(child: impl FnOnce() -> i32) -> io::Result<Pid> {
     }
 }
 
-/// Runs `work` in a forked child and waits for its end; gives the reason where it failed. For work that changes what a
-/// process can't change back (its namespaces), and that takes no longer than a few system calls.
+/// Runs `work` in a forked child and waits for the child to exit; the inner error is the reason why `work` failed. For
+/// work that changes what a process can't change back, such as its mount namespace. A child that has not exited after
+/// 10 s is killed.
 ///
 /// # Errors
-/// Where there can be no further process or pipe.
-pub fn in_child(work: impl FnOnce() -> Result<(), String>) -> io::Result<Result<(), String>> {
-    let (mut ours, theirs) = io::pipe()?;
-    let child = fork_into(|| {
+/// If there can be no further process or pipe, or the child did not exit in time.
+pub async fn in_child(work: impl FnOnce() -> Result<(), String>) -> io::Result<Result<(), String>> {
+    in_child_within(CHILD_DEADLINE, work).await
+}
+
+async fn in_child_within(
+    deadline: Duration,
+    work: impl FnOnce() -> Result<(), String>,
+) -> io::Result<Result<(), String>> {
+    let (mut reader, mut writer) = io::pipe()?;
+    let child = fork_into(move || {
         let reason = work().err().unwrap_or_default();
-        let mut theirs = theirs;
-        // A parent that is gone has no use for the reason.
-        let _ = theirs.write_all(reason.as_bytes());
+        let bytes = reason.as_bytes();
+        // Fails only if the parent has exited, and then nobody needs the reason.
+        let _ = writer.write_all(bytes.get(..MAX_REASON).unwrap_or(bytes));
         i32::from(!reason.is_empty())
     })?;
-    // The parent's copy of the writing end went with the closure, so the end of the child is the end of the file.
-    let mut reason = String::new();
-    ours.read_to_string(&mut reason)?;
-    let status = waitpid(child, None)?;
-    if status == WaitStatus::Exited(child, 0) {
+    let child = rustix::process::Pid::from_raw(child.as_raw()).ok_or_else(|| io::Error::other("no pid"))?;
+    let child = watch(pidfd_open(child, PidfdFlags::empty())?)?;
+    match tokio::time::timeout(deadline, child.readable()).await {
+        Ok(ready) => drop(ready?),
+        Err(_elapsed) => {
+            rustix::process::pidfd_send_signal(child.get_ref(), Signal::KILL)?;
+            // A child in an uninterruptible system call exits when that returns, if ever: nothing waits for it here.
+            tokio::spawn(async move {
+                if let Ok(_ready) = child.readable().await {
+                    let _ = reap(child.get_ref());
+                }
+            });
+            let late = format!("the child process did not finish within {deadline:?} and was killed");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, late));
+        }
+    }
+    let status = reap(child.get_ref())?;
+    if status.exit_status() == Some(0) {
         return Ok(Ok(()));
     }
+    // The child has exited and the closure is dropped, so the pipe has no writer: this ends at once.
+    let mut reason = Vec::new();
+    reader.read_to_end(&mut reason)?;
     Ok(Err(if reason.is_empty() {
-        format!("the child that was to do it: {status:?}")
+        format!("the child process failed: {status:?}")
     } else {
-        reason
+        String::from_utf8_lossy(&reason).into_owned()
     }))
 }
 
-/// A descriptor to wait on, in the runtime's poll.
+/// Takes the exit status of the child behind `pidfd`, which must have exited (its pidfd is readable): otherwise this
+/// blocks.
 ///
 /// # Errors
-/// Where epoll does not take it (plain files).
+/// As waitid(2).
+pub fn reap(pidfd: impl AsFd) -> io::Result<WaitIdStatus> {
+    rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?
+        .ok_or_else(|| io::Error::other("waitid returned no status"))
+}
+
+/// Registers `fd` with the runtime's epoll instance.
+///
+/// # Errors
+/// If epoll does not support the file (a regular file or directory).
 pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd is open, and the same descriptor, for as long as it lives; AsyncFd owns it.
+    // SAFETY: an OwnedFd stays open, as the same descriptor, as long as it lives; AsyncFd owns it.
     Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
-/// Becomes readable when `child` has ended.
+/// A descriptor that becomes readable when `child` has exited.
 ///
 /// # Errors
-/// Where it has been waited for already.
+/// As pidfd_open(2), so also if the child has been reaped.
 pub fn watch_end(child: &Child) -> io::Result<AsyncFd<OwnedFd>> {
     let pid = i32::try_from(child.id())
         .ok()
@@ -106,22 +144,12 @@ pub fn wait_for(fd: impl AsFd, events: PollFlags, deadline: Instant) -> io::Resu
     }
 }
 
-/// When process `pid` was started, clock ticks since the host's boot: field 22 of /proc/PID/stat (proc(5)). None if there
-/// is no such process.
-#[must_use]
-pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Field 2, the program's name in parentheses, may contain anything; field 3 follows its last parenthesis.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
-}
-
 /// As [`watch`], for a control socket.
 ///
 /// # Errors
 /// As [`watch`].
 pub fn watch_channel(channel: Channel) -> io::Result<AsyncFd<Channel>> {
-    // SAFETY: a Channel owns one descriptor and never exchanges it; AsyncFd owns the Channel.
+    // SAFETY: a Channel owns one descriptor and never replaces it; AsyncFd owns the Channel.
     Ok(unsafe { AsyncFd::register(channel) }?)
 }
 
@@ -131,41 +159,41 @@ fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// A VMM that has been started.
+/// A VMM process that has been started.
 #[derive(Debug)]
 pub struct Spawned {
-    /// Its pid here; in its own namespace it is 1.
+    /// Its pid on the host; in its own PID namespace it is 1.
     pub pid: Pid,
-    /// Becomes readable with its end.
+    /// Becomes readable when the process exits.
     pub pidfd: OwnedFd,
 }
 
-/// What a VMM is started with.
+/// How [`spawn`] starts a VMM.
 #[derive(Debug)]
 pub struct Spawn<'a> {
     /// The program's path.
     pub program: &'a CStr,
-    /// Its arguments, the program's name first.
+    /// argv, the program's name first.
     pub arguments: &'a [CString],
-    /// The directory of the cgroup that it is born into.
+    /// The directory of the cgroup that the process is created in.
     pub cgroup: BorrowedFd<'a>,
-    /// Becomes its descriptor [`nacre_protocol::control::CONTROL_FD`].
+    /// Becomes descriptor [`nacre_protocol::control::CONTROL_FD`] of the process.
     pub control: BorrowedFd<'a>,
     /// Becomes its standard error.
     pub stderr: BorrowedFd<'a>,
 }
 
-/// Starts a VMM in its cgroup and its own pid namespace. A program that can't be executed ends with 127 after a line on
-/// its standard error. All descriptors but 0, 1, 2 and the control socket must be close-on-exec.
+/// Starts a VMM in its cgroup and in a new PID namespace. If execve fails, the child writes one line to its standard
+/// error and exits with 127. It inherits descriptors 0, 1, 2 and the control socket, and no others.
 ///
 /// # Errors
-/// Where the kernel makes no such process.
+/// As clone3(2).
 pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Spawned> {
     let mut argv: Vec<*const libc::c_char> = spawn.arguments.iter().map(|word| word.as_ptr()).collect();
     argv.push(std::ptr::null());
     let envp: [*const libc::c_char; 1] = [std::ptr::null()];
     let mut pidfd: RawFd = -1;
-    // SAFETY: clone_args is plain data for which zero is "nothing wanted".
+    // SAFETY: clone_args is plain data; zero in every field asks for nothing.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = (libc::CLONE_PIDFD | libc::CLONE_NEWPID) as u64 | CLONE_INTO_CGROUP;
     args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
@@ -177,7 +205,7 @@ pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Spawned> {
         -1 => Err(io::Error::last_os_error()),
         0 => become_vmm(spawn, &argv, &envp),
         pid => {
-            // SAFETY: the kernel has just made this descriptor for us (CLONE_PIDFD).
+            // SAFETY: the kernel has just made this descriptor (CLONE_PIDFD), and nothing else owns it.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
             Ok(Spawned {
                 pid: Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?),
@@ -187,12 +215,13 @@ pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Spawned> {
     }
 }
 
-/// Not in libc as u64: clone3's flags need 64 bits for it.
+/// clone3's flag does not fit into the `c_int` that libc has for clone's.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// The child's side of [`spawn`]: system calls only, no allocation.
 fn become_vmm(spawn: &Spawn<'_>, argv: &[*const libc::c_char], envp: &[*const libc::c_char]) -> ! {
     let control = nacre_protocol::control::CONTROL_FD;
+    let first_unwanted = libc::c_uint::try_from(control + 1).unwrap_or(libc::c_uint::MAX);
     // SAFETY: plain numbers; the kernel checks them.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     // SAFETY: as above.
@@ -204,6 +233,9 @@ fn become_vmm(spawn: &Spawn<'_>, argv: &[*const libc::c_char], envp: &[*const li
         // SAFETY: as above.
         unsafe { libc::dup2(spawn.control.as_raw_fd(), control) };
     }
+    // Whatever else was inherited without close-on-exec (from containerd, or from a shell) must not reach the VMM.
+    // SAFETY: plain numbers; CONTROL_FD is the highest descriptor that the VMM is given.
+    unsafe { libc::close_range(first_unwanted, libc::c_uint::MAX, 0) };
     // SAFETY: program, argv and envp are NUL-terminated and live in the parent's copied memory.
     unsafe { libc::execve(spawn.program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
     let error = io::Error::last_os_error();
@@ -221,23 +253,26 @@ fn become_vmm(spawn: &Spawn<'_>, argv: &[*const libc::c_char], envp: &[*const li
     exit_now(127)
 }
 
-/// What [`set_attributes`] changes.
+/// What [`set_attributes`] changes (mount_setattr(2)).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Attributes {
     /// `MOUNT_ATTR_*` to set.
     pub set: u64,
-    /// Whether mounts below it are changed, too.
+    /// `MOUNT_ATTR_*` to clear.
+    pub clear: u64,
+    /// Change the mounts below it, too.
     pub recursive: bool,
 }
 
-/// Sets attributes of the detached mount `tree` and makes it private, so that nothing propagates into it or out of it.
+/// Changes attributes of the detached mount `tree` and makes it private, so that no mount propagates into it or out of
+/// it. With `recursive`, all mounts of the tree are changed; otherwise only its root.
 ///
 /// # Errors
 /// As mount_setattr(2).
 pub fn set_attributes(tree: &impl AsFd, attributes: Attributes) -> io::Result<()> {
     let attr = libc::mount_attr {
         attr_set: attributes.set,
-        attr_clr: 0,
+        attr_clr: attributes.clear,
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
@@ -279,21 +314,26 @@ pub fn memory_file(name: &str, size: u64) -> io::Result<File> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_process_keeps_its_start_time() {
-        let own = start_time(std::process::id()).unwrap();
-        assert_eq!(start_time(std::process::id()), Some(own));
-        let init = start_time(1).unwrap();
-        assert!(init <= own, "{init} {own}");
-        assert_eq!(start_time(u32::MAX), None);
+    #[tokio::test]
+    async fn a_child_s_reason_is_returned() {
+        assert_eq!(in_child(|| Ok(())).await.unwrap(), Ok(()));
+        let failed = in_child(|| Err("no such luck".into())).await.unwrap();
+        assert_eq!(failed, Err("no such luck".into()));
+        // More than a pipe holds: the child must exit all the same.
+        let failed = in_child(|| Err("x".repeat(100_000))).await.unwrap();
+        assert_eq!(failed.unwrap_err().len(), MAX_REASON);
     }
 
-    #[test]
-    fn a_child_s_reason_comes_back() {
-        assert_eq!(in_child(|| Ok(())).unwrap(), Ok(()));
-        assert_eq!(
-            in_child(|| Err("no such luck".into())).unwrap(),
-            Err("no such luck".into())
-        );
+    #[tokio::test]
+    async fn a_child_that_hangs_is_killed_at_the_deadline() {
+        let work = || {
+            let (mut never, _writer) = io::pipe().unwrap();
+            let _ = never.read(&mut [0]);
+            Ok(())
+        };
+        let error = in_child_within(Duration::from_millis(50), work)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

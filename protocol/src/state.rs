@@ -78,8 +78,49 @@ pub struct Pod {
     pub cgroup: Option<PathBuf>,
     /// Seconds since the epoch.
     pub created: u64,
-    /// A word: creating, running, stopped.
-    pub state: String,
+    /// How far the pod's life has come.
+    pub state: PodState,
+}
+
+/// How far a pod's life has come, as in `pod.json`: "creating", "running" or "stopped".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodState {
+    /// The guest's agent has not answered yet.
+    Creating,
+    /// The guest's agent is ready.
+    Running,
+    /// The VM has ended; the shim still serves the state of its tasks.
+    Stopped,
+}
+
+impl std::fmt::Display for PodState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Creating => "creating",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+impl Pod {
+    /// Whether the recorded shim still runs: a process with its pid that was started when it was.
+    #[must_use]
+    pub fn is_shim_running(&self) -> bool {
+        let started = process_start_time(self.shim_pid);
+        started.is_some() && started == self.shim_start_time
+    }
+}
+
+/// When process `pid` was started, in clock ticks since the host's boot: field 22 of /proc/PID/stat (proc(5)). None if
+/// there is no such process.
+#[must_use]
+pub fn process_start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Field 2, the program's name in parentheses, may contain anything; field 3 follows its last parenthesis.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// How a pod started.
@@ -126,6 +167,22 @@ pub struct Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_keeps_its_start_time() {
+        let own = process_start_time(std::process::id()).unwrap();
+        assert_eq!(process_start_time(std::process::id()), Some(own));
+        let init = process_start_time(1).unwrap();
+        assert!(init <= own, "{init} {own}");
+        assert_eq!(process_start_time(u32::MAX), None);
+    }
+
+    #[test]
+    fn a_state_has_one_name_on_disk_and_in_text() {
+        for state in [PodState::Creating, PodState::Running, PodState::Stopped] {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.to_string());
+        }
+    }
 
     #[test]
     fn pods_of_two_daemons_or_namespaces_have_different_keys() {

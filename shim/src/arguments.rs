@@ -1,48 +1,48 @@
-//! The command line that containerd gives a shim, in Go's notation: `-flag value`, `-flag=value`, one or two dashes,
-//! then the action. Pure; called by `main`.
+//! Parses the command line that containerd gives a shim, in the notation of Go's flag package: `-flag value` or
+//! `-flag=value`, with one dash or two, then the action. Pure; called by `main`.
 
 use std::path::PathBuf;
 
-/// What is to be done.
+/// What the program is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Makes the pod's daemon and prints its address.
+    /// Start the pod's daemon and print its address.
     Start,
-    /// Cleans up after a daemon that is gone.
+    /// Clean up after a daemon that has exited.
     Delete,
-    /// Prints a `RuntimeInfo` (containerd 2.x).
+    /// Print a `RuntimeInfo` (containerd 2.x).
     Info,
-    /// Prints the version.
+    /// Print the version.
     Version,
 }
 
 /// The parsed command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arguments {
-    /// What is to be done.
+    /// What the program is to do.
     pub action: Action,
     /// containerd's namespace.
     pub namespace: String,
-    /// containerd's gRPC socket.
+    /// The path of containerd's gRPC socket.
     pub address: String,
     /// The container's id.
     pub id: String,
-    /// The bundle, where it is given; else the working directory is it.
+    /// The bundle; None if it is the working directory.
     pub bundle: Option<PathBuf>,
-    /// More in the log.
+    /// containerd's own log has the level "debug".
     pub debug: bool,
 }
 
-/// Why a command line is refused.
+/// Why a command line is not valid.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
     #[error(
         "unknown flag -{0}; this program is run by containerd: -namespace NS -id ID start|delete, -info, -v"
     )]
     UnknownFlag(String),
-    #[error("flag -{0} wants a value")]
+    #[error("flag -{0} needs a value")]
     NoValue(String),
-    #[error("unknown action {0:?}: start and delete are known")]
+    #[error("unknown action {0:?}: expected start or delete")]
     UnknownAction(String),
     #[error("no action: this program is run by containerd with start or delete")]
     NoAction,
@@ -51,11 +51,11 @@ pub enum Error {
 }
 
 impl Arguments {
-    /// Parses all words after the program's name.
+    /// Parses the arguments after the program's name.
     ///
     /// # Errors
-    /// [`Error`] where they are none that a shim knows.
-    pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Self, Error> {
+    /// [`Error`] with the flag or action that is not valid.
+    pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Self, Error> {
         let mut parsed = Self {
             action: Action::Version,
             namespace: String::new(),
@@ -64,10 +64,10 @@ impl Arguments {
             bundle: None,
             debug: false,
         };
-        let mut words = words.into_iter();
-        while let Some(word) = words.next() {
-            let Some(flag) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
-                return parsed.with_action(&word);
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            let Some(flag) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else {
+                return parsed.with_action(&argument);
             };
             let (name, inline) = match flag.split_once('=') {
                 Some((name, value)) => (name, Some(value.to_owned())),
@@ -91,7 +91,7 @@ impl Arguments {
                     let mut value = || {
                         inline
                             .clone()
-                            .or_else(|| words.next())
+                            .or_else(|| arguments.next())
                             .ok_or(Error::NoValue(name.into()))
                     };
                     match name {
@@ -99,7 +99,7 @@ impl Arguments {
                         "address" => parsed.address = value()?,
                         "id" => parsed.id = value()?,
                         "bundle" => parsed.bundle = Some(value()?.into()),
-                        // The daemon publishes by ttrpc and makes its own socket.
+                        // Not needed: the daemon publishes events by ttrpc and binds its own socket.
                         "publish-binary" | "socket" => drop(value()?),
                         _ => return Err(Error::UnknownFlag(name.into())),
                     }
@@ -109,11 +109,11 @@ impl Arguments {
         Err(Error::NoAction)
     }
 
-    fn with_action(self, word: &str) -> Result<Self, Error> {
-        let action = match word {
+    fn with_action(self, name: &str) -> Result<Self, Error> {
+        let action = match name {
             "start" => Action::Start,
             "delete" => Action::Delete,
-            _ => return Err(Error::UnknownAction(word.into())),
+            _ => return Err(Error::UnknownAction(name.into())),
         };
         for (name, value) in [("namespace", &self.namespace), ("id", &self.id)] {
             if value.is_empty() {
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_containerd_writes() {
+    fn containerd_s_command_lines_are_parsed() {
         let start = parse(
             "-namespace k8s.io -address /run/c.sock -publish-binary /usr/bin/containerd -id a -debug start",
         );
@@ -154,13 +154,13 @@ mod tests {
     }
 
     #[test]
-    fn asks_of_the_program_itself_need_nothing_else() {
+    fn version_and_info_need_no_other_flags() {
         assert_eq!(parse("-v").unwrap().action, Action::Version);
         assert_eq!(parse("-info").unwrap().action, Action::Info);
     }
 
     #[test]
-    fn says_what_is_wrong() {
+    fn invalid_flags_and_actions_are_named() {
         assert_eq!(parse("-namespace n start").unwrap_err(), Error::Missing("id"));
         assert_eq!(
             parse("-namespace n -id").unwrap_err(),

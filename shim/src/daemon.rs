@@ -1,5 +1,5 @@
-//! The daemon of a pod: made by `start`'s fork, it leaves containerd's session and streams, serves the Task service on
-//! the socket that `start` bound, and ends with its sandbox.
+//! The daemon of a pod. `start` forks it; it leaves containerd's session and standard streams, serves the Task service on
+//! the socket that `start` has bound, and exits with its sandbox.
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -16,15 +16,15 @@ use nacre_pod::{Identity, Sandbox, log};
 use crate::events::Publisher;
 use crate::service;
 
-/// Last events and answers may take this long to be on their way.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long the last answers and events may take to be delivered before the daemon exits.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
 
-/// What `start` hands over.
+/// What `start` passes to the daemon.
 #[derive(Debug)]
 pub struct Start {
     /// The pod.
     pub identity: Identity,
-    /// Its socket, listening.
+    /// The pod's socket, listening.
     pub listener: UnixListener,
     /// containerd's pid.
     pub containerd: Option<nix::unistd::Pid>,
@@ -32,21 +32,21 @@ pub struct Start {
     pub begun_ns: u64,
 }
 
-/// Runs the daemon to its end; gives the exit code.
+/// Runs the daemon until its sandbox has ended; returns the exit code.
 pub fn run(start: Start) -> i32 {
     log::set_id(&start.identity.id);
     match detach(&start).and_then(|()| serve(start)) {
         Ok(()) => 0,
         Err(error) => {
-            log::error(format_args!("the shim ends: {error:#}"));
+            log::error(format_args!("the shim exits: {error:#}"));
             1
         }
     }
 }
 
-/// Leaves what belongs to containerd's call of `start`.
+/// Leaves the session, standard streams and OOM score that the process has from containerd's call of `start`.
 fn detach(start: &Start) -> anyhow::Result<()> {
-    nix::unistd::setsid().context("making a session")?;
+    nix::unistd::setsid().context("starting a session")?;
     let null = File::options()
         .read(true)
         .write(true)
@@ -54,7 +54,7 @@ fn detach(start: &Start) -> anyhow::Result<()> {
         .context("/dev/null")?;
     nix::unistd::dup2_stdin(&null).context("standard input")?;
     nix::unistd::dup2_stdout(&null).context("standard output")?;
-    // Both ends, so that a containerd that restarts neither ends us nor is waited for.
+    // Opened for reading, too: without containerd as a reader, writing then neither blocks nor raises SIGPIPE.
     let fifo = start.identity.bundle.join("log");
     match File::options()
         .read(true)
@@ -63,7 +63,7 @@ fn detach(start: &Start) -> anyhow::Result<()> {
         .open(&fifo)
     {
         Ok(fifo) => nix::unistd::dup2_stderr(&fifo),
-        // Nobody reads a log: that is how one tries a shim by hand.
+        // There is no such FIFO if the shim is run by hand.
         Err(_) => nix::unistd::dup2_stderr(&null),
     }
     .context("standard error")?;
@@ -71,7 +71,7 @@ fn detach(start: &Start) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// As containerd's own shims do: a little easier to kill than containerd itself.
+/// Makes the shim a little more likely to be OOM-killed than containerd, as containerd's own shims do.
 fn adjust_oom_score(containerd: Option<nix::unistd::Pid>) {
     let adjust = || -> anyhow::Result<()> {
         let Some(containerd) = containerd else {
@@ -84,7 +84,7 @@ fn adjust_oom_score(containerd: Option<nix::unistd::Pid>) {
         std::fs::write(file, (score + 1).min(1000).to_string()).with_context(|| file.display().to_string())
     };
     if let Err(error) = adjust() {
-        log::warn(format_args!("adjusting the OOM score: {error:#}"));
+        log::warn(format_args!("setting the shim's oom_score_adj: {error:#}"));
     }
 }
 
@@ -93,7 +93,7 @@ fn serve(start: Start) -> anyhow::Result<()> {
         .enable_io()
         .enable_time()
         .build()
-        .context("runtime")?;
+        .context("starting the tokio runtime")?;
     runtime.block_on(async {
         let address = std::env::var("TTRPC_ADDRESS")
             .ok()
@@ -101,23 +101,23 @@ fn serve(start: Start) -> anyhow::Result<()> {
         let (publisher, delivered) = Publisher::spawn(&start.identity.namespace, address);
         let wake = publisher.wake();
         let (sandbox, handle) = Sandbox::new(start.identity, Box::new(publisher), start.begun_ns);
-        let listener = Listener::try_from(start.listener).context("listening")?;
+        let listener = Listener::try_from(start.listener).context("registering the pod's socket")?;
         let mut server = Server::new()
             .add_listener(listener)
             .register_service(service::services(&handle, &wake));
-        server.start().await.context("serving")?;
+        server.start().await.context("starting the Task service")?;
         sandbox.run().await;
-        // Waits for the answer to Shutdown to be written, not for clients that stay.
+        // Waits until the answer to Shutdown is written, not until clients close their connections.
         let last = async {
             if let Err(error) = server.shutdown().await {
-                log::warn(format_args!("closing the service: {error}"));
+                log::warn(format_args!("shutting down the Task service: {error}"));
             }
             delivered.await
         };
-        match tokio::time::timeout(LAST_WORDS, last).await {
+        match tokio::time::timeout(FLUSH_DEADLINE, last).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => log::error(format_args!("the publisher: {error}")),
-            Err(_elapsed) => log::warn("some events could not be delivered"),
+            Ok(Err(error)) => log::error(format_args!("the task that delivers events: {error}")),
+            Err(_elapsed) => log::warn("the last answers or events were not delivered in time"),
         }
         Ok(())
     })

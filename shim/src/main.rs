@@ -1,6 +1,6 @@
-//! `containerd-shim-nacre-v2`: what containerd runs for a pod. `start` makes the pod's directory and socket, forks the
-//! daemon and prints the address; the daemon serves the Task service and owns the pod's VM; `delete` cleans up after a
-//! daemon that is gone. Reads its arguments here and dispatches; never starts a thread or a runtime before the fork.
+//! `containerd-shim-nacre-v2`, which containerd executes for a pod. `start` makes the pod's directory and socket, forks the
+//! daemon and prints its address; the daemon serves the Task service and owns the pod's VM; `delete` cleans up after a
+//! daemon that has exited. This file parses the arguments and dispatches; no thread or runtime is started before the fork.
 
 mod arguments;
 mod command;

@@ -1,4 +1,4 @@
-//! containerd's messages to and from the sandbox's own types. Pure.
+//! Converts between containerd's messages and the engine's types. Called by `service` and `events`. Pure.
 
 use containerd_shim_protos::api::{
     CreateTaskRequest, DeleteResponse, ExecProcessRequest, PidsResponse, ProcessInfo, ResizePtyRequest,
@@ -13,7 +13,7 @@ use nacre_pod::{
     TerminalSize, View, log,
 };
 
-/// `message` in an Any, with its full name as the type URL, as containerd's own messages have it.
+/// Packs `message` into an Any. The type URL is its full name without a host, as in containerd's own messages.
 pub fn any<M: MessageFull>(message: &M) -> Any {
     // Writing to memory fails only for messages over 2 GiB.
     let value = message.write_to_bytes().unwrap_or_default();
@@ -24,7 +24,7 @@ pub fn any<M: MessageFull>(message: &M) -> Any {
     }
 }
 
-/// Nanoseconds since the epoch as a message has them.
+/// Converts nanoseconds since the epoch, which may be negative.
 pub fn timestamp(at_ns: i64) -> Timestamp {
     const SECOND: i64 = 1_000_000_000;
     let nanos = i32::try_from(at_ns.rem_euclid(SECOND)).unwrap_or_default();
@@ -35,10 +35,10 @@ pub fn timestamp(at_ns: i64) -> Timestamp {
     }
 }
 
-/// What Create asks for.
+/// Converts a Create request.
 ///
 /// # Errors
-/// [`Error::Refused`] for what is not done yet.
+/// [`Error::Refused`] if it restores a checkpoint.
 pub fn create_request(message: CreateTaskRequest) -> Result<CreateRequest, Error> {
     for (name, value) in [
         ("checkpoint", &message.checkpoint),
@@ -56,7 +56,7 @@ pub fn create_request(message: CreateTaskRequest) -> Result<CreateRequest, Error
         .filter(|options| !options.type_url.is_empty())
     {
         log::info(format_args!(
-            "{}: runtime options {} are not used",
+            "{}: runtime options {} are ignored",
             message.id, options.type_url
         ));
     }
@@ -79,12 +79,12 @@ pub fn create_request(message: CreateTaskRequest) -> Result<CreateRequest, Error
     })
 }
 
-/// Names a process as containerd does.
+/// Identifies a process by containerd's container id and exec id.
 pub fn process_id(id: String, exec: String) -> ProcessId {
     ProcessId { container: id, exec }
 }
 
-/// What Exec asks for. The process is JSON whatever its Any says its type is, as for containerd's own shims.
+/// Converts an Exec request. Its process is JSON; the Any's type URL is not read, as in containerd's own shims.
 pub fn exec_request(message: ExecProcessRequest) -> ExecRequest {
     ExecRequest {
         name: process_id(message.id, message.exec_id),
@@ -98,10 +98,10 @@ pub fn exec_request(message: ExecProcessRequest) -> ExecRequest {
     }
 }
 
-/// What ResizePty asks for.
+/// Converts a ResizePty request.
 ///
 /// # Errors
-/// [`Error::Refused`] for what no terminal can be.
+/// [`Error::Refused`] if a side is more than 65535 characters, the limit of a terminal.
 pub fn terminal_size(message: &ResizePtyRequest) -> Result<TerminalSize, Error> {
     let fit = |name, value: u32| {
         u16::try_from(value).map_err(|_| Error::Refused(format!("{name}: {value} is more than 65535")))
@@ -112,7 +112,7 @@ pub fn terminal_size(message: &ResizePtyRequest) -> Result<TerminalSize, Error> 
     })
 }
 
-/// The resources that Update asks for: JSON, whatever its Any says its type is.
+/// Takes the resources out of an Update request: JSON; the Any's type URL is not read.
 pub fn resources(message: &mut UpdateTaskRequest) -> Vec<u8> {
     for key in message.annotations.keys() {
         log::warn(format_args!(
@@ -123,7 +123,7 @@ pub fn resources(message: &mut UpdateTaskRequest) -> Vec<u8> {
     message.resources.take().unwrap_or_default().value
 }
 
-/// The answer to State of the process `id`.
+/// The answer to State; `id` is the container's for init, the exec id for an exec process.
 pub fn state(id: String, view: View) -> StateResponse {
     let status = match view.state {
         TaskState::Creating | TaskState::Created | TaskState::Starting => Status::CREATED,
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_done_yet_is_refused_by_name() {
+    fn a_checkpoint_is_refused_by_name() {
         let checkpoint = CreateTaskRequest {
             checkpoint: "/c".into(),
             ..Default::default()
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn times_before_the_epoch_are_times() {
+    fn times_before_the_epoch_are_converted() {
         let time = timestamp(-1);
         assert_eq!((time.seconds, time.nanos), (-1, 999_999_999));
         let time = timestamp(1_500_000_000);

@@ -1,6 +1,6 @@
-//! What the guest's kernel counts of a container, in containerd's form: files of its cgroup (v2) to
-//! `io.containerd.cgroups.v2.Metrics`. Field by field after the kernel's cgroup-v2 document. Pure. The files are the
-//! guest's word: what is missing or no number reads as 0, no more than a bound of lines is looked at.
+//! Converts the files of a container's cgroup in the guest to containerd's `io.containerd.cgroups.v2.Metrics`, as the
+//! kernel's Documentation/admin-guide/cgroup-v2.rst describes them. Called by `service` for Stats. Pure. The guest chooses
+//! the files' content: a value that is missing or not a number is 0, and the number of lines is bounded.
 
 use containerd_shim_protos::cgroups_v2::metrics::{
     CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PSIData, PSIStats, PidsStat,
@@ -9,12 +9,12 @@ use containerd_shim_protos::cgroups_v2::metrics::{
 
 use nacre_pod::CgroupFiles;
 
-/// Most lines of a file, and most files of a kind.
+/// Most lines that are read from a file, and most huge page sizes.
 const MAX_LINES: usize = 256;
-/// Longest name that is passed on, bytes.
+/// Longest name of a device or page size, bytes.
 const MAX_NAME: usize = 64;
 
-/// The counters in `files`.
+/// Converts `files`, by name and content.
 pub fn read(files: &CgroupFiles) -> Metrics {
     let files = Files(files);
     Metrics {
@@ -44,7 +44,7 @@ pub fn read(files: &CgroupFiles) -> Metrics {
     }
 }
 
-/// Files by name, read as text.
+/// The files of a cgroup; those that are missing or not UTF-8 are empty.
 struct Files<'a>(&'a CgroupFiles);
 
 impl Files<'_> {
@@ -57,12 +57,12 @@ impl Files<'_> {
         self.text(name).lines().take(MAX_LINES)
     }
 
-    /// A file that is one value.
+    /// The value of a file that has only one.
     fn number(&self, name: &str) -> u64 {
         value(self.text(name).trim())
     }
 
-    /// A value of a file of "key value" lines.
+    /// The value of `key` in a file of "key value" lines.
     fn keyed(&self, name: &str, key: &str) -> u64 {
         self.lines(name)
             .filter_map(|line| line.split_once(' '))
@@ -71,7 +71,7 @@ impl Files<'_> {
     }
 }
 
-/// "max" is no limit.
+/// Parses a number; "max" means that there is no limit.
 fn value(text: &str) -> u64 {
     if text == "max" {
         return u64::MAX;
@@ -97,7 +97,7 @@ fn cpu(files: &Files<'_>) -> CPUStat {
 
 fn memory(files: &Files<'_>) -> MemoryStat {
     let stat = |key: &str| files.keyed("memory.stat", key);
-    // Since Linux 5.9 the kernel counts these for anonymous and file pages apart; the message has one of each.
+    // Since Linux 5.9 the kernel counts these separately for anonymous and file pages; the message has their sum.
     let both = |key: &str| {
         let kinds = stat(&format!("{key}_anon")).saturating_add(stat(&format!("{key}_file")));
         stat(key).saturating_add(kinds)
@@ -158,7 +158,7 @@ fn memory_events(files: &Files<'_>) -> MemoryEvents {
     }
 }
 
-/// Lines "some avg10=0.00 avg60=0.00 avg300=0.00 total=0" and "full …"; None where the kernel does not tell.
+/// Parses lines "some avg10=0.00 avg60=0.00 avg300=0.00 total=0" and "full …"; None if the file has neither.
 fn pressure(files: &Files<'_>, name: &str) -> Option<PSIStats> {
     let kind = |kind: &str| {
         let line = files.lines(name).find_map(|line| line.strip_prefix(kind))?;
@@ -193,7 +193,7 @@ fn pairs(line: &str) -> impl Iterator<Item = (&str, &str)> {
         .filter_map(|word| word.split_once('='))
 }
 
-/// A line "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6".
+/// Parses a line "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6".
 fn io_entry(line: &str) -> Option<IOEntry> {
     let (device, rest) = line.split_once(' ')?;
     let (major, minor) = device.split_once(':')?;
@@ -214,7 +214,7 @@ fn io_entry(line: &str) -> Option<IOEntry> {
     Some(entry)
 }
 
-/// A line "mlx4_0 hca_handle=2 hca_object=2000".
+/// Parses a line "mlx4_0 hca_handle=2 hca_object=2000".
 fn rdma_entry(line: &str) -> Option<RdmaEntry> {
     let (device, rest) = line.split_once(' ')?;
     if device.len() > MAX_NAME {
@@ -235,11 +235,11 @@ fn rdma_entry(line: &str) -> Option<RdmaEntry> {
     Some(entry)
 }
 
-/// Files "hugetlb.2MB.current" and so on, one set a page size.
+/// Reads the files "hugetlb.2MB.current", "hugetlb.2MB.max" and so on, one set per page size.
 fn huge_pages(files: &Files<'_>) -> Vec<HugeTlbStat> {
     let size_of = |name: &str| {
         let size = name.strip_prefix("hugetlb.")?.strip_suffix(".current")?;
-        // There are "hugetlb.2MB.rsvd.current", too.
+        // This excludes names like "hugetlb.2MB.rsvd.current".
         let is_size = size.len() <= MAX_NAME && size.bytes().all(|byte| byte.is_ascii_alphanumeric());
         is_size.then(|| size.to_owned())
     };

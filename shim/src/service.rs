@@ -1,5 +1,6 @@
-//! containerd's Task service: its messages stop here. The same service answers under the names of task.v2 (containerd
-//! 1.6, 1.7) and task.v3 (2.x), whose messages are the same. Decides nothing: each call goes to the sandbox's owner.
+//! containerd's Task service. containerd's messages are converted here and go no further; every decision is the
+//! sandbox's. The service is registered as task.v2 (containerd 1.6 and 1.7) and as task.v3 (2.x), which have the same
+//! messages.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use crate::{messages, metrics};
 const V2: &str = "containerd.task.v2.Task";
 const V3: &str = "containerd.task.v3.Task";
 
-/// The method tables for a ttrpc server, under both names.
+/// The method tables for a ttrpc server, by service name.
 pub fn services(sandbox: &Handle, wake: &Wake) -> HashMap<String, Service> {
     let table = || {
         create_task(Arc::new(TaskService {
@@ -49,9 +50,9 @@ struct TaskService {
 }
 
 impl TaskService {
-    /// Passes a call on to the sandbox.
+    /// Forwards a call to the sandbox and waits for its answer.
     async fn call<T>(&self, call: impl FnOnce(Reply<T>) -> Call) -> ttrpc::Result<T> {
-        // A call shows that containerd is back: events that wait for it are delivered now.
+        // A call shows that containerd is running, so waiting events can be delivered.
         self.wake.wake();
         self.sandbox.call(call).await.map_err(status_of)
     }
@@ -182,7 +183,7 @@ impl Task for TaskService {
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
         let name = messages::process_id(request.id, String::new());
-        // As containerd's own shims, which are asked before there is a task.
+        // Connect may come before Create: containerd's own shims then answer with pid 0, and so does this one.
         self.wake.wake();
         let task_pid = match self.sandbox.call(|reply| Call::State(name, reply)).await {
             Ok(view) => view.pid,

@@ -1,4 +1,4 @@
-//! The engine's errors as ttrpc statuses, with the codes that containerd's clients act on.
+//! Converts the engine's errors to ttrpc statuses. containerd and its clients act on the code; the text is for people.
 
 use ttrpc::{Code, get_status};
 
@@ -19,8 +19,8 @@ fn code(error: &Error) -> Code {
     }
 }
 
-/// The words that containerd's own errors of a code end with. Older versions of containerd add them to a message that lacks
-/// them; newer ones print the message unchanged, so it must have them.
+/// The text that containerd's own errors of a code end with, and that clients search for. Older versions of containerd
+/// append it if it is missing; newer ones print the message unchanged.
 const CLASSES: [(Code, &str); 6] = [
     (Code::NOT_FOUND, "not found"),
     (Code::ALREADY_EXISTS, "already exists"),
@@ -30,7 +30,7 @@ const CLASSES: [(Code, &str); 6] = [
     (Code::UNAVAILABLE, "unavailable"),
 ];
 
-/// `error` as the status that answers the call.
+/// Converts `error` to the status that answers a call.
 pub fn status_of(error: Error) -> ttrpc::Error {
     let code = code(&error);
     let mut message = error.to_string();
@@ -49,14 +49,7 @@ mod tests {
     use nacre_pod::StepFailed;
     use nacre_pod::TaskState;
 
-    #[test]
-    fn every_error_has_the_code_that_containerd_acts_on() {
-        let step = StepFailed {
-            step: "boot guest".into(),
-            reason: "r".into(),
-            hint: Some("h".into()),
-            console: vec!["c".into()],
-        };
+    fn errors_about_processes() -> Vec<(Error, Code, &'static str)> {
         let state = Error::State {
             name: ProcessId::init("a"),
             state: TaskState::Running.name(),
@@ -66,7 +59,7 @@ mod tests {
             container: "a".into(),
             exec: "x".into(),
         };
-        for (error, want, words) in [
+        vec![
             (Error::NoTask("a".into()), Code::NOT_FOUND, "no task a"),
             (
                 Error::NoProcess(exec.clone()),
@@ -98,6 +91,17 @@ mod tests {
                 Code::FAILED_PRECONDITION,
                 "task a is running: it can't be deleted",
             ),
+        ]
+    }
+
+    fn other_errors() -> Vec<(Error, Code, &'static str)> {
+        let step = StepFailed {
+            step: "boot guest".into(),
+            reason: "r".into(),
+            hint: Some("h".into()),
+            console: vec!["c".into()],
+        };
+        vec![
             (Error::InvalidId("../x".into()), Code::INVALID_ARGUMENT, "../x"),
             (
                 Error::Refused("process.terminal: no".into()),
@@ -123,7 +127,12 @@ mod tests {
                 "m",
             ),
             (Error::Closing, Code::UNAVAILABLE, "shutting down"),
-        ] {
+        ]
+    }
+
+    #[test]
+    fn each_error_has_its_code() {
+        for (error, want, words) in errors_about_processes().into_iter().chain(other_errors()) {
             let ttrpc::Error::RpcStatus(status) = status_of(error) else {
                 panic!("no status")
             };
@@ -133,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_ends_with_its_class_once() {
+    fn a_message_ends_with_its_code_s_text_once() {
         let message = |error| {
             let ttrpc::Error::RpcStatus(status) = status_of(error) else {
                 panic!("no status")

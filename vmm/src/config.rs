@@ -1,67 +1,67 @@
-//! What the VMM is to run: one value, made from the shim's `Configure` or from the command line, checked once and
-//! then passed by reference. It never opens anything; what is already open is in [`crate::machine::Resources`].
+//! The configuration of one VM, made from the shim's `Configure` or from the command line, validated once and
+//! then passed by reference. It never opens a file; what is already open is in [`crate::machine::Resources`].
 
 use nacre_protocol::control::Configure;
 
-/// Most vCPUs of a guest; the guest kernel is built for as many.
+/// Most vCPUs of a guest; equals CONFIG_NR_CPUS of the guest kernel.
 pub const MAX_VCPUS: u8 = 32;
-/// Most guest memory, MiB: 1 TiB.
+/// Most guest memory in MiB: 1 TiB.
 pub const MAX_MEMORY_MIB: u32 = 1024 * 1024;
 
-/// What the VMM is to run, checked.
+/// What the VM consists of. [`Config::validate`] checks the ranges.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Names the pod in messages.
+    /// Name of the pod, for messages only.
     pub pod: String,
-    /// Guest memory, MiB: 1..=[`MAX_MEMORY_MIB`].
+    /// Guest memory in MiB: 1..=[`MAX_MEMORY_MIB`].
     pub memory_mib: u32,
-    /// vCPUs: 1..=[`MAX_VCPUS`].
+    /// Number of vCPUs: 1..=[`MAX_VCPUS`].
     pub vcpus: u8,
     /// Appended to the kernel command line: printable ASCII.
     pub extra_cmdline: String,
-    /// Where the console goes, beside its ring.
-    pub console: ConsoleTo,
+    /// The console's output besides its ring.
+    pub console: ConsoleOutput,
 }
 
-/// Where the guest's console goes, beside its ring.
+/// Where the guest's console output goes besides its ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ConsoleTo {
-    /// Nowhere: the kernel says only what went wrong.
-    Ring,
-    /// Standard error too, line by line, with all of the kernel's messages.
+pub enum ConsoleOutput {
+    /// Nowhere else; the kernel prints warnings and errors only.
+    RingOnly,
+    /// To standard error, line by line, with all kernel messages.
     Stderr,
-    /// Standard output, byte by byte, and standard input to the guest: somebody sits there.
+    /// To standard output, byte by byte, with all kernel messages; standard input goes to the guest.
     Terminal,
 }
 
 /// Why a configuration was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Shim and VMM are of different builds.
-    #[error("the shim is build {shim}, nacre-vmm is build {vmm}")]
-    Build {
-        /// The shim's.
+    /// Shim and VMM come from different builds.
+    #[error("the shim is build {shim}, nacre-vmm is build {vmm}: install both from one build")]
+    BuildMismatch {
+        /// The shim's build id.
         shim: String,
-        /// Ours.
+        /// This program's build id.
         vmm: &'static str,
     },
-    /// vCPUs out of range.
-    #[error("vcpus = {0}: 1 to {MAX_VCPUS} are possible")]
+    /// The number of vCPUs is out of range.
+    #[error("vcpus = {0}: must be 1 to {MAX_VCPUS}")]
     Vcpus(u8),
-    /// Memory out of range.
-    #[error("memory_mib = {0}: 1 to {MAX_MEMORY_MIB} are possible")]
+    /// The memory size is out of range.
+    #[error("memory_mib = {0}: must be 1 to {MAX_MEMORY_MIB}")]
     Memory(u32),
-    /// A command line that the kernel can't take.
+    /// The additional kernel parameters contain this character.
     #[error("kernel_params: {0:?} is not printable ASCII")]
     CommandLine(char),
 }
 
 impl Config {
-    /// Checks the ranges.
+    /// Returns the configuration if all fields are in range.
     ///
     /// # Errors
-    /// [`Error`] with the field and its value.
-    pub fn checked(self) -> Result<Self, Error> {
+    /// [`Error`] with the first field out of range and its value.
+    pub fn validate(self) -> Result<Self, Error> {
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
             return Err(Error::Vcpus(self.vcpus));
         }
@@ -86,15 +86,15 @@ impl TryFrom<Configure> for Config {
 
     fn try_from(configure: Configure) -> Result<Self, Error> {
         if configure.build_id != nacre_protocol::BUILD_ID {
-            return Err(Error::Build {
+            return Err(Error::BuildMismatch {
                 shim: configure.build_id,
                 vmm: nacre_protocol::BUILD_ID,
             });
         }
         let console = if configure.console_to_stderr {
-            ConsoleTo::Stderr
+            ConsoleOutput::Stderr
         } else {
-            ConsoleTo::Ring
+            ConsoleOutput::RingOnly
         };
         Self {
             pod: configure.pod,
@@ -103,7 +103,7 @@ impl TryFrom<Configure> for Config {
             extra_cmdline: configure.extra_cmdline,
             console,
         }
-        .checked()
+        .validate()
     }
 }
 
@@ -123,14 +123,14 @@ mod tests {
     }
 
     #[test]
-    fn a_good_one_passes() {
+    fn a_valid_configuration_is_accepted() {
         let config = Config::try_from(configure()).unwrap();
         assert_eq!(config.memory_bytes(), 512 << 20);
-        assert_eq!(config.console, ConsoleTo::Ring);
+        assert_eq!(config.console, ConsoleOutput::RingOnly);
     }
 
     #[test]
-    fn another_build_is_refused_naming_both() {
+    fn a_shim_of_another_build_is_refused_with_both_build_ids() {
         let error = Config::try_from(Configure {
             build_id: "other".to_owned(),
             ..configure()
@@ -144,15 +144,15 @@ mod tests {
     }
 
     #[test]
-    fn values_out_of_range_are_refused_by_name() {
-        for (vcpus, good) in [(0, false), (1, true), (MAX_VCPUS, true), (MAX_VCPUS + 1, false)] {
+    fn values_out_of_range_are_refused_with_field_and_value() {
+        for (vcpus, valid) in [(0, false), (1, true), (MAX_VCPUS, true), (MAX_VCPUS + 1, false)] {
             assert_eq!(
                 Config::try_from(Configure { vcpus, ..configure() }).is_ok(),
-                good,
+                valid,
                 "{vcpus}"
             );
         }
-        for (memory_mib, good) in [
+        for (memory_mib, valid) in [
             (0, false),
             (1, true),
             (MAX_MEMORY_MIB, true),
@@ -164,7 +164,7 @@ mod tests {
                     ..configure()
                 })
                 .is_ok(),
-                good,
+                valid,
                 "{memory_mib}"
             );
         }
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_line_with_control_characters_is_refused() {
+    fn kernel_parameters_must_be_printable_ascii() {
         for bad in ["a\nb", "a\0b", "ä"] {
             let extra_cmdline = bad.to_owned();
             assert!(

@@ -1,12 +1,12 @@
-//! Nacre's virtual machine monitor: one process, one microVM.
+//! Nacre's virtual machine monitor: one process runs one microVM.
 //!
 //! ```text
-//! main ─▶ config ─▶ jail ─▶ machine ─┬▶ kvm      VM, memory slots, vCPU threads
-//!                                    ├▶ boot     kernel, initramfs, command line, zero page
-//!                                    ├▶ acpi     tables
-//!                                    ├▶ devices  serial console, pvpanic, power      ┐ on a bus, reached
-//!                                    └▶ virtio   behind transport                    ┘ from vCPU threads
-//! main ─▶ watch ─▶ control                       the shim's questions, the guest's end
+//! main ─┬▶ standalone   ┬▶ config ─▶ jail ─▶ machine ─┬▶ kvm      VM, memory slots, vCPU threads
+//!       └▶ shim_managed ┘                             ├▶ boot     kernel, initramfs, command line, zero page
+//!                                                     ├▶ acpi     tables
+//!                                                     ├▶ devices  serial port, pvpanic, power  ┐ on a bus, called
+//!                                                     └▶ virtio   behind transport             ┘ by vCPU threads
+//! standalone, shim_managed ─▶ main_loop ─▶ control    the shim's requests, the end of the VM
 //! ```
 
 pub mod acpi;
@@ -19,7 +19,9 @@ pub mod jail;
 pub mod kvm;
 mod log;
 pub mod machine;
+pub mod main_loop;
 pub mod probe;
+pub mod process;
+pub mod shim_managed;
 pub mod transport;
 pub mod virtio;
-pub mod watch;

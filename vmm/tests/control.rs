@@ -1,11 +1,13 @@
-//! `nacre-vmm --control-fd` as the shim starts it, with guests of a few instructions: every answer that the shim can
-//! get. Needs root for the jail, and /dev/kvm for those that run a guest; says so where it skips.
+//! `nacre-vmm --control-fd` as the shim starts it, with guests of a few instructions: every message that the
+//! shim can receive. Needs root for the jail, and /dev/kvm for the tests that run a guest; a test that is
+//! skipped prints why.
 #![allow(missing_docs, reason = "a test")]
+
+mod guest;
 
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use nacre_protocol::BUILD_ID;
@@ -13,8 +15,7 @@ use nacre_protocol::console::RING_BYTES;
 use nacre_protocol::control::{Channel, Configure, Error, FromVmm, Outcome, ToVmm};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-/// Where the test's kernels are loaded.
-const LOAD: u32 = 0x10_0000;
+use guest::{PANIC, POWER_OFF, RESET, kernel, kvm, write_port};
 
 struct Vmm {
     child: Child,
@@ -22,14 +23,14 @@ struct Vmm {
 }
 
 impl Vmm {
-    /// None, said, where this process may not make a jail.
+    /// Starts the VMM; None if this process may not create a jail.
     fn start() -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             println!("skipped: not root");
             return None;
         }
-        // The VMM's end must survive exec: no SOCK_CLOEXEC. Ours then leaks into children of tests that run beside
-        // this one, so it is closed on exec by hand.
+        // The VMM's end must survive execve, so the pair is created without SOCK_CLOEXEC. The test's end gets
+        // the flag afterwards, since it would leak into the children of other tests.
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty()).unwrap();
         nix::fcntl::fcntl(
@@ -63,7 +64,7 @@ impl Vmm {
         self.control.send(&ToVmm::Configure(configure), &fds).unwrap();
     }
 
-    /// All messages to the end.
+    /// Receives all messages until the VMM closes its end.
     fn messages(&self) -> Vec<FromVmm> {
         let mut messages = Vec::new();
         loop {
@@ -75,14 +76,11 @@ impl Vmm {
         }
     }
 
-    fn end(mut self) -> ExitStatus {
+    /// Closes the shim's end and waits for the VMM to exit.
+    fn close(mut self) -> ExitStatus {
         drop(self.control);
         self.child.wait().unwrap()
     }
-}
-
-fn kvm() -> Option<File> {
-    File::options().read(true).write(true).open("/dev/kvm").ok()
 }
 
 fn configure() -> Configure {
@@ -96,46 +94,7 @@ fn configure() -> Configure {
     }
 }
 
-/// A vmlinux with `code` as its PVH entry point.
-fn kernel(code: &[u8]) -> File {
-    let mut header = Vec::new();
-    header.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    header.extend_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]);
-    for word in [u64::from(LOAD), 64, 0] {
-        header.extend_from_slice(&word.to_le_bytes());
-    }
-    header.extend_from_slice(&[0, 0, 0, 0, 64, 0, 56, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
-    let segment = |kind: u32, offset: u64, bytes: u64| {
-        let mut segment = [kind.to_le_bytes(), 5u32.to_le_bytes()].concat();
-        for word in [offset, u64::from(LOAD), u64::from(LOAD), bytes, bytes, 1] {
-            segment.extend_from_slice(&word.to_le_bytes());
-        }
-        segment
-    };
-    let mut note = Vec::new();
-    for word in [4, 4, 18u32] {
-        note.extend_from_slice(&word.to_le_bytes());
-    }
-    note.extend_from_slice(b"Xen\0");
-    note.extend_from_slice(&LOAD.to_le_bytes());
-    let file = tempfile::tempfile().unwrap();
-    file.write_all_at(&header, 0).unwrap();
-    file.write_all_at(&segment(1, 4096, code.len() as u64), 64)
-        .unwrap();
-    file.write_all_at(&segment(4, 1024, note.len() as u64), 64 + 56)
-        .unwrap();
-    file.write_all_at(&note, 1024).unwrap();
-    file.write_all_at(code, 4096).unwrap();
-    file
-}
-
-/// `mov al, VALUE; mov dx, PORT; out dx, al; hlt`.
-fn write_port(port: u16, value: u8) -> Vec<u8> {
-    let [low, high] = port.to_le_bytes();
-    vec![0xb0, value, 0x66, 0xba, low, high, 0xee, 0xf4]
-}
-
-/// The outcome of a guest of `code`, after all that comes before it.
+/// Runs a guest with `code`, checks the messages before the last one, and returns the outcome in that.
 fn outcome(code: &[u8]) -> Option<Outcome> {
     if kvm().is_none() {
         println!("skipped: no /dev/kvm");
@@ -157,10 +116,11 @@ fn outcome(code: &[u8]) -> Option<Outcome> {
     let [FromVmm::Ended(outcome)] = &messages[running + 1..] else {
         panic!("{messages:?}")
     };
-    assert!(vmm.end().success());
+    assert!(vmm.close().success());
     Some(outcome.clone())
 }
 
+/// Starts the VMM with a configuration that it refuses; returns step, error and hint.
 fn failure(configure: Configure, kernel: &File) -> Option<(String, String, Option<String>)> {
     let vmm = Vmm::start()?;
     vmm.configure(configure, kernel);
@@ -169,31 +129,28 @@ fn failure(configure: Configure, kernel: &File) -> Option<(String, String, Optio
     let [FromVmm::Failed { step, error, hint }] = &messages[..] else {
         panic!("{messages:?}")
     };
-    assert_eq!(vmm.end().code(), Some(1));
+    assert_eq!(vmm.close().code(), Some(1));
     Some((step.clone(), error.clone(), hint.clone()))
 }
 
 #[test]
-fn power_off_reset_panic_and_triple_fault_are_told_apart() {
-    let off = outcome(&write_port(0x600, 5 << 2 | 1 << 5));
+fn power_off_reset_and_panic_are_different_outcomes() {
+    let off = outcome(&write_port(POWER_OFF));
     if off.is_none() {
         return;
     }
     assert_eq!(off, Some(Outcome::PowerOff));
-    assert!(matches!(
-        outcome(&write_port(0x602, 0x42)),
-        Some(Outcome::Reset { .. })
-    ));
-    assert_eq!(outcome(&write_port(0x505, 1)), Some(Outcome::Panic));
+    assert!(matches!(outcome(&write_port(RESET)), Some(Outcome::Reset { .. })));
+    assert_eq!(outcome(&write_port(PANIC)), Some(Outcome::Panic));
 }
 
 #[test]
-fn a_running_guest_answers_for_its_exits_and_ends_with_the_shim() {
+fn exits_are_counted_and_the_vmm_exits_with_the_shim() {
     if kvm().is_none() {
         return println!("skipped: no /dev/kvm");
     }
     let Some(vmm) = Vmm::start() else { return };
-    // in al, 0x99; hlt; and again
+    // in al, 0x99; hlt; in a loop
     vmm.configure(configure(), &kernel(&[0xe4, 0x99, 0xf4, 0xeb, 0xfb]));
     while vmm.control.receive::<FromVmm>().unwrap().0 != FromVmm::Running {}
     let seen = loop {
@@ -201,16 +158,19 @@ fn a_running_guest_answers_for_its_exits_and_ends_with_the_shim() {
         let FromVmm::Exits(counts) = vmm.control.receive::<FromVmm>().unwrap().0 else {
             panic!()
         };
-        if let Some(count) = counts.get("port read nowhere") {
+        if let Some(count) = counts.get("port read unclaimed") {
             break *count;
         }
     };
     assert_eq!(seen, 1);
-    assert!(vmm.end().success(), "no shim, no VM");
+    assert!(
+        vmm.close().success(),
+        "the VMM exits when the shim closes the socket"
+    );
 }
 
 #[test]
-fn what_is_no_kernel_is_told_with_step_reason_and_hint() {
+fn an_invalid_kernel_fails_with_step_reason_and_hint() {
     let Some((step, error, hint)) = failure(configure(), &File::open("/bin/sh").unwrap()) else {
         return;
     };
@@ -220,7 +180,7 @@ fn what_is_no_kernel_is_told_with_step_reason_and_hint() {
 }
 
 #[test]
-fn too_little_memory_is_told_with_the_least() {
+fn too_little_memory_fails_with_the_minimum() {
     let small = Configure {
         memory_mib: 8,
         ..configure()
@@ -233,7 +193,7 @@ fn too_little_memory_is_told_with_the_least() {
 }
 
 #[test]
-fn another_build_is_told_with_both_ids() {
+fn a_shim_of_another_build_fails_with_both_build_ids() {
     let other = Configure {
         build_id: "other".to_owned(),
         ..configure()
@@ -246,7 +206,7 @@ fn another_build_is_told_with_both_ids() {
 }
 
 #[test]
-fn a_shim_that_dies_before_it_says_anything_leaves_no_vmm() {
+fn the_vmm_exits_if_the_shim_exits_before_it_configures() {
     let Some(vmm) = Vmm::start() else { return };
-    assert_eq!(vmm.end().code(), Some(1));
+    assert_eq!(vmm.close().code(), Some(1));
 }

@@ -1,5 +1,6 @@
-//! From a bundle to a plan: what the host does (mounts) and what the guest is told (its spec). Pure: reads no file but
-//! the bytes it is given, opens nothing, so that a spec that can't be honoured is refused before anything is made.
+//! Turns a bundle's config.json into a plan: the mounts and hooks for the host, and the spec that the guest gets. Called
+//! by the sandbox's create flow. Pure: opens no file, so that a spec that can't be honoured is refused before anything is
+//! created.
 
 mod namespaces;
 
@@ -13,43 +14,47 @@ use crate::hooks::Hooks;
 use crate::mount::{Extent, HostMount, Mount, Rootfs};
 pub use namespaces::Pod;
 
-/// What is to be done for a container.
+/// What is to be done on the host and in the guest for a container.
 #[derive(Debug, PartialEq)]
 pub struct Plan {
-    /// The spec for the guest, JSON.
+    /// The spec for the guest, JSON: it names no path, namespace or cgroup of the host.
     pub guest_spec: Vec<u8>,
     /// The root file system.
     pub rootfs: Rootfs,
-    /// The host's files that it sees.
+    /// Files and directories of the host that the container sees.
     pub mounts: Vec<HostMount>,
     /// Fields of the spec that have no effect, and why.
     pub ignored: Vec<Finding>,
-    /// What runs on the host around it.
+    /// Hooks that run on the host.
     pub hooks: Hooks,
-    /// Whether the process is to have a terminal.
+    /// The spec's process.terminal.
     pub terminal: bool,
+    /// What the spec's process.oomScoreAdj asks for the VMM; see [`oom_score_adj`].
+    pub oom_score_adj: Option<i32>,
 }
 
-/// What a VM must know of its first spec before Create comes.
+/// The part of the sandbox's spec that the VM's start depends on. The VM starts before containerd's Create.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct VmHints {
-    /// The spec's cgroupsPath.
+    /// linux.cgroupsPath.
     pub cgroups_path: Option<String>,
-    /// Bytes.
+    /// linux.resources.memory.limit, bytes.
     pub memory_limit: Option<i64>,
-    /// Microseconds a period.
+    /// linux.resources.cpu.quota, microseconds per period.
     pub cpu_quota: Option<i64>,
-    /// Microseconds.
+    /// linux.resources.cpu.period, microseconds.
     pub cpu_period: Option<u64>,
-    /// The host's CPUs that it may run on; empty: all.
+    /// linux.resources.cpu.cpus: the host's CPUs that the VM may run on, all of them if this is empty.
     pub cpus: Vec<usize>,
-    /// The container's host name.
+    /// The guest's host name.
     pub hostname: Option<String>,
-    /// Whether the spec says that other containers will join.
+    /// The process.oomScoreAdj for the VMM; see [`oom_score_adj`].
+    pub oom_score_adj: Option<i32>,
+    /// True for a sandbox of CRI, whose other containers join it.
     pub is_pod: bool,
 }
 
-/// Reads what a VM is sized by; a spec that does not parse gives nothing, Create will say why.
+/// Reads the hints in a config.json. If it is not valid JSON there are none; Create then reports the error.
 pub fn vm_hints(config_json: &[u8]) -> VmHints {
     let spec: Value = serde_json::from_slice(config_json).unwrap_or_default();
     let linux = &spec["linux"];
@@ -61,8 +66,22 @@ pub fn vm_hints(config_json: &[u8]) -> VmHints {
         cpu_period: cpu["period"].as_u64(),
         cpus: cpu["cpus"].as_str().and_then(cpu_list::parse).unwrap_or_default(),
         hostname: spec["hostname"].as_str().map(str::to_owned),
-        is_pod: spec["annotations"]["io.kubernetes.cri.container-type"].is_string(),
+        oom_score_adj: oom_score_adj(&spec),
+        is_pod: spec["annotations"][CONTAINER_TYPE].is_string(),
     }
+}
+
+/// CRI's annotation: "sandbox" or "container".
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+
+/// A spec's process.oomScoreAdj, as far as it says something about the VMM. That of a CRI sandbox does not: containerd
+/// gives its pause process -998, whatever the pod's quality-of-service class is.
+fn oom_score_adj(spec: &Value) -> Option<i32> {
+    if spec["annotations"][CONTAINER_TYPE] == "sandbox" {
+        return None;
+    }
+    let adjustment = i32::try_from(spec["process"]["oomScoreAdj"].as_i64()?).ok()?;
+    (-1000..=1000).contains(&adjustment).then_some(adjustment)
 }
 
 /// Plans container `id` with the spec `spec` of `bundle`, for the VM of `pod`. Its root file system is `rootfs`, or the
@@ -90,9 +109,10 @@ pub fn plan(
     let mounts = host_mounts(bundle, &spec["mounts"], &mut findings);
     check_proc(&spec["mounts"], &mut findings);
     check_cpus(id, &spec, pod, &mut findings);
+    let oom_score_adj = oom_score_adj(&spec);
     let root_path = spec["root"]["path"].as_str().unwrap_or_default().to_owned();
     if rootfs.is_empty() && root_path.is_empty() {
-        findings.refuse("root.path", "missing, and no mounts are given for it");
+        findings.refuse("root.path", "missing, and Create has no rootfs mounts");
     }
     let ignored = findings.into_ignored()?;
     let rootfs = if rootfs.is_empty() {
@@ -101,7 +121,7 @@ pub fn plan(
         Rootfs::Mounts(rootfs)
     };
     let terminal = spec["process"]["terminal"].as_bool().unwrap_or(false);
-    for_guest(&mut spec, id, &mounts);
+    rewrite_for_guest(&mut spec, id, &mounts);
     let guest_spec = spec.to_string().into_bytes();
     if guest_spec.len() > MAX_SPEC {
         // The guest's paths can be longer than the host's.
@@ -118,6 +138,7 @@ pub fn plan(
         ignored,
         hooks,
         terminal,
+        oom_score_adj,
     })
 }
 
@@ -132,43 +153,46 @@ fn check_cpus(id: &str, spec: &Value, pod: Option<Pod<'_>>, findings: &mut Findi
     }
 }
 
-/// What makes a container looks things up in its /proc, so nothing else may be in its place.
+/// The code that creates a container in the guest trusts its /proc, so nothing but procfs may be mounted there.
 fn check_proc(mounts: &Value, findings: &mut Findings) {
     for (index, mount) in mounts.as_array().into_iter().flatten().enumerate() {
         let destination = Path::new(mount["destination"].as_str().unwrap_or_default());
-        let mut place = PathBuf::from("/");
+        let mut normal = PathBuf::from("/");
         for component in destination.components() {
             match component {
-                Component::Normal(part) => place.push(part),
+                Component::Normal(part) => normal.push(part),
                 Component::ParentDir => {
-                    place.pop();
+                    normal.pop();
                 }
                 Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
             }
         }
-        if place == Path::new("/proc") && mount["type"] != "proc" {
+        if normal == Path::new("/proc") && mount["type"] != "proc" {
             let path = format!("mounts[{index}].destination");
-            findings.refuse(path, "nothing but a proc file system can be at /proc");
+            findings.refuse(path, "only a proc file system can be mounted at /proc");
         }
     }
 }
 
-/// Binds come from the host; other file systems are made in the guest.
+/// The bind mounts among `mounts`: their sources are on the host. The guest makes all other mounts.
 fn host_mounts(bundle: &Path, mounts: &Value, findings: &mut Findings) -> Vec<HostMount> {
     let mut found = Vec::new();
     for (index, mount) in mounts.as_array().into_iter().flatten().enumerate() {
-        let has = |word: &str| {
+        let has = |wanted: &str| {
             mount["options"]
                 .as_array()
                 .into_iter()
                 .flatten()
-                .any(|option| option == word)
+                .any(|option| option == wanted)
         };
         if mount["type"] != "bind" && !has("bind") && !has("rbind") {
             continue;
         }
         let Some(source) = mount["source"].as_str().filter(|source| !source.is_empty()) else {
-            findings.refuse(format!("mounts[{index}].source"), "a bind without a source");
+            findings.refuse(
+                format!("mounts[{index}].source"),
+                "missing: a bind mount needs a source",
+            );
             continue;
         };
         found.push(HostMount {
@@ -183,8 +207,8 @@ fn host_mounts(bundle: &Path, mounts: &Value, findings: &mut Findings) -> Vec<Ho
     found
 }
 
-/// Rewrites what names the host: paths become the guest's; what was done on the host is taken out.
-fn for_guest(spec: &mut Value, id: &str, mounts: &[HostMount]) {
+/// Rewrites paths of the host to the guest's, and removes what the host does itself: its hooks and the VM's CPUs.
+fn rewrite_for_guest(spec: &mut Value, id: &str, mounts: &[HostMount]) {
     spec["root"]["path"] = json!(guest::rootfs_path(id));
     for mount in mounts {
         spec["mounts"][mount.index]["source"] = json!(guest::mount_path(id, mount.index));

@@ -1,28 +1,28 @@
-//! A container's namespaces: a guest has its own of each kind, and those of the pod's first container are the pod's. The
-//! host's can't be shared.
+//! Checks linux.namespaces: a container may have new namespaces or join those of the pod's first container, all of them
+//! in the guest. A namespace of the host can't be shared with a guest.
 
 use nacre_protocol::guest;
 use nacre_protocol::spec::Findings;
 use serde_json::{Value, json};
 
-/// Kinds that a container must have of its own or of its pod: without, it would want the host's.
-const WANTED: [&str; 5] = ["mount", "pid", "network", "ipc", "uts"];
+/// Types that a spec must list: if one is missing, the container shares the host's namespace.
+const REQUIRED: [&str; 5] = ["mount", "pid", "network", "ipc", "uts"];
 
-/// The pod that a container is made in.
+/// The pod that a container is created in.
 #[derive(Debug, Clone, Copy)]
 pub struct Pod<'a> {
-    /// The pid that containerd knows all its tasks by: the VMM's.
+    /// The VMM's host pid, which containerd has as the pid of every task.
     pub pid: u32,
-    /// The id of its first container.
+    /// The id of the pod's first container.
     pub sandbox: &'a str,
 }
 
-/// Checks `namespaces`, a spec's; paths become the guest's.
+/// Checks `namespaces` and rewrites their paths for the guest.
 pub fn check(namespaces: &mut Value, pod: Option<Pod<'_>>, findings: &mut Findings) {
     let mut kinds = Vec::new();
-    for (index, one) in namespaces.as_array_mut().into_iter().flatten().enumerate() {
-        let kind = one["type"].as_str().unwrap_or_default().to_owned();
-        let path = one["path"].as_str().unwrap_or_default().to_owned();
+    for (index, namespace) in namespaces.as_array_mut().into_iter().flatten().enumerate() {
+        let kind = namespace["type"].as_str().unwrap_or_default().to_owned();
+        let path = namespace["path"].as_str().unwrap_or_default().to_owned();
         if kinds.contains(&kind) {
             findings.refuse(
                 format!("linux.namespaces[{index}].type"),
@@ -30,20 +30,20 @@ pub fn check(namespaces: &mut Value, pod: Option<Pod<'_>>, findings: &mut Findin
             );
         }
         if path.is_empty() {
-            if let Some(one) = one.as_object_mut() {
-                one.remove("path");
+            if let Some(namespace) = namespace.as_object_mut() {
+                namespace.remove("path");
             }
         } else if let Some(pod) = pod.filter(|pod| is_of_pod(&kind, &path, pod.pid)) {
-            one["path"] = json!(guest::namespace_of(pod.sandbox));
+            namespace["path"] = json!(guest::namespace_of(pod.sandbox));
         } else {
             let reason = "names a namespace of the host, which a guest can't enter";
             findings.refuse(format!("linux.namespaces[{index}].path"), reason);
         }
         kinds.push(kind);
     }
-    for missing in WANTED
+    for missing in REQUIRED
         .iter()
-        .filter(|wanted| !kinds.iter().any(|kind| kind == *wanted))
+        .filter(|required| !kinds.iter().any(|kind| kind == *required))
     {
         let reason =
             format!("there is no {missing:?}: the host's {missing} namespace can't be shared with a guest");
@@ -51,11 +51,12 @@ pub fn check(namespaces: &mut Value, pod: Option<Pod<'_>>, findings: &mut Findin
     }
 }
 
-/// Whether `path` is the namespace of this kind of the pod's first container, by the pid that containerd knows.
+/// True if `path` is /proc/PID/ns/... of the pid that containerd has for the pod's tasks, which stands for the namespace of
+/// the pod's first container.
 fn is_of_pod(kind: &str, path: &str, pid: u32) -> bool {
     let name = match kind {
         "network" => "net",
-        // A container's mounts are its own.
+        // Mount namespaces are never shared within a pod.
         "mount" => return false,
         other => other,
     };
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn those_of_the_pod_are_its_first_containers() {
+    fn a_path_of_the_pod_s_pid_joins_its_first_container() {
         let (namespaces, refusals) = checked(all("/proc/77/ns/uts"));
         assert_eq!(refusals, "");
         assert_eq!(namespaces[4], json!({"type": "uts", "path": "container:s"}));
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hosts_are_refused_by_path() {
+    fn namespaces_of_the_host_are_refused_by_path() {
         for path in [
             "/proc/1/ns/uts",
             "/proc/77/ns/ipc",
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_that_is_missing_or_twice_there_is_refused() {
+    fn a_type_that_is_missing_or_listed_twice_is_refused() {
         let (_, refusals) = checked(json!([{"type": "mount"}, {"type": "mount"}]));
         assert!(
             refusals.contains("linux.namespaces[1].type: a second \"mount\""),

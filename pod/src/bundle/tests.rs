@@ -28,7 +28,7 @@ fn guest_spec(plan: &Plan) -> Value {
 }
 
 #[test]
-fn the_guest_s_spec_names_nothing_of_the_host() {
+fn the_guest_s_spec_has_no_path_of_the_host() {
     let plan = planned(&spec(""), Vec::new()).unwrap();
     let guest = guest_spec(&plan);
     assert_eq!(guest["root"]["path"], "/run/nacre/shared/a/rootfs");
@@ -37,7 +37,7 @@ fn the_guest_s_spec_names_nothing_of_the_host() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|one| &one["type"])
+        .map(|namespace| &namespace["type"])
         .collect();
     assert_eq!(kinds, ["mount", "pid", "network", "ipc", "uts"]);
     assert_eq!(guest["process"]["args"][0], "sh");
@@ -67,7 +67,7 @@ fn the_root_is_containerd_s_mounts_or_the_spec_s_directory() {
 }
 
 #[test]
-fn binds_come_from_the_host_and_the_rest_stays_in_the_guest() {
+fn binds_come_from_the_host_and_other_mounts_are_made_in_the_guest() {
     let text = spec(
         r#","mounts":[{"destination":"/proc","type":"proc","source":"proc"},
         {"destination":"/d","type":"bind","source":"/host/d","options":["rbind","ro"]},
@@ -98,7 +98,7 @@ fn binds_come_from_the_host_and_the_rest_stays_in_the_guest() {
 }
 
 #[test]
-fn namespaces_are_the_guest_s_own_or_the_pod_s() {
+fn namespaces_are_new_or_the_pod_s() {
     let text = spec("").replace(r#"{"type":"network"},"#, "");
     let error = planned(&text, Vec::new()).unwrap_err().to_string();
     assert!(
@@ -148,7 +148,7 @@ fn cpus_are_the_vm_s_and_the_pod_s_first_container_s() {
 }
 
 #[test]
-fn what_is_ignored_is_named_and_does_not_reach_the_guest() {
+fn ignored_fields_are_reported_and_removed() {
     let text =
         spec(r#","future":1,"mounts":[{"destination":"/a","type":"tmpfs","options":["silent","size=1m"]}]"#)
             .replace(
@@ -191,7 +191,7 @@ fn mounts_that_can_t_be_made_are_refused_by_path() {
 }
 
 #[test]
-fn a_spec_without_a_root_or_that_is_none_is_refused() {
+fn a_spec_without_a_root_or_of_the_wrong_type_is_refused() {
     let error = planned(&spec("").replace(r#""path":"rootfs""#, ""), Vec::new())
         .unwrap_err()
         .to_string();
@@ -222,9 +222,9 @@ fn a_spec_that_is_too_large_with_the_guest_s_paths_is_refused() {
 }
 
 #[test]
-fn an_outline_needs_no_valid_spec() {
+fn hints_are_read_even_from_an_invalid_spec() {
     assert_eq!(vm_hints(b"{"), VmHints::default());
-    let text = br#"{"hostname":"h","linux":{"cgroupsPath":"/d/a","resources":{"memory":{"limit":5},"cpu":{"quota":1,"period":2,"cpus":"0,2"}}}}"#;
+    let text = br#"{"hostname":"h","process":{"oomScoreAdj":1000},"linux":{"cgroupsPath":"/d/a","resources":{"memory":{"limit":5},"cpu":{"quota":1,"period":2,"cpus":"0,2"}}}}"#;
     let want = VmHints {
         cgroups_path: Some("/d/a".into()),
         memory_limit: Some(5),
@@ -232,7 +232,32 @@ fn an_outline_needs_no_valid_spec() {
         cpu_period: Some(2),
         cpus: vec![0, 2],
         hostname: Some("h".into()),
+        oom_score_adj: Some(1000),
         is_pod: false,
     };
     assert_eq!(vm_hints(text), want);
+}
+
+#[test]
+fn the_oom_score_adj_is_a_container_s_and_never_the_pause_process_s() {
+    let with = |value: &str, kind: &str| {
+        spec(&format!(
+            r#","annotations":{{"io.kubernetes.cri.container-type":"{kind}"}}"#
+        ))
+        .replace(r#""cwd""#, &format!(r#""oomScoreAdj":{value},"cwd""#))
+    };
+    for (value, kind, want) in [
+        ("-997", "container", Some(-997)),
+        ("1000", "", Some(1000)),
+        ("-998", "sandbox", None),
+        ("1001", "", None),
+        ("4294967296", "", None),
+        (r#""5""#, "", None),
+    ] {
+        let hints = vm_hints(with(value, kind).as_bytes());
+        assert_eq!(hints.oom_score_adj, want, "{value} {kind}");
+    }
+    let plan = planned(&with("-997", "container"), Vec::new()).unwrap();
+    assert_eq!(plan.oom_score_adj, Some(-997));
+    assert_eq!(planned(&spec(""), Vec::new()).unwrap().oom_score_adj, None);
 }

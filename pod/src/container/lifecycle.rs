@@ -5,7 +5,7 @@
 //! - An exit that is known before the reply to Start is reported after that reply.
 //! - Init's exit is reported last. If it comes while exec processes are live, it is held ([`Action::HoldInitExit`]) until
 //!   their exits are reported, or until the hold expires.
-//! - Delete is answered when the process has exited and its output is written, or has had its time.
+//! - Delete is answered when the process has exited and its output is written, or its deadline has passed.
 //! - Delete of a container that is being created cancels the creation; Delete of one that was never started kills it.
 //!
 //! ```text
@@ -30,7 +30,7 @@ pub struct ProcessState {
     pub state: TaskState,
     /// How it ended, once that is known; it may not be reported yet.
     exit: Option<Exit>,
-    /// All output is written, or has had its time.
+    /// All output is written, or its deadline has passed.
     drained: bool,
     /// Delete was called and is not answered.
     deleting: bool,
@@ -74,16 +74,10 @@ pub struct Lifecycle {
     pending_init_exit: Option<Exit>,
 }
 
-impl Default for Lifecycle {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Lifecycle {
     /// A container that is being created.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn creating() -> Self {
         Self {
             init: ProcessState::new(TaskState::Creating),
             execs: BTreeMap::new(),

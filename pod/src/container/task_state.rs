@@ -1,4 +1,4 @@
-//! What a process may do when, and what a container: two tables without I/O, used by the sandbox's owner.
+//! The states of a process and of a container's freezer, as two pure transition tables. `lifecycle` combines them.
 //!
 //! ```text
 //! Creating ─Created─▶ Created ─Start─▶ Starting ─Started─▶ Running ─Exited─▶ Stopped
@@ -9,45 +9,45 @@
 //!
 //! Thawed ─Pause─▶ Freezing ─Done─▶ Frozen ─Resume─▶ Thawing ─Done─▶ Thawed
 //! ```
-//! `Exiting`: the end is known before the reply to Start, so that TaskStart still goes out before TaskExit. An init that
-//! could not be started still waits at its gate; an exec that could not is over (`NeverRan`).
+//! `Exiting`: the exit is known before the reply to Start, so that TaskStart still precedes TaskExit. An init process that
+//! could not be started still waits for its start; an exec process that could not be started is over (`NeverRan`).
 
-/// Where a process stands.
+/// A process's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TaskState {
-    /// Create has not been answered yet.
+    /// Create is not answered yet.
     Creating,
-    /// Init waits at its gate; an exec is known by its name alone.
+    /// Init waits for its start notification; an exec process is registered, and unknown to the guest.
     Created,
-    /// The gate is being opened, or the exec's command being run.
+    /// The guest was asked to run the command.
     Starting,
-    /// Ended while it was being started.
+    /// It exited before the guest answered the start.
     Exiting,
     /// The command runs.
     Running,
-    /// It has ended.
+    /// It has exited.
     Stopped,
 }
 
-/// What happens to a process.
+/// An event in a process's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Input {
-    /// The guest has made the container.
+    /// The guest created the container.
     Created,
-    /// containerd calls Start.
+    /// The caller called Start.
     Start,
     /// The command runs.
     Started,
-    /// The guest could not open init's gate.
+    /// The guest could not start init.
     StartFailed,
-    /// The guest could not run the exec's command.
+    /// The guest could not run the command of an exec process.
     NeverRan,
-    /// It has ended, or the VM.
+    /// The process exited, or the VM ended.
     Exited,
 }
 
 impl TaskState {
-    /// The state after `input`; None where it can't happen in this state.
+    /// The state after `input`; None if that is not possible in this state.
     #[must_use]
     pub fn next(self, input: Input) -> Option<Self> {
         match (self, input) {
@@ -62,13 +62,13 @@ impl TaskState {
         }
     }
 
-    /// Whether the end of the process is still to come.
+    /// Whether the process may still exit.
     #[must_use]
     pub fn may_exit(self) -> bool {
         matches!(self, Self::Created | Self::Starting | Self::Running)
     }
 
-    /// Whether a command of it runs, is about to, or its end is not told yet.
+    /// Whether its command runs or is being started, or its exit is not reported yet.
     #[must_use]
     pub fn is_live(self) -> bool {
         matches!(self, Self::Starting | Self::Exiting | Self::Running)
@@ -80,7 +80,7 @@ impl TaskState {
         matches!(self, Self::Created | Self::Stopped)
     }
 
-    /// As an error tells it.
+    /// The state as an error message names it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -100,27 +100,27 @@ pub enum Freeze {
     Thawed,
     /// They are being frozen.
     Freezing,
-    /// None runs.
+    /// They are frozen.
     Frozen,
     /// They are being thawed.
     Thawing,
 }
 
-/// What happens to a container that is frozen and thawed.
+/// An event for a container's freezer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FreezeInput {
-    /// containerd calls Pause.
+    /// The caller called Pause.
     Pause,
-    /// containerd calls Resume.
+    /// The caller called Resume.
     Resume,
-    /// The guest has done it.
+    /// The guest has frozen or thawed them.
     Done,
     /// The guest could not.
     Failed,
 }
 
 impl Freeze {
-    /// The state after `input`; None where it can't happen in this state.
+    /// The state after `input`; None if that is not possible in this state.
     #[must_use]
     pub fn next(self, input: FreezeInput) -> Option<Self> {
         match (self, input) {
@@ -132,7 +132,7 @@ impl Freeze {
         }
     }
 
-    /// As an error tells it.
+    /// The state as an error message names it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_life() {
+    fn from_create_to_exit() {
         use Input::{Created, Exited, Start, Started};
         assert_eq!(
             after(&[Created, Start, Started, Exited]),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_before_the_reply_to_start_waits_for_it() {
+    fn an_exit_before_the_reply_to_start_waits_for_it() {
         use Input::{Created, Exited, Start, StartFailed, Started};
         assert_eq!(after(&[Created, Start, Exited]), Some(TaskState::Exiting));
         assert_eq!(
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_does_not_run_is_deleted() {
+    fn only_processes_that_do_not_run_can_be_deleted() {
         for state in STATES {
             let may = matches!(state, TaskState::Created | TaskState::Stopped);
             assert_eq!(state.may_delete(), may, "{state:?}");
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_frozen_is_thawed_and_what_failed_stays() {
+    fn a_failed_freeze_or_thaw_changes_nothing() {
         use FreezeInput::{Done, Failed, Pause, Resume};
         for (inputs, want) in [
             (&[Pause] as &[_], Some(Freeze::Freezing)),

@@ -20,6 +20,7 @@ use ttrpc::context::{Context, with_duration};
 use crate::clock;
 use crate::error::{Error, StepFailed};
 use crate::exit::Exit;
+use crate::guest_text::{MAX_MESSAGE, MAX_NAME, bounded};
 use crate::process_id::ProcessId;
 use crate::streams::TerminalSize;
 
@@ -67,7 +68,9 @@ impl CallError {
 impl From<ttrpc::Error> for CallError {
     fn from(error: ttrpc::Error) -> Self {
         match error {
-            ttrpc::Error::RpcStatus(status) => Self::Answer(status.code(), status.message),
+            ttrpc::Error::RpcStatus(status) => {
+                Self::Answer(status.code(), bounded(&status.message, MAX_MESSAGE))
+            }
             lost @ (ttrpc::Error::Socket(_)
             | ttrpc::Error::Nix(_)
             | ttrpc::Error::LocalClosed
@@ -165,7 +168,13 @@ impl Guest {
             hostname: hostname.to_owned(),
             ..Default::default()
         };
-        self.within_deadline(self.client.setup(context(), &request)).await
+        let mut response = self
+            .within_deadline(self.client.setup(context(), &request))
+            .await?;
+        for text in [&mut response.build_id, &mut response.kernel_release] {
+            *text = bounded(text, MAX_NAME);
+        }
+        Ok(response)
     }
 
     /// Creates a container whose init process waits for [`Guest::start`]; returns its pid in the guest.
@@ -183,7 +192,7 @@ impl Guest {
             .within_deadline(self.client.create_container(context(), &request))
             .await?;
         for ignored in created.ignored.iter().take(MAX_IGNORED) {
-            crate::log::warn(format_args!("{id}: ignored: {ignored}"));
+            crate::log::warn(format_args!("{id}: ignored: {}", bounded(ignored, MAX_MESSAGE)));
         }
         Ok(created.pid)
     }

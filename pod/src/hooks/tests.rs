@@ -1,4 +1,4 @@
-//! Hooks that are shell scripts.
+//! Hooks that are shell scripts, run in a temporary bundle.
 
 use super::*;
 use serde_json::json;
@@ -13,9 +13,9 @@ fn script(text: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_hook_gets_the_state_its_words_and_its_environment() {
+async fn a_hook_gets_the_state_its_arguments_and_its_environment() {
     let bundle = tempfile::tempdir().unwrap();
-    let text = "cat > state; echo \"$0|$A|$HOME|$(pwd)\" > words";
+    let text = "cat > state; echo \"$0|$A|$HOME|$(pwd)\" > arguments";
     for (point, status, pid) in [
         (Point::Prestart, "creating", json!(7)),
         (Point::CreateRuntime, "creating", json!(7)),
@@ -38,13 +38,13 @@ async fn a_hook_gets_the_state_its_words_and_its_environment() {
         );
         assert_eq!(state["bundle"], json!(bundle.path()));
         assert_eq!(state["annotations"], json!({"k": "v"}));
-        let words = std::fs::read_to_string(bundle.path().join("words")).unwrap();
-        assert_eq!(words, format!("hook-name|b c||{}\n", bundle.path().display()));
+        let arguments = std::fs::read_to_string(bundle.path().join("arguments")).unwrap();
+        assert_eq!(arguments, format!("hook-name|b c||{}\n", bundle.path().display()));
     }
 }
 
 #[tokio::test]
-async fn the_first_that_fails_is_told_with_what_it_wrote() {
+async fn the_first_failing_hook_is_reported_with_its_output() {
     let bundle = tempfile::tempdir().unwrap();
     let hooks = parse(
         bundle.path(),
@@ -57,7 +57,7 @@ async fn the_first_that_fails_is_told_with_what_it_wrote() {
     let message = run.unwrap_err().to_string();
     assert_eq!(
         message,
-        "hooks.createRuntime[1] /bin/sh: it exited with 3; it wrote: no luck"
+        "hooks.createRuntime[1] /bin/sh: exited with 3; output: no luck"
     );
     assert_eq!(
         std::fs::read_to_string(bundle.path().join("ran")).unwrap(),
@@ -71,7 +71,7 @@ async fn the_first_that_fails_is_told_with_what_it_wrote() {
 }
 
 #[tokio::test]
-async fn a_hook_has_its_time_and_its_children_are_not_waited_for() {
+async fn a_late_hook_is_killed_and_a_hook_s_children_are_not_waited_for() {
     let bundle = tempfile::tempdir().unwrap();
     let mut slow = script("echo $$ > pid; echo slow; exec sleep 100");
     slow["timeout"] = json!(1);
@@ -85,7 +85,7 @@ async fn a_hook_has_its_time_and_its_children_are_not_waited_for() {
     )
     .unwrap();
     let late = hooks.run(Point::Prestart, 7).await.unwrap_err().to_string();
-    assert!(late.contains("not done within 1 s; it wrote: slow"), "{late}");
+    assert!(late.contains("not done within 1 s; output: slow"), "{late}");
     let pid = std::fs::read_to_string(bundle.path().join("pid")).unwrap();
     assert!(!Path::new("/proc").join(pid.trim()).exists(), "it still runs");
     let killed = hooks.run(Point::Poststart, 7).await.unwrap_err().to_string();
@@ -99,7 +99,7 @@ async fn a_hook_has_its_time_and_its_children_are_not_waited_for() {
 }
 
 #[test]
-fn what_the_specification_does_not_allow_is_refused_by_path() {
+fn invalid_fields_are_refused_by_path() {
     let bundle = Path::new("/b");
     let none = parse(bundle, Value::Null).unwrap();
     assert_eq!(none.lists, Lists::default());
@@ -118,6 +118,10 @@ fn what_the_specification_does_not_allow_is_refused_by_path() {
         (
             json!({"createRuntime": [{"path": "/a", "args": ["\u{0}"]}]}),
             "hooks.createRuntime[0].args",
+        ),
+        (
+            json!({"createRuntime": [{"path": "/a", "env": ["A=\u{0}"]}]}),
+            "hooks.createRuntime[0].env",
         ),
         (json!({"poststart": {}}), "hooks"),
         (json!([]), "hooks"),

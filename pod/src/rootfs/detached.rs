@@ -1,5 +1,5 @@
-//! Detached mounts by the file-descriptor interface: open_tree for binds, fsopen for overlay. All are private, and
-//! nosuid and nodev: the guest applies the modes of the files, the host has no use for them.
+//! Detached mounts by the file-descriptor interface of mount: open_tree(2) for binds, fsopen(2) for overlay. All are
+//! private, nosuid and nodev: the guest's kernel applies set-user-ID bits and device numbers, the host's never needs to.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,13 +15,14 @@ use super::{Error, staged};
 use crate::mount::{Extent, Mount};
 use crate::sys::{self, Attributes};
 
-/// fsconfig(2) takes strings of 255 bytes and a NUL.
+/// Longest string that fsconfig(2) takes, bytes, without the terminating NUL.
 const MAX_VALUE: usize = 255;
 
-/// A bind of a host path.
+/// A detached bind mount of a host path.
 #[derive(Debug)]
 pub struct Bound {
     pub mount: OwnedFd,
+    /// True for a directory, false for any other file.
     pub is_directory: bool,
 }
 
@@ -33,7 +34,7 @@ fn failed(what: impl Into<String>) -> impl FnOnce(rustix::io::Errno) -> Error {
     }
 }
 
-/// A detached bind of `source`.
+/// Makes a detached bind mount of `source`.
 pub fn bind(source: &Path, extent: Extent) -> Result<Bound, Error> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if extent.recursive {
@@ -41,14 +42,15 @@ pub fn bind(source: &Path, extent: Extent) -> Result<Bound, Error> {
     }
     let mount = open_tree(CWD, source, flags).map_err(failed(source.display().to_string()))?;
     let stat = rustix::fs::fstat(&mount).map_err(failed(source.display().to_string()))?;
-    close_off(&mount, source.display(), extent)?;
+    restrict(&mount, source.display(), extent)?;
     Ok(Bound {
         mount,
         is_directory: FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
     })
 }
 
-fn close_off(mount: &OwnedFd, name: impl std::fmt::Display, extent: Extent) -> Result<(), Error> {
+/// Makes `mount` private, nosuid and nodev, and read-only if `extent` asks for it.
+fn restrict(mount: &OwnedFd, name: impl std::fmt::Display, extent: Extent) -> Result<(), Error> {
     let read_only = if extent.read_only {
         libc::MOUNT_ATTR_RDONLY
     } else {
@@ -59,17 +61,18 @@ fn close_off(mount: &OwnedFd, name: impl std::fmt::Display, extent: Extent) -> R
         mount,
         Attributes {
             set,
+            clear: 0,
             recursive: extent.recursive,
         },
     )
     .map_err(|source| Error::Path {
-        what: format!("making {name} private"),
+        what: format!("mount attributes of {name}"),
         source,
     })
 }
 
-/// A detached mount of what containerd hands to Create.
-pub fn mount(index: usize, mount: &Mount) -> Result<OwnedFd, Error> {
+/// Makes a detached mount from entry `index` of Create's rootfs mounts.
+pub async fn mount(index: usize, mount: &Mount) -> Result<OwnedFd, Error> {
     let unsupported = |reason: String| Error::Unsupported {
         index,
         kind: mount.kind.clone(),
@@ -77,13 +80,13 @@ pub fn mount(index: usize, mount: &Mount) -> Result<OwnedFd, Error> {
     };
     if !mount.target.is_empty() {
         return Err(unsupported(format!(
-            "its target {:?} below the root is not supported",
+            "mounting at {:?} instead of the root is not supported",
             mount.target
         )));
     }
     let options = Options::parse(&mount.options).map_err(&unsupported)?;
     match mount.kind.as_str() {
-        "overlay" => overlay(&options),
+        "overlay" => overlay(&options).await,
         "bind" | "none" | "" if options.bind => {
             if let Some((key, _)) = options.values.first() {
                 return Err(unsupported(format!("option {key:?} is not supported")));
@@ -96,101 +99,105 @@ pub fn mount(index: usize, mount: &Mount) -> Result<OwnedFd, Error> {
     }
 }
 
-/// mount(8)'s words, sorted by what they are.
+/// Mount options in mount(8)'s notation, parsed.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Options {
     bind: bool,
     extent: Extent,
-    /// For the file system: a key, and its value where it has one.
+    /// Options for the file system itself: keys, with a value if there was a "=".
     values: Vec<(String, Option<String>)>,
 }
 
 impl Options {
-    fn parse(words: &[String]) -> Result<Self, String> {
-        let mut options = Self::default();
-        for word in words {
-            match word.as_str() {
-                "bind" => options.bind = true,
-                "rbind" => (options.bind, options.extent.recursive) = (true, true),
-                "ro" => options.extent.read_only = true,
-                // What every mount of ours is, and what the host's side need not be.
+    fn parse(options: &[String]) -> Result<Self, String> {
+        let mut parsed = Self::default();
+        for option in options {
+            match option.as_str() {
+                "bind" => parsed.bind = true,
+                "rbind" => (parsed.bind, parsed.extent.recursive) = (true, true),
+                "ro" => parsed.extent.read_only = true,
+                // Every mount made here has these attributes, or the guest applies them instead of the host.
                 "rw" | "nosuid" | "nodev" | "private" | "rprivate" | "suid" | "dev" | "exec" => {}
                 "relatime" | "noatime" | "nodiratime" | "strictatime" | "noexec" => {}
                 "shared" | "rshared" | "slave" | "rslave" | "unbindable" | "runbindable" => {
-                    return Err(format!("propagation {word:?} of a root is not supported"));
+                    return Err(format!(
+                        "propagation {option:?} of a rootfs mount is not supported"
+                    ));
                 }
-                word => options.values.push(match word.split_once('=') {
+                option => parsed.values.push(match option.split_once('=') {
                     Some((key, value)) => (key.into(), Some(value.into())),
-                    None => (word.into(), None),
+                    None => (option.into(), None),
                 }),
             }
         }
-        Ok(options)
+        Ok(parsed)
     }
 }
 
-fn overlay(options: &Options) -> Result<OwnedFd, Error> {
-    let short = Shortened::of(&options.values);
-    let values = short.as_ref().map_or(&options.values, |short| &short.values);
-    let mount = match &short {
-        Some(short) if !fits(values) => staged::overlay(&short.base, &words(values))?,
-        Some(short) => {
-            // Resolved at some point until fsconfig_create, which one depends on the kernel.
-            let _back = WorkingDirectory::change(&short.base)?;
-            configured(values)?
+async fn overlay(options: &Options) -> Result<OwnedFd, Error> {
+    let relative = RelativeOptions::of(&options.values);
+    let values = relative
+        .as_ref()
+        .map_or(&options.values, |relative| &relative.values);
+    let mount = match &relative {
+        Some(relative) if !all_fit(values) => staged::overlay(&relative.base, &option_string(values)).await?,
+        Some(relative) => {
+            // The kernel resolves the paths in fsconfig(2), some versions only when the superblock is created.
+            let _restored_on_drop = WorkingDirectory::change(&relative.base)?;
+            configure_overlay(values)?
         }
-        None => configured(values)?,
+        None => configure_overlay(values)?,
     };
-    close_off(&mount, "overlay", options.extent)?;
+    restrict(&mount, "overlay", options.extent)?;
     Ok(mount)
 }
 
-fn configured(values: &[(String, Option<String>)]) -> Result<OwnedFd, Error> {
+fn configure_overlay(values: &[(String, Option<String>)]) -> Result<OwnedFd, Error> {
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("overlay"))?;
     for (key, value) in values {
         match value {
             Some(value) => fsconfig_set_string(fs.as_fd(), key.as_str(), value.as_str()),
             None => fsconfig_set_flag(fs.as_fd(), key.as_str()),
         }
-        .map_err(failed(format!("overlay option {}", word(key, value.as_ref()))))?;
+        .map_err(failed(format!("overlay option {}", option(key, value.as_ref()))))?;
     }
-    fsconfig_create(fs.as_fd()).map_err(failed(format!("overlay of {}", words(values))))?;
+    fsconfig_create(fs.as_fd()).map_err(failed(format!("overlay of {}", option_string(values))))?;
     fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(failed("overlay"))
 }
 
-/// Whether fsconfig(2) takes all of `values`.
-fn fits(values: &[(String, Option<String>)]) -> bool {
+/// True if fsconfig(2) takes each of `values`.
+fn all_fit(values: &[(String, Option<String>)]) -> bool {
     values
         .iter()
         .all(|(_, value)| value.as_ref().is_none_or(|value| value.len() <= MAX_VALUE))
 }
 
-fn word(key: &str, value: Option<&String>) -> String {
+fn option(key: &str, value: Option<&String>) -> String {
     value.map_or(key.to_owned(), |value| format!("{key}={value}"))
 }
 
-/// In mount(8)'s notation.
-fn words(values: &[(String, Option<String>)]) -> String {
+/// `values` in mount(8)'s notation.
+fn option_string(values: &[(String, Option<String>)]) -> String {
     values
         .iter()
-        .map(|(key, value)| word(key, value.as_ref()))
+        .map(|(key, value)| option(key, value.as_ref()))
         .collect::<Vec<_>>()
         .join(",")
 }
 
-/// Overlay options with paths relative to the directory that all have in common.
+/// Overlay options whose paths are relative to the longest directory that contains all of them.
 #[derive(Debug, PartialEq, Eq)]
-struct Shortened {
+struct RelativeOptions {
     base: PathBuf,
     values: Vec<(String, Option<String>)>,
 }
 
 const PATH_KEYS: [&str; 3] = ["lowerdir", "upperdir", "workdir"];
 
-impl Shortened {
-    /// None where every value fits as it is.
+impl RelativeOptions {
+    /// None if each value fits unchanged, or the paths have no directory in common.
     fn of(values: &[(String, Option<String>)]) -> Option<Self> {
-        if fits(values) {
+        if all_fit(values) {
             return None;
         }
         let paths = |value: &str| value.split(':').map(PathBuf::from).collect::<Vec<_>>();
@@ -235,38 +242,39 @@ impl Shortened {
     }
 }
 
-/// The shim's working directory, changed until this is dropped.
+/// Restores the shim's working directory when dropped.
 #[derive(Debug)]
 struct WorkingDirectory(OwnedFd);
 
 impl WorkingDirectory {
     fn change(to: &Path) -> Result<Self, Error> {
         let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
-        let back =
+        let original =
             rustix::fs::open(".", flags, rustix::fs::Mode::empty()).map_err(failed("working directory"))?;
         rustix::process::chdir(to).map_err(failed(to.display().to_string()))?;
-        Ok(Self(back))
+        Ok(Self(original))
     }
 }
 
 impl Drop for WorkingDirectory {
     fn drop(&mut self) {
         if let Err(error) = rustix::process::fchdir(&self.0) {
-            crate::log::warn(format_args!("going back to the bundle: {error}"));
+            crate::log::warn(format_args!("restoring the working directory: {error}"));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+
     use super::*;
 
-    fn strings(words: &[&str]) -> Vec<String> {
-        words.iter().map(|word| (*word).to_owned()).collect()
+    fn strings(options: &[&str]) -> Vec<String> {
+        options.iter().map(|option| (*option).to_owned()).collect()
     }
 
     #[test]
-    fn options_are_sorted() {
+    fn options_are_parsed() {
         let options = Options::parse(&strings(&["rbind", "ro", "index=off", "volatile"])).unwrap();
         assert!(options.bind && options.extent.recursive && options.extent.read_only);
         assert_eq!(
@@ -280,19 +288,21 @@ mod tests {
         );
     }
 
-    #[test]
-    fn what_is_not_supported_is_refused_by_type() {
-        let of = |kind: &str, options: &[&str]| {
+    #[tokio::test]
+    async fn unsupported_types_and_options_are_refused_by_name() {
+        for (kind, options, named) in [
+            ("ext4", ["loop", "ro"], "ext4"),
+            ("bind", ["rbind", "uid=1"], "uid"),
+        ] {
             let mount = Mount {
                 kind: kind.into(),
                 source: "/".into(),
                 target: String::new(),
-                options: strings(options),
+                options: strings(&options),
             };
-            super::mount(0, &mount).unwrap_err().to_string()
-        };
-        assert!(of("ext4", &["loop"]).contains("ext4"));
-        assert!(of("bind", &["rbind", "uid=1"]).contains("uid"));
+            let error = super::mount(0, &mount).await.unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
     }
 
     #[test]
@@ -305,7 +315,7 @@ mod tests {
             ("upperdir".to_owned(), Some(layer(20))),
             ("lowerdir".to_owned(), Some(lower.join(":"))),
         ];
-        let short = Shortened::of(&values).unwrap();
+        let short = RelativeOptions::of(&values).unwrap();
         assert_eq!(
             short.base,
             Path::new("/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots")
@@ -313,15 +323,16 @@ mod tests {
         assert_eq!(short.values[1].1.as_deref(), Some("20/fs"));
         assert!(short.values[2].1.as_ref().unwrap().starts_with("1/fs:2/fs:"));
         assert_eq!(short.values[0].1.as_deref(), Some("off"));
-        assert_eq!(Shortened::of(&values[..2]), None);
+        assert_eq!(RelativeOptions::of(&values[..2]), None);
     }
 
-    #[test]
-    fn more_layers_than_fsconfig_takes_are_mounted_all_the_same() {
+    #[tokio::test]
+    async fn more_layers_than_fsconfig_takes_are_mounted_by_mount() {
         if !nix::unistd::geteuid().is_root() {
+            println!("skipped: needs root");
             return;
         }
-        // Not on an overlay itself, where this test may run: its upper layer could not be there.
+        // Not in /tmp, which may be on an overlay: an upper layer can't be on another overlay.
         let directory = tempfile::tempdir_in("/dev/shm").unwrap();
         let path = |name: &str| directory.path().join(name).display().to_string();
         for name in (0..90)
@@ -338,16 +349,13 @@ mod tests {
             &format!("upperdir={}", path("upper")),
             &format!("workdir={}", path("work")),
         ]);
-        let mount = super::mount(
-            0,
-            &Mount {
-                kind: "overlay".into(),
-                source: "overlay".into(),
-                target: String::new(),
-                options,
-            },
-        );
-        let mount = mount.unwrap();
+        let overlay = Mount {
+            kind: "overlay".into(),
+            source: "overlay".into(),
+            target: String::new(),
+            options,
+        };
+        let mount = super::mount(0, &overlay).await.unwrap();
         for name in ["top", "bottom"] {
             rustix::fs::statat(&mount, name, rustix::fs::AtFlags::empty()).unwrap();
         }

@@ -1,9 +1,9 @@
-//! Host mounts for a container: made detached (nobody on the host sees them), then moved into the VMM's mount namespace,
-//! where they are part of the tree that the guest sees and go with the VMM. Called by the sandbox's create flow with
-//! what `bundle` has planned; opens nothing of the guest's.
+//! Host mounts for a container: created detached (no process on the host sees them), then moved into the VMM's mount
+//! namespace, where they are part of the tree that the guest sees. The kernel removes them with that namespace, when the
+//! VMM exits. Called by the sandbox's create flow with the plan that `bundle` has made; never opens a file of the guest.
 
 mod detached;
-mod place;
+mod move_mounts;
 mod staged;
 
 use std::os::fd::OwnedFd;
@@ -13,7 +13,7 @@ use nacre_protocol::guest;
 
 use crate::mount::{Extent, HostMount, Rootfs};
 
-/// Why a container's files are not where the guest finds them.
+/// Why a container's mounts could not be made or moved.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("rootfs mount {index} (type {kind:?}): {reason}")]
@@ -24,31 +24,32 @@ pub enum Error {
     },
     #[error("{what}: {source}")]
     Path { what: String, source: std::io::Error },
-    #[error("entering the VMM's mount namespace: {0}")]
+    /// The forked child did not finish, or could not be forked.
+    #[error("mounting in a child process: {0}")]
     Child(#[source] std::io::Error),
     #[error("{0}")]
     Staged(String),
     #[error("in the VMM's mount namespace: {0}")]
-    Place(String),
+    MoveMount(String),
 }
 
-/// A stack of detached mounts and where it goes in the tree that the guest sees.
+/// A stack of detached mounts and its mount point in the tree that the guest sees.
 #[derive(Debug)]
 pub struct Placement {
-    /// From the tree's root, without a leading slash.
+    /// The mount point, relative to the tree's root, such as `c1/mounts/0`.
     pub target: PathBuf,
-    /// Whether a directory or a file is to be covered.
+    /// The type of mount point to make: a directory, or an empty file.
     pub is_directory: bool,
-    /// From the bottom up.
+    /// The mounts, bottom first.
     pub mounts: Vec<OwnedFd>,
 }
 
-/// Makes the detached mounts of container `id`.
+/// Makes the detached mounts of container `id`: its root file system first, then its bind mounts.
 ///
 /// # Errors
-/// [`Error`] with the mount.
-pub fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<Vec<Placement>, Error> {
-    let own = PathBuf::from(id);
+/// [`Error`] with the mount that failed.
+pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<Vec<Placement>, Error> {
+    let directory = PathBuf::from(id);
     let root = match rootfs {
         Rootfs::Directory(path) => vec![
             detached::bind(
@@ -60,21 +61,23 @@ pub fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<Vec<Pla
             )?
             .mount,
         ],
-        Rootfs::Mounts(mounts) => mounts
-            .iter()
-            .enumerate()
-            .map(|(index, mount)| detached::mount(index, mount))
-            .collect::<Result<_, _>>()?,
+        Rootfs::Mounts(mounts) => {
+            let mut stack = Vec::new();
+            for (index, mount) in mounts.iter().enumerate() {
+                stack.push(detached::mount(index, mount).await?);
+            }
+            stack
+        }
     };
     let mut placements = vec![Placement {
-        target: own.join(guest::ROOTFS_DIR),
+        target: directory.join(guest::ROOTFS_DIR),
         is_directory: true,
         mounts: root,
     }];
     for mount in mounts {
         let bound = detached::bind(&mount.source, mount.extent)?;
         placements.push(Placement {
-            target: own.join(guest::MOUNTS_DIR).join(mount.index.to_string()),
+            target: directory.join(guest::MOUNTS_DIR).join(mount.index.to_string()),
             is_directory: bound.is_directory,
             mounts: vec![bound.mount],
         });
@@ -82,4 +85,4 @@ pub fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<Vec<Pla
     Ok(placements)
 }
 
-pub use place::place;
+pub use move_mounts::move_into_vmm;

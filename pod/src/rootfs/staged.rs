@@ -1,6 +1,6 @@
-//! Overlay mounts with more layers than fsconfig(2) takes in one string (255 bytes, about 25 layers): a forked child mounts
-//! them by mount(2), which takes a page, in a mount namespace of its own, and hands a detached copy back. Nothing of it
-//! is ever seen on the host.
+//! Overlay mounts with more layers than fsconfig(2) takes in one string (255 bytes, about 25 layers). A forked child mounts
+//! them by mount(2), which takes a page of options, in a mount namespace that nothing else uses, and sends a detached
+//! clone back. The mount never appears on the host.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
@@ -15,15 +15,15 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use super::Error;
 use crate::sys;
 
-/// mount(2) takes one page of options, with a NUL.
+/// mount(2) takes one page of options, including the terminating NUL.
 const MAX_OPTIONS: usize = 4095;
 
-/// A detached overlay of `options` (mount(8)'s notation), whose paths are relative to `base`.
-pub fn overlay(base: &Path, options: &str) -> Result<OwnedFd, Error> {
+/// A detached overlay mount with `options` (in mount(8)'s notation), whose paths are relative to `base`.
+pub async fn overlay(base: &Path, options: &str) -> Result<OwnedFd, Error> {
     if options.len() > MAX_OPTIONS {
         let source = std::io::Error::from_raw_os_error(libc::E2BIG);
         let what = format!(
-            "overlay below {}: {} bytes of options",
+            "overlay of layers in {}: {} bytes of options, mount(2) takes {MAX_OPTIONS}",
             base.display(),
             options.len()
         );
@@ -38,11 +38,12 @@ pub fn overlay(base: &Path, options: &str) -> Result<OwnedFd, Error> {
     .map_err(|error| Error::Child(error.into()))?;
     sys::in_child(move || {
         let made = make(base, options)
-            .map_err(|error| format!("overlay of {options} below {}: {error}", base.display()))?;
+            .map_err(|error| format!("overlay of {options} in {}: {error}", base.display()))?;
         Channel::new(theirs)
             .send(&(), &[made.as_raw_fd()])
             .map_err(|error| error.to_string())
     })
+    .await
     .map_err(Error::Child)?
     .map_err(Error::Staged)?;
     let received = Channel::new(ours)
@@ -52,10 +53,11 @@ pub fn overlay(base: &Path, options: &str) -> Result<OwnedFd, Error> {
         .1
         .into_iter()
         .next()
-        .ok_or_else(|| Error::Staged("no mount came back".into()))
+        .ok_or_else(|| Error::Staged("the child process sent no mount".into()))
 }
 
-/// The child's part. The base itself is covered: it is there, and nobody sees it covered.
+/// The child's part. The overlay is mounted over `base` itself: a directory that exists, and in this namespace nothing
+/// else looks into it.
 fn make(base: &Path, options: &str) -> std::io::Result<OwnedFd> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(

@@ -132,7 +132,7 @@ impl Sandbox {
         }
     }
 
-    /// A process without a terminal takes any size, as under containerd's own shims.
+    /// Any size is accepted for a process without a terminal, as by containerd's own shims.
     fn resize(&mut self, name: ProcessId, size: TerminalSize, reply: Reply<()>) {
         let begun = self.find(&name).and_then(|(container, process)| {
             if !process.paths.terminal {

@@ -2,7 +2,7 @@
 //! waiting. Then a task of its own makes the mounts, places them when the VMM's mount namespace is ready, runs the hooks,
 //! and asks the agent for the container when the agent is ready.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::hooks::Point;
 use crate::process_id::{ProcessId, ProcessKey};
 use crate::{clock, identity, log, rootfs};
 
-/// A lost stream is most likely a VM that ends: its reason is worth this wait.
+/// How long to wait for the reason of the VM's end after the agent's stream is lost: most likely it is on its way.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Sandbox {
@@ -32,7 +32,7 @@ impl Sandbox {
                 let (cancel_create, cancelled) = oneshot::channel();
                 let container = Container {
                     pid: job.pid,
-                    lifecycle: Lifecycle::new(),
+                    lifecycle: Lifecycle::creating(),
                     init,
                     execs: Default::default(),
                     oom_kills: 0,
@@ -84,13 +84,16 @@ impl Sandbox {
         log_ignored_fields(&ProcessId::init(&request.id), &plan.ignored);
         if plan.terminal != request.paths.terminal {
             let reason = if plan.terminal {
-                "is true, but Create wants no terminal"
+                "is true, but Create asks for no terminal"
             } else {
-                "is not true, but Create wants a terminal"
+                "is not true, but Create asks for a terminal"
             };
             return Err(Error::Refused(format!("process.terminal: {reason}")));
         }
         let (streams, stdio) = self.open_streams(&request.paths, &request.id)?;
+        if let (Some(vm), Some(adjustment)) = (&mut self.vm, plan.oom_score_adj) {
+            vm.add_oom_score_adj(adjustment);
+        }
         let key = self.new_key(ProcessId::init(&request.id));
         let init = Process::new(key, request.paths.clone(), streams);
         let job = Job {
@@ -156,12 +159,12 @@ impl Sandbox {
     }
 }
 
-/// What is done for a container outside the owner.
+/// The part of Create that takes time, and holds no state of the sandbox.
 struct Job {
     id: String,
     plan: Plan,
     stdio: Stdio,
-    /// The VMM's.
+    /// The VMM's host pid.
     pid: u32,
     vmm: Option<Arc<OwnedFd>>,
     progress: watch::Receiver<Progress>,
@@ -197,14 +200,15 @@ impl Job {
         self.ready().await
     }
 
-    /// Gives the VMM what the container sees of the host.
+    /// Makes the container's mounts of the host and moves them into the VMM's mount namespace.
     async fn place(&mut self) -> Result<(), Error> {
         let placements = rootfs::detach(&self.id, &self.plan.rootfs, &self.plan.mounts)
+            .await
             .map_err(|error| failed("mount root file system", error, None))?;
         self.step("host mounts made").await;
         self.running().await?;
         let vmm = self.vmm.take().ok_or(Error::Closing)?;
-        if let Err(error) = rootfs::place(&vmm, &placements) {
+        if let Err(error) = rootfs::move_into_vmm(vmm.as_fd(), &placements).await {
             let step = failed("place root file system", error, None);
             return Err(ended(&mut self.progress).await.unwrap_or(step).into());
         }
@@ -272,7 +276,7 @@ async fn changed(
     progress.wait_for(until).await.map_err(|_| Error::Closing)
 }
 
-/// The reason of the VM's end, where it ends about now.
+/// Why the VM ended, if it ends within [`END_DEADLINE`].
 pub(super) async fn ended(progress: &mut watch::Receiver<Progress>) -> Option<StepFailed> {
     let end = progress.wait_for(|progress| matches!(progress, Progress::Ended(_)));
     match &*tokio::time::timeout(END_DEADLINE, end).await.ok()?.ok()? {

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use nacre_protocol::agent::Stdio;
 use nacre_protocol::config::Config;
 use nacre_protocol::spec::Finding;
-use nacre_protocol::state::Pod;
+use nacre_protocol::state::{Pod, PodState, process_start_time};
 use nacre_protocol::vsock::StreamAddress;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -44,7 +44,7 @@ use crate::identity::{self, Identity};
 use crate::process_id::{ProcessId, ProcessKey};
 use crate::streams::{LoggedContainer, StdioPaths, Streams};
 use crate::vm::Vm;
-use crate::{clock, log, sys};
+use crate::{clock, log};
 pub use call::{Call, Handle, Listed, View};
 use queue::{Event, Queue};
 use timeline::Recorder;
@@ -102,11 +102,11 @@ impl Sandbox {
             containerd_address: identity.address.clone(),
             bundle: identity.bundle.clone(),
             shim_pid: std::process::id(),
-            shim_start_time: sys::start_time(std::process::id()),
+            shim_start_time: process_start_time(std::process::id()),
             vmm_pid: None,
             cgroup: None,
             created: clock::realtime().as_secs(),
-            state: "creating".into(),
+            state: PodState::Creating,
         };
         let recorder = Recorder::new(identity.directory(), begun_ns);
         let sandbox = Self {
@@ -184,10 +184,9 @@ impl Sandbox {
             namespace: &self.identity.namespace,
             id: container,
         };
-        let (streams, stdio, expected) =
-            Streams::open(paths, container).map_err(|error| failed("open streams", error, None))?;
-        self.expected_streams.extend(expected);
-        Ok((streams, stdio))
+        let opened = Streams::open(paths, container).map_err(|error| failed("open streams", error, None))?;
+        self.expected_streams.extend(opened.expected);
+        Ok((opened.streams, opened.stdio))
     }
 
     /// Refuses the guest's ends of streams that were not opened in time.

@@ -37,7 +37,7 @@ pub enum Event {
     InitExitHoldExpired(ProcessKey),
     /// The deadline of a SIGKILL to this init process has passed.
     KillExpired(ProcessKey),
-    /// All output of an ended process is written, or has had its time.
+    /// All output of an ended process is written, or its deadline has passed.
     Drained(ProcessKey),
     /// The guest answered Pause or Resume of the container with this init.
     FreezeAnswered(ProcessKey, Result<(), Error>),

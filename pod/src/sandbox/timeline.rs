@@ -1,17 +1,17 @@
-//! Records the steps of a pod's start and writes them where `nacre inspect` reads them.
+//! Records the steps of a pod's start, and writes timeline.json, which `nacre inspect` reads.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use nacre_protocol::state::{Timeline, TimelineStep};
 
-/// More steps than a start has; a VMM that sends more is not believed.
+/// Most steps recorded. A start has fewer; a VMM that was taken over may send any number.
 const MAX_STEPS: usize = 128;
 
-/// The step to which the guest's own clock is tied.
-pub const DIALLED_IN: &str = "agent dialled in";
+/// The step at which the host's clock and the guest's clock are both known.
+pub const AGENT_CONNECTED: &str = "agent connected";
 
-/// A timeline in the making.
+/// The timeline of one pod.
 #[derive(Debug)]
 pub struct Recorder {
     directory: PathBuf,
@@ -20,7 +20,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Of the pod in `directory`, from `begun_ns` (monotonic).
+    /// For the pod in `directory`; times count from `begun_ns` (monotonic).
     pub fn new(directory: PathBuf, begun_ns: u64) -> Self {
         Self {
             directory,
@@ -29,7 +29,7 @@ impl Recorder {
         }
     }
 
-    /// `name` was done at `at_ns` (monotonic).
+    /// Records that `name` was finished at `at_ns` (monotonic).
     pub fn step(&mut self, name: impl Into<String>, at_ns: u64) {
         if self.timeline.steps.len() < MAX_STEPS {
             let done_us = at_ns.saturating_sub(self.begun_ns) / 1000;
@@ -40,19 +40,25 @@ impl Recorder {
         }
     }
 
-    /// What the guest is, and what its boot cost.
+    /// Records `uname -r` of the guest.
     pub fn guest_kernel(&mut self, release: String) {
         self.timeline.guest_kernel = Some(release);
     }
 
-    /// What the guest did by its own clock, microseconds since its kernel's start; set against when it dialled in.
+    /// Records when the guest's kernel and its init started. The arguments are the guest's clock, microseconds since its kernel's
+    /// start, when init started and when the agent connected.
     pub fn guest_clock(&mut self, init_started_us: u64, dialed_us: u64) {
-        let Some(dialled) = self.timeline.steps.iter().find(|step| step.name == DIALLED_IN) else {
+        let Some(connected) = self
+            .timeline
+            .steps
+            .iter()
+            .find(|step| step.name == AGENT_CONNECTED)
+        else {
             return;
         };
-        let dialled = dialled.done_us;
+        let connected = connected.done_us;
         let mut guest = |name: &str, at_us: u64| {
-            let done_us = dialled.saturating_sub(dialed_us.saturating_sub(at_us));
+            let done_us = connected.saturating_sub(dialed_us.saturating_sub(at_us));
             self.timeline.steps.push(TimelineStep {
                 name: name.into(),
                 done_us,
@@ -62,19 +68,19 @@ impl Recorder {
         guest("guest: init started", init_started_us);
     }
 
-    /// VM exits of the boot, by kind.
+    /// Records the VM exits of the boot, by kind.
     pub fn boot_exits(&mut self, exits: BTreeMap<String, u64>) {
         self.timeline.boot_exits = exits;
     }
 
-    /// The timeline so far, in the order of time.
+    /// The timeline so far, sorted by time.
     pub fn timeline(&self) -> Timeline {
         let mut timeline = self.timeline.clone();
         timeline.steps.sort_by_key(|step| step.done_us);
         timeline
     }
 
-    /// Writes it.
+    /// Writes timeline.json; a failure is logged.
     pub fn write(&self) {
         if let Err(error) = crate::state::write_timeline(&self.directory, &self.timeline()) {
             crate::log::error(format_args!("writing the timeline: {error}"));
@@ -102,7 +108,7 @@ mod tests {
             names,
             [("early".into(), 0), ("a".into(), 1000), ("b".into(), 4000)]
         );
-        recorder.step(DIALLED_IN, 9_000_000);
+        recorder.step(AGENT_CONNECTED, 9_000_000);
         recorder.guest_clock(3_000, 5_000);
         let at = |name: &str| {
             recorder

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nacre_protocol::agent::SetupResponse;
 use nacre_protocol::config;
-use nacre_protocol::state::Failure;
+use nacre_protocol::state::{Failure, PodState};
 use nacre_protocol::vsock::{AGENT_PORT, StreamAddress};
 
 use super::actions::lost;
@@ -32,20 +32,20 @@ impl Sandbox {
             .map_err(|error| failed("plan cgroup", error, None))?;
         self.pod.cgroup = Some(cgroup.path().to_owned());
         self.write_pod();
-        let started = Vm::start(&config, size, &self.identity.id, &cgroup, &self.hints.cpus);
+        let started = Vm::start(&config, size, &self.identity.id, &cgroup, &self.hints);
         self.cgroup = Some(cgroup);
         let deadline = config.boot_deadline;
         self.config = Some(config);
         let (vm, monitor) = started.map_err(|error| {
             let hint = matches!(&error, vm::Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
-            let hint = hint.then(|| "install Nacre again, or set its place in config.toml; `nacre doctor` checks it".into());
+            let hint = hint.then(|| "install Nacre again, or set the path in config.toml; `nacre doctor` checks it".into());
             failed("start VM", error, hint)
         })?;
         self.pod.vmm_pid = Some(vm.pid());
         self.write_pod();
         self.recorder.step("VMM started", clock::monotonic_ns());
         self.vm = Some(vm);
-        tokio::spawn(vm::follow(monitor, self.queue.sender()));
+        tokio::spawn(monitor.run(self.queue.sender()));
         self.watch_boot(deadline);
         Ok(())
     }
@@ -69,13 +69,14 @@ impl Sandbox {
     fn connection(&mut self, address: StreamAddress, stream: OwnedFd) {
         if address.host_port == AGENT_PORT && !self.agent_seen {
             self.agent_seen = true;
-            self.recorder.step(timeline::DIALLED_IN, clock::monotonic_ns());
+            self.recorder
+                .step(timeline::AGENT_CONNECTED, clock::monotonic_ns());
             self.set_up_agent(stream);
         } else if let Some(expected) = self.expected_streams.remove(&address) {
-            // A process whose streams are no longer wanted is ended by then.
+            // Dropped if the process was removed in the meantime.
             drop(expected.send(stream));
         }
-        // Any other connection is closed by being dropped; a guest may dial what it likes, so nothing is logged.
+        // Any other connection is closed by dropping it. A guest can open any number, so nothing is logged.
     }
 
     fn set_up_agent(&mut self, stream: OwnedFd) {
@@ -102,7 +103,7 @@ impl Sandbox {
                 self.recorder
                     .guest_clock(response.init_started_us, response.dialed_us);
                 self.recorder.write();
-                self.pod.state = "running".into();
+                self.pod.state = PodState::Running;
                 self.write_pod();
                 self.watch_agent(guest.clone());
                 self.progress.send_replace(Progress::Ready(guest));
@@ -122,7 +123,7 @@ impl Sandbox {
             Err(CallError::Answer(code, message)) => {
                 self.fail_vm(failed(
                     "set up guest",
-                    format_args!("the agent says {code:?}: {message}"),
+                    format_args!("the agent refused Setup: {code:?}: {message}"),
                     None,
                 ));
             }
@@ -134,11 +135,11 @@ impl Sandbox {
         }
     }
 
-    /// The agent's stream is gone: so is its VM, most likely, and tells the reason itself; else it is ended.
+    /// The agent's stream is lost. Most likely the VM is ending and its end has the reason; if not, it is ended.
     pub(super) fn agent_lost(&self, reason: &str) {
         let mut progress = self.progress.subscribe();
         let queue = self.queue.clone();
-        let lost = failed("running", format_args!("the agent is lost: {reason}"), None);
+        let lost = failed("running", format_args!("lost the agent: {reason}"), None);
         tokio::spawn(async move {
             if super::create::ended(&mut progress).await.is_none() {
                 queue.send(Event::VmFailed(lost)).await;
@@ -166,7 +167,7 @@ impl Sandbox {
         });
     }
 
-    /// Ends a VM whose agent does not answer within `deadline`.
+    /// Ends the VM if its agent does not answer Setup within `deadline`.
     pub(super) fn watch_boot(&self, deadline: Duration) {
         let mut progress = self.progress.subscribe();
         let queue = self.queue.clone();
@@ -190,7 +191,7 @@ impl Sandbox {
         self.recorder.write();
     }
 
-    /// Ends the VM for `cause`; the rest follows from its end.
+    /// Kills the VMM because of `cause`, which becomes the reason of every task's end.
     pub(super) fn fail_vm(&mut self, cause: StepFailed) {
         if let Some(vm) = &self.vm {
             self.cause.get_or_insert(cause);
@@ -198,7 +199,7 @@ impl Sandbox {
         }
     }
 
-    /// The VM is no longer wanted.
+    /// Kills the VMM, which is no longer needed: its end is not a failure.
     pub(super) fn discard_vm(&mut self) {
         self.closing = true;
         if let Some(vm) = &self.vm {
@@ -208,17 +209,17 @@ impl Sandbox {
 
     fn reason(&self, end: &End) -> StepFailed {
         let console = self.vm.as_ref().map(|vm| vm.console_tail()).unwrap_or_default();
-        let last_words = self.vm.as_ref().map(|vm| vm.last_words()).unwrap_or_default();
+        let stderr_tail = self.vm.as_ref().map(|vm| vm.stderr_tail()).unwrap_or_default();
         let agent_was_there = matches!(&*self.progress.borrow(), Progress::Ready(_));
         let told = match (&self.cause, &self.config) {
             (Some(cause), _) => cause.clone(),
-            (None, Some(config)) => end.reason(agent_was_there, config, &last_words),
+            (None, Some(config)) => end.reason(agent_was_there, config, &stderr_tail),
             (None, None) => failed("running", format_args!("the VMM ended: {:?}", end.status), None),
         };
         StepFailed { console, ..told }
     }
 
-    /// The VM has ended, or could not be started: every task ends with it, the reason is kept.
+    /// The VM has ended, or could not be started: every task ends, and the reason is recorded.
     pub(super) fn vm_ended(&mut self, reason: StepFailed) {
         self.vm = None;
         self.expected_streams.clear();
@@ -226,7 +227,7 @@ impl Sandbox {
         if !self.closing {
             log::error(&reason);
             self.record_failure(&reason);
-            self.pod.state = "stopped".into();
+            self.pod.state = PodState::Stopped;
             self.write_pod();
         }
         self.progress.send_replace(Progress::Ended(Arc::new(reason)));

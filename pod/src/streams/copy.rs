@@ -1,5 +1,5 @@
-//! Copies between a FIFO and a vsock stream's socket: splice(2), so that bytes stay in the kernel; to a plain file by
-//! read and write. Each ends with the end of its source.
+//! Copies between a FIFO and a vsock stream's socket by splice(2), so that bytes stay in the kernel; to a regular file by
+//! read and write. Each copy ends at the end of its source.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -14,24 +14,24 @@ use tokio::io::unix::AsyncFd;
 
 use crate::sys;
 
-/// Most bytes of one splice: what a FIFO holds.
+/// Most bytes of one splice: the default capacity of a FIFO.
 const CHUNK: usize = 64 * 1024;
-/// Splices in a row before others have their turn.
+/// Most splices in a row before other tasks run.
 const TURN: usize = 16;
 
-/// FIFO to guest; the guest then reads the end of the stream.
+/// Copies a FIFO to the guest, then ends the stream in the guest, too.
 pub async fn fifo_to_stream(fifo: OwnedFd, stream: OwnedFd) -> io::Result<()> {
     let (from, to) = (watch(fifo)?, watch(stream)?);
     splice_all(&from, &to).await?;
     UnixStream::from(to.into_inner()).shutdown(Shutdown::Write)
 }
 
-/// Guest to FIFO.
+/// Copies the guest's stream to a FIFO or pipe.
 pub async fn stream_to_fifo(stream: OwnedFd, fifo: OwnedFd) -> io::Result<()> {
     splice_all(&watch(stream)?, &watch(fifo)?).await
 }
 
-/// Guest to file.
+/// Copies the guest's stream to a regular file.
 pub async fn stream_to_file(stream: OwnedFd, mut file: File) -> io::Result<()> {
     let from = watch(stream)?;
     let mut buffer = vec![0; CHUNK];
@@ -56,7 +56,7 @@ fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     sys::watch(nonblocking(fd)?)
 }
 
-/// Whether `fd` has one of `events` now, or its end.
+/// Whether `fd` is ready for one of `events`, or at its end, now.
 fn is_ready(fd: &impl AsFd, events: PollFlags) -> io::Result<bool> {
     let mut fds = [PollFd::new(fd, events)];
     Ok(poll(&mut fds, Some(&Timespec::default()))? > 0)
@@ -64,12 +64,12 @@ fn is_ready(fd: &impl AsFd, events: PollFlags) -> io::Result<bool> {
 
 async fn splice_all(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) -> io::Result<()> {
     loop {
-        // A FIFO that nobody has opened for writing yet reads as ended: only what epoll says counts.
+        // A FIFO that nobody has opened for writing yet reads as ended: only epoll tells the difference.
         let mut source = from.readable().await?;
         if splice_turn(from.get_ref(), to.get_ref())? == Turn::Ended {
             return Ok(());
         }
-        // EAGAIN does not say whose. Readiness was taken before the look, so that a change since is not lost.
+        // EAGAIN does not say which side blocked. The readiness guard is older than this poll, so no change is lost.
         if !is_ready(from.get_ref(), PollFlags::IN)? {
             source.clear_ready();
             continue;

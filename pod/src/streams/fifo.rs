@@ -1,5 +1,5 @@
-//! Opens what containerd names for a stream, as its own shims do: standard input read, and held open for writing until
-//! CloseIO, so that a client that comes back finds it; outputs held open for reading, too, so that a reader that went
+//! Opens what the caller names for a stream, as containerd's own shims do. Standard input is also held open for writing until
+//! CloseIO, so that a client can detach and attach again. Outputs are also held open for reading, so that a reader that goes
 //! away neither ends the process nor loses what it wrote.
 
 use std::fs::File;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 pub enum Error {
     #[error("{}: {source}", path.display())]
     Open { path: PathBuf, source: io::Error },
-    #[error("{0}: {1}:// is no scheme of a stream: fifo, file, binary and binary-v2 are")]
+    #[error("{0}: unknown scheme {1:?}: expected a path, fifo://, file://, binary:// or binary-v2://")]
     Scheme(String, String),
     #[error("drawing a stream's address: {0}")]
     Random(io::Error),
@@ -28,19 +28,19 @@ pub struct Source {
     pub writer: Writer,
 }
 
-/// Holds standard input open; dropped with CloseIO.
+/// Holds standard input's FIFO open for writing; CloseIO drops it.
 #[derive(Debug)]
 pub struct Writer {
-    /// Never written: that it is open is all it is for.
-    _held: File,
+    /// Never written to.
+    _file: File,
 }
 
 /// Standard output or error.
 #[derive(Debug)]
 pub enum Sink {
-    /// A FIFO, and its other end: held for as long as the container is there, so that what was written before its reader
-    /// came (back) is not lost.
-    Fifo { writer: OwnedFd, held: File },
+    /// A FIFO, and its reading end: held until the container is deleted, so that what is written while no reader is attached is
+    /// not lost.
+    Fifo { writer: OwnedFd, reader: File },
     /// A pipe to a program.
     Pipe(OwnedFd),
     /// A file, appended to.
@@ -57,7 +57,7 @@ fn open(path: &Path, options: &mut std::fs::OpenOptions) -> Result<File, Error> 
         })
 }
 
-/// The path in `uri`, and whether a file may be made there.
+/// The path in `uri`, and whether a missing file may be created.
 fn split(uri: &str) -> Result<(&Path, bool), Error> {
     match uri.split_once("://") {
         None => Ok((Path::new(uri), false)),
@@ -67,7 +67,7 @@ fn split(uri: &str) -> Result<(&Path, bool), Error> {
     }
 }
 
-/// Opens standard input; None where none is wanted.
+/// Opens standard input; None for an empty URI.
 pub fn open_source(uri: &str) -> Result<Option<Source>, Error> {
     if uri.is_empty() {
         return Ok(None);
@@ -78,17 +78,17 @@ pub fn open_source(uri: &str) -> Result<Option<Source>, Error> {
     let writer = open(path, File::options().write(true))?;
     Ok(Some(Source {
         reader: reader.into(),
-        writer: Writer { _held: writer },
+        writer: Writer { _file: writer },
     }))
 }
 
-/// Opens standard output or error; None where none is wanted.
+/// Opens standard output or error; None for an empty URI.
 pub fn open_sink(uri: &str) -> Result<Option<Sink>, Error> {
     if uri.is_empty() {
         return Ok(None);
     }
-    let (path, make) = split(uri)?;
-    if make && let Some(directory) = path.parent() {
+    let (path, may_create) = split(uri)?;
+    if may_create && let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).map_err(|source| Error::Open {
             path: directory.to_owned(),
             source,
@@ -96,15 +96,15 @@ pub fn open_sink(uri: &str) -> Result<Option<Sink>, Error> {
     }
     let is_fifo = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
     if is_fifo {
-        // As above: without a reader the FIFO could not be opened for writing.
-        let held = open(path, File::options().read(true))?;
+        // As above: opening a FIFO for writing fails without a reader.
+        let reader = open(path, File::options().read(true))?;
         return Ok(Some(Sink::Fifo {
             writer: open(path, File::options().write(true))?.into(),
-            held,
+            reader,
         }));
     }
     Ok(Some(Sink::File(open(
         path,
-        File::options().append(true).create(make).mode(0o644),
+        File::options().append(true).create(may_create).mode(0o644),
     )?)))
 }

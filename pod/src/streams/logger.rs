@@ -1,6 +1,6 @@
-//! A program that takes a container's output (`binary://PATH?KEY=VALUE…`, what nerdctl logs with): started with the
-//! streams, told whose they are, ended by their end. Its descriptors are containerd's convention: 3 is standard output,
-//! 4 standard error, 5 is written or closed by it when it is ready.
+//! Logging programs (`binary://PATH?KEY=VALUE…`, which nerdctl uses): started with the streams, with the container's names in
+//! the environment; they exit at the end of the streams. Descriptors follow containerd's convention: 3 reads standard output,
+//! 4 standard error, and the program writes a byte to 5, or closes it, when it is ready.
 
 use std::borrow::Cow;
 use std::io;
@@ -19,10 +19,10 @@ use tokio::sync::oneshot;
 use super::fifo::Error;
 use crate::sys;
 
-/// How long it may go on when there is nothing more to be read: it has the rest of a log to write.
+/// How long a logging program may take to exit after the end of the streams: it may have a log to finish.
 const END_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Whose output it is.
+/// The container whose output is logged.
 #[derive(Debug, Clone, Copy)]
 pub struct LoggedContainer<'a> {
     /// containerd's namespace.
@@ -31,20 +31,20 @@ pub struct LoggedContainer<'a> {
     pub id: &'a str,
 }
 
-/// What a URI says is to be started.
+/// The program that a URI names.
 #[derive(Debug, PartialEq, Eq)]
 struct Program {
     path: PathBuf,
     arguments: Vec<String>,
-    /// It must say that it is ready; else its silence is as good.
+    /// binary-v2: wait for the program's ready byte; otherwise closing the descriptor also counts.
     says_ready: bool,
 }
 
-/// A program that runs; dropped, it has some time to end.
+/// A running logging program. Dropping this starts the deadline for its exit.
 #[derive(Debug)]
-pub struct Logger(#[expect(dead_code, reason = "its being dropped is the message")] oneshot::Sender<()>);
+pub struct Logger(#[expect(dead_code, reason = "dropping the sender is the message")] oneshot::Sender<()>);
 
-/// The pipes to it.
+/// The pipes to a logging program.
 #[derive(Debug)]
 pub struct Pipes {
     pub stdout: OwnedFd,
@@ -60,7 +60,7 @@ fn parse(uri: &str) -> Option<Program> {
     };
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
     let path: Cow<'_, str> = percent_decode_str(path).decode_utf8_lossy();
-    // A key and its value are two arguments.
+    // Each key and each value is an argument of its own.
     let pairs = form_urlencoded::parse(query.as_bytes());
     Some(Program {
         path: PathBuf::from(&*path),
@@ -71,7 +71,7 @@ fn parse(uri: &str) -> Option<Program> {
     })
 }
 
-/// Starts the program that `uri` names; None where it names none.
+/// Starts the logging program that `uri` names; None if it names none.
 ///
 /// # Errors
 /// [`Error::Logger`] with its path.
@@ -90,18 +90,18 @@ pub fn start(uri: &str, container: LoggedContainer<'_>) -> Result<Option<(Logger
     let path = program.path.clone();
     tokio::spawn(async move {
         let says_ready = program.says_ready;
-        let begins = async {
-            if !has_begun(ready).await && says_ready {
+        let started = async {
+            if !is_ready(ready).await && says_ready {
                 crate::log::error(format_args!(
-                    "logger {} never said that it is ready",
+                    "logger {} never reported that it is ready",
                     path.display()
                 ));
             }
             std::future::pending().await
         };
         tokio::select! {
-            () = begins => {}
-            () = look_after(child, ended, unwanted, &path) => {}
+            () = started => {}
+            () = supervise(child, ended, unwanted, &path) => {}
         }
     });
     Ok(Some((Logger(wanted), pipes)))
@@ -132,25 +132,25 @@ fn spawn(program: &Program, container: LoggedContainer<'_>) -> io::Result<(Child
     Ok((child, pipes, Receiver::from_owned_fd(ready.into())?))
 }
 
-/// Whether it has said so; false where it closed the pipe without a word.
-async fn has_begun(mut ready: Receiver) -> bool {
+/// Whether the program wrote its ready byte; false if it closed the descriptor instead.
+async fn is_ready(mut ready: Receiver) -> bool {
     matches!(ready.read(&mut [0]).await, Ok(1))
 }
 
-/// Waits for its end, and brings it about where it is late.
-async fn look_after(mut child: Child, ended: AsyncFd<OwnedFd>, unwanted: oneshot::Receiver<()>, path: &Path) {
+/// Waits for the program to exit, and kills it at its deadline.
+async fn supervise(mut child: Child, ended: AsyncFd<OwnedFd>, unwanted: oneshot::Receiver<()>, path: &Path) {
     let is_over = tokio::select! {
         _ = ended.readable() => true,
-        // An error is what is waited for: nobody holds the other end.
+        // Resolves with an error when the sender is dropped.
         _ = unwanted => tokio::time::timeout(END_DEADLINE, ended.readable()).await.is_ok(),
     };
     if !is_over {
         let seconds = END_DEADLINE.as_secs();
         crate::log::warn(format_args!(
-            "logger {} has not ended in {seconds} s: killed",
+            "logger {} has not exited within {seconds} s and is killed",
             path.display()
         ));
-        // It may have ended by itself just now.
+        // It may have exited just now.
         let _ = child.kill();
     }
     match child.wait() {

@@ -1,6 +1,6 @@
-//! A process's standard streams: containerd's FIFOs on one side, one vsock stream each on the other. Bytes are spliced,
-//! none is held here: a full FIFO stops the copy, then the guest. Opened by the sandbox's create flow; the guest's ends
-//! come as connections to the ports given out here.
+//! A process's standard streams: what the caller names (FIFOs, files, a logging program) on one side, one vsock stream each
+//! on the other. Bytes are spliced and never buffered here: a full FIFO stops the copy, and that stops the guest. Opened by
+//! Create and Exec; the guest's ends come later, as connections to the addresses that were drawn here.
 
 mod copy;
 mod fifo;
@@ -19,16 +19,16 @@ use fifo::{Sink, Source};
 pub use logger::LoggedContainer;
 use logger::Logger;
 
-/// Where containerd wants a process's streams; empty for none.
+/// Where the caller wants a process's streams; empty for a stream that is not wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StdioPaths {
-    /// A FIFO to read.
+    /// A FIFO to read from.
     pub stdin: String,
-    /// A FIFO or a file:// URI to write; a binary:// URI of a program that takes both outputs.
+    /// A FIFO or file:// URI to write to, or the binary:// URI of a logging program, which gets both outputs.
     pub stdout: String,
-    /// The same for standard error.
+    /// A FIFO or file:// URI to write to.
     pub stderr: String,
-    /// Whether they are one terminal: there is no standard error then.
+    /// The process has a terminal: stdin and stdout are its two directions, and there is no standard error.
     pub terminal: bool,
 }
 
@@ -44,113 +44,145 @@ pub struct TerminalSize {
 /// The address of a stream that the agent will open, and who waits for it.
 pub type Expected = (StreamAddress, oneshot::Sender<OwnedFd>);
 
-/// The streams of one process.
+/// The streams of one process. Dropping them ends all copying.
 #[derive(Debug)]
 pub struct Streams {
     stdin_writer: Option<fifo::Writer>,
     stdin: Option<AbortHandle>,
-    outputs: watch::Receiver<usize>,
-    tasks: Vec<AbortHandle>,
+    outputs_left: watch::Receiver<usize>,
+    outputs: Vec<AbortHandle>,
     addresses: Vec<StreamAddress>,
-    /// The FIFOs' other ends.
-    _held: Vec<File>,
+    /// The reading ends of the output FIFOs, so that a reader that goes away ends nothing.
+    _fifo_readers: Vec<File>,
     _logger: Option<Logger>,
 }
 
-impl Streams {
-    /// Opens what `paths` name and starts a copy each, which waits for the guest's end. A logging
-    /// program gets the names of `container`.
-    ///
-    /// # Errors
-    /// [`Error`] with the path.
-    pub fn open(
-        paths: &StdioPaths,
-        container: LoggedContainer<'_>,
-    ) -> Result<(Self, Stdio, Vec<Expected>), Error> {
-        let source = fifo::open_source(&paths.stdin)?;
+/// What [`Streams::open`] returns.
+#[derive(Debug)]
+pub struct Opened {
+    /// The streams.
+    pub streams: Streams,
+    /// Their addresses, for the agent.
+    pub stdio: Stdio,
+    /// Their addresses, for whoever gets the guest's connections.
+    pub expected: Vec<Expected>,
+}
+
+/// The host's ends.
+struct HostEnds {
+    stdin: Option<Source>,
+    stdout: Option<Sink>,
+    stderr: Option<Sink>,
+    logger: Option<Logger>,
+}
+
+impl HostEnds {
+    fn open(paths: &StdioPaths, container: LoggedContainer<'_>) -> Result<Self, Error> {
+        let stdin = fifo::open_source(&paths.stdin)?;
         let (logger, stdout, stderr) = match logger::start(&paths.stdout, container)? {
-            Some((logger, pipes)) => (
-                Some(logger),
-                Some(Sink::Pipe(pipes.stdout)),
-                Some(Sink::Pipe(pipes.stderr)),
-            ),
+            Some((logger, pipes)) => {
+                let pipe = |end| Some(Sink::Pipe(end));
+                (Some(logger), pipe(pipes.stdout), pipe(pipes.stderr))
+            }
             None => {
                 let stderr = if paths.terminal { "" } else { &paths.stderr };
                 (None, fifo::open_sink(&paths.stdout)?, fifo::open_sink(stderr)?)
             }
         };
-        let stderr = stderr.filter(|_| !paths.terminal);
-        let sinks = [(stdout, "stdout"), (stderr, "stderr")];
-        let mut expected = Vec::new();
-        let mut expect = || {
-            let (sender, receiver) = oneshot::channel();
-            let address = random_address().map_err(Error::Random)?;
-            expected.push((address, sender));
-            Ok((address.to_bits(), receiver))
+        Ok(Self {
+            stdin,
+            stdout,
+            stderr: stderr.filter(|_| !paths.terminal),
+            logger,
+        })
+    }
+}
+
+impl Streams {
+    /// Opens what `paths` name and starts a copy each, which waits for the guest's end. A logging program gets the names of
+    /// `container`.
+    ///
+    /// # Errors
+    /// [`Error`] with the path.
+    pub fn open(paths: &StdioPaths, container: LoggedContainer<'_>) -> Result<Opened, Error> {
+        let ends = HostEnds::open(paths, container)?;
+        let wanted = [ends.stdout.is_some(), ends.stderr.is_some()];
+        let (left, outputs_left) = watch::channel(wanted.into_iter().filter(|wanted| *wanted).count());
+        let mut streams = Self {
+            stdin_writer: None,
+            stdin: None,
+            outputs_left,
+            outputs: Vec::new(),
+            addresses: Vec::new(),
+            _fifo_readers: Vec::new(),
+            _logger: ends.logger,
         };
         let mut stdio = Stdio::default();
-        let mut stdin_writer = None;
-        let mut stdin = None;
-        if let Some(Source { reader, writer }) = source {
-            let (bits, stream) = expect()?;
-            stdio.stdin = bits;
-            stdin_writer = Some(writer);
-            stdin = Some(
-                tokio::spawn(async move {
-                    let Ok(stream) = stream.await else { return };
-                    report("stdin", copy::fifo_to_stream(reader, stream).await);
-                })
-                .abort_handle(),
-            );
+        let mut expected = Vec::new();
+        if let Some(Source { reader, writer }) = ends.stdin {
+            let stream = streams.expect(&mut stdio.stdin, &mut expected)?;
+            streams.stdin_writer = Some(writer);
+            streams.stdin = Some(copy_in(reader, stream));
         }
-        let (left, outputs) = watch::channel(sinks.iter().filter(|(sink, _)| sink.is_some()).count());
-        let (mut tasks, mut all_held) = (Vec::new(), Vec::new());
-        for (sink, name) in sinks {
-            let Some(sink) = sink else { continue };
-            let (bits, stream) = expect()?;
-            match name {
-                "stdout" => stdio.stdout = bits,
-                _ => stdio.stderr = bits,
-            }
-            let sink = match sink {
-                Sink::Fifo { writer, held } => {
-                    all_held.push(held);
-                    Output::Fifo(writer)
-                }
-                Sink::Pipe(writer) => Output::Fifo(writer),
-                Sink::File(file) => Output::File(file),
-            };
-            let left = Countdown(left.clone());
-            tasks.push(
-                tokio::spawn(async move {
-                    let _left = left;
-                    let Ok(stream) = stream.await else { return };
-                    report(name, copy_out(stream, sink).await);
-                })
-                .abort_handle(),
-            );
+        if let Some(sink) = ends.stdout {
+            let stream = streams.expect(&mut stdio.stdout, &mut expected)?;
+            streams.start_output("stdout", sink, stream, &left);
         }
-        Ok((
-            Self {
-                stdin_writer,
-                stdin,
-                outputs,
-                tasks,
-                addresses: expected.iter().map(|(address, _)| *address).collect(),
-                _held: all_held,
-                _logger: logger,
-            },
+        if let Some(sink) = ends.stderr {
+            let stream = streams.expect(&mut stdio.stderr, &mut expected)?;
+            streams.start_output("stderr", sink, stream, &left);
+        }
+        Ok(Opened {
+            streams,
             stdio,
             expected,
-        ))
+        })
     }
 
-    /// No more will be written to standard input: what is in the FIFO still arrives, then its end.
+    /// Draws an address for a stream of the guest; `bits` is for the agent's message. The stream comes to the receiver.
+    fn expect(
+        &mut self,
+        bits: &mut u64,
+        expected: &mut Vec<Expected>,
+    ) -> Result<oneshot::Receiver<OwnedFd>, Error> {
+        let address = random_address().map_err(Error::Random)?;
+        let (sender, receiver) = oneshot::channel();
+        *bits = address.to_bits();
+        self.addresses.push(address);
+        expected.push((address, sender));
+        Ok(receiver)
+    }
+
+    fn start_output(
+        &mut self,
+        name: &'static str,
+        sink: Sink,
+        stream: oneshot::Receiver<OwnedFd>,
+        left: &watch::Sender<usize>,
+    ) {
+        let output = match sink {
+            Sink::Fifo { writer, reader } => {
+                self._fifo_readers.push(reader);
+                Output::Fifo(writer)
+            }
+            Sink::Pipe(writer) => Output::Fifo(writer),
+            Sink::File(file) => Output::File(file),
+        };
+        let left = Countdown(left.clone());
+        let copying = tokio::spawn(async move {
+            let _left = left;
+            let Ok(stream) = stream.await else { return };
+            log_early_end(name, copy_out(stream, output).await);
+        });
+        self.outputs.push(copying.abort_handle());
+    }
+
+    /// Closes standard input after what has been written to its FIFO.
     pub fn close_stdin(&mut self) {
         self.stdin_writer = None;
     }
 
-    /// The process has ended: what comes on standard input is for nobody.
+    /// Closes standard input at once: the process has exited.
     pub fn end_stdin(&mut self) {
         self.close_stdin();
         if let Some(task) = self.stdin.take() {
@@ -158,23 +190,23 @@ impl Streams {
         }
     }
 
-    /// Their addresses.
+    /// The addresses of the guest's ends.
     #[must_use]
     pub fn addresses(&self) -> &[StreamAddress] {
         &self.addresses
     }
 
-    /// Becomes 0 when all output has been written.
+    /// The number of outputs that are still copied: 0 when all output is written.
     #[must_use]
     pub fn outputs_left(&self) -> watch::Receiver<usize> {
-        self.outputs.clone()
+        self.outputs_left.clone()
     }
 }
 
 impl Drop for Streams {
     fn drop(&mut self) {
         self.end_stdin();
-        for task in &self.tasks {
+        for task in &self.outputs {
             task.abort();
         }
     }
@@ -194,7 +226,7 @@ fn random_address() -> std::io::Result<StreamAddress> {
     }
 }
 
-/// Counts one output less when its copy ends, however it ends.
+/// Counts an output as written when its copy ends, however it ends.
 struct Countdown(watch::Sender<usize>);
 
 impl Drop for Countdown {
@@ -215,9 +247,17 @@ async fn copy_out(stream: OwnedFd, output: Output) -> std::io::Result<()> {
     }
 }
 
-fn report(name: &str, copied: std::io::Result<()>) {
+fn copy_in(fifo: OwnedFd, stream: oneshot::Receiver<OwnedFd>) -> AbortHandle {
+    let copying = tokio::spawn(async move {
+        let Ok(stream) = stream.await else { return };
+        log_early_end("stdin", copy::fifo_to_stream(fifo, stream).await);
+    });
+    copying.abort_handle()
+}
+
+fn log_early_end(name: &str, copied: std::io::Result<()>) {
     if let Err(error) = copied {
-        // Ends of this kind are a process that closed its input, or a client that went away.
+        // Usually the process closed its input, or the reader of its output has gone.
         crate::log::info(format_args!("{name} ended early: {error}"));
     }
 }

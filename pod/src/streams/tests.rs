@@ -28,7 +28,11 @@ fn bytes(count: usize) -> Vec<u8> {
 
 /// Opens the streams and connects the guest's ends: stdin, stdout, stderr as far as they are wanted.
 fn open(paths: &StdioPaths) -> (Streams, Vec<UnixStream>) {
-    let (streams, stdio, expected) = Streams::open(paths, CONTAINER).unwrap();
+    let Opened {
+        streams,
+        stdio,
+        expected,
+    } = Streams::open(paths, CONTAINER).unwrap();
     let sent = [stdio.stdin, stdio.stdout, stdio.stderr];
     let wanted: Vec<u64> = expected.iter().map(|(address, _)| address.to_bits()).collect();
     assert_eq!(

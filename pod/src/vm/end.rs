@@ -1,31 +1,45 @@
-//! What is known of a VMM's end, and what to say of it. Pure.
+//! How a VMM ended, and the reason that an operator reads. Filled in by [`super::monitor`], read by the sandbox. Pure.
 
+use nacre_protocol::config::Config;
 use nacre_protocol::control::Outcome;
 
+use super::monitor::{EXIT_DEADLINE, KILL_DEADLINE};
 use crate::error::StepFailed;
-use nacre_protocol::config::Config;
 
-/// How the process ended.
+/// How the VMM's process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
-    /// By itself.
+    /// It exited with this code.
     Exited(i32),
-    /// By a signal.
+    /// This signal ended it.
     Signal(i32),
-    /// Not by itself, though it had said its last.
-    Stuck,
-    /// The kernel does not say.
+    /// It did not exit in time after its last message or after closing its control socket, so the shim killed it.
+    KilledLate,
+    /// It has not exited in time after SIGKILL, and may never.
+    Unkillable,
+    /// Its exit status could not be read, for this reason.
     Unknown(String),
 }
 
-/// All that is known of an end.
+/// The VMM's own report of a start that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedStart {
+    /// The step that failed, such as "load kernel".
+    pub step: String,
+    /// Why it failed, with its causes.
+    pub error: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+/// All that is known of a VMM's end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
-    /// The step of the start that failed, why, and what to do.
-    pub failed: Option<(String, String, Option<String>)>,
-    /// How the guest ended.
+    /// What the VMM reported if it could not start.
+    pub failed: Option<FailedStart>,
+    /// How the guest ended, if the VMM reported it.
     pub outcome: Option<Outcome>,
-    /// It sent what is no message.
+    /// Why a message of the VMM could not be understood.
     pub protocol_error: Option<String>,
     /// How the process ended.
     pub status: Status,
@@ -43,89 +57,89 @@ impl Default for End {
 }
 
 impl End {
-    /// The reason to tell, given how far the pod had come.
+    /// Why the VM ended. The VMM's own report comes first, then the guest's outcome, then how the process ended.
+    /// `agent_was_ready` is true if the guest's boot had finished.
     #[must_use]
-    pub fn reason(&self, agent_was_there: bool, config: &Config, last_words: &[String]) -> StepFailed {
-        let files = format!(
-            "kernel {}, image {}",
-            config.kernel.display(),
-            config.initrd.display()
-        );
-        if let Some((step, error, hint)) = &self.failed {
-            let reason = format!("{error} ({files})");
-            return StepFailed {
-                step: step.clone(),
-                reason,
-                hint: hint.clone(),
-                console: Vec::new(),
-            };
+    pub fn reason(&self, agent_was_ready: bool, config: &Config, stderr_tail: &[String]) -> StepFailed {
+        let (kernel, image) = (config.kernel.display(), config.initrd.display());
+        let files = format!("kernel {kernel}, image {image}");
+        if let Some(FailedStart { step, error, hint }) = &self.failed {
+            return step_failed(step, format!("{error} ({files})"), hint.clone());
         }
-        let step = if agent_was_there { "running" } else { "boot guest" };
-        let told = |reason: String, hint: Option<String>| StepFailed {
-            step: step.into(),
-            reason,
-            hint,
-            console: Vec::new(),
-        };
+        let step = if agent_was_ready { "running" } else { "boot guest" };
         match &self.outcome {
-            Some(Outcome::Panic) if !agent_was_there => {
-                let hint = format!(
-                    "check the guest image {}: is it whole, and built for this kernel?",
-                    config.initrd.display()
-                );
-                return told(
-                    format!("kernel panic in the guest before its agent came ({files})"),
-                    Some(hint),
-                );
+            Some(Outcome::Panic) if agent_was_ready => {
+                return step_failed(step, "the VM ended: kernel panic in the guest", None);
             }
-            Some(Outcome::Panic) => return told("the VM ended: kernel panic in the guest".into(), None),
+            Some(Outcome::Panic) => {
+                let reason = format!("kernel panic in the guest before its agent was ready ({files})");
+                let hint =
+                    format!("check that the guest image {image} is complete and built for this kernel");
+                return step_failed(step, reason, Some(hint));
+            }
             Some(outcome @ (Outcome::PowerOff | Outcome::Reset { .. } | Outcome::Fault { .. })) => {
-                let when = if agent_was_there {
+                let early = if agent_was_ready {
                     ""
                 } else {
-                    " before its agent came"
+                    " before its agent was ready"
                 };
-                return told(format!("the VM ended{when}: {outcome}"), None);
+                return step_failed(step, format!("the VM ended{early}: {outcome}"), None);
             }
             None => {}
         }
         if let Some(error) = &self.protocol_error {
             let hint = "shim and VMM may be of different builds: install both again".to_owned();
-            return told(format!("the VMM sent what is no message: {error}"), Some(hint));
+            let reason = format!("the VMM sent an invalid message: {error}");
+            return step_failed(step, reason, Some(hint));
         }
-        let words = last_words
+        let (reason, hint) = self.status.reason();
+        let stderr = stderr_tail
             .last()
-            .map(|line| format!("; its last words: {line}"))
+            .map(|line| format!("; its standard error ends with: {line}"))
             .unwrap_or_default();
-        match &self.status {
-            Status::Signal(libc::SIGSYS) => {
-                let hint = "the kernel's log (audit) names the system call".to_owned();
-                told(
-                    format!(
-                        "the VMM was ended by SIGSYS: a system call that its seccomp filter forbids{words}"
-                    ),
-                    Some(hint),
-                )
+        step_failed(step, format!("{reason}{stderr}"), hint.map(str::to_owned))
+    }
+}
+
+impl Status {
+    /// A reason and a hint, for a VMM that reported nothing itself.
+    fn reason(&self) -> (String, Option<&'static str>) {
+        match self {
+            Self::Signal(libc::SIGSYS) => (
+                "the VMM was killed by SIGSYS: its seccomp filter forbids a system call that it made".into(),
+                Some("the kernel's audit log names the system call"),
+            ),
+            Self::Signal(libc::SIGKILL) => (
+                "the VMM was killed by SIGKILL".into(),
+                Some(
+                    "the kernel's log shows whether it was OOM-killed; otherwise another process sent the signal",
+                ),
+            ),
+            Self::Signal(signal) => (format!("the VMM was killed by {}", signal_name(*signal)), None),
+            Self::Exited(code) => (format!("the VMM exited with {code} without a reason"), None),
+            Self::KilledLate => {
+                let s = EXIT_DEADLINE.as_secs();
+                let reason = format!("the VMM did not exit within {s} s and was killed");
+                (reason, None)
             }
-            Status::Signal(libc::SIGKILL) => {
-                let hint = "somebody killed it, or the kernel did for want of memory: see the kernel's log"
-                    .to_owned();
-                told(format!("the VMM was ended by SIGKILL{words}"), Some(hint))
-            }
-            Status::Signal(signal) => told(
-                format!("the VMM was ended by {}{words}", signal_name(*signal)),
-                None,
+            Self::Unkillable => (
+                format!(
+                    "the VMM has not exited {} s after SIGKILL",
+                    KILL_DEADLINE.as_secs()
+                ),
+                Some("a system call of its file server hangs: check the file systems that the pod mounts"),
             ),
-            Status::Exited(code) => told(
-                format!("the VMM exited with {code} and told no reason{words}"),
-                None,
-            ),
-            Status::Stuck => told(
-                format!("the VMM closed its control socket and had to be killed{words}"),
-                None,
-            ),
-            Status::Unknown(why) => told(format!("the VMM is gone, how is not known: {why}{words}"), None),
+            Self::Unknown(why) => (format!("the VMM's exit status is not known: {why}"), None),
         }
+    }
+}
+
+fn step_failed(step: &str, reason: impl Into<String>, hint: Option<String>) -> StepFailed {
+    StepFailed {
+        step: step.to_owned(),
+        reason: reason.into(),
+        hint,
+        console: Vec::new(),
     }
 }
 
@@ -154,8 +168,8 @@ mod tests {
         }
     }
 
-    fn said(end: &End, agent_was_there: bool) -> String {
-        end.reason(agent_was_there, &config(), &["the last line".into()])
+    fn reason(end: &End, agent_was_ready: bool) -> String {
+        end.reason(agent_was_ready, &config(), &["the last line".into()])
             .to_string()
     }
 
@@ -166,23 +180,23 @@ mod tests {
             status: Status::Exited(1),
             ..End::default()
         };
-        let early = said(&end, false);
+        let early = reason(&end, false);
         assert!(
             early.contains("panic") && early.contains("guest image /i/image.cpio"),
             "{early}"
         );
-        let late = said(&end, true);
+        let late = reason(&end, true);
         assert!(late.contains("panic") && !late.contains("image"), "{late}");
     }
 
     #[test]
-    fn a_failed_start_is_told_as_the_vmm_tells_it_with_the_files() {
-        let failed = Some((
-            "load kernel".into(),
-            "no PVH entry".into(),
-            Some("build it with PVH".into()),
-        ));
-        let text = said(
+    fn a_failed_start_has_the_vmm_s_reason_and_the_files() {
+        let failed = Some(FailedStart {
+            step: "load kernel".into(),
+            error: "no PVH entry".into(),
+            hint: Some("build it with PVH".into()),
+        });
+        let text = reason(
             &End {
                 failed,
                 status: Status::Exited(1),
@@ -197,13 +211,34 @@ mod tests {
     }
 
     #[test]
+    fn the_guest_s_outcome_comes_before_how_the_process_ended() {
+        for status in [Status::KilledLate, Status::Unkillable, Status::Exited(0)] {
+            let end = End {
+                outcome: Some(Outcome::PowerOff),
+                status: status.clone(),
+                ..End::default()
+            };
+            assert!(reason(&end, true).contains("powered off"), "{status:?}");
+            let silent = End {
+                status,
+                ..End::default()
+            };
+            let text = reason(&silent, true);
+            assert!(
+                text.contains("the VMM") && text.contains("the last line"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
     fn signals_are_named() {
         for (signal, word) in [
             (libc::SIGKILL, "SIGKILL"),
             (libc::SIGSYS, "seccomp"),
             (libc::SIGSEGV, "SIGSEGV"),
         ] {
-            let text = said(
+            let text = reason(
                 &End {
                     status: Status::Signal(signal),
                     ..End::default()

@@ -1,9 +1,9 @@
-//! A pod's VMM: started here, followed until its end. The sandbox's owner gets what happens as [`Event`]s in its queue
-//! and holds a [`Vm`] to end it. Speaks `nacre_protocol::control`; knows nothing of containers.
+//! A pod's VMM process: its start, and its end. The sandbox holds a [`Vm`] to control it and gets [`Event`]s from its
+//! [`VmmMonitor`]. Speaks `nacre_protocol::control`; knows nothing of containers.
 
 mod end;
-mod follow;
-mod last_words;
+mod monitor;
+mod stderr_tail;
 
 use std::ffi::CString;
 use std::fs::File;
@@ -18,16 +18,18 @@ use nacre_protocol::control::{Channel, Configure, ToVmm};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
 
+use crate::bundle::VmHints;
 use crate::cgroup::{self, Cgroup};
 use crate::sys;
 use nacre_protocol::config::{Config, Size};
 
-pub use end::{End, Status};
-pub use follow::{Event, VmmMonitor, follow};
-pub use last_words::LastWords;
+pub use end::End;
+pub use monitor::{Event, VmmMonitor};
+use stderr_tail::StderrTail;
 
-/// Why there is no VMM.
+/// Why a VMM could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{what} {}: {source}", path.display())]
@@ -53,50 +55,48 @@ fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
     }
 }
 
-/// A running VMM, as its owner holds it.
+/// A VMM that was started; the sandbox's way to control it.
 #[derive(Debug)]
 pub struct Vm {
     pid: u32,
     pidfd: Arc<OwnedFd>,
     channel: Arc<AsyncFd<Channel>>,
     console: File,
-    last_words: Arc<LastWords>,
+    stderr_tail: Arc<StderrTail>,
+    /// The lowest that a container asks for.
+    oom_score_adj: Option<i32>,
+    /// Tells the monitor that the VMM must exit soon.
+    killed: Arc<Notify>,
 }
 
 impl Vm {
-    /// Opens what the VMM needs, starts it in `cgroup` and configures it; gives what [`follow()`] takes, too. It runs on the
-    /// host's `cpus`; on all where there are none named.
+    /// Starts a VMM for `pod` in `cgroup`, with the CPUs and the oom_score_adj of `hints`, and configures it. Returns it
+    /// with its monitor, which must be run.
     ///
     /// # Errors
-    /// [`Error`] with the file or step.
+    /// [`Error`] with the file or system call that failed.
     pub fn start(
         config: &Config,
         size: Size,
         pod: &str,
         cgroup: &Cgroup,
-        cpus: &[usize],
+        hints: &VmHints,
     ) -> Result<(Self, VmmMonitor), Error> {
         let kvm = open("/dev/kvm", Path::new("/dev/kvm"), true)?;
         let kernel = open("guest kernel", &config.kernel, false)?;
         let initrd = open("guest image", &config.initrd, false)?;
-        // A missing program is told here, better than by the exit code of a child.
+        // If the program is missing, this error names it; after a fork only an exit code would.
         drop(open("VMM", &config.vmm, false)?);
         let console =
             sys::memory_file("nacre-console", console::RING_BYTES).map_err(system("console ring"))?;
-        let (ours, theirs) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .map_err(system("control socket"))?;
-        let (words, stderr) = io::pipe().map_err(system("pipe"))?;
-        let spawned = spawn(&config.vmm, cgroup, theirs.as_fd(), stderr.as_fd())?;
-        drop((theirs, stderr));
+        let (ours, theirs) = control_pair().map_err(system("control socket"))?;
+        let (stderr, stderr_writer) = io::pipe().map_err(system("pipe"))?;
+        let spawned = spawn(&config.vmm, cgroup, theirs.as_fd(), stderr_writer.as_fd())?;
+        drop((theirs, stderr_writer));
         let pid = u32::try_from(spawned.pid.as_raw()).unwrap_or_default();
-        reset_oom_score(pid);
-        // It waits for its configuration: its other threads come later and inherit this.
-        run_on(spawned.pid, cpus)
+        set_oom_score_adj(pid, hints.oom_score_adj.unwrap_or(0));
+        // The VMM waits for its configuration, so its other threads start later and inherit the CPUs.
+        set_affinity(spawned.pid, &hints.cpus)
             .map_err(system("running the VMM on the CPUs of linux.resources.cpu.cpus"))?;
         let channel = Channel::new(ours);
         let configure = ToVmm::Configure(Configure {
@@ -107,53 +107,58 @@ impl Vm {
             extra_cmdline: config.kernel_params.clone(),
             console_to_stderr: config.console_to_log,
         });
-        let fds = [
-            kvm.as_raw_fd(),
-            kernel.as_raw_fd(),
-            initrd.as_raw_fd(),
-            console.as_raw_fd(),
-        ];
+        let fds = [&kvm, &kernel, &initrd, &console].map(|file| file.as_raw_fd());
         match channel.send(&configure, &fds) {
-            // It is gone already: its end tells why, better than this.
+            // If the VMM has exited already, its exit status and standard error say why, better than this error.
             Ok(())
             | Err(nacre_protocol::control::Error::Socket(nix::Error::EPIPE | nix::Error::ECONNRESET)) => {}
             Err(error) => return Err(error.into()),
         }
-        let channel = Arc::new(nonblocking(channel).map_err(system("control socket"))?);
-        let pidfd = Arc::new(spawned.pidfd);
-        let last_words = Arc::new(LastWords::default());
-        let followed = VmmMonitor::new(
-            Arc::clone(&channel),
-            Arc::clone(&pidfd),
-            words,
-            Arc::clone(&last_words),
-        );
-        Ok((
-            Self {
-                pid,
-                pidfd,
-                channel,
-                console,
-                last_words,
-            },
-            followed,
-        ))
+        let vm = Self {
+            pid,
+            pidfd: Arc::new(spawned.pidfd),
+            channel: Arc::new(nonblocking(channel).map_err(system("control socket"))?),
+            console,
+            stderr_tail: Arc::default(),
+            oom_score_adj: hints.oom_score_adj,
+            killed: Arc::default(),
+        };
+        let monitor = VmmMonitor {
+            channel: Arc::clone(&vm.channel),
+            pidfd: Arc::clone(&vm.pidfd),
+            stderr,
+            stderr_tail: Arc::clone(&vm.stderr_tail),
+            killed: Arc::clone(&vm.killed),
+        };
+        Ok((vm, monitor))
     }
 
-    /// Its pid on the host; what containerd gets as the task's.
+    /// The VMM's pid on the host, which is the pid of every task in containerd's messages.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// The process, for entering its namespaces.
+    /// The VMM's pidfd, to enter its namespaces.
     #[must_use]
     pub fn shared_pidfd(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.pidfd)
     }
 
-    /// Ends it at once, with its guest. That it has ended already is fine.
+    /// Adjusts the VMM's OOM score for a further container. The lowest adjustment of all containers counts, since they are
+    /// killed together; it stays when a container is deleted.
+    pub fn add_oom_score_adj(&mut self, adjustment: i32) {
+        let lowest = self
+            .oom_score_adj
+            .map_or(adjustment, |known| known.min(adjustment));
+        if self.oom_score_adj.replace(lowest) != Some(lowest) {
+            set_oom_score_adj(self.pid, lowest);
+        }
+    }
+
+    /// Kills the VMM, and its guest with it. Does nothing if it has exited already.
     pub fn kill(&self) {
+        self.killed.notify_one();
         if let Err(error) = pidfd_send_signal(&self.pidfd, Signal::KILL)
             && error != rustix::io::Errno::SRCH
         {
@@ -161,25 +166,31 @@ impl Vm {
         }
     }
 
-    /// Asks for [`Event::Exits`].
+    /// Makes the VMM send its counts of VM exits, which arrive as [`Event::Exits`].
     pub fn query_exits(&self) {
         if let Err(error) = self.channel.get_ref().send(&ToVmm::QueryExits, &[]) {
-            crate::log::warn(format_args!("asking for the VM's exits: {error}"));
+            crate::log::warn(format_args!("asking the VMM for its counts of VM exits: {error}"));
         }
     }
 
-    /// The last lines of the guest's console.
+    /// The last 20 lines of the guest's console, without control characters.
     #[must_use]
     pub fn console_tail(&self) -> Vec<String> {
         const LINES: usize = 20;
         console::last_lines(&self.console, LINES).unwrap_or_else(|error| vec![format!("(console: {error})")])
     }
 
-    /// The last lines of the VMM's standard error.
+    /// The last lines of the VMM's standard error, without control characters.
     #[must_use]
-    pub fn last_words(&self) -> Vec<String> {
-        self.last_words.lines()
+    pub fn stderr_tail(&self) -> Vec<String> {
+        self.stderr_tail.lines()
     }
+}
+
+/// The control socket: the engine's end, then the VMM's.
+fn control_pair() -> nix::Result<(OwnedFd, OwnedFd)> {
+    let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
+    socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC)
 }
 
 fn open(what: &'static str, path: &Path, write: bool) -> Result<File, Error> {
@@ -187,7 +198,7 @@ fn open(what: &'static str, path: &Path, write: bool) -> Result<File, Error> {
         Ok(file) => return Ok(file),
         Err(source) => source,
     };
-    // The first word names /dev/kvm already.
+    // The path follows it in the message.
     let what = if what == "/dev/kvm" {
         "the KVM device"
     } else {
@@ -225,7 +236,8 @@ fn spawn(
     sys::spawn(&spawn).map_err(failed)
 }
 
-fn run_on(pid: nix::unistd::Pid, cpus: &[usize]) -> io::Result<()> {
+/// Lets the process `pid` run on `cpus` only; on all CPUs if there are none.
+fn set_affinity(pid: nix::unistd::Pid, cpus: &[usize]) -> io::Result<()> {
     if cpus.is_empty() {
         return Ok(());
     }
@@ -236,11 +248,12 @@ fn run_on(pid: nix::unistd::Pid, cpus: &[usize]) -> io::Result<()> {
     Ok(nix::sched::sched_setaffinity(pid, &set)?)
 }
 
-/// The shim is as precious as containerd's other shims; a pod's memory is not.
-fn reset_oom_score(pid: u32) {
+/// Sets the OOM killer's preference for a process, -1000..=1000 (proc_pid_oom_score_adj(5)). The VMM would inherit the
+/// shim's, which is that of containerd's daemons.
+fn set_oom_score_adj(pid: u32, adjustment: i32) {
     let file = format!("/proc/{pid}/oom_score_adj");
-    if let Err(error) = std::fs::write(&file, "0") {
-        crate::log::warn(format_args!("{file}: {error}"));
+    if let Err(error) = std::fs::write(&file, adjustment.to_string()) {
+        crate::log::warn(format_args!("writing {adjustment} to {file}: {error}"));
     }
 }
 
@@ -255,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_runs_on_the_cpus_that_are_named() {
+    fn a_process_runs_on_the_given_cpus_only() {
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
         let allowed = || {
@@ -266,11 +279,11 @@ mod tests {
             line.unwrap().trim().to_owned()
         };
         let all = allowed();
-        run_on(pid, &[]).unwrap();
+        set_affinity(pid, &[]).unwrap();
         let before = allowed();
-        run_on(pid, &[0]).unwrap();
+        set_affinity(pid, &[0]).unwrap();
         let after = allowed();
-        let error = run_on(pid, &[1023]).map_err(|error| error.kind());
+        let error = set_affinity(pid, &[1023]).map_err(|error| error.kind());
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!((before, after.as_str()), (all, "0"));

@@ -1,5 +1,5 @@
-//! `delete`: cleans up after a daemon that is gone, from `pod.json` alone; may run twice, and before anything was made.
-//! containerd executes it at the end of every container, so where nothing is left it costs nothing.
+//! `delete`: cleans up after a daemon that has exited; reads `pod.json` and nothing else. May run twice, and before `start`
+//! has made anything. containerd executes it at the end of every container, so it returns early if nothing is left.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -12,9 +12,10 @@ use nacre_pod::{Identity, clean_up, clock, recorded_address};
 use crate::arguments::Arguments;
 use crate::messages::timestamp;
 
-/// The status of a task whose shim is gone: as if killed.
+/// The exit status of a task whose shim has exited: 128 + SIGKILL.
 const LOST_STATUS: u32 = 137;
-/// Runs the command.
+
+/// Runs the command and prints a `DeleteResponse`.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let bundle = match &arguments.bundle {
         Some(bundle) => bundle.clone(),
@@ -28,7 +29,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cleaned = clean_up(&identity)?;
     if let Some(error) = cleaned.unreadable {
         eprintln!(
-            "containerd-shim-nacre-v2: {error}; processes of pod {} may be left",
+            "containerd-shim-nacre-v2: {error}: pod {} was removed, but its processes may still run",
             identity.id
         );
     }
@@ -43,9 +44,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// containerd may have mounted a root there itself.
+/// Unmounts a root file system that containerd may have mounted in the bundle.
 fn unmount(path: &Path) {
     use rustix::mount::{UnmountFlags, unmount};
-    // Most often nothing is mounted there, or it is gone already.
+    // Fails if nothing is mounted there, which is the usual case.
     let _ = unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
 }

@@ -1,15 +1,16 @@
-//! `-v` and `-info`: what this program is. containerd 2.x gives `-info` its runtime options on standard input and reads a
-//! `containerd.types.RuntimeInfo` from standard output; there are no options of ours, so the input is not read.
+//! `-v` and `-info`: name, version and build of this program. containerd 2.x passes its runtime options to `-info` on
+//! standard input and reads a `containerd.types.RuntimeInfo` from standard output. Nacre has no such options, so the input
+//! is not read.
 
 use std::io::Write as _;
 
 use containerd_shim_protos::protobuf::Message as _;
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 
-/// The runtime's name in containerd.
+/// The runtime's name in containerd's configuration.
 const NAME: &str = "io.containerd.nacre.v2";
 
-/// Prints the version.
+/// Prints version and build id as text.
 pub fn version() -> anyhow::Result<()> {
     println!("containerd-shim-nacre-v2:");
     println!("  Version:  {}", env!("CARGO_PKG_VERSION"));
@@ -17,7 +18,7 @@ pub fn version() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints the message.
+/// Prints the `RuntimeInfo`, encoded.
 pub fn info() -> anyhow::Result<()> {
     let version = RuntimeVersion {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -1,4 +1,4 @@
-//! What containerd executes this program for: one file a command.
+//! The commands that containerd executes this program for, one file each.
 
 pub mod delete;
 pub mod info;

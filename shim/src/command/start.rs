@@ -1,5 +1,5 @@
-//! `start`: makes the pod's directory and socket, forks the daemon, prints the address. It is on the way of every
-//! container, so it does the least: no runtime, no configuration, no thread.
+//! `start`: makes the pod's directory and socket, forks the daemon and prints its address. Every container's start waits
+//! for it, so it does no more than that: it starts no runtime or thread and reads no configuration.
 
 use std::io::Write as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -19,17 +19,17 @@ pub fn run(arguments: Arguments, begun_ns: u64) -> anyhow::Result<()> {
         return join(&arguments, &sandbox);
     }
     let identity = Identity::new(&arguments.address, &arguments.namespace, &arguments.id, bundle);
-    make_room(&identity)?;
+    remove_earlier_pod(&identity)?;
     let directory = identity.directory();
     state::make_directory(&directory)?;
     let address = serve(identity, begun_ns).inspect_err(|_| {
-        // Without a daemon nobody else would remove it, and the next `start` of this id would find it.
+        // Only the daemon would remove it. Ignore this error: the original one is returned.
         let _ = state::remove_directory(&directory);
     })?;
     print(&address)
 }
 
-/// Binds the pod's socket and forks the daemon that serves it; gives the address.
+/// Binds the pod's socket and forks the daemon that serves it; returns the address.
 fn serve(identity: Identity, begun_ns: u64) -> anyhow::Result<String> {
     let socket = identity.socket();
     let listener = UnixListener::bind(&socket).with_context(|| format!("binding {}", socket.display()))?;
@@ -40,12 +40,12 @@ fn serve(identity: Identity, begun_ns: u64) -> anyhow::Result<String> {
         containerd: Some(nix::unistd::getppid()),
         begun_ns,
     };
-    keep(&address)?;
+    write_address(&address)?;
     sys::fork_into(move || daemon::run(start)).context("forking the daemon")?;
     Ok(address)
 }
 
-/// A container of a pod that is there: its shim is the sandbox's.
+/// Prints the address of the sandbox's shim, for a container that joins a running pod.
 fn join(arguments: &Arguments, sandbox: &str) -> anyhow::Result<()> {
     let identity = Identity::new(
         &arguments.address,
@@ -60,16 +60,16 @@ fn join(arguments: &Arguments, sandbox: &str) -> anyhow::Result<()> {
             identity.socket().display()
         );
     }
-    keep(&socket_address(&identity))?;
+    write_address(&socket_address(&identity))?;
     print(&socket_address(&identity))
 }
 
-/// The pod's socket as containerd wants it.
+/// The pod's socket as a URI.
 fn socket_address(identity: &Identity) -> String {
     format!("unix://{}", identity.socket().display())
 }
 
-/// The sandbox that a container joins, by the annotations of its bundle's spec; None where it is its own.
+/// The id of the sandbox that a container joins, by its spec's annotations; None if it starts a pod.
 fn sandbox_of(config_json: &[u8]) -> Option<String> {
     const TYPE: &str = "io.kubernetes.cri.container-type";
     const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
@@ -78,7 +78,7 @@ fn sandbox_of(config_json: &[u8]) -> Option<String> {
         #[serde(default)]
         annotations: std::collections::BTreeMap<String, String>,
     }
-    // `start` is on the way of every container: most specs are not read further than this.
+    // Parsing takes longer than this search, and most specs have no such annotation.
     config_json
         .windows(SANDBOX.len())
         .find(|window| *window == SANDBOX.as_bytes())?;
@@ -87,15 +87,17 @@ fn sandbox_of(config_json: &[u8]) -> Option<String> {
     spec.annotations.get(SANDBOX).filter(|_| is_container).cloned()
 }
 
-/// A containerd that restarts reads the address from the bundle; up to 1.6 it leaves writing it to the shim.
-fn keep(address: &str) -> anyhow::Result<()> {
+/// Writes the address into the bundle, where containerd finds it after a restart. From 1.7 containerd writes it itself.
+fn write_address(address: &str) -> anyhow::Result<()> {
     std::fs::write(".address", address)
         .and_then(|()| std::fs::rename(".address", "address"))
         .context("writing the address into the bundle")
 }
 
-/// What an earlier pod of the same name left goes, unless it lives.
-fn make_room(identity: &Identity) -> anyhow::Result<()> {
+/// Removes what an earlier pod of the same name has left.
+///
+/// Fails if that pod's shim still answers.
+fn remove_earlier_pod(identity: &Identity) -> anyhow::Result<()> {
     if !identity.directory().exists() {
         return Ok(());
     }
@@ -106,19 +108,19 @@ fn make_room(identity: &Identity) -> anyhow::Result<()> {
             identity.namespace
         );
     }
-    // An unreadable pod.json is not reported here: containerd takes what `start` writes to standard error for the address.
-    clean_up(identity).context("removing what an earlier pod of this name left")?;
+    // An unreadable pod.json is not reported: containerd reads standard error, too, and would take it for the address.
+    clean_up(identity).context("cleaning up after an earlier pod of this name")?;
     Ok(())
 }
 
 fn print(address: &str) -> anyhow::Result<()> {
-    let text = answer(address, std::env::var("MAX_SHIM_VERSION").ok().as_deref());
+    let text = start_response(address, std::env::var("MAX_SHIM_VERSION").ok().as_deref());
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
 }
 
-/// The address alone is what every containerd understands (it then speaks task.v2); one that says so gets version 3.
-fn answer(address: &str, max_version: Option<&str>) -> String {
+/// The output of `start`: the address alone, for task.v2, or, if containerd supports version 3, a JSON object.
+fn start_response(address: &str, max_version: Option<&str>) -> String {
     match max_version.and_then(|version| version.parse::<u32>().ok()) {
         Some(3..) => serde_json::json!({"version": 3, "address": address, "protocol": "ttrpc"}).to_string(),
         _ => address.to_owned(),
@@ -144,9 +146,9 @@ mod tests {
 
     #[test]
     fn each_containerd_gets_the_form_that_it_reads() {
-        assert_eq!(answer("unix:///s", None), "unix:///s");
-        assert_eq!(answer("unix:///s", Some("2")), "unix:///s");
-        let json = answer("unix:///s", Some("3"));
+        assert_eq!(start_response("unix:///s", None), "unix:///s");
+        assert_eq!(start_response("unix:///s", Some("2")), "unix:///s");
+        let json = start_response("unix:///s", Some("3"));
         assert!(
             json.contains(r#""version":3"#) && json.contains(r#""address":"unix:///s""#),
             "{json}"

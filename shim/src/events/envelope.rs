@@ -1,98 +1,91 @@
-//! The engine's events as containerd's messages. Pure.
+//! Converts the engine's events to containerd's messages. Called by the publisher. Pure but for the clock.
 
 use containerd_shim_protos::api::Mount as MountMessage;
 use containerd_shim_protos::events::task::{
     TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
     TaskResumed, TaskStart,
 };
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim::event::Envelope;
-use nacre_pod::{CreateRequest, Mount, TaskEvent, clock};
+use nacre_pod::{CreateRequest, Exit, Mount, ProcessId, TaskEvent, clock};
 
 use crate::messages::{any, timestamp};
 
-/// `event` with containerd's topic for it, at this moment.
-pub fn envelope(namespace: &str, notice: &TaskEvent<'_>) -> Envelope {
-    let (topic, event) = match notice {
-        TaskEvent::Created { request, pid } => ("/tasks/create", any(&created(request, *pid))),
-        TaskEvent::Started { id, pid } => (
-            "/tasks/start",
-            any(&TaskStart {
-                container_id: (*id).to_owned(),
-                pid: *pid,
-                ..Default::default()
-            }),
-        ),
-        TaskEvent::ExecAdded { id, exec } => (
-            "/tasks/exec-added",
-            any(&TaskExecAdded {
-                container_id: (*id).to_owned(),
-                exec_id: (*exec).to_owned(),
-                ..Default::default()
-            }),
-        ),
-        TaskEvent::ExecStarted { id, exec, pid } => (
-            "/tasks/exec-started",
-            any(&TaskExecStarted {
-                container_id: (*id).to_owned(),
-                exec_id: (*exec).to_owned(),
-                pid: *pid,
-                ..Default::default()
-            }),
-        ),
-        TaskEvent::Paused { id } => (
-            "/tasks/paused",
-            any(&TaskPaused {
-                container_id: (*id).to_owned(),
-                ..Default::default()
-            }),
-        ),
-        TaskEvent::Resumed { id } => (
-            "/tasks/resumed",
-            any(&TaskResumed {
-                container_id: (*id).to_owned(),
-                ..Default::default()
-            }),
-        ),
-        TaskEvent::OutOfMemory { id } => (
-            "/tasks/oom",
-            any(&TaskOOM {
-                container_id: (*id).to_owned(),
-                ..Default::default()
-            }),
-        ),
-        TaskEvent::Exited { name, pid, exit } => (
-            "/tasks/exit",
-            any(&TaskExit {
-                container_id: name.container.clone(),
-                // The process's own name: init has its container's.
-                id: if name.is_init() {
-                    &name.container
-                } else {
-                    &name.exec
-                }
-                .clone(),
-                pid: *pid,
-                exit_status: exit.status,
-                exited_at: Some(timestamp(exit.at_ns)).into(),
-                ..Default::default()
-            }),
-        ),
-        TaskEvent::Deleted { id, pid, exit } => (
-            "/tasks/delete",
-            any(&TaskDelete {
-                container_id: (*id).to_owned(),
-                pid: *pid,
-                exit_status: exit.status,
-                exited_at: Some(timestamp(exit.at_ns)).into(),
-                ..Default::default()
-            }),
-        ),
-    };
+/// Packs `event` with containerd's topic and the current time.
+pub fn envelope(namespace: &str, event: &TaskEvent<'_>) -> Envelope {
+    let (topic, event) = message(event);
     Envelope {
         timestamp: Some(timestamp(clock::realtime_ns())).into(),
         namespace: namespace.to_owned(),
         topic: topic.to_owned(),
         event: Some(event).into(),
+        ..Default::default()
+    }
+}
+
+/// The topic and the message.
+fn message(event: &TaskEvent<'_>) -> (&'static str, Any) {
+    let owned = |id: &&str| (*id).to_owned();
+    match event {
+        TaskEvent::Created { request, pid } => ("/tasks/create", any(&created(request, *pid))),
+        TaskEvent::Started { id, pid } => {
+            let mut message = TaskStart::new();
+            (message.container_id, message.pid) = (owned(id), *pid);
+            ("/tasks/start", any(&message))
+        }
+        TaskEvent::ExecAdded { id, exec } => {
+            let mut message = TaskExecAdded::new();
+            (message.container_id, message.exec_id) = (owned(id), owned(exec));
+            ("/tasks/exec-added", any(&message))
+        }
+        TaskEvent::ExecStarted { id, exec, pid } => {
+            let mut message = TaskExecStarted::new();
+            (message.container_id, message.exec_id, message.pid) = (owned(id), owned(exec), *pid);
+            ("/tasks/exec-started", any(&message))
+        }
+        TaskEvent::Paused { id } => {
+            let mut message = TaskPaused::new();
+            message.container_id = owned(id);
+            ("/tasks/paused", any(&message))
+        }
+        TaskEvent::Resumed { id } => {
+            let mut message = TaskResumed::new();
+            message.container_id = owned(id);
+            ("/tasks/resumed", any(&message))
+        }
+        TaskEvent::OutOfMemory { id } => {
+            let mut message = TaskOOM::new();
+            message.container_id = owned(id);
+            ("/tasks/oom", any(&message))
+        }
+        TaskEvent::Exited { name, pid, exit } => ("/tasks/exit", any(&exited(name, *pid, *exit))),
+        TaskEvent::Deleted { id, pid, exit } => ("/tasks/delete", any(&deleted(id, *pid, *exit))),
+    }
+}
+
+fn exited(name: &ProcessId, pid: u32, exit: Exit) -> TaskExit {
+    // The exec id; for init, the container's id.
+    let id = if name.is_init() {
+        &name.container
+    } else {
+        &name.exec
+    };
+    TaskExit {
+        container_id: name.container.clone(),
+        id: id.clone(),
+        pid,
+        exit_status: exit.status,
+        exited_at: Some(timestamp(exit.at_ns)).into(),
+        ..Default::default()
+    }
+}
+
+fn deleted(id: &str, pid: u32, exit: Exit) -> TaskDelete {
+    TaskDelete {
+        container_id: id.to_owned(),
+        pid,
+        exit_status: exit.status,
+        exited_at: Some(timestamp(exit.at_ns)).into(),
         ..Default::default()
     }
 }

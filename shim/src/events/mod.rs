@@ -1,6 +1,6 @@
-//! Forwards the engine's events to containerd: in order, by `Events/Forward` (ttrpc) at TTRPC_ADDRESS. A bounded queue and
-//! one task; an event that can't be delivered waits, with those behind it, until containerd is back: until its socket
-//! appears (`socket_watch`) or it calls the shim ([`Wake`]). An event that containerd refuses is logged and dropped.
+//! Forwards the engine's events to containerd, in order, by `Events/Forward` (ttrpc) at TTRPC_ADDRESS. The queue is
+//! bounded, and one task delivers. If containerd can't be reached, events wait until its socket appears (`socket_watch`)
+//! or it calls the shim ([`Wake`]). An event that containerd refuses is logged and dropped.
 
 mod envelope;
 mod socket_watch;
@@ -22,17 +22,17 @@ use ttrpc::asynchronous::Client;
 use envelope::envelope;
 use socket_watch::SocketWatch;
 
-/// Events that may wait for containerd.
+/// Most events that wait for containerd.
 const QUEUE: usize = 1024;
-/// How long containerd may take to answer before it counts as gone.
+/// How long containerd may take to answer; after that the connection counts as lost.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Retries the delivery of waiting events at once: a call from containerd shows that it is back.
+/// Makes the publisher retry delivery at once. Used for each call of containerd, which shows that it is running.
 #[derive(Debug, Clone)]
 pub struct Wake(Arc<Notify>);
 
 impl Wake {
-    /// Retries now.
+    /// Retries the delivery of waiting events.
     pub fn wake(&self) {
         self.0.notify_one();
     }
@@ -62,7 +62,7 @@ impl Publisher {
         (publisher, delivered)
     }
 
-    /// For whoever notices that containerd is back.
+    /// A handle for the Task service, which sees containerd's calls.
     pub fn wake(&self) -> Wake {
         self.wake.clone()
     }
@@ -89,34 +89,35 @@ async fn deliver(mut events: mpsc::Receiver<Envelope>, socket: Option<PathBuf>, 
     while let Some(event) = events.recv().await {
         let Some(socket) = &socket else {
             log::warn(format_args!(
-                "no TTRPC_ADDRESS: event {} goes nowhere",
+                "event {} is dropped: TTRPC_ADDRESS is not set",
                 event.topic
             ));
             continue;
         };
         while let Err(error) = forward(&mut client, socket, &event).await {
             log::warn(format_args!("event {} waits: {error}", event.topic));
-            // Watch first, then try again, so that a socket that appears in between is not missed.
-            let appears = SocketWatch::new(socket);
+            // The watch starts before this second attempt, so that a socket that appears in between is not missed.
+            let watch = SocketWatch::new(socket);
             if forward(&mut client, socket, &event).await.is_ok() {
                 break;
             }
             tokio::select! {
                 () = wake.0.notified() => {}
-                () = appearance(appears) => {}
+                () = socket_appears(watch) => {}
             }
         }
     }
 }
 
-async fn appearance(watched: Option<SocketWatch>) {
-    match watched {
-        Some(watched) => watched.wait().await,
+/// Waits until the socket appears; for ever if it can't be watched.
+async fn socket_appears(watch: Option<SocketWatch>) {
+    match watch {
+        Some(watch) => watch.wait().await,
         None => std::future::pending().await,
     }
 }
 
-/// Sends one event, over a new connection where there is none. An error: it can be tried again.
+/// Sends one event over the connection in `client`, or a new one. After an error it can be sent again.
 async fn forward(
     client: &mut Option<EventsClient>,
     socket: &Path,
@@ -137,7 +138,7 @@ async fn forward(
         Ok(_) => {}
         Err(ttrpc::Error::RpcStatus(status)) if status.code() != ttrpc::Code::DEADLINE_EXCEEDED => {
             log::error(format_args!(
-                "containerd refuses event {}: {}",
+                "containerd refused event {}: {}",
                 event.topic, status.message
             ));
         }

@@ -22,7 +22,7 @@ impl SocketWatch {
     pub fn new(socket: &Path) -> Option<Self> {
         let made = || -> std::io::Result<SocketWatch> {
             let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-            // The attributes change after the socket listens (containerd sets its owner and mode).
+            // ATTRIB, because containerd sets the socket's owner and mode after it has begun to listen.
             let events = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ATTRIB;
             inotify::add_watch(&inotify, socket.parent().unwrap_or(Path::new("/")), events)?;
             Ok(SocketWatch {
@@ -35,7 +35,7 @@ impl SocketWatch {
             .ok()
     }
 
-    /// Waits until the socket appears, or can't be watched any more.
+    /// Waits until the socket appears, or until watching fails.
     pub async fn wait(&self) {
         while let Ok(mut ready) = self.inotify.readable().await {
             let mut buffer = [MaybeUninit::uninit(); 4096];
@@ -51,7 +51,7 @@ impl SocketWatch {
                     }
                     Ok(_) => {}
                     Err(rustix::io::Errno::AGAIN) => break ready.clear_ready(),
-                    // Not to be watched any more: that is as good as any moment to try.
+                    // Without a watch nothing would end the wait, so the caller tries to connect now.
                     Err(_) => return,
                 }
             }

@@ -1,4 +1,4 @@
-//! Delivery to a containerd that is there, goes away and comes back.
+//! Delivery to a containerd that starts, stops and starts again.
 
 use super::*;
 use async_trait::async_trait;
@@ -47,13 +47,13 @@ fn start(publisher: &Publisher, pid: u32) {
 }
 
 #[tokio::test]
-async fn events_arrive_in_order_and_wait_for_a_containerd_that_is_away() {
+async fn events_arrive_in_order_and_wait_while_containerd_is_stopped() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("containerd.sock.ttrpc");
     let (publisher, delivered) = Publisher::spawn("ns", Some(socket.display().to_string()));
     start(&publisher, 1);
     start(&publisher, 2);
-    // Let it find out that nobody is there.
+    // Let the delivering task fail to connect.
     for _ in 0..20 {
         tokio::task::yield_now().await;
     }
@@ -89,7 +89,7 @@ async fn the_queue_is_bounded() {
 }
 
 #[tokio::test]
-async fn kills_for_want_of_memory_do_not_take_the_place_of_an_end() {
+async fn oom_events_leave_room_in_the_queue_for_exits() {
     let (publisher, _delivered) = Publisher::spawn("ns", None);
     // The task that delivers does not run between these.
     for _ in 0..QUEUE {

@@ -1,4 +1,4 @@
-//! Files as a kernel writes them, and as none does.
+//! Files as a kernel writes them, and as a hostile guest may.
 
 use super::*;
 use containerd_shim_protos::protobuf::{Message as _, MessageFull as _};
@@ -30,48 +30,91 @@ const CPU: &str = "usage_usec 1001\nuser_usec 1002\nsystem_usec 1003\ncore_sched
 const PRESSURE: &str =
     "some avg10=1.50 avg60=2.25 avg300=3.00 total=4\nfull avg10=0.50 avg60=0.25 avg300=0.00 total=5\n";
 
-#[test]
-fn every_field_has_its_own_file_and_key() {
-    // Each key of memory.stat that the message knows, with a value of its own: its place in this list.
-    let keys = [
-        "anon",
-        "file",
-        "kernel_stack",
-        "slab",
-        "sock",
-        "shmem",
-        "file_mapped",
-        "file_dirty",
-        "file_writeback",
-        "anon_thp",
-        "inactive_anon",
-        "active_anon",
-        "inactive_file",
-        "active_file",
-        "unevictable",
-        "slab_reclaimable",
-        "slab_unreclaimable",
-        "pgfault",
-        "pgmajfault",
-        "workingset_refault",
-        "workingset_activate",
-        "workingset_nodereclaim",
-        "pgrefill",
-        "pgscan",
-        "pgsteal",
-        "pgactivate",
-        "pgdeactivate",
-        "pglazyfree",
-        "pglazyfreed",
-        "thp_fault_alloc",
-        "thp_collapse_alloc",
-    ];
-    let stat: String = keys
+/// Each key of memory.stat that the message has a field for. Its value is its position in this list, from 1.
+const KEYS: [&str; 31] = [
+    "anon",
+    "file",
+    "kernel_stack",
+    "slab",
+    "sock",
+    "shmem",
+    "file_mapped",
+    "file_dirty",
+    "file_writeback",
+    "anon_thp",
+    "inactive_anon",
+    "active_anon",
+    "inactive_file",
+    "active_file",
+    "unevictable",
+    "slab_reclaimable",
+    "slab_unreclaimable",
+    "pgfault",
+    "pgmajfault",
+    "workingset_refault",
+    "workingset_activate",
+    "workingset_nodereclaim",
+    "pgrefill",
+    "pgscan",
+    "pgsteal",
+    "pgactivate",
+    "pgdeactivate",
+    "pglazyfree",
+    "pglazyfreed",
+    "thp_fault_alloc",
+    "thp_collapse_alloc",
+];
+
+const EXPECTED_FIELDS: [&str; 39] = [
+    "pids.current=3",
+    "pids.limit=18446744073709551615",
+    "cpu.usage_usec=1001",
+    "cpu.user_usec=1002",
+    "cpu.system_usec=1003",
+    "cpu.nr_periods=1004",
+    "cpu.nr_throttled=1005",
+    "cpu.throttled_usec=1006",
+    "cpu.nr_bursts=1007",
+    "cpu.burst_usec=1008",
+    "cpu.psi.some.avg60=2.25",
+    "cpu.psi.full.total=5",
+    "memory.usage=32",
+    "memory.usage_limit=33",
+    "memory.swap_usage=34",
+    "memory.swap_limit=18446744073709551615",
+    "memory.max_usage=36",
+    "memory.swap_max_usage=37",
+    "memory.psi.some.avg10=1.5",
+    "memory_events.low=1",
+    "memory_events.high=2",
+    "memory_events.max=3",
+    "memory_events.oom=4",
+    "memory_events.oom_kill=5",
+    "memory_events.oom_group_kill=6",
+    "io.usage.major=254",
+    "io.usage.rbytes=1",
+    "io.usage.wbytes=2",
+    "io.usage.rios=3",
+    "io.usage.wios=4",
+    "io.usage.minor=1",
+    "io.psi.some.total=4",
+    "rdma.current.device=\"mlx4_0\"",
+    "rdma.current.hca_objects=2000",
+    "rdma.limit.hca_handles=4294967295",
+    "hugetlb.current=2097152",
+    "hugetlb.max=18446744073709551615",
+    "hugetlb.pagesize=\"2MB\"",
+    "hugetlb.failcnt=7",
+];
+
+/// A cgroup whose values are all different.
+fn every_file() -> CgroupFiles {
+    let stat: String = KEYS
         .iter()
         .enumerate()
         .map(|(index, key)| format!("{key} {}\n", index + 1))
         .collect();
-    let metrics = read(&files(&[
+    files(&[
         ("pids.current", "3\n"),
         ("pids.max", "max\n"),
         ("cpu.stat", CPU),
@@ -100,61 +143,26 @@ fn every_field_has_its_own_file_and_key() {
         ("hugetlb.2MB.events", "max 7\n"),
         ("hugetlb.2MB.rsvd.current", "5\n"),
         ("hugetlb.1GB.current", "0\n"),
-    ]));
+    ])
+}
+
+#[test]
+fn every_field_has_its_own_file_and_key() {
+    let metrics = read(&every_file());
     assert_eq!(
         Metrics::descriptor().full_name(),
         "io.containerd.cgroups.v2.Metrics"
     );
     let memory = metrics.memory.clone().unwrap();
-    // The message's fields are numbered in this very order.
+    // Each key's value must be in the field of the same name.
     let reflected = MemoryStat::descriptor();
-    for (index, key) in keys.iter().enumerate() {
+    for (index, key) in KEYS.iter().enumerate() {
         let field = reflected.field_by_name(key).unwrap();
         let value = field.get_singular_field_or_default(&memory);
         assert_eq!(value.to_u64(), Some(u64::try_from(index + 1).unwrap()), "{key}");
     }
     let found = fields(&metrics);
-    for want in [
-        "pids.current=3",
-        "pids.limit=18446744073709551615",
-        "cpu.usage_usec=1001",
-        "cpu.user_usec=1002",
-        "cpu.system_usec=1003",
-        "cpu.nr_periods=1004",
-        "cpu.nr_throttled=1005",
-        "cpu.throttled_usec=1006",
-        "cpu.nr_bursts=1007",
-        "cpu.burst_usec=1008",
-        "cpu.psi.some.avg60=2.25",
-        "cpu.psi.full.total=5",
-        "memory.usage=32",
-        "memory.usage_limit=33",
-        "memory.swap_usage=34",
-        "memory.swap_limit=18446744073709551615",
-        "memory.max_usage=36",
-        "memory.swap_max_usage=37",
-        "memory.psi.some.avg10=1.5",
-        "memory_events.low=1",
-        "memory_events.high=2",
-        "memory_events.max=3",
-        "memory_events.oom=4",
-        "memory_events.oom_kill=5",
-        "memory_events.oom_group_kill=6",
-        "io.usage.major=254",
-        "io.usage.rbytes=1",
-        "io.usage.wbytes=2",
-        "io.usage.rios=3",
-        "io.usage.wios=4",
-        "io.usage.minor=1",
-        "io.psi.some.total=4",
-        "rdma.current.device=\"mlx4_0\"",
-        "rdma.current.hca_objects=2000",
-        "rdma.limit.hca_handles=4294967295",
-        "hugetlb.current=2097152",
-        "hugetlb.max=18446744073709551615",
-        "hugetlb.pagesize=\"2MB\"",
-        "hugetlb.failcnt=7",
-    ] {
+    for want in EXPECTED_FIELDS {
         assert!(found.iter().any(|field| field == want), "{want} in {found:#?}");
     }
     assert_eq!(metrics.hugetlb.len(), 2);
@@ -172,7 +180,7 @@ fn refaults_of_both_kinds_are_counted() {
 }
 
 #[test]
-fn nothing_is_zero_and_so_is_nonsense() {
+fn missing_and_malformed_values_are_zero() {
     let empty = read(&CgroupFiles::new());
     assert!(fields(&empty).is_empty(), "{:?}", fields(&empty));
     let long = "x".repeat(100_000);

@@ -1,4 +1,4 @@
-//! Processes beside init.
+//! Exec processes: their lives, streams and events.
 
 use anyhow::{Context as _, Result, ensure};
 use containerd_shim_protos::api::PidsRequest;
@@ -14,15 +14,15 @@ cases![
     an_exec_s_life_and_its_events,
     streams_of_an_exec_are_byte_exact,
     input_closed_before_start_ends,
-    an_exec_that_can_t_be_run_says_why_and_goes,
-    execs_end_before_their_init,
-    an_exec_that_does_not_end_holds_init_no_longer_than_its_time,
-    a_dead_vmm_ends_execs_first,
-    an_end_that_is_held_is_not_lost_with_the_vm,
+    an_exec_that_can_t_be_run_is_reported_and_deleted,
+    exits_of_execs_come_before_init_s,
+    an_exec_that_does_not_exit_holds_init_s_exit_for_10_s_at_most,
+    a_killed_vmm_ends_execs_before_init,
+    a_held_exit_is_reported_when_the_vm_ends,
     a_vmm_that_dies_while_an_exec_starts,
-    events_wait_in_order_for_a_containerd_that_is_away,
-    execs_by_the_hundred,
-    an_exec_s_output_is_whole_though_the_vm_s_only_container_ended,
+    events_wait_in_order_while_containerd_is_stopped,
+    many_execs_leak_no_descriptors_or_memory,
+    an_exec_s_output_is_complete_though_the_only_container_exited,
 ];
 
 /// A pod whose init sleeps.
@@ -51,7 +51,10 @@ async fn an_exec_s_life_and_its_events() -> Result<()> {
         "{state:?}"
     );
     let pid = exec.start().await?;
-    ensure!(pid == init.state().await?.pid, "the guest's pid is told");
+    ensure!(
+        pid == init.state().await?.pid,
+        "Start returned another pid than the VMM's"
+    );
     ensure!(exec.state().await?.status.value() == 2);
     let pids = client
         .pids(
@@ -85,12 +88,12 @@ async fn an_exec_s_life_and_its_events() -> Result<()> {
     let deleted = exec.delete().await?;
     ensure!(deleted.exit_status == 143 && deleted.pid == pid, "{deleted:?}");
     ensure!(refused(exec.state().await)?.0 == Code::NOT_FOUND);
-    // The name is free again.
+    // The exec id is free again.
     exec.run(&["exit", "3"]).await?;
     ensure!(exec.wait().await?.exit_status == 3);
     exec.delete().await?;
     end(&pod, &client, &init).await?;
-    let told = pod.told_until("delete").await?;
+    let events = pod.events_until("delete").await?;
     let want = [
         "create",
         "start",
@@ -103,7 +106,7 @@ async fn an_exec_s_life_and_its_events() -> Result<()> {
         "exit 137",
         "delete",
     ];
-    ensure!(told == want, "{told:?}");
+    ensure!(events == want, "{events:?}");
     Ok(())
 }
 
@@ -159,7 +162,7 @@ async fn input_closed_before_start_ends() -> Result<()> {
     end(&pod, &client, &init).await
 }
 
-async fn an_exec_that_can_t_be_run_says_why_and_goes() -> Result<()> {
+async fn an_exec_that_can_t_be_run_is_reported_and_deleted() -> Result<()> {
     let (mut pod, client, init) = sleeping("exec-missing").await?;
     let exec = Remote::exec(&client, "exec-missing", "e");
     let mut request = exec.request(&["no-such-command"]);
@@ -181,21 +184,21 @@ async fn an_exec_that_can_t_be_run_says_why_and_goes() -> Result<()> {
     ensure!(refused(exec.kill(9).await)?.0 == Code::NOT_FOUND);
     exec.delete().await?;
     end(&pod, &client, &init).await?;
-    let told = pod.told_until("delete").await?;
+    let events = pod.events_until("delete").await?;
     ensure!(
-        told == ["create", "start", "exec-added e", "exit 137", "delete"],
-        "{told:?}"
+        events == ["create", "start", "exec-added e", "exit 137", "delete"],
+        "{events:?}"
     );
     Ok(())
 }
 
-async fn execs_end_before_their_init() -> Result<()> {
+async fn exits_of_execs_come_before_init_s() -> Result<()> {
     let (mut pod, client, init) = sleeping("exec-order").await?;
     let execs = ["e1", "e2", "e3"].map(|id| Remote::exec(&client, "exec-order", id));
     for exec in &execs {
         exec.run(&["sleep"]).await?;
     }
-    // One that is known and not started keeps nobody waiting.
+    // An exec process that was never started does not hold init's exit.
     let idle = Remote::exec(&client, "exec-order", "idle");
     idle.add(&idle.request(&["sleep"])).await?;
     init.kill(9).await?;
@@ -223,9 +226,9 @@ async fn execs_end_before_their_init() -> Result<()> {
     init.delete().await?;
     ensure!(refused(waiting.await?)?.0 == Code::NOT_FOUND);
     pod.finish(&client).await?;
-    let mut told = pod.told_until("delete").await?;
-    let exits: Vec<_> = told.drain(9..).collect();
-    ensure!(told[8] == "exec-added idle", "{told:?}");
+    let mut events = pod.events_until("delete").await?;
+    let exits: Vec<_> = events.drain(9..).collect();
+    ensure!(events[8] == "exec-added idle", "{events:?}");
     ensure!(exits[3..] == ["exit 137", "delete"], "{exits:?}");
     ensure!(
         exits[..3].iter().all(|exit| exit.starts_with("exit e")),
@@ -234,7 +237,7 @@ async fn execs_end_before_their_init() -> Result<()> {
     Ok(())
 }
 
-async fn an_exec_that_does_not_end_holds_init_no_longer_than_its_time() -> Result<()> {
+async fn an_exec_that_does_not_exit_holds_init_s_exit_for_10_s_at_most() -> Result<()> {
     let (mut pod, client, init) = sleeping("exec-held").await?;
     let exec = Remote::exec(&client, "exec-held", "e");
     exec.run(&["immortal"]).await?;
@@ -242,12 +245,12 @@ async fn an_exec_that_does_not_end_holds_init_no_longer_than_its_time() -> Resul
     ensure!(init.wait().await?.exit_status == 137);
     init.delete().await?;
     pod.finish(&client).await?;
-    let told = pod.told_until("delete").await?;
-    ensure!(told[4..] == ["exit e 137", "exit 137", "delete"], "{told:?}");
+    let events = pod.events_until("delete").await?;
+    ensure!(events[4..] == ["exit e 137", "exit 137", "delete"], "{events:?}");
     Ok(())
 }
 
-async fn a_dead_vmm_ends_execs_first() -> Result<()> {
+async fn a_killed_vmm_ends_execs_before_init() -> Result<()> {
     let (mut pod, client, init) = sleeping("exec-vmm9").await?;
     let exec = Remote::exec(&client, "exec-vmm9", "e");
     let pid = exec.run(&["sleep"]).await?;
@@ -261,19 +264,22 @@ async fn a_dead_vmm_ends_execs_first() -> Result<()> {
     init.delete().await?;
     pod.failure()?;
     pod.finish(&client).await?;
-    let told = pod.told_until("delete").await?;
-    ensure!(told[4..] == ["exit e 137", "exit 137", "delete"], "{told:?}");
+    let events = pod.events_until("delete").await?;
+    ensure!(events[4..] == ["exit e 137", "exit 137", "delete"], "{events:?}");
     Ok(())
 }
 
-async fn an_end_that_is_held_is_not_lost_with_the_vm() -> Result<()> {
+async fn a_held_exit_is_reported_when_the_vm_ends() -> Result<()> {
     let (mut pod, client, init) = sleeping("exec-late-vmm9").await?;
     let exec = Remote::exec(&client, "exec-late-vmm9", "e");
     let pid = exec.run(&["immortal"]).await?;
     init.kill(15).await?;
-    // Its end is known when it can't be killed any more.
+    // When init can't be killed any more, the shim knows that it has exited.
     while init.kill(0).await.is_ok() {}
-    ensure!(init.state().await?.status.value() == 2, "told too early");
+    ensure!(
+        init.state().await?.status.value() == 2,
+        "init's exit was reported too early"
+    );
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(i32::try_from(pid)?),
         nix::sys::signal::Signal::SIGKILL,
@@ -283,8 +289,8 @@ async fn an_end_that_is_held_is_not_lost_with_the_vm() -> Result<()> {
     init.delete().await?;
     pod.failure()?;
     pod.finish(&client).await?;
-    let told = pod.told_until("delete").await?;
-    ensure!(told[4..] == ["exit e 137", "exit 143", "delete"], "{told:?}");
+    let events = pod.events_until("delete").await?;
+    ensure!(events[4..] == ["exit e 137", "exit 143", "delete"], "{events:?}");
     Ok(())
 }
 
@@ -298,18 +304,18 @@ async fn a_vmm_that_dies_while_an_exec_starts() -> Result<()> {
     init.delete().await?;
     pod.failure()?;
     pod.finish(&client).await?;
-    let told = pod.told_until("delete").await?;
+    let events = pod.events_until("delete").await?;
     ensure!(
-        told == ["create", "start", "exec-added e", "exit 137", "delete"],
-        "{told:?}"
+        events == ["create", "start", "exec-added e", "exit 137", "delete"],
+        "{events:?}"
     );
     Ok(())
 }
 
-async fn events_wait_in_order_for_a_containerd_that_is_away() -> Result<()> {
+async fn events_wait_in_order_while_containerd_is_stopped() -> Result<()> {
     let (mut pod, client, init) = sleeping("exec-away").await?;
-    pod.told_until("start").await?;
-    pod.containerd_goes().await?;
+    pod.events_until("start").await?;
+    pod.stop_containerd().await?;
     let mut want = Vec::new();
     for id in ["e1", "e2", "e3"] {
         let exec = Remote::exec(&client, "exec-away", id);
@@ -325,9 +331,9 @@ async fn events_wait_in_order_for_a_containerd_that_is_away() -> Result<()> {
     };
     client.pause(soon(), &pause).await?;
     want.push("paused".into());
-    pod.containerd_comes().await?;
-    let told = pod.told_until("paused").await?;
-    ensure!(told == want, "{told:?}");
+    pod.start_containerd().await?;
+    let events = pod.events_until("paused").await?;
+    ensure!(events == want, "{events:?}");
     end(&pod, &client, &init).await
 }
 
@@ -335,7 +341,7 @@ fn descriptors(pid: u32) -> Result<usize> {
     Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())
 }
 
-async fn execs_by_the_hundred() -> Result<()> {
+async fn many_execs_leak_no_descriptors_or_memory() -> Result<()> {
     let (pod, client, init) = sleeping("exec-many").await?;
     let shim = pod.recorded()?.shim_pid;
     let mut looks = Vec::new();
@@ -346,9 +352,9 @@ async fn execs_by_the_hundred() -> Result<()> {
         let mut running = Vec::new();
         for index in 0..20 {
             let exec = Remote::exec(&client, "exec-many", &format!("e{index}"));
-            let words = format!("{round}-{index}");
+            let text = format!("{round}-{index}");
             let out = pod.path().join(format!("out{index}"));
-            let mut request = exec.request(&["say", &words, ""]);
+            let mut request = exec.request(&["print", &text, ""]);
             request.stdout = format!("file://{}", out.display());
             let _old = std::fs::remove_file(&out);
             running.push(tokio::spawn(async move {
@@ -356,7 +362,7 @@ async fn execs_by_the_hundred() -> Result<()> {
                 exec.start().await?;
                 ensure!(exec.wait().await?.exit_status == 0);
                 exec.delete().await?;
-                ensure!(std::fs::read_to_string(out)? == words);
+                ensure!(std::fs::read_to_string(out)? == text);
                 Ok(())
             }));
         }
@@ -365,7 +371,7 @@ async fn execs_by_the_hundred() -> Result<()> {
         }
     }
     looks.push((descriptors(shim)?, anonymous_kib(shim)?));
-    // The allocator may take another piece at some time; what is lost is lost in each third.
+    // The allocator may grow once; a leak shows in each third.
     let thirds = looks.windows(2).skip(1).flat_map(<&[_; 2]>::try_from);
     let keeps_descriptors = thirds.clone().all(|[before, after]| before.0 == after.0);
     let keeps_memory = thirds.clone().any(|[before, after]| after.1 < before.1 + 256);
@@ -376,18 +382,18 @@ async fn execs_by_the_hundred() -> Result<()> {
     end(&pod, &client, &init).await
 }
 
-async fn an_exec_s_output_is_whole_though_the_vm_s_only_container_ended() -> Result<()> {
+async fn an_exec_s_output_is_complete_though_the_only_container_exited() -> Result<()> {
     const COUNT: usize = 150_000;
     let (pod, client, init) = sleeping("exec-late").await?;
     let exec = Remote::exec(&client, "exec-late", "e");
     let stdout = pod.fifo("out")?;
-    let mut request = exec.request(&["say", &"x".repeat(COUNT), ""]);
+    let mut request = exec.request(&["print", &"x".repeat(COUNT), ""]);
     request.stdout = stdout.display().to_string();
     let reader = std::fs::File::options().read(true).write(true).open(&stdout)?;
     rustix::pipe::fcntl_setpipe_size(&reader, 4096)?;
     exec.add(&request).await?;
     let vmm = pidfd(exec.start().await?)?;
-    // More than the FIFO takes is still on its way.
+    // The output is longer than the FIFO, so a part of it is not written yet.
     ensure!(exec.wait().await?.exit_status == 0);
     init.kill(9).await?;
     init.wait().await?;

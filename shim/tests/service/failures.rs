@@ -1,4 +1,4 @@
-//! Parts that die or can't start: the reason is told, nothing is left.
+//! VMMs and shims that die or can't start. Each test checks the reported reason, and that nothing is left on the host.
 
 use std::time::{Duration, Instant};
 
@@ -13,16 +13,19 @@ use ttrpc::Code;
 use crate::Case;
 use crate::cases;
 use crate::pod::{Pod, pidfd, refused, soon, wait_end};
+use crate::remote::Remote;
 
 cases![
     a_spec_that_can_t_be_honoured_is_refused,
     an_error_of_the_agent_is_passed_on,
     a_killed_vmm_ends_the_task_with_137,
     a_killed_shim_is_cleaned_up_by_delete,
-    starts_that_fail_say_why,
-    a_dead_guest_s_console_is_told,
+    failed_starts_have_a_reason,
+    a_failure_has_the_guest_s_console,
     a_vmm_that_dies_in_create,
-    a_silent_guest_is_ended_at_its_deadline,
+    a_vmm_that_stays_after_its_guest_s_end_is_killed,
+    texts_of_the_agent_are_bounded,
+    a_silent_guest_is_killed_at_the_boot_deadline,
 ];
 
 async fn a_spec_that_can_t_be_honoured_is_refused() -> Result<()> {
@@ -95,8 +98,8 @@ async fn a_killed_shim_is_cleaned_up_by_delete() -> Result<()> {
     pod.nothing_left()
 }
 
-async fn starts_that_fail_say_why() -> Result<()> {
-    for (name, config, words) in [
+async fn failed_starts_have_a_reason() -> Result<()> {
+    for (name, config, wanted) in [
         (
             "kernel",
             "kernel = \"/no/such/vmlinux\"\n",
@@ -130,7 +133,7 @@ async fn starts_that_fail_say_why() -> Result<()> {
         let begun = Instant::now();
         let (pod, client) = Pod::start(&format!("fails-{name}"), config, &["sleep"]).await?;
         let (_, message) = refused(client.create(soon(), &pod.creation()).await)?;
-        for word in words {
+        for word in wanted {
             ensure!(message.contains(word), "{name}: {word:?} is not in: {message}");
         }
         ensure!(
@@ -144,7 +147,7 @@ async fn starts_that_fail_say_why() -> Result<()> {
     Ok(())
 }
 
-async fn a_dead_guest_s_console_is_told() -> Result<()> {
+async fn a_failure_has_the_guest_s_console() -> Result<()> {
     let (pod, client) = Pod::start("console", "kernel_params = \"fake=panic\"\n", &["sleep"]).await?;
     refused(client.create(soon(), &pod.creation()).await)?;
     let failure = pod.failure()?;
@@ -177,7 +180,58 @@ async fn a_vmm_that_dies_in_create() -> Result<()> {
     pod.finish(&client).await
 }
 
-async fn a_silent_guest_is_ended_at_its_deadline() -> Result<()> {
+async fn a_vmm_that_stays_after_its_guest_s_end_is_killed() -> Result<()> {
+    let (mut pod, client) = Pod::start("stays", "", &["sleep"]).await?;
+    let vmm = pidfd(client.create(soon(), &pod.creation()).await?.pid)?;
+    pod.start_task(&client).await?;
+    let exec = Remote::exec(&client, "stays", "e");
+    exec.add(&exec.request(&["panic-and-stay"])).await?;
+    let begun = Instant::now();
+    refused(exec.start().await)?;
+    ensure!(pod.wait(&client).await?.exit_status == 137);
+    ensure!(
+        begun.elapsed() < Duration::from_secs(6),
+        "took {:?}",
+        begun.elapsed()
+    );
+    wait_end(vmm).await?;
+    let failure = pod.failure()?;
+    ensure!(failure.reason.contains("kernel panic"), "{failure:?}");
+    exec.delete().await?;
+    pod.delete(&client).await?;
+    pod.finish(&client).await?;
+    let topics = pod.topics_until("/tasks/delete").await?;
+    ensure!(topics.iter().any(|topic| topic == "/tasks/exit"), "{topics:?}");
+    Ok(())
+}
+
+async fn texts_of_the_agent_are_bounded() -> Result<()> {
+    const LIMIT: usize = 8 * 1024;
+    let (pod, client) = Pod::start("long", "kernel_params = \"fake=long-texts\"\n", &["sleep"]).await?;
+    let (code, message) = refused(client.create(soon(), &pod.creation()).await)?;
+    ensure!(code == Code::INTERNAL, "{code:?}");
+    ensure!(
+        message.len() < LIMIT && !message.contains(char::is_control),
+        "{} bytes",
+        message.len()
+    );
+    let timeline = std::fs::read(format!("/run/nacre/{}/timeline.json", pod.key()))?;
+    ensure!(timeline.len() < LIMIT, "{} bytes", timeline.len());
+    pod.finish(&client).await?;
+    let config = "kernel_params = \"fake=long-build\"\n";
+    let (pod, client) = Pod::start("long-build", config, &["sleep"]).await?;
+    let (_, message) = refused(client.create(soon(), &pod.creation()).await)?;
+    ensure!(message.len() < LIMIT, "{} bytes", message.len());
+    let failure = pod.failure()?;
+    ensure!(
+        failure.reason.contains("agent is") && failure.reason.len() < LIMIT,
+        "{} bytes",
+        failure.reason.len()
+    );
+    pod.finish(&client).await
+}
+
+async fn a_silent_guest_is_killed_at_the_boot_deadline() -> Result<()> {
     let config = "kernel_params = \"fake=silent\"\nboot_deadline_s = 1\n";
     let (pod, client) = Pod::start("silent", config, &["sleep"]).await?;
     let (_, message) = refused(client.create(soon(), &pod.creation()).await)?;

@@ -1,5 +1,5 @@
-//! An agent without a guest: processes are tasks of the fake VMM that do what their first argument says. With init, the
-//! processes beside it end, a little later and so told later, as in a guest.
+//! An agent without a guest: processes are tasks of the fake VMM that do what their first argument says. If init exits,
+//! exec processes are killed a little later, so that their exits are reported after init's, as in a guest.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -15,7 +15,7 @@ use nacre_protocol::agent::{
     StartExecRequest, StartExecResponse, Stdio, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
     WaitProcessResponse,
 };
-use nacre_protocol::control::{Channel, FromVmm};
+use nacre_protocol::control::{Channel, FromVmm, Outcome};
 use nacre_protocol::guest;
 use nacre_protocol::vsock::StreamAddress;
 use serde_json::Value;
@@ -24,8 +24,12 @@ use ttrpc::asynchronous::TtrpcContext;
 
 use crate::fake_process::{Process, run};
 
-/// The pid of every init; the processes beside it count on from there.
+/// The pid of every init; exec processes get the numbers after it.
 const INIT_PID: u32 = 7;
+
+/// Repeated [`LONG_COUNT`] times, a text of 3 MiB with control characters, as a hostile agent may send.
+const LONG_TEXT: &str = "\x1b[31m\n";
+const LONG_COUNT: usize = (3 << 20) / LONG_TEXT.len();
 
 struct Container {
     init: Arc<Process>,
@@ -58,20 +62,20 @@ fn refuse<T>(code: ttrpc::Code, message: impl Into<String>) -> ttrpc::Result<T> 
     Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, message.into())))
 }
 
-fn words(process: &Value) -> ttrpc::Result<Vec<String>> {
-    let words: Vec<String> = process["args"]
+fn arguments(process: &Value) -> ttrpc::Result<Vec<String>> {
+    let arguments: Vec<String> = process["args"]
         .as_array()
         .unwrap()
         .iter()
-        .map(|word| word.as_str().unwrap().to_owned())
+        .map(|argument| argument.as_str().unwrap().to_owned())
         .collect();
-    if words[0] == "no-such-command" {
+    if arguments[0] == "no-such-command" {
         return refuse(
             ttrpc::Code::NOT_FOUND,
             "exec: \"no-such-command\": executable file not found in $PATH",
         );
     }
-    Ok(words)
+    Ok(arguments)
 }
 
 impl FakeAgent {
@@ -121,13 +125,13 @@ impl FakeAgent {
         let terminal = process["terminal"] == true;
         assert!(!terminal || stdio.stderr == 0);
         let addresses = [stdio.stdin, stdio.stdout, stdio.stderr];
-        let words = words(process)?;
+        let arguments = arguments(process)?;
         let size = process["consoleSize"].as_object().map(|size| {
             let number = |key: &str| u32::try_from(size[key].as_u64().unwrap()).unwrap();
             (number("width"), number("height"))
         });
         Ok(Process {
-            words,
+            arguments,
             streams: Mutex::new(addresses.map(|bits| self.dial(bits))),
             exit: watch::channel(None).0,
             size: terminal.then(|| watch::channel(size).0),
@@ -139,14 +143,18 @@ impl FakeAgent {
 #[async_trait]
 impl Agent for FakeAgent {
     async fn setup(&self, _: &TtrpcContext, request: SetupRequest) -> ttrpc::Result<SetupResponse> {
-        let build_id = if self.behaviour == "fake=old" {
-            "0.0.0+old".to_owned()
-        } else {
-            request.build_id
+        let build_id = match self.behaviour.as_str() {
+            "fake=old" => "0.0.0+old".to_owned(),
+            "fake=long-build" => LONG_TEXT.repeat(LONG_COUNT),
+            _ => request.build_id,
+        };
+        let kernel_release = match self.behaviour.as_str() {
+            "fake=long-texts" => LONG_TEXT.repeat(LONG_COUNT),
+            _ => "6.1.0-nacre".to_owned(),
         };
         Ok(SetupResponse {
             build_id,
-            kernel_release: "6.1.0-nacre".into(),
+            kernel_release,
             init_started_us: 10,
             dialed_us: 20,
             ..Default::default()
@@ -159,8 +167,10 @@ impl Agent for FakeAgent {
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
         let spec: Value = serde_json::from_slice(&request.spec).unwrap();
-        if self.behaviour == "fake=die-in-create" {
-            std::process::exit(3);
+        match self.behaviour.as_str() {
+            "fake=die-in-create" => std::process::exit(3),
+            "fake=long-texts" => return refuse(ttrpc::Code::INTERNAL, LONG_TEXT.repeat(LONG_COUNT)),
+            _ => {}
         }
         assert_eq!(spec["root"]["path"], guest::rootfs_path(&request.container_id));
         for host in ["prestart", "createRuntime", "poststart", "poststop"] {
@@ -187,14 +197,16 @@ impl Agent for FakeAgent {
     async fn start_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
         let container = self.find(&request.container_id)?;
         let init = Arc::clone(&container.init);
-        if init.words[0] == "exit-at-once" {
+        if init.arguments[0] == "exit-at-once" {
             init.end(0);
+        } else if init.arguments[0] == "hold-start" {
+            init.exited().await;
         } else {
             tokio::spawn(async move {
                 run(&init, &container.oom_kills).await;
                 let execs: Vec<_> = container.execs.lock().unwrap().values().cloned().collect();
                 later().await;
-                for exec in execs.iter().filter(|exec| exec.words[0] != "immortal") {
+                for exec in execs.iter().filter(|exec| exec.arguments[0] != "immortal") {
                     exec.end(137);
                 }
             });
@@ -215,8 +227,15 @@ impl Agent for FakeAgent {
             assert!(execs.insert(request.exec_id, Arc::clone(&process)).is_none());
             INIT_PID + u32::try_from(execs.len()).unwrap()
         };
-        if process.words[0] == "die" {
-            std::process::exit(4);
+        match process.arguments[0].as_str() {
+            "die" => std::process::exit(4),
+            // As a VMM that can't exit: its guest has ended, but the process and the control socket stay.
+            "panic-and-stay" => {
+                let ended = FromVmm::Ended(Outcome::Panic);
+                self.control.send(&ended, &[]).unwrap();
+                std::future::pending::<()>().await;
+            }
+            _ => {}
         }
         tokio::spawn(async move { run(&process, &container.oom_kills).await });
         Ok(StartExecResponse {
@@ -269,7 +288,7 @@ impl Agent for FakeAgent {
     async fn list_pids(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<ListPidsResponse> {
         let container = self.find(&request.container_id)?;
         let last = INIT_PID + u32::try_from(container.execs.lock().unwrap().len()).unwrap();
-        // One that init made, too.
+        // And a child of init.
         let pids = (INIT_PID..=last).chain([100]).collect();
         Ok(ListPidsResponse {
             pids,
@@ -281,11 +300,19 @@ impl Agent for FakeAgent {
         let container = self.find(&request.container_id)?;
         if container
             .init
-            .words
+            .arguments
             .get(1)
-            .is_some_and(|word| word == "unstoppable")
+            .is_some_and(|argument| argument == "unstoppable")
         {
             return refuse(ttrpc::Code::INTERNAL, "cgroup.freeze: no");
+        }
+        if container
+            .init
+            .arguments
+            .get(1)
+            .is_some_and(|argument| argument == "hold-pause")
+        {
+            container.init.exited().await;
         }
         *container.is_frozen.lock().unwrap() = true;
         Ok(Empty::new())
@@ -351,7 +378,7 @@ impl Agent for FakeAgent {
     }
 }
 
-/// A moment, in which whatever is ready elsewhere is done.
+/// Waits 100 ms, in which other tasks run.
 async fn later() {
     let moment = Duration::from_millis(100);
     let _elapsed = tokio::time::timeout(moment, std::future::pending::<()>()).await;

@@ -1,4 +1,4 @@
-//! A process of the fake agent: a task that does what its words say.
+//! A process of the fake agent: a task that does what its arguments say.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -8,17 +8,17 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 
 pub struct Process {
-    pub words: Vec<String>,
-    /// stdin, stdout, stderr.
+    pub arguments: Vec<String>,
+    /// The guest's ends of stdin, stdout and stderr.
     pub streams: Mutex<[Option<UnixStream>; 3]>,
     pub exit: watch::Sender<Option<u32>>,
-    /// Its terminal's columns and rows.
+    /// The terminal's columns and rows.
     pub size: Option<watch::Sender<Option<(u32, u32)>>>,
     pub tree: String,
 }
 
 impl Process {
-    /// Ends with `status`, unless it has ended.
+    /// Sets the exit status, unless the process has exited already.
     pub fn end(&self, status: u32) {
         self.exit.send_if_modified(|exit| {
             let first = exit.is_none();
@@ -28,9 +28,15 @@ impl Process {
         let streams = std::mem::take(&mut *self.streams.lock().unwrap());
         drop(streams);
     }
+
+    /// Waits until the process has exited; returns its exit status.
+    pub async fn exited(&self) -> u32 {
+        let mut exit = self.exit.subscribe();
+        exit.wait_for(Option::is_some).await.unwrap().unwrap_or_default()
+    }
 }
 
-/// Runs it to its end.
+/// Runs the process until it exits or is killed.
 pub async fn run(process: &Process, oom_kills: &watch::Sender<u64>) {
     let streams = std::mem::take(&mut *process.streams.lock().unwrap()).map(|stream| {
         stream.map(|stream| {
@@ -51,10 +57,10 @@ async fn act(
     [stdin, stdout, stderr]: [Option<tokio::net::UnixStream>; 3],
     oom_kills: &watch::Sender<u64>,
 ) -> u32 {
-    let words: Vec<&str> = process.words.iter().map(String::as_str).collect();
-    match *words {
+    let arguments: Vec<&str> = process.arguments.iter().map(String::as_str).collect();
+    match *arguments {
         ["exit", status] => status.parse().unwrap(),
-        ["say", out, err] => {
+        ["print", out, err] => {
             stdout.unwrap().write_all(out.as_bytes()).await.unwrap();
             if let Some(mut stderr) = stderr {
                 stderr.write_all(err.as_bytes()).await.unwrap();
@@ -88,7 +94,7 @@ async fn act(
             stdout.unwrap().write_all(text.as_bytes()).await.unwrap();
             0
         }
-        // Waits for a size of this width, and says it.
+        // Waits until the terminal has this width, and writes its size.
         ["size", width] => {
             let width: u32 = width.parse().unwrap();
             let mut sizes = process.size.as_ref().unwrap().subscribe();
@@ -100,7 +106,7 @@ async fn act(
             stdout.unwrap().write_all(text.as_bytes()).await.unwrap();
             0
         }
-        // Something in its container is killed for want of memory; then it goes on as the next word says.
+        // A process of the container is OOM-killed: this one if the next argument is "die".
         ["oom", then] => {
             oom_kills.send_modify(|kills| *kills += 1);
             match then {

@@ -1,5 +1,5 @@
-//! A VMM without a machine: takes its configuration, makes the mount namespace that the shim moves mounts into, and
-//! serves the agent itself. The kernel's extra parameters say how it is to behave.
+//! A VMM without a VM: receives its configuration, makes the mount namespace that the shim moves mounts into, and runs the
+//! fake agent. The kernel's extra parameters choose its behaviour.
 #![allow(unsafe_code, reason = "descriptor 3 is the protocol's")]
 
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -17,6 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 use crate::fake_agent::FakeAgent;
 
 pub fn main() {
+    assert_inherits_nothing_else();
     // SAFETY: the shim hands the control socket over at this number; nothing else here uses it.
     let channel = Channel::new(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
     let (message, mut fds) = channel.receive::<ToVmm>().unwrap();
@@ -35,14 +36,27 @@ pub fn main() {
         .unwrap();
     channel.send(&FromVmm::Running, &[]).unwrap();
     if configure.extra_cmdline == "fake=silent" {
-        // Until the shim ends it.
+        // Blocks until the shim closes the socket or kills this process.
         drop(channel.receive::<ToVmm>());
         return;
     }
     serve(channel, &configure);
 }
 
-/// Ends early where it is told to; whether it did.
+/// A VMM must get the standard streams and the control socket, and none of the descriptors that containerd may have leaked
+/// to the shim (A9). The tests' own program leaks one, see `main`.
+fn assert_inherits_nothing_else() {
+    let listed = std::fs::read_dir("/proc/self/fd").unwrap();
+    let mut open: Vec<i32> = listed
+        .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    open.sort_unstable();
+    // The last one is the directory that was just read.
+    open.pop();
+    assert_eq!(open, [0, 1, 2, CONTROL_FD]);
+}
+
+/// Behaves as the extra kernel parameters ask; true if the VMM is to exit then.
 fn behave(channel: &Channel, configure: &Configure, console: &mut Writer) -> bool {
     match configure.extra_cmdline.as_str() {
         "fake=fail" => {
@@ -92,6 +106,9 @@ fn enter_namespace() {
     nix::unistd::pivot_root(".", ".").unwrap();
     umount2(".", MntFlags::MNT_DETACH).unwrap();
     nix::unistd::chdir("/").unwrap();
+    // As the VMM does: the guest can't change the root, the shim makes its mount points through a clone.
+    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    mount(None::<&str>, "/", None::<&str>, read_only, None::<&str>).unwrap();
 }
 
 fn serve(channel: Channel, configure: &Configure) {
@@ -130,7 +147,7 @@ fn serve(channel: Channel, configure: &Configure) {
                         .unwrap();
                 }
             }
-            // The shim is gone: so is this VMM.
+            // The shim has closed its end: exit, as the VMM does.
             std::process::exit(0);
         })
         .await

@@ -1,4 +1,4 @@
-//! Containers that live and end as they should. Each test leaves nothing behind, and looks.
+//! Whole lives of containers, without failures. Each test checks that nothing is left on the host.
 
 use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -12,6 +12,7 @@ use ttrpc::Code;
 use crate::Case;
 use crate::cases;
 use crate::pod::{Pod, anonymous_kib, refused, soon};
+use crate::remote::Remote;
 
 cases![
     a_life_and_its_events,
@@ -20,10 +21,11 @@ cases![
     a_slow_reader_stops_the_writer,
     an_exit_before_the_reply_to_start,
     signals_and_statuses,
-    unknown_and_wrong_calls_have_their_codes,
-    mounts_are_placed_in_the_vmm_s_tree,
+    unknown_ids_and_invalid_calls_are_refused,
+    mounts_appear_in_the_shared_tree,
     a_created_container_can_be_deleted,
     containers_of_a_pod_join_its_shim,
+    the_vmm_gets_the_spec_s_oom_score_adj,
 ];
 
 async fn a_life_and_its_events() -> Result<()> {
@@ -145,7 +147,7 @@ async fn streams_are_byte_exact() -> Result<()> {
         .await?
         .ok()
         .context("reader")??;
-    ensure!(read == sent, "{} bytes came of {}", read.len(), sent.len());
+    ensure!(read == sent, "read {} of {} bytes", read.len(), sent.len());
     pod.finish(&client).await
 }
 
@@ -221,7 +223,7 @@ async fn signals_and_statuses() -> Result<()> {
     pod.finish(&client).await
 }
 
-async fn unknown_and_wrong_calls_have_their_codes() -> Result<()> {
+async fn unknown_ids_and_invalid_calls_are_refused() -> Result<()> {
     let (pod, client) = Pod::start("codes", "", &["sleep"]).await?;
     ensure!(refused(pod.state(&client).await)?.0 == Code::NOT_FOUND);
     ensure!(refused(pod.kill(&client, 9).await)?.0 == Code::NOT_FOUND);
@@ -239,8 +241,8 @@ async fn unknown_and_wrong_calls_have_their_codes() -> Result<()> {
     pod.finish(&client).await
 }
 
-async fn mounts_are_placed_in_the_vmm_s_tree() -> Result<()> {
-    for (name, place, want) in [
+async fn mounts_appear_in_the_shared_tree() -> Result<()> {
+    for (name, directory, want) in [
         ("bind", "rootfs", "in-the-root"),
         ("overlay", "rootfs", "in-the-root upper-file"),
         ("host", "mounts/0", "on-the-host"),
@@ -249,7 +251,7 @@ async fn mounts_are_placed_in_the_vmm_s_tree() -> Result<()> {
         let path = pod.path().to_owned();
         let mut spec: serde_json::Value =
             serde_json::from_slice(&std::fs::read(path.join("bundle/config.json"))?)?;
-        spec["process"]["args"] = json!(["list", place]);
+        spec["process"]["args"] = json!(["list", directory]);
         spec["mounts"] = json!([{"destination": "/d", "type": "bind", "source": path.join("host"), "options": ["rbind", "ro"]}]);
         std::fs::write(path.join("bundle/config.json"), spec.to_string())?;
         let client = pod.run_start().await?;
@@ -310,20 +312,8 @@ async fn a_created_container_can_be_deleted() -> Result<()> {
     pod.finish(&client).await
 }
 
-async fn containers_of_a_pod_join_its_shim() -> Result<()> {
-    let annotate = |spec: &mut serde_json::Value, kind: &str, sandbox: &str| {
-        spec["annotations"] =
-            json!({"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": sandbox});
-    };
-    let mut pod = Pod::prepare("sandbox", "", |spec| annotate(spec, "sandbox", "sandbox")).await?;
-    let client = pod.run_start().await?;
-    client.create(soon(), &pod.creation()).await?;
-    let mut spec: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(pod.path().join("bundle/config.json"))?)?;
-    annotate(&mut spec, "container", "sandbox");
-    let other = pod.path().join("bundle2");
-    std::fs::create_dir(&other)?;
-    std::fs::write(other.join("config.json"), spec.to_string())?;
+/// Runs `start` for container `inner` in `bundle`, as containerd does for a container that joins a pod; returns its output.
+fn start_inner(pod: &Pod, bundle: &std::path::Path) -> Result<serde_json::Value> {
     let started = std::process::Command::new(pod.path().join("bin/containerd-shim-nacre-v2"))
         .args([
             "-namespace",
@@ -332,14 +322,84 @@ async fn containers_of_a_pod_join_its_shim() -> Result<()> {
             &pod.path().join("containerd.sock").display().to_string(),
         ])
         .args(["-id", "inner", "start"])
-        .current_dir(&other)
+        .current_dir(bundle)
         .env("MAX_SHIM_VERSION", "3")
         .output()?;
-    let answer: serde_json::Value = serde_json::from_slice(&started.stdout)?;
+    ensure!(started.status.success(), "{started:?}");
+    Ok(serde_json::from_slice(&started.stdout)?)
+}
+
+async fn containers_of_a_pod_join_its_shim() -> Result<()> {
+    let annotate = |spec: &mut serde_json::Value, kind: &str| {
+        spec["annotations"] =
+            json!({"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": "sandbox"});
+    };
+    let mut pod = Pod::prepare("sandbox", "", |spec| {
+        annotate(spec, "sandbox");
+        spec["process"]["oomScoreAdj"] = json!(-998);
+    })
+    .await?;
+    let client = pod.run_start().await?;
+    let pid = client.create(soon(), &pod.creation()).await?.pid;
+    let oom_score_adj = || -> Result<String> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
+        Ok(text.trim().to_owned())
+    };
+    ensure!(oom_score_adj()? == "0", "the pause process's adjustment is used");
+    let pause = Remote::init(&client, "sandbox");
+    pause.start().await?;
+    let mut spec: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(pod.path().join("bundle/config.json"))?)?;
+    annotate(&mut spec, "container");
+    spec["process"]["args"] = json!(["exit", "7"]);
+    spec["process"]["oomScoreAdj"] = json!(500);
+    // As containerd's CRI plugin writes it, by the pid of the sandbox's task.
+    spec["linux"]["namespaces"][2]["path"] = json!(format!("/proc/{pid}/ns/net"));
+    let bundle = pod.path().join("bundle2");
+    std::fs::create_dir(&bundle)?;
+    std::fs::write(bundle.join("config.json"), spec.to_string())?;
+    let answer = start_inner(&pod, &bundle)?;
     ensure!(
         answer["address"] == pod.address && answer["version"] == 3,
         "{answer}"
     );
-    pod.delete(&client).await?;
+    let mut creation = pod.creation();
+    creation.id = "inner".into();
+    creation.bundle = bundle.display().to_string();
+    ensure!(client.create(soon(), &creation).await?.pid == pid);
+    ensure!(
+        oom_score_adj()? == "500",
+        "the container's adjustment is not used"
+    );
+    let inner = Remote::init(&client, "inner");
+    inner.start().await?;
+    ensure!(inner.wait().await?.exit_status == 7);
+    ensure!(inner.delete().await?.exit_status == 7);
+    ensure!(refused(inner.state().await)?.0 == Code::NOT_FOUND);
+    ensure!(
+        pause.state().await?.status.value() == 2,
+        "the sandbox does not run"
+    );
+    pause.kill(9).await?;
+    pause.wait().await?;
+    pause.delete().await?;
     pod.finish(&client).await
+}
+
+async fn the_vmm_gets_the_spec_s_oom_score_adj() -> Result<()> {
+    for (id, adjustment, want) in [("oom-adj", json!(321), "321"), ("no-oom-adj", json!(null), "0")] {
+        let mut pod = Pod::prepare(id, "", |spec| {
+            if adjustment.is_number() {
+                spec["process"]["oomScoreAdj"] = adjustment;
+            }
+        })
+        .await?;
+        let client = pod.run_start().await?;
+        let pid = client.create(soon(), &pod.creation()).await?.pid;
+        let score = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
+        ensure!(score.trim() == want, "{id}: {score}");
+        pod.delete(&client).await?;
+        pod.finish(&client).await?;
+    }
+    Ok(())
 }

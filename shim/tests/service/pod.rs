@@ -1,5 +1,5 @@
-//! A pod under test: an installation of its own with the fake VMM in it, a bundle, a containerd that takes events, the
-//! shim that `start` gave, and a look at what is left afterwards.
+//! A pod under test: an installation with the fake VMM, a bundle, a stand-in for containerd that receives events, and a
+//! client of the shim that `start` has started. At the end it checks that nothing is left on the host.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -30,29 +30,29 @@ struct Containerd(mpsc::UnboundedSender<Envelope>);
 #[async_trait]
 impl Events for Containerd {
     async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
-        // A test that has ended takes no more.
+        // Fails if the test has ended.
         let _ = self.0.send(request.envelope.unwrap_or_default());
         Ok(Empty::new())
     }
 }
 
-/// Everything of one test; its directories go with it.
+/// All resources of one test; its directories are removed when it is dropped.
 pub struct Pod {
     pub directory: tempfile::TempDir,
     pub id: String,
     pub address: String,
     events: mpsc::UnboundedReceiver<Envelope>,
-    told: mpsc::UnboundedSender<Envelope>,
+    event_sender: mpsc::UnboundedSender<Envelope>,
     containerd: Option<Server>,
 }
 
-/// Longest wait of one call.
+/// The deadline of one call.
 pub fn soon() -> ttrpc::context::Context {
     with_duration(Duration::from_secs(20))
 }
 
 impl Pod {
-    /// An installation whose config.toml is `config`, and a bundle with `spec`'s changes; nothing runs.
+    /// Makes an installation with `config` as its config.toml, and a bundle whose spec `change` has adapted. Runs nothing.
     pub async fn prepare(id: &str, config: &str, change: impl FnOnce(&mut Value)) -> Result<Self> {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
         let path = directory.path();
@@ -81,47 +81,47 @@ impl Pod {
         });
         change(&mut spec);
         std::fs::write(path.join("bundle/config.json"), spec.to_string())?;
-        let (told, events) = mpsc::unbounded_channel();
+        let (event_sender, events) = mpsc::unbounded_channel();
         let mut pod = Self {
             id: id.to_owned(),
             address: String::new(),
             events,
-            told,
+            event_sender,
             containerd: None,
             directory,
         };
-        pod.containerd_comes().await?;
+        pod.start_containerd().await?;
         Ok(pod)
     }
 
-    /// containerd serves, from now on.
-    pub async fn containerd_comes(&mut self) -> Result<()> {
+    /// Starts to receive events, as containerd does.
+    pub async fn start_containerd(&mut self) -> Result<()> {
         let mut server = Server::new()
             .bind(&format!("unix://{}", self.path().join("events").display()))?
-            .register_service(create_events(Arc::new(Containerd(self.told.clone()))));
+            .register_service(create_events(Arc::new(Containerd(self.event_sender.clone()))));
         server.start().await?;
         self.containerd = Some(server);
         Ok(())
     }
 
-    /// containerd is gone, with its socket.
-    pub async fn containerd_goes(&mut self) -> Result<()> {
+    /// Stops to receive events and removes the socket, as when containerd stops.
+    pub async fn stop_containerd(&mut self) -> Result<()> {
         if let Some(mut server) = self.containerd.take() {
             server.shutdown().await?;
         }
-        // The server may have removed it itself.
+        // Fails if the server has removed it.
         drop(std::fs::remove_file(self.path().join("events")));
         Ok(())
     }
 
-    /// Prepares and starts a pod whose process has these words.
-    pub async fn start(id: &str, config: &str, words: &[&str]) -> Result<(Self, TaskClient)> {
-        let mut pod = Self::prepare(id, config, |spec| spec["process"]["args"] = json!(words)).await?;
+    /// Prepares a pod whose init has these arguments, and runs `start`.
+    pub async fn start(id: &str, config: &str, arguments: &[&str]) -> Result<(Self, TaskClient)> {
+        let mut pod = Self::prepare(id, config, |spec| spec["process"]["args"] = json!(arguments)).await?;
         let client = pod.run_start().await?;
         Ok((pod, client))
     }
 
-    /// `start`, as containerd executes it.
+    /// Runs `start` as containerd does.
     pub async fn run_start(&mut self) -> Result<TaskClient> {
         self.address = String::from_utf8(self.shim(&["start"])?.stdout)?;
         self.connect().await
@@ -135,8 +135,8 @@ impl Pod {
         ))
     }
 
-    /// Runs the shim's program in the bundle with these last words.
-    pub fn shim(&self, words: &[&str]) -> Result<Output> {
+    /// Runs the shim's program in the bundle with these arguments last.
+    pub fn shim(&self, arguments: &[&str]) -> Result<Output> {
         let path = self.path();
         let output = Command::new(path.join("bin/containerd-shim-nacre-v2"))
             .args([
@@ -147,12 +147,12 @@ impl Pod {
                 "-id",
                 &self.id,
             ])
-            .args(words)
+            .args(arguments)
             .current_dir(path.join("bundle"))
             .env("TTRPC_ADDRESS", path.join("events"))
             .stdin(Stdio::null())
             .output()?;
-        ensure!(output.status.success(), "{words:?}: {output:?}");
+        ensure!(output.status.success(), "{arguments:?}: {output:?}");
         Ok(output)
     }
 
@@ -175,7 +175,7 @@ impl Pod {
         )?)
     }
 
-    /// The failure's record, which goes with the test.
+    /// Reads and removes the pod's failure record.
     pub fn failure(&self) -> Result<state::Failure> {
         let file = state::failure_file(&self.key());
         let failure =
@@ -191,7 +191,7 @@ impl Pod {
         Ok(path)
     }
 
-    /// Create's message: a bind of the test's root, no streams.
+    /// A Create request: the root is a bind mount, and there are no streams.
     pub fn creation(&self) -> CreateTaskRequest {
         let mount = Mount {
             type_: "bind".into(),
@@ -266,7 +266,7 @@ impl Pod {
             .await
     }
 
-    /// Shutdown, the shim's end, `delete`; then nothing may be left.
+    /// Shuts the sandbox down, waits until the shim exits, runs `delete`, and checks that nothing is left.
     pub async fn finish(&self, client: &TaskClient) -> Result<()> {
         let shim = self.recorded()?.shim_pid;
         let ended = pidfd(shim)?;
@@ -314,22 +314,22 @@ impl Pod {
         Ok(())
     }
 
-    /// The events so far and those to come until `last`, in few words.
-    pub async fn told_until(&mut self, last: &str) -> Result<Vec<String>> {
-        let mut told = Vec::new();
+    /// The events until `last`, each as its topic and what [`describe`] adds.
+    pub async fn events_until(&mut self, last: &str) -> Result<Vec<String>> {
+        let mut descriptions = Vec::new();
         loop {
             let next = tokio::time::timeout(Duration::from_secs(20), self.events.recv()).await;
             let Ok(Some(envelope)) = next else {
-                bail!("no {last:?} after {told:?}")
+                bail!("no {last:?} after {descriptions:?}")
             };
-            told.push(describe(&envelope)?);
-            if told.last().is_some_and(|words| words == last) {
-                return Ok(told);
+            descriptions.push(describe(&envelope)?);
+            if descriptions.last().is_some_and(|description| description == last) {
+                return Ok(descriptions);
             }
         }
     }
 
-    /// The topics of the events so far and of those to come until `last`.
+    /// The topics of the events until `last`.
     pub async fn topics_until(&mut self, last: &str) -> Result<Vec<String>> {
         let mut topics = Vec::new();
         loop {
@@ -345,7 +345,7 @@ impl Pod {
     }
 }
 
-/// A test that failed leaves its pod running: it goes as after a shim that was killed.
+/// Cleans up after a test that failed, as containerd does after a shim that was killed.
 impl Drop for Pod {
     fn drop(&mut self) {
         if state::pod_dir(&self.key()).exists()
@@ -356,7 +356,7 @@ impl Drop for Pod {
     }
 }
 
-/// An event's topic and what it is about; its pid where that is not the VMM's.
+/// An event's topic, with the exec id and exit status if it has them.
 fn describe(envelope: &Envelope) -> Result<String> {
     use containerd_shim_protos::events::task::{TaskExecAdded, TaskExecStarted, TaskExit};
     let topic = envelope.topic.trim_start_matches("/tasks/");
@@ -383,7 +383,7 @@ fn programs() -> Result<HashMap<u32, PathBuf>> {
         let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else {
             continue;
         };
-        // A process may end between the listing and the look.
+        // Fails if the process has exited since the directory was listed.
         if let Ok(program) = std::fs::read_link(path.join("exe")) {
             found.insert(pid, program);
         }

@@ -1,4 +1,4 @@
-//! A process of a pod as a client of containerd's has it: init, or one beside it.
+//! A handle of an init or exec process, with the calls that a client of containerd makes for it.
 
 use anyhow::Result;
 use containerd_shim_protos::api::{
@@ -19,7 +19,7 @@ pub struct Remote {
     exec: String,
 }
 
-/// The Any of a process as containerd's clients make it.
+/// Packs an OCI process into an Any, as containerd's clients do.
 pub fn process_any(process: &serde_json::Value) -> Any {
     Any {
         type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
@@ -41,12 +41,12 @@ impl Remote {
         }
     }
 
-    /// Exec's message for a process of these words, without streams.
-    pub fn request(&self, words: &[&str]) -> ExecProcessRequest {
+    /// An Exec request for a process with these arguments, without streams.
+    pub fn request(&self, arguments: &[&str]) -> ExecProcessRequest {
         ExecProcessRequest {
             id: self.id.clone(),
             exec_id: self.exec.clone(),
-            spec: Some(process_any(&json!({"args": words, "cwd": "/"}))).into(),
+            spec: Some(process_any(&json!({"args": arguments, "cwd": "/"}))).into(),
             ..Default::default()
         }
     }
@@ -55,9 +55,9 @@ impl Remote {
         self.client.exec(soon(), request).await
     }
 
-    /// Exec and Start.
-    pub async fn run(&self, words: &[&str]) -> Result<u32> {
-        self.add(&self.request(words)).await?;
+    /// Calls Exec and Start; returns the pid.
+    pub async fn run(&self, arguments: &[&str]) -> Result<u32> {
+        self.add(&self.request(arguments)).await?;
         Ok(self.start().await?)
     }
 

@@ -1,4 +1,4 @@
-//! Terminals, freezing, limits, counters, want of memory and hooks of a task.
+//! Terminals, pausing, limits, counters, OOM kills and hooks of a task.
 
 use anyhow::{Context as _, Result, ensure};
 use containerd_shim_protos::api::{
@@ -21,11 +21,11 @@ cases![
     an_exec_s_terminal_gets_the_size_it_was_given_early,
     spec_and_call_must_agree_on_the_terminal,
     a_paused_task_is_resumed_or_killed,
-    a_task_that_can_t_be_paused_runs_on,
-    limits_change_and_counters_are_told,
-    want_of_memory_is_told_once_a_kill_and_before_the_end,
+    a_task_that_can_t_be_paused_keeps_running,
+    limits_change_and_counters_are_returned,
+    an_oom_kill_is_reported_once_and_before_the_exit,
     hooks_run_around_the_container,
-    a_hook_that_fails_fails_create_alone,
+    a_failing_hook_fails_create_and_not_the_pod,
     a_checkpoint_is_refused,
 ];
 
@@ -55,7 +55,7 @@ async fn a_terminal_has_one_stream_and_a_size() -> Result<()> {
     creation.terminal = true;
     let out = pod.path().join("out");
     creation.stdout = format!("file://{}", out.display());
-    // There is no such stream, so that it is nobody's either.
+    // A process with a terminal has no separate standard error, so the shim must not open it.
     creation.stderr = "/no/such/fifo".into();
     client.create(soon(), &creation).await?;
     let init = Remote::init(&client, "tty");
@@ -142,13 +142,13 @@ async fn a_paused_task_is_resumed_or_killed() -> Result<()> {
     ensure!(refused(resume(&client, "pause").await)?.0 == Code::FAILED_PRECONDITION);
     init.delete().await?;
     pod.finish(&client).await?;
-    let told = pod.told_until("delete").await?;
+    let events = pod.events_until("delete").await?;
     let want = ["paused", "resumed", "paused", "exit e 137", "exit 137", "delete"];
-    ensure!(told[4..] == want, "{told:?}");
+    ensure!(events[4..] == want, "{events:?}");
     Ok(())
 }
 
-async fn a_task_that_can_t_be_paused_runs_on() -> Result<()> {
+async fn a_task_that_can_t_be_paused_keeps_running() -> Result<()> {
     let (pod, client) = Pod::start("no-pause", "", &["sleep", "unstoppable"]).await?;
     client.create(soon(), &pod.creation()).await?;
     let init = Remote::init(&client, "no-pause");
@@ -189,7 +189,7 @@ async fn stats(client: &TaskClient, id: &str) -> ttrpc::Result<Any> {
     Ok(answer.stats.into_option().unwrap_or_default())
 }
 
-async fn limits_change_and_counters_are_told() -> Result<()> {
+async fn limits_change_and_counters_are_returned() -> Result<()> {
     let (pod, client) = Pod::start("limits", "", &["sleep"]).await?;
     client.create(soon(), &pod.creation()).await?;
     let init = Remote::init(&client, "limits");
@@ -221,12 +221,12 @@ async fn limits_change_and_counters_are_told() -> Result<()> {
     pod.finish(&client).await
 }
 
-async fn want_of_memory_is_told_once_a_kill_and_before_the_end() -> Result<()> {
+async fn an_oom_kill_is_reported_once_and_before_the_exit() -> Result<()> {
     let (mut pod, client) = Pod::start("oom", "", &["oom", "live"]).await?;
     client.create(soon(), &pod.creation()).await?;
     let init = Remote::init(&client, "oom");
     init.start().await?;
-    pod.told_until("oom").await?;
+    pod.events_until("oom").await?;
     let exec = Remote::exec(&client, "oom", "e");
     exec.run(&["oom", "die"]).await?;
     ensure!(exec.wait().await?.exit_status == 137);
@@ -234,14 +234,14 @@ async fn want_of_memory_is_told_once_a_kill_and_before_the_end() -> Result<()> {
     init.wait().await?;
     init.delete().await?;
     pod.finish(&client).await?;
-    let told = pod.told_until("delete").await?;
-    // The guest tells of the kill on its own, too, perhaps before it says that the exec runs.
+    let events = pod.events_until("delete").await?;
+    // The guest reports the kill twice: by WaitOom, perhaps before its answer to StartExec, and with the exit.
     ensure!(
-        told.iter().filter(|words| *words == "oom").count() == 1,
-        "{told:?}"
+        events.iter().filter(|event| *event == "oom").count() == 1,
+        "{events:?}"
     );
-    let place = |word: &str| told.iter().position(|words| words == word);
-    ensure!(place("oom") < place("exit e 137"), "{told:?}");
+    let position = |wanted: &str| events.iter().position(|event| event == wanted);
+    ensure!(position("oom") < position("exit e 137"), "{events:?}");
 
     let (mut pod, client) = Pod::start("oom-init", "", &["oom", "die"]).await?;
     client.create(soon(), &pod.creation()).await?;
@@ -250,14 +250,14 @@ async fn want_of_memory_is_told_once_a_kill_and_before_the_end() -> Result<()> {
     ensure!(init.wait().await?.exit_status == 137);
     init.delete().await?;
     pod.finish(&client).await?;
-    let mut told = pod.told_until("delete").await?;
-    // It may come as early as the answer to Start.
-    told.retain(|words| words != "start");
-    ensure!(told == ["create", "oom", "exit 137", "delete"], "{told:?}");
+    let mut events = pod.events_until("delete").await?;
+    // The OOM event may come before the answer to Start.
+    events.retain(|event| event != "start");
+    ensure!(events == ["create", "oom", "exit 137", "delete"], "{events:?}");
     Ok(())
 }
 
-/// A hook that writes its name and the state's status and pid to `hooks` in the bundle.
+/// A hook that appends its name and the state's status to `hooks` in the bundle, and then runs `then`.
 fn hook(name: &str, then: &str) -> Value {
     let script = format!(
         "read -r state; status=${{state#*'\"status\":\"'}}; echo {name} ${{status%%'\"'*}} >> hooks; {then}"
@@ -302,12 +302,12 @@ async fn hooks_run_around_the_container() -> Result<()> {
         lines()?
     );
     pod.finish(&client).await?;
-    let told = pod.told_until("delete").await?;
-    ensure!(told == ["create", "start", "exit 137", "delete"], "{told:?}");
+    let events = pod.events_until("delete").await?;
+    ensure!(events == ["create", "start", "exit 137", "delete"], "{events:?}");
     Ok(())
 }
 
-async fn a_hook_that_fails_fails_create_alone() -> Result<()> {
+async fn a_failing_hook_fails_create_and_not_the_pod() -> Result<()> {
     let mut pod = Pod::prepare("hook-fails", "", |spec| {
         spec["hooks"] = json!({
             "createRuntime": [hook("first", "echo no luck; exit 3"), hook("second", "")],
@@ -318,13 +318,13 @@ async fn a_hook_that_fails_fails_create_alone() -> Result<()> {
     let client = pod.run_start().await?;
     let (_, message) = refused(client.create(soon(), &pod.creation()).await)?;
     ensure!(
-        message.contains("hooks.createRuntime[0]") && message.contains("exited with 3; it wrote: no luck"),
+        message.contains("hooks.createRuntime[0]") && message.contains("exited with 3; output: no luck"),
         "{message}"
     );
     let bundle = pod.path().join("bundle");
     let ran = std::fs::read_to_string(bundle.join("hooks"))?;
     ensure!(ran == "first creating\npoststop stopped\n", "{ran}");
-    // The pod is none the worse.
+    // The pod still works: Create succeeds without the hooks.
     let mut spec: Value = serde_json::from_slice(&std::fs::read(bundle.join("config.json"))?)?;
     spec.as_object_mut().context("no object")?.remove("hooks");
     std::fs::write(bundle.join("config.json"), spec.to_string())?;

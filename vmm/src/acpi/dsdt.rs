@@ -1,40 +1,40 @@
-//! The DSDT's body: one device object for each thing that the kernel can't find by itself, and the \_S5 package
-//! that makes power-off known. No methods, so the kernel interprets nothing.
+//! The DSDT's body: an object for each device that the kernel can't detect, and the \_S5 package for
+//! power-off. It has no methods, so the kernel interprets no AML code. Called by [`super::build`].
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
 };
 
-use super::Machine;
+use super::Platform;
 use crate::devices::power;
 use crate::machine::layout;
 
-/// AML of the whole body.
-pub(super) fn body(machine: &Machine, generation_id: u64) -> Vec<u8> {
+/// The AML. `vm_generation_id` is the physical address of the id.
+pub(super) fn body(platform: &Platform, vm_generation_id: u64) -> Vec<u8> {
     let mut devices = Vec::new();
-    for index in 0..machine.virtio_devices.min(layout::MAX_VIRTIO) {
+    for index in 0..platform.virtio_devices.min(layout::MAX_VIRTIO_DEVICES) {
         virtio(index, &mut devices);
     }
-    if machine.serial {
+    if platform.serial {
         serial(&mut devices);
     }
-    panic(&mut devices);
-    generation(generation_id, &mut devices);
+    pvpanic(&mut devices);
+    generation_id(vm_generation_id, &mut devices);
     let mut body = Scope::raw("_SB_".into(), devices);
-    // ACPI 6.5, 7.4.2: the first element is what SLP_TYP takes.
+    // ACPI 6.5, 7.4.2: the first element is the value of SLP_TYP.
     Name::new(
         "_S5_".into(),
-        &Package::new(vec![&power::SLEEP_OFF, &0u8, &0u8, &0u8]),
+        &Package::new(vec![&power::SLEEP_TYPE_S5, &0u8, &0u8, &0u8]),
     )
     .to_aml_bytes(&mut body);
     body
 }
 
-/// A virtio-mmio device: LNRO0005 is the id that the kernel's virtio-mmio driver binds to.
+/// The `index`th virtio-mmio device. LNRO0005 is the id that Linux's virtio-mmio driver binds to.
 fn virtio(index: u8, aml: &mut Vec<u8>) {
     let base = u32::try_from(layout::mmio_window(index)).unwrap_or(u32::MAX);
-    let window = u32::try_from(layout::MMIO_WINDOW).unwrap_or(u32::MAX);
+    let window = u32::try_from(layout::MMIO_WINDOW_BYTES).unwrap_or(u32::MAX);
     Device::new(
         Path::new(&format!("V{index:03}")),
         vec![
@@ -45,7 +45,7 @@ fn virtio(index: u8, aml: &mut Vec<u8>) {
                 "_CRS".into(),
                 &ResourceTemplate::new(vec![
                     &Memory32Fixed::new(true, base, window),
-                    &edge(layout::virtio_gsi(index)),
+                    &edge_interrupt(layout::virtio_gsi(index)),
                 ]),
             ),
         ],
@@ -53,7 +53,7 @@ fn virtio(index: u8, aml: &mut Vec<u8>) {
     .to_aml_bytes(aml);
 }
 
-/// The serial console.
+/// The serial port, COM1.
 fn serial(aml: &mut Vec<u8>) {
     Device::new(
         "COM1".into(),
@@ -64,7 +64,7 @@ fn serial(aml: &mut Vec<u8>) {
                 "_CRS".into(),
                 &ResourceTemplate::new(vec![
                     &IO::new(layout::SERIAL_PORT, layout::SERIAL_PORT, 1, 8),
-                    &edge(layout::SERIAL_GSI),
+                    &edge_interrupt(layout::SERIAL_GSI),
                 ]),
             ),
         ],
@@ -72,8 +72,8 @@ fn serial(aml: &mut Vec<u8>) {
     .to_aml_bytes(aml);
 }
 
-/// pvpanic: QEMU0001 with one port.
-fn panic(aml: &mut Vec<u8>) {
+/// pvpanic: QEMU0001 with one I/O port.
+fn pvpanic(aml: &mut Vec<u8>) {
     Device::new(
         "PEVT".into(),
         vec![
@@ -81,73 +81,76 @@ fn panic(aml: &mut Vec<u8>) {
             &Name::new("_STA".into(), &0xfu8),
             &Name::new(
                 "_CRS".into(),
-                &ResourceTemplate::new(vec![&IO::new(layout::PANIC_PORT, layout::PANIC_PORT, 1, 1)]),
+                &ResourceTemplate::new(vec![&IO::new(layout::PVPANIC_PORT, layout::PVPANIC_PORT, 1, 1)]),
             ),
         ],
     )
     .to_aml_bytes(aml);
 }
 
-/// The VM generation id: ADDR holds the address of its 16 bytes as two words.
-fn generation(address: u64, aml: &mut Vec<u8>) {
+/// The VM generation id: ADDR has the physical address of its 16 bytes, as two 32-bit values.
+fn generation_id(address: u64, aml: &mut Vec<u8>) {
     let low = u32::try_from(address & u64::from(u32::MAX)).unwrap_or_default();
     let high = u32::try_from(address >> 32).unwrap_or_default();
-    let words: Vec<&dyn Aml> = vec![&low, &high];
+    let halves: Vec<&dyn Aml> = vec![&low, &high];
     Device::new(
         "VGEN".into(),
         vec![
             &Name::new("_HID".into(), &"NACR0001"),
             &Name::new("_CID".into(), &"VM_GEN_COUNTER"),
             &Name::new("_DDN".into(), &"VM_GEN_COUNTER"),
-            &Name::new("ADDR".into(), &Package::new(words)),
+            &Name::new("ADDR".into(), &Package::new(halves)),
         ],
     )
     .to_aml_bytes(aml);
 }
 
-fn edge(line: u8) -> Interrupt {
-    Interrupt::new(true, true, false, false, u32::from(line))
+fn edge_interrupt(gsi: u8) -> Interrupt {
+    Interrupt::new(true, true, false, false, u32::from(gsi))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn count(aml: &[u8], word: &[u8]) -> usize {
-        aml.windows(word.len()).filter(|window| *window == word).count()
+    fn count(aml: &[u8], pattern: &[u8]) -> usize {
+        aml.windows(pattern.len())
+            .filter(|window| *window == pattern)
+            .count()
     }
 
-    fn machine(virtio_devices: u8, serial: bool) -> Machine {
-        Machine {
+    fn platform(virtio_devices: u8, serial: bool) -> Platform {
+        Platform {
             vcpus: 1,
             virtio_devices,
             serial,
-            generation_id: [0; 16],
+            vm_generation_id: [0; 16],
         }
     }
 
     #[test]
-    fn has_each_device_and_the_power_off_state() {
-        let aml = body(&machine(3, true), 0xe_0010);
+    fn the_body_has_each_device_and_the_power_off_state() {
+        let aml = body(&platform(3, true), 0xe_0010);
         assert_eq!(count(&aml, b"LNRO0005"), 3);
-        for word in [b"V000", b"V002", b"COM1", b"PEVT", b"VGEN", b"_S5_", b"ADDR"] {
-            assert_eq!(count(&aml, word), 1, "{}", String::from_utf8_lossy(word));
+        for name in [b"V000", b"V002", b"COM1", b"PEVT", b"VGEN", b"_S5_", b"ADDR"] {
+            assert_eq!(count(&aml, name), 1, "{}", String::from_utf8_lossy(name));
         }
         assert_eq!(
             count(&aml, &0x000e_0010u32.to_le_bytes()),
             1,
-            "where the generation id is"
+            "the generation id's address"
         );
     }
 
     #[test]
-    fn each_virtio_device_has_its_own_window_and_line() {
-        let aml = body(&machine(2, false), 0);
-        assert_eq!(count(&aml, b"COM1"), 0, "nobody sits at the console");
+    fn each_virtio_device_has_its_own_window_and_interrupt() {
+        let aml = body(&platform(2, false), 0);
+        assert_eq!(count(&aml, b"COM1"), 0, "no terminal, no serial port");
         for index in 0..2u8 {
             let window = u32::try_from(layout::mmio_window(index)).unwrap().to_le_bytes();
             assert_eq!(count(&aml, &window), 1);
-            // Extended interrupt descriptor (ACPI 6.5, 6.4.3.6): consumer, edge-triggered, active high, one line.
+            // Extended interrupt descriptor (ACPI 6.5, 6.4.3.6): consumer, edge-triggered, active high, one
+            // interrupt.
             assert_eq!(
                 count(&aml, &[0x89, 6, 0, 3, 1, layout::virtio_gsi(index), 0, 0, 0]),
                 1

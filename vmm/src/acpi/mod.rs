@@ -1,6 +1,6 @@
-//! ACPI tables in the hardware-reduced form: enough for the kernel to find CPUs, interrupt controller, virtio
-//! devices, pvpanic, its generation id, and the registers for power-off and reset. Pure: makes bytes; the machine's
-//! steps write them.
+//! ACPI tables of a hardware-reduced machine: the kernel finds CPUs, interrupt controllers, virtio devices,
+//! pvpanic, the VM generation id, and the registers for power-off and reset in them. [`build`] is pure; the
+//! machine's steps write the result to guest memory.
 //!
 //! ```text
 //! RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT     devices and \_S5 (dsdt.rs)
@@ -22,70 +22,70 @@ use crate::devices::power;
 use crate::machine::layout;
 use crate::virtio::Memory;
 
-const OEM: [u8; 6] = *b"NACRE ";
-const TABLE: [u8; 8] = *b"NACREVMM";
-const REVISION: u32 = 1;
+const OEM_ID: [u8; 6] = *b"NACRE ";
+const OEM_TABLE_ID: [u8; 8] = *b"NACREVMM";
+const OEM_REVISION: u32 = 1;
 
-/// What the tables tell of.
+/// The hardware that the tables describe.
 #[derive(Debug, Clone, Copy)]
-pub struct Machine {
-    /// vCPUs, whose APIC ids count from 0.
+pub struct Platform {
+    /// Number of vCPUs; their APIC ids count from 0.
     pub vcpus: u8,
-    /// virtio-mmio devices, in the windows that the layout gives.
+    /// Number of virtio-mmio devices, in the windows of [`layout::mmio_window`].
     pub virtio_devices: u8,
-    /// Tell of the serial port, so that programs in the guest can use it and not its kernel alone. Finding it costs
-    /// exits, so only where somebody sits there.
+    /// Describe the serial port, so that programs in the guest can open it; the kernel's console works
+    /// without. Its detection costs exits, so this is set only for a terminal.
     pub serial: bool,
-    /// The VM generation id.
-    pub generation_id: [u8; 16],
+    /// The VM generation id, random for each VM.
+    pub vm_generation_id: [u8; 16],
 }
 
-/// Why the tables could not be put into memory.
+/// The tables exceed their area or guest memory.
 #[derive(Debug, thiserror::Error)]
-#[error("ACPI tables of {bytes} bytes do not fit at {at:#x}")]
+#[error("ACPI tables of {bytes} bytes do not fit at {address:#x}")]
 pub struct Error {
-    /// How much.
+    /// Size of all tables.
     pub bytes: usize,
-    /// Where.
-    pub at: u64,
+    /// Their physical address.
+    pub address: u64,
 }
 
-/// The tables as one run of bytes.
+/// All tables, contiguous.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tables {
-    /// What is to stand at [`layout::ACPI`], the RSDP first.
+    /// The content of guest memory from [`layout::ACPI`] on; the RSDP is first.
     pub bytes: Vec<u8>,
 }
 
-/// Makes the tables.
+/// Builds the tables for `platform`.
 #[must_use]
-pub fn make(machine: &Machine) -> Tables {
+pub fn build(platform: &Platform) -> Tables {
     let mut tables = Tables {
         bytes: vec![0; Rsdp::len()],
     };
-    // The generation id stands in a buffer of its own that the DSDT points to.
-    let generation_id = tables.append(&machine.generation_id);
-    let dsdt = tables.append(&dsdt(machine, generation_id));
+    // The generation id is not part of a table; the DSDT has its address.
+    let vm_generation_id = tables.append(&platform.vm_generation_id);
+    let dsdt = tables.append(&dsdt(platform, vm_generation_id));
     let mut fadt = Vec::new();
     fadt_for(dsdt).to_aml_bytes(&mut fadt);
     let fadt = tables.append(&fadt);
     let mut madt = Vec::new();
-    madt_for(machine.vcpus).to_aml_bytes(&mut madt);
+    madt_for(platform.vcpus).to_aml_bytes(&mut madt);
     let madt = tables.append(&madt);
-    let mut root = XSDT::new(OEM, TABLE, REVISION);
-    root.add_entry(fadt);
-    root.add_entry(madt);
+    let mut root_table = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    root_table.add_entry(fadt);
+    root_table.add_entry(madt);
     let mut xsdt = Vec::new();
-    root.to_aml_bytes(&mut xsdt);
+    root_table.to_aml_bytes(&mut xsdt);
     let xsdt = tables.append(&xsdt);
     let mut rsdp = Vec::new();
-    Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
+    Rsdp::new(OEM_ID, xsdt).to_aml_bytes(&mut rsdp);
     tables.bytes.splice(..rsdp.len(), rsdp);
     tables
 }
 
 impl Tables {
-    /// Adds `table`, 16-byte aligned; gives its guest-physical address.
+    /// Appends `table`, 16-byte aligned; returns its physical address.
     fn append(&mut self, table: &[u8]) -> u64 {
         self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
         let address = layout::ACPI.saturating_add(self.bytes.len() as u64);
@@ -93,14 +93,14 @@ impl Tables {
         address
     }
 
-    /// Writes the tables to [`layout::ACPI`].
+    /// Writes the tables to guest memory at [`layout::ACPI`].
     ///
     /// # Errors
-    /// [`Error`] where they exceed their room or memory.
+    /// [`Error`] if they exceed [`layout::ACPI_END`] or guest memory.
     pub fn write(&self, memory: &Memory) -> Result<(), Error> {
         let error = Error {
             bytes: self.bytes.len(),
-            at: layout::ACPI,
+            address: layout::ACPI,
         };
         if self.bytes.len() as u64 > layout::ACPI_END - layout::ACPI {
             return Err(error);
@@ -111,13 +111,13 @@ impl Tables {
     }
 }
 
-fn dsdt(machine: &Machine, generation_id: u64) -> Vec<u8> {
-    let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
-    table.append_slice(&dsdt::body(machine, generation_id));
+fn dsdt(platform: &Platform, vm_generation_id: u64) -> Vec<u8> {
+    let mut table = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    table.append_slice(&dsdt::body(platform, vm_generation_id));
     table.as_slice().to_vec()
 }
 
-/// FADT (ACPI 6.5, 5.2.9) of a hardware-reduced machine: all that counts is the DSDT and three registers.
+/// The FADT (ACPI 6.5, 5.2.9) of a hardware-reduced machine: the DSDT's address and three registers.
 fn fadt_for(dsdt: u64) -> acpi_tables::fadt::FADT {
     let register = |port: u16| {
         GAS::new(
@@ -128,13 +128,13 @@ fn fadt_for(dsdt: u64) -> acpi_tables::fadt::FADT {
             u64::from(port),
         )
     };
-    let mut builder = FADTBuilder::new(OEM, TABLE, REVISION)
+    let mut builder = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
         .flag(Flags::ResetRegSup)
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
-    // No VGA, no CMOS clock, no 8042 (bits of IAPC_BOOT_ARCH; bit 1 is left clear: there is no 8042).
+    // IAPC_BOOT_ARCH: no VGA (bit 2), no CMOS clock (bit 5); bit 1 is clear, so there is no 8042.
     builder.iapc_boot_arch = (1 << 2 | 1 << 5).into();
     builder.reset_reg = register(layout::POWER_PORT + power::RESET);
     builder.reset_value = power::RESET_VALUE;
@@ -145,9 +145,9 @@ fn fadt_for(dsdt: u64) -> acpi_tables::fadt::FADT {
 
 fn madt_for(vcpus: u8) -> MADT {
     let mut table = MADT::new(
-        OEM,
-        TABLE,
-        REVISION,
+        OEM_ID,
+        OEM_TABLE_ID,
+        OEM_REVISION,
         LocalInterruptController::Address(layout::LOCAL_APIC),
     );
     for id in 0..vcpus {
@@ -161,12 +161,12 @@ fn madt_for(vcpus: u8) -> MADT {
 mod tests {
     use super::*;
 
-    fn machine(vcpus: u8) -> Machine {
-        Machine {
+    fn platform(vcpus: u8) -> Platform {
+        Platform {
             vcpus,
             virtio_devices: 3,
             serial: false,
-            generation_id: [0xa5; 16],
+            vm_generation_id: [0xa5; 16],
         }
     }
 
@@ -178,7 +178,7 @@ mod tests {
         u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
     }
 
-    /// The table at guest address `address`, its length and checksum checked.
+    /// The table at physical address `address`, after a check of its signature and checksum.
     fn table(bytes: &[u8], address: u64, signature: &[u8; 4]) -> Vec<u8> {
         let at = usize::try_from(address - layout::ACPI).unwrap();
         let table = bytes[at..at + u32_at(bytes, at + 4)].to_vec();
@@ -189,8 +189,8 @@ mod tests {
     }
 
     #[test]
-    fn every_table_is_reached_from_the_rsdp_with_a_good_checksum() {
-        let bytes = make(&machine(4)).bytes;
+    fn every_table_is_reachable_from_the_rsdp_with_a_valid_checksum() {
+        let bytes = build(&platform(4)).bytes;
         assert_eq!(&bytes[..8], b"RSD PTR ");
         for length in [20, Rsdp::len()] {
             assert_eq!(
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn the_fadt_has_reset_and_sleep_registers() {
-        let bytes = make(&machine(1)).bytes;
+        let bytes = build(&platform(1)).bytes;
         let xsdt = table(&bytes, u64_at(&bytes, 24), b"XSDT");
         let fadt = table(&bytes, u64_at(&xsdt, 36), b"FACP");
         let flags = u32_at(&fadt, 112);
@@ -227,14 +227,14 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_machine_fits() {
-        let tables = make(&Machine {
+    fn the_tables_of_the_largest_machine_fit() {
+        let tables = build(&Platform {
             vcpus: crate::config::MAX_VCPUS,
-            virtio_devices: layout::MAX_VIRTIO,
+            virtio_devices: layout::MAX_VIRTIO_DEVICES,
             serial: true,
-            generation_id: [1; 16],
+            vm_generation_id: [1; 16],
         });
-        let memory = crate::machine::memory::make(2 << 20).unwrap();
+        let memory = crate::machine::memory::allocate(2 << 20).unwrap();
         tables.write(&memory).unwrap();
         assert_eq!(
             memory.read_obj::<[u8; 8]>(GuestAddress(layout::ACPI)).unwrap(),

@@ -1,46 +1,54 @@
-//! The kernel command line: what this machine needs, then what the operator adds. Each word has its reason here.
+//! The kernel command line: parameters that every VM needs, each with its reason, then those of the operator.
+//! Pure; called by the machine's steps.
 
-use crate::config::{Config, ConsoleTo};
+use crate::config::{Config, ConsoleOutput};
 use crate::machine::layout;
 
-/// Why there is no command line.
+/// Why the command line can't be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The kernel cuts what is longer.
-    #[error("{0} bytes; the kernel takes {max}", max = layout::COMMAND_LINE_BYTES - 1)]
+    /// The line has this many bytes. The kernel would truncate it.
+    #[error("{0} bytes exceed the kernel's limit of {max}", max = layout::COMMAND_LINE_BYTES - 1)]
     TooLong(usize),
 }
 
-/// Words for every guest.
+/// Parameters of every guest.
 const ALWAYS: &[&str] = &[
-    // PCI is there only because ACPICA wants its region handler: take its ports for good, scan nothing.
+    // PCI support is built in only for ACPICA's region handler: assume that its ports work, and scan no bus.
     "pci=conf1,noearly",
-    // A panic is reported by pvpanic; then reset at once instead of hanging.
+    // Reset at once after a panic, which pvpanic has reported by then.
     "panic=-1",
-    // By the ACPI register: a kernel with EFI takes a hardware-reduced machine for one that resets by EFI.
+    // Reset by the ACPI register. Without this, Linux resets a hardware-reduced machine by EFI.
     "reboot=acpi",
-    // There is no PIT and no PIC: don't test how the timer's interrupt is wired.
+    // Skip the test of the PIT's interrupt; there is no PIT.
     "no_timer_check",
-    // Leave the lock prefixes: patching them out for one CPU writes thousands of instructions, each in an address space
-    // made for it, and the agent may online more CPUs later.
+    // Keep lock prefixes. For a single CPU Linux would patch thousands of them out, each with a switch of
+    // address spaces, and the agent may bring more CPUs online later.
     "noreplace-smp",
-    // Seed the random pool from RDRAND at once; virtio-rng adds the host's entropy.
+    // Credit RDRAND, so that the random number generator is ready at once; virtio-rng adds the host's
+    // entropy.
     "random.trust_cpu=on",
 ];
 
-/// Composes the command line for `config`.
+/// Composes the command line for `config`. The operator's parameters come last: for most, Linux uses the last
+/// value.
 ///
 /// # Errors
-/// [`Error::TooLong`] with its length.
+/// [`Error::TooLong`] if it exceeds [`layout::COMMAND_LINE_BYTES`].
 pub fn compose(config: &Config) -> Result<String, Error> {
-    let mut words: Vec<&str> = ALWAYS.to_vec();
+    let mut parameters: Vec<&str> = ALWAYS.to_vec();
     match config.console {
-        // Every byte on the serial console is an exit: only what went wrong is worth it.
-        ConsoleTo::Ring => words.extend(["console=ttyS0", "quiet", "loglevel=4"]),
-        ConsoleTo::Stderr | ConsoleTo::Terminal => words.push("console=ttyS0"),
+        // Each byte on the serial console costs an exit, so only errors are printed.
+        ConsoleOutput::RingOnly => parameters.extend(["console=ttyS0", "quiet", "loglevel=4"]),
+        ConsoleOutput::Stderr | ConsoleOutput::Terminal => parameters.push("console=ttyS0"),
     }
-    words.extend(config.extra_cmdline.split(' ').filter(|word| !word.is_empty()));
-    let line = words.join(" ");
+    parameters.extend(
+        config
+            .extra_cmdline
+            .split(' ')
+            .filter(|parameter| !parameter.is_empty()),
+    );
+    let line = parameters.join(" ");
     if line.len() >= layout::COMMAND_LINE_BYTES {
         return Err(Error::TooLong(line.len()));
     }
@@ -57,28 +65,28 @@ mod tests {
             memory_mib: 1,
             vcpus: 1,
             extra_cmdline: extra.to_owned(),
-            console: ConsoleTo::Ring,
+            console: ConsoleOutput::RingOnly,
         }
     }
 
     #[test]
-    fn the_operators_words_come_last_so_that_they_win() {
+    fn the_operators_parameters_come_last() {
         let line = compose(&config(" loglevel=7   nacre.x=1 ")).unwrap();
         assert!(line.ends_with(" loglevel=4 loglevel=7 nacre.x=1"), "{line}");
     }
 
     #[test]
-    fn is_quiet_unless_somebody_reads_the_console() {
+    fn the_kernel_is_quiet_unless_the_console_is_forwarded() {
         assert!(compose(&config("")).unwrap().contains("quiet"));
         let loud = Config {
-            console: ConsoleTo::Stderr,
+            console: ConsoleOutput::Stderr,
             ..config("")
         };
         assert!(!compose(&loud).unwrap().contains("quiet"));
     }
 
     #[test]
-    fn too_long_a_line_is_refused_not_cut() {
+    fn a_line_over_the_limit_is_refused() {
         let error = compose(&config(&"x".repeat(layout::COMMAND_LINE_BYTES))).unwrap_err();
         assert!(error.to_string().contains("2047"), "{error}");
     }

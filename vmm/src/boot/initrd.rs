@@ -1,4 +1,5 @@
-//! The guest's initramfs: read from its file straight into guest memory, at the end of RAM below the device hole.
+//! Loads the guest's initramfs: reads its file directly into guest memory, at the end of RAM below the MMIO
+//! hole. Called by the machine's steps; never looks into the archive.
 
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
@@ -11,52 +12,53 @@ use crate::virtio::Memory;
 /// Why an initramfs can't be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file can't be read.
-    #[error("can't be read: {0}")]
+    /// Reading the file failed.
+    #[error("reading the file: {0}")]
     Read(#[from] io::Error),
-    /// An empty file boots nothing.
+    /// The file has no bytes.
     #[error("the file is empty")]
     Empty,
-    /// It would lie over the kernel.
-    #[error("{bytes} bytes do not fit in memory beside the kernel, which ends at {kernel_end:#x}")]
-    NoRoom {
-        /// Its size.
+    /// It would overlap the kernel.
+    #[error("{bytes} bytes do not fit in memory above the kernel, which ends at {kernel_end:#x}")]
+    NoSpace {
+        /// Size of the initramfs.
         bytes: u64,
-        /// Where the kernel ends.
+        /// Physical address of the kernel's end.
         kernel_end: u64,
     },
 }
 
-/// Where the initramfs stands in guest memory.
+/// Location of the initramfs in guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Placed {
-    /// First byte.
+pub struct Location {
+    /// Physical address, page-aligned.
     pub address: u64,
-    /// Size.
+    /// Size of the initramfs.
     pub bytes: u64,
 }
 
-/// Reads `file`, whose size is `bytes`, to the end of low RAM, above `kernel_end`.
+/// Loads `file`, whose size is `bytes`, to the end of low RAM, above `kernel_end`.
 ///
 /// # Errors
-/// [`Error`] where it can't be read or does not fit.
-pub fn load(file: &File, bytes: u64, memory: &Memory, kernel_end: u64) -> Result<Placed, Error> {
+/// [`Error`] if it can't be read or does not fit.
+pub fn load(file: &File, bytes: u64, memory: &Memory, kernel_end: u64) -> Result<Location, Error> {
     if bytes == 0 {
         return Err(Error::Empty);
     }
     let ram_end = memory.last_addr().0.saturating_add(1).min(layout::MMIO);
-    let no_room = || Error::NoRoom { bytes, kernel_end };
-    let address = ram_end.checked_sub(bytes).ok_or_else(no_room)? & !0xfff;
+    let no_space = || Error::NoSpace { bytes, kernel_end };
+    let address = ram_end.checked_sub(bytes).ok_or_else(no_space)? & !0xfff;
     if address < kernel_end.max(layout::HIGH_RAM) {
-        return Err(no_room());
+        return Err(no_space());
     }
-    let length = usize::try_from(bytes).map_err(|_| no_room())?;
-    copy(file, 0, memory, (GuestAddress(address), length))?.ok_or_else(no_room)?;
-    Ok(Placed { address, bytes })
+    let length = usize::try_from(bytes).map_err(|_| no_space())?;
+    read_into_memory(file, 0, memory, (GuestAddress(address), length))?.ok_or_else(no_space)?;
+    Ok(Location { address, bytes })
 }
 
-/// Reads from `offset` of `file` into guest memory, `to` being address and length; None where that is no memory.
-pub(super) fn copy(
+/// Reads from `offset` of `file` into the guest memory at `to`, an address and a length. Returns None if that
+/// range is not guest memory.
+pub(super) fn read_into_memory(
     mut file: &File,
     offset: u64,
     memory: &Memory,
@@ -85,42 +87,42 @@ mod tests {
     }
 
     #[test]
-    fn stands_page_aligned_at_the_end_of_memory() {
-        let memory = crate::machine::memory::make(8 << 20).unwrap();
-        let placed = load(&file(&[7; 5000]), 5000, &memory, 4 << 20).unwrap();
+    fn is_loaded_page_aligned_at_the_end_of_memory() {
+        let memory = crate::machine::memory::allocate(8 << 20).unwrap();
+        let location = load(&file(&[7; 5000]), 5000, &memory, 4 << 20).unwrap();
         assert_eq!(
-            placed,
-            Placed {
+            location,
+            Location {
                 address: (8 << 20) - 8192,
                 bytes: 5000
             }
         );
         assert_eq!(
             memory
-                .read_obj::<u8>(GuestAddress(placed.address + 4999))
+                .read_obj::<u8>(GuestAddress(location.address + 4999))
                 .unwrap(),
             7
         );
     }
 
     #[test]
-    fn is_refused_where_it_would_lie_over_the_kernel_or_is_nothing() {
-        let memory = crate::machine::memory::make(8 << 20).unwrap();
+    fn is_refused_if_it_is_empty_or_overlaps_the_kernel() {
+        let memory = crate::machine::memory::allocate(8 << 20).unwrap();
         let image = file(&[7; 5000]);
         assert!(matches!(
             load(&image, 5000, &memory, (8 << 20) - 4096),
-            Err(Error::NoRoom { .. })
+            Err(Error::NoSpace { .. })
         ));
         assert!(matches!(
             load(&image, u64::MAX, &memory, 0),
-            Err(Error::NoRoom { .. })
+            Err(Error::NoSpace { .. })
         ));
         assert!(matches!(load(&image, 0, &memory, 0), Err(Error::Empty)));
     }
 
     #[test]
-    fn a_file_that_shrank_is_an_error() {
-        let memory = crate::machine::memory::make(8 << 20).unwrap();
+    fn a_file_shorter_than_expected_is_an_error() {
+        let memory = crate::machine::memory::allocate(8 << 20).unwrap();
         assert!(matches!(
             load(&file(&[7; 10]), 5000, &memory, 0),
             Err(Error::Read(_))

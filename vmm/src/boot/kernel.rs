@@ -1,7 +1,9 @@
-//! The guest kernel: an uncompressed ELF vmlinux. The PVH note is what tells it from any other ELF file, and that it
-//! boots where it was linked; it is entered at its 64-bit entry point (see [`super::zero_page`]). [`inspect`] reads its
-//! headers, [`load`] puts its segments at their physical addresses. The file is the operator's, so it may be anything, but not hostile at
-//! speed: it is read once, with every size checked.
+//! Loads the guest kernel, an uncompressed ELF vmlinux. [`inspect`] reads its headers, [`load`] copies its
+//! segments to their physical addresses. Called by the machine's steps.
+//!
+//! A kernel is recognized by its PVH note, which other ELF files don't have and which shows that it runs at
+//! its link address. It is nevertheless entered at its 64-bit entry point ([`super::zero_page`] has the
+//! reason). The operator chooses the file, so it may be any file: all sizes are checked.
 
 use std::fs::File;
 use std::io;
@@ -12,68 +14,69 @@ use vm_memory::{ByteValued, GuestAddress};
 
 use crate::virtio::Memory;
 
-/// Owner and type of the ELF note that holds the 32-bit PVH entry point (XEN_ELFNOTE_PHYS32_ENTRY).
+/// Name and type of the ELF note with the 32-bit PVH entry point (XEN_ELFNOTE_PHYS32_ENTRY).
 const PVH_NOTE: (&[u8], u32) = (b"Xen\0", 18);
-/// Most program headers and largest note segment that are read.
+/// Most program headers of an accepted file.
 const MAX_SEGMENTS: u16 = 64;
+/// How much of each note segment is read, in bytes.
 const MAX_NOTES: u64 = 64 * 1024;
 
 /// Why a kernel file can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file ends too early or can't be read.
-    #[error("{what} can't be read: {source}")]
+    /// Reading a part of the file failed.
+    #[error("reading {what}: {source}")]
     Read {
-        /// What was to be read.
+        /// The part, such as "the ELF header".
         what: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Not an ELF file.
-    #[error("no PVH kernel: not an x86-64 ELF file ({0})")]
+    /// The file is not an x86-64 ELF file, for this reason.
+    #[error("not a PVH kernel: not an x86-64 ELF file ({0})")]
     NotElf(&'static str),
-    /// An ELF file without the note.
+    /// An ELF file without the PVH note.
     #[error("no PVH entry point: an ELF file, but not a Linux kernel built with CONFIG_PVH")]
     NoPvhEntry,
-    /// An entry point that is not loaded.
-    #[error("no PVH kernel: the entry point {0:#x} is in no segment")]
-    NoEntry(u64),
-    /// A segment that can't be loaded.
-    #[error("segment at {address:#x} of {bytes:#x} bytes does not fit in guest memory")]
+    /// The entry point is not in a loaded segment.
+    #[error("not a PVH kernel: no segment contains the entry point {0:#x}")]
+    EntryNotLoaded(u64),
+    /// A segment is outside of guest memory.
+    #[error("the segment at {address:#x} with {bytes:#x} bytes does not fit in guest memory")]
     Segment {
         /// Physical address.
         address: u64,
-        /// Size in memory.
+        /// Size in guest memory.
         bytes: u64,
     },
 }
 
-/// A kernel as its headers describe it.
+/// What the headers of a kernel contain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// The 64-bit entry point, physical.
+    /// Physical address of the 64-bit entry point.
     pub entry: u64,
-    /// End of the last segment, physical.
+    /// Physical address after the last segment.
     pub end: u64,
-    /// What is to be loaded.
+    /// The segments to load (PT_LOAD).
     pub segments: Vec<Segment>,
 }
 
-/// A loadable segment.
+/// A segment to load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
-    /// Where it stands in the file.
+    /// Offset in the file.
     pub offset: u64,
-    /// Bytes in the file.
+    /// Size in the file.
     pub file_bytes: u64,
     /// Physical address.
     pub address: u64,
-    /// Bytes in memory; those beyond the file's are zero.
+    /// Size in memory, at least the size in the file; the rest is zero.
     pub memory_bytes: u64,
 }
 
 impl Image {
-    /// Size in memory, without holes.
+    /// Sum of the segments' sizes in memory.
     #[must_use]
     pub fn loaded_bytes(&self) -> u64 {
         self.segments
@@ -85,7 +88,7 @@ impl Image {
 /// Reads the headers of `file`.
 ///
 /// # Errors
-/// [`Error`], with "PVH" in it where the file is no kernel for us.
+/// [`Error`]; its text contains "PVH" if the file is not a usable kernel.
 pub fn inspect(file: &File) -> Result<Image, Error> {
     let header: elf::Elf64_Ehdr = read(file, 0, "the ELF header")?;
     check_header(&header)?;
@@ -132,28 +135,28 @@ pub fn inspect(file: &File) -> Result<Image, Error> {
     if !is_pvh {
         return Err(Error::NoPvhEntry);
     }
-    let holds = |segment: &Segment| {
+    let contains_entry = |segment: &Segment| {
         (segment.address..segment.address.saturating_add(segment.file_bytes)).contains(&image.entry)
     };
-    if image.segments.iter().any(holds) {
+    if image.segments.iter().any(contains_entry) {
         Ok(image)
     } else {
-        Err(Error::NoEntry(image.entry))
+        Err(Error::EntryNotLoaded(image.entry))
     }
 }
 
-/// Puts the segments of `image` from `file` into `memory`, which is still all zero.
+/// Copies the segments of `image` from `file` into `memory`, which must be all zero.
 ///
 /// # Errors
-/// [`Error::Segment`] where one does not fit, [`Error::Read`] where the file ends too early.
+/// [`Error::Segment`] if one does not fit, [`Error::Read`] if the file is too short.
 pub fn load(image: &Image, file: &File, memory: &Memory) -> Result<(), Error> {
     for segment in &image.segments {
-        let unfit = || Error::Segment {
+        let does_not_fit = || Error::Segment {
             address: segment.address,
             bytes: segment.memory_bytes,
         };
-        let bytes = usize::try_from(segment.file_bytes).map_err(|_| unfit())?;
-        super::initrd::copy(
+        let bytes = usize::try_from(segment.file_bytes).map_err(|_| does_not_fit())?;
+        super::initrd::read_into_memory(
             file,
             segment.offset,
             memory,
@@ -163,7 +166,7 @@ pub fn load(image: &Image, file: &File, memory: &Memory) -> Result<(), Error> {
             what: "a segment",
             source,
         })?
-        .ok_or_else(unfit)?;
+        .ok_or_else(does_not_fit)?;
     }
     Ok(())
 }
@@ -175,14 +178,14 @@ fn check_header(header: &elf::Elf64_Ehdr) -> Result<(), Error> {
     let [m0, m1, m2, m3, class, data, ..] = header.e_ident;
     if [m0, m1, m2, m3] != *b"\x7fELF" {
         return Err(Error::NotElf(
-            "no ELF magic; a bzImage must be unpacked to vmlinux",
+            "no ELF magic; extract vmlinux from a bzImage first",
         ));
     }
     if class != CLASS_64 || data != LITTLE_ENDIAN || header.e_machine != EM_X86_64 {
-        return Err(Error::NotElf("another machine"));
+        return Err(Error::NotElf("built for another machine"));
     }
     if usize::from(header.e_phentsize) != size_of::<elf::Elf64_Phdr>() || header.e_phnum > MAX_SEGMENTS {
-        return Err(Error::NotElf("odd program headers"));
+        return Err(Error::NotElf("invalid program headers"));
     }
     Ok(())
 }
@@ -192,7 +195,7 @@ fn read<T: ByteValued + Default>(file: &File, offset: u64, what: &'static str) -
     file.read_exact_at(value.as_mut_slice(), offset)
         .map_err(|source| {
             if source.kind() == io::ErrorKind::UnexpectedEof {
-                Error::NotElf("it ends too early")
+                Error::NotElf("the file is too short")
             } else {
                 Error::Read { what, source }
             }
@@ -200,8 +203,8 @@ fn read<T: ByteValued + Default>(file: &File, offset: u64, what: &'static str) -
     Ok(value)
 }
 
-/// Whether the bytes of a note segment (ELF specification, 2-5: three words, then name and descriptor, each padded to
-/// 4 bytes) tell of a PVH entry point.
+/// True if a note segment contains a PVH entry point. A note is three words, the name and the descriptor,
+/// both padded to 4 bytes (ELF specification, 2-5).
 fn has_pvh_entry(mut notes: &[u8]) -> bool {
     while let Some((name, kind, descriptor)) = take_note(&mut notes) {
         if (name, kind) == PVH_NOTE {
@@ -224,7 +227,7 @@ fn take_u32(bytes: &mut &[u8]) -> Option<u32> {
     Some(u32::from_le_bytes(*first))
 }
 
-/// Takes `count` bytes and their padding.
+/// Takes `count` bytes, and skips their padding.
 fn take<'a>(bytes: &mut &'a [u8], count: u32) -> Option<&'a [u8]> {
     let count = usize::try_from(count).ok()?;
     let taken = bytes.get(..count)?;
@@ -254,7 +257,12 @@ pub(crate) mod tests {
 
     const ENTRY: u64 = 0x10_0002;
 
-    /// A vmlinux with one segment of `code` at 1 MiB.
+    /// The note that makes an ELF file a PVH kernel.
+    pub(crate) fn pvh_note() -> Vec<u8> {
+        note(b"Xen\0", 18, &[0; 4])
+    }
+
+    /// A vmlinux with one segment that has `code` at 1 MiB; the entry point is its third byte.
     pub(crate) fn vmlinux(code: &[u8], notes: &[u8]) -> File {
         let mut header = elf::Elf64_Ehdr {
             e_machine: 62,
@@ -289,7 +297,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn finds_entry_and_segments_and_loads_them() {
+    fn a_kernel_is_inspected_and_loaded() {
         let notes = [
             note(b"GNU\0", 3, &[1; 20]),
             note(b"Xen\0", 18, &0x10_0040u32.to_le_bytes()),
@@ -298,7 +306,7 @@ pub(crate) mod tests {
         let file = vmlinux(b"code", &notes);
         let image = inspect(&file).unwrap();
         assert_eq!((image.entry, image.end), (ENTRY, 0x10_0000 + 104));
-        let memory = crate::machine::memory::make(2 << 20).unwrap();
+        let memory = crate::machine::memory::allocate(2 << 20).unwrap();
         load(&image, &file, &memory).unwrap();
         assert_eq!(
             memory.read_obj::<[u8; 5]>(GuestAddress(0x10_0000)).unwrap(),
@@ -307,7 +315,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_elf_file_without_the_note_is_no_pvh_kernel() {
+    fn an_elf_file_without_the_pvh_note_is_refused() {
         for notes in [vec![], note(b"GNU\0", 3, &[1; 20]), note(b"Xen\0", 18, &[1, 2])] {
             let text = inspect(&vmlinux(b"code", &notes)).unwrap_err().to_string();
             assert!(text.contains("PVH"), "{text}");
@@ -315,7 +323,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_no_kernel_says_pvh() {
+    fn the_error_for_other_files_contains_pvh() {
         let mut text = tempfile::tempfile().unwrap();
         text.write_all(&[b'x'; 200]).unwrap();
         for file in [
@@ -329,23 +337,23 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_entry_point_outside_of_what_is_loaded_is_refused() {
-        let file = vmlinux(b"c", &note(b"Xen\0", 18, &[0; 4]));
-        assert!(matches!(inspect(&file), Err(Error::NoEntry(ENTRY))));
+    fn an_entry_point_outside_of_all_segments_is_refused() {
+        let file = vmlinux(b"c", &pvh_note());
+        assert!(matches!(inspect(&file), Err(Error::EntryNotLoaded(ENTRY))));
     }
 
     #[test]
-    fn damaged_notes_end_the_search() {
+    fn damaged_notes_are_ignored() {
         for bytes in [[0xff; 12].as_slice(), &[0; 3], &[0xff; 64], &[]] {
             assert!(!has_pvh_entry(bytes));
         }
     }
 
     #[test]
-    fn a_segment_beyond_memory_is_refused() {
-        let file = vmlinux(b"code", &note(b"Xen\0", 18, &[0; 4]));
+    fn a_segment_outside_of_guest_memory_is_refused() {
+        let file = vmlinux(b"code", &pvh_note());
         let image = inspect(&file).unwrap();
-        let memory = crate::machine::memory::make(1 << 20).unwrap();
+        let memory = crate::machine::memory::allocate(1 << 20).unwrap();
         assert!(matches!(
             load(&image, &file, &memory),
             Err(Error::Segment {

@@ -1,55 +1,55 @@
-//! What stands in guest memory when the guest starts: kernel, initramfs, command line, zero page. Called by the
-//! machine's steps; works on any guest memory, without KVM.
+//! Writes the initial content of guest memory: kernel, initramfs, command line, zero page. Called by the
+//! machine's steps; never uses KVM.
 
 pub mod cmdline;
 pub mod initrd;
 pub mod kernel;
 pub mod zero_page;
 
-/// Why the guest could not be put into memory.
+/// Why the guest can't be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel file.
+    /// The kernel is unusable.
     #[error("guest kernel: {0}")]
     Kernel(#[from] kernel::Error),
-    /// The initramfs file.
+    /// The initramfs is unusable.
     #[error("guest image: {0}")]
     Initrd(#[from] initrd::Error),
-    /// The command line.
+    /// The command line is too long.
     #[error("kernel command line: {0}")]
     CommandLine(#[from] cmdline::Error),
-    /// More is to be loaded than memory holds.
+    /// Guest memory can't hold kernel and initramfs with space to run.
     #[error(
-        "memory_mib = {memory_mib} is too little: kernel ({kernel_bytes} bytes, up to {kernel_end:#x}) and image \
-         ({initrd_bytes} bytes) need at least memory_mib = {minimum_mib}"
+        "memory_mib = {memory_mib} is too little: the kernel ({kernel_bytes} bytes, up to {kernel_end:#x}) and the \
+         guest image ({initrd_bytes} bytes) need at least memory_mib = {minimum_mib}"
     )]
     TooLittleMemory {
-        /// What was asked for.
+        /// The configured size.
         memory_mib: u32,
-        /// The least that could work.
+        /// The least size that is accepted.
         minimum_mib: u64,
-        /// Size of the kernel in memory.
+        /// Sum of the kernel's segments.
         kernel_bytes: u64,
-        /// Where it ends.
+        /// Physical address after the kernel.
         kernel_end: u64,
-        /// Size of the initramfs.
+        /// Size of the initramfs file.
         initrd_bytes: u64,
     },
-    /// The boot information could not be written.
-    #[error("boot information: {0}")]
+    /// The zero page can't be filled or written.
+    #[error("zero page: {0}")]
     ZeroPage(String),
 }
 
-/// What a guest needs beside its kernel and the initramfs in both its packed and its unpacked form, bytes: page
-/// tables, the kernel's own data, the agent's. Tried with the project's kernel and agent: at the least that this gives,
-/// the agent starts; a container needs its own memory on top.
+/// Memory that a guest needs besides its kernel and the initramfs as archive and as files, in bytes: page
+/// tables and the data of kernel and agent. Found by trial with the project's kernel and agent: with the
+/// resulting minimum the agent starts. Containers need more.
 const WORKING_BYTES: u64 = 24 << 20;
 
-/// Checks that `memory_mib` can hold a kernel and an initramfs of these sizes and leave room to work.
+/// Checks that `memory_mib` suffices for `kernel` and an initramfs of `initrd_bytes`, with space to run.
 ///
 /// # Errors
 /// [`Error::TooLittleMemory`] with the minimum.
-pub fn check_room(memory_mib: u32, kernel: &kernel::Image, initrd_bytes: u64) -> Result<(), Error> {
+pub fn check_memory_size(memory_mib: u32, kernel: &kernel::Image, initrd_bytes: u64) -> Result<(), Error> {
     let least = kernel
         .end
         .saturating_add(initrd_bytes.saturating_mul(2))
@@ -72,19 +72,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn too_little_memory_names_the_key_its_value_and_the_minimum() {
+    fn the_error_for_too_little_memory_has_key_value_and_minimum() {
         let kernel = kernel::Image {
             entry: 0x100_0000,
             end: 0x200_0000,
             segments: Vec::new(),
         };
-        let text = check_room(8, &kernel, 4 << 20).unwrap_err().to_string();
+        let text = check_memory_size(8, &kernel, 4 << 20).unwrap_err().to_string();
         assert!(
             text.contains("memory_mib = 8 ") && text.contains("memory_mib = 64"),
             "{text}"
         );
-        assert!(check_room(63, &kernel, 4 << 20).is_err());
-        assert!(check_room(64, &kernel, 4 << 20).is_ok());
-        assert!(check_room(u32::MAX, &kernel, u64::MAX).is_err(), "no overflow");
+        assert!(check_memory_size(63, &kernel, 4 << 20).is_err());
+        assert!(check_memory_size(64, &kernel, 4 << 20).is_ok());
+        assert!(
+            check_memory_size(u32::MAX, &kernel, u64::MAX).is_err(),
+            "no overflow"
+        );
     }
 }

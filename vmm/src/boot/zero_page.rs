@@ -1,40 +1,43 @@
-//! What the kernel finds when it is entered by the 64-bit boot protocol (Documentation/x86/boot.rst, "64-bit BOOT
-//! PROTOCOL"): the zero page with command line, initramfs, memory map and ACPI tables; page tables that map the first
-//! GiB to itself; a descriptor table.
+//! Writes the data of the 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit boot protocol"): the
+//! zero page with the addresses of command line, initramfs and ACPI tables and with the memory map; page
+//! tables that map the first GiB to itself; a GDT. Called by the machine's steps.
 //!
-//! Not PVH, though the kernel has that entry point: there Linux looks for Xen at 256 places in CPUID, an exit each.
+//! The kernel has a PVH entry point, too, which is not used: there Linux searches 256 CPUID leaves for Xen,
+//! and each costs an exit.
 
 use vm_memory::{Bytes as _, GuestAddress, GuestMemory as _, GuestMemoryRegion as _};
 
 use super::Error;
-use super::initrd::Placed;
+use super::initrd::Location;
 use crate::machine::layout;
 use crate::virtio::Memory;
 
 const PAGE: usize = 4096;
-/// Kinds of memory in the map.
+/// E820 types: usable RAM, ACPI reclaimable.
 const RAM: u32 = 1;
 const ACPI: u32 = 3;
-/// A table entry that is present and writable; one that maps 2 MiB.
+/// Page table entry: present, writable.
 const PRESENT: u64 = 0b11;
+/// Page directory entry: maps 2 MiB.
 const LARGE: u64 = 1 << 7;
-/// The descriptor table: none, none, 64-bit code at selector 0x10, data at 0x18.
-const DESCRIPTORS: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+/// The GDT: two null descriptors, 64-bit code at selector 0x10, data at 0x18.
+const GDT: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 
-/// The zero page, made in a buffer.
+/// A zero page that is being filled.
 struct ZeroPage([u8; PAGE]);
 
 impl ZeroPage {
-    /// Sets the field at `offset`, which is one of the constants of the protocol.
+    /// Sets the field at `offset` of `struct boot_params`.
     fn set(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Error> {
         let end = offset.saturating_add(bytes.len());
         let field = self.0.get_mut(offset..end);
-        let field = field.ok_or_else(|| Error::ZeroPage(format!("no room for a field at {offset:#x}")))?;
+        let field =
+            field.ok_or_else(|| Error::ZeroPage(format!("the field at {offset:#x} exceeds the page")))?;
         field.copy_from_slice(bytes);
         Ok(())
     }
 
-    /// Sets one of the addresses that are split into two words.
+    /// Sets a 64-bit value whose halves are in two fields.
     fn set_split(&mut self, low: usize, high: usize, value: u64) -> Result<(), Error> {
         let [b0, b1, b2, b3, rest @ ..] = value.to_le_bytes();
         self.set(low, &[b0, b1, b2, b3])?;
@@ -42,65 +45,70 @@ impl ZeroPage {
     }
 }
 
-/// Writes everything that the kernel finds, for a guest with `initrd` and ACPI tables at `rsdp`.
+/// Writes all boot data for a guest with `command_line`, `initrd` and ACPI tables whose RSDP is at `rsdp`.
 ///
 /// # Errors
-/// [`Error::ZeroPage`] where memory ends too early.
-pub fn write(memory: &Memory, command_line: &str, initrd: Placed, rsdp: u64) -> Result<(), Error> {
-    put(memory, layout::COMMAND_LINE, command_line.as_bytes())?;
-    put(memory, layout::ZERO_PAGE, &zero_page(memory, initrd, rsdp)?.0)?;
-    put(memory, layout::DESCRIPTOR_TABLE, &words(DESCRIPTORS))?;
+/// [`Error::ZeroPage`] if guest memory is too small for it.
+pub fn write(memory: &Memory, command_line: &str, initrd: Location, rsdp: u64) -> Result<(), Error> {
+    write_bytes(memory, layout::COMMAND_LINE, command_line.as_bytes())?;
+    write_bytes(memory, layout::ZERO_PAGE, &zero_page(memory, initrd, rsdp)?.0)?;
+    write_bytes(memory, layout::GDT, &words(GDT))?;
     let directory = (0..512u64).map(|index| index << 21 | PRESENT | LARGE);
-    put(
+    write_bytes(
         memory,
         layout::PAGE_TABLES,
         &((layout::PAGE_TABLES + 0x1000) | PRESENT).to_le_bytes(),
     )?;
-    put(
+    write_bytes(
         memory,
         layout::PAGE_TABLES + 0x1000,
         &((layout::PAGE_TABLES + 0x2000) | PRESENT).to_le_bytes(),
     )?;
-    put(memory, layout::PAGE_TABLES + 0x2000, &words(directory))
+    write_bytes(memory, layout::PAGE_TABLES + 0x2000, &words(directory))
 }
 
 fn words(words: impl IntoIterator<Item = u64>) -> Vec<u8> {
     words.into_iter().flat_map(u64::to_le_bytes).collect()
 }
 
-fn zero_page(memory: &Memory, initrd: Placed, rsdp: u64) -> Result<ZeroPage, Error> {
+fn zero_page(memory: &Memory, initrd: Location, rsdp: u64) -> Result<ZeroPage, Error> {
     let mut page = ZeroPage([0; PAGE]);
+    // acpi_rsdp_addr
     page.set(0x70, &rsdp.to_le_bytes())?;
+    // boot_flag, header
     page.set(0x1fe, &0xaa55u16.to_le_bytes())?;
     page.set(0x202, b"HdrS")?;
-    // Version 2.15 of the protocol; a loader without a number of its own; loaded high.
+    // version: 2.15
     page.set(0x206, &0x020fu16.to_le_bytes())?;
+    // type_of_loader: undefined; loadflags: LOADED_HIGH
     page.set(0x210, &[0xff, 1])?;
+    // ramdisk_image, ramdisk_size, cmd_line_ptr, each with its upper half (ext_…)
     page.set_split(0x218, 0xc0, initrd.address)?;
     page.set_split(0x21c, 0xc4, initrd.bytes)?;
     page.set_split(0x228, 0xc8, layout::COMMAND_LINE)?;
     let map = memory_map(memory);
+    // e820_entries, e820_table
     page.set(
         0x1e8,
         &[u8::try_from(map.len()).map_err(|error| Error::ZeroPage(error.to_string()))?],
     )?;
     let mut offset = 0x2d0_usize;
-    for (start, end, kind) in map {
+    for (start, end, memory_type) in map {
         page.set(offset, &start.to_le_bytes())?;
         page.set(offset.saturating_add(8), &end.saturating_sub(start).to_le_bytes())?;
-        page.set(offset.saturating_add(16), &kind.to_le_bytes())?;
+        page.set(offset.saturating_add(16), &memory_type.to_le_bytes())?;
         offset = offset.saturating_add(20);
     }
     Ok(page)
 }
 
-fn put(memory: &Memory, address: u64, bytes: &[u8]) -> Result<(), Error> {
+fn write_bytes(memory: &Memory, address: u64, bytes: &[u8]) -> Result<(), Error> {
     memory
         .write_slice(bytes, GuestAddress(address))
         .map_err(|error| Error::ZeroPage(format!("writing {} bytes at {address:#x}: {error}", bytes.len())))
 }
 
-/// Start, end, kind of each part.
+/// The E820 map: start, end and type of each range.
 fn memory_map(memory: &Memory) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, layout::LOW_RAM_END, RAM),
@@ -127,12 +135,12 @@ mod tests {
         bytes
     }
 
-    fn written() -> Memory {
-        let memory = crate::machine::memory::make(5 << 30).unwrap();
+    fn written_memory() -> Memory {
+        let memory = crate::machine::memory::allocate(5 << 30).unwrap();
         write(
             &memory,
             "a=b",
-            Placed {
+            Location {
                 address: 0x20_0000,
                 bytes: 5,
             },
@@ -143,8 +151,8 @@ mod tests {
     }
 
     #[test]
-    fn the_zero_page_has_everything_where_the_protocol_says() {
-        let memory = written();
+    fn the_zero_page_has_all_fields_at_the_offsets_of_the_protocol() {
+        let memory = written_memory();
         let page: [u8; PAGE] = read(&memory, layout::ZERO_PAGE);
         assert_eq!(page[0x1fe..0x200], [0x55, 0xaa]);
         assert_eq!(&page[0x202..0x206], b"HdrS");
@@ -156,13 +164,13 @@ mod tests {
         assert_eq!(page[0x2d0 + 3 * 20..][..8], layout::RAM_ABOVE_4G.to_le_bytes());
         assert_eq!(
             page[0x1ef], 0,
-            "the sentinel of a loader that has cleared the rest"
+            "a sentinel of 0: the loader has cleared unused fields"
         );
     }
 
     #[test]
-    fn the_first_gib_is_mapped_to_itself() {
-        let memory = written();
+    fn the_first_gib_is_identity_mapped() {
+        let memory = written_memory();
         let word = |address| u64::from_le_bytes(read(&memory, address));
         let directory_pointers = word(layout::PAGE_TABLES) & !0xfff;
         let directory = word(directory_pointers) & !0xfff;
@@ -172,8 +180,8 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_map_has_all_ram_once_and_no_device_hole() {
-        let memory = crate::machine::memory::make(5 << 30).unwrap();
+    fn the_memory_map_has_all_ram_once_and_no_mmio_hole() {
+        let memory = crate::machine::memory::allocate(5 << 30).unwrap();
         let map = memory_map(&memory);
         for pair in map.windows(2) {
             assert!(pair[0].1 <= pair[1].0, "{map:?}");

@@ -1,39 +1,39 @@
-//! What the guest reaches by an exit: a port or a memory address, looked up here once for all devices. Called by
-//! vCPU threads. An access that meets no device reads as all ones; a write to nowhere is dropped.
+//! Port I/O and MMIO: finds the device at the address of a guest's access. Called by vCPU threads after an
+//! exit. An access that no device claims reads as all ones; such a write is dropped.
 //!
-//! Lock order: a device's lock is taken here and nowhere else, one at a time.
+//! Lock order: each device has one lock, taken only here and only one at a time.
 #![cfg_attr(
     not(test),
     deny(
         clippy::unwrap_used,
         clippy::expect_used,
         clippy::panic,
-        clippy::indexing_slicing
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
     )
 )]
-#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::log::Limited;
+use crate::log::LimitedLog;
 
-/// Something with registers. Offsets are within its range; accesses are 1 to 8 bytes wide.
+/// A device with registers. The bus passes only accesses of 1 to 8 bytes that lie within the device's range.
 pub trait BusDevice: Send {
-    /// Fills `data` from `offset` on.
+    /// Reads the registers from `offset` on into `data`.
     fn read(&mut self, offset: u64, data: &mut [u8]);
-    /// Takes `data` at `offset`.
+    /// Writes `data` to the registers from `offset` on.
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
-/// Devices by address. Made before the guest runs, then only read.
+/// An address space with its devices. Filled before the guest runs and constant afterwards.
 pub struct Bus {
     /// "port" or "mmio", for counters and messages.
     kind: &'static str,
     slots: Vec<Slot>,
-    nowhere: Counters,
-    log: Limited,
+    unclaimed: Counters,
+    log: LimitedLog,
 }
 
 struct Slot {
@@ -50,32 +50,32 @@ struct Counters {
     writes: AtomicU64,
 }
 
-/// Why a device can't be put on the bus.
+/// A device's address range is taken or exceeds the address space.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name} at {base:#x} overlaps another device or the end")]
+#[error("{name} at {base:#x} overlaps another device or the end of the address space")]
 pub struct Overlap {
-    /// Which.
+    /// Name of the device that could not be inserted.
     pub name: String,
-    /// Where.
+    /// Its first address.
     pub base: u64,
 }
 
 impl Bus {
-    /// An empty bus of `kind`.
+    /// An empty bus; `kind` is "port" or "mmio".
     #[must_use]
     pub fn new(kind: &'static str) -> Self {
         Self {
             kind,
             slots: Vec::new(),
-            nowhere: Counters::default(),
-            log: Limited::new(),
+            unclaimed: Counters::default(),
+            log: LimitedLog::new(),
         }
     }
 
-    /// Puts `device` at `base`, `size` addresses long.
+    /// Adds `device` with the addresses `base..base + size`.
     ///
     /// # Errors
-    /// [`Overlap`] where another device is.
+    /// [`Overlap`] if another device has one of these addresses.
     pub fn insert(
         &mut self,
         name: impl Into<String>,
@@ -103,12 +103,12 @@ impl Bus {
         Ok(())
     }
 
-    /// The guest reads.
+    /// Handles a guest's read of `data.len()` bytes at `address`.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         let Some((slot, offset)) = self.find(address, data.len()) else {
-            self.nowhere.reads.fetch_add(1, Ordering::Relaxed);
+            self.unclaimed.reads.fetch_add(1, Ordering::Relaxed);
             self.log
-                .say(|| format!("the guest reads {} {address:#x}: nothing there", self.kind));
+                .write(|| format!("the guest reads {} {address:#x}, which no device has", self.kind));
             return data.fill(0xff);
         };
         slot.counters.reads.fetch_add(1, Ordering::Relaxed);
@@ -118,13 +118,13 @@ impl Bus {
             .read(offset, data);
     }
 
-    /// The guest writes.
+    /// Handles a guest's write of `data` at `address`.
     pub fn write(&self, address: u64, data: &[u8]) {
         let Some((slot, offset)) = self.find(address, data.len()) else {
-            self.nowhere.writes.fetch_add(1, Ordering::Relaxed);
+            self.unclaimed.writes.fetch_add(1, Ordering::Relaxed);
             return self
                 .log
-                .say(|| format!("the guest writes {} {address:#x}: nothing there", self.kind));
+                .write(|| format!("the guest writes {} {address:#x}, which no device has", self.kind));
         };
         slot.counters.writes.fetch_add(1, Ordering::Relaxed);
         slot.device
@@ -133,10 +133,10 @@ impl Bus {
             .write(offset, data);
     }
 
-    /// Adds how often each device was read and written to `counts`.
-    pub fn count(&self, counts: &mut BTreeMap<String, u64>) {
+    /// Adds the number of reads and writes of each device to `counts`, such as "port read serial".
+    pub fn add_counts(&self, counts: &mut BTreeMap<String, u64>) {
         let named = self.slots.iter().map(|slot| (slot.name.as_str(), &slot.counters));
-        for (name, counters) in named.chain([("nowhere", &self.nowhere)]) {
+        for (name, counters) in named.chain([("unclaimed", &self.unclaimed)]) {
             for (verb, counter) in [("read", &counters.reads), ("write", &counters.writes)] {
                 let count = counter.load(Ordering::Relaxed);
                 if count > 0 {
@@ -146,7 +146,7 @@ impl Bus {
         }
     }
 
-    /// The device that has all of the `length` addresses, with the offset in it.
+    /// The slot that contains all `length` addresses from `address` on, and the offset of `address` in it.
     fn find(&self, address: u64, length: usize) -> Option<(&Slot, u64)> {
         let length = u64::try_from(length).ok()?;
         self.slots.iter().find_map(|slot| {
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn an_access_reaches_its_device_with_the_offset() {
+    fn an_access_reaches_its_device_at_the_right_offset() {
         let bus = bus();
         bus.write(0x100, &[7]);
         let mut data = [0; 2];
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn nowhere_reads_as_ones_and_so_does_half_a_device() {
+    fn unclaimed_addresses_and_accesses_across_a_boundary_read_as_ones() {
         let bus = bus();
         for address in [0, 0xff, 0x103, 0x104, u64::MAX] {
             let mut data = [0; 2];
@@ -199,14 +199,14 @@ mod tests {
             assert_eq!(data, [0xff, 0xff], "{address:#x}");
         }
         let mut counts = BTreeMap::new();
-        bus.count(&mut counts);
-        assert_eq!(counts["port read nowhere"], 5);
-        assert_eq!(counts["port write nowhere"], 5);
+        bus.add_counts(&mut counts);
+        assert_eq!(counts["port read unclaimed"], 5);
+        assert_eq!(counts["port write unclaimed"], 5);
         assert_eq!(counts.len(), 2);
     }
 
     #[test]
-    fn devices_do_not_overlap() {
+    fn overlapping_devices_are_refused() {
         let mut bus = bus();
         for (base, size) in [(0x103, 1), (0xfd, 4), (0, u64::MAX), (u64::MAX, 2)] {
             assert!(

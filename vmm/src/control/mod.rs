@@ -1,5 +1,6 @@
-//! The VMM's end of the control socket: what the shim asks for, what it is told. Used by the main thread; the vsock
-//! device sends connections through the same socket, since a packet is one message.
+//! The VMM's end of the control socket to the shim ([`nacre_protocol::control`] has the messages). Used by
+//! the main thread; the vsock device's worker sends the guest's connections over the same socket, since each
+//! packet is one whole message.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
@@ -9,139 +10,144 @@ use nacre_protocol::control::{
     CONFIG_FDS, Channel, Configure, Error as ChannelError, FromVmm, Outcome, Step, ToVmm,
 };
 
-use crate::log::Limited;
+use crate::log::LimitedLog;
 use crate::machine::{Failure, Machine};
+use crate::process::exit_now;
 use crate::virtio::vsock::{Host, Ports, Refused};
 
-/// Why the shim could not be understood.
+/// Why receiving from the shim failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The socket.
+    /// The socket failed, was closed, or a packet was not a valid message.
     #[error(transparent)]
     Channel(#[from] ChannelError),
-    /// The first message is not `Configure`.
-    #[error("the first message is not Configure")]
-    NotConfigured,
-    /// `Configure` comes with other descriptors than it should.
-    #[error("{0} descriptors beside Configure instead of {CONFIG_FDS}")]
-    Descriptors(usize),
+    /// The first message was a different one.
+    #[error("the first message must be Configure")]
+    ExpectedConfigure,
+    /// `Configure` came with this number of descriptors.
+    #[error("Configure must come with {CONFIG_FDS} descriptors, got {0}")]
+    DescriptorCount(usize),
 }
 
-/// The descriptors beside `Configure`, by name.
+/// The descriptors that come with `Configure`, in the order of [`nacre_protocol::control::ConfigFd`].
 pub struct ConfigFiles {
-    /// `/dev/kvm`.
+    /// `/dev/kvm`, open for reading and writing.
     pub kvm: OwnedFd,
-    /// The guest kernel.
+    /// The guest kernel (vmlinux).
     pub kernel: File,
     /// The guest's initramfs.
     pub initrd: File,
-    /// The console's ring.
-    pub console: File,
+    /// A memfd for the last bytes of the guest's console.
+    pub console_ring: File,
 }
 
-/// The socket.
+/// The VMM's end of the control socket; clones share it.
 #[derive(Debug, Clone)]
 pub struct Control(Arc<Channel>);
 
 impl Control {
-    /// Takes over the socket at descriptor `fd`.
+    /// Takes ownership of the socket at descriptor `fd`.
     #[must_use]
     pub fn new(fd: RawFd) -> Self {
         Self(Arc::new(Channel::new(own(fd))))
     }
 
-    /// The vsock device's way to the shim: the guest's connections go over the same socket.
+    /// The vsock device's host side: sends the guest's connections to the shim over this socket.
     #[must_use]
-    pub fn vsock_host(&self) -> ShimHost {
-        ShimHost {
+    pub fn connection_sender(&self) -> ConnectionSender {
+        ConnectionSender {
             channel: Arc::clone(&self.0),
-            log: Limited::new(),
+            log: LimitedLog::new(),
         }
     }
 
-    /// Waits for `Configure`.
+    /// Blocks until the first message arrives, which must be `Configure`.
     ///
     /// # Errors
-    /// [`Error`] where something else comes.
-    pub fn configuration(&self) -> Result<(Configure, ConfigFiles), Error> {
+    /// [`Error`] if another message arrives or descriptors are missing.
+    pub fn receive_configuration(&self) -> Result<(Configure, ConfigFiles), Error> {
         let (message, fds) = self.0.receive::<ToVmm>()?;
         let ToVmm::Configure(configure) = message else {
-            return Err(Error::NotConfigured);
+            return Err(Error::ExpectedConfigure);
         };
         let count = fds.len();
-        let [kvm, kernel, initrd, console] =
-            <[OwnedFd; CONFIG_FDS]>::try_from(fds).map_err(|_| Error::Descriptors(count))?;
+        let [kvm, kernel, initrd, console_ring] =
+            <[OwnedFd; CONFIG_FDS]>::try_from(fds).map_err(|_| Error::DescriptorCount(count))?;
         let files = ConfigFiles {
             kvm,
             kernel: kernel.into(),
             initrd: initrd.into(),
-            console: console.into(),
+            console_ring: console_ring.into(),
         };
         Ok((configure, files))
     }
 
-    /// Tells that a step is done.
-    pub fn step(&self, name: &str) {
+    /// Reports that step `name` of the start is done, with the current time.
+    pub fn send_step(&self, name: &str) {
         match Step::now(name) {
-            Ok(step) => self.tell(&FromVmm::Step(step)),
-            Err(error) => eprintln!("nacre-vmm: the time of {name:?}: {error}"),
+            Ok(step) => self.send(&FromVmm::Step(step)),
+            Err(error) => eprintln!("nacre-vmm: reading the clock for step {name:?}: {error}"),
         }
     }
 
-    /// Tells that the guest is about to run.
-    pub fn running(&self) {
-        self.tell(&FromVmm::Running);
+    /// Reports that the guest's first instruction is about to run.
+    pub fn send_running(&self) {
+        self.send(&FromVmm::Running);
     }
 
-    /// Tells that the machine could not be built.
-    pub fn failed(&self, failure: &Failure) {
-        self.failed_at(failure.step, &failure.error, failure.hint());
+    /// Reports that the machine could not be built, and exits with status 1.
+    pub fn fail(&self, failure: &Failure) -> ! {
+        self.fail_at(failure.step, &failure.error, failure.hint())
     }
 
-    /// Tells that `step` failed.
-    pub fn failed_at(&self, step: &str, error: &dyn std::error::Error, hint: Option<String>) {
-        self.tell(&FromVmm::Failed {
+    /// Reports that `step` of the start failed, and exits with status 1.
+    pub fn fail_at(&self, step: &str, error: &dyn std::error::Error, hint: Option<String>) -> ! {
+        eprintln!("nacre-vmm: {step}: {error}");
+        self.send(&FromVmm::Failed {
             step: step.to_owned(),
             error: error.to_string(),
             hint,
         });
+        exit_now(1)
     }
 
-    /// Tells how the guest ended.
-    pub fn ended(&self, outcome: Outcome) {
-        self.tell(&FromVmm::Ended(outcome));
+    /// Reports how the VM ended, and exits with status 0.
+    pub fn end(&self, outcome: Outcome) -> ! {
+        self.send(&FromVmm::Ended(outcome));
+        exit_now(0)
     }
 
-    /// Answers one message. Called when the socket is readable.
+    /// Receives one message and answers it. Call it when the socket is readable.
     ///
     /// # Errors
-    /// [`ChannelError::Closed`] where the shim is gone, else what was not understood.
-    pub fn answer(&self, machine: &Machine) -> Result<(), Error> {
+    /// [`ChannelError::Closed`] if the shim has closed its end; otherwise the message was not valid.
+    pub fn handle_message(&self, machine: &Machine) -> Result<(), Error> {
         match self.0.receive::<ToVmm>()?.0 {
-            ToVmm::QueryExits => self.tell(&FromVmm::Exits(machine.exits())),
-            // A second one changes nothing; the descriptors beside it are closed.
-            ToVmm::Configure(_) => eprintln!("nacre-vmm: a second Configure is ignored"),
+            ToVmm::QueryExits => self.send(&FromVmm::Exits(machine.exit_counts())),
+            // The descriptors beside it are closed here.
+            ToVmm::Configure(_) => eprintln!("nacre-vmm: ignoring a second Configure message"),
         }
         Ok(())
     }
 
-    /// A shim that can't be told is gone: the socket becomes readable and the VMM ends by that.
-    fn tell(&self, message: &FromVmm) {
+    /// Sending fails if the shim has exited. Then the socket is readable, and the main loop ends the VM.
+    fn send(&self, message: &FromVmm) {
         if let Err(error) = self.0.send(message, &[]) {
-            eprintln!("nacre-vmm: telling the shim {message:?}: {error}");
+            eprintln!("nacre-vmm: sending {message:?} to the shim: {error}");
         }
     }
 }
 
-/// Sends the guest's connections to the shim.
+/// Sends each connection that the guest opens to the shim, on the vsock device's worker.
 #[derive(Debug)]
-pub struct ShimHost {
+pub struct ConnectionSender {
     channel: Arc<Channel>,
-    log: Limited,
+    log: LimitedLog,
 }
 
-impl Host for ShimHost {
-    /// Refuses where the shim is gone. Waits where the socket is full: the shim reads it in its main loop.
+impl Host for ConnectionSender {
+    /// Refuses the connection if the shim has exited. Blocks while the socket is full; the shim's main task
+    /// reads it.
     fn connect(&mut self, ports: Ports, stream: OwnedFd) -> Result<(), Refused> {
         let message = FromVmm::Connection {
             host_port: ports.host,
@@ -149,8 +155,12 @@ impl Host for ShimHost {
         };
         let sent = self.channel.send(&message, &[stream.as_raw_fd()]);
         sent.map_err(|error| {
-            self.log
-                .say(|| format!("a connection to port {}: {error}", ports.host));
+            self.log.write(|| {
+                format!(
+                    "sending the guest's connection to port {} to the shim: {error}",
+                    ports.host
+                )
+            });
             Refused
         })
     }
@@ -162,10 +172,10 @@ impl AsFd for Control {
     }
 }
 
-#[allow(unsafe_code, reason = "the shim passes the socket as a bare number")]
+#[allow(unsafe_code, reason = "the shim passes the socket as a descriptor number")]
 fn own(fd: RawFd) -> OwnedFd {
     use std::os::fd::FromRawFd as _;
-    // SAFETY: the command line says that this descriptor is the VMM's to take; main takes it once.
+    // SAFETY: --control-fd transfers ownership of this descriptor to the VMM, and main calls this once.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -198,31 +208,37 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_comes_with_its_files() {
+    fn the_configuration_arrives_with_its_files() {
         let (shim, vmm) = pair();
         let files: Vec<File> = (0..CONFIG_FDS).map(|_| tempfile::tempfile().unwrap()).collect();
         files[3].set_len(7).unwrap();
         let fds: Vec<RawFd> = files.iter().map(|file| file.as_raw_fd()).collect();
         shim.send(&configure(), &fds).unwrap();
-        let (configure, files) = vmm.configuration().unwrap();
+        let (configure, files) = vmm.receive_configuration().unwrap();
         assert_eq!(configure.pod, "p");
-        assert_eq!(files.console.metadata().unwrap().len(), 7);
+        assert_eq!(files.console_ring.metadata().unwrap().len(), 7);
     }
 
     #[test]
-    fn a_configuration_without_all_of_its_files_is_refused() {
+    fn a_configuration_with_missing_descriptors_is_refused() {
         let (shim, vmm) = pair();
         let file = tempfile::tempfile().unwrap();
         shim.send(&configure(), &[file.as_raw_fd()]).unwrap();
-        assert!(matches!(vmm.configuration(), Err(Error::Descriptors(1))));
+        assert!(matches!(
+            vmm.receive_configuration(),
+            Err(Error::DescriptorCount(1))
+        ));
         shim.send(&ToVmm::QueryExits, &[]).unwrap();
-        assert!(matches!(vmm.configuration(), Err(Error::NotConfigured)));
+        assert!(matches!(
+            vmm.receive_configuration(),
+            Err(Error::ExpectedConfigure)
+        ));
     }
 
     #[test]
-    fn a_connection_of_the_guest_goes_to_the_shim_or_is_refused() {
+    fn a_guest_connection_is_sent_to_the_shim_or_refused() {
         let (shim, vmm) = pair();
-        let mut host = vmm.vsock_host();
+        let mut host = vmm.connection_sender();
         let stream = || OwnedFd::from(tempfile::tempfile().unwrap());
         host.connect(Ports { guest: 8, host: 7 }, stream()).unwrap();
         let (message, fds) = shim.receive::<FromVmm>().unwrap();
@@ -238,21 +254,5 @@ mod tests {
         );
         drop(shim);
         assert_eq!(host.connect(Ports { guest: 8, host: 7 }, stream()), Err(Refused));
-    }
-
-    #[test]
-    fn a_failure_names_step_reason_and_hint() {
-        let (shim, vmm) = pair();
-        let error = crate::boot::kernel::Error::NoPvhEntry;
-        vmm.failed(&Failure {
-            step: "read guest images",
-            error: crate::boot::Error::from(error).into(),
-        });
-        let FromVmm::Failed { step, error, hint } = shim.receive::<FromVmm>().unwrap().0 else {
-            panic!()
-        };
-        assert_eq!(step, "read guest images");
-        assert!(error.contains("PVH"), "{error}");
-        assert!(hint.unwrap().contains("vmlinux"));
     }
 }

@@ -1,6 +1,6 @@
-//! Where the guest's console goes: the ring that outlives the VM, and standard error or output when somebody reads.
-//! Called by the serial port on vCPU threads, flushed by the main thread at the VM's end. It never fails the guest:
-//! a sink that can't be written is dropped, said once.
+//! The output of the guest's console: to a ring that survives the VMM, and to standard error or standard
+//! output if configured. Called by the serial port on vCPU threads, and flushed by the main thread when the
+//! VM ends. It never fails: an output that can't be written is logged and not used again.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,58 +8,58 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nacre_protocol::console;
 
-use crate::config::ConsoleTo;
+use crate::config::ConsoleOutput;
 
-/// Longest piece of a line that is held back, bytes.
+/// Most bytes of an unfinished line that are buffered.
 const MAX_PENDING: usize = 256;
 
-/// The console's sinks, shared by the serial port and the main thread.
+/// A handle on the console's outputs; clones share them.
 #[derive(Debug, Clone)]
-pub struct Console(Arc<Mutex<Sinks>>);
+pub struct Console(Arc<Mutex<Outputs>>);
 
 #[derive(Debug)]
-struct Sinks {
-    /// The line so far: a write to the ring for each byte would cost more than the guest's exit.
+struct Outputs {
+    /// The unfinished line: writing each byte to the ring would cost more than the guest's exit.
     pending: Vec<u8>,
     ring: Option<console::Writer>,
-    to: ConsoleTo,
+    output: ConsoleOutput,
 }
 
 impl Console {
-    /// A console that goes to `ring`, if there is one, and to where `to` says.
+    /// A console that writes to `ring`, if it is set, and to `output`.
     #[must_use]
-    pub fn new(ring: Option<File>, to: ConsoleTo) -> Self {
-        let sinks = Sinks {
+    pub fn new(ring: Option<File>, output: ConsoleOutput) -> Self {
+        let outputs = Outputs {
             pending: Vec::with_capacity(MAX_PENDING),
             ring: ring.map(console::Writer::new),
-            to,
+            output,
         };
-        Self(Arc::new(Mutex::new(sinks)))
+        Self(Arc::new(Mutex::new(outputs)))
     }
 
-    /// Writes out what is held back.
-    pub fn finish(&self) {
+    /// Writes the unfinished line.
+    pub fn flush_pending(&self) {
         self.lock().write_pending();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Sinks> {
+    fn lock(&self) -> MutexGuard<'_, Outputs> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut sinks = self.lock();
+        let mut outputs = self.lock();
         for byte in bytes {
-            sinks.pending.push(*byte);
-            if *byte == b'\n' || sinks.pending.len() >= MAX_PENDING {
-                sinks.write_pending();
+            outputs.pending.push(*byte);
+            if *byte == b'\n' || outputs.pending.len() >= MAX_PENDING {
+                outputs.write_pending();
             }
         }
-        if sinks.to == ConsoleTo::Terminal {
-            let mut out = io::stdout().lock();
-            if out.write_all(bytes).and_then(|()| out.flush()).is_err() {
-                sinks.to = ConsoleTo::Ring;
+        if outputs.output == ConsoleOutput::Terminal {
+            let mut stdout = io::stdout().lock();
+            if stdout.write_all(bytes).and_then(|()| stdout.flush()).is_err() {
+                outputs.output = ConsoleOutput::RingOnly;
             }
         }
         Ok(bytes.len())
@@ -70,15 +70,19 @@ impl Write for Console {
     }
 }
 
-impl Sinks {
+impl Outputs {
     fn write_pending(&mut self) {
-        let Self { pending, ring, to } = self;
+        let Self {
+            pending,
+            ring,
+            output,
+        } = self;
         if let Some(Err(error)) = ring.as_mut().map(|ring| ring.write(pending)) {
-            eprintln!("nacre-vmm: console ring: {error}; it stays as it is");
+            eprintln!("nacre-vmm: writing the console's ring: {error}; it gets no more output");
             *ring = None;
         }
-        if *to == ConsoleTo::Stderr && io::stderr().write_all(pending).is_err() {
-            *to = ConsoleTo::Ring;
+        if *output == ConsoleOutput::Stderr && io::stderr().write_all(pending).is_err() {
+            *output = ConsoleOutput::RingOnly;
         }
         pending.clear();
     }
@@ -92,22 +96,22 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(console::RING_BYTES).unwrap();
         (
-            Console::new(Some(file.try_clone().unwrap()), ConsoleTo::Ring),
+            Console::new(Some(file.try_clone().unwrap()), ConsoleOutput::RingOnly),
             file,
         )
     }
 
     #[test]
-    fn a_line_is_in_the_ring_when_it_ends_and_the_rest_at_the_end() {
+    fn finished_lines_are_written_at_once_and_the_rest_when_flushed() {
         let (mut console, file) = ring();
         console.write_all(b"one\nhalf").unwrap();
         assert_eq!(console::last_lines(&file, 9).unwrap(), ["one"]);
-        console.finish();
+        console.flush_pending();
         assert_eq!(console::last_lines(&file, 9).unwrap(), ["one", "half"]);
     }
 
     #[test]
-    fn a_line_without_end_is_held_back_only_so_long() {
+    fn an_unfinished_line_is_buffered_up_to_the_limit() {
         let (mut console, file) = ring();
         console.write_all(&[b'x'; MAX_PENDING]).unwrap();
         assert_eq!(console::last_lines(&file, 1).unwrap()[0].len(), MAX_PENDING);

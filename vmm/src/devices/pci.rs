@@ -1,23 +1,13 @@
-//! PCI's configuration ports with nothing behind them. The kernel has PCI (ACPICA wants it) but finds no bus in the
-//! ACPI tables; with these ports it takes the way to configuration space for there and asks no further. Without them it
-//! would say that it has none, an exit for every letter. Called by vCPU threads.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
+//! The PCI configuration ports of a machine without PCI devices. The guest kernel has PCI support because
+//! ACPICA needs it. If these ports did not respond, it would print a message about that, with an exit for
+//! each character. Called by vCPU threads.
 
 use crate::bus::BusDevice;
 
 /// Number of ports: address and data, 4 each.
 pub const PORTS: u16 = 8;
 
-/// The ports: an address that reads back, data that is all ones as from an empty slot.
+/// The address register can be read back; data reads as all ones, as for an empty slot.
 #[derive(Debug, Default)]
 pub struct EmptyPci {
     address: [u8; 4],
@@ -43,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_address_reads_back_and_no_device_is_there() {
+    fn the_address_reads_back_and_every_slot_is_empty() {
         let mut pci = EmptyPci::default();
         pci.write(3, &[1]);
         pci.write(0, &0x8000_0000_u32.to_le_bytes());

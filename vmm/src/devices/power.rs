@@ -1,20 +1,10 @@
-//! ACPI sleep and reset registers of a hardware-reduced machine (ACPI 6.5, 4.8.3.7): how the guest says that it is
-//! done. Called by vCPU threads; ends the VM, never anything else.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing
-    )
-)]
-#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+//! ACPI sleep and reset registers of a hardware-reduced machine (ACPI 6.5, 4.8.3.7), by which the guest
+//! powers off or resets. Called by vCPU threads; a reset ends the VM, too, it never restarts it.
 
 use nacre_protocol::control::Outcome;
 
 use crate::bus::BusDevice;
-use crate::machine::ending::Ending;
+use crate::machine::vm_exit::VmExit;
 
 /// Offset of the sleep control register.
 pub const SLEEP_CONTROL: u16 = 0;
@@ -24,29 +14,29 @@ pub const SLEEP_STATUS: u16 = 1;
 pub const RESET: u16 = 2;
 /// Number of ports.
 pub const PORTS: u16 = 3;
-/// What the reset register takes.
+/// The value that the guest writes to the reset register.
 pub const RESET_VALUE: u8 = 0x42;
-/// SLP_TYP of the state "off", which \_S5 names.
-pub const SLEEP_OFF: u8 = 5;
+/// SLP_TYP of the state S5 (off), as in the DSDT's \_S5 package.
+pub const SLEEP_TYPE_S5: u8 = 5;
 
 /// The three registers.
 #[derive(Debug)]
-pub struct Power {
-    ending: Ending,
+pub struct PowerRegisters {
+    vm_exit: VmExit,
 }
 
-impl Power {
-    /// Registers that end the VM by `ending`.
+impl PowerRegisters {
+    /// Registers that set `vm_exit` to power-off or reset.
     #[must_use]
-    pub fn new(ending: Ending) -> Self {
-        Self { ending }
+    pub fn new(vm_exit: VmExit) -> Self {
+        Self { vm_exit }
     }
 }
 
-/// What a write asks for.
+/// The meaning of a write.
 #[derive(Debug, PartialEq, Eq)]
 enum Request {
-    Off,
+    PowerOff,
     Reset,
 }
 
@@ -54,22 +44,24 @@ fn parse(offset: u64, data: &[u8]) -> Option<Request> {
     const SLEEP_ENABLE: u8 = 1 << 5;
     let &[value] = data else { return None };
     match u16::try_from(offset).ok()? {
-        SLEEP_CONTROL if value & SLEEP_ENABLE != 0 && (value >> 2) & 7 == SLEEP_OFF => Some(Request::Off),
+        SLEEP_CONTROL if value & SLEEP_ENABLE != 0 && (value >> 2) & 7 == SLEEP_TYPE_S5 => {
+            Some(Request::PowerOff)
+        }
         RESET if value == RESET_VALUE => Some(Request::Reset),
         _ => None,
     }
 }
 
-impl BusDevice for Power {
+impl BusDevice for PowerRegisters {
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
         data.fill(0);
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         match parse(offset, data) {
-            Some(Request::Off) => self.ending.end(Outcome::PowerOff),
+            Some(Request::PowerOff) => self.vm_exit.set(Outcome::PowerOff),
             Some(Request::Reset) => {
-                self.ending.end(Outcome::Reset {
+                self.vm_exit.set(Outcome::Reset {
                     cause: "ACPI reset register".to_owned(),
                 });
             }
@@ -83,14 +75,14 @@ mod tests {
     use super::*;
 
     fn outcome(offset: u16, data: &[u8]) -> Option<Outcome> {
-        let ending = Ending::new().unwrap();
-        Power::new(ending.clone()).write(u64::from(offset), data);
-        ending.outcome()
+        let vm_exit = VmExit::new().unwrap();
+        PowerRegisters::new(vm_exit.clone()).write(u64::from(offset), data);
+        vm_exit.outcome()
     }
 
     #[test]
-    fn off_and_reset_are_told_apart() {
-        let off = SLEEP_OFF << 2 | 1 << 5;
+    fn power_off_and_reset_are_distinguished() {
+        let off = SLEEP_TYPE_S5 << 2 | 1 << 5;
         assert_eq!(outcome(SLEEP_CONTROL, &[off]), Some(Outcome::PowerOff));
         assert!(matches!(
             outcome(RESET, &[RESET_VALUE]),
@@ -99,9 +91,9 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_does_nothing() {
+    fn other_writes_have_no_effect() {
         for (offset, data) in [
-            (SLEEP_CONTROL, &[SLEEP_OFF << 2] as &[u8]),
+            (SLEEP_CONTROL, &[SLEEP_TYPE_S5 << 2] as &[u8]),
             (SLEEP_CONTROL, &[3 << 2 | 1 << 5]),
             (SLEEP_STATUS, &[0xff]),
             (RESET, &[0]),

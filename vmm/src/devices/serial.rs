@@ -1,15 +1,5 @@
-//! A 16550 on eight ports: the guest's console. Called by vCPU threads; its output goes to [`Console`], its input
-//! (by hand only) comes from the main thread through [`Input`].
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing
-    )
-)]
-#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+//! The guest's serial port, a 16550. Called by vCPU threads. Its output goes to [`Console`]; its input comes
+//! from the main thread through [`SerialInput`], in standalone mode only.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,11 +11,14 @@ use vmm_sys_util::eventfd::EventFd;
 use super::console::Console;
 use crate::bus::BusDevice;
 
-/// The port's interrupt line.
-#[derive(Debug)]
-pub struct Line(pub EventFd);
+/// Number of I/O ports.
+pub const PORTS: u16 = 8;
 
-impl Trigger for Line {
+/// The port's interrupt: its irqfd.
+#[derive(Debug)]
+pub struct SerialInterrupt(pub EventFd);
+
+impl Trigger for SerialInterrupt {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
@@ -33,36 +26,36 @@ impl Trigger for Line {
     }
 }
 
-type Uart = Serial<Line, NoEvents, Console>;
+type Uart = Serial<SerialInterrupt, NoEvents, Console>;
 
-/// The port as the bus sees it.
+/// The registers, for the bus.
 pub struct SerialPort(Arc<Mutex<Uart>>);
 
 /// The port's receiving side.
 #[derive(Clone)]
-pub struct Input(Arc<Mutex<Uart>>);
+pub struct SerialInput(Arc<Mutex<Uart>>);
 
-/// A port that writes to `console` and raises `line`, with its receiving side.
+/// Creates a port that writes to `console`, and its receiving side.
 #[must_use]
-pub fn make(line: Line, console: Console) -> (SerialPort, Input) {
-    let uart = Arc::new(Mutex::new(Serial::new(line, console)));
-    (SerialPort(Arc::clone(&uart)), Input(uart))
+pub fn create(interrupt: SerialInterrupt, console: Console) -> (SerialPort, SerialInput) {
+    let uart = Arc::new(Mutex::new(Serial::new(interrupt, console)));
+    (SerialPort(Arc::clone(&uart)), SerialInput(uart))
 }
 
-impl Input {
-    /// How many bytes the guest can take now.
+impl SerialInput {
+    /// How many bytes fit into the receive FIFO.
     #[must_use]
-    pub fn room(&self) -> usize {
+    pub fn free_space(&self) -> usize {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .fifo_capacity()
     }
 
-    /// Gives `bytes` to the guest; those for which there is no room are lost, as on a wire.
-    pub fn type_in(&self, bytes: &[u8]) {
+    /// Puts `bytes` into the receive FIFO. Those that do not fit are lost, as with a real serial port.
+    pub fn enqueue(&self, bytes: &[u8]) {
         let mut uart = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Without room or with its interrupt broken there is nobody to tell: the bytes are lost as documented.
+        // Fails if the FIFO is full or the interrupt can't be raised: the bytes are lost, as documented.
         let _lost = uart.enqueue_raw_bytes(bytes).is_err();
     }
 }
@@ -82,7 +75,7 @@ impl BusDevice for SerialPort {
         let Ok(offset) = u8::try_from(offset) else { return };
         let mut uart = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for byte in data {
-            // Console never fails; an interrupt that can't be raised costs the guest its input, not its output.
+            // Console never fails. If the interrupt can't be raised, the output is nevertheless written.
             let _lost = uart.write(offset, *byte).is_err();
         }
     }
@@ -91,23 +84,26 @@ impl BusDevice for SerialPort {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ConsoleTo;
+    use crate::config::ConsoleOutput;
 
     #[test]
-    fn what_the_guest_writes_is_on_the_console_and_odd_offsets_do_nothing() {
+    fn output_reaches_the_console_and_input_the_guest() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(nacre_protocol::console::RING_BYTES).unwrap();
-        let console = Console::new(Some(file.try_clone().unwrap()), ConsoleTo::Ring);
-        let (mut port, input) = make(Line(EventFd::new(libc::EFD_NONBLOCK).unwrap()), console);
+        let console = Console::new(Some(file.try_clone().unwrap()), ConsoleOutput::RingOnly);
+        let (mut port, input) = create(
+            SerialInterrupt(EventFd::new(libc::EFD_NONBLOCK).unwrap()),
+            console,
+        );
         port.write(0, b"h");
         port.write(0, b"i\n");
         port.write(999, b"x");
         assert_eq!(nacre_protocol::console::last_lines(&file, 9).unwrap(), ["hi"]);
-        input.type_in(b"k");
+        input.enqueue(b"k");
         let mut byte = [0];
         port.read(0, &mut byte);
         assert_eq!(byte, *b"k");
-        input.type_in(&[0; 1000]);
-        assert_eq!(input.room(), 0);
+        input.enqueue(&[0; 1000]);
+        assert_eq!(input.free_space(), 0);
     }
 }

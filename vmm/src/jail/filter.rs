@@ -1,4 +1,5 @@
-//! Turns the tables of [`super::calls`] into the kernel's filter programs and installs them. Knows no system call.
+//! Compiles the tables of [`super::calls`] to seccomp BPF programs and installs them. Names no system call
+//! itself.
 
 use std::collections::BTreeMap;
 
@@ -10,16 +11,17 @@ use seccompiler::{
 use super::calls::{self, Argument, Call};
 use super::{Error, ThreadKind, step};
 
-/// What a system call outside the tables gets.
+/// What happens on a system call that the thread's table does not list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Violation {
-    /// The whole process dies by SIGSYS.
+    /// SECCOMP_RET_KILL_PROCESS: SIGSYS ends the whole process.
     Kill,
-    /// It goes through and stands in the host kernel's log (`type=1326`): for finding out what is missing, by hand.
+    /// SECCOMP_RET_LOG: the call is executed, and the host's kernel logs it as `type=1326`. To find the calls
+    /// that a table lacks.
     Log,
 }
 
-/// The compiled programs.
+/// One compiled seccomp filter per thread kind.
 #[derive(Debug)]
 pub struct Filters {
     vcpu: BpfProgram,
@@ -29,14 +31,9 @@ pub struct Filters {
 }
 
 impl Filters {
-    /// Compiles the tables of every kind.
+    /// Compiles the tables of all thread kinds.
     pub fn compile(violation: Violation) -> Result<Self, Error> {
-        let program = |kind| {
-            step(
-                "compiling a system call filter",
-                compile(calls::of(kind), violation),
-            )
-        };
+        let program = |kind| step("compile a seccomp filter", compile(calls::of(kind), violation));
         Ok(Self {
             vcpu: program(ThreadKind::Vcpu)?,
             device: program(ThreadKind::Device)?,
@@ -45,7 +42,7 @@ impl Filters {
         })
     }
 
-    /// Installs the program of `kind` for the calling thread, for good.
+    /// Installs the filter of `kind` for the calling thread. A filter can't be removed.
     pub fn install(&self, kind: ThreadKind) -> Result<(), Error> {
         let program = match kind {
             ThreadKind::Vcpu => &self.vcpu,
@@ -53,7 +50,7 @@ impl Filters {
             ThreadKind::FileServer => &self.file_server,
             ThreadKind::Control => &self.control,
         };
-        step("installing a system call filter", apply_filter(program))
+        step("install a seccomp filter", apply_filter(program))
     }
 }
 
@@ -63,7 +60,7 @@ fn compile<'a>(
 ) -> Result<BpfProgram, seccompiler::BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for call in calls {
-        rules.insert(call.number, alternatives(call)?);
+        rules.insert(call.number, rules_for(call)?);
     }
     let default = match violation {
         Violation::Kill => SeccompAction::KillProcess,
@@ -72,8 +69,8 @@ fn compile<'a>(
     SeccompFilter::new(rules, default, SeccompAction::Allow, TargetArch::x86_64)?.try_into()
 }
 
-/// The rules for one call, of which one must match; none: any arguments are fine.
-fn alternatives(call: &Call) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+/// The rules of one call, at least one of which must match. An empty list matches any arguments.
+fn rules_for(call: &Call) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
     let equal = |index, value| condition(index, SeccompCmpOp::Eq, value);
     match call.argument {
         Argument::Any => Ok(Vec::new()),

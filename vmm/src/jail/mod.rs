@@ -1,15 +1,18 @@
-//! What the VMM gives up before the guest's first instruction: the host's file system, its other namespaces,
-//! capabilities, and all system calls that a thread of its kind does not need.
+//! What the VMM gives up before the guest's first instruction: the host's file system and other namespaces,
+//! capabilities, and every system call that a thread of its kind does not need. docs/jail.md is the overview.
 //!
-//! Order: [`enter`] while the process has one thread, right after the configuration has come; then every thread calls
-//! [`Confinement::confine`] as its first act. Threads share memory, so the filters keep the kernel's surface small
-//! and are no border between threads.
+//! Order: the main thread calls [`enter`] right after it has received the configuration, while the process
+//! has one thread; after that, each thread calls [`Confinement::confine`] before anything else. Threads share
+//! memory, so the seccomp filters reduce the kernel's attack surface but do not isolate threads from each
+//! other.
 //!
-//! [`root`] is the file system, [`limits`] what the process may use up, [`capabilities`] who it is, [`filter`] the
-//! system calls, of which [`calls`] has the tables. Nothing here knows a device.
+//! [`descriptors`] checks for open directories of the host, [`root`] replaces the root file system,
+//! [`limits`] sets rlimits, [`capabilities`] drops capabilities, and [`filter`] compiles the seccomp tables
+//! in [`calls`]. Nothing here depends on a device.
 
 mod calls;
 mod capabilities;
+mod descriptors;
 mod filter;
 mod limits;
 mod root;
@@ -24,7 +27,7 @@ use nix::sched::{CloneFlags, unshare};
 
 pub use filter::Violation;
 
-/// What a thread is for; it decides the capabilities and the system calls that it keeps.
+/// The purpose of a thread, which decides the capabilities and the system calls that it keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ThreadKind {
     /// Runs a vCPU.
@@ -33,12 +36,12 @@ pub enum ThreadKind {
     Device,
     /// Serves files of the shared tree (virtio-fs).
     FileServer,
-    /// The main thread: control socket, the VM's end.
+    /// The main thread: the control socket and the VM's exit.
     Control,
 }
 
 impl ThreadKind {
-    /// All of them.
+    /// Every kind once, for tests and tables.
     pub const ALL: [Self; 4] = [Self::Vcpu, Self::Device, Self::FileServer, Self::Control];
 }
 
@@ -46,9 +49,9 @@ impl ThreadKind {
 #[derive(Debug, thiserror::Error)]
 #[error("jail: {step}: {reason}")]
 pub struct Error {
-    /// What was attempted.
+    /// The step that failed, such as "set secure bits".
     pub step: &'static str,
-    /// Why it failed.
+    /// The system call's error, or what was found instead of what is required.
     pub reason: String,
 }
 
@@ -60,70 +63,80 @@ fn step<T, E: Display>(step: &'static str, result: Result<T, E>) -> Result<T, Er
     })
 }
 
-/// Leaves the host: new mount, network, IPC and UTS namespaces, root pivoted to a private mount of `shared` (or to an
-/// empty tmpfs of bounded size), rlimits, no_new_privs, not dumpable, umask 0, no capability that no thread needs.
-/// The process must have one thread, since namespaces and capabilities belong to threads.
+/// Leaves the host's namespaces and drops privileges: new mount, network, IPC and UTS namespaces, the root
+/// pivoted to a private mount of `shared` (or to an empty, read-only tmpfs of bounded size), rlimits, umask
+/// 0, the file server's capabilities alone, no_new_privs, not dumpable. The process must have one thread,
+/// since namespaces and capabilities belong to threads.
 ///
-/// What is needed of /proc, /sys or /dev must be open before. The host's root can still look at /proc/PID/ns.
+/// Open whatever is needed of /proc, /sys or /dev before, but a directory only as the root of a detached
+/// mount (open_tree with OPEN_TREE_CLONE): any other directory descriptor would lead back to the host's files
+/// by `..`. The host's root can still inspect the process through /proc/PID.
 ///
 /// # Errors
-/// [`Error`] with the step that failed; the process must then end.
+/// [`Error`] with the step that failed; the process must then exit.
 pub fn enter(shared: Option<&Path>) -> Result<(), Error> {
-    limits::one_thread()?;
-    // A backtrace reads files that are gone from here on, by calls that no filter allows: where the environment asks
-    // for one, a panic would end by SIGSYS instead of being reported.
+    limits::require_single_thread()?;
+    descriptors::refuse_host_directories()?;
+    // The default hook prints a backtrace if RUST_BACKTRACE is set. That reads files by calls that no filter
+    // allows, so a panic would end in SIGSYS without its message.
     std::panic::set_hook(Box::new(|panic| eprintln!("nacre-vmm: {panic}")));
-    limits::set()?;
+    limits::set_rlimits()?;
     let namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS;
-    step("new namespaces (this needs CAP_SYS_ADMIN)", unshare(namespaces))?;
+    step(
+        "create namespaces (this needs CAP_SYS_ADMIN)",
+        unshare(namespaces),
+    )?;
     root::pivot(shared)?;
-    // The file server gives files exactly the mode that the guest asked for.
+    // The file server creates files with exactly the mode that the guest asked for.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
-    capabilities::bound()?;
-    step("no_new_privs", nix::sys::prctl::set_no_new_privs())?;
-    step("not dumpable", nix::sys::prctl::set_dumpable(false))
+    capabilities::limit_process()?;
+    step("set no_new_privs", nix::sys::prctl::set_no_new_privs())?;
+    step("clear dumpable", nix::sys::prctl::set_dumpable(false))
 }
 
-/// The system call filters of all thread kinds, compiled once, shared by the threads.
+/// The seccomp filters of all thread kinds, compiled once and shared by the threads.
 #[derive(Debug, Clone, Default)]
 pub struct Confinement {
     filters: Option<Arc<filter::Filters>>,
 }
 
 impl Confinement {
-    /// Confines nothing; for tests.
+    /// Confines nothing; for tests and `--no-jail`.
     #[must_use]
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// Confines every kind to its tables; `violation` says what a call outside them gets.
+    /// Confines each thread to the table of its kind; `violation` is what any other system call leads to.
     ///
     /// # Errors
-    /// [`Error`] where a table does not compile.
+    /// [`Error`] if a table does not compile.
     pub fn closed(violation: Violation) -> Result<Self, Error> {
-        limits::keep_arenas()?;
+        limits::disable_malloc_trim()?;
         Ok(Self {
             filters: Some(Arc::new(filter::Filters::compile(violation)?)),
         })
     }
 
-    /// Drops the capabilities and installs the system call filter for the calling thread. A thread that serves files
-    /// also gets a working directory and a umask of its own.
+    /// Drops capabilities and installs the seccomp filter of `kind` for the calling thread. The file server's
+    /// thread also gets a separate working directory and umask, which it changes for some requests.
     ///
     /// # Errors
-    /// [`Error`] with the step that failed; the thread must then end.
+    /// [`Error`] with the step that failed; the thread must then exit.
     pub fn confine(&self, kind: ThreadKind) -> Result<(), Error> {
         let Some(filters) = &self.filters else {
             return Ok(());
         };
         if kind == ThreadKind::FileServer {
-            step("a working directory of its own", unshare(CloneFlags::CLONE_FS))?;
+            step(
+                "unshare working directory and umask",
+                unshare(CloneFlags::CLONE_FS),
+            )?;
         }
-        capabilities::keep(kind)?;
+        capabilities::limit_thread(kind)?;
         filters.install(kind)
     }
 }

@@ -1,6 +1,8 @@
-//! The root of the jail: a private tmpfs, into which the shim later moves the mounts of containers, or a bind of one
-//! directory. Called by [`super::enter`] in its new mount namespace; never touches the host's.
+//! The root directory of the jail: a private tmpfs, below which the shim later attaches the mounts of
+//! containers, or a bind mount of one directory. Called by [`super::enter`] in its new mount namespace; never
+//! changes the host's mounts.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::CWD;
@@ -12,47 +14,53 @@ use rustix::mount::{
 
 use super::{Error, step};
 
-/// The tmpfs holds directories and mount points only; a guest that fills it harms itself.
+/// The tmpfs holds only directories and mount points, which the shim creates: a few inodes per container.
 const TMPFS_OPTIONS: [(&str, &str); 3] = [("size", "1m"), ("nr_inodes", "8192"), ("mode", "0755")];
 
-/// Makes `shared`, or an empty tmpfs, the root and the working directory, and lets go of the old root.
+/// Makes a bind mount of `shared`, or an empty tmpfs, the root and the working directory, and detaches the
+/// old root.
 pub fn pivot(shared: Option<&Path>) -> Result<(), Error> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    step("mounts private", mount_change("/", private))?;
+    step("make all mounts private", mount_change("/", private))?;
     let new_root = match shared {
         Some(directory) => bind(directory),
-        None => step("the tmpfs of the shared tree", tmpfs()),
+        None => step("mount a tmpfs for the shared tree", tmpfs()),
     }?;
     let over_root = move_mount(&new_root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
-    step("mounting the new root", over_root)?;
-    step("entering the new root", rustix::process::fchdir(&new_root))?;
+    step("attach the new root", over_root)?;
+    step("enter the new root", rustix::process::fchdir(&new_root))?;
     step(
-        "pivot_root (this does not work where the root is an initramfs)",
+        "pivot_root (this does not work if the root is an initramfs)",
         rustix::process::pivot_root(".", "."),
     )?;
-    // The old root now lies over the new one; it is what "." is.
-    step("detaching the old root", unmount(".", UnmountFlags::DETACH))?;
-    step("entering the root", rustix::process::chdir("/"))
+    // pivot_root(".", ".") stacks the old root on the new one, so "." is the old root now: see pivot_root(2).
+    step("detach the old root", unmount(".", UnmountFlags::DETACH))?;
+    step("enter the root", rustix::process::chdir("/"))
 }
 
-fn tmpfs() -> rustix::io::Result<std::os::fd::OwnedFd> {
+/// A detached tmpfs mount.
+fn tmpfs() -> rustix::io::Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in TMPFS_OPTIONS {
         fsconfig_set_string(&context, key, value)?;
     }
     fsconfig_create(&context)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+    // Read-only for this process: the guest sees this tree by virtio-fs, and must not leave a FIFO or a link
+    // where the shim is about to attach a mount. The shim writes through a clone of this mount without the
+    // attribute; mounts that it attaches keep their own attributes.
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
-/// `directory` with the mounts below it.
-fn bind(directory: &Path) -> Result<std::os::fd::OwnedFd, Error> {
+/// A detached bind mount of `directory`, with the mounts below it.
+fn bind(directory: &Path) -> Result<OwnedFd, Error> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     open_tree(CWD, directory, flags).map_err(|error| Error {
-        step: "the shared tree",
+        step: "clone the shared directory's mount",
         reason: format!("{}: {error}", directory.display()),
     })
 }

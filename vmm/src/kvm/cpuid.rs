@@ -1,21 +1,22 @@
-//! What CPUID tells a guest: what KVM supports, with the guest's own topology and the timer that needs no
-//! calibration. Pure.
+//! The CPUID entries of a vCPU: those that KVM supports, with the guest's own topology and with the TSC
+//! deadline timer. Pure; called when the vCPUs are created.
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
-/// Leaf 1, ECX: the local APIC timer takes a TSC value, so nothing has to be calibrated (there is no PIT to do it by).
+/// Leaf 1, ECX: the local APIC timer has TSC deadline mode, which needs no calibration (there is no PIT to
+/// calibrate by).
 const TSC_DEADLINE: u32 = 1 << 24;
-/// Leaf 1, ECX: running under a hypervisor.
+/// Leaf 1, ECX: a hypervisor is present.
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: more than one logical processor.
 const HTT: u32 = 1 << 28;
-/// Leaf 6, EAX: the APIC timer never stops, so no broadcast timer is looked for.
+/// Leaf 6, EAX: the APIC timer never stops, so the kernel does not look for a broadcast timer.
 const ARAT: u32 = 1 << 2;
 
-/// CPUID of vCPU `index` of `vcpus`, from what KVM supports.
+/// The entries of vCPU `index` of `vcpus`, derived from those that KVM supports.
 ///
 /// # Errors
-/// Where there are more entries than KVM takes.
+/// [`super::Error::TooManyEntries`] if KVM does not accept that many.
 pub fn for_vcpu(supported: &CpuId, index: u8, vcpus: u8) -> Result<CpuId, super::Error> {
     let mut entries: Vec<kvm_cpuid_entry2> = supported.as_slice().to_vec();
     let mut has_power_leaf = false;
@@ -30,15 +31,19 @@ pub fn for_vcpu(supported: &CpuId, index: u8, vcpus: u8) -> Result<CpuId, super:
             ..Default::default()
         });
     }
-    CpuId::from_entries(&entries).map_err(|error| super::Error::Cpuid(format!("{error:?}")))
+    CpuId::from_entries(&entries).map_err(|error| super::Error::TooManyEntries {
+        action: "setting CPUID",
+        reason: format!("{error:?}"),
+    })
 }
 
-/// One core a vCPU, all in one package.
+/// Changes the leaves that describe topology and timer: each vCPU is a core with one thread, all cores are in
+/// one package.
 fn adapt(entry: &mut kvm_cpuid_entry2, index: u32, vcpus: u32) {
     let shift = vcpus.next_power_of_two().trailing_zeros();
     match entry.function {
         1 => {
-            // EBX: APIC id, logical processors of the package, and the cache line's size as it is.
+            // EBX: APIC id, logical processors in the package; CLFLUSH line size unchanged.
             entry.ebx = index << 24 | vcpus << 16 | entry.ebx & 0xffff;
             entry.ecx |= TSC_DEADLINE | HYPERVISOR;
             entry.edx = if vcpus > 1 {
@@ -47,10 +52,11 @@ fn adapt(entry: &mut kvm_cpuid_entry2, index: u32, vcpus: u32) {
                 entry.edx & !HTT
             };
         }
-        // Caches (Intel): each core its own; EAX 31:26 cores of the package, 25:14 threads that share the cache.
+        // Caches (Intel), each private to a core. EAX 31:26: cores in the package less one; 25:14: threads
+        // that share the cache less one.
         4 => entry.eax = entry.eax & 0x3fff | (vcpus - 1).min(63) << 26,
         6 => entry.eax |= ARAT,
-        // Extended topology: level 0 threads of a core, level 1 cores of the package.
+        // Extended topology: level 0 has the threads of a core, level 1 the cores of the package.
         0xb | 0x1f => {
             let (level_shift, level_count, level_type) = match entry.index {
                 0 => (0, 1, 1),
@@ -62,11 +68,11 @@ fn adapt(entry: &mut kvm_cpuid_entry2, index: u32, vcpus: u32) {
             entry.ecx = level_type << 8 | entry.index;
             entry.edx = index;
         }
-        // Cores of the package less one, width of a core's APIC id (AMD).
+        // AMD: cores in the package less one, width of the APIC id's core field.
         0x8000_0008 => entry.ecx = shift << 12 | (vcpus - 1),
-        // Caches (AMD): as in leaf 4.
+        // AMD: caches, as in leaf 4.
         0x8000_001d => entry.eax &= 0x3fff,
-        // Extended APIC id; one thread a core; one node (AMD).
+        // AMD: extended APIC id, one thread per core, one node.
         0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (index, index, 0),
         _ => {}
     }
@@ -86,45 +92,45 @@ mod tests {
         }
     }
 
-    fn made(index: u8, vcpus: u8) -> Vec<kvm_cpuid_entry2> {
+    fn entries(index: u8, vcpus: u8) -> Vec<kvm_cpuid_entry2> {
         let supported =
             CpuId::from_entries(&[entry(1, 0), entry(4, 0), entry(0xb, 0), entry(0xb, 1)]).unwrap();
         for_vcpu(&supported, index, vcpus).unwrap().as_slice().to_vec()
     }
 
     #[test]
-    fn every_guest_has_the_timer_and_knows_that_it_is_one() {
-        let made = made(0, 1);
+    fn every_guest_has_the_deadline_timer_and_the_hypervisor_bit() {
+        let entries = entries(0, 1);
         assert_eq!(
-            made[0].ecx & (TSC_DEADLINE | HYPERVISOR),
+            entries[0].ecx & (TSC_DEADLINE | HYPERVISOR),
             TSC_DEADLINE | HYPERVISOR
         );
-        assert_eq!(made[0].edx & HTT, 0);
-        let power = made.iter().find(|entry| entry.function == 6).unwrap();
+        assert_eq!(entries[0].edx & HTT, 0);
+        let power = entries.iter().find(|entry| entry.function == 6).unwrap();
         assert_eq!(power.eax & ARAT, ARAT);
     }
 
     #[test]
-    fn each_vcpu_has_its_id_in_every_leaf_that_tells_it() {
-        let made = made(3, 6);
-        assert_eq!(made[0].ebx, 3 << 24 | 6 << 16 | 0x0800);
-        assert_eq!(made[1].eax >> 26, 5);
+    fn each_vcpu_has_its_own_id_in_every_topology_leaf() {
+        let entries = entries(3, 6);
+        assert_eq!(entries[0].ebx, 3 << 24 | 6 << 16 | 0x0800);
+        assert_eq!(entries[1].eax >> 26, 5);
         assert_eq!(
-            (made[2].eax, made[2].ebx, made[2].ecx, made[2].edx),
+            (entries[2].eax, entries[2].ebx, entries[2].ecx, entries[2].edx),
             (0, 1, 0x100, 3)
         );
         assert_eq!(
-            (made[3].eax, made[3].ebx, made[3].ecx, made[3].edx),
+            (entries[3].eax, entries[3].ebx, entries[3].ecx, entries[3].edx),
             (3, 6, 0x201, 3)
         );
     }
 
     #[test]
-    fn kvm_takes_it() {
+    fn kvm_accepts_the_entries() {
         let Some(vm) = super::super::tests::vm() else {
             return;
         };
         let cpuid = for_vcpu(&vm.supported_cpuid().unwrap(), 0, 1).unwrap();
-        vm.vcpu(0).unwrap().set_cpuid2(&cpuid).unwrap();
+        vm.create_vcpu(0).unwrap().set_cpuid2(&cpuid).unwrap();
     }
 }

@@ -1,9 +1,10 @@
-//! The virtual machine as KVM knows it: interrupt controllers in the kernel, memory slots, descriptors that raise
-//! interrupts and catch notifications. Called by the machine's steps; the guest runs in [`vcpu`].
+//! The VM as a KVM object: in-kernel interrupt controllers, memory slots, irqfds and ioeventfds. Called by
+//! the machine's steps. The guest itself runs in [`vcpu`].
 
 pub mod cpuid;
-mod raw;
+pub(crate) mod raw;
 pub mod registers;
+pub(crate) mod segments;
 pub mod stats;
 pub mod vcpu;
 
@@ -16,47 +17,52 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::machine::layout;
 use crate::virtio::Memory;
 
-/// What KVM must have.
-const NEEDED: &[(Cap, &str)] = &[
-    (Cap::UserMemory, "memory slots"),
-    (Cap::Irqchip, "interrupt controllers"),
-    (Cap::Irqfd, "irqfd"),
-    (Cap::Ioeventfd, "ioeventfd"),
-    (Cap::ImmediateExit, "immediate exit"),
-    (Cap::SetTssAddr, "TSS address"),
-    (Cap::ExtCpuid, "CPUID"),
-    (Cap::TscDeadlineTimer, "TSC deadline timer"),
+/// The capabilities that the VMM relies on, with their names in error messages.
+const REQUIRED: &[(Cap, &str)] = &[
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER"),
 ];
-const API_VERSION: i32 = 12;
+/// KVM_GET_API_VERSION of every kernel since 2.6.22.
+pub(crate) const API_VERSION: i32 = 12;
 
-/// What KVM refused.
+/// Why KVM can't be used, or which request it refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An ioctl failed.
-    #[error("{what}: {source}")]
-    Call {
-        /// Which, in words.
-        what: &'static str,
-        /// Why.
+    #[error("{action}: {source}")]
+    Ioctl {
+        /// What the VMM was doing, such as "creating a vCPU".
+        action: &'static str,
+        /// The errno.
         source: kvm_ioctls::Error,
     },
-    /// Not the API that everybody has.
-    #[error("KVM's API version is {0}, not {API_VERSION}")]
-    Api(i32),
-    /// Something is missing.
-    #[error("this KVM has no {0}")]
-    Missing(&'static str),
-    /// CPUID can't be made.
-    #[error("CPUID: {0}")]
-    Cpuid(String),
+    /// The device does not implement the stable KVM API.
+    #[error("KVM API version is {0}, expected {API_VERSION}")]
+    ApiVersion(i32),
+    /// This KVM lacks a capability or an MSR.
+    #[error("this host's KVM does not support {0}")]
+    Unsupported(&'static str),
+    /// Too many CPUID entries or MSRs for one ioctl.
+    #[error("too many entries for {action}: {reason}")]
+    TooManyEntries {
+        /// The ioctl's purpose.
+        action: &'static str,
+        /// The library's message.
+        reason: String,
+    },
 }
 
-/// Names the call that failed.
-pub(crate) fn call(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
-    move |source| Error::Call { what, source }
+/// For `map_err`: names the failed action.
+pub(crate) fn error_at(action: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
+    move |source| Error::Ioctl { action, source }
 }
 
-/// A virtual machine, as yet without memory and vCPUs.
+/// A virtual machine; memory and vCPUs are added by its methods.
 #[derive(Debug)]
 pub struct Vm {
     kvm: Kvm,
@@ -64,106 +70,111 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Makes a VM by `/dev/kvm`'s descriptor, with its interrupt controllers.
+    /// Creates a VM with interrupt controllers. `device` is `/dev/kvm`.
     ///
     /// # Errors
-    /// [`Error`] with what this KVM lacks or refused.
+    /// [`Error`] with what this KVM does not support or refused.
     pub fn new(device: OwnedFd) -> Result<Self, Error> {
         let kvm = raw::kvm(device);
         let version = kvm.get_api_version();
         if version != API_VERSION {
-            return Err(Error::Api(version));
+            return Err(Error::ApiVersion(version));
         }
-        if let Some((_, name)) = NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
-            return Err(Error::Missing(name));
+        if let Some((_, name)) = REQUIRED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+            return Err(Error::Unsupported(name));
         }
-        let fd = create(&kvm).map_err(call("making a VM"))?;
-        let tss = usize::try_from(layout::TSS).map_err(|_| Error::Missing("TSS address"))?;
+        let fd = create_vm(&kvm).map_err(error_at("creating a VM"))?;
+        let tss = usize::try_from(layout::TSS).map_err(|_| Error::Unsupported("TSS address"))?;
         fd.set_identity_map_address(layout::IDENTITY_MAP)
-            .map_err(call("setting the identity map's address"))?;
-        fd.set_tss_address(tss).map_err(call("setting the TSS address"))?;
-        // All of it in the kernel: a controller in user space would cost exits at each interrupt. No PIT.
+            .map_err(error_at("setting the identity map's address"))?;
+        fd.set_tss_address(tss)
+            .map_err(error_at("setting the TSS address"))?;
+        // Both the local APICs and the I/O APIC, as a controller in user space would cost exits for each
+        // interrupt. No PIT.
         fd.create_irq_chip()
-            .map_err(call("making the interrupt controllers"))?;
+            .map_err(error_at("creating the interrupt controllers"))?;
         Ok(Self { kvm, fd })
     }
 
-    /// Gives `memory` to the guest. It must live as long as the VM: the machine keeps it.
+    /// Maps all of `memory` into the guest. The caller keeps `memory` as long as the VM exists.
     ///
     /// # Errors
-    /// [`Error::Call`] where KVM refuses.
+    /// [`Error::Ioctl`] if KVM refuses a memory slot.
     pub fn set_memory(&self, memory: &Memory) -> Result<(), Error> {
         for (slot, region) in (0..).zip(memory.iter()) {
             let range = (region.start_addr().0, region.len());
             raw::set_slot(&self.fd, slot, range, region.as_ptr() as u64)
-                .map_err(call("setting guest memory"))?;
+                .map_err(error_at("mapping guest memory"))?;
         }
         Ok(())
     }
 
-    /// Makes the `index`th vCPU.
+    /// Creates the vCPU with APIC id `index`.
     ///
     /// # Errors
-    /// [`Error::Call`] where KVM refuses.
-    pub fn vcpu(&self, index: u8) -> Result<kvm_ioctls::VcpuFd, Error> {
+    /// [`Error::Ioctl`] if KVM refuses.
+    pub fn create_vcpu(&self, index: u8) -> Result<kvm_ioctls::VcpuFd, Error> {
         self.fd
             .create_vcpu(u64::from(index))
-            .map_err(call("making a vCPU"))
+            .map_err(error_at("creating a vCPU"))
     }
 
-    /// What CPUID this KVM supports.
+    /// The CPUID entries that this KVM supports.
     ///
     /// # Errors
-    /// [`Error::Call`] where KVM refuses.
+    /// [`Error::Ioctl`] if KVM refuses.
     pub fn supported_cpuid(&self) -> Result<kvm_bindings::CpuId, Error> {
         self.kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .map_err(call("asking for CPUID"))
+            .map_err(error_at("reading the supported CPUID"))
     }
 
-    /// A descriptor that raises interrupt line `gsi`, once a write (edge-triggered).
+    /// An eventfd whose writes raise the interrupt `gsi`, edge-triggered.
     ///
     /// # Errors
-    /// [`Error::Call`] where KVM refuses or there is no descriptor left.
-    pub fn line(&self, gsi: u8) -> Result<EventFd, Error> {
-        let event = event()?;
+    /// [`Error::Ioctl`] if KVM refuses or no descriptor is left.
+    pub fn irqfd(&self, gsi: u8) -> Result<EventFd, Error> {
+        let event = new_eventfd()?;
         self.fd
             .register_irqfd(&event, u32::from(gsi))
-            .map_err(call("wiring an interrupt"))?;
+            .map_err(error_at("registering an irqfd"))?;
         Ok(event)
     }
 
-    /// A descriptor that is written when the guest writes the 32-bit `value` to `address`, without an exit to us.
+    /// An eventfd that KVM writes when the guest writes the 32-bit `value` to `address`; no vCPU exits to
+    /// user space.
     ///
     /// # Errors
-    /// [`Error::Call`] where KVM refuses or there is no descriptor left.
-    pub fn doorbell(&self, address: u64, value: u32) -> Result<EventFd, Error> {
-        let event = event()?;
+    /// [`Error::Ioctl`] if KVM refuses, as it does for a pair that is registered already, or no descriptor is
+    /// left.
+    pub fn ioeventfd(&self, address: u64, value: u32) -> Result<EventFd, Error> {
+        let event = new_eventfd()?;
         self.fd
             .register_ioevent(&event, &IoEventAddress::Mmio(address), value)
-            .map_err(call("wiring a notification"))?;
+            .map_err(error_at("registering an ioeventfd"))?;
         Ok(event)
     }
 
-    /// From now on nothing happens when the guest writes the 32-bit `value` to `address`, and without an exit to us.
+    /// Makes KVM discard the guest's writes of the 32-bit `value` to `address`: they have no effect and no
+    /// vCPU exits to user space.
     ///
     /// # Errors
-    /// [`Error::Call`] where KVM refuses or there is no descriptor left.
-    pub fn swallow(&self, address: u64, value: u32) -> Result<(), Error> {
-        // KVM keeps what it needs of the descriptor until the VM's end.
-        self.doorbell(address, value).map(drop)
+    /// As for [`Vm::ioeventfd`].
+    pub fn discard_writes(&self, address: u64, value: u32) -> Result<(), Error> {
+        // KVM keeps its own reference to the eventfd until the VM is destroyed.
+        self.ioeventfd(address, value).map(drop)
     }
 }
 
-fn event() -> Result<EventFd, Error> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|error| Error::Call {
-        what: "making an eventfd",
+fn new_eventfd() -> Result<EventFd, Error> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|error| Error::Ioctl {
+        action: "creating an eventfd",
         source: kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(libc::EMFILE)),
     })
 }
 
-/// KVM answers EINTR where a signal came in between; that is no failure.
-fn create(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
+/// KVM_CREATE_VM fails with EINTR if a signal arrives meanwhile; then it is called again.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
     loop {
         match kvm.create_vm() {
             Err(error) if error.errno() == libc::EINTR => {}
@@ -176,7 +187,7 @@ fn create(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
 pub(crate) mod tests {
     use super::*;
 
-    /// A VM, or None, said, where there is no KVM.
+    /// A VM; None, after printing why, on a host without KVM.
     pub(crate) fn vm() -> Option<Vm> {
         match std::fs::OpenOptions::new()
             .read(true)
@@ -192,28 +203,28 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn takes_memory_lines_and_doorbells() {
+    fn memory_irqfds_and_ioeventfds_can_be_registered() {
         let Some(vm) = vm() else { return };
-        let memory = crate::machine::memory::make(4 << 20).unwrap();
+        let memory = crate::machine::memory::allocate(4 << 20).unwrap();
         vm.set_memory(&memory).unwrap();
-        for index in 0..layout::MAX_VIRTIO {
-            vm.line(layout::virtio_gsi(index)).unwrap();
-            vm.doorbell(layout::mmio_window(index) + 0x50, 0).unwrap();
+        for index in 0..layout::MAX_VIRTIO_DEVICES {
+            vm.irqfd(layout::virtio_gsi(index)).unwrap();
+            vm.ioeventfd(layout::mmio_window(index) + 0x50, 0).unwrap();
         }
         assert!(
-            vm.doorbell(layout::mmio_window(0) + 0x50, 0).is_err(),
-            "the same one twice"
+            vm.ioeventfd(layout::mmio_window(0) + 0x50, 0).is_err(),
+            "registered twice"
         );
-        vm.swallow(layout::mmio_window(0) + 0x64, 1).unwrap();
+        vm.discard_writes(layout::mmio_window(0) + 0x64, 1).unwrap();
         assert!(
-            vm.swallow(layout::mmio_window(0) + 0x64, 1).is_err(),
-            "one that is swallowed already: the wire outlives its descriptor"
+            vm.discard_writes(layout::mmio_window(0) + 0x64, 1).is_err(),
+            "registered twice: the registration outlives its descriptor"
         );
     }
 
     #[test]
-    fn what_is_no_kvm_is_an_error() {
+    fn a_device_other_than_kvm_is_refused() {
         let file = std::fs::File::open("/dev/null").unwrap();
-        assert!(matches!(Vm::new(file.into()), Err(Error::Api(_))));
+        assert!(matches!(Vm::new(file.into()), Err(Error::ApiVersion(_))));
     }
 }

@@ -1,8 +1,9 @@
-//! The few calls to KVM that Rust can't check: descriptors taken over, memory handed to the guest, the union of exit
-//! reasons, the statistics' ioctl.
+//! The KVM requests whose safety Rust can't check: taking over descriptors, mapping host memory into the
+//! guest, reading the union in `kvm_run`, an ioctl that kvm-ioctls does not have. Used by this module's
+//! siblings and by the probe.
 #![allow(
     unsafe_code,
-    reason = "KVM's interface is made of raw descriptors, addresses and unions"
+    reason = "KVM's interface consists of raw descriptors, addresses and unions"
 )]
 
 use std::fs::File;
@@ -11,14 +12,15 @@ use std::os::fd::{AsRawFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-/// Takes over `/dev/kvm`'s descriptor.
-pub(super) fn kvm(device: OwnedFd) -> Kvm {
-    // SAFETY: the descriptor is ours alone; Kvm closes it.
+/// Wraps the descriptor of `/dev/kvm`.
+pub(crate) fn kvm(device: OwnedFd) -> Kvm {
+    // SAFETY: into_raw_fd transfers ownership; Kvm closes the descriptor.
     unsafe { Kvm::from_raw_fd(device.into_raw_fd()) }
 }
 
-/// Gives the mapping at `host` of length `range.1` to the guest at address `range.0`.
-pub(super) fn set_slot(vm: &VmFd, slot: u32, range: (u64, u64), host: u64) -> Result<(), kvm_ioctls::Error> {
+/// Maps the host memory at address `host` into the guest. `range` is the guest-physical address and the
+/// length.
+pub(crate) fn set_slot(vm: &VmFd, slot: u32, range: (u64, u64), host: u64) -> Result<(), kvm_ioctls::Error> {
     let region = kvm_userspace_memory_region {
         slot,
         flags: 0,
@@ -26,26 +28,27 @@ pub(super) fn set_slot(vm: &VmFd, slot: u32, range: (u64, u64), host: u64) -> Re
         memory_size: range.1,
         userspace_addr: host,
     };
-    // SAFETY: the region is a mapping of guest memory, which the machine keeps until the process ends; nothing in
-    // it is a Rust reference, all our accesses go through vm-memory's volatile ones.
+    // SAFETY: all callers pass a whole mapping of guest memory, which they keep as long as the VM exists. No
+    // Rust reference points into it; the VMM reads and writes it by vm-memory's volatile accesses.
     unsafe { vm.set_user_memory_region(region) }
 }
 
-/// The suberror of an exit KVM_EXIT_INTERNAL_ERROR.
-pub(super) fn internal_error(vcpu: &mut VcpuFd) -> u32 {
+/// `kvm_run.internal.suberror`. Call it after KVM_RUN has returned KVM_EXIT_INTERNAL_ERROR.
+pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> u32 {
     let run = vcpu.get_kvm_run();
-    // SAFETY: the caller has seen that exit reason, so this is the union's live field; any bits are an integer.
+    // SAFETY: every member of the union is plain data of which any bits are valid; after this exit reason,
+    // `internal` is the member that KVM has filled.
     unsafe { run.__bindgen_anon_1.internal.suberror }
 }
 
-/// A file with the statistics that KVM keeps of `vcpu`, where this KVM has such.
+/// The file with KVM's statistics of `vcpu` (KVM_GET_STATS_FD); None on kernels before 5.14.
 pub(super) fn statistics(vcpu: &VcpuFd) -> Option<File> {
     const KVM_GET_STATS_FD: libc::c_ulong = 0xaece;
-    // SAFETY: the ioctl takes no argument and touches no memory of ours.
+    // SAFETY: the ioctl has no argument and does not access memory of this process.
     let fd = unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_GET_STATS_FD, 0) };
     if fd < 0 {
         return None;
     }
-    // SAFETY: the kernel has just made this descriptor for us.
+    // SAFETY: the ioctl has just created this descriptor; no other code has it.
     Some(unsafe { File::from_raw_fd(fd) })
 }

@@ -1,7 +1,7 @@
-//! KVM's own counters of a vCPU (Linux 5.14 and later): exits that never reach us, such as those for CPUID, MSRs and
-//! page faults. Read when asked, never on the guest's path.
+//! KVM's own counters of a vCPU (Linux 5.14 and later). They include the exits that KVM handles itself, such
+//! as CPUID, MSRs and page faults. Read on request, never by a vCPU thread.
 //!
-//! Layout (Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD): header, then descriptors, then values.
+//! File format (Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD): header, descriptors, values.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,8 +10,8 @@ use std::os::unix::fs::FileExt as _;
 
 use kvm_ioctls::VcpuFd;
 
-/// Counters that tell why a guest left.
-const SHOWN: &[&str] = &[
+/// Names of the counters that are reported: reasons for exits.
+const REPORTED: &[&str] = &[
     "exits",
     "io_exits",
     "mmio_exits",
@@ -28,28 +28,29 @@ const SHOWN: &[&str] = &[
     "pf_guest",
     "tlb_flush",
 ];
-const HEADER: usize = 24;
-/// A descriptor's words before its name.
-const FIXED: usize = 16;
-/// More than any kernel has; bounds what is read.
+/// Size of `struct kvm_stats_header`, in bytes.
+const HEADER_BYTES: usize = 24;
+/// Size of `struct kvm_stats_desc` without the name, in bytes.
+const DESCRIPTOR_BYTES: usize = 16;
+/// Limit of what is read, in bytes; no kernel's file is as large.
 const MAX_BYTES: usize = 256 * 1024;
 
-/// The counters of one vCPU.
+/// The open statistics file of one vCPU.
 #[derive(Debug)]
 pub struct Statistics(File);
 
 impl Statistics {
-    /// Opens those of `vcpu`; None on a kernel without them.
+    /// Opens the file of `vcpu`; None on a kernel before 5.14.
     #[must_use]
     pub fn open(vcpu: &VcpuFd) -> Option<Self> {
         super::raw::statistics(vcpu).map(Self)
     }
 
-    /// Adds the counters to `counts`, as `kvm <name>`.
+    /// Adds the counters to those in `counts`, as `kvm <name>`.
     ///
     /// # Errors
-    /// Where they can't be read.
-    pub fn count(&self, counts: &mut BTreeMap<String, u64>) -> io::Result<()> {
+    /// The error of pread(2), or `InvalidData` if the file does not have the documented format.
+    pub fn add_counts(&self, counts: &mut BTreeMap<String, u64>) -> io::Result<()> {
         let mut bytes = Vec::new();
         let mut buffer = vec![0; 16 * 1024];
         while bytes.len() < MAX_BYTES {
@@ -60,7 +61,7 @@ impl Statistics {
             bytes.extend_from_slice(buffer.get(..read).unwrap_or_default());
         }
         for (name, value) in parse(&bytes).ok_or(io::ErrorKind::InvalidData)? {
-            if SHOWN.contains(&name.as_str()) && value > 0 {
+            if REPORTED.contains(&name.as_str()) && value > 0 {
                 let sum = counts.entry(format!("kvm {name}")).or_default();
                 *sum = sum.saturating_add(value);
             }
@@ -69,25 +70,25 @@ impl Statistics {
     }
 }
 
-/// Each counter's name and first value.
+/// The name and the first value of each counter; None if the format is wrong.
 fn parse(bytes: &[u8]) -> Option<Vec<(String, u64)>> {
-    let word = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
-    let size = |at: usize| usize::try_from(word(at)?).ok();
-    let (name_size, count) = (size(4)?, size(8)?);
-    let (descriptors, data) = (size(16)?, size(20)?);
-    if bytes.len() < HEADER || count > MAX_BYTES / FIXED {
+    let u32_at = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+    let usize_at = |at: usize| usize::try_from(u32_at(at)?).ok();
+    let (name_size, count) = (usize_at(4)?, usize_at(8)?);
+    let (descriptors, data) = (usize_at(16)?, usize_at(20)?);
+    if bytes.len() < HEADER_BYTES || count > MAX_BYTES / DESCRIPTOR_BYTES {
         return None;
     }
-    let mut found = Vec::with_capacity(count);
+    let mut counters = Vec::with_capacity(count);
     for index in 0..count {
-        let at = descriptors.checked_add(index.checked_mul(name_size.checked_add(FIXED)?)?)?;
-        let offset = data.checked_add(size(at.checked_add(8)?)?)?;
-        let name = bytes.get(at.checked_add(FIXED)?..)?.get(..name_size)?;
+        let at = descriptors.checked_add(index.checked_mul(name_size.checked_add(DESCRIPTOR_BYTES)?)?)?;
+        let offset = data.checked_add(usize_at(at.checked_add(8)?)?)?;
+        let name = bytes.get(at.checked_add(DESCRIPTOR_BYTES)?..)?.get(..name_size)?;
         let name = name.split(|byte| *byte == 0).next()?;
         let value = u64::from_le_bytes(*bytes.get(offset..)?.first_chunk()?);
-        found.push((String::from_utf8_lossy(name).into_owned(), value));
+        counters.push((String::from_utf8_lossy(name).into_owned(), value));
     }
-    Some(found)
+    Some(counters)
 }
 
 #[cfg(test)]
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_made_up_file_is_read() {
+    fn a_statistics_file_is_parsed_and_a_damaged_one_refused() {
         let mut bytes = Vec::new();
         for word in [0u32, 8, 2, 0, 24, 24 + 2 * 24] {
             bytes.extend_from_slice(&word.to_le_bytes());
@@ -116,15 +117,15 @@ mod tests {
     }
 
     #[test]
-    fn this_kernels_file_is_read() {
+    fn the_file_of_this_kernel_is_read() {
         let Some(vm) = super::super::tests::vm() else {
             return;
         };
-        let vcpu = vm.vcpu(0).unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
         let Some(statistics) = Statistics::open(&vcpu) else {
             println!("skipped: this KVM has no statistics descriptor");
             return;
         };
-        statistics.count(&mut BTreeMap::new()).unwrap();
+        statistics.add_counts(&mut BTreeMap::new()).unwrap();
     }
 }

@@ -1,9 +1,10 @@
-//! A thread that runs one vCPU. Made by the machine; it carries accesses to the buses, counts exits, and says how the
-//! guest ended. It never touches a virtqueue and never waits for anything but the guest.
+//! The thread of one vCPU. Spawned by the machine; it runs the guest, passes port and MMIO accesses to the
+//! buses, counts exits and sets the VM's outcome. It never touches a virtqueue and blocks on nothing but the
+//! guest.
 //!
 //! ```text
-//! Confining ──▶ Waiting ──▶ Running ⟲ ──▶ (ended)
-//!     └──────────────────────────────────▶ refused
+//! Confining ──▶ WaitingForStart ──▶ Running ⟲ ──▶ Finished
+//!     └──────────────┴─────────────────────────────▶ Finished    not confined, or the machine was dropped
 //! ```
 #![cfg_attr(
     not(test),
@@ -11,10 +12,10 @@
         clippy::unwrap_used,
         clippy::expect_used,
         clippy::panic,
-        clippy::indexing_slicing
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
     )
 )]
-#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,29 +29,33 @@ use nacre_protocol::control::Outcome;
 
 use crate::bus::Bus;
 use crate::jail::{self, Confinement, ThreadKind};
-use crate::machine::ending::Ending;
+use crate::machine::vm_exit::VmExit;
+use crate::process::panic_text;
 
-/// What vCPUs and devices share, made before the first of them runs.
-pub struct Board {
-    /// Ports.
+/// The buses, shared by all vCPU threads and constant once the first of them runs.
+pub struct IoBuses {
+    /// Port I/O.
     pub ports: Bus,
-    /// Memory addresses that are no memory.
+    /// MMIO: guest-physical addresses that are not RAM.
     pub mmio: Bus,
-    /// Exits that no bus counts.
-    pub other: OtherExits,
+    /// Counters of the exits that are not an access to a bus.
+    pub other_exits: OtherExits,
 }
 
-/// Counters of exits that are no access.
+/// Counters of exits that are neither port I/O nor MMIO.
 #[derive(Debug, Default)]
 pub struct OtherExits {
     interrupted: AtomicU64,
-    other: AtomicU64,
+    unexpected: AtomicU64,
 }
 
 impl OtherExits {
-    /// Adds the counters to `counts`.
-    pub fn count(&self, counts: &mut BTreeMap<String, u64>) {
-        for (name, counter) in [("interrupted", &self.interrupted), ("other", &self.other)] {
+    /// Adds the counters that are not 0 to `counts`.
+    pub fn add_counts(&self, counts: &mut BTreeMap<String, u64>) {
+        for (name, counter) in [
+            ("interrupted", &self.interrupted),
+            ("unexpected", &self.unexpected),
+        ] {
             let count = counter.load(Ordering::Relaxed);
             if count > 0 {
                 counts.insert(name.to_owned(), count);
@@ -59,187 +64,181 @@ impl OtherExits {
     }
 }
 
-/// A vCPU before its thread runs.
+/// A vCPU whose thread has not been spawned.
 pub struct Vcpu {
-    /// Its number, from 0.
+    /// Its number and APIC id, from 0.
     pub index: u8,
     /// KVM's descriptor, with CPUID and registers set.
     pub fd: VcpuFd,
-    /// What it shares.
-    pub board: Arc<Board>,
-    /// How it says that the guest ended.
-    pub ending: Ending,
+    /// Handles the guest's port and MMIO accesses.
+    pub buses: Arc<IoBuses>,
+    /// Set by this thread if the guest resets or KVM fails; once it is set, by whatever thread, this thread
+    /// ends.
+    pub vm_exit: VmExit,
 }
 
-/// The two ends that tie a vCPU's thread to the machine before the guest runs.
-pub struct Gate {
-    /// The thread says here that it is confined, or why not.
-    pub ready: Sender<Result<(), jail::Error>>,
-    /// It waits here until the guest is to run; a dropped sender means that it never will.
-    pub open: Receiver<()>,
+/// How the main thread and a vCPU thread wait for each other before the guest runs.
+pub struct StartSync {
+    /// The vCPU thread sends here whether it could be confined.
+    pub confined: Sender<Result<(), jail::Error>>,
+    /// The vCPU thread waits here for the start; it ends if the sender is dropped.
+    pub start: Receiver<()>,
 }
 
 enum State {
     Confining,
-    Waiting,
+    WaitingForStart,
     Running,
-    Ended,
+    Finished,
 }
 
 impl Vcpu {
-    /// Makes the thread. It runs no guest instruction until the gate opens.
+    /// Spawns the thread. It runs no guest instruction before `sync.start` receives a message.
     ///
     /// # Errors
-    /// Where no thread can be made.
-    pub fn spawn(mut self, gate: Gate, confinement: Confinement) -> io::Result<()> {
+    /// The error of pthread_create(3).
+    pub fn spawn(mut self, sync: StartSync, confinement: Confinement) -> io::Result<()> {
         std::thread::Builder::new()
             .name(format!("vcpu{}", self.index))
             .spawn(move || {
-                let (index, ending) = (self.index, self.ending.clone());
-                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.live(&gate, &confinement))) {
-                    let reason = panic
-                        .downcast_ref::<&str>()
-                        .copied()
-                        .unwrap_or("see standard error");
-                    ending.fault(
+                let (index, vm_exit) = (self.index, self.vm_exit.clone());
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.run(&sync, &confinement))) {
+                    vm_exit.set_fault(
                         format!("vCPU {index}"),
-                        format_args!("its thread panicked: {reason}"),
+                        format_args!("its thread panicked: {}", panic_text(&*panic)),
                     );
                 }
             })?;
         Ok(())
     }
 
-    fn live(&mut self, gate: &Gate, confinement: &Confinement) {
+    fn run(&mut self, sync: &StartSync, confinement: &Confinement) {
         let mut state = State::Confining;
         loop {
             state = match state {
-                State::Confining => confine(gate, confinement),
-                State::Waiting => wait(gate),
-                State::Running => self.run(),
-                State::Ended => return,
+                State::Confining => confine(sync, confinement),
+                State::WaitingForStart => wait_for_start(sync),
+                State::Running => self.run_until_exit(),
+                State::Finished => return,
             };
         }
     }
 
-    /// Runs the guest until its next exit.
-    fn run(&mut self) -> State {
+    /// Runs the guest until its next exit to user space, and handles that.
+    fn run_until_exit(&mut self) -> State {
         match self.fd.run() {
-            Ok(VcpuExit::IoIn(port, data)) => self.board.ports.read(u64::from(port), data),
-            Ok(VcpuExit::IoOut(port, data)) => self.board.ports.write(u64::from(port), data),
-            Ok(VcpuExit::MmioRead(address, data)) => self.board.mmio.read(address, data),
-            Ok(VcpuExit::MmioWrite(address, data)) => self.board.mmio.write(address, data),
+            Ok(VcpuExit::IoIn(port, data)) => self.buses.ports.read(u64::from(port), data),
+            Ok(VcpuExit::IoOut(port, data)) => self.buses.ports.write(u64::from(port), data),
+            Ok(VcpuExit::MmioRead(address, data)) => self.buses.mmio.read(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => self.buses.mmio.write(address, data),
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {
-                self.board.other.interrupted.fetch_add(1, Ordering::Relaxed);
+                self.buses.other_exits.interrupted.fetch_add(1, Ordering::Relaxed);
             }
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
-                self.board.other.interrupted.fetch_add(1, Ordering::Relaxed);
+                self.buses.other_exits.interrupted.fetch_add(1, Ordering::Relaxed);
             }
             Ok(VcpuExit::Shutdown) => {
-                self.ending.end(Outcome::Reset {
+                self.vm_exit.set(Outcome::Reset {
                     cause: "triple fault".to_owned(),
                 });
             }
             Ok(VcpuExit::InternalError) => {
                 let suberror = super::raw::internal_error(&mut self.fd);
-                self.fault(&format!("KVM can't go on (internal error {suberror})"));
+                self.set_fault(&format!("KVM internal error, suberror {suberror}"));
             }
             Ok(VcpuExit::FailEntry(reason, _)) => {
-                self.fault(&format!(
-                    "KVM can't enter the guest (hardware reason {reason:#x})"
-                ));
+                self.set_fault(&format!("KVM can't enter the guest, hardware reason {reason:#x}"));
             }
             Ok(exit) => {
-                self.board.other.other.fetch_add(1, Ordering::Relaxed);
+                self.buses.other_exits.unexpected.fetch_add(1, Ordering::Relaxed);
                 let exit = format!("{exit:?}");
-                self.fault(&format!("KVM gave an exit that no guest of ours causes: {exit}"));
+                self.set_fault(&format!("unexpected KVM exit {exit}"));
             }
-            Err(error) => self.fault(&format!("KVM_RUN: {error}")),
+            Err(error) => self.set_fault(&format!("KVM_RUN: {error}")),
         }
-        if self.ending.has_come() {
-            State::Ended
+        if self.vm_exit.is_set() {
+            State::Finished
         } else {
             State::Running
         }
     }
 
-    fn fault(&self, reason: &str) {
-        let place = self
+    /// Ends the VM with a fault that names this vCPU, `reason` and the instruction pointer.
+    fn set_fault(&self, reason: &str) {
+        let location = self
             .fd
             .get_regs()
-            .map_or_else(|_| String::new(), |regs| format!(" at {:#x}", regs.rip));
-        self.ending
-            .fault(format!("vCPU {}", self.index), format_args!("{reason}{place}"));
+            .map_or_else(|_| String::new(), |regs| format!(" at RIP {:#x}", regs.rip));
+        self.vm_exit
+            .set_fault(format!("vCPU {}", self.index), format_args!("{reason}{location}"));
     }
 }
 
-fn confine(gate: &Gate, confinement: &Confinement) -> State {
+fn confine(sync: &StartSync, confinement: &Confinement) -> State {
     let result = confinement.confine(ThreadKind::Vcpu);
-    let state = if result.is_ok() {
-        State::Waiting
+    let next = if result.is_ok() {
+        State::WaitingForStart
     } else {
-        State::Ended
+        State::Finished
     };
-    match gate.ready.send(result) {
-        Ok(()) => state,
-        // The machine is being given up.
-        Err(_) => State::Ended,
+    match sync.confined.send(result) {
+        Ok(()) => next,
+        // The main thread has given up building the machine.
+        Err(_) => State::Finished,
     }
 }
 
-fn wait(gate: &Gate) -> State {
-    match gate.open.recv() {
+fn wait_for_start(sync: &StartSync) -> State {
+    match sync.start.recv() {
         Ok(()) => State::Running,
-        Err(_) => State::Ended,
+        Err(_) => State::Finished,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::power::{Power, RESET, RESET_VALUE};
+    use crate::bus::BusDevice;
+    use crate::devices::power::{PORTS, PowerRegisters, RESET, RESET_VALUE};
     use crate::machine::layout;
     use vm_memory::{Bytes as _, GuestAddress};
 
-    /// Runs `code` as the first vCPU of a guest until it ends.
+    /// Runs `code` on the first vCPU of a guest until the VM ends. The guest has the power registers and, at
+    /// port 0x80, a device that panics.
     fn outcome(code: &[u8]) -> Option<(Outcome, BTreeMap<String, u64>)> {
         let vm = super::super::tests::vm()?;
-        let memory = crate::machine::memory::make(2 << 20).unwrap();
+        let memory = crate::machine::memory::allocate(2 << 20).unwrap();
         memory.write_slice(code, GuestAddress(0x10_0000)).unwrap();
-        let nothing = crate::boot::initrd::Placed { address: 0, bytes: 0 };
-        crate::boot::zero_page::write(&memory, "", nothing, 0).unwrap();
+        let no_initrd = crate::boot::initrd::Location { address: 0, bytes: 0 };
+        crate::boot::zero_page::write(&memory, "", no_initrd, 0).unwrap();
         vm.set_memory(&memory).unwrap();
-        let fd = vm.vcpu(0).unwrap();
+        let fd = vm.create_vcpu(0).unwrap();
         let cpuid = super::super::cpuid::for_vcpu(&vm.supported_cpuid().unwrap(), 0, 1).unwrap();
         fd.set_cpuid2(&cpuid).unwrap();
         super::super::registers::set_entry(&fd, 0x10_0000).unwrap();
-        let ending = Ending::new().unwrap();
-        let mut board = Board {
-            ports: Bus::new("port"),
-            mmio: Bus::new("mmio"),
-            other: OtherExits::default(),
-        };
-        let power = Box::new(Power::new(ending.clone()));
-        board
-            .ports
-            .insert("power", u64::from(layout::POWER_PORT), 3, power)
-            .unwrap();
-        let board = Arc::new(board);
-        let (ready, readiness) = std::sync::mpsc::channel();
-        let (open, opened) = std::sync::mpsc::channel();
+        let vm_exit = VmExit::new().unwrap();
+        let buses = Arc::new(buses(&vm_exit));
+        let (confined, is_confined) = std::sync::mpsc::channel();
+        let (start, started) = std::sync::mpsc::channel();
         Vcpu {
             index: 0,
             fd,
-            board: Arc::clone(&board),
-            ending: ending.clone(),
+            buses: Arc::clone(&buses),
+            vm_exit: vm_exit.clone(),
         }
-        .spawn(Gate { ready, open: opened }, Confinement::none())
+        .spawn(
+            StartSync {
+                confined,
+                start: started,
+            },
+            Confinement::none(),
+        )
         .unwrap();
-        readiness.recv().unwrap().unwrap();
-        assert!(!ending.has_come());
-        open.send(()).unwrap();
+        is_confined.recv().unwrap().unwrap();
+        assert!(!vm_exit.is_set());
+        start.send(()).unwrap();
         let mut fds = [nix::poll::PollFd::new(
-            std::os::fd::AsFd::as_fd(&ending),
+            std::os::fd::AsFd::as_fd(&vm_exit),
             nix::poll::PollFlags::POLLIN,
         )];
         assert_eq!(
@@ -248,16 +247,43 @@ mod tests {
             "the guest did not end"
         );
         let mut counts = BTreeMap::new();
-        board.ports.count(&mut counts);
-        Some((ending.outcome().unwrap(), counts))
+        buses.ports.add_counts(&mut counts);
+        Some((vm_exit.outcome().unwrap(), counts))
+    }
+
+    struct Panicking;
+
+    impl BusDevice for Panicking {
+        fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
+
+        fn write(&mut self, offset: u64, _data: &[u8]) {
+            panic!("the message with offset {offset}");
+        }
+    }
+
+    fn buses(vm_exit: &VmExit) -> IoBuses {
+        let mut ports = Bus::new("port");
+        let power = Box::new(PowerRegisters::new(vm_exit.clone()));
+        ports
+            .insert("power", u64::from(layout::POWER_PORT), u64::from(PORTS), power)
+            .unwrap();
+        ports.insert("panicking", 0x80, 1, Box::new(Panicking)).unwrap();
+        IoBuses {
+            ports,
+            mmio: Bus::new("mmio"),
+            other_exits: OtherExits::default(),
+        }
+    }
+
+    /// `mov al, VALUE; mov dx, PORT; out dx, al; hlt`.
+    fn write_port(port: u16, value: u8) -> [u8; 8] {
+        let [low, high] = port.to_le_bytes();
+        [0xb0, value, 0x66, 0xba, low, high, 0xee, 0xf4]
     }
 
     #[test]
-    fn a_guest_that_writes_the_reset_register_has_reset_itself() {
-        let port = (layout::POWER_PORT + RESET).to_le_bytes();
-        // mov al, VALUE; mov dx, PORT; out dx, al; hlt
-        let code = [0xb0, RESET_VALUE, 0x66, 0xba, port[0], port[1], 0xee, 0xf4];
-        let Some((outcome, counts)) = outcome(&code) else {
+    fn a_write_to_the_reset_register_is_a_reset() {
+        let Some((outcome, counts)) = outcome(&write_port(layout::POWER_PORT + RESET, RESET_VALUE)) else {
             return;
         };
         assert_eq!(
@@ -270,14 +296,29 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_whose_faults_have_no_handler_has_reset_itself() {
-        // ud2 without an interrupt descriptor table.
+    fn a_triple_fault_is_a_reset() {
+        // ud2 without an IDT.
         let Some((outcome, _)) = outcome(&[0x0f, 0x0b]) else {
             return;
         };
+        // On some hosts KVM reports an internal error instead.
         assert!(
             matches!(outcome, Outcome::Reset { .. } | Outcome::Fault { .. }),
             "{outcome:?}"
+        );
+    }
+
+    #[test]
+    fn a_panic_of_the_thread_is_a_fault_with_its_message() {
+        let Some((outcome, _)) = outcome(&write_port(0x80, 0)) else {
+            return;
+        };
+        assert_eq!(
+            outcome,
+            Outcome::Fault {
+                part: "vCPU 0".to_owned(),
+                error: "its thread panicked: the message with offset 0".to_owned()
+            }
         );
     }
 }

@@ -1,60 +1,60 @@
-//! Why a machine could not be built: which step, what failed with its causes, what to do about it.
+//! Errors of [`super::build`]: the step that failed, the cause, and a hint for the operator.
 
 use std::io;
 
 use crate::{acpi, boot, bus, jail, kvm, virtio};
 
-/// What failed.
+/// Why a step failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Kernel, initramfs or command line.
+    /// The kernel, the initramfs or the command line is unusable.
     #[error(transparent)]
     Boot(#[from] boot::Error),
-    /// Guest memory.
+    /// Guest memory can't be allocated.
     #[error(transparent)]
     Memory(#[from] super::memory::Error),
-    /// KVM.
+    /// KVM refused a request.
     #[error("KVM: {0}")]
     Kvm(#[from] kvm::Error),
-    /// ACPI tables.
+    /// The ACPI tables do not fit.
     #[error(transparent)]
     Acpi(#[from] acpi::Error),
-    /// Two devices at one place.
+    /// Two devices have the same addresses.
     #[error(transparent)]
     Bus(#[from] bus::Overlap),
-    /// A virtio device.
+    /// A virtio device can't be created.
     #[error(transparent)]
     Device(#[from] virtio::DeviceError),
-    /// More virtio devices than interrupt lines.
-    #[error("{0} virtio devices; there are {max} interrupt lines", max = super::layout::MAX_VIRTIO)]
+    /// This number of virtio devices exceeds the number of interrupts.
+    #[error("{0} virtio devices, but only {max} interrupts", max = super::layout::MAX_VIRTIO_DEVICES)]
     TooManyDevices(usize),
-    /// A descriptor for the VM's end.
+    /// The eventfd for the end of the VM can't be created.
     #[error("eventfd: {0}")]
-    Event(#[from] io::Error),
-    /// A vCPU's thread.
+    EventFd(#[from] io::Error),
+    /// A vCPU's thread can't be created, or exited early.
     #[error("thread: {0}")]
     Thread(io::Error),
-    /// A thread's jail.
+    /// A thread can't be confined.
     #[error(transparent)]
     Jail(#[from] jail::Error),
-    /// The generation id.
+    /// No random bytes for the VM generation id.
     #[error("getrandom: {0}")]
     Entropy(io::Error),
 }
 
-/// A step that failed.
+/// A step of [`super::build`] that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{step}: {error}")]
 pub struct Failure {
-    /// Which.
+    /// Name of the step, such as "load guest images".
     pub step: &'static str,
-    /// Why.
+    /// The cause.
     #[source]
     pub error: Error,
 }
 
 impl Failure {
-    /// Makes a failure of `step` out of an error.
+    /// For `map_err`: turns an error into a failure of `step`.
     pub fn at<E: Into<Error>>(step: &'static str) -> impl FnOnce(E) -> Self {
         move |error| Self {
             step,
@@ -62,7 +62,7 @@ impl Failure {
         }
     }
 
-    /// What to do about it, where that is known.
+    /// What the operator can do about it, if that is known.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match &self.error {
@@ -77,14 +77,14 @@ impl Failure {
                     .to_owned(),
             ),
             Error::Boot(boot::Error::CommandLine(_)) => Some("shorten kernel_params in config.toml".to_owned()),
-            Error::Kvm(_) => Some("`nacre doctor` tells whether this host's KVM runs a guest".to_owned()),
+            Error::Kvm(_) => Some("run `nacre doctor` to check whether this host's KVM runs a guest".to_owned()),
             Error::Memory(_) => Some("the host is short of memory or address space".to_owned()),
             Error::Boot(boot::Error::ZeroPage(_))
             | Error::Acpi(_)
             | Error::Bus(_)
             | Error::Device(_)
             | Error::TooManyDevices(_)
-            | Error::Event(_)
+            | Error::EventFd(_)
             | Error::Thread(_)
             | Error::Jail(_)
             | Error::Entropy(_) => None,

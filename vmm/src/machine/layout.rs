@@ -1,79 +1,79 @@
-//! Where everything stands in guest-physical memory and in port space. Nothing here acts.
+//! The guest-physical memory map, interrupt numbers (GSIs) and I/O ports. Constants only.
 //!
 //! ```text
-//! 0x0000_0000  zero page and real-mode remains (the AP trampoline lives below 640 KiB)
-//! 0x0000_0500  descriptor table        0x0000_1000  zero page        0x0000_2000  kernel command line
+//! 0x0000_0500  GDT                     0x0000_1000  zero page        0x0000_2000  kernel command line
 //! 0x0000_9000  page tables for the kernel's first instructions
-//! 0x0009_fc00  end of low RAM                             0x000e_0000  ACPI tables, to 1 MiB
-//! 0x0010_0000  RAM; the kernel at its own address (16 MiB by default); the initramfs at the end of low RAM
-//! 0xd000_0000  end of low RAM at most; virtio-mmio windows, one page each
-//! 0xfec0_0000  I/O APIC        0xfee0_0000  local APIC     0xfffb_c000  KVM's own pages
-//! 0x1_0000_0000  the rest of RAM
+//! 0x0009_fc00  end of conventional RAM (Linux puts its trampoline for secondary CPUs below)
+//! 0x000e_0000  ACPI tables, up to 1 MiB
+//! 0x0010_0000  RAM: the kernel at its link address (16 MiB by default), the initramfs at the end
+//! 0xd000_0000  RAM ends here at the latest; virtio-mmio windows, one page each
+//! 0xfec0_0000  I/O APIC        0xfee0_0000  local APIC     0xfffb_c000  KVM's internal pages
+//! 0x1_0000_0000  the remaining RAM
 //! ```
 
-/// The descriptor table that the boot protocol asks for.
-pub const DESCRIPTOR_TABLE: u64 = 0x500;
-/// The zero page: what the kernel is told.
+/// The GDT that the boot protocol requires.
+pub const GDT: u64 = 0x500;
+/// The zero page (`struct boot_params`).
 pub const ZERO_PAGE: u64 = 0x1000;
 /// Three pages of page tables.
 pub const PAGE_TABLES: u64 = 0x9000;
 /// The kernel command line.
 pub const COMMAND_LINE: u64 = 0x2000;
-/// Longest kernel command line with its NUL, bytes (COMMAND_LINE_SIZE of x86).
+/// Longest kernel command line with its NUL, in bytes (COMMAND_LINE_SIZE of x86).
 pub const COMMAND_LINE_BYTES: usize = 2048;
 /// End of RAM below the legacy hole.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
-/// ACPI tables, the RSDP first.
+/// The ACPI tables, the RSDP first.
 pub const ACPI: u64 = 0xe_0000;
-/// End of the ACPI tables' room.
+/// End of the area for ACPI tables.
 pub const ACPI_END: u64 = 0x10_0000;
-/// Where RAM for kernel and initramfs starts.
+/// Start of the RAM for kernel and initramfs.
 pub const HIGH_RAM: u64 = 0x10_0000;
-/// RAM below 4 GiB ends here at the latest; devices follow.
+/// RAM below 4 GiB ends here at the latest; the virtio-mmio windows follow.
 pub const MMIO: u64 = 0xd000_0000;
-/// RAM beyond [`MMIO`] goes on here.
+/// Start of the RAM that does not fit below [`MMIO`].
 pub const RAM_ABOVE_4G: u64 = 0x1_0000_0000;
 
-/// A virtio-mmio device's window.
-pub const MMIO_WINDOW: u64 = 0x1000;
-/// Most virtio devices: one interrupt line each.
-pub const MAX_VIRTIO: u8 = 16;
-/// Interrupt line of the first virtio device.
-pub const VIRTIO_GSI: u8 = 5;
+/// Size of a virtio-mmio device's window, in bytes.
+pub const MMIO_WINDOW_BYTES: u64 = 0x1000;
+/// Most virtio devices of a VM: each has an interrupt of the I/O APIC's 24.
+pub const MAX_VIRTIO_DEVICES: u8 = 16;
+/// GSI of the first virtio device; the others follow.
+pub const FIRST_VIRTIO_GSI: u8 = 5;
 
-/// I/O APIC.
+/// The I/O APIC's registers.
 pub const IO_APIC: u32 = 0xfec0_0000;
-/// Local APICs.
+/// The local APICs' registers.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
-/// KVM's identity-map page, needed on Intel processors.
+/// The page that KVM on Intel processors uses for its identity map.
 pub const IDENTITY_MAP: u64 = 0xfffb_c000;
-/// KVM's three TSS pages, needed on Intel processors.
+/// The three pages that KVM on Intel processors uses for a TSS.
 pub const TSS: u64 = 0xfffb_d000;
 
-/// The serial console's first port, of 8.
+/// The serial port's first I/O port, of 8.
 pub const SERIAL_PORT: u16 = 0x3f8;
-/// The serial console's interrupt line.
+/// GSI of the serial port.
 pub const SERIAL_GSI: u8 = 4;
-/// PCI configuration: address and data.
+/// PCI configuration address (4 ports) and data (4 ports).
 pub const PCI_PORT: u16 = 0xcf8;
-/// pvpanic, 1 port.
-pub const PANIC_PORT: u16 = 0x505;
-/// Sleep control, sleep status, reset: 3 ports.
+/// pvpanic's I/O port.
+pub const PVPANIC_PORT: u16 = 0x505;
+/// The first of 3 I/O ports: sleep control, sleep status, reset.
 pub const POWER_PORT: u16 = 0x600;
 
-/// Where the window of the `index`th virtio device starts.
+/// First address of the `index`th virtio device's window.
 #[must_use]
 pub const fn mmio_window(index: u8) -> u64 {
-    MMIO + index as u64 * MMIO_WINDOW
+    MMIO + index as u64 * MMIO_WINDOW_BYTES
 }
 
-/// Interrupt line of the `index`th virtio device.
+/// GSI of the `index`th virtio device.
 #[must_use]
 pub const fn virtio_gsi(index: u8) -> u8 {
-    VIRTIO_GSI + index
+    FIRST_VIRTIO_GSI + index
 }
 
-/// RAM of `bytes`, as `(start, length)`: one or two parts.
+/// The one or two ranges, as `(start, length)`, that `bytes` of RAM occupy.
 #[must_use]
 pub fn ram(bytes: u64) -> Vec<(u64, u64)> {
     match bytes.checked_sub(MMIO) {
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ram_leaves_the_device_hole_free() {
+    fn ram_does_not_cover_the_mmio_hole() {
         assert_eq!(ram(512 << 20), [(0, 512 << 20)]);
         assert_eq!(ram(MMIO), [(0, MMIO)]);
         assert_eq!(ram(MMIO + 4096), [(0, MMIO), (RAM_ABOVE_4G, 4096)]);
@@ -96,8 +96,8 @@ mod tests {
     }
 
     #[test]
-    fn interrupt_lines_fit_the_io_apic() {
-        assert!(virtio_gsi(MAX_VIRTIO - 1) < 24);
-        assert!(mmio_window(MAX_VIRTIO) < u64::from(IO_APIC));
+    fn all_virtio_devices_fit_below_the_io_apic_and_into_its_inputs() {
+        assert!(virtio_gsi(MAX_VIRTIO_DEVICES - 1) < 24);
+        assert!(mmio_window(MAX_VIRTIO_DEVICES) < u64::from(IO_APIC));
     }
 }

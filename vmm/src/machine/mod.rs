@@ -1,72 +1,73 @@
-//! One microVM, built step by step. [`build`] is the list of steps, each a call that takes what the steps before
-//! have made; [`Machine`] is the result, ready to run. Called by `main` after the jail is closed.
+//! One microVM. [`build`] is the list of steps that create it, one call each; [`Machine`] is the result,
+//! ready to run. Called once the jail is closed, by [`crate::shim_managed`] or the standalone mode.
 //!
-//! The main thread keeps the machine and waits ([`crate::watch`]); vCPUs and device workers have threads of their own.
+//! The main thread keeps the machine and waits in [`crate::main_loop`]. Each vCPU and each virtio device has
+//! a thread.
 
-pub mod ending;
 mod error;
+mod io_devices;
 pub mod layout;
 pub mod memory;
+mod vcpus;
 mod virtio_devices;
+pub mod vm_exit;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
 
-use self::ending::Ending;
 pub use self::error::{Error, Failure};
-pub use self::virtio_devices::Sources;
+use self::vcpus::VcpuThreads;
+pub use self::virtio_devices::DeviceConfigs;
+use self::vm_exit::VmExit;
 use crate::acpi;
-use crate::boot::{self, initrd, kernel};
-use crate::bus::Bus;
-use crate::config::{Config, ConsoleTo};
+use crate::boot::{self, cmdline, initrd, kernel, zero_page};
+use crate::config::{Config, ConsoleOutput};
 use crate::devices::console::Console;
-use crate::devices::panic::PanicPort;
-use crate::devices::pci::{self, EmptyPci};
-use crate::devices::power::{self, Power};
-use crate::devices::serial::{self, Input, Line};
+use crate::devices::serial::SerialInput;
 use crate::jail::Confinement;
-use crate::kvm::stats::Statistics;
-use crate::kvm::vcpu::{Board, Gate, OtherExits, Vcpu};
-use crate::kvm::{Vm, cpuid, registers};
+use crate::kvm::Vm;
+use crate::kvm::vcpu::IoBuses;
 use crate::virtio::Memory;
 
-/// What is already open.
+/// Open files and device configurations that a machine is built from.
 pub struct Resources {
-    /// `/dev/kvm`.
+    /// `/dev/kvm`, open for reading and writing.
     pub kvm: OwnedFd,
-    /// The guest kernel.
+    /// The guest kernel (vmlinux).
     pub kernel: File,
     /// The guest's initramfs.
     pub initrd: File,
-    /// The console's ring.
-    pub console: Option<File>,
-    /// What the virtio devices work on.
-    pub sources: Sources,
+    /// The console's ring, [`nacre_protocol::console::RING_BYTES`] long.
+    pub console_ring: Option<File>,
+    /// The host side of the virtio devices.
+    pub devices: DeviceConfigs,
 }
 
-/// A VM whose vCPUs wait for [`Machine::run`]. It lives until the process ends: guest memory and threads with it.
+/// A VM whose vCPU threads wait for [`Machine::run`]. Its memory and threads exist until the process exits.
 pub struct Machine {
-    ending: Ending,
+    vm_exit: VmExit,
     console: Console,
-    input: Input,
-    board: Arc<Board>,
-    statistics: Vec<Statistics>,
-    gates: Vec<Sender<()>>,
-    // Kept because KVM and the devices use them.
+    serial_input: SerialInput,
+    /// Never dropped, since it owns the devices: dropping a device joins its worker, which may hang in a
+    /// system call to a broken host file system.
+    buses: ManuallyDrop<Arc<IoBuses>>,
+    vcpus: VcpuThreads,
+    // Kept open because KVM and the devices use them.
     _vm: Vm,
     _memory: Arc<Memory>,
 }
 
-/// Where kernel and initramfs are.
+/// The kernel's headers and the initramfs's size.
 struct Images {
     kernel: kernel::Image,
     initrd_bytes: u64,
 }
 
-/// Builds the machine that `config` describes from `resources`. `done` hears of each step.
+/// Builds the machine that `config` describes from `resources`. Calls `on_step` with the name of each
+/// finished step.
 ///
 /// # Errors
 /// [`Failure`] with the step that failed.
@@ -74,225 +75,139 @@ pub fn build(
     config: &Config,
     resources: Resources,
     confinement: &Confinement,
-    mut done: impl FnMut(&'static str),
+    mut on_step: impl FnMut(&'static str),
 ) -> Result<Machine, Failure> {
     let Resources {
         kvm,
         kernel,
         initrd,
-        console,
-        sources,
+        console_ring,
+        devices,
     } = resources;
-    let mut step = |name: &'static str| {
-        done(name);
-    };
-    let images = images(config, &kernel, &initrd).map_err(Failure::at("read guest images"))?;
-    let memory = Arc::new(memory::make(config.memory_bytes()).map_err(Failure::at("make guest memory"))?);
-    let vm = vm(kvm, &memory).map_err(Failure::at("make virtual machine"))?;
-    step("virtual machine made");
-    let placed = load(&images, &kernel, &initrd, &memory).map_err(Failure::at("load guest"))?;
-    step("guest loaded");
-    let ending = Ending::new().map_err(Failure::at("make devices"))?;
-    let console = Console::new(console, config.console);
-    let (mut board, input) = board(&vm, &ending, &console).map_err(Failure::at("make devices"))?;
-    let env = virtio_devices::env(confinement, &ending);
-    let devices = virtio_devices::make(&env, sources).map_err(Failure::at("make virtio devices"))?;
-    let count = virtio_devices::plug(devices, &vm, &memory, &mut board)
-        .map_err(Failure::at("plug virtio devices"))?;
-    step("devices made");
-    describe(config, &memory, placed, count).map_err(Failure::at("describe machine to guest"))?;
-    let board = Arc::new(board);
-    let vcpus = VcpuPlan {
-        config,
-        vm: &vm,
-        board: &board,
-        ending: &ending,
+    let images = inspect_images(config, &kernel, &initrd).map_err(Failure::at("read guest images"))?;
+    let memory = memory::allocate(config.memory_bytes()).map_err(Failure::at("allocate guest memory"))?;
+    let memory = Arc::new(memory);
+    let vm = create_vm(kvm, &memory).map_err(Failure::at("create virtual machine"))?;
+    on_step("virtual machine created");
+
+    let initrd = load_images(&images, &kernel, &initrd, &memory).map_err(Failure::at("load guest images"))?;
+    on_step("guest loaded");
+
+    let vm_exit = VmExit::new().map_err(Failure::at("create devices"))?;
+    let console = Console::new(console_ring, config.console);
+    let (mut buses, serial_input) =
+        io_devices::create(&vm, &vm_exit, &console).map_err(Failure::at("create devices"))?;
+    let devices = virtio_devices::create(devices, confinement, &vm_exit)
+        .map_err(Failure::at("create virtio devices"))?;
+    let virtio_count = virtio_devices::attach(devices, &vm, &memory, &mut buses)
+        .map_err(Failure::at("attach virtio devices"))?;
+    let buses = Arc::new(buses);
+    on_step("devices created");
+
+    write_boot_data(config, &memory, initrd, virtio_count).map_err(Failure::at("write boot data"))?;
+    let vcpus = vcpus::Plan {
+        count: config.vcpus,
         entry: images.kernel.entry,
+        vm: &vm,
+        buses: &buses,
+        vm_exit: &vm_exit,
     };
-    let (gates, statistics) = vcpus.spawn(confinement).map_err(Failure::at("make vCPUs"))?;
-    step("vCPUs made");
+    let vcpus = vcpus.spawn(confinement).map_err(Failure::at("create vCPUs"))?;
+    on_step("vCPUs created");
+
     Ok(Machine {
-        ending,
+        vm_exit,
         console,
-        input,
-        board,
-        statistics,
-        gates,
+        serial_input,
+        buses: ManuallyDrop::new(buses),
+        vcpus,
         _vm: vm,
         _memory: memory,
     })
 }
 
 impl Machine {
-    /// Lets the guest run.
+    /// Starts the guest: lets all vCPU threads enter it. Later calls do nothing.
     pub fn run(&mut self) {
-        for gate in self.gates.drain(..) {
-            if gate.send(()).is_err() {
-                self.ending.fault("vCPU", "its thread ended before the guest ran");
-            }
-        }
+        self.vcpus.start(&self.vm_exit);
     }
 
-    /// How and when the guest ends.
+    /// The VM's outcome, readable as a descriptor once it is set.
     #[must_use]
-    pub fn ending(&self) -> &Ending {
-        &self.ending
+    pub fn vm_exit(&self) -> &VmExit {
+        &self.vm_exit
     }
 
-    /// The console's receiving side.
+    /// The receiving side of the guest's serial port.
     #[must_use]
-    pub fn input(&self) -> &Input {
-        &self.input
+    pub fn serial_input(&self) -> &SerialInput {
+        &self.serial_input
     }
 
-    /// Exits since the guest's start, by kind: "port …" and "mmio …" by device as we saw them, "kvm …" as KVM
-    /// counted all of them.
+    /// VM exits since the guest's start, by kind: "port …" and "mmio …" are accesses that the VMM handled, by
+    /// device; "kvm …" are KVM's own counters, which include exits that KVM handled.
     #[must_use]
-    pub fn exits(&self) -> BTreeMap<String, u64> {
+    pub fn exit_counts(&self) -> BTreeMap<String, u64> {
         let mut counts = BTreeMap::new();
-        self.board.ports.count(&mut counts);
-        self.board.mmio.count(&mut counts);
-        self.board.other.count(&mut counts);
-        for statistics in &self.statistics {
-            if let Err(error) = statistics.count(&mut counts) {
-                eprintln!("nacre-vmm: KVM's statistics: {error}");
-            }
-        }
+        self.buses.ports.add_counts(&mut counts);
+        self.buses.mmio.add_counts(&mut counts);
+        self.buses.other_exits.add_counts(&mut counts);
+        self.vcpus.add_kvm_counts(&mut counts);
         counts
     }
 
-    /// Writes out what the console holds back.
-    pub fn finish_console(&self) {
-        self.console.finish();
+    /// Writes the console's last, unfinished line to the ring.
+    pub fn flush_console(&self) {
+        self.console.flush_pending();
     }
 }
 
-fn images(config: &Config, kernel: &File, initrd: &File) -> Result<Images, Error> {
-    let image = kernel::inspect(kernel).map_err(boot::Error::from)?;
+fn inspect_images(config: &Config, kernel: &File, initrd: &File) -> Result<Images, Error> {
+    let kernel = kernel::inspect(kernel).map_err(boot::Error::from)?;
     let initrd_bytes = initrd
         .metadata()
         .map_err(|error| boot::Error::Initrd(error.into()))?
         .len();
-    boot::check_room(config.memory_mib, &image, initrd_bytes)?;
-    Ok(Images {
-        kernel: image,
-        initrd_bytes,
-    })
+    boot::check_memory_size(config.memory_mib, &kernel, initrd_bytes)?;
+    Ok(Images { kernel, initrd_bytes })
 }
 
-fn vm(kvm: OwnedFd, memory: &Memory) -> Result<Vm, Error> {
+fn create_vm(kvm: OwnedFd, memory: &Memory) -> Result<Vm, Error> {
     let vm = Vm::new(kvm)?;
     vm.set_memory(memory)?;
     Ok(vm)
 }
 
-fn load(images: &Images, kernel: &File, initrd: &File, memory: &Memory) -> Result<initrd::Placed, Error> {
+/// Loads the kernel at its own addresses and the initramfs at the end of low RAM.
+fn load_images(
+    images: &Images,
+    kernel: &File,
+    initrd: &File,
+    memory: &Memory,
+) -> Result<initrd::Location, Error> {
     kernel::load(&images.kernel, kernel, memory).map_err(boot::Error::from)?;
-    let placed = initrd::load(initrd, images.initrd_bytes, memory, images.kernel.end);
-    Ok(placed.map_err(boot::Error::from)?)
+    let location = initrd::load(initrd, images.initrd_bytes, memory, images.kernel.end);
+    Ok(location.map_err(boot::Error::from)?)
 }
 
-fn board(vm: &Vm, ending: &Ending, console: &Console) -> Result<(Board, Input), Error> {
-    let mut ports = Bus::new("port");
-    let line = Line(vm.line(layout::SERIAL_GSI)?);
-    let (serial, input) = serial::make(line, console.clone());
-    ports.insert("serial", u64::from(layout::SERIAL_PORT), 8, Box::new(serial))?;
-    ports.insert(
-        "pvpanic",
-        u64::from(layout::PANIC_PORT),
-        1,
-        Box::new(PanicPort::new(ending.clone())),
-    )?;
-    ports.insert(
-        "pci",
-        u64::from(layout::PCI_PORT),
-        u64::from(pci::PORTS),
-        Box::new(EmptyPci::default()),
-    )?;
-    let power = Power::new(ending.clone());
-    ports.insert(
-        "power",
-        u64::from(layout::POWER_PORT),
-        u64::from(power::PORTS),
-        Box::new(power),
-    )?;
-    Ok((
-        Board {
-            ports,
-            mmio: Bus::new("mmio"),
-            other: OtherExits::default(),
-        },
-        input,
-    ))
-}
-
-fn describe(
+/// Writes what the kernel reads at boot: ACPI tables, command line and zero page.
+fn write_boot_data(
     config: &Config,
     memory: &Memory,
-    initrd: initrd::Placed,
+    initrd: initrd::Location,
     virtio_devices: u8,
 ) -> Result<(), Error> {
-    let mut generation_id = [0; 16];
-    rustix::rand::getrandom(&mut generation_id, rustix::rand::GetRandomFlags::empty())
+    let mut vm_generation_id = [0; 16];
+    rustix::rand::getrandom(&mut vm_generation_id, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| Error::Entropy(error.into()))?;
-    acpi::make(&acpi::Machine {
+    let tables = acpi::build(&acpi::Platform {
         vcpus: config.vcpus,
         virtio_devices,
-        serial: config.console == ConsoleTo::Terminal,
-        generation_id,
-    })
-    .write(memory)?;
-    let line = boot::cmdline::compose(config).map_err(boot::Error::from)?;
-    boot::zero_page::write(memory, &line, initrd, layout::ACPI)?;
+        serial: config.console == ConsoleOutput::Terminal,
+        vm_generation_id,
+    });
+    tables.write(memory)?;
+    let command_line = cmdline::compose(config).map_err(boot::Error::from)?;
+    zero_page::write(memory, &command_line, initrd, layout::ACPI)?;
     Ok(())
-}
-
-struct VcpuPlan<'a> {
-    config: &'a Config,
-    vm: &'a Vm,
-    board: &'a Arc<Board>,
-    ending: &'a Ending,
-    entry: u64,
-}
-
-impl VcpuPlan<'_> {
-    /// Makes all vCPUs with their threads, which are confined when this returns.
-    fn spawn(&self, confinement: &Confinement) -> Result<(Vec<Sender<()>>, Vec<Statistics>), Error> {
-        let supported = self.vm.supported_cpuid()?;
-        let (ready, readiness) = channel();
-        let (mut gates, mut statistics) = (Vec::new(), Vec::new());
-        for index in 0..self.config.vcpus {
-            let fd = self.vm.vcpu(index)?;
-            let cpuid = cpuid::for_vcpu(&supported, index, self.config.vcpus)?;
-            fd.set_cpuid2(&cpuid).map_err(crate::kvm::call("setting CPUID"))?;
-            registers::set_msrs(&fd)?;
-            if index == 0 {
-                registers::set_entry(&fd, self.entry)?;
-            }
-            statistics.extend(Statistics::open(&fd));
-            let (gate, open) = channel();
-            gates.push(gate);
-            let vcpu = Vcpu {
-                index,
-                fd,
-                board: Arc::clone(self.board),
-                ending: self.ending.clone(),
-            };
-            vcpu.spawn(
-                Gate {
-                    ready: ready.clone(),
-                    open,
-                },
-                confinement.clone(),
-            )
-            .map_err(Error::Thread)?;
-        }
-        drop(ready);
-        for _ in 0..self.config.vcpus {
-            readiness
-                .recv()
-                .map_err(|_| Error::Thread(std::io::ErrorKind::BrokenPipe.into()))??;
-        }
-        Ok((gates, statistics))
-    }
 }

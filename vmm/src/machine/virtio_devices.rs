@@ -1,80 +1,91 @@
-//! Which virtio devices a VM has, and how each gets its window, its interrupt line and its notifications. Called by
-//! the machine's steps, while the process has no thread that the guest could reach.
+//! The virtio devices of a VM: creates each with its worker and attaches it to an MMIO window, an interrupt
+//! and notifications. Called by the machine's steps, before any thread runs guest code.
 
 use std::sync::Arc;
 
-use super::ending::Ending;
+use super::vm_exit::VmExit;
 use super::{Error, layout};
 use crate::jail::Confinement;
 use crate::kvm::Vm;
-use crate::kvm::vcpu::Board;
-use crate::transport::mmio::{INTERRUPT_ACK, MmioTransport, QUEUE_NOTIFY, USED_BUFFERS, Wires};
+use crate::kvm::vcpu::IoBuses;
+use crate::transport::mmio::{INTERRUPT_ACK, KvmNotifiers, MmioTransport, QUEUE_NOTIFY, USED_BUFFERS};
 use crate::virtio::fs::{self, Fs};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{self, Vsock};
 use crate::virtio::{Env, Memory, Report, VirtioDevice};
 
-/// What the devices work on.
-pub struct Sources {
-    /// Where the guest's connections go.
+/// The host side of the virtio devices that need a configuration.
+pub struct DeviceConfigs {
+    /// Where the guest's connections go, and where connections to the guest come from.
     pub vsock: vsock::Config,
-    /// The tree that the guest shares; by hand there may be none.
-    pub files: Option<fs::Config>,
+    /// The directory tree that is shared with the guest. None: no virtio-fs device (standalone mode only).
+    pub fs: Option<fs::Config>,
 }
 
-/// What every device's worker gets: its jail, and whom it tells of its end.
-pub(super) fn env(confinement: &Confinement, ending: &Ending) -> Env {
-    let ending = ending.clone();
-    Env {
-        confinement: confinement.clone(),
-        report: Arc::new(move |report| match report {
-            // Bounded by the worker; the guest's driver is told to reset the device, the VM goes on.
-            Report::Stopped { device, reason } => eprintln!("nacre-vmm: virtio {device} stopped: {reason}"),
-            Report::Died { device, reason } => ending.fault(format!("virtio {device}"), reason),
-        }),
-    }
-}
-
-/// Makes the devices, in the order of their windows.
-pub(super) fn make(env: &Env, sources: Sources) -> Result<Vec<Box<dyn VirtioDevice>>, Error> {
+/// Creates the devices with their workers, in the order of their MMIO windows.
+pub(super) fn create(
+    configs: DeviceConfigs,
+    confinement: &Confinement,
+    vm_exit: &VmExit,
+) -> Result<Vec<Box<dyn VirtioDevice>>, Error> {
+    let env = worker_env(confinement, vm_exit);
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
-        Box::new(Vsock::new(sources.vsock, env)?),
-        Box::new(Rng::new(env)?),
+        Box::new(Vsock::new(configs.vsock, &env)?),
+        Box::new(Rng::new(&env)?),
     ];
-    if let Some(files) = sources.files {
-        devices.push(Box::new(Fs::new(files, env)?));
+    if let Some(fs) = configs.fs {
+        devices.push(Box::new(Fs::new(fs, &env)?));
     }
     Ok(devices)
 }
 
-/// Gives each of `devices` its place on the board; gives their number.
-pub(super) fn plug(
+/// The confinement of the workers, and what happens when one fails.
+fn worker_env(confinement: &Confinement, vm_exit: &VmExit) -> Env {
+    let vm_exit = vm_exit.clone();
+    Env {
+        confinement: confinement.clone(),
+        report: Arc::new(move |report| match report {
+            // The VM continues and the guest's driver resets the device. The worker bounds the number of
+            // reports.
+            Report::Stopped { device, reason } => eprintln!("nacre-vmm: virtio {device} stopped: {reason}"),
+            Report::Died { device, reason } => vm_exit.set_fault(format!("virtio {device}"), reason),
+        }),
+    }
+}
+
+/// Attaches each of `devices` to the MMIO bus and to KVM; returns how many there are.
+pub(super) fn attach(
     devices: Vec<Box<dyn VirtioDevice>>,
     vm: &Vm,
     memory: &Arc<Memory>,
-    board: &mut Board,
+    buses: &mut IoBuses,
 ) -> Result<u8, Error> {
     let count = u8::try_from(devices.len())
         .ok()
-        .filter(|count| *count <= layout::MAX_VIRTIO);
+        .filter(|count| *count <= layout::MAX_VIRTIO_DEVICES);
     let count = count.ok_or(Error::TooManyDevices(devices.len()))?;
     for (index, device) in (0..count).zip(devices) {
         let window = layout::mmio_window(index);
-        let queues =
-            u32::try_from(device.queue_sizes().len()).map_err(|_| Error::TooManyDevices(usize::MAX))?;
-        let doorbells: Result<Vec<_>, _> = (0..queues)
-            .map(|queue| vm.doorbell(window.saturating_add(QUEUE_NOTIFY), queue))
-            .collect();
-        let wires = Wires {
-            line: vm.line(layout::virtio_gsi(index))?,
-            doorbells: doorbells?,
-        };
-        vm.swallow(window.saturating_add(INTERRUPT_ACK), USED_BUFFERS)?;
+        let notifiers = notifiers(device.as_ref(), vm, index)?;
         let name = device.name();
-        let transport = MmioTransport::new(device, Arc::clone(memory), wires);
-        board
+        let transport = MmioTransport::new(device, Arc::clone(memory), notifiers);
+        buses
             .mmio
-            .insert(name, window, layout::MMIO_WINDOW, Box::new(transport))?;
+            .insert(name, window, layout::MMIO_WINDOW_BYTES, Box::new(transport))?;
     }
     Ok(count)
+}
+
+/// Registers the irqfd and the ioeventfds of the `index`th device with KVM.
+fn notifiers(device: &dyn VirtioDevice, vm: &Vm, index: u8) -> Result<KvmNotifiers, Error> {
+    let window = layout::mmio_window(index);
+    let mut ioeventfds = Vec::new();
+    for (queue, _) in (0..).zip(device.queue_sizes()) {
+        ioeventfds.push(vm.ioeventfd(window.saturating_add(QUEUE_NOTIFY), queue)?);
+    }
+    vm.discard_writes(window.saturating_add(INTERRUPT_ACK), USED_BUFFERS)?;
+    Ok(KvmNotifiers {
+        irqfd: vm.irqfd(layout::virtio_gsi(index))?,
+        ioeventfds,
+    })
 }

@@ -1,14 +1,16 @@
-//! The probe's guest: its code and the memory that it starts in, laid out for 64-bit mode. Built by
-//! [`super::machine`]; pure, it never touches KVM.
+//! The probe's guest: its code, and the memory image with the tables that 64-bit mode needs. Used by
+//! [`super::machine`]; pure, it never calls KVM.
 //!
-//! The code runs the checks from the one whose index is in RDI, in the order of [`CHECKS`], and reports each that
-//! passed by its index on [`PORT_PASSED`]. What goes wrong it reports on [`PORT_WRONG`]: the vector of an unexpected
-//! exception, or [`WRONG_RESULT`]. After the last check it halts.
-#![allow(unsafe_code, reason = "assembled code is reached through extern statics")]
+//! The code runs the checks in the order of [`CHECKS`], starting with the index in RDI. It writes the index
+//! of each check that passed to [`PORT_PASSED`]. If a check fails, it writes the vector of the unexpected
+//! exception or [`WRONG_RESULT`] to [`PORT_FAILED`] and halts. After the last check it halts.
+#![allow(unsafe_code, reason = "assembled code is accessed through extern statics")]
 
 use std::arch::global_asm;
 
-/// What the guest tries, in order.
+use crate::kvm::segments::Tss;
+
+/// The checks, in the order in which the guest tries them.
 pub const CHECKS: [&str; 6] = [
     "invalid opcode exception through the guest's IDT",
     "INT3 through the guest's IDT",
@@ -17,48 +19,53 @@ pub const CHECKS: [&str; 6] = [
     "local APIC timer interrupt",
     "system calls from ring 3 and back",
 ];
-/// The guest writes a check's index here once it passed.
+/// I/O port to which the guest writes the index of a check that passed.
 pub const PORT_PASSED: u16 = 0xf0;
-/// The guest writes here what went wrong, and halts.
-pub const PORT_WRONG: u16 = 0xf1;
-/// On [`PORT_WRONG`]: no exception, but a register or a result is not what it should be.
+/// I/O port to which the guest writes why a check failed, before it halts.
+pub const PORT_FAILED: u16 = 0xf1;
+/// Written to [`PORT_FAILED`]: no exception occurred, but a register or a result has a wrong value.
 pub const WRONG_RESULT: u8 = 0xfe;
 
-/// Size of the guest's memory from address 0, bytes.
+/// Size of the guest's memory, which starts at address 0, in bytes.
 pub const MEMORY_BYTES: usize = 0x20_0000;
-/// Segment selectors. SYSRET demands the order user data, user code (AMD APM volume 2, 6.1.1).
+/// Selector of the kernel's code segment. SYSRET requires user data before user code in the GDT (AMD APM
+/// volume 2, 6.1.1).
 pub const KERNEL_CODE: u16 = 0x08;
-/// Kernel data segment.
+/// Selector of the kernel's data segment.
 pub const KERNEL_DATA: u16 = 0x10;
-/// Task state segment, a 16-byte descriptor.
+/// Selector of the task state segment, whose descriptor has 16 bytes.
 pub const TASK: u16 = 0x30;
-/// Where the GDT is, and its limit.
+/// Address and limit of the GDT.
 pub const GDT: (u64, u16) = (0x1000, 0x3f);
-/// Where the IDT is, and its limit: 256 gates of 16 bytes.
+/// Address and limit of the IDT: 256 gates of 16 bytes.
 pub const IDT: (u64, u16) = (0x2000, 0xfff);
-/// Where the task state segment is, and its limit.
-pub const TSS: (u64, u32) = (0x1800, 0x67);
-/// The top page table.
+/// Address and limit of the task state segment.
+pub const TSS: Tss = Tss {
+    base: 0x1800,
+    limit: 0x67,
+};
+/// Address of the top-level page table (PML4).
 pub const PAGE_TABLE: u64 = 0x4000;
-/// Where the code is.
+/// Address of the code.
 pub const CODE: u64 = 0x8000;
-/// The stack's end in ring 0.
+/// Initial stack pointer in ring 0.
 pub const STACK: u64 = 0x1_8000;
 
-/// The stack's end that the task state segment names for interrupts from ring 3.
+/// Stack pointer that the task state segment has for interrupts from ring 3.
 const INTERRUPT_STACK: u64 = 0x1_7000;
-/// Distance of the stubs for exceptions that no check expects.
+/// Distance between the handlers of the exceptions that no check expects, in bytes.
 const STUB_BYTES: u64 = 16;
-/// Vectors of exceptions.
+/// Number of exception vectors.
 const EXCEPTIONS: usize = 32;
-/// Vectors that checks use beside #UD and #BP.
+/// Vector of the local APIC timer's interrupt.
 const VECTOR_TIMER: usize = 0x20;
+/// Vector of the last check's INT instruction.
 const VECTOR_SYSCALL: usize = 0x80;
 
 global_asm!(
     r#"
     .pushsection .rodata.nacre_probe, "a", @progbits
-    // Other codegen units refer to these.
+    // Global, since other codegen units of this crate use these symbols.
     .globl nacre_probe_code
     .hidden nacre_probe_code
     .globl nacre_probe_int80
@@ -90,7 +97,7 @@ nacre_probe_code:
     xor r15d, r15d
     ud2
     cmp r15d, 6
-    jne nacre_probe_wrong
+    jne nacre_probe_failed
     mov al, 0
     out 0xf0, al
 
@@ -98,11 +105,11 @@ nacre_probe_code:
     xor r15d, r15d
     int3
     cmp r15d, 3
-    jne nacre_probe_wrong
+    jne nacre_probe_failed
     mov al, 1
     out 0xf0, al
 
-12: // 2: XCR0 gets x87 and SSE, and gives them back
+12: // 2: XCR0 is set to x87 and SSE and read back
     xor ecx, ecx
     xgetbv
     or eax, 3
@@ -110,7 +117,7 @@ nacre_probe_code:
     xgetbv
     and eax, 3
     cmp eax, 3
-    jne nacre_probe_wrong
+    jne nacre_probe_failed
     mov al, 2
     out 0xf0, al
 
@@ -140,7 +147,7 @@ nacre_probe_code:
     mov al, 4
     out 0xf0, al
 
-15: // 5: into ring 3 by SYSRET, back by SYSCALL, again, back by INT 0x80
+15: // 5: to ring 3 by SYSRET, back by SYSCALL; once more, back by INT 0x80
     mov ecx, 0xc0000081
     xor eax, eax
     mov edx, 0x00180008
@@ -166,15 +173,15 @@ nacre_probe_from_ring3:
 
 nacre_probe_int80:
     cmp r14d, 1
-    jne nacre_probe_wrong
+    jne nacre_probe_failed
     cmp qword ptr [rsp + 8], 0x2b
-    jne nacre_probe_wrong
+    jne nacre_probe_failed
     mov al, 5
     out 0xf0, al
 4:  hlt
     jmp 4b
 
-nacre_probe_wrong:
+nacre_probe_failed:
     mov al, 0xfe
 nacre_probe_report:
     out 0xf1, al
@@ -219,21 +226,21 @@ unsafe extern "C" {
     static nacre_probe_end: u8;
 }
 
-/// The code's bytes.
+/// The machine code.
 fn code() -> &'static [u8] {
     let start = &raw const nacre_probe_code;
     let length = (&raw const nacre_probe_end).addr().saturating_sub(start.addr());
-    // SAFETY: both symbols bound one initialised, read-only stretch of this program's .rodata.
+    // SAFETY: the symbols are start and end of one initialised, read-only range in this program's .rodata.
     unsafe { std::slice::from_raw_parts(start, length) }
 }
 
-/// Where a symbol of the code is in the guest.
-fn in_guest(symbol: *const u8) -> u64 {
+/// Address in the guest of a symbol of the code.
+fn guest_address(symbol: *const u8) -> u64 {
     let offset = symbol.addr().wrapping_sub((&raw const nacre_probe_code).addr());
     CODE.wrapping_add(offset as u64)
 }
 
-/// The guest's memory from address 0 up to the code's end.
+/// The initial content of the guest's first 64 KiB.
 #[must_use]
 pub fn image() -> Vec<u8> {
     let mut image = vec![0; 0x1_0000];
@@ -243,7 +250,7 @@ pub fn image() -> Vec<u8> {
     };
     put(GDT.0, &descriptors());
     put(IDT.0, &gates());
-    put(TSS.0.wrapping_add(4), &INTERRUPT_STACK.to_le_bytes());
+    put(TSS.base.wrapping_add(4), &INTERRUPT_STACK.to_le_bytes());
     for (at, entry) in page_tables() {
         put(at, &entry.to_le_bytes());
     }
@@ -251,9 +258,9 @@ pub fn image() -> Vec<u8> {
     image
 }
 
-/// GDT: null, kernel code and data, a gap, user data and code, the task.
+/// The GDT: null, kernel code, kernel data, null, user data, user code, task.
 fn descriptors() -> Vec<u8> {
-    let task = 0x0000_8900_0000_0000 | (TSS.0 << 16) | u64::from(TSS.1);
+    let task = 0x0000_8900_0000_0000 | (TSS.base << 16) | u64::from(TSS.limit);
     let entries = [
         0,
         0x00af_9b00_0000_ffff,
@@ -270,16 +277,16 @@ fn descriptors() -> Vec<u8> {
         .collect()
 }
 
-/// IDT: each check's vector to its handler, the other exceptions to a stub that reports them.
+/// The IDT: the vectors that checks use have their handlers, the other exceptions have one that reports them.
 fn gates() -> Vec<u8> {
-    let stubs = in_guest(&raw const nacre_probe_stubs);
+    let stubs = guest_address(&raw const nacre_probe_stubs);
     let mut gates = Vec::with_capacity(4096);
     for vector in 0..256_usize {
         let (handler, ring) = match vector {
-            3 => (in_guest(&raw const nacre_probe_int3), 3),
-            6 => (in_guest(&raw const nacre_probe_ud), 0),
-            VECTOR_TIMER => (in_guest(&raw const nacre_probe_timer), 0),
-            VECTOR_SYSCALL => (in_guest(&raw const nacre_probe_int80), 3),
+            3 => (guest_address(&raw const nacre_probe_int3), 3),
+            6 => (guest_address(&raw const nacre_probe_ud), 0),
+            VECTOR_TIMER => (guest_address(&raw const nacre_probe_timer), 0),
+            VECTOR_SYSCALL => (guest_address(&raw const nacre_probe_int80), 3),
             _ if vector < EXCEPTIONS => (stubs.wrapping_add(STUB_BYTES.wrapping_mul(vector as u64)), 0),
             _ => {
                 gates.extend([0; 16]);
@@ -291,7 +298,7 @@ fn gates() -> Vec<u8> {
     gates
 }
 
-/// A 64-bit interrupt gate that `ring` and lower may enter by INT n.
+/// A 64-bit interrupt gate that INT n may enter from `ring` or a more privileged one.
 fn gate(handler: u64, ring: u64) -> [u8; 16] {
     let low = (handler & 0xffff)
         | (u64::from(KERNEL_CODE) << 16)
@@ -305,7 +312,8 @@ fn gate(handler: u64, ring: u64) -> [u8; 16] {
     bytes
 }
 
-/// Identity maps the first 2 MiB, for ring 3 as well, and the local APIC's page, by 2 MiB pages.
+/// Entries, as `(address, value)`, that map the first 2 MiB and the local APIC to themselves by 2 MiB pages,
+/// accessible from ring 3.
 fn page_tables() -> [(u64, u64); 5] {
     const TABLE: u64 = 0x7;
     const PAGE: u64 = 0x87;
@@ -325,7 +333,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_code_lies_between_its_page_and_the_xsave_area() {
+    fn the_code_ends_before_the_xsave_area() {
         assert!(
             code().len() > 200 && CODE + (code().len() as u64) < 0x1_0000,
             "{} bytes",
@@ -338,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn gates_point_into_the_code() {
+    fn used_gates_point_into_the_code() {
         let gates = gates();
         assert_eq!(gates.len(), 4096);
         for (vector, gate) in gates.chunks(16).enumerate() {

@@ -1,40 +1,40 @@
-//! A virtual machine for the probe's guest: one vCPU in 64-bit mode, 2 MiB of memory, the in-kernel local APIC.
-//! Made by [`super::run`] on a thread of its own; gives up at the first check that does not pass.
-#![allow(unsafe_code, reason = "a memory slot and the union in kvm_run")]
+//! The VM of the probe's guest: one vCPU in 64-bit mode, 2 MiB of memory, the in-kernel local APIC. Created
+//! and run by [`super::run`] on a new thread; stops at the first check that fails.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
-};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_sregs};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemory as _, GuestMemoryMmap};
 
 use super::guest;
+use crate::kvm::raw;
+use crate::kvm::segments;
 
-/// Where Intel's KVM wants three pages for real mode: below the ROM, unused by us.
+/// Address of the three pages that KVM on Intel processors uses for a TSS; the guest does not use them.
 const KVM_TSS: usize = 0xfffb_d000;
 const CPUID_1_ECX_XSAVE: u32 = 1 << 26;
 
-/// What became of a run from one check on.
+/// The result of running the checks from a given one on.
 pub struct Run {
-    /// How many checks passed, from the first that was asked for.
+    /// How many checks passed before the first failed one.
     pub passed: usize,
-    /// Why the next one did not, unless all passed.
+    /// Why the next check failed; None if all passed.
     pub failed: Option<String>,
 }
 
-/// Runs the checks from `first` on until one fails. `stop` is set before the thread is signalled to leave KVM_RUN.
+/// Runs the checks from `first` on until one fails. The caller sets `stop` before it signals this thread to
+/// leave KVM_RUN.
 ///
 /// # Errors
-/// The step of making the machine that failed, and why.
+/// The step of creating the VM that failed, and why.
 pub fn run(kvm: &Kvm, first: usize, stop: &AtomicBool) -> Result<Run, String> {
     let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), guest::MEMORY_BYTES)])
         .map_err(|error| format!("mapping guest memory: {error}"))?;
     memory
         .write_slice(&guest::image(), GuestAddress(0))
         .map_err(|error| format!("writing the test guest: {error}"))?;
-    let vm = make_vm(kvm, &memory)?;
+    let vm = create_vm(kvm, &memory)?;
     let mut vcpu = vm
         .create_vcpu(0)
         .map_err(|error| format!("KVM_CREATE_VCPU: {error}"))?;
@@ -44,10 +44,10 @@ pub fn run(kvm: &Kvm, first: usize, stop: &AtomicBool) -> Result<Run, String> {
     vcpu.set_cpuid2(&cpuid)
         .map_err(|error| format!("KVM_SET_CPUID2: {error}"))?;
     set_registers(&vcpu, first, has_xsave(&cpuid))?;
-    Ok(step_through(&mut vcpu, first, stop))
+    Ok(run_checks(&mut vcpu, first, stop))
 }
 
-fn make_vm(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VmFd, String> {
+fn create_vm(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VmFd, String> {
     let vm = kvm
         .create_vm()
         .map_err(|error| format!("KVM_CREATE_VM: {error}"))?;
@@ -58,15 +58,7 @@ fn make_vm(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VmFd, String> {
     let host = memory
         .get_host_address(GuestAddress(0))
         .map_err(|error| format!("address of guest memory: {error}"))?;
-    let region = kvm_userspace_memory_region {
-        slot: 0,
-        guest_phys_addr: 0,
-        memory_size: guest::MEMORY_BYTES as u64,
-        userspace_addr: host.addr() as u64,
-        flags: 0,
-    };
-    // SAFETY: the mapping is as long as the slot says, and the caller keeps it until the machine is gone.
-    unsafe { vm.set_user_memory_region(region) }
+    raw::set_slot(&vm, 0, (0, guest::MEMORY_BYTES as u64), host.addr() as u64)
         .map_err(|error| format!("KVM_SET_USER_MEMORY_REGION: {error}"))?;
     Ok(vm)
 }
@@ -78,44 +70,22 @@ fn has_xsave(cpuid: &CpuId) -> bool {
         .any(|entry| entry.function == 1 && entry.ecx & CPUID_1_ECX_XSAVE != 0)
 }
 
-/// 64-bit mode with paging, as a boot loader by the 64-bit protocol leaves it, at the code's start.
+/// Sets 64-bit mode with paging, as the 64-bit boot protocol demands it, and the instruction pointer to the
+/// code.
 fn set_registers(vcpu: &VcpuFd, first: usize, xsave: bool) -> Result<(), String> {
     let mut sregs: kvm_sregs = vcpu
         .get_sregs()
         .map_err(|error| format!("KVM_GET_SREGS: {error}"))?;
-    let code = kvm_segment {
-        limit: 0xffff_ffff,
-        selector: guest::KERNEL_CODE,
-        type_: 0xb,
-        present: 1,
-        s: 1,
-        l: 1,
-        g: 1,
-        ..Default::default()
-    };
-    let data = kvm_segment {
-        selector: guest::KERNEL_DATA,
-        type_: 3,
-        db: 1,
-        l: 0,
-        ..code
-    };
-    sregs.cs = code;
+    sregs.cs = segments::code(guest::KERNEL_CODE);
+    let data = segments::data(guest::KERNEL_DATA);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment {
-        base: guest::TSS.0,
-        limit: guest::TSS.1,
-        selector: guest::TASK,
-        type_: 0xb,
-        present: 1,
-        ..Default::default()
-    };
+    sregs.tr = segments::task(guest::TASK, &guest::TSS);
     (sregs.gdt.base, sregs.gdt.limit) = guest::GDT;
     (sregs.idt.base, sregs.idt.limit) = guest::IDT;
     sregs.cr3 = guest::PAGE_TABLE;
     // PE, MP, ET, NE, WP, PG.
     sregs.cr0 = 0x8001_0033;
-    // PAE, OSFXSR, OSXMMEXCPT, and OSXSAVE where there is XSAVE.
+    // PAE, OSFXSR, OSXMMEXCPT, and OSXSAVE if the CPU has XSAVE.
     sregs.cr4 = 0x620 | (u64::from(xsave) << 18);
     // SCE, LME, LMA.
     sregs.efer = 0x501;
@@ -132,33 +102,33 @@ fn set_registers(vcpu: &VcpuFd, first: usize, xsave: bool) -> Result<(), String>
         .map_err(|error| format!("KVM_SET_REGS: {error}"))
 }
 
-/// Runs until all checks passed or one failed.
-fn step_through(vcpu: &mut VcpuFd, first: usize, stop: &AtomicBool) -> Run {
+/// Runs the guest until all checks have passed or one has failed.
+fn run_checks(vcpu: &mut VcpuFd, first: usize, stop: &AtomicBool) -> Run {
     let mut passed = 0;
     let failed = loop {
         if first.saturating_add(passed) == guest::CHECKS.len() {
             break None;
         }
         if stop.load(Ordering::Acquire) {
-            break Some("not done within the time".to_owned());
+            break Some("not finished within the time limit".to_owned());
         }
         match vcpu.run() {
             Ok(VcpuExit::IoOut(guest::PORT_PASSED, [index])) => {
                 if usize::from(*index) != first.saturating_add(passed) {
-                    break Some(format!("check {index} was reported instead"));
+                    break Some(format!("the guest reported check {index} instead"));
                 }
                 passed = passed.saturating_add(1);
             }
-            Ok(VcpuExit::IoOut(guest::PORT_WRONG, [guest::WRONG_RESULT])) => {
+            Ok(VcpuExit::IoOut(guest::PORT_FAILED, [guest::WRONG_RESULT])) => {
                 break Some("the result is wrong".to_owned());
             }
-            Ok(VcpuExit::IoOut(guest::PORT_WRONG, [vector])) => {
+            Ok(VcpuExit::IoOut(guest::PORT_FAILED, [vector])) => {
                 break Some(format!("unexpected exception {vector}"));
             }
-            Ok(VcpuExit::InternalError) => break Some(internal_error(vcpu)),
+            Ok(VcpuExit::InternalError) => break Some(describe_internal_error(vcpu)),
             Ok(VcpuExit::Shutdown) => break Some("triple fault".to_owned()),
             Ok(other) => break Some(format!("unexpected exit {other:?}")),
-            // The watchdog's signal: `stop` is set.
+            // The signal of the main thread, which has set `stop`.
             Err(error) if error.errno() == libc::EINTR => {}
             Err(error) => break Some(format!("KVM_RUN: {error}")),
         }
@@ -166,10 +136,8 @@ fn step_through(vcpu: &mut VcpuFd, first: usize, stop: &AtomicBool) -> Run {
     Run { passed, failed }
 }
 
-fn internal_error(vcpu: &mut VcpuFd) -> String {
-    let run = vcpu.get_kvm_run();
-    // SAFETY: after KVM_EXIT_INTERNAL_ERROR this is the union's live member, and it is plain data.
-    let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
+fn describe_internal_error(vcpu: &mut VcpuFd) -> String {
+    let suberror = raw::internal_error(vcpu);
     let meaning = if suberror == 1 {
         "KVM can't emulate the instruction"
     } else {

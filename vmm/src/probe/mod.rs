@@ -1,8 +1,8 @@
-//! Finds out whether this host's KVM runs Linux, by booting a guest of a few hundred bytes that does what Linux does
-//! early. A /dev/kvm that opens is not enough: some hosts have one that can't handle a breakpoint.
+//! Checks whether this host's KVM runs Linux, by booting a guest of a few hundred bytes that does what Linux
+//! does early. That /dev/kvm opens is not enough: some hosts have a KVM that can't handle a breakpoint.
 //!
-//! Called by `nacre-vmm --probe` and `nacre doctor`. Takes milliseconds where KVM works, at most [`DEADLINE`] where
-//! it doesn't; never needs a kernel image.
+//! Called by `nacre-vmm --probe` and `nacre doctor`. Takes milliseconds if KVM works, otherwise at most
+//! [`DEADLINE`]; needs no kernel image.
 
 mod guest;
 mod machine;
@@ -17,54 +17,55 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::Kvm;
 use vmm_sys_util::signal::{Killable as _, SIGRTMIN, register_signal_handler};
 
-/// How long the whole probe may take.
-pub const DEADLINE: Duration = Duration::from_secs(2);
-/// How often the watchdog signals a vCPU thread that has not left KVM_RUN yet: a signal that comes just before
-/// KVM_RUN is lost.
-const KICK_EVERY: Duration = Duration::from_millis(5);
-/// After the deadline, how long a thread may take to come back before it is left alone.
-const GRACE: Duration = Duration::from_millis(500);
-const EXPECTED_API: i32 = 12;
+use crate::kvm::API_VERSION;
 
-/// What became of a check.
+/// Time limit of the whole probe.
+pub const DEADLINE: Duration = Duration::from_secs(2);
+/// Interval at which the main thread signals a vCPU thread to leave KVM_RUN. A single signal would be lost if
+/// it came just before KVM_RUN.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(5);
+/// Time after the deadline that a vCPU thread has to leave KVM_RUN; then the probe reports that it hangs.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// The guest did it.
+    /// The guest did what the check demands.
     Passed,
-    /// It did not work, and why.
+    /// It did not, for this reason.
     Failed(String),
-    /// Not tried, since the time was up or there is no machine.
+    /// The time was up, or no VM could be created.
     NotTried,
 }
 
-/// A check and what became of it.
+/// A check with its result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
-    /// What was tried.
+    /// What the guest tries, such as "XSAVE and XRSTOR".
     pub name: &'static str,
-    /// What became of it.
+    /// The result.
     pub verdict: Verdict,
 }
 
-/// What the probe found. Its `Display` is one line.
+/// The result of the probe. Its `Display` is one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// Every check, in order.
+    /// All checks, in the order in which the guest tries them.
     pub checks: Vec<Check>,
-    /// Why no machine could be made at all.
-    pub no_machine: Option<String>,
-    /// How long it took.
+    /// Why no VM could be created, if so; then no check was tried.
+    pub vm_error: Option<String>,
+    /// Duration of the probe.
     pub took: Duration,
 }
 
 impl Report {
-    /// Whether KVM on this host runs Linux.
+    /// True if a VM could be created and all checks passed.
     #[must_use]
     pub fn runs_linux(&self) -> bool {
-        self.no_machine.is_none() && self.checks.iter().all(|check| check.verdict == Verdict::Passed)
+        self.vm_error.is_none() && self.checks.iter().all(|check| check.verdict == Verdict::Passed)
     }
 
-    /// What `nacre-vmm --probe` exits with: 0 where KVM runs Linux, 3 where it can't.
+    /// Exit code of `nacre-vmm --probe`: 0 if KVM runs Linux, otherwise 3.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         if self.runs_linux() { 0 } else { 3 }
@@ -74,10 +75,10 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let took = self.took.as_millis();
-        if let Some(reason) = &self.no_machine {
+        if let Some(reason) = &self.vm_error {
             return write!(f, "KVM can't run Linux here: {reason} ({took} ms)");
         }
-        // Checks that failed for the same reason are named together.
+        // Checks that failed for the same reason are listed together.
         let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
         for check in &self.checks {
             let Verdict::Failed(reason) = &check.verdict else {
@@ -104,7 +105,8 @@ impl fmt::Display for Report {
     }
 }
 
-/// Probes the KVM at `device`, usually `/dev/kvm`. A check that fails does not keep the later ones from being tried.
+/// Probes the KVM device at path `device`, usually `/dev/kvm`. Tries all checks, including those after a
+/// failed one.
 #[must_use]
 pub fn run(device: &Path) -> Report {
     let started = Instant::now();
@@ -115,12 +117,12 @@ pub fn run(device: &Path) -> Report {
             verdict: Verdict::NotTried,
         })
         .collect();
-    let no_machine = open(device)
+    let vm_error = open(device)
         .and_then(|kvm| try_all(&Arc::new(kvm), &mut checks, started))
         .err();
     Report {
         checks,
-        no_machine,
+        vm_error,
         took: started.elapsed(),
     }
 }
@@ -136,19 +138,20 @@ fn open(device: &Path) -> Result<Kvm, String> {
         )
     })?;
     match kvm.get_api_version() {
-        EXPECTED_API => Ok(kvm),
-        other => Err(format!("KVM API version {other} instead of {EXPECTED_API}")),
+        API_VERSION => Ok(kvm),
+        other => Err(format!("KVM API version is {other}, expected {API_VERSION}")),
     }
 }
 
-/// One machine runs the checks until one fails; the next machine goes on after it.
+/// Each VM runs the checks until one fails; the next VM continues with the check after it.
 fn try_all(kvm: &Arc<Kvm>, checks: &mut [Check], started: Instant) -> Result<(), String> {
-    register_signal_handler(kick_signal(), ignore).map_err(|error| format!("signal handler: {error}"))?;
+    register_signal_handler(stop_signal(), ignore_signal)
+        .map_err(|error| format!("installing a signal handler: {error}"))?;
     let mut first = 0;
     while first < checks.len() {
         let left = DEADLINE.saturating_sub(started.elapsed());
-        let run = match within(left, kvm, first)? {
-            // The time was up before the first check ran: it says nothing about it.
+        let run = match run_with_timeout(left, kvm, first)? {
+            // The time was up before the first check ran, so the result says nothing about this check.
             run if run.passed == 0 && left.is_zero() => return Ok(()),
             run => run,
         };
@@ -164,43 +167,42 @@ fn try_all(kvm: &Arc<Kvm>, checks: &mut [Check], started: Instant) -> Result<(),
     Ok(())
 }
 
-/// Runs a machine on a thread of its own and fetches it out of KVM_RUN when `time` is up.
-fn within(time: Duration, kvm: &Arc<Kvm>, first: usize) -> Result<machine::Run, String> {
+/// Runs a VM on a new thread, and makes that thread leave KVM_RUN after `timeout`.
+fn run_with_timeout(timeout: Duration, kvm: &Arc<Kvm>, first: usize) -> Result<machine::Run, String> {
     let (done, result) = channel();
-    let stop = Arc::new(AtomicBool::new(time.is_zero()));
-    let (kvm, stopped) = (Arc::clone(kvm), Arc::clone(&stop));
+    let stop = Arc::new(AtomicBool::new(timeout.is_zero()));
+    let (kvm, stop_seen) = (Arc::clone(kvm), Arc::clone(&stop));
     let thread = std::thread::Builder::new()
         .name("probe".to_owned())
         .spawn(move || {
-            // Where nobody listens any more the deadline is over.
-            let _ = done.send(machine::run(&kvm, first, &stopped));
+            // Sending fails only after the grace period, when the receiver is dropped.
+            let _ = done.send(machine::run(&kvm, first, &stop_seen));
         })
-        .map_err(|error| format!("a thread for the vCPU: {error}"))?;
-    let mut outcome = result.recv_timeout(time);
+        .map_err(|error| format!("creating the vCPU's thread: {error}"))?;
+    let mut outcome = result.recv_timeout(timeout);
     stop.store(true, Ordering::Release);
     let grace = Instant::now();
     while matches!(outcome, Err(RecvTimeoutError::Timeout)) && grace.elapsed() < GRACE {
         thread
-            .kill(kick_signal())
+            .kill(stop_signal())
             .map_err(|error| format!("signalling the vCPU's thread: {error}"))?;
-        outcome = result.recv_timeout(KICK_EVERY);
+        outcome = result.recv_timeout(SIGNAL_INTERVAL);
     }
-    outcome.map_err(|error| format!("the vCPU's thread does not come back from KVM_RUN: {error}"))?
+    outcome.map_err(|error| format!("the vCPU's thread does not return from KVM_RUN: {error}"))?
 }
 
-fn kick_signal() -> libc::c_int {
+fn stop_signal() -> libc::c_int {
     SIGRTMIN().saturating_add(5)
 }
 
-extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+extern "C" fn ignore_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Whatever the host's KVM is, there is a verdict in time, and it has a reason.
     #[test]
-    fn gives_a_verdict_with_a_reason_within_the_deadline() {
+    fn any_host_gets_a_verdict_with_a_reason_within_the_deadline() {
         let report = run(Path::new("/dev/kvm"));
         assert!(report.took < DEADLINE + GRACE * 2, "{report}");
         let line = report.to_string();
@@ -222,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_kvm_is_refused() {
+    fn a_device_other_than_kvm_is_refused() {
         let report = run(Path::new("/dev/null"));
         assert!(!report.runs_linux(), "{report}");
         assert!(report.to_string().contains("API version"), "{report}");

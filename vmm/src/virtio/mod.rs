@@ -1,11 +1,47 @@
 //! Virtio devices. A device knows its queues, guest memory and one interrupt per queue, never its transport
 //! (`crate::transport`), so that a second transport changes no device.
 //!
-//! A device is owned by its transport, which talks to the guest's driver on a vCPU thread. On DRIVER_OK the
-//! transport calls [`VirtioDevice::activate`]; from then on the data path belongs to a [`worker`] thread that waits
-//! on the queues' kick descriptors and raises interrupts through [`Interrupt`]. No vCPU thread ever touches a queue.
+//! A device is owned by its transport, which handles the driver's register accesses on a vCPU thread. On
+//! DRIVER_OK the transport calls [`VirtioDevice::activate`]; from then on the queues belong to a [`worker`]
+//! thread, which waits for the queues' kick eventfds and raises interrupts through [`Interrupt`]. No vCPU
+//! thread ever accesses a queue.
 //!
-//! Everything here reads what a guest wrote, so nothing here may panic on it: the lints below see to that.
+//! # How to write a device
+//!
+//! A device has two halves. The data path runs on the worker's thread:
+//!
+//! ```no_run
+//! # use nacre_vmm::virtio::worker::{ActiveDevice, DataPath, Fault, Notify, Worker};
+//! # use nacre_vmm::virtio::{DeviceError, Env};
+//! # use nacre_vmm::jail::ThreadKind;
+//! struct ZeroDataPath;
+//!
+//! impl DataPath for ZeroDataPath {
+//!     // The driver kicked queue `index`. `serve` pops each available chain, calls the closure, pushes the
+//!     // chain to the used ring with the returned number of bytes, and interrupts the driver if it asked for it.
+//!     fn on_queue(&mut self, index: u16, active: &mut ActiveDevice) -> Result<(), Fault> {
+//!         active.serve(index, Notify::Each, |memory, chain| {
+//!             // Parse the chain here: every address and length in it is the guest's. Return 0 for a
+//!             // malformed request; a Fault is for broken rings and stops the device until it is reset.
+//!             let _ = (memory, chain);
+//!             0
+//!         })
+//!     }
+//! }
+//!
+//! // The jail has a table of system calls per thread kind (jail/calls/); `spawn` confines the thread before it
+//! // returns. The closure builds the data path on that thread, while it may still open files.
+//! fn spawn(env: &Env) -> Result<Worker, DeviceError> {
+//!     Worker::spawn("zero", ThreadKind::Device, env, || Ok(ZeroDataPath))
+//! }
+//! ```
+//!
+//! The other half implements [`VirtioDevice`]: constants, and `activate` and `reset` forwarded to the
+//! [`worker::Worker`]. [`rng`] is the shortest complete example. Then add the device to the list in
+//! `machine/virtio_devices.rs`, and test it with the driver in `testing.rs`, malformed chains included, once
+//! more confined.
+//!
+//! Everything here reads what a guest wrote and must not panic on it, which the lints below enforce.
 #![cfg_attr(
     not(test),
     deny(
@@ -33,109 +69,110 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::jail::Confinement;
 
-/// Guest memory, with a bitmap of the pages that devices have written, as snapshots will want.
+/// Guest memory, with a bitmap of the pages that devices have written, for snapshots.
 pub type Memory = GuestMemoryMmap<AtomicBitmap>;
 
-/// How a device tells its driver that something happened. One implementation a transport, one double for tests.
+/// Notifications from a device to its driver. One implementation per transport, one double for tests.
 pub trait Interrupt: Send + Sync {
-    /// Used buffers stand in queue `index` (virtio 1.2, 2.7.10). Unknown indices are ignored.
+    /// A used buffer notification for queue `index` (virtio 1.2, 2.3). Unknown indices are ignored.
     fn signal_queue(&self, index: u16);
-    /// The configuration space changed (virtio 1.2, 2.5).
+    /// A configuration change notification (virtio 1.2, 2.3).
     fn signal_config(&self);
-    /// The device can't go on until the driver resets it: DEVICE_NEEDS_RESET (virtio 1.2, 2.1.2).
+    /// Sets DEVICE_NEEDS_RESET (virtio 1.2, 2.1): the device does nothing until the driver resets it.
     fn signal_needs_reset(&self);
 }
 
-/// A queue that the driver has set up, with the descriptor that is written when the driver kicks it.
+/// A queue as the driver configured it, and the eventfd of its kicks.
 pub struct ActiveQueue {
-    /// Its index in the device.
+    /// The queue's index in the device, from 0.
     pub index: u16,
-    /// Rings and state. One that the driver has not made ready is never looked at. The device itself switches
-    /// VIRTIO_F_EVENT_IDX on, from [`Activation::features`].
+    /// The addresses and positions of the rings. The worker ignores a queue that the driver has not made
+    /// ready, and enables VIRTIO_F_EVENT_IDX according to [`Activation::features`].
     pub queue: Queue,
-    /// Written by KVM (ioeventfd) on the driver's notification; nobody needs to read it.
+    /// KVM writes this eventfd when the driver kicks the queue (ioeventfd). It need not be read.
     pub kick: EventFd,
 }
 
-/// What a device gets when its driver is ready.
+/// What a device gets on DRIVER_OK.
 pub struct Activation {
     /// All of guest memory.
     pub memory: Arc<Memory>,
     /// The queues, in order; exactly as many as [`VirtioDevice::queue_sizes`] has.
     pub queues: Vec<ActiveQueue>,
-    /// The way to the driver.
+    /// Notifies the driver.
     pub interrupt: Arc<dyn Interrupt>,
     /// Features that the driver accepted: a subset of [`VirtioDevice::features`].
     pub features: u64,
 }
 
-/// Why a device could not be made, activated or stopped.
+/// Why a device could not be created, activated or reset.
 #[derive(Debug, thiserror::Error)]
 #[error("virtio device {device}: {reason}")]
 pub struct DeviceError {
-    /// Which device.
+    /// The device's [`VirtioDevice::name`].
     pub device: &'static str,
-    /// What failed and why.
+    /// The operation that failed, and its error.
     pub reason: String,
 }
 
-/// What every device needs of its surroundings.
+/// What every device gets from the VM that it belongs to.
 #[derive(Clone)]
 pub struct Env {
-    /// Closes the jail on the device's worker thread.
+    /// Confines the device's worker thread.
     pub confinement: Confinement,
-    /// Where a worker's failure or end is told; called on the worker's thread, which it must not block.
+    /// Receives a worker's failures. Called on the worker's thread; must not block.
     pub report: Arc<dyn Fn(Report) + Send + Sync>,
 }
 
-/// What a device's worker tells the VM.
+/// A failure that a device's worker reports to the VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
-    /// The device could not go on and asked its driver for a reset; the VM goes on. At most
-    /// [`worker::MAX_REPORTS`] of these come from one device.
+    /// The device stopped and set DEVICE_NEEDS_RESET; the VM continues. One device reports this at most
+    /// [`worker::MAX_REPORTS`] times.
     Stopped {
-        /// Which device.
+        /// The device's [`VirtioDevice::name`].
         device: &'static str,
-        /// Why.
+        /// The text of the [`worker::Fault`].
         reason: String,
     },
-    /// The worker's thread panicked and is gone: the VM can't go on.
+    /// The worker's thread panicked and has exited: the VM must stop.
     Died {
-        /// Which device.
+        /// The device's [`VirtioDevice::name`].
         device: &'static str,
-        /// What it said.
+        /// The message of the panic, or the error of epoll_wait.
         reason: String,
     },
 }
 
-/// A virtio device as its transport sees it. Its methods are called on vCPU threads: they take locks, send on
-/// channels and write an eventfd (futex, write, and what the allocator needs), and make no other system call.
+/// A virtio device as its transport uses it. The methods are called on vCPU threads, whose seccomp filter is
+/// narrow: they may take locks, allocate, send on channels and write an eventfd, and must make no other
+/// system call.
 pub trait VirtioDevice: Send {
-    /// A short name for messages, such as `"vsock"`.
+    /// A short name for messages, such as "vsock".
     fn name(&self) -> &'static str;
-    /// Device ID (virtio 1.2, 5).
+    /// The device ID (virtio 1.2, 5).
     fn device_type(&self) -> u32;
-    /// Largest size of each queue; its length is the number of queues.
+    /// The maximum size of each queue, in descriptors; one entry per queue.
     fn queue_sizes(&self) -> &[u16];
-    /// Features offered (virtio 1.2, 6), VIRTIO_F_VERSION_1 included.
+    /// The features offered (virtio 1.2, 6), among them VIRTIO_F_VERSION_1.
     fn features(&self) -> u64;
-    /// Reads device configuration at `offset`; bytes beyond its end read as 0.
+    /// Reads the device configuration space at `offset`; bytes beyond its end read as 0.
     fn read_config(&self, offset: u64, data: &mut [u8]);
-    /// Starts the data path. A queue that turns out to be malformed later ends in
+    /// Starts the data path. If a queue turns out to be malformed later, the worker calls
     /// [`Interrupt::signal_needs_reset`].
     ///
     /// # Errors
-    /// Where the worker can't take the queues; the device is then to be marked as needing reset.
+    /// [`DeviceError`] if the worker can't take the queues; the transport must then set DEVICE_NEEDS_RESET.
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError>;
-    /// Stops the data path and forgets the queues; the device can then be activated anew. Returns once no
-    /// thread touches guest memory for this device any more. Harmless on a device that is not active.
+    /// Stops the data path and drops the queues; the device can then be activated again. When it returns, no
+    /// thread accesses guest memory on behalf of this device. Has no effect on a device that is not active.
     ///
     /// # Errors
-    /// Where the worker does not answer; queues and memory must then be taken for in use.
+    /// [`DeviceError`] if the worker does not answer; it may then still use the queues and guest memory.
     fn reset(&mut self) -> Result<(), DeviceError>;
 }
 
-/// Fills `data` from configuration space `config` at `offset`, with zeros beyond its end.
+/// Copies the configuration space `config` at `offset` to `data`, with zeros beyond its end.
 pub(crate) fn read_config_from(config: &[u8], offset: u64, data: &mut [u8]) {
     let tail = usize::try_from(offset)
         .ok()

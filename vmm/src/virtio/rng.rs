@@ -1,34 +1,35 @@
-//! virtio-rng: entropy for the guest (virtio 1.2, 5.4), from the host's getrandom. Made by the VM's device list,
-//! served on its own worker. It never keeps a byte that it gave out.
+//! virtio-rng (virtio 1.2, 5.4): entropy for the guest, from the host's getrandom. Created by
+//! `machine/virtio_devices.rs`, served by a worker. It never stores the bytes that it returned.
 
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vm_memory::Bytes as _;
 
-use super::worker::{Active, Chain, DataPath, Fault, Notify, Worker};
+use super::worker::{ActiveDevice, Chain, DataPath, Fault, Notify, Worker};
 use super::{Activation, DeviceError, Env, Memory, VirtioDevice, read_config_from};
 use crate::jail::ThreadKind;
 
-/// Most bytes that one request gets; the driver asks again (Linux asks for at most 64 at a time).
+/// Most bytes returned for one request. A driver that wants more sends another one; Linux requests at most 64
+/// bytes.
 pub const MAX_REQUEST: usize = 64 * 1024;
 const QUEUE_SIZES: &[u16] = &[16];
 const NAME: &str = "rng";
-/// Bytes drawn at a time.
-const DRAW: usize = 4096;
+/// Bytes per getrandom call.
+const CHUNK: usize = 4096;
 
-/// The device.
+/// The virtio-rng device, with one queue.
 pub struct Rng {
     worker: Worker,
 }
 
 impl Rng {
-    /// Makes the device with its worker.
+    /// Creates the device and spawns its worker.
     ///
     /// # Errors
-    /// Where the worker can't be started.
+    /// [`DeviceError`] if the worker can't be spawned.
     pub fn new(env: &Env) -> Result<Self, DeviceError> {
-        let worker = Worker::spawn(NAME, ThreadKind::Device, env, || Ok(Entropy))?;
+        let worker = Worker::spawn(NAME, ThreadKind::Device, env, || Ok(RngDataPath))?;
         Ok(Self { worker })
     }
 }
@@ -63,24 +64,24 @@ impl VirtioDevice for Rng {
     }
 }
 
-struct Entropy;
+struct RngDataPath;
 
-impl DataPath for Entropy {
-    fn on_queue(&mut self, index: u16, active: &mut Active) -> Result<(), Fault> {
+impl DataPath for RngDataPath {
+    fn on_queue(&mut self, index: u16, active: &mut ActiveDevice) -> Result<(), Fault> {
         active.serve(index, Notify::Each, |memory, chain| fill(memory, chain))
     }
 }
 
-/// Fills the writable part of `chain` up to [`MAX_REQUEST`]; gives how many bytes it wrote. A buffer outside of guest
-/// memory ends the request.
+/// Fills the device-writable part of `chain` with up to [`MAX_REQUEST`] random bytes and returns their
+/// number. Stops at a buffer outside of guest memory.
 fn fill(memory: &Memory, chain: Chain) -> u32 {
-    let mut bytes = [0; DRAW];
+    let mut bytes = [0; CHUNK];
     let mut written = 0_usize;
     'chain: for descriptor in chain.writable() {
         let mut address = descriptor.addr();
         let mut left = usize::try_from(descriptor.len()).unwrap_or(usize::MAX);
         while left > 0 {
-            let wanted = left.min(DRAW).min(MAX_REQUEST.saturating_sub(written));
+            let wanted = left.min(CHUNK).min(MAX_REQUEST.saturating_sub(written));
             let Some(part) = bytes.get_mut(..wanted).filter(|part| !part.is_empty()) else {
                 break 'chain;
             };
@@ -109,10 +110,10 @@ fn fill(memory: &Memory, chain: Chain) -> u32 {
 mod tests {
     use super::*;
     use crate::virtio::testing::{
-        BUFFERS, Driver, MEMORY_SIZE, Prng, malformed_chains, passes_confined, readable, writable,
+        BUFFERS, Driver, MEMORY_SIZE, Prng, assert_passes_confined, malformed_chains, readable, writable,
     };
 
-    fn active() -> (Rng, Driver) {
+    fn activated() -> (Rng, Driver) {
         let driver = Driver::new(QUEUE_SIZES);
         let mut device = Rng::new(&driver.env()).unwrap();
         let activation = driver.activation(device.features());
@@ -121,8 +122,8 @@ mod tests {
     }
 
     #[test]
-    fn fills_a_buffer_with_bytes_that_differ() {
-        let (_device, mut driver) = active();
+    fn fills_each_buffer_with_other_bytes() {
+        let (_device, mut driver) = activated();
         let mut drawn = Vec::new();
         for _ in 0..40 {
             driver.offer(0, &[writable(BUFFERS, 64)]);
@@ -137,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_request_is_bounded() {
-        let (_device, mut driver) = active();
+        let (_device, mut driver) = activated();
         driver.offer(
             0,
             &[writable(BUFFERS, 0x8000), writable(BUFFERS + 0x8000, 0x20_0000)],
@@ -148,8 +149,8 @@ mod tests {
     }
 
     #[test]
-    fn writes_nothing_where_it_may_not() {
-        let (_device, mut driver) = active();
+    fn writes_nothing_to_an_invalid_buffer() {
+        let (_device, mut driver) = activated();
         for chain in [
             vec![readable(BUFFERS, 64)],
             vec![writable(BUFFERS, 0)],
@@ -166,7 +167,7 @@ mod tests {
     #[test]
     fn malformed_chains_fail_cleanly() {
         for (name, chain) in malformed_chains() {
-            let (mut device, mut driver) = active();
+            let (mut device, mut driver) = activated();
             driver.offer_raw(0, &chain);
             driver.kick(0);
             driver.wait_used_or_reset(0);
@@ -180,9 +181,9 @@ mod tests {
     }
 
     #[test]
-    fn random_chains_neither_hang_nor_kill_it() {
+    fn random_chains_neither_hang_nor_panic_the_worker() {
         let mut prng = Prng(0x5eed);
-        let (mut device, mut driver) = active();
+        let (mut device, mut driver) = activated();
         for round in 0..3000 {
             for index in 0..prng.small(6) {
                 driver.set_descriptor(0, index, prng.descriptor());
@@ -200,6 +201,6 @@ mod tests {
 
     #[test]
     fn works_confined() {
-        passes_confined("virtio::rng::tests::fills");
+        assert_passes_confined("virtio::rng::tests::fills");
     }
 }

@@ -1,5 +1,5 @@
-//! A virtio driver for tests: guest memory in this process, queues in it, and a double for the interrupts. Tests of
-//! every device use it; it writes whatever it is told to, right or wrong.
+//! A virtio driver for tests: guest memory in this process, queues in it, and a test double of the
+//! interrupts. The tests of all devices use it; it writes what the test asks for, valid or not.
 
 #![allow(clippy::cast_possible_truncation, reason = "sizes of a test guest are small")]
 
@@ -16,33 +16,34 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Activation, ActiveQueue, Env, Interrupt, Memory, Report};
 use crate::jail::{Confinement, Violation};
-pub use chains::{INDIRECT, NEXT, Prng, Raw, malformed_chains, readable, writable};
+pub use chains::{Fields, INDIRECT, NEXT, Prng, malformed_chains, readable, writable};
 
-/// Size of the test guest's memory, bytes.
+/// Size of the test guest's memory in bytes.
 pub const MEMORY_SIZE: u64 = 32 << 20;
-/// Where buffers may be; below are the queues.
+/// Lowest address for buffers; the queues are below.
 pub const BUFFERS: u64 = 4 << 20;
-/// A test that waits longer has failed.
+/// A test fails if it waits longer than this.
 pub const DEADLINE: Duration = Duration::from_secs(20);
+/// Bytes of guest memory for the rings of one queue.
 const QUEUE_STRIDE: u64 = 0x2_0000;
-/// Descriptors of one slot: the longest chain that [`Driver::offer`] makes.
+/// Descriptors per slot of a descriptor table: the longest chain that [`Driver::offer`] makes.
 const SLOT: u16 = 4;
 
-/// Set for a process whose devices are to be confined.
+/// Environment variable of a test process in which device workers confine themselves.
 const CONFINED: &str = "NACRE_TEST_CONFINED";
 
-/// Runs the tests below `path` once more, in a process of their own where the workers are confined: a forbidden
-/// system call kills it.
+/// Runs the tests whose path contains `path` again, in a child process in which the workers are confined: a
+/// forbidden system call kills it. Does nothing in such a child process.
 ///
-/// `path` must not match the caller's own name; a caller that finds itself in such a process does nothing.
-pub fn passes_confined(path: &str) {
+/// `path` must not match the calling test.
+pub fn assert_passes_confined(path: &str) {
     if std::env::var_os(CONFINED).is_some() {
         return;
     }
     let output = std::process::Command::new(std::env::current_exe().unwrap())
         .args([path, "--test-threads=2"])
         .env(CONFINED, "1")
-        // A backtrace reads files; a confined thread can give none.
+        // Printing a backtrace reads files, which a confined thread may not do.
         .env_remove("RUST_BACKTRACE")
         .output()
         .unwrap();
@@ -51,13 +52,15 @@ pub fn passes_confined(path: &str) {
     assert!(!text.contains("running 0 tests"), "no test below {path}");
 }
 
-/// What the device signalled.
+/// How often the device has sent each notification.
 #[derive(Debug, Default, Clone)]
 pub struct Signals {
+    /// Used buffer notifications, by queue.
     pub queues: [u64; 4],
     pub needs_reset: u64,
 }
 
+/// Counts a device's notifications, and wakes the test that waits for them.
 #[derive(Default)]
 pub struct Interrupts {
     signals: Mutex<Signals>,
@@ -65,21 +68,21 @@ pub struct Interrupts {
 }
 
 impl Interrupts {
-    pub fn seen(&self) -> MutexGuard<'_, Signals> {
+    pub fn signals(&self) -> MutexGuard<'_, Signals> {
         self.signals.lock().unwrap()
     }
 
-    /// Waits until `enough` holds.
-    pub fn wait(&self, what: &str, mut enough: impl FnMut(&Signals) -> bool) {
+    /// Waits until `condition` holds; panics after [`DEADLINE`] with `what` was expected.
+    pub fn wait(&self, what: &str, mut condition: impl FnMut(&Signals) -> bool) {
         let (_signals, timeout) = self
             .changed
-            .wait_timeout_while(self.seen(), DEADLINE, |signals| !enough(signals))
+            .wait_timeout_while(self.signals(), DEADLINE, |signals| !condition(signals))
             .unwrap();
-        assert!(!timeout.timed_out(), "{what} did not come");
+        assert!(!timeout.timed_out(), "timed out waiting for {what}");
     }
 
     fn change(&self, change: impl FnOnce(&mut Signals)) {
-        change(&mut self.seen());
+        change(&mut self.signals());
         self.changed.notify_all();
     }
 }
@@ -96,13 +99,18 @@ impl Interrupt for Interrupts {
     }
 }
 
+/// One split virtqueue (virtio 1.2, 2.7).
 struct Ring {
+    /// Address of the descriptor table; the available and used rings follow.
     base: u64,
     size: u16,
+    /// Index of the available ring, as last written.
     available: u16,
-    /// What `available` was when it was last decided whether to kick.
+    /// The value of `available` at the last call of [`Driver::kick_if_wanted`].
     kicked_at: u16,
+    /// Index up to which the used ring was read.
     used: u16,
+    /// Free slots of [`SLOT`] descriptors.
     slots: Vec<u16>,
     kick: EventFd,
 }
@@ -117,19 +125,19 @@ impl Ring {
     }
 }
 
-/// The driver's half of a device.
+/// The driver, with guest memory and one ring per queue.
 pub struct Driver {
     pub memory: Arc<Memory>,
     pub interrupts: Arc<Interrupts>,
     pub reports: Receiver<Report>,
     reporter: Sender<Report>,
     rings: Vec<Ring>,
-    /// How often the device had asked for a reset at the last restart.
+    /// The number of needs-reset notifications before the last [`Driver::restart`].
     resets: u64,
 }
 
 impl Driver {
-    /// Memory and one queue of each size.
+    /// Zeroed memory, and one empty queue per element of `sizes`.
     pub fn new(sizes: &[u16]) -> Self {
         let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY_SIZE as usize)]).unwrap();
         let rings = sizes
@@ -156,6 +164,7 @@ impl Driver {
         }
     }
 
+    /// What the device under test is created with. Its reports arrive at [`Driver::reports`].
     pub fn env(&self) -> Env {
         let reporter = self.reporter.clone();
         let report = move |report| drop(reporter.send(report));
@@ -170,6 +179,7 @@ impl Driver {
         }
     }
 
+    /// What the device gets on DRIVER_OK: all queues, ready.
     pub fn activation(&self, features: u64) -> Activation {
         let queues = self.rings.iter().enumerate().map(|(index, ring)| {
             let mut queue = Queue::new(ring.size).unwrap();
@@ -195,9 +205,9 @@ impl Driver {
         }
     }
 
-    /// Forgets what is in the queues, as a driver does with a device that it reset.
+    /// Empties the queues, as a driver does after it has reset the device.
     pub fn restart(&mut self) {
-        self.resets = self.interrupts.seen().needs_reset;
+        self.resets = self.interrupts.signals().needs_reset;
         for ring in &mut self.rings {
             ring.available = 0;
             ring.kicked_at = 0;
@@ -230,15 +240,10 @@ impl Driver {
             .unwrap();
     }
 
-    /// Writes one descriptor as it is.
-    pub fn set_descriptor(&self, queue: usize, index: u16, raw: Raw) {
-        let descriptor = RawDescriptor::from(Descriptor::new(raw.0, raw.1, raw.2, raw.3));
-        self.memory
-            .write_obj(
-                descriptor,
-                GuestAddress(self.rings[queue].base + 16 * u64::from(index)),
-            )
-            .unwrap();
+    /// Writes descriptor `index` without checks.
+    pub fn set_descriptor(&self, queue: usize, index: u16, fields: Fields) {
+        let at = self.rings[queue].base + 16 * u64::from(index);
+        self.write_descriptor(at, fields);
     }
 
     /// The address in descriptor `index`.
@@ -247,39 +252,41 @@ impl Driver {
         self.memory.read_obj(GuestAddress(at)).unwrap()
     }
 
-    /// Writes a table of descriptors anywhere, as they are.
-    pub fn set_table(&self, address: u64, descriptors: &[Raw]) {
-        for (index, raw) in descriptors.iter().enumerate() {
-            let descriptor = RawDescriptor::from(Descriptor::new(raw.0, raw.1, raw.2, raw.3));
-            self.memory
-                .write_obj(descriptor, GuestAddress(address + 16 * index as u64))
-                .unwrap();
+    /// Writes an indirect table (virtio 1.2, 2.7.5.3) to `address`, without checks.
+    pub fn set_table(&self, address: u64, descriptors: &[Fields]) {
+        for (index, fields) in descriptors.iter().enumerate() {
+            self.write_descriptor(address + 16 * index as u64, *fields);
         }
     }
 
-    /// Makes a good chain of `buffers` available; gives its head.
-    pub fn offer(&mut self, queue: usize, buffers: &[Raw]) -> u16 {
+    fn write_descriptor(&self, at: u64, (address, length, flags, next): Fields) {
+        let descriptor = RawDescriptor::from(Descriptor::new(address, length, flags, next));
+        self.memory.write_obj(descriptor, GuestAddress(at)).unwrap();
+    }
+
+    /// Makes a well-formed chain of `buffers` available and returns its head.
+    pub fn offer(&mut self, queue: usize, buffers: &[Fields]) -> u16 {
         assert!(buffers.len() <= usize::from(SLOT));
         let slot = self.rings[queue].slots.pop().expect("the queue is full");
         let head = slot * SLOT;
-        for (place, buffer) in buffers.iter().enumerate() {
-            let index = head + place as u16;
-            let more = if place + 1 < buffers.len() { NEXT } else { 0 };
-            self.set_descriptor(queue, index, (buffer.0, buffer.1, buffer.2 | more, index + 1));
+        for (position, buffer) in buffers.iter().enumerate() {
+            let index = head + position as u16;
+            let next = if position + 1 < buffers.len() { NEXT } else { 0 };
+            self.set_descriptor(queue, index, (buffer.0, buffer.1, buffer.2 | next, index + 1));
         }
         self.make_available(queue, head);
         head
     }
 
-    /// Writes `descriptors` from 0 on as they are, and makes descriptor 0 available.
-    pub fn offer_raw(&mut self, queue: usize, descriptors: &[Raw]) {
-        for (index, raw) in descriptors.iter().enumerate() {
-            self.set_descriptor(queue, index as u16, *raw);
+    /// Writes `descriptors` from index 0 without checks, and makes the chain with head 0 available.
+    pub fn offer_raw(&mut self, queue: usize, descriptors: &[Fields]) {
+        for (index, fields) in descriptors.iter().enumerate() {
+            self.set_descriptor(queue, index as u16, *fields);
         }
         self.make_available(queue, 0);
     }
 
-    /// Puts `head`, whatever it is, into the available ring.
+    /// Puts `head` into the available ring without checks.
     pub fn make_available(&mut self, queue: usize, head: u16) {
         let ring = &self.rings[queue];
         let (at, size, available) = (ring.available_at(), ring.size, ring.available);
@@ -287,7 +294,7 @@ impl Driver {
         self.set_available_index(queue, available.wrapping_add(1));
     }
 
-    /// Sets the available ring's index, whatever it is.
+    /// Sets the index of the available ring without checks.
     pub fn set_available_index(&mut self, queue: usize, index: u16) {
         let ring = &mut self.rings[queue];
         ring.available = index;
@@ -295,13 +302,13 @@ impl Driver {
         self.set_u16(at, index);
     }
 
-    /// Kicks, whether the device wants it or not.
+    /// Kicks even if the device has disabled notifications.
     pub fn kick(&self, queue: usize) {
         self.rings[queue].kick.write(1).unwrap();
     }
 
-    /// Kicks where the device wants to know of what was made available since the last time, as Linux does (virtio
-    /// 1.2, 2.7.10).
+    /// Kicks if the device has asked for a notification of what was made available since the last call, as
+    /// Linux does (virtio 1.2, 2.7.10).
     pub fn kick_if_wanted(&mut self, queue: usize) {
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         let ring = &self.rings[queue];
@@ -313,7 +320,7 @@ impl Driver {
         self.rings[queue].kicked_at = new;
     }
 
-    /// The next chain that the device has used: its head and the length written.
+    /// Takes the next chain out of the used ring: its head, and the bytes that the device wrote.
     pub fn take_used(&mut self, queue: usize) -> Option<(u16, u32)> {
         let ring = &self.rings[queue];
         let at = ring.used_at();
@@ -331,35 +338,36 @@ impl Driver {
         Some((head as u16, length))
     }
 
-    /// Asks for an interrupt for the next used chain, and tells whether one is there already.
-    fn arm(&self, queue: usize) -> bool {
+    /// Asks for a notification of the next used chain (virtio 1.2, 2.7.7). True if a used chain waits
+    /// already.
+    fn request_notification(&self, queue: usize) -> bool {
         let ring = &self.rings[queue];
         self.set_u16(ring.available_at() + 4 + 2 * u64::from(ring.size), ring.used);
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         self.u16_at(ring.used_at() + 2) != ring.used
     }
 
-    /// Waits for the next used chain, by interrupts alone.
+    /// Waits for the next used chain and takes it. Relies on notifications, so a missing one fails the test.
     pub fn wait_used(&mut self, queue: usize) -> (u16, u32) {
         let interrupts = Arc::clone(&self.interrupts);
         loop {
-            let before = interrupts.seen().queues[queue];
-            if self.arm(queue) {
+            let before = interrupts.signals().queues[queue];
+            if self.request_notification(queue) {
                 return self.take_used(queue).unwrap();
             }
             interrupts.wait("a used chain", |signals| signals.queues[queue] > before);
         }
     }
 
-    /// Waits until the device has used a chain or asks to be reset; true where it asks for that.
+    /// Waits until the device has used a chain or needs a reset; true if it needs a reset.
     pub fn wait_used_or_reset(&mut self, queue: usize) -> bool {
         let interrupts = Arc::clone(&self.interrupts);
         let mut reset = false;
         let resets = self.resets;
-        self.arm(queue);
+        self.request_notification(queue);
         interrupts.wait("a used chain or a reset", |signals| {
             reset = signals.needs_reset > resets;
-            reset || self.arm(queue)
+            reset || self.request_notification(queue)
         });
         reset
     }

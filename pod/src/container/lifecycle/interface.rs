@@ -23,7 +23,7 @@ pub enum Event {
     Exited(String, Exit),
     /// Init's exit has been held for as long as allowed; the exit to report for exec processes that are still live.
     InitExitHoldExpired(Exit),
-    /// All output of a process is written, or has had its time.
+    /// All output of a process is written, or its deadline has passed.
     OutputDrained(String),
     /// The caller called Delete.
     DeleteCalled(String),
@@ -64,9 +64,9 @@ pub enum Action {
     AnswerWaiters(String, Exit),
     /// Report [`Event::OutputDrained`] when the process's output is written.
     AwaitOutput(String),
-    /// Report [`Event::OutputDrained`] when the output has had its time.
+    /// Report [`Event::OutputDrained`] when the deadline for output has passed.
     LimitOutput(String),
-    /// Report [`Event::InitExitHoldExpired`] when the exec processes have had their time.
+    /// Report [`Event::InitExitHoldExpired`] when the exec processes have passed their deadline.
     HoldInitExit,
     /// Kill an init process that was never started.
     KillInit,

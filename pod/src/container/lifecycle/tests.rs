@@ -47,7 +47,7 @@ fn events() -> Vec<Event> {
 
 /// Every state that can be reached from the first one; removed containers are not states.
 fn reachable() -> BTreeSet<Lifecycle> {
-    let mut seen = BTreeSet::from([Lifecycle::new()]);
+    let mut seen = BTreeSet::from([Lifecycle::creating()]);
     let mut left: Vec<Lifecycle> = seen.iter().cloned().collect();
     while let Some(state) = left.pop() {
         for event in events() {
@@ -171,7 +171,7 @@ fn from_every_state_a_container_can_be_removed() {
 
 /// Feeds events that must be possible; gives the last one's actions.
 fn story(events: impl IntoIterator<Item = Event>) -> (Lifecycle, Vec<Action>) {
-    let mut state = Lifecycle::new();
+    let mut state = Lifecycle::creating();
     let mut actions = Vec::new();
     for event in events {
         actions = state

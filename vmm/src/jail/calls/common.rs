@@ -1,4 +1,5 @@
-//! What every thread needs: memory, locks, the clock, its own end, and a panic's message.
+//! System calls that every thread may make: memory, locks, the clock, its own exit, and the message of a
+//! panic.
 
 use super::{Call, any, one_of, without};
 
@@ -6,7 +7,7 @@ use super::{Call, any, one_of, without};
 const EXEC: u64 = libc::PROT_EXEC as u64;
 
 pub const CALLS: &[Call] = &[
-    // Memory: the allocator and thread stacks. Nothing becomes executable.
+    // Memory: the allocator and thread stacks. No mapping becomes executable.
     any(libc::SYS_brk, "malloc and free of the main arena"),
     without(
         libc::SYS_mmap,
@@ -17,25 +18,25 @@ pub const CALLS: &[Call] = &[
     without(libc::SYS_mprotect, 2, EXEC, "growth of malloc's arenas"),
     any(
         libc::SYS_munmap,
-        "free of large blocks, of a thread's signal stack",
+        "free of large blocks; exit of a thread: its signal stack",
     ),
     any(libc::SYS_mremap, "realloc of large blocks"),
     any(
         libc::SYS_madvise,
-        "free: gives pages back; a thread's end: gives its stack back",
+        "free: returns pages; exit of a thread: returns its stack",
     ),
     any(
         libc::SYS_sched_getaffinity,
-        "malloc asks once how many CPUs there are, for its number of arenas",
+        "malloc reads the number of CPUs once, to limit its arenas",
     ),
     any(libc::SYS_getrandom, "seeds of hash maps; entropy for the guest"),
-    // Threads among each other.
-    any(libc::SYS_futex, "locks, channels, joining"),
-    any(libc::SYS_sched_yield, "spinning of locks before they sleep"),
-    any(libc::SYS_read, "event descriptors"),
-    any(libc::SYS_write, "event descriptors; standard error"),
-    any(libc::SYS_writev, "standard error, as panics write it"),
-    any(libc::SYS_close, "dropped descriptors"),
+    // Synchronisation between threads.
+    any(libc::SYS_futex, "locks, channels, join"),
+    any(libc::SYS_sched_yield, "a contended lock spins before it sleeps"),
+    any(libc::SYS_read, "eventfds"),
+    any(libc::SYS_write, "eventfds; standard error"),
+    any(libc::SYS_writev, "standard error: the message of a panic"),
+    any(libc::SYS_close, "drop of a descriptor"),
     one_of(
         libc::SYS_fcntl,
         1,
@@ -45,33 +46,33 @@ pub const CALLS: &[Call] = &[
             libc::F_SETFL as u64,
             libc::F_DUPFD_CLOEXEC as u64,
         ],
-        "dup of a descriptor; the standard library checks in debug builds what it closes",
+        "dup of a descriptor; debug builds of the standard library check descriptors before closing them",
     ),
     // Time.
     any(
         libc::SYS_clock_gettime,
-        "the clock, where the vDSO can't read it (unstable TSC, nested hosts)",
+        "the clock, if the vDSO can't read it (unstable TSC, nested hosts)",
     ),
-    // Signals and the end.
-    any(
-        libc::SYS_rt_sigreturn,
-        "return from the handler that kicks a vCPU",
-    ),
+    // Signals and exit.
+    any(libc::SYS_rt_sigreturn, "return from a signal handler"),
     any(
         libc::SYS_rt_sigprocmask,
-        "a thread's end and abort() block signals",
+        "exit of a thread and abort() block signals",
     ),
     any(
         libc::SYS_sigaltstack,
-        "a thread's end gives its signal stack back",
+        "exit of a thread disables its signal stack",
     ),
     any(
         libc::SYS_restart_syscall,
-        "a wait with a deadline goes on after a signal or SIGCONT",
+        "the kernel resumes a wait with a deadline after SIGSTOP and SIGCONT",
     ),
-    any(libc::SYS_gettid, "abort(), and names in messages"),
+    any(
+        libc::SYS_gettid,
+        "abort(), and thread ids in the message of a panic",
+    ),
     any(libc::SYS_getpid, "abort()"),
-    any(libc::SYS_tgkill, "abort(), and kicking a vCPU"),
-    any(libc::SYS_exit, "a thread's end"),
-    any(libc::SYS_exit_group, "the process's end"),
+    any(libc::SYS_tgkill, "abort()"),
+    any(libc::SYS_exit, "exit of a thread"),
+    any(libc::SYS_exit_group, "exit of the process"),
 ];

@@ -1,14 +1,18 @@
-//! The main thread once the VM runs: the control socket, the console's input by hand, the end of the others.
+//! System calls of the main thread once the VM runs: the control socket, the console's input when the VMM
+//! runs standalone, and the VM's exit.
 
 use super::{Call, any};
 
 pub const CALLS: &[Call] = &[
     any(
         libc::SYS_poll,
-        "waits for the control socket, the VM's end, a key",
+        "waits for the control socket, the VM's exit, a key on the terminal",
     ),
-    any(libc::SYS_recvmsg, "the control socket"),
-    any(libc::SYS_sendmsg, "the control socket"),
-    any(libc::SYS_pread64, "KVM's statistics, for counts of exits"),
-    any(libc::SYS_pwrite64, "the console's last line goes into its ring"),
+    any(libc::SYS_recvmsg, "receives from the control socket"),
+    any(libc::SYS_sendmsg, "sends on the control socket"),
+    any(
+        libc::SYS_pread64,
+        "reads KVM's statistics, for the counts of VM exits",
+    ),
+    any(libc::SYS_pwrite64, "writes the console's last line to its ring"),
 ];

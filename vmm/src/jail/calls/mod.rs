@@ -1,5 +1,5 @@
-//! Which system calls a thread may make: one table a kind and one for all kinds, each entry with its reason. The
-//! tables are data for [`super::filter`]; a later entry replaces an earlier one for the same call.
+//! The allowlists of system calls: one table per thread kind and one for all kinds, each entry with the
+//! reason why the call is needed. [`super::filter`] compiles them; no call may be listed twice for a kind.
 
 mod common;
 mod control;
@@ -9,83 +9,83 @@ mod vcpu;
 
 use super::ThreadKind;
 
-/// A system call that may be made.
+/// An allowed system call.
 #[derive(Debug, Clone, Copy)]
 pub struct Call {
-    /// Its number.
+    /// Its number on x86-64, such as [`libc::SYS_read`].
     pub number: i64,
-    /// What is demanded of its arguments.
+    /// The condition on its arguments.
     pub argument: Argument,
-    /// What it is needed for.
+    /// Which operation of ours makes it.
     #[cfg_attr(
         not(test),
-        expect(dead_code, reason = "for who reads the tables; a test demands it")
+        expect(dead_code, reason = "documents the table; only a test reads it")
     )]
-    pub why: &'static str,
+    pub reason: &'static str,
 }
 
-/// A demand on an argument's lower 32 bits.
+/// A condition on the lower 32 bits of an argument.
 #[derive(Debug, Clone, Copy)]
 pub enum Argument {
-    /// None.
+    /// Any arguments are allowed.
     Any,
-    /// The argument is one of `values`.
+    /// Argument `index` equals one of `values`.
     OneOf {
         /// Counted from 0.
         index: u8,
-        /// The values.
+        /// The allowed values.
         values: &'static [u64],
     },
-    /// Argument 0 is one of these, and with it argument 1, where one is given.
+    /// Arguments 0 and 1 equal one of these pairs; None allows any argument 1.
     Options(&'static [(u64, Option<u64>)]),
-    /// The argument has none of `bits`.
+    /// No bit of `bits` is set in argument `index`.
     Without {
         /// Counted from 0.
         index: u8,
-        /// The bits.
+        /// The forbidden bits.
         bits: u64,
     },
 }
 
-/// The calls of a thread of `kind`.
+/// The system calls that a thread of `kind` may make.
 pub fn of(kind: ThreadKind) -> impl Iterator<Item = &'static Call> {
-    let own = match kind {
+    let table = match kind {
         ThreadKind::Vcpu => vcpu::CALLS,
         ThreadKind::Device => device::CALLS,
         ThreadKind::FileServer => file_server::CALLS,
         ThreadKind::Control => control::CALLS,
     };
-    common::CALLS.iter().chain(own)
+    common::CALLS.iter().chain(table)
 }
 
-const fn any(number: i64, why: &'static str) -> Call {
+const fn any(number: i64, reason: &'static str) -> Call {
     Call {
         number,
         argument: Argument::Any,
-        why,
+        reason,
     }
 }
 
-const fn one_of(number: i64, index: u8, values: &'static [u64], why: &'static str) -> Call {
+const fn one_of(number: i64, index: u8, values: &'static [u64], reason: &'static str) -> Call {
     Call {
         number,
         argument: Argument::OneOf { index, values },
-        why,
+        reason,
     }
 }
 
-const fn without(number: i64, index: u8, bits: u64, why: &'static str) -> Call {
+const fn without(number: i64, index: u8, bits: u64, reason: &'static str) -> Call {
     Call {
         number,
         argument: Argument::Without { index, bits },
-        why,
+        reason,
     }
 }
 
-const fn options(number: i64, values: &'static [(u64, Option<u64>)], why: &'static str) -> Call {
+const fn options(number: i64, values: &'static [(u64, Option<u64>)], reason: &'static str) -> Call {
     Call {
         number,
         argument: Argument::Options(values),
-        why,
+        reason,
     }
 }

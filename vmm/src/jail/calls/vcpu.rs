@@ -1,5 +1,5 @@
-//! A vCPU thread: KVM_RUN, and what the registers of devices do when the guest touches them. It wakes workers by
-//! event descriptors and writes the console; it opens nothing and makes no thread.
+//! System calls of a vCPU thread: KVM_RUN, and what emulated registers do when the guest accesses them: wake
+//! a worker by its eventfd, write the console. It opens no file and creates no thread.
 
 use super::{Call, any, one_of};
 
@@ -13,7 +13,7 @@ pub const CALLS: &[Call] = &[
         libc::SYS_ioctl,
         1,
         &[KVM_RUN, KVM_GET_REGS],
-        "runs the guest; where it stood, for the message about an unexpected exit",
+        "runs the guest; reads RIP for the message about an unexpected VM exit",
     ),
-    any(libc::SYS_pwrite64, "the console's ring"),
+    any(libc::SYS_pwrite64, "writes the console's ring"),
 ];

@@ -1,36 +1,37 @@
-//! A virtio-mmio device's one interrupt line and what it means (virtio 1.2, 4.2.2, InterruptStatus). Raised by the
-//! device's worker, read and acknowledged by the driver on a vCPU thread.
+//! The interrupt of a virtio-mmio device with its pending reasons (virtio 1.2, 4.2.2, InterruptStatus).
+//! Raised by the device's worker; the driver reads and acknowledges the reasons, on a vCPU thread.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::status;
-use crate::log::Limited;
+use crate::log::LimitedLog;
 use crate::virtio::Interrupt;
 
-/// A queue has used buffers.
+/// Reason: the device has used a buffer of at least one queue (InterruptStatus bit 0).
 pub const USED_BUFFERS: u32 = 1;
+/// Reason: the configuration or the device status has changed (InterruptStatus bit 1).
 const CONFIG_CHANGED: u32 = 2;
 
-/// The line and the reasons for which it was raised.
+/// The irqfd, and the state that the driver reads through registers.
 #[derive(Debug)]
 pub(super) struct MmioInterrupt {
-    line: EventFd,
+    irqfd: EventFd,
     pending: AtomicU32,
     generation: AtomicU32,
     needs_reset: AtomicBool,
-    log: Limited,
+    log: LimitedLog,
 }
 
 impl MmioInterrupt {
-    pub(super) fn new(line: EventFd) -> Self {
+    pub(super) fn new(irqfd: EventFd) -> Self {
         Self {
-            line,
+            irqfd,
             pending: AtomicU32::new(0),
             generation: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
-            log: Limited::new(),
+            log: LimitedLog::new(),
         }
     }
 
@@ -46,7 +47,7 @@ impl MmioInterrupt {
         self.generation.load(Ordering::SeqCst)
     }
 
-    /// The bits of the status register that the device sets.
+    /// The bits of the status register that the device sets: DEVICE_NEEDS_RESET or none.
     pub(super) fn status_bits(&self) -> u8 {
         if self.needs_reset.load(Ordering::SeqCst) {
             status::NEEDS_RESET
@@ -55,18 +56,18 @@ impl MmioInterrupt {
         }
     }
 
-    /// The device has stopped: nobody raises any more.
+    /// Clears all reasons. The device must have stopped, so that none is raised meanwhile.
     pub(super) fn reset(&self) {
         self.pending.store(0, Ordering::SeqCst);
         self.needs_reset.store(false, Ordering::SeqCst);
     }
 
-    /// The reason first, then the line: the driver must find it. Raised even where the same reason is still pending,
-    /// as a driver may acknowledge it after it has looked at the queue.
+    /// Sets the reason before it raises the interrupt, so that the driver finds it. Raises the interrupt even
+    /// if the reason is still pending: the driver may acknowledge that after it has processed the queue.
     fn raise(&self, reason: u32) {
         self.pending.fetch_or(reason, Ordering::SeqCst);
-        if let Err(error) = self.line.write(1) {
-            self.log.say(|| format!("raising an interrupt: {error}"));
+        if let Err(error) = self.irqfd.write(1) {
+            self.log.write(|| format!("raising an interrupt: {error}"));
         }
     }
 }

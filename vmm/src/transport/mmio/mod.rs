@@ -1,18 +1,9 @@
-//! virtio-mmio, version 2 (virtio 1.2, 4.2): one page of registers between a device and its driver. Called by vCPU
-//! threads through the bus; the data path never comes here, as notifications go to the device's worker by ioeventfd
-//! and interrupts to the guest by irqfd.
+//! virtio-mmio, version 2 (virtio 1.2, 4.2): one page of registers, through which a driver discovers,
+//! configures and resets a device. Called by vCPU threads through the bus. Requests do not pass here: the
+//! driver's notifications reach the device's worker by ioeventfd, and interrupts reach the guest by irqfd.
 //!
-//! The driver's steps are in [`status`], what it may set for a queue in [`queue`], the registers in [`register`].
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing
-    )
-)]
-#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+//! [`register`] decodes offsets, [`status`] has the driver's initialization sequence, [`queue`] checks a
+//! queue's setup, [`interrupt`] holds the pending reasons.
 
 mod interrupt;
 mod queue;
@@ -27,52 +18,53 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::interrupt::MmioInterrupt;
 use self::queue::QueueSetup;
-use self::register::{Part, Read, Write};
-use self::status::{DRIVER_OK, Step};
+use self::register::{Half, Read, Write};
+use self::status::{DRIVER_OK, Transition};
 use crate::bus::BusDevice;
-use crate::log::Limited;
+use crate::log::LimitedLog;
 use crate::virtio::{Activation, ActiveQueue, Interrupt as _, Memory, VirtioDevice};
 
-/// The driver knows virtio 1.0 and later (virtio 1.2, 6).
+/// VIRTIO_F_VERSION_1: compliance with virtio 1.0 and later (virtio 1.2, 6).
 const VERSION_1: u64 = 1 << 32;
 
-/// Where the driver writes a queue's index to notify it; the machine wires an ioeventfd there for each queue.
+/// Offset of QueueNotify, to which the driver writes a queue's index. The machine registers an ioeventfd per
+/// queue here.
 pub const QUEUE_NOTIFY: u64 = 0x50;
 
-/// Where the driver acknowledges an interrupt. The machine lets KVM swallow [`USED_BUFFERS`] there, which most
-/// acknowledgements are: that reason then stays pending, and all that follows is that the driver, once interrupted,
-/// looks at its queues.
+/// Offset of InterruptACK, to which the driver writes the reasons that it has handled. The machine lets KVM
+/// discard writes of [`USED_BUFFERS`], the most frequent ones. This reason then stays pending; as a result,
+/// the driver checks its queues at every interrupt.
 pub const INTERRUPT_ACK: u64 = 0x64;
 pub use self::interrupt::USED_BUFFERS;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"NACR");
-/// The length of a shared memory region that does not exist (virtio 1.2, 4.2.2).
+/// Length of a shared memory region that does not exist (virtio 1.2, 4.2.2).
 const NO_SHARED_MEMORY: u32 = u32::MAX;
 
-/// What ties a device to KVM.
-pub struct Wires {
-    /// Raises the device's interrupt line.
-    pub line: EventFd,
-    /// Written when the driver notifies a queue: one each.
-    pub doorbells: Vec<EventFd>,
+/// The eventfds that are registered with KVM for a device.
+pub struct KvmNotifiers {
+    /// Raises the device's interrupt when it is written.
+    pub irqfd: EventFd,
+    /// One per queue: KVM writes it when the driver notifies the queue.
+    pub ioeventfds: Vec<EventFd>,
 }
 
-/// A device behind its registers.
+/// A device with its registers.
 pub struct MmioTransport {
     device: Box<dyn VirtioDevice>,
     memory: Arc<Memory>,
     interrupt: Arc<MmioInterrupt>,
-    doorbells: Vec<EventFd>,
+    ioeventfds: Vec<EventFd>,
     queues: Vec<QueueSetup>,
     status: u8,
     selected: Selected,
     driver_features: u64,
-    log: Limited,
+    log: LimitedLog,
 }
 
-/// What the driver's selectors point at.
+/// The selector registers: which part of an indexed register the driver accesses.
 #[derive(Debug, Default)]
 struct Selected {
     device_features: u32,
@@ -81,9 +73,9 @@ struct Selected {
 }
 
 impl MmioTransport {
-    /// Puts `device` behind registers.
+    /// Wraps `device`, which is then in its initial state.
     #[must_use]
-    pub fn new(device: Box<dyn VirtioDevice>, memory: Arc<Memory>, wires: Wires) -> Self {
+    pub fn new(device: Box<dyn VirtioDevice>, memory: Arc<Memory>, notifiers: KvmNotifiers) -> Self {
         let queues = device
             .queue_sizes()
             .iter()
@@ -92,13 +84,13 @@ impl MmioTransport {
         Self {
             device,
             memory,
-            interrupt: Arc::new(MmioInterrupt::new(wires.line)),
-            doorbells: wires.doorbells,
+            interrupt: Arc::new(MmioInterrupt::new(notifiers.irqfd)),
+            ioeventfds: notifiers.ioeventfds,
             queues,
             status: 0,
             selected: Selected::default(),
             driver_features: 0,
-            log: Limited::new(),
+            log: LimitedLog::new(),
         }
     }
 
@@ -128,10 +120,10 @@ impl MmioTransport {
             Write::DriverFeaturesSelect => self.selected.driver_features = value,
             Write::DriverFeatures => self.accept_features(value),
             Write::QueueSelect => self.selected.queue = value,
-            Write::QueueSize => self.set_up(|queue| queue.set_size(value)),
-            Write::QueueAddress(ring, Part::Low) => self.set_up(|queue| queue.set_low(ring, value)),
-            Write::QueueAddress(ring, Part::High) => self.set_up(|queue| queue.set_high(ring, value)),
-            Write::QueueReady => self.make_ready(value == 1),
+            Write::QueueSize => self.change_queue(|queue| queue.set_size(value)),
+            Write::QueueAddress(ring, Half::Low) => self.change_queue(|queue| queue.set_low(ring, value)),
+            Write::QueueAddress(ring, Half::High) => self.change_queue(|queue| queue.set_high(ring, value)),
+            Write::QueueReady => self.set_queue_ready(value == 1),
             Write::QueueNotify => self.notify(value),
             Write::InterruptAck => self.interrupt.acknowledge(value),
             Write::Status => self.set_status(value),
@@ -143,93 +135,96 @@ impl MmioTransport {
         self.queues.get(usize::try_from(self.selected.queue).ok()?)
     }
 
-    /// Features are fixed once FEATURES_OK is set (virtio 1.2, 3.1.1).
+    /// Sets the selected half of the driver's features, which are fixed once FEATURES_OK is set (virtio 1.2,
+    /// 3.1.1).
     fn accept_features(&mut self, value: u32) {
         let value = u64::from(value);
         if self.status & status::FEATURES_OK != 0 {
-            return self.complain("sets features after FEATURES_OK");
+            return self.log_misuse("sets features after FEATURES_OK");
         }
         match self.selected.driver_features {
             0 => self.driver_features = self.driver_features & !u64::from(u32::MAX) | value,
             1 => self.driver_features = self.driver_features & u64::from(u32::MAX) | value << 32,
             _ if value == 0 => {}
-            _ => self.complain("accepts features that do not exist"),
+            _ => self.log_misuse("accepts features beyond bit 63"),
         }
     }
 
-    /// Changes the selected queue, unless the device already works with it (virtio 1.2, 4.2.2.2).
-    fn set_up(&mut self, change: impl FnOnce(&mut QueueSetup)) {
-        let running = self.status & DRIVER_OK != 0;
+    /// Changes the selected queue, unless it is ready or the device is active (virtio 1.2, 4.2.2.2).
+    fn change_queue(&mut self, change: impl FnOnce(&mut QueueSetup)) {
+        let active = self.status & DRIVER_OK != 0;
         let queue = usize::try_from(self.selected.queue)
             .ok()
             .and_then(|index| self.queues.get_mut(index));
         match queue {
-            Some(queue) if !running && !queue.is_ready() => change(queue),
-            Some(_) => self.complain("changes a queue that is in use"),
-            None => self.complain("changes a queue that does not exist"),
+            Some(queue) if !active && !queue.is_ready() => change(queue),
+            Some(_) => self.log_misuse("changes a queue that is in use"),
+            None => self.log_misuse("changes a queue that does not exist"),
         }
     }
 
-    fn make_ready(&mut self, ready: bool) {
+    /// Handles a write to QueueReady of the selected queue.
+    fn set_queue_ready(&mut self, ready: bool) {
         let memory = Arc::clone(&self.memory);
-        let running = self.status & DRIVER_OK != 0;
+        let active = self.status & DRIVER_OK != 0;
         let queue = usize::try_from(self.selected.queue)
             .ok()
             .and_then(|index| self.queues.get_mut(index));
         let Some(queue) = queue else {
-            return self.complain("readies a queue that does not exist");
+            return self.log_misuse("sets QueueReady of a queue that does not exist");
         };
-        if running {
-            return self.complain("readies or stops a queue of a running device");
+        if active {
+            return self.log_misuse("sets QueueReady of an active device");
         }
         if !ready {
-            return queue.stop();
+            return queue.set_not_ready();
         }
         if let Err(reason) = queue.make_ready(&memory) {
             self.interrupt.signal_needs_reset();
-            self.complain(reason);
+            self.log_misuse(reason);
         }
     }
 
-    /// Reaches us only where no ioeventfd caught it.
+    /// Handles a notification that has no ioeventfd, such as one for a queue that does not exist.
     fn notify(&self, index: u32) {
-        let doorbell = usize::try_from(index)
+        let ioeventfd = usize::try_from(index)
             .ok()
-            .and_then(|index| self.doorbells.get(index));
-        match doorbell.map(|doorbell| doorbell.write(1)) {
+            .and_then(|index| self.ioeventfds.get(index));
+        match ioeventfd.map(|ioeventfd| ioeventfd.write(1)) {
             Some(Ok(())) => {}
-            Some(Err(error)) => self.complain(&format!("notifies queue {index}: {error}")),
-            None => self.complain("notifies a queue that does not exist"),
+            Some(Err(error)) => self.log(&format!("notifying queue {index}: {error}")),
+            None => self.log_misuse("notifies a queue that does not exist"),
         }
     }
 
     fn set_status(&mut self, value: u32) {
-        let features_fit = self.driver_features & !self.device.features() == 0
+        let features_valid = self.driver_features & !self.device.features() == 0
             && self.driver_features & VERSION_1 == VERSION_1;
-        match status::step(self.status, value, features_fit) {
-            Step::Reset => self.reset(),
-            Step::Set(status) => self.status = status,
-            Step::Activate(status) => {
+        match status::transition(self.status, value, features_valid) {
+            Transition::Reset => self.reset(),
+            Transition::Set(status) => self.status = status,
+            Transition::Activate(status) => {
                 self.status = status;
                 if let Err(reason) = self.activate() {
                     self.interrupt.signal_needs_reset();
-                    self.complain(&reason);
+                    self.log(&format!("not activated: {reason}"));
                 }
             }
-            Step::Refuse => self.complain("takes the steps of initialization out of order"),
+            Transition::Refuse => self.log_misuse("writes an invalid device status"),
         }
     }
 
+    /// Passes the queues to the device; returns why that is not possible.
     fn activate(&mut self) -> Result<(), String> {
         if self.interrupt.status_bits() & status::NEEDS_RESET != 0 {
-            return Err("starts a device that needs a reset".to_owned());
+            return Err("the device needs a reset".to_owned());
         }
         let mut queues = Vec::with_capacity(self.queues.len());
-        for (index, (setup, doorbell)) in (0..).zip(self.queues.iter().zip(&self.doorbells)) {
+        for (index, (setup, ioeventfd)) in (0..).zip(self.queues.iter().zip(&self.ioeventfds)) {
             let queue = setup
                 .queue()
-                .map_err(|reason| format!("has made queue {index} so: {reason}"))?;
-            let kick = doorbell
+                .map_err(|reason| format!("queue {index}: {reason}"))?;
+            let kick = ioeventfd
                 .try_clone()
                 .map_err(|error| format!("queue {index}: {error}"))?;
             queues.push(ActiveQueue { index, queue, kick });
@@ -240,18 +235,17 @@ impl MmioTransport {
             interrupt: Arc::clone(&self.interrupt) as Arc<_>,
             features: self.driver_features,
         };
-        self.device
-            .activate(activation)
-            .map_err(|error| error.to_string())
+        self.device.activate(activation).map_err(|error| error.reason)
     }
 
+    /// Stops the device and sets all registers to their initial values.
     fn reset(&mut self) {
         if self.status & DRIVER_OK != 0
             && let Err(error) = self.device.reset()
         {
-            // The worker may still use the queues: the device must not start again.
+            // The worker may still use the queues, so the device must not be activated again.
             self.interrupt.signal_needs_reset();
-            return self.complain(&error.to_string());
+            return self.log(&format!("not reset: {}", error.reason));
         }
         self.status = 0;
         self.driver_features = 0;
@@ -260,9 +254,14 @@ impl MmioTransport {
         self.interrupt.reset();
     }
 
-    fn complain(&self, what: &str) {
+    /// Logs that the guest's driver did something that the specification does not allow.
+    fn log_misuse(&self, action: &str) {
+        self.log(&format!("the guest's driver {action}"));
+    }
+
+    fn log(&self, text: &str) {
         self.log
-            .say(|| format!("virtio {}: the guest's driver {what}", self.device.name()));
+            .write(|| format!("virtio {}: {text}", self.device.name()));
     }
 }
 
@@ -279,7 +278,7 @@ impl BusDevice for MmioTransport {
         };
         if value.is_none() {
             data.fill(0);
-            self.complain(&format!("reads {} bytes at {offset:#x}", data.len()));
+            self.log_misuse(&format!("reads {} bytes at {offset:#x}", data.len()));
         }
     }
 
@@ -287,7 +286,7 @@ impl BusDevice for MmioTransport {
         let word = <[u8; 4]>::try_from(data).map(u32::from_le_bytes);
         match (register::write(offset), word) {
             (Some(register), Ok(value)) => self.write_register(register, value),
-            _ => self.complain(&format!("writes {} bytes at {offset:#x}", data.len())),
+            _ => self.log_misuse(&format!("writes {} bytes at {offset:#x}", data.len())),
         }
     }
 }

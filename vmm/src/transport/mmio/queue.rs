@@ -1,25 +1,25 @@
-//! A queue as the driver sets it up, before a device gets it: size and three addresses, checked against memory in one
-//! place (virtio 1.2, 2.7).
+//! The registers of one queue. The driver sets size and addresses; they are checked against guest memory when
+//! it makes the queue ready (virtio 1.2, 2.7). Called by the transport; never reads or writes a ring.
 
 use virtio_queue::{Queue, QueueState, QueueT as _};
 use vm_memory::{GuestAddress, GuestMemory as _};
 
 use crate::virtio::Memory;
 
-/// A part of a split virtqueue.
+/// One of the three areas of a split virtqueue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ring {
     /// Descriptor table.
     Descriptors,
-    /// Available ring, which the driver writes.
+    /// Available ring, written by the driver.
     Available,
-    /// Used ring, which the device writes.
+    /// Used ring, written by the device.
     Used,
 }
 
 impl Ring {
-    /// Alignment and size in bytes for a queue of `size` (virtio 1.2, 2.7).
-    fn shape(self, size: u16) -> (u64, u64) {
+    /// Alignment and length in bytes for a queue with `size` entries (virtio 1.2, 2.7).
+    fn alignment_and_length(self, size: u16) -> (u64, u64) {
         let size = u64::from(size);
         match self {
             Self::Descriptors => (16, size.saturating_mul(16)),
@@ -29,10 +29,11 @@ impl Ring {
     }
 }
 
-/// A queue's registers.
+/// The registers of a queue.
 #[derive(Debug)]
 pub(super) struct QueueSetup {
     max_size: u16,
+    /// As the driver wrote it; a valid one fits into 16 bits.
     size: u32,
     addresses: [u64; 3],
     ready: bool,
@@ -70,28 +71,29 @@ impl QueueSetup {
         *address = *address & u64::from(u32::MAX) | u64::from(value) << 32;
     }
 
-    /// Puts the queue in use, if its size is possible and all of its rings are memory.
+    /// Makes the queue ready if its size is valid and all of its rings are in `memory`; otherwise returns
+    /// what the driver did wrong, as the end of a log message.
     pub(super) fn make_ready(&mut self, memory: &Memory) -> Result<(), &'static str> {
         let size = u16::try_from(self.size).unwrap_or(0);
         if !size.is_power_of_two() || size > self.max_size {
-            return Err("readies a queue of an impossible size");
+            return Err("makes a queue of an invalid size ready");
         }
         for ring in [Ring::Descriptors, Ring::Available, Ring::Used] {
-            let (alignment, bytes) = ring.shape(size);
+            let (alignment, bytes) = ring.alignment_and_length(size);
             let address = *self.address_mut(ring);
             if !address.is_multiple_of(alignment) {
-                return Err("readies a queue with a ring that is not aligned");
+                return Err("makes a queue with a misaligned ring ready");
             }
             let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
             if !memory.check_range(GuestAddress(address), bytes) {
-                return Err("readies a queue with a ring outside of memory");
+                return Err("makes a queue with a ring outside of guest memory ready");
             }
         }
         self.ready = true;
         Ok(())
     }
 
-    pub(super) fn stop(&mut self) {
+    pub(super) fn set_not_ready(&mut self) {
         self.ready = false;
     }
 
@@ -99,7 +101,8 @@ impl QueueSetup {
         *self = Self::new(self.max_size);
     }
 
-    /// The queue for the device; one that is not ready has nothing set up.
+    /// The queue for the device. If the driver has not made it ready, it has no addresses and is not ready
+    /// either.
     pub(super) fn queue(&self) -> Result<Queue, String> {
         if !self.ready {
             return Queue::new(self.max_size).map_err(|error| error.to_string());
@@ -109,7 +112,7 @@ impl QueueSetup {
             max_size: self.max_size,
             next_avail: 0,
             next_used: 0,
-            // The device switches it on, from the features accepted.
+            // The device's worker sets this from the negotiated features.
             event_idx_enabled: false,
             size: u16::try_from(self.size).unwrap_or(0),
             ready: true,

@@ -1,74 +1,75 @@
-//! The registers of virtio-mmio (virtio 1.2, 4.2.2): offsets into types, nothing else.
+//! The registers of virtio-mmio (virtio 1.2, 4.2.2): decodes offsets into types. Pure; called by the
+//! transport.
 
 use super::queue::Ring;
 
-/// Where the device's own configuration starts.
+/// Offset of the device-specific configuration space.
 pub const CONFIG: u64 = 0x100;
 
-/// A register that can be read.
+/// A readable register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Read {
-    /// "virt".
+    /// MagicValue: "virt".
     Magic,
-    /// 2.
+    /// Version: 2.
     Version,
-    /// What kind of device.
+    /// DeviceID: the type of device (virtio 1.2, 5).
     DeviceType,
-    /// Who made it.
+    /// VendorID.
     Vendor,
-    /// The selected half of the features offered.
+    /// DeviceFeatures: the selected half of the offered features.
     DeviceFeatures,
-    /// The selected queue's largest size; 0: no such queue.
+    /// QueueSizeMax: the largest size of the selected queue; 0 if there is no such queue.
     QueueSizeMax,
-    /// Whether the selected queue is in use.
+    /// QueueReady: 1 if the selected queue is ready, otherwise 0.
     QueueReady,
-    /// Why the interrupt was raised.
+    /// InterruptStatus: the pending reasons of the interrupt.
     InterruptStatus,
-    /// How far driver and device are.
+    /// Status: the device status (virtio 1.2, 2.1).
     Status,
-    /// Length and place of the selected shared memory region.
+    /// SHMLen and SHMBase: length and address of the selected shared memory region.
     SharedMemory,
-    /// Changes with the device's configuration.
+    /// ConfigGeneration: changes whenever the configuration space does.
     ConfigGeneration,
 }
 
-/// A register that can be written.
+/// A writable register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Write {
-    /// Which half of the features [`Read::DeviceFeatures`] shows.
+    /// DeviceFeaturesSel: selects the half that [`Read::DeviceFeatures`] returns.
     DeviceFeaturesSelect,
-    /// Features accepted, the selected half.
+    /// DriverFeatures: the selected half of the features that the driver accepts.
     DriverFeatures,
-    /// Which half [`Write::DriverFeatures`] sets.
+    /// DriverFeaturesSel: selects the half that [`Write::DriverFeatures`] sets.
     DriverFeaturesSelect,
-    /// Which queue the queue registers mean.
+    /// QueueSel: selects the queue of the other queue registers.
     QueueSelect,
-    /// The selected queue's size.
+    /// QueueSize: number of entries of the selected queue.
     QueueSize,
-    /// Whether the selected queue is in use.
+    /// QueueReady: 1 makes the selected queue ready.
     QueueReady,
-    /// There are buffers in the queue of this index.
+    /// QueueNotify: the queue with this index has new buffers.
     QueueNotify,
-    /// These reasons of an interrupt were seen.
+    /// InterruptACK: the driver has handled these reasons.
     InterruptAck,
-    /// How far the driver is.
+    /// Status: the next device status; 0 resets the device.
     Status,
-    /// Which shared memory region [`Read::SharedMemory`] means; there is none.
+    /// SHMSel: selects the region of [`Read::SharedMemory`]; no device has one.
     SharedMemorySelect,
-    /// Half of the address of a ring of the selected queue.
-    QueueAddress(Ring, Part),
+    /// QueueDesc, QueueDriver, QueueDevice: half of a ring's address in the selected queue.
+    QueueAddress(Ring, Half),
 }
 
 /// Half of a 64-bit register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum Half {
     /// Bits 31:0.
     Low,
     /// Bits 63:32.
     High,
 }
 
-/// The register that a 32-bit read at `offset` meets.
+/// Decodes the offset of a 32-bit read; None if no readable register has it.
 #[must_use]
 pub fn read(offset: u64) -> Option<Read> {
     Some(match offset {
@@ -87,7 +88,7 @@ pub fn read(offset: u64) -> Option<Read> {
     })
 }
 
-/// The register that a 32-bit write at `offset` meets.
+/// Decodes the offset of a 32-bit write; None if no writable register has it.
 #[must_use]
 pub fn write(offset: u64) -> Option<Write> {
     Some(match offset {
@@ -100,12 +101,12 @@ pub fn write(offset: u64) -> Option<Write> {
         super::QUEUE_NOTIFY => Write::QueueNotify,
         super::INTERRUPT_ACK => Write::InterruptAck,
         0x70 => Write::Status,
-        0x80 => Write::QueueAddress(Ring::Descriptors, Part::Low),
-        0x84 => Write::QueueAddress(Ring::Descriptors, Part::High),
-        0x90 => Write::QueueAddress(Ring::Available, Part::Low),
-        0x94 => Write::QueueAddress(Ring::Available, Part::High),
-        0xa0 => Write::QueueAddress(Ring::Used, Part::Low),
-        0xa4 => Write::QueueAddress(Ring::Used, Part::High),
+        0x80 => Write::QueueAddress(Ring::Descriptors, Half::Low),
+        0x84 => Write::QueueAddress(Ring::Descriptors, Half::High),
+        0x90 => Write::QueueAddress(Ring::Available, Half::Low),
+        0x94 => Write::QueueAddress(Ring::Available, Half::High),
+        0xa0 => Write::QueueAddress(Ring::Used, Half::Low),
+        0xa4 => Write::QueueAddress(Ring::Used, Half::High),
         0xac => Write::SharedMemorySelect,
         _ => return None,
     })

@@ -1,7 +1,8 @@
-//! The driver's way through initialization (virtio 1.2, 3.1.1), as one pure function.
+//! The driver's initialization sequence (virtio 1.2, 3.1.1) as one pure transition function. Called by the
+//! transport at each write to the status register.
 //!
 //! ```text
-//! 0 ─▶ ACKNOWLEDGE ─▶ DRIVER ─▶ FEATURES_OK ─▶ DRIVER_OK       FAILED from anywhere, 0 from anywhere: reset
+//! 0 ─▶ ACKNOWLEDGE ─▶ DRIVER ─▶ FEATURES_OK ─▶ DRIVER_OK       FAILED from any state; 0 from any state: reset
 //! ```
 
 pub(super) const ACKNOWLEDGE: u8 = 1;
@@ -11,7 +12,7 @@ pub(super) const FEATURES_OK: u8 = 8;
 pub(super) const NEEDS_RESET: u8 = 64;
 pub(super) const FAILED: u8 = 128;
 
-/// The four stages, each with all bits of those before.
+/// The valid values without FAILED and NEEDS_RESET: each adds a bit to the one before.
 const STAGES: [u8; 4] = [
     ACKNOWLEDGE,
     ACKNOWLEDGE | DRIVER,
@@ -19,45 +20,46 @@ const STAGES: [u8; 4] = [
     ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK,
 ];
 
-/// What follows from a write to the status register.
+/// The effect of a write to the status register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
-    /// Back to the beginning.
+pub(super) enum Transition {
+    /// Reset the device.
     Reset,
-    /// The status is now this.
+    /// Set this status.
     Set(u8),
-    /// The status is now this, and the device starts.
+    /// Set this status and activate the device.
     Activate(u8),
-    /// Nothing: no driver may do this.
+    /// Keep the current status: the write is invalid.
     Refuse,
 }
 
-/// The step from `current` when the driver writes `written`; `features_fit` tells whether what it accepted was
-/// offered. If not, FEATURES_OK stays clear, which the driver then reads.
-pub(super) fn step(current: u8, written: u32, features_fit: bool) -> Step {
+/// The transition from `current` when the driver writes `written`. If `features_valid` is false, since the
+/// driver has accepted features that were not offered, FEATURES_OK stays clear; the driver checks that by
+/// reading it back.
+pub(super) fn transition(current: u8, written: u32, features_valid: bool) -> Transition {
     if written == 0 {
-        return Step::Reset;
+        return Transition::Reset;
     }
     let Ok(written) = u8::try_from(written) else {
-        return Step::Refuse;
+        return Transition::Refuse;
     };
     let stage = written & !(NEEDS_RESET | FAILED);
-    let backwards = current & !written & !NEEDS_RESET != 0;
-    if backwards || (stage != 0 && !STAGES.contains(&stage)) {
-        return Step::Refuse;
+    let clears_bits = current & !written & !NEEDS_RESET != 0;
+    if clears_bits || (stage != 0 && !STAGES.contains(&stage)) {
+        return Transition::Refuse;
     }
     let status = written & !NEEDS_RESET;
     if status & FAILED != 0 {
-        return Step::Set(status & !DRIVER_OK | current & DRIVER_OK);
+        return Transition::Set(status & !DRIVER_OK | current & DRIVER_OK);
     }
-    let new = status & !current;
-    if new & FEATURES_OK != 0 && !features_fit {
-        return Step::Set(status & !(FEATURES_OK | DRIVER_OK));
+    let added = status & !current;
+    if added & FEATURES_OK != 0 && !features_valid {
+        return Transition::Set(status & !(FEATURES_OK | DRIVER_OK));
     }
-    if new & DRIVER_OK != 0 {
-        Step::Activate(status)
+    if added & DRIVER_OK != 0 {
+        Transition::Activate(status)
     } else {
-        Step::Set(status)
+        Transition::Set(status)
     }
 }
 
@@ -66,23 +68,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_way_of_the_specification() {
-        assert_eq!(step(0, 1, false), Step::Set(1));
-        assert_eq!(step(1, 3, false), Step::Set(3));
-        assert_eq!(step(3, 11, true), Step::Set(11));
-        assert_eq!(step(11, 15, true), Step::Activate(15));
-        assert_eq!(step(15, 15, true), Step::Set(15), "the device starts once");
-        assert_eq!(step(15, 0, true), Step::Reset);
+    fn the_sequence_of_the_specification_activates_the_device_once() {
+        assert_eq!(transition(0, 1, false), Transition::Set(1));
+        assert_eq!(transition(1, 3, false), Transition::Set(3));
+        assert_eq!(transition(3, 11, true), Transition::Set(11));
+        assert_eq!(transition(11, 15, true), Transition::Activate(15));
+        assert_eq!(
+            transition(15, 15, true),
+            Transition::Set(15),
+            "no second activation"
+        );
+        assert_eq!(transition(15, 0, true), Transition::Reset);
     }
 
     #[test]
-    fn features_that_were_not_offered_leave_features_ok_clear() {
-        assert_eq!(step(3, 11, false), Step::Set(3));
-        assert_eq!(step(3, 15, false), Step::Set(3));
+    fn invalid_features_leave_features_ok_clear() {
+        assert_eq!(transition(3, 11, false), Transition::Set(3));
+        assert_eq!(transition(3, 15, false), Transition::Set(3));
     }
 
     #[test]
-    fn steps_left_out_or_taken_back_are_refused() {
+    fn skipped_steps_and_cleared_bits_are_refused() {
         for (current, written) in [
             (0, 2),
             (0, 4),
@@ -96,17 +102,17 @@ mod tests {
             (0, u32::MAX),
         ] {
             assert_eq!(
-                step(current, written, true),
-                Step::Refuse,
+                transition(current, written, true),
+                Transition::Refuse,
                 "{current} -> {written}"
             );
         }
     }
 
     #[test]
-    fn a_driver_may_give_up_and_needs_reset_is_not_the_drivers_to_set() {
-        assert_eq!(step(3, 0x83, true), Step::Set(0x83));
-        assert_eq!(step(0, 0x80, true), Step::Set(0x80));
-        assert_eq!(step(15, 0x4f, true), Step::Set(15));
+    fn a_driver_may_set_failed_but_not_needs_reset() {
+        assert_eq!(transition(3, 0x83, true), Transition::Set(0x83));
+        assert_eq!(transition(0, 0x80, true), Transition::Set(0x80));
+        assert_eq!(transition(15, 0x4f, true), Transition::Set(15));
     }
 }

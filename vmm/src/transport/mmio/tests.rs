@@ -1,4 +1,4 @@
-//! The transport on guest memory in RAM, with a device that remembers what it was told.
+//! The transport with in-memory guest RAM and a test device that records the calls to it.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,14 +10,14 @@ const FEATURES: u64 = VERSION_1 | 1 << 29 | 1;
 const MEMORY: u64 = 1 << 20;
 
 #[derive(Default)]
-struct Seen {
+struct Calls {
     activations: Vec<Activation>,
     resets: u32,
     refuse: bool,
     stuck: bool,
 }
 
-struct Device(Arc<Mutex<Seen>>);
+struct Device(Arc<Mutex<Calls>>);
 
 impl VirtioDevice for Device {
     fn name(&self) -> &'static str {
@@ -36,20 +36,20 @@ impl VirtioDevice for Device {
         data.fill(u8::try_from(offset).unwrap_or(0));
     }
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        let mut seen = self.0.lock().unwrap();
-        if seen.refuse {
+        let mut calls = self.0.lock().unwrap();
+        if calls.refuse {
             return Err(DeviceError {
                 device: "test",
                 reason: "no".to_owned(),
             });
         }
-        seen.activations.push(activation);
+        calls.activations.push(activation);
         Ok(())
     }
     fn reset(&mut self) -> Result<(), DeviceError> {
-        let mut seen = self.0.lock().unwrap();
-        seen.resets += 1;
-        if seen.stuck {
+        let mut calls = self.0.lock().unwrap();
+        calls.resets += 1;
+        if calls.stuck {
             return Err(DeviceError {
                 device: "test",
                 reason: "the worker does not answer".to_owned(),
@@ -61,9 +61,9 @@ impl VirtioDevice for Device {
 
 struct Driver {
     transport: MmioTransport,
-    seen: Arc<Mutex<Seen>>,
-    line: EventFd,
-    doorbells: Vec<EventFd>,
+    calls: Arc<Mutex<Calls>>,
+    irqfd: EventFd,
+    ioeventfds: Vec<EventFd>,
 }
 
 fn event() -> EventFd {
@@ -72,19 +72,22 @@ fn event() -> EventFd {
 
 impl Driver {
     fn new() -> Self {
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let memory = Arc::new(crate::machine::memory::make(MEMORY).unwrap());
-        let (line, doorbells) = (event(), vec![event(), event()]);
-        let wires = Wires {
-            line: line.try_clone().unwrap(),
-            doorbells: doorbells.iter().map(|bell| bell.try_clone().unwrap()).collect(),
+        let calls = Arc::new(Mutex::new(Calls::default()));
+        let memory = Arc::new(crate::machine::memory::allocate(MEMORY).unwrap());
+        let (irqfd, ioeventfds) = (event(), vec![event(), event()]);
+        let notifiers = KvmNotifiers {
+            irqfd: irqfd.try_clone().unwrap(),
+            ioeventfds: ioeventfds
+                .iter()
+                .map(|event| event.try_clone().unwrap())
+                .collect(),
         };
-        let transport = MmioTransport::new(Box::new(Device(Arc::clone(&seen))), memory, wires);
+        let transport = MmioTransport::new(Box::new(Device(Arc::clone(&calls))), memory, notifiers);
         Self {
             transport,
-            seen,
-            line,
-            doorbells,
+            calls,
+            irqfd,
+            ioeventfds,
         }
     }
 
@@ -108,7 +111,7 @@ impl Driver {
         }
     }
 
-    /// Up to FEATURES_OK.
+    /// Initializes the device up to FEATURES_OK.
     fn negotiate(&mut self, features: u64) {
         self.write(0x70, 1);
         self.write(0x70, 3);
@@ -116,7 +119,7 @@ impl Driver {
         self.write(0x70, 11);
     }
 
-    fn set_up(&mut self, queue: u32, size: u32, rings: [u64; 3]) {
+    fn set_up_queue(&mut self, queue: u32, size: u32, rings: [u64; 3]) {
         self.write(0x30, queue);
         self.write(0x38, size);
         for (offset, address) in [0x80, 0x90, 0xa0].into_iter().zip(rings) {
@@ -126,10 +129,10 @@ impl Driver {
         self.write(0x44, 1);
     }
 
-    fn start(&mut self) {
+    fn activate(&mut self) {
         self.negotiate(FEATURES);
-        self.set_up(0, 8, [0x1000, 0x2000, 0x3000]);
-        self.set_up(1, 4, [0x4000, 0x5000, 0x6000]);
+        self.set_up_queue(0, 8, [0x1000, 0x2000, 0x3000]);
+        self.set_up_queue(1, 4, [0x4000, 0x5000, 0x6000]);
         self.write(0x70, 15);
     }
 
@@ -139,7 +142,7 @@ impl Driver {
 }
 
 #[test]
-fn tells_what_it_is() {
+fn the_identification_registers_describe_the_device() {
     let mut driver = Driver::new();
     assert_eq!(driver.read(0), u32::from_le_bytes(*b"virt"));
     assert_eq!((driver.read(4), driver.read(8)), (2, 4));
@@ -156,14 +159,14 @@ fn tells_what_it_is() {
 }
 
 #[test]
-fn a_good_driver_starts_the_device_once_with_what_it_set_up() {
+fn a_valid_driver_activates_the_device_once_with_its_queues() {
     let mut driver = Driver::new();
-    driver.start();
+    driver.activate();
     driver.write(0x70, 15);
     assert_eq!(driver.read(0x70), 15);
-    let seen = driver.seen.lock().unwrap();
-    let [activation] = &seen.activations[..] else {
-        panic!("{} activations", seen.activations.len())
+    let calls = driver.calls.lock().unwrap();
+    let [activation] = &calls.activations[..] else {
+        panic!("{} activations", calls.activations.len())
     };
     assert_eq!(activation.features, FEATURES);
     let queues: Vec<_> = activation
@@ -182,7 +185,7 @@ fn a_good_driver_starts_the_device_once_with_what_it_set_up() {
 }
 
 #[test]
-fn features_that_were_not_offered_or_an_old_driver_never_get_features_ok() {
+fn unoffered_features_and_legacy_drivers_never_get_features_ok() {
     for features in [FEATURES | 2, FEATURES & !VERSION_1, FEATURES | 1 << 60] {
         let mut driver = Driver::new();
         driver.negotiate(features);
@@ -191,22 +194,22 @@ fn features_that_were_not_offered_or_an_old_driver_never_get_features_ok() {
     let mut driver = Driver::new();
     driver.negotiate(FEATURES);
     driver.accept(0);
-    driver.set_up(0, 8, [0x1000, 0x2000, 0x3000]);
-    driver.set_up(1, 8, [0x4000, 0x5000, 0x6000]);
+    driver.set_up_queue(0, 8, [0x1000, 0x2000, 0x3000]);
+    driver.set_up_queue(1, 8, [0x4000, 0x5000, 0x6000]);
     driver.write(0x70, 15);
     assert_eq!(
-        driver.seen.lock().unwrap().activations[0].features,
+        driver.calls.lock().unwrap().activations[0].features,
         FEATURES,
         "fixed by FEATURES_OK"
     );
 }
 
 #[test]
-fn queues_that_are_not_all_in_memory_are_never_ready() {
+fn queues_of_invalid_size_or_outside_of_memory_are_never_ready() {
     let end = MEMORY;
     for (what, size, rings) in [
         ("size 0", 0, [0x1000, 0x2000, 0x3000]),
-        ("no power of two", 7, [0x1000, 0x2000, 0x3000]),
+        ("not a power of two", 7, [0x1000, 0x2000, 0x3000]),
         ("too large", 16, [0x1000, 0x2000, 0x3000]),
         ("size beyond 16 bits", 0x1_0008, [0x1000, 0x2000, 0x3000]),
         ("descriptors not aligned", 8, [0x1008, 0x2000, 0x3000]),
@@ -215,35 +218,35 @@ fn queues_that_are_not_all_in_memory_are_never_ready() {
         ("descriptors over the end", 8, [end - 64, 0x2000, 0x3000]),
         ("available over the end", 8, [0x1000, end - 8, 0x3000]),
         ("used over the end", 8, [0x1000, 0x2000, end - 16]),
-        ("far out", 8, [!0xf, 0x2000, 0x3000]),
+        ("far outside", 8, [!0xf, 0x2000, 0x3000]),
         ("wrapping", 8, [0x1000, 0x2000, u64::MAX - 3]),
     ] {
         let mut driver = Driver::new();
         driver.negotiate(FEATURES);
-        driver.set_up(0, size, rings);
+        driver.set_up_queue(0, size, rings);
         assert_eq!(driver.read(0x44), 0, "{what}");
         assert!(driver.needs_reset(), "{what}");
         driver.write(0x70, 15);
-        assert!(driver.seen.lock().unwrap().activations.is_empty(), "{what}");
+        assert!(driver.calls.lock().unwrap().activations.is_empty(), "{what}");
     }
 }
 
 #[test]
-fn rings_up_to_the_last_byte_of_memory_are_good() {
+fn a_ring_may_end_at_the_last_byte_of_memory() {
     let mut driver = Driver::new();
     driver.negotiate(FEATURES);
-    driver.set_up(0, 8, [MEMORY - 8 * 16, 0x2000, 0x3000]);
+    driver.set_up_queue(0, 8, [MEMORY - 8 * 16, 0x2000, 0x3000]);
     assert_eq!(driver.read(0x44), 1);
 }
 
 #[test]
-fn a_queue_that_the_driver_leaves_out_comes_unready() {
+fn a_queue_that_the_driver_skips_is_passed_as_not_ready() {
     let mut driver = Driver::new();
     driver.negotiate(FEATURES);
-    driver.set_up(0, 8, [0x1000, 0x2000, 0x3000]);
+    driver.set_up_queue(0, 8, [0x1000, 0x2000, 0x3000]);
     driver.write(0x70, 15);
-    let seen = driver.seen.lock().unwrap();
-    let ready: Vec<bool> = seen.activations[0]
+    let calls = driver.calls.lock().unwrap();
+    let ready: Vec<bool> = calls.activations[0]
         .queues
         .iter()
         .map(|active| active.queue.ready())
@@ -252,10 +255,10 @@ fn a_queue_that_the_driver_leaves_out_comes_unready() {
 }
 
 #[test]
-fn a_running_device_keeps_its_queues() {
+fn queues_of_an_active_device_can_not_be_changed() {
     let mut driver = Driver::new();
-    driver.start();
-    driver.set_up(0, 4, [0x8000, 0x9000, 0xa000]);
+    driver.activate();
+    driver.set_up_queue(0, 4, [0x8000, 0x9000, 0xa000]);
     driver.write(0x44, 0);
     assert_eq!(driver.read(0x44), 1);
     driver.write(0x30, 99);
@@ -265,63 +268,63 @@ fn a_running_device_keeps_its_queues() {
 }
 
 #[test]
-fn reset_stops_the_device_and_forgets_everything() {
+fn reset_stops_the_device_and_clears_all_state() {
     let mut driver = Driver::new();
-    driver.start();
-    let interrupt = Arc::clone(&driver.seen.lock().unwrap().activations[0].interrupt);
+    driver.activate();
+    let interrupt = Arc::clone(&driver.calls.lock().unwrap().activations[0].interrupt);
     interrupt.signal_queue(0);
     driver.write(0x70, 0);
-    assert_eq!(driver.seen.lock().unwrap().resets, 1);
+    assert_eq!(driver.calls.lock().unwrap().resets, 1);
     assert_eq!(
         (driver.read(0x70), driver.read(0x60), driver.read(0x44)),
         (0, 0, 0)
     );
-    driver.start();
+    driver.activate();
     assert_eq!(driver.read(0x70), 15);
-    assert_eq!(driver.seen.lock().unwrap().activations.len(), 2);
+    assert_eq!(driver.calls.lock().unwrap().activations.len(), 2);
 }
 
 #[test]
-fn a_device_that_never_started_is_not_told_to_stop() {
+fn a_device_that_is_not_active_is_not_reset() {
     let mut driver = Driver::new();
     driver.write(0x70, 0);
     driver.negotiate(FEATURES);
     driver.write(0x70, 0);
-    assert_eq!(driver.seen.lock().unwrap().resets, 0);
+    assert_eq!(driver.calls.lock().unwrap().resets, 0);
 }
 
 #[test]
-fn a_worker_that_does_not_stop_keeps_the_device_down() {
+fn a_device_whose_worker_does_not_stop_is_not_activated_again() {
     let mut driver = Driver::new();
-    driver.start();
-    driver.seen.lock().unwrap().stuck = true;
+    driver.activate();
+    driver.calls.lock().unwrap().stuck = true;
     driver.write(0x70, 0);
     assert!(driver.needs_reset());
-    driver.start();
+    driver.activate();
     assert_eq!(
-        driver.seen.lock().unwrap().activations.len(),
+        driver.calls.lock().unwrap().activations.len(),
         1,
         "its queues are still in use"
     );
 }
 
 #[test]
-fn a_device_that_refuses_needs_reset() {
+fn a_device_that_fails_to_activate_needs_a_reset() {
     let mut driver = Driver::new();
-    driver.seen.lock().unwrap().refuse = true;
-    driver.start();
+    driver.calls.lock().unwrap().refuse = true;
+    driver.activate();
     assert!(driver.needs_reset());
 }
 
 #[test]
-fn interrupts_have_a_reason_until_it_is_acknowledged() {
+fn interrupt_reasons_stay_until_they_are_acknowledged() {
     let mut driver = Driver::new();
-    driver.start();
-    let interrupt: Arc<dyn Interrupt> = Arc::clone(&driver.seen.lock().unwrap().activations[0].interrupt);
+    driver.activate();
+    let interrupt: Arc<dyn Interrupt> = Arc::clone(&driver.calls.lock().unwrap().activations[0].interrupt);
     assert_eq!(driver.read(0xfc), 0);
     interrupt.signal_queue(1);
     interrupt.signal_config();
-    assert_eq!(driver.line.read().unwrap(), 2);
+    assert_eq!(driver.irqfd.read().unwrap(), 2);
     assert_eq!((driver.read(0x60), driver.read(0xfc)), (3, 1));
     driver.write(0x64, 1);
     assert_eq!(driver.read(0x60), 2);
@@ -333,17 +336,17 @@ fn interrupts_have_a_reason_until_it_is_acknowledged() {
 }
 
 #[test]
-fn notifications_that_no_ioeventfd_caught_ring_the_same_bell() {
+fn notifications_without_an_ioeventfd_write_the_same_eventfd() {
     let mut driver = Driver::new();
     driver.write(0x50, 1);
     driver.write(0x50, 2);
     driver.write(0x50, u32::MAX);
-    assert_eq!(driver.doorbells[1].read().unwrap(), 1);
-    assert!(driver.doorbells[0].read().is_err());
+    assert_eq!(driver.ioeventfds[1].read().unwrap(), 1);
+    assert!(driver.ioeventfds[0].read().is_err());
 }
 
 #[test]
-fn odd_accesses_read_as_zero_and_change_nothing() {
+fn invalid_accesses_read_as_zero_and_change_nothing() {
     let mut driver = Driver::new();
     for (offset, length) in [(0, 1), (0, 2), (0, 8), (2, 4), (0x14, 4), (0x48, 4), (0xff, 1)] {
         let mut data = vec![0xee; length];
@@ -356,5 +359,5 @@ fn odd_accesses_read_as_zero_and_change_nothing() {
     assert_eq!(driver.read(0x70), 0);
     let mut data = [0; 3];
     driver.transport.read(0x107, &mut data);
-    assert_eq!(data, [7; 3], "the device's configuration takes any width");
+    assert_eq!(data, [7; 3], "configuration space may be read in any width");
 }

@@ -1,38 +1,39 @@
-//! What the library takes for granted of a request's arguments. Pure; used by [`super::tree`].
+//! Checks of request arguments that virtiofsd's library does not make itself. Pure; used by [`super::tree`].
 
 use std::ffi::CStr;
 use std::io;
 
-/// The kernel's limits on an extended attribute and on a list of names (XATTR_SIZE_MAX, XATTR_LIST_MAX).
+/// The kernel's limits on the value of an extended attribute and on a list of their names, in bytes
+/// (XATTR_SIZE_MAX, XATTR_LIST_MAX).
 pub const MAX_XATTR: u32 = 64 * 1024;
 
-/// The error with this errno.
-pub fn refused(errno: i32) -> io::Error {
-    io::Error::from_raw_os_error(errno)
+/// An error that the guest sees as `number`, such as `libc::EINVAL`.
+pub fn errno(number: i32) -> io::Error {
+    io::Error::from_raw_os_error(number)
 }
 
-/// A name in a directory, and nothing that leads elsewhere.
-pub fn checked(name: &CStr) -> io::Result<&CStr> {
+/// Rejects a name that is not a single path component: empty, ".", ".." or with a slash.
+pub fn checked_name(name: &CStr) -> io::Result<&CStr> {
     match name.to_bytes() {
-        b"" | b"." | b".." => Err(refused(libc::EINVAL)),
-        bytes if bytes.contains(&b'/') => Err(refused(libc::EINVAL)),
+        b"" | b"." | b".." => Err(errno(libc::EINVAL)),
+        bytes if bytes.contains(&b'/') => Err(errno(libc::EINVAL)),
         _ => Ok(name),
     }
 }
 
-/// An offset that the kernel's signed one can hold; the library takes that for granted.
-pub fn offset(offset: u64) -> io::Result<u64> {
-    i64::try_from(offset).map_err(|_| refused(libc::EINVAL))?;
+/// Rejects an offset or length that does not fit the kernel's signed off_t.
+pub fn checked_offset(offset: u64) -> io::Result<u64> {
+    i64::try_from(offset).map_err(|_| errno(libc::EINVAL))?;
     Ok(offset)
 }
 
-/// Open flags without those that make a file or give a descriptor that is none.
-pub fn open_flags(flags: u32) -> io::Result<u32> {
+/// Rejects open flags that create a file or return a descriptor without access to the file's data (O_PATH).
+pub fn checked_open_flags(flags: u32) -> io::Result<u32> {
     let bits = i32::from_ne_bytes(flags.to_ne_bytes());
-    let never = libc::O_CREAT | libc::O_PATH | (libc::O_TMPFILE & !libc::O_DIRECTORY);
-    if bits & never == 0 {
+    let forbidden = libc::O_CREAT | libc::O_PATH | (libc::O_TMPFILE & !libc::O_DIRECTORY);
+    if bits & forbidden == 0 {
         Ok(flags)
     } else {
-        Err(refused(libc::EINVAL))
+        Err(errno(libc::EINVAL))
     }
 }

@@ -1,111 +1,135 @@
-//! virtio-fs (virtio 1.2, 5.11): the pod's shared tree, served in this process through virtiofsd's library, straight
-//! between files and guest memory. Made by the VM's device list, served on one worker of its own.
+//! virtio-fs (virtio 1.2, 5.11): the pod's shared tree, served in this process by virtiofsd's library, which
+//! copies between files and guest memory directly. Created by `machine/virtio_devices.rs`, served by one
+//! worker.
 //!
-//! The tree is the root of the VMM's mount namespace after the jail is closed; containers' mounts are moved into it
-//! while the guest runs. Two phases: [`Prepared::before_jail`] opens /proc/self/fd, which the jail has not;
-//! [`Fs::new`] afterwards does the rest. What the guest may cache is decided in [`place`], what it may send in
-//! [`checks`] and [`answer`]; [`view`] is guest memory as the library wants it.
+//! The tree is the root of the VMM's mount namespace after the jail is closed; the shim attaches the
+//! containers' mounts below it while the guest runs. Creation has two phases: [`Prepared::before_jail`] opens
+//! /proc/self/fd, which does not exist in the jail; [`Fs::new`] does the rest afterwards. [`subtree`] decides
+//! what the guest may cache, [`checks`] and [`request`] what it may send; [`memory_view`] is guest memory in
+//! the library's type.
 //!
 //! What the worker needs of the jail (the tables are in `crate::jail`):
-//! - capabilities CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETUID, SETGID, MKNOD, SETFCAP: files get the owner, mode,
-//!   kind and attributes that the guest's kernel has already allowed. Not SYS_ADMIN: extended attributes `trusted.*`
-//!   and `security.*` other than file capabilities can't be set, as in a container without it;
-//! - a working directory and umask of its own (CLONE_FS), since both change for some requests;
-//! - system calls for files by descriptor, credentials of this thread, and capget/capset.
+//! - capabilities CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETUID, SETGID, MKNOD, SETFCAP: files get the owner,
+//!   mode, type and attributes that the guest's kernel has already permitted. Not SYS_ADMIN: extended
+//!   attributes `trusted.*` and `security.*` other than file capabilities can't be set, as in a container
+//!   without SYS_ADMIN;
+//! - a separate working directory and umask (CLONE_FS), since both change for some requests;
+//! - system calls on files by descriptor, on credentials of this thread, and capget/capset.
 //!
-//! Open files: every inode that the guest remembers and every file it has open is a descriptor here. A guest that
-//! holds more than the process's limit, less [`RESERVED_FILES`], gets ENFILE; nobody else notices.
+//! Open files: each inode that the guest has cached and each file that it has open is a descriptor of this
+//! process. A guest that exceeds RLIMIT_NOFILE less [`RESERVED_FILES`] gets ENFILE; the rest of the VMM is
+//! not affected.
 
-mod answer;
 mod checks;
-mod place;
+mod memory_view;
+mod request;
+mod subtree;
 #[cfg(test)]
 mod tests;
 mod tree;
-mod view;
 
+use std::error::Error;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
 use nix::sys::resource::{Resource, getrlimit};
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtiofsd::server::Server;
 
-use super::worker::{Active, DataPath, Fault, Notify, Worker};
+use super::worker::{ActiveDevice, DataPath, Fault, Notify, Worker};
 use super::{Activation, DeviceError, Env, VirtioDevice, read_config_from};
 use crate::jail::ThreadKind;
+use memory_view::MemoryView;
 use tree::Tree;
-use view::View;
 
-/// Descriptors that the guest's files leave to the rest of the process: vsock streams and what the VMM opens itself.
+/// Descriptors of RLIMIT_NOFILE that the guest's files may not use: they are for vsock streams and the VMM
+/// itself.
 pub const RESERVED_FILES: u64 = 512;
 
 const NAME: &str = "fs";
-/// High priority, then requests. 512 descriptors let the driver send a MiB in one request.
+/// The library opens links in this directory to turn an O_PATH descriptor into one with access to data.
+const PROC_SELF_FD: &str = "/proc/self/fd";
+/// The high-priority queue and one request queue (virtio 1.2, 5.11.2). 512 descriptors hold a request of a
+/// MiB.
 const QUEUE_SIZES: &[u16] = &[128, 512];
-/// Bytes of the tag in configuration space (virtio 1.2, 5.11.4).
+/// Bytes of the tag in the configuration space (virtio 1.2, 5.11.4).
 const TAG_BYTES: usize = 36;
 
-/// What is opened before the jail closes.
+/// What is opened before the jail is closed.
 #[derive(Debug)]
 pub struct Prepared {
     proc_self_fd: File,
 }
 
 impl Prepared {
-    /// Opens what the jail will not have.
+    /// Opens /proc/self/fd as a detached clone of its mount. A plain descriptor would still belong to the
+    /// host's mount namespace after the jail is closed, so `openat(fd, "../../../etc/shadow")` would open the
+    /// host's file. The clone has no parent mount: `..` at its root is the root itself.
     ///
     /// # Errors
-    /// Where /proc is not mounted.
+    /// EPERM without CAP_SYS_ADMIN; ENOENT if /proc is not mounted.
     pub fn before_jail() -> std::io::Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let proc_self_fd = open_tree(CWD, PROC_SELF_FD, flags)?;
+        Ok(Self {
+            proc_self_fd: proc_self_fd.into(),
+        })
+    }
+
+    /// Opens /proc/self/fd as a plain descriptor, which needs no privilege. For a process that stays outside
+    /// of the jail; [`crate::jail::enter`] refuses this descriptor.
+    ///
+    /// # Errors
+    /// ENOENT if /proc is not mounted.
+    pub fn without_jail() -> std::io::Result<Self> {
         let proc_self_fd = std::fs::OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_DIRECTORY)
-            .open("/proc/self/fd")?;
+            .open(PROC_SELF_FD)?;
         Ok(Self { proc_self_fd })
     }
 }
 
-/// What the device is made with.
+/// The configuration of an [`Fs`].
 #[derive(Debug)]
 pub struct Config {
-    /// The name that the guest mounts, at most 36 bytes.
+    /// The tag by which the guest mounts the tree, 1 to 36 bytes.
     pub tag: String,
-    /// The directory that the guest sees, as the jailed process sees it: `/` in the jail.
+    /// The directory to share, as a path of this process after it has entered the jail: `/` in the jail.
     pub root: PathBuf,
     /// See [`Prepared`].
     pub prepared: Prepared,
 }
 
-/// The device.
+/// The virtio-fs device, with two queues.
 pub struct Fs {
     worker: Worker,
-    config: [u8; TAG_BYTES + 4],
+    config_space: [u8; TAG_BYTES + 4],
 }
 
 impl Fs {
-    /// Makes the device with its worker.
+    /// Creates the device and spawns its worker.
     ///
     /// # Errors
-    /// Where the tag is too long, the root can't be opened, or the worker can't be started.
+    /// [`DeviceError`] if the tag has a wrong length, the root can't be opened, or the worker can't be spawned.
     pub fn new(config: Config, env: &Env) -> Result<Self, DeviceError> {
-        let space = space(&config.tag).ok_or_else(|| DeviceError {
+        let config_space = config_space(&config.tag).ok_or_else(|| DeviceError {
             device: NAME,
-            reason: format!("the tag {:?} is not of 1 to {TAG_BYTES} bytes", config.tag),
+            reason: format!("expected a tag of 1 to {TAG_BYTES} bytes, got {:?}", config.tag),
         })?;
-        let worker = Worker::spawn(NAME, ThreadKind::FileServer, env, move || Files::new(config))?;
-        Ok(Self {
-            worker,
-            config: space,
-        })
+        let worker = Worker::spawn(NAME, ThreadKind::FileServer, env, move || FsDataPath::new(config))?;
+        Ok(Self { worker, config_space })
     }
 }
 
-/// Configuration space: the tag and the number of request queues.
-fn space(tag: &str) -> Option<[u8; TAG_BYTES + 4]> {
+/// The configuration space: the tag, padded with zeros, and the number of request queues, 1. None if the tag
+/// is empty or too long.
+fn config_space(tag: &str) -> Option<[u8; TAG_BYTES + 4]> {
     if tag.is_empty() || tag.len() > TAG_BYTES {
         return None;
     }
@@ -135,7 +159,7 @@ impl VirtioDevice for Fs {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_from(&self.config, offset, data);
+        read_config_from(&self.config_space, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
@@ -147,15 +171,16 @@ impl VirtioDevice for Fs {
     }
 }
 
-/// The data path. Requests are served one after the other: a host file system that hangs stops this guest's files.
-struct Files {
+/// Serves requests one after the other: a host file system that hangs blocks all files of this guest.
+struct FsDataPath {
     server: Server<Tree>,
-    view: Option<View>,
+    /// Guest memory of the current activation.
+    view: Option<MemoryView>,
 }
 
-impl Files {
-    fn new(config: Config) -> Result<Self, String> {
-        let (open_files, _) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| error.to_string())?;
+impl FsDataPath {
+    fn new(config: Config) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let (open_files, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
         let tree = Tree::new(
             config.root,
             config.prepared.proc_self_fd,
@@ -168,13 +193,13 @@ impl Files {
     }
 }
 
-impl DataPath for Files {
-    fn start(&mut self, active: &mut Active) -> Result<(), Fault> {
-        self.view = Some(View::of(&active.memory).map_err(|error| Fault::new("guest memory", error))?);
+impl DataPath for FsDataPath {
+    fn start(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
+        self.view = Some(MemoryView::of(&active.memory).map_err(Fault::Memory)?);
         Ok(())
     }
 
-    fn on_queue(&mut self, index: u16, active: &mut Active) -> Result<(), Fault> {
+    fn on_queue(&mut self, index: u16, active: &mut ActiveDevice) -> Result<(), Fault> {
         let Self {
             server,
             view: Some(view),
@@ -183,12 +208,12 @@ impl DataPath for Files {
             return Ok(());
         };
         active.serve(index, Notify::Each, |_, chain| {
-            answer::answer(server, view, chain)
+            request::serve(server, view, chain)
         })
     }
 
-    /// Inodes and open files stay until the next driver's INIT, which forgets them.
-    fn stop(&mut self, _active: &mut Active) {
+    /// Inodes and open files are kept until the next driver's INIT request, which drops them.
+    fn stop(&mut self, _active: &mut ActiveDevice) {
         self.view = None;
     }
 }

@@ -1,5 +1,4 @@
-//! The device over a temporary directory, with a FUSE client on in-memory guest RAM. Files change owner in some tests,
-//! so they need root, as the VMM does.
+//! The device on a temporary directory, with a FUSE client on in-memory guest RAM.
 #![allow(clippy::cast_possible_truncation, reason = "sizes of a test guest are small")]
 
 mod files;
@@ -10,12 +9,42 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::*;
-use crate::virtio::testing::{BUFFERS, Driver, passes_confined, readable, writable};
+use crate::virtio::testing::{BUFFERS, Driver, assert_passes_confined, readable, writable};
 
+// Opcodes of FUSE requests, as in linux/fuse.h.
 const LOOKUP: u32 = 1;
 const FORGET: u32 = 2;
 const GETATTR: u32 = 3;
+const SETATTR: u32 = 4;
+const READLINK: u32 = 5;
+const SYMLINK: u32 = 6;
+const MKNOD: u32 = 8;
+const MKDIR: u32 = 9;
+const UNLINK: u32 = 10;
+const RMDIR: u32 = 11;
+const RENAME: u32 = 12;
+const LINK: u32 = 13;
+const OPEN: u32 = 14;
+const READ: u32 = 15;
+const WRITE: u32 = 16;
+const STATFS: u32 = 17;
+const RELEASE: u32 = 18;
+const FSYNC: u32 = 20;
+const SETXATTR: u32 = 21;
+const GETXATTR: u32 = 22;
+const LISTXATTR: u32 = 23;
+const FLUSH: u32 = 25;
 const INIT: u32 = 26;
+const OPENDIR: u32 = 27;
+const READDIR: u32 = 28;
+const CREATE: u32 = 35;
+const BATCH_FORGET: u32 = 42;
+const FALLOCATE: u32 = 43;
+const READDIRPLUS: u32 = 44;
+const RENAME2: u32 = 45;
+const LSEEK: u32 = 46;
+
+/// FUSE_ROOT_ID.
 const ROOT: u64 = 1;
 
 const REQUEST_AT: u64 = BUFFERS;
@@ -23,7 +52,7 @@ const REPLY_AT: u64 = BUFFERS + (4 << 20);
 const IN_HEADER: usize = 40;
 const OUT_HEADER: usize = 16;
 
-/// Bytes of a request, field by field.
+/// Builds the body of a request, field by field.
 #[derive(Default, Clone)]
 struct Body(Vec<u8>);
 
@@ -50,12 +79,13 @@ impl Body {
     }
 }
 
-/// What a request gave: the payload, or the errno.
-type Answer = Result<Vec<u8>, i32>;
+/// The reply to a request: its payload, or the errno.
+type Reply = Result<Vec<u8>, i32>;
 
-/// An entry as LOOKUP and the makers of files answer it.
+/// The fields of fuse_entry_out, the reply to LOOKUP and to the requests that create files, that the tests
+/// use.
 #[derive(Debug)]
-struct Seen {
+struct EntryOut {
     nodeid: u64,
     entry_seconds: u64,
     attr_seconds: u64,
@@ -72,7 +102,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
 }
 
-impl Seen {
+impl EntryOut {
     fn read(bytes: &[u8]) -> Self {
         Self {
             nodeid: u64_at(bytes, 0),
@@ -85,11 +115,21 @@ impl Seen {
     }
 }
 
+/// As for the jail if this process may clone mounts, else as without a jail.
+fn prepared() -> Prepared {
+    Prepared::before_jail()
+        .or_else(|_| Prepared::without_jail())
+        .unwrap()
+}
+
+/// A FUSE client and the directory that it sees.
 struct Guest {
     driver: Driver,
     device: Fs,
     root: TempDir,
+    /// User and group ID of the requests.
     user: u32,
+    /// The last request's unique ID.
     unique: u64,
 }
 
@@ -100,7 +140,7 @@ impl Guest {
         let config = Config {
             tag: "nacre".to_owned(),
             root: root.path().to_owned(),
-            prepared: Prepared::before_jail().unwrap(),
+            prepared: prepared(),
         };
         let mut device = Fs::new(config, &driver.env()).unwrap();
         device.activate(driver.activation(device.features())).unwrap();
@@ -115,8 +155,9 @@ impl Guest {
         guest
     }
 
+    /// Sends INIT and checks what the device enables.
     fn init(&mut self) {
-        // Everything that Linux 6.1 offers, with the second word of flags.
+        // All flags that Linux 6.1 offers, FUSE_INIT_EXT among them.
         let flags = 0x7bff_fffb_u32;
         let body = Body::default()
             .u32(7)
@@ -125,7 +166,7 @@ impl Guest {
             .u32(flags)
             .u32(0)
             .bytes(&[0; 44]);
-        let reply = self.ask(INIT, 0, body).unwrap();
+        let reply = self.call(INIT, 0, body).unwrap();
         assert_eq!(
             (u32_at(&reply, 0), u32_at(&reply, 20)),
             (7, 1 << 20),
@@ -133,10 +174,11 @@ impl Guest {
         );
         let enabled = u32_at(&reply, 12);
         assert_ne!(enabled & 1 << 27, 0, "submounts");
-        assert_ne!(enabled & 1 << 23, 0, "links are cached");
-        assert_eq!(enabled & 1 << 16, 0, "writeback cache");
+        assert_ne!(enabled & 1 << 23, 0, "cached symlinks");
+        assert_eq!(enabled & 1 << 16, 0, "no writeback cache");
     }
 
+    /// Resets the device and starts again with INIT.
     fn restart(&mut self) {
         self.device.reset().unwrap();
         self.driver.restart();
@@ -150,6 +192,7 @@ impl Guest {
         self.root.path()
     }
 
+    /// The bytes of a request with the next unique ID.
     fn request(&mut self, opcode: u32, nodeid: u64, body: &Body) -> Vec<u8> {
         self.unique += 2;
         let length = (IN_HEADER + body.0.len()) as u32;
@@ -167,8 +210,8 @@ impl Guest {
             .0
     }
 
-    /// Sends a request and takes its reply, of at most a MiB.
-    fn ask(&mut self, opcode: u32, nodeid: u64, body: Body) -> Answer {
+    /// Sends a request and waits for its reply, with a payload of at most a MiB.
+    fn call(&mut self, opcode: u32, nodeid: u64, body: Body) -> Reply {
         let request = self.request(opcode, nodeid, &body);
         self.driver.set_bytes(REQUEST_AT, &request);
         let (header, rest) = (IN_HEADER as u32, (request.len() - IN_HEADER) as u32);
@@ -190,32 +233,57 @@ impl Guest {
         }
     }
 
-    fn lookup(&mut self, parent: u64, name: &str) -> Result<Seen, i32> {
-        self.ask(LOOKUP, parent, Body::default().name(name))
-            .map(|reply| Seen::read(&reply))
+    fn lookup(&mut self, parent: u64, name: &str) -> Result<EntryOut, i32> {
+        self.call(LOOKUP, parent, Body::default().name(name))
+            .map(|reply| EntryOut::read(&reply))
     }
 
-    /// Looks up a path below the root.
-    fn walk(&mut self, path: &str) -> Seen {
-        let mut at = ROOT;
-        let mut seen = None;
+    /// Looks up a path below the root, name by name.
+    fn walk(&mut self, path: &str) -> EntryOut {
+        let mut parent = ROOT;
+        let mut last = None;
         for name in path.split('/') {
             let entry = self
-                .lookup(at, name)
+                .lookup(parent, name)
                 .unwrap_or_else(|error| panic!("{path}: {error}"));
-            at = entry.nodeid;
-            seen = Some(entry);
+            parent = entry.nodeid;
+            last = Some(entry);
         }
-        seen.unwrap()
+        last.unwrap()
     }
+}
+
+#[test]
+fn dotdot_of_the_prepared_descriptor_is_itself() {
+    use rustix::fs::{Mode, OFlags, fstat, openat};
+    let fd = match Prepared::before_jail() {
+        Ok(prepared) => prepared.proc_self_fd,
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            println!("skipped: cloning a mount needs CAP_SYS_ADMIN");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let up = openat(&fd, "../../..", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let (here, up) = (fstat(&fd).unwrap(), fstat(&up).unwrap());
+    assert_eq!((here.st_dev, here.st_ino), (up.st_dev, up.st_ino));
+    let file = openat(
+        &fd,
+        "../../../etc/passwd",
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    );
+    assert_eq!(file.unwrap_err(), rustix::io::Errno::NOENT);
+    // Its purpose: it resolves a descriptor of this process by its number.
+    openat(&fd, "0", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
 }
 
 #[test]
 fn files_work_confined() {
-    passes_confined("virtio::fs::tests::files::");
+    assert_passes_confined("virtio::fs::tests::files::");
 }
 
 #[test]
 fn every_operation_works_confined() {
-    passes_confined("virtio::fs::tests::malformed::every_operation");
+    assert_passes_confined("virtio::fs::tests::malformed::every_operation");
 }

@@ -1,7 +1,8 @@
-//! The file system that the guest sees: virtiofsd's passthrough, with two things added. What the guest may cache is
-//! chosen by the place in the tree ([`super::place`]), and arguments that the library would trust are checked. Called by the library's
-//! server on the worker's thread.
+//! The file system that the guest sees: virtiofsd's passthrough, with two additions. What the guest may cache
+//! depends on the subtree ([`super::subtree`]), and arguments that the library would trust are checked
+//! ([`super::checks`]). Called by the library's server on the worker's thread.
 
+use std::error::Error;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
@@ -15,54 +16,63 @@ use virtiofsd::filesystem::{
 use virtiofsd::fuse::{Attr, SetattrIn};
 use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, NegotiationMode, PassthroughFs};
 
-use super::checks::{MAX_XATTR, checked, offset, open_flags, refused};
-use super::place::{LONG, Place, number, placed};
+use super::checks::{MAX_XATTR, checked_name, checked_offset, checked_open_flags, errno};
+use super::subtree::{ROOTFS_TIMEOUT, Subtree, guest_entry, library_inode};
 
-/// For a file of a root file system: its pages outlive its closing, and closing it asks nothing (every write has gone
-/// through by then, and locks stay in the guest).
-const KEPT: OpenOptions = OpenOptions::KEEP_CACHE.union(OpenOptions::NOFLUSH);
+/// How a file of a root file system is opened: the guest keeps its cached pages after close, and sends no
+/// FLUSH on close (every write has reached the host by then, and locks stay in the guest).
+const ROOTFS_OPEN: OpenOptions = OpenOptions::KEEP_CACHE.union(OpenOptions::NOFLUSH);
 
-/// See the module.
+/// Implements the library's [`FileSystem`] on top of its [`PassthroughFs`].
 pub struct Tree {
     files: PassthroughFs,
 }
 
 impl Tree {
-    /// Serves `root`. `proc_self_fd` is that directory; at most `open_files` are open for the guest.
-    pub fn new(root: PathBuf, proc_self_fd: File, open_files: u64) -> Result<Self, String> {
+    /// Serves `root`. `proc_self_fd` is a descriptor of /proc/self/fd. The guest gets ENFILE beyond
+    /// `max_open_files`.
+    ///
+    /// # Errors
+    /// If `root` is not UTF-8 or the library can't start.
+    pub fn new(
+        root: PathBuf,
+        proc_self_fd: File,
+        max_open_files: u64,
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let root_dir = root
             .into_os_string()
             .into_string()
             .map_err(|root| format!("{}: not UTF-8", root.display()))?;
         let config = Config {
-            // The library's own choice is replaced for each entry.
+            // [`guest_entry`] replaces the library's timeouts.
             entry_timeout: Duration::ZERO,
             attr_timeout: Duration::ZERO,
             cache_policy: CachePolicy::Auto,
-            // The host sees every write when it is made.
+            // Each write reaches the host before write(2) returns in the guest.
             writeback: false,
             root_dir,
             xattr: true,
             proc_sfd_rawfd: Some(proc_self_fd),
             announce_submounts: true,
-            // open_by_handle_at would reach files outside of the tree.
+            // open_by_handle_at can open files outside of the tree.
             inode_file_handles: InodeFileHandlesMode::Never,
             readdirplus: true,
             killpriv_v2: true,
             posix_acl: NegotiationMode::Auto,
-            guest_fd_limit: open_files,
+            guest_fd_limit: max_open_files,
             ..Config::default()
         };
-        let files = PassthroughFs::new(config).map_err(|error| error.to_string())?;
-        Ok(Self { files })
+        Ok(Self {
+            files: PassthroughFs::new(config)?,
+        })
     }
 }
 
-/// Requests that need nothing but the library's inode number.
-macro_rules! pass {
+/// Requests that are forwarded with the library's inode number and otherwise unchanged.
+macro_rules! forward {
     ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty;)*) => {$(
         fn $name(&self, ctx: Context, inode: u64 $(, $argument: $kind)*) -> io::Result<$result> {
-            self.files.$name(ctx, number(inode) $(, $argument)*)
+            self.files.$name(ctx, library_inode(inode) $(, $argument)*)
         }
     )*};
 }
@@ -73,11 +83,12 @@ impl FileSystem for Tree {
     type DirIter = <PassthroughFs as FileSystem>::DirIter;
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
-        // Without submounts inode numbers of different mounts would meet. Our guest's kernel has them.
+        // Without submounts, files of different mounts could share an inode number. The guest's kernel
+        // supports them.
         if !capable.contains(FsOptions::SUBMOUNTS) {
-            return Err(refused(libc::EPROTO));
+            return Err(errno(libc::EPROTO));
         }
-        // A link's target never changes: another one is another inode.
+        // The target of a link never changes: a replaced link is another inode.
         Ok(self.files.init(capable)? | FsOptions::CACHE_SYMLINKS)
     }
 
@@ -86,18 +97,18 @@ impl FileSystem for Tree {
     }
 
     fn lookup(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<Entry> {
-        match self.files.lookup(ctx, number(parent), checked(name)?) {
-            Ok(entry) => Ok(placed(entry, parent, name)),
-            // Inode 0: the guest may remember that there is no such name.
+        match self.files.lookup(ctx, library_inode(parent), checked_name(name)?) {
+            Ok(entry) => Ok(guest_entry(entry, parent, name)),
+            // A negative entry: the guest caches that the name does not exist.
             Err(error)
-                if Place::of(parent) == Place::Rootfs && error.raw_os_error() == Some(libc::ENOENT) =>
+                if Subtree::of(parent) == Subtree::Rootfs && error.raw_os_error() == Some(libc::ENOENT) =>
             {
                 Ok(Entry {
                     inode: 0,
                     generation: 0,
                     attr: Attr::default(),
                     attr_timeout: Duration::ZERO,
-                    entry_timeout: LONG,
+                    entry_timeout: ROOTFS_TIMEOUT,
                 })
             }
             Err(error) => Err(error),
@@ -105,17 +116,19 @@ impl FileSystem for Tree {
     }
 
     fn forget(&self, ctx: Context, inode: u64, count: u64) {
-        self.files.forget(ctx, number(inode), count);
+        self.files.forget(ctx, library_inode(inode), count);
     }
 
     fn batch_forget(&self, ctx: Context, requests: Vec<(u64, u64)>) {
-        let requests = requests.into_iter().map(|(inode, count)| (number(inode), count));
+        let requests = requests
+            .into_iter()
+            .map(|(inode, count)| (library_inode(inode), count));
         self.files.batch_forget(ctx, requests.collect());
     }
 
     fn getattr(&self, ctx: Context, inode: u64, handle: Option<u64>) -> io::Result<(Attr, Duration)> {
-        let (attr, _) = self.files.getattr(ctx, number(inode), handle)?;
-        Ok((attr, Place::of(inode).timeout()))
+        let (attr, _) = self.files.getattr(ctx, library_inode(inode), handle)?;
+        Ok((attr, Subtree::of(inode).timeout()))
     }
 
     fn setattr(
@@ -127,10 +140,12 @@ impl FileSystem for Tree {
         valid: SetattrValid,
     ) -> io::Result<(Attr, Duration)> {
         if valid.contains(SetattrValid::SIZE) {
-            offset(attr.size)?;
+            checked_offset(attr.size)?;
         }
-        let (attr, _) = self.files.setattr(ctx, number(inode), attr, handle, valid)?;
-        Ok((attr, Place::of(inode).timeout()))
+        let (attr, _) = self
+            .files
+            .setattr(ctx, library_inode(inode), attr, handle, valid)?;
+        Ok((attr, Subtree::of(inode).timeout()))
     }
 
     fn symlink(
@@ -141,11 +156,11 @@ impl FileSystem for Tree {
         name: &CStr,
         extensions: Extensions,
     ) -> io::Result<Entry> {
-        checked(name)?;
+        checked_name(name)?;
         let entry = self
             .files
-            .symlink(ctx, linkname, number(parent), name, extensions)?;
-        Ok(placed(entry, parent, name))
+            .symlink(ctx, linkname, library_inode(parent), name, extensions)?;
+        Ok(guest_entry(entry, parent, name))
     }
 
     fn mknod(
@@ -158,11 +173,11 @@ impl FileSystem for Tree {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<Entry> {
-        checked(name)?;
+        checked_name(name)?;
         let entry = self
             .files
-            .mknod(ctx, number(parent), name, mode, rdev, umask, extensions)?;
-        Ok(placed(entry, parent, name))
+            .mknod(ctx, library_inode(parent), name, mode, rdev, umask, extensions)?;
+        Ok(guest_entry(entry, parent, name))
     }
 
     fn mkdir(
@@ -174,25 +189,27 @@ impl FileSystem for Tree {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<Entry> {
-        checked(name)?;
+        checked_name(name)?;
         let entry = self
             .files
-            .mkdir(ctx, number(parent), name, mode, umask, extensions)?;
-        Ok(placed(entry, parent, name))
+            .mkdir(ctx, library_inode(parent), name, mode, umask, extensions)?;
+        Ok(guest_entry(entry, parent, name))
     }
 
     fn link(&self, ctx: Context, inode: u64, newparent: u64, newname: &CStr) -> io::Result<Entry> {
-        checked(newname)?;
-        let entry = self.files.link(ctx, number(inode), number(newparent), newname)?;
-        Ok(placed(entry, newparent, newname))
+        checked_name(newname)?;
+        let entry = self
+            .files
+            .link(ctx, library_inode(inode), library_inode(newparent), newname)?;
+        Ok(guest_entry(entry, newparent, newname))
     }
 
     fn unlink(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<()> {
-        self.files.unlink(ctx, number(parent), checked(name)?)
+        self.files.unlink(ctx, library_inode(parent), checked_name(name)?)
     }
 
     fn rmdir(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<()> {
-        self.files.rmdir(ctx, number(parent), checked(name)?)
+        self.files.rmdir(ctx, library_inode(parent), checked_name(name)?)
     }
 
     fn rename(
@@ -204,9 +221,15 @@ impl FileSystem for Tree {
         newname: &CStr,
         flags: u32,
     ) -> io::Result<()> {
-        let (oldname, newname) = (checked(oldname)?, checked(newname)?);
-        self.files
-            .rename(ctx, number(olddir), oldname, number(newdir), newname, flags)
+        let (oldname, newname) = (checked_name(oldname)?, checked_name(newname)?);
+        self.files.rename(
+            ctx,
+            library_inode(olddir),
+            oldname,
+            library_inode(newdir),
+            newname,
+            flags,
+        )
     }
 
     fn open(
@@ -216,11 +239,11 @@ impl FileSystem for Tree {
         kill_priv: bool,
         flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
-        let (handle, mut options) = self
-            .files
-            .open(ctx, number(inode), kill_priv, open_flags(flags)?)?;
-        if Place::of(inode) == Place::Rootfs {
-            options |= KEPT;
+        let (handle, mut options) =
+            self.files
+                .open(ctx, library_inode(inode), kill_priv, checked_open_flags(flags)?)?;
+        if Subtree::of(inode) == Subtree::Rootfs {
+            options |= ROOTFS_OPEN;
         }
         Ok((handle, options))
     }
@@ -236,12 +259,12 @@ impl FileSystem for Tree {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<(Entry, Option<u64>, OpenOptions)> {
-        checked(name)?;
+        checked_name(name)?;
         let creating = libc::O_CREAT.cast_unsigned();
-        let flags = open_flags(flags & !creating)? | creating & flags;
+        let flags = checked_open_flags(flags & !creating)? | creating & flags;
         let (entry, handle, mut options) = self.files.create(
             ctx,
-            number(parent),
+            library_inode(parent),
             name,
             mode,
             kill_priv,
@@ -249,10 +272,10 @@ impl FileSystem for Tree {
             umask,
             extensions,
         )?;
-        if Place::of(parent) == Place::Rootfs {
-            options |= KEPT;
+        if Subtree::of(parent) == Subtree::Rootfs {
+            options |= ROOTFS_OPEN;
         }
-        Ok((placed(entry, parent, name), handle, options))
+        Ok((guest_entry(entry, parent, name), handle, options))
     }
 
     fn read<W: ZeroCopyWriter>(
@@ -268,11 +291,11 @@ impl FileSystem for Tree {
     ) -> io::Result<usize> {
         self.files.read(
             ctx,
-            number(inode),
+            library_inode(inode),
             handle,
             w,
             size,
-            offset(at)?,
+            checked_offset(at)?,
             lock_owner,
             flags,
         )
@@ -291,10 +314,10 @@ impl FileSystem for Tree {
         kill_priv: bool,
         flags: u32,
     ) -> io::Result<usize> {
-        let at = offset(at)?;
+        let at = checked_offset(at)?;
         self.files.write(
             ctx,
-            number(inode),
+            library_inode(inode),
             handle,
             r,
             size,
@@ -315,8 +338,14 @@ impl FileSystem for Tree {
         at: u64,
         length: u64,
     ) -> io::Result<()> {
-        self.files
-            .fallocate(ctx, number(inode), handle, mode, offset(at)?, offset(length)?)
+        self.files.fallocate(
+            ctx,
+            library_inode(inode),
+            handle,
+            mode,
+            checked_offset(at)?,
+            checked_offset(length)?,
+        )
     }
 
     fn copyfilerange(
@@ -331,30 +360,34 @@ impl FileSystem for Tree {
         len: u64,
         flags: u64,
     ) -> io::Result<usize> {
-        let (from, to) = (offset(offset_in)?, offset(offset_out)?);
-        let (inode_in, inode_out) = (number(inode_in), number(inode_out));
+        let (from, to) = (checked_offset(offset_in)?, checked_offset(offset_out)?);
+        let (inode_in, inode_out) = (library_inode(inode_in), library_inode(inode_out));
         self.files.copyfilerange(
             ctx, inode_in, handle_in, from, inode_out, handle_out, to, len, flags,
         )
     }
 
     fn opendir(&self, ctx: Context, inode: u64, flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
-        let (handle, mut options) = self.files.opendir(ctx, number(inode), open_flags(flags)?)?;
-        if Place::of(inode) == Place::Rootfs {
+        let (handle, mut options) =
+            self.files
+                .opendir(ctx, library_inode(inode), checked_open_flags(flags)?)?;
+        if Subtree::of(inode) == Subtree::Rootfs {
             options |= OpenOptions::KEEP_CACHE | OpenOptions::CACHE_DIR;
         }
         Ok((handle, options))
     }
 
-    /// The guest asks with the size of its buffer; ours has no use for more than the longest value.
+    /// The guest sends the size of its buffer; the library would allocate as much, so it is bounded.
     fn getxattr(&self, ctx: Context, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
-        let reply = self.files.getxattr(ctx, number(inode), name, size.min(MAX_XATTR));
+        let reply = self
+            .files
+            .getxattr(ctx, library_inode(inode), name, size.min(MAX_XATTR));
         reply.map_err(|error| {
-            // To Linux's FUSE a file system without ACLs is one that has none set; another error would fail
-            // every access that looks at them.
+            // Linux's FUSE takes ENODATA for a file without an ACL; EOPNOTSUPP would fail every access that
+            // checks the ACL.
             let acl = name.to_bytes().starts_with(b"system.posix_acl_");
             if acl && error.raw_os_error() == Some(libc::EOPNOTSUPP) {
-                refused(libc::ENODATA)
+                errno(libc::ENODATA)
             } else {
                 error
             }
@@ -362,7 +395,8 @@ impl FileSystem for Tree {
     }
 
     fn listxattr(&self, ctx: Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
-        self.files.listxattr(ctx, number(inode), size.min(MAX_XATTR))
+        self.files
+            .listxattr(ctx, library_inode(inode), size.min(MAX_XATTR))
     }
 
     fn setxattr(
@@ -375,7 +409,7 @@ impl FileSystem for Tree {
         extra_flags: SetxattrFlags,
     ) -> io::Result<()> {
         self.files
-            .setxattr(ctx, number(inode), name, value, flags, extra_flags)
+            .setxattr(ctx, library_inode(inode), name, value, flags, extra_flags)
     }
 
     fn release(
@@ -390,7 +424,7 @@ impl FileSystem for Tree {
     ) -> io::Result<()> {
         self.files.release(
             ctx,
-            number(inode),
+            library_inode(inode),
             flags,
             handle,
             flush,
@@ -399,7 +433,7 @@ impl FileSystem for Tree {
         )
     }
 
-    pass! {
+    forward! {
         readlink() -> Vec<u8>;
         flush(handle: u64, lock_owner: u64) -> ();
         fsync(datasync: bool, handle: u64) -> ();

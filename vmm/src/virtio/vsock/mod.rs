@@ -1,15 +1,17 @@
-//! virtio-vsock (virtio 1.2, 5.10): stream sockets between guest and host, muxed in this process onto Unix sockets.
-//! Made by the VM's device list, served on its own worker. No vhost, no host-wide CID.
+//! virtio-vsock (virtio 1.2, 5.10): stream sockets between guest and host, each connected to a Unix socket by
+//! this process. Created by `machine/virtio_devices.rs`, served by a worker. Uses no vhost and no CID of the
+//! host's kernel.
 //!
-//! A REQUEST from the guest to the host (CID 2) makes a pair of Unix sockets: one end stays in the [`muxer`], the other
-//! goes to [`Host`]. With [`Config::listener`], for use by hand, whoever connects to that socket and writes
-//! `CONNECT <port>\n` is connected to that port of the guest, and reads `OK <host port>\n` first.
+//! For a REQUEST from the guest to the host (CID 2), the [`muxer`] creates a pair of Unix sockets, keeps one
+//! end and passes the other to [`Host`]. A standalone VMM may have a [`Config::listener`]: a client that
+//! connects to it and writes `CONNECT <port>\n` ([`handshake`]) is connected to that port of the guest, and
+//! first reads `OK <host port>\n`.
 //!
-//! [`packet`] is what goes over the queues, [`state`] a connection's life and credit, both pure; [`connection`] adds
-//! the stream.
+//! [`packet`] parses and encodes headers; [`state`] is a connection's state machine and flow control; both
+//! are pure. [`connection`] adds the stream.
 
 mod connection;
-mod greeting;
+mod handshake;
 mod muxer;
 mod packet;
 mod state;
@@ -26,73 +28,67 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use vmm_sys_util::epoll::EventSet;
 
-use super::worker::{Active, DataPath, Fault, Notify, Worker};
+use super::worker::{ActiveDevice, DataPath, Fault, Notify, Worker};
 use super::{Activation, DeviceError, Env, VirtioDevice, read_config_from};
 use crate::jail::ThreadKind;
 use muxer::Muxer;
 pub use packet::Ports;
 use packet::{MAX_PAYLOAD, Packet};
 
-/// Most connections at a time, with those whose last bytes the host has not read. Each holds at most
-/// 256 KiB here.
+/// Most connections at a time, counting those that are closed but whose last bytes the host has not read.
+/// Each buffers at most 256 KiB.
 pub const MAX_CONNECTIONS: usize = 256;
 
 const NAME: &str = "vsock";
+/// Packets to the guest (virtio 1.2, 5.10.2).
 const RX: u16 = 0;
+/// Packets from the guest.
 const TX: u16 = 1;
+/// rx, tx and event queue.
 const QUEUE_SIZES: &[u16] = &[256, 256, 16];
-/// Token of the listener; connections have those from the next on.
+/// The listener's token in the worker's epoll set; connections have the following numbers.
 const LISTENER: u64 = 0;
-/// Packets to the guest between two looks at whether it wants an interrupt.
-const BATCH: u32 = 32;
-/// Packets to the guest after which the worker looks at other events first.
-const TURN: u32 = 512;
+/// Packets to the guest after which an interrupt is raised, if the driver wants one.
+const PACKETS_PER_INTERRUPT: u32 = 32;
+/// Packets to the guest after which the worker handles other events first.
+const PACKETS_PER_TURN: u32 = 512;
 
-/// Where connections of the guest go.
+/// Accepts the guest's connections. Implemented by the control socket to the shim and by the standalone VMM.
 pub trait Host: Send {
-    /// The guest opened a connection between `ports`; `stream` is the host's end, blocking. Called on the device's worker.
+    /// The guest requests a connection between `ports`; `stream` is the host's end, in blocking mode. Called
+    /// on the device's worker thread, under its seccomp filter.
     ///
     /// # Errors
-    /// [`Refused`] where nobody is there for the port; the guest sees its connection reset.
+    /// [`Refused`] if the port is not served; the guest gets an RST.
     fn connect(&mut self, ports: Ports, stream: OwnedFd) -> Result<(), Refused>;
 }
 
-/// Nobody takes the connection.
+/// The host does not accept the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refused;
 
-/// Refuses every connection of the guest.
-#[derive(Debug, Clone, Copy)]
-pub struct Nobody;
-
-impl Host for Nobody {
-    fn connect(&mut self, _ports: Ports, _stream: OwnedFd) -> Result<(), Refused> {
-        Err(Refused)
-    }
-}
-
-/// What a vsock device is made with.
+/// The configuration of a [`Vsock`].
 pub struct Config {
-    /// Takes the guest's connections.
+    /// Accepts the guest's connections.
     pub host: Box<dyn Host>,
-    /// Accepts connections into the guest, for use by hand; non-blocking.
+    /// Accepts connections to the guest; for a standalone VMM. Must be non-blocking.
     pub listener: Option<UnixListener>,
 }
 
-/// The device.
+/// The virtio-vsock device, with three queues.
 pub struct Vsock {
     worker: Worker,
 }
 
 impl Vsock {
-    /// Makes the device with its worker.
+    /// Creates the device and spawns its worker.
     ///
     /// # Errors
-    /// Where the worker can't be started.
+    /// [`DeviceError`] if the worker can't be spawned.
     pub fn new(config: Config, env: &Env) -> Result<Self, DeviceError> {
         let build = move || {
             let muxer = Muxer::new(config.host, LISTENER.wrapping_add(1));
-            Ok(Streams {
+            Ok(VsockDataPath {
                 muxer,
                 listener: config.listener,
             })
@@ -133,52 +129,53 @@ impl VirtioDevice for Vsock {
     }
 }
 
-/// The data path.
-struct Streams {
+/// The muxer, and the listener of a standalone VMM.
+struct VsockDataPath {
     muxer: Muxer,
     listener: Option<UnixListener>,
 }
 
-impl DataPath for Streams {
-    fn start(&mut self, active: &mut Active) -> Result<(), Fault> {
+impl DataPath for VsockDataPath {
+    fn start(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
         if let Some(listener) = &self.listener {
             active
                 .poller
                 .add(listener, LISTENER, EventSet::IN)
-                .map_err(|error| Fault::new("waiting on the listener", error))?;
+                .map_err(Fault::io("watch the listener"))?;
         }
-        active.mute(RX)
+        active.disable_notification(RX)
     }
 
-    fn on_queue(&mut self, index: u16, active: &mut Active) -> Result<(), Fault> {
+    fn on_queue(&mut self, index: u16, active: &mut ActiveDevice) -> Result<(), Fault> {
         if index == TX {
-            self.take_packets(active)?;
+            self.receive_packets(active)?;
         }
-        // Nothing is ever put into the event queue: its one event is for migration.
-        self.give_packets(active)
+        // The event queue stays unused: its only event, transport reset, is for migration (virtio 1.2,
+        // 5.10.6, "Device Events").
+        self.send_packets(active)
     }
 
-    fn on_device(&mut self, token: u64, ready: EventSet, active: &mut Active) -> Result<(), Fault> {
+    fn on_event(&mut self, token: u64, ready: EventSet, active: &mut ActiveDevice) -> Result<(), Fault> {
         if token != LISTENER {
             self.muxer.on_stream(token, ready, &active.poller);
         } else if let Some(Ok((stream, _))) = self.listener.as_ref().map(UnixListener::accept) {
-            self.muxer.greeted_by(stream, &active.poller);
+            self.muxer.start_handshake(stream, &active.poller);
         }
-        self.give_packets(active)
+        self.send_packets(active)
     }
 
-    fn stop(&mut self, active: &mut Active) {
+    fn stop(&mut self, active: &mut ActiveDevice) {
         self.muxer.clear();
         if let Some(listener) = &self.listener {
-            // Not there where start failed.
+            // Fails if `start` could not add it.
             let _ = active.poller.remove(listener);
         }
     }
 }
 
-impl Streams {
-    /// Takes what the guest sends. A chain that is no packet is dropped.
-    fn take_packets(&mut self, active: &mut Active) -> Result<(), Fault> {
+impl VsockDataPath {
+    /// Handles the packets in the tx queue. A chain that holds no packet is dropped.
+    fn receive_packets(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
         let poller = Arc::clone(&active.poller);
         let muxer = &mut self.muxer;
         active.serve(TX, Notify::AtEnd, |memory, mut chain| {
@@ -189,35 +186,35 @@ impl Streams {
         })
     }
 
-    /// Gives the guest what it is owed, as long as it has buffers. The guest kicks for new ones only where some were
-    /// missing.
-    fn give_packets(&mut self, active: &mut Active) -> Result<(), Fault> {
+    /// Writes pending packets to the rx queue while it has buffers. The driver kicks for new buffers only if
+    /// they ran out while packets were pending.
+    fn send_packets(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
         let memory = Arc::clone(&active.memory);
         let mut pushed = 0_u32;
-        while self.muxer.has_something() {
+        while self.muxer.has_packet() {
             let Some(mut chain) = active.pop(RX)? else {
-                if active.unmute(RX)? {
+                if active.enable_notification(RX)? {
                     continue;
                 }
                 break;
             };
             let head = chain.head_index();
             let written = match Packet::from_rx_virtq_chain(&*memory, &mut chain, u32::MAX) {
-                // Too small or not writable: goes back unused.
+                // Too small or not writable: returned without data.
                 Err(_) => Some(0),
                 Ok(mut packet) => self.muxer.next_packet(&mut packet),
             };
             let Some(written) = written else {
-                active.unpop(RX)?;
+                active.undo_pop(RX)?;
                 break;
             };
             active.push(RX, head, written)?;
             pushed = pushed.wrapping_add(1);
-            if pushed.is_multiple_of(BATCH) {
+            if pushed.is_multiple_of(PACKETS_PER_INTERRUPT) {
                 active.notify(RX)?;
             }
-            if pushed >= TURN {
-                active.again(RX)?;
+            if pushed >= PACKETS_PER_TURN {
+                active.requeue(RX)?;
                 break;
             }
         }

@@ -1,9 +1,10 @@
-//! The muxer: all connections of a guest over two queues. It runs on the device's worker, which calls [`Muxer`] with
-//! what the guest sent, what the host's streams are ready for, and room for packets. Every table here is bounded.
+//! Multiplexes all connections of a guest over two queues. Runs on the device's worker, which passes in
+//! packets from the guest, events of the host's streams, and receive buffers. Every table here is bounded.
 //!
-//! A packet from the guest: pop → parse → find the connection → its state's act → used. A packet to the guest: the
-//! connections that have something stand in a round; each in its turn fills one receive buffer, straight from its
-//! stream. Replies to what is no connection come first.
+//! A packet from the guest: pop → parse → find the connection → its state's action → push. Packets to the
+//! guest: connections that have a packet wait in a queue; the first one fills the next receive buffer, data
+//! directly from its stream, and returns to the end of the queue. RSTs for packets without a connection are
+//! sent first.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -12,74 +13,77 @@ use std::os::unix::net::UnixStream;
 use vmm_sys_util::epoll::EventSet;
 
 use super::connection::Connection;
-use super::greeting::{Greeted, Greeting};
-use super::packet::{Header, Op, Packet, Ports, Refusal, Reset, Slice, encode_reset, parse, unknown};
-use super::state::{Act, Event, State};
+use super::handshake::{ConnectHandshake, HandshakeStep};
+use super::packet::{Header, Op, Packet, ParseError, Ports, Reset, Slice, encode_reset, parse, reset_for};
+use super::state::{Action, ConnectionEvent, ConnectionState};
 use super::{Host, MAX_CONNECTIONS};
 use crate::virtio::worker::Poller;
 
-/// Most replies that wait for receive buffers; a guest that gives none loses the rest.
+/// Most RSTs that wait for receive buffers; further ones are dropped.
 const MAX_RESETS: usize = 256;
-/// Most streams that were accepted by hand and have not said which port they want.
-const MAX_GREETINGS: usize = 16;
-/// Ports of the host for connections into the guest start here.
-const FIRST_DIALLED: u32 = 0x8000_0000;
+/// Most clients of the standalone listener whose CONNECT line has not arrived.
+const MAX_HANDSHAKES: usize = 16;
+/// First port of the host for connections that the host opens.
+const FIRST_HOST_PORT: u32 = 0x8000_0000;
 
-/// See the module.
+/// The connections of one guest. A connection's ID is also its token in the [`Poller`].
 pub struct Muxer {
     host: Box<dyn Host>,
     connections: BTreeMap<u64, Connection>,
-    by_ports: BTreeMap<Ports, u64>,
-    greetings: BTreeMap<u64, Greeting>,
-    round: VecDeque<u64>,
+    /// IDs of the connections that the guest knows. A connection with a backlog may outlive its entry.
+    ids: BTreeMap<Ports, u64>,
+    handshakes: BTreeMap<u64, ConnectHandshake>,
+    /// IDs of connections that have a packet for the guest, in the order in which they get receive buffers.
+    queue: VecDeque<u64>,
     resets: VecDeque<Reset>,
     next_id: u64,
-    next_port: u32,
+    next_host_port: u32,
 }
 
 impl Muxer {
-    /// Without connections; `first_id` and upwards are the tokens that it registers.
+    /// No connections. IDs, and so tokens, count up from `first_id`.
     pub fn new(host: Box<dyn Host>, first_id: u64) -> Self {
         Self {
             host,
             connections: BTreeMap::new(),
-            by_ports: BTreeMap::new(),
-            greetings: BTreeMap::new(),
-            round: VecDeque::new(),
+            ids: BTreeMap::new(),
+            handshakes: BTreeMap::new(),
+            queue: VecDeque::new(),
             resets: VecDeque::new(),
             next_id: first_id,
-            next_port: FIRST_DIALLED,
+            next_host_port: FIRST_HOST_PORT,
         }
     }
 
-    /// Ends everything; tokens are not used again.
+    /// Closes all connections. Their IDs are not used again, so late events match no connection.
     pub fn clear(&mut self) {
         self.connections.clear();
-        self.by_ports.clear();
-        self.greetings.clear();
-        self.round.clear();
+        self.ids.clear();
+        self.handshakes.clear();
+        self.queue.clear();
         self.resets.clear();
     }
 
-    /// Whether the guest is to get a packet.
-    pub fn has_something(&self) -> bool {
-        !self.resets.is_empty() || !self.round.is_empty()
+    /// Whether a packet can be sent to the guest; [`Muxer::next_packet`] may still find none.
+    pub fn has_packet(&self) -> bool {
+        !self.resets.is_empty() || !self.queue.is_empty()
     }
 
-    /// Writes the next packet for the guest and gives its length; None where there was none after all.
+    /// Writes the next packet to the guest's buffer and returns its length; None if no packet is left to
+    /// send.
     pub fn next_packet(&mut self, packet: &mut Packet<'_>) -> Option<u32> {
         if let Some(reset) = self.resets.pop_front() {
             let header = encode_reset(&reset);
             packet.set_header_from_raw(&header).ok()?;
             return u32::try_from(header.len()).ok();
         }
-        while let Some(id) = self.round.pop_front() {
+        while let Some(id) = self.queue.pop_front() {
             let Some(connection) = self.connections.get_mut(&id) else {
                 continue;
             };
-            connection.in_round = false;
+            connection.is_queued = false;
             let written = connection.next_packet(packet);
-            self.enter_round(id);
+            self.enqueue_if_ready(id);
             if written.is_some() {
                 return written;
             }
@@ -87,83 +91,94 @@ impl Muxer {
         None
     }
 
-    fn enter_round(&mut self, id: u64) {
+    fn enqueue_if_ready(&mut self, id: u64) {
         if let Some(connection) = self.connections.get_mut(&id)
-            && !connection.in_round
-            && connection.has_something()
+            && !connection.is_queued
+            && connection.has_packet()
         {
-            connection.in_round = true;
-            self.round.push_back(id);
+            connection.is_queued = true;
+            self.queue.push_back(id);
         }
     }
 
-    fn reset(&mut self, reset: Reset) {
+    fn send_reset(&mut self, reset: Reset) {
         if self.resets.len() < MAX_RESETS {
             self.resets.push_back(reset);
         }
     }
 
-    /// A packet from the guest.
+    /// Handles a packet from the guest.
     pub fn receive(&mut self, packet: &Packet<'_>, poller: &Poller) {
         match parse(packet) {
             Ok(header) => self.dispatch(&header, packet.data_slice(), poller),
-            Err(Refusal::Drop) => {}
-            Err(Refusal::Reset(reset)) => self.reset(reset),
+            Err(ParseError::Ignore) => {}
+            Err(ParseError::Reset(reset)) => self.send_reset(reset),
         }
     }
 
     fn dispatch(&mut self, header: &Header, data: Option<&Slice<'_>>, poller: &Poller) {
-        let Some(id) = self.by_ports.get(&header.ports).copied() else {
-            return self.without_connection(header, poller);
+        let Some(id) = self.ids.get(&header.ports).copied() else {
+            return self.handle_unknown(header, poller);
         };
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
-        connection.credit.learn(header.buf_alloc, header.fwd_cnt);
+        connection.credit.update_peer(header.buf_alloc, header.fwd_cnt);
         let event = match header.op {
-            Op::Data if !connection.credit.receive(header.length) => {
-                return self.end(id, Act::ResetAndDrop);
+            Op::Rw if !connection.credit.receive(header.length) => {
+                return self.close(id, Action::ResetAndDrop);
             }
-            Op::Data => Event::Data,
-            Op::Request => Event::Request,
-            Op::Response => Event::Response,
-            Op::Reset => Event::Reset,
-            Op::Shutdown(halves) => Event::Shutdown(halves),
+            Op::Rw => ConnectionEvent::Rw,
+            Op::Request => ConnectionEvent::Request,
+            Op::Response => ConnectionEvent::Response,
+            Op::Reset => ConnectionEvent::Reset,
+            Op::Shutdown(flags) => ConnectionEvent::Shutdown(flags),
             Op::CreditRequest => {
-                connection.owe_update();
-                return self.enter_round(id);
+                connection.request_credit_update();
+                return self.enqueue_if_ready(id);
             }
-            Op::CreditUpdate => return self.enter_round(id),
+            Op::CreditUpdate => return self.enqueue_if_ready(id),
         };
-        match (connection.take(event), data) {
-            (Act::Deliver, Some(data)) => {
+        match (connection.handle_event(event), data) {
+            (Action::Deliver, Some(data)) => {
                 if connection.deliver(data).is_err() {
-                    connection.take(Event::HostDeaf);
+                    connection.handle_event(ConnectionEvent::HostRxClosed);
                 }
             }
-            (Act::Discard, _) => connection.credit.forward(header.length),
-            (act @ (Act::Drain | Act::ResetAndDrain | Act::ResetAndDrop), _) => return self.end(id, act),
-            (Act::Deliver | Act::Nothing | Act::Connected | Act::CloseHost(_) | Act::TellShutdown(_), _) => {}
+            (Action::Discard, _) => connection.credit.forward(header.length),
+            (action @ (Action::Drain | Action::ResetAndDrain | Action::ResetAndDrop), _) => {
+                return self.close(id, action);
+            }
+            (
+                Action::Deliver
+                | Action::Nothing
+                | Action::SendConnectOk
+                | Action::ShutDownHost(_)
+                | Action::SendShutdown(_),
+                _,
+            ) => {}
         }
-        self.settle(id, poller);
+        self.update_waiting(id, poller);
     }
 
-    fn without_connection(&mut self, header: &Header, poller: &Poller) {
+    /// Handles a packet for which there is no connection.
+    fn handle_unknown(&mut self, header: &Header, poller: &Poller) {
         match header.op {
             Op::Request => {
                 if self.accept(header, poller).is_none() {
-                    self.reset(unknown(header.ports));
+                    self.send_reset(reset_for(header.ports));
                 }
             }
-            // No reply to a reset, or two sides could go on forever.
+            // An RST is never answered by an RST, or both sides could go on forever.
             Op::Reset => {}
-            Op::Response | Op::Shutdown(_) | Op::Data | Op::CreditUpdate | Op::CreditRequest => {
-                self.reset(unknown(header.ports));
+            Op::Response | Op::Shutdown(_) | Op::Rw | Op::CreditUpdate | Op::CreditRequest => {
+                self.send_reset(reset_for(header.ports));
             }
         }
     }
 
-    /// The guest opens a connection; None where it can't have one.
+    /// Accepts a REQUEST; None if there are too many connections, the host refuses it, or a system call
+    /// fails.
     fn accept(&mut self, header: &Header, poller: &Poller) -> Option<()> {
         if self.connections.len() >= MAX_CONNECTIONS {
             return None;
@@ -172,131 +187,134 @@ impl Muxer {
         ours.set_nonblocking(true).ok()?;
         self.host.connect(header.ports, OwnedFd::from(theirs)).ok()?;
         let mut connection = Connection::new(header.ports, ours, Op::Response);
-        connection.credit.learn(header.buf_alloc, header.fwd_cnt);
+        connection.credit.update_peer(header.buf_alloc, header.fwd_cnt);
         self.insert(connection, poller)
     }
 
     fn insert(&mut self, connection: Connection, poller: &Poller) -> Option<()> {
-        let id = self.fresh_id();
+        let id = self.allocate_id();
         poller.add(connection.stream(), id, interest(false)).ok()?;
-        self.by_ports.insert(connection.ports, id);
+        self.ids.insert(connection.ports, id);
         self.connections.insert(id, connection);
-        self.enter_round(id);
+        self.enqueue_if_ready(id);
         Some(())
     }
 
-    fn fresh_id(&mut self) -> u64 {
+    fn allocate_id(&mut self) -> u64 {
         let id = self.next_id;
         self.next_id = self.next_id.wrapping_add(1);
         id
     }
 
-    /// Forgets a connection that the guest knows no more; its backlog still goes to the host.
-    fn end(&mut self, id: u64, act: Act) {
+    /// Closes a connection towards the guest as `action` says. One with a backlog is kept until the backlog
+    /// was written.
+    fn close(&mut self, id: u64, action: Action) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
-        connection.state = State::Ended;
+        connection.state = ConnectionState::Closed;
         let ports = connection.ports;
-        self.by_ports.remove(&ports);
-        if act == Act::ResetAndDrop || !connection.has_backlog() {
+        self.ids.remove(&ports);
+        if action == Action::ResetAndDrop || !connection.has_backlog() {
             self.connections.remove(&id);
         }
-        if act != Act::Drain {
-            self.reset(unknown(ports));
+        if action != Action::Drain {
+            self.send_reset(reset_for(ports));
         }
     }
 
-    /// After something was done to a connection: waits for its stream where that is full, puts it into the round.
-    fn settle(&mut self, id: u64, poller: &Poller) {
+    /// After any change of a connection: waits for its stream to become writable if it has a backlog, and
+    /// queues it if it has a packet for the guest.
+    fn update_waiting(&mut self, id: u64, poller: &Poller) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
-        if connection.has_backlog() != connection.waiting {
-            connection.waiting = connection.has_backlog();
-            if poller
-                .change(connection.stream(), id, interest(connection.waiting))
-                .is_err()
-            {
-                return self.end(id, Act::ResetAndDrop);
+        let has_backlog = connection.has_backlog();
+        if has_backlog != connection.waits_for_writable {
+            connection.waits_for_writable = has_backlog;
+            let changed = poller.change(connection.stream(), id, interest(has_backlog));
+            if changed.is_err() {
+                return self.close(id, Action::ResetAndDrop);
             }
         }
-        self.enter_round(id);
+        self.enqueue_if_ready(id);
     }
 
-    /// The stream of connection `id`, or a greeting's, is `ready`.
+    /// Handles the event `ready` of the stream of a connection or a handshake.
     pub fn on_stream(&mut self, id: u64, ready: EventSet, poller: &Poller) {
-        if let Some(greeting) = self.greetings.remove(&id) {
-            return self.greet(id, greeting, poller);
+        if let Some(handshake) = self.handshakes.remove(&id) {
+            return self.advance_handshake(id, handshake, poller);
         }
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
-        if readable(ready) {
+        if is_readable(ready) {
             connection.readable = true;
         }
-        if ready.contains(EventSet::OUT) && connection.flush().is_err() || gone(ready) {
-            let act = connection.take(Event::HostDeaf);
-            if act == Act::ResetAndDrop {
-                return self.end(id, act);
+        if ready.contains(EventSet::OUT) && connection.flush().is_err() || is_hung_up(ready) {
+            let action = connection.handle_event(ConnectionEvent::HostRxClosed);
+            if action == Action::ResetAndDrop {
+                return self.close(id, action);
             }
         }
-        if connection.state == State::Ended && (!connection.has_backlog() || gone(ready)) {
+        if connection.state == ConnectionState::Closed && (!connection.has_backlog() || is_hung_up(ready)) {
             self.connections.remove(&id);
             return;
         }
-        self.settle(id, poller);
+        self.update_waiting(id, poller);
     }
 
-    /// A stream was accepted by hand.
-    pub fn greeted_by(&mut self, stream: UnixStream, poller: &Poller) {
-        if self.greetings.len() >= MAX_GREETINGS || stream.set_nonblocking(true).is_err() {
+    /// The standalone listener accepted `stream`: waits for its CONNECT line. Drops it if too many are
+    /// waiting.
+    pub fn start_handshake(&mut self, stream: UnixStream, poller: &Poller) {
+        if self.handshakes.len() >= MAX_HANDSHAKES || stream.set_nonblocking(true).is_err() {
             return;
         }
-        let id = self.fresh_id();
+        let id = self.allocate_id();
         if poller.add(&stream, id, EventSet::IN).is_ok() {
-            self.greetings.insert(id, Greeting::new(stream));
+            self.handshakes.insert(id, ConnectHandshake::new(stream));
         }
     }
 
-    fn greet(&mut self, id: u64, greeting: Greeting, poller: &Poller) {
-        match greeting.proceed() {
-            Greeted::Wait(greeting) => drop(self.greetings.insert(id, greeting)),
-            Greeted::Nonsense => {}
-            Greeted::Port(port, stream) => self.dial(port, stream, poller),
+    fn advance_handshake(&mut self, id: u64, handshake: ConnectHandshake, poller: &Poller) {
+        match handshake.advance() {
+            HandshakeStep::Incomplete(handshake) => drop(self.handshakes.insert(id, handshake)),
+            HandshakeStep::Invalid => {}
+            HandshakeStep::Connect { port, stream } => self.connect_to_guest(port, stream, poller),
         }
     }
 
-    /// Opens a connection into the guest.
-    fn dial(&mut self, port: u32, stream: UnixStream, poller: &Poller) {
+    /// Sends the guest a REQUEST for `port` from a free port of the host.
+    fn connect_to_guest(&mut self, port: u32, stream: UnixStream, poller: &Poller) {
         if self.connections.len() >= MAX_CONNECTIONS || poller.remove(&stream).is_err() {
             return;
         }
         let ports = loop {
             let ports = Ports {
                 guest: port,
-                host: self.next_port,
+                host: self.next_host_port,
             };
-            self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_DIALLED);
-            if !self.by_ports.contains_key(&ports) {
+            self.next_host_port = self.next_host_port.checked_add(1).unwrap_or(FIRST_HOST_PORT);
+            if !self.ids.contains_key(&ports) {
                 break ports;
             }
         };
-        // Where it can't be waited for it is dropped, and whoever dialled sees the end.
+        // If epoll refuses the stream it is closed, and the client sees that.
         let _ = self.insert(Connection::new(ports, stream, Op::Request), poller);
     }
 }
 
-/// Edge-triggered: a connection remembers that it may read, so an idle or throttled one costs nothing.
+/// What epoll waits for on a stream. Edge-triggered: [`Connection::readable`] keeps the state, so that a
+/// stream that the guest has no credit to read causes no further events.
 fn interest(write: bool) -> EventSet {
     let read = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
     if write { read | EventSet::OUT } else { read }
 }
 
-fn readable(ready: EventSet) -> bool {
-    gone(ready) || ready.intersects(EventSet::IN | EventSet::READ_HANG_UP)
+fn is_readable(ready: EventSet) -> bool {
+    is_hung_up(ready) || ready.intersects(EventSet::IN | EventSet::READ_HANG_UP)
 }
 
-fn gone(ready: EventSet) -> bool {
+fn is_hung_up(ready: EventSet) -> bool {
     ready.intersects(EventSet::HANG_UP | EventSet::ERROR)
 }

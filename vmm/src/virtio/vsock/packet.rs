@@ -1,77 +1,78 @@
-//! Packets on the wire (virtio 1.2, 5.10.6): a header read once from guest memory into a type, and back. Used by the
-//! muxer; pure, knows no connection.
+//! vsock packets (virtio 1.2, 5.10.6): parses a header that the library has copied out of guest memory, and
+//! encodes one. Used by the muxer. Pure; knows no connection.
 
 use nacre_protocol::vsock::{GUEST_CID, HOST_CID};
 use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::{AtomicBitmap, WithBitmapSlice};
 
-/// Most payload bytes in a packet, either way; what Linux sends at most.
+/// Most payload bytes of a packet in either direction. Linux sends no longer ones.
 pub const MAX_PAYLOAD: u32 = 64 * 1024;
-/// The only type of socket here (virtio 1.2, 5.10.6.2).
+/// VIRTIO_VSOCK_TYPE_STREAM (virtio 1.2, 5.10.6.2), the only supported socket type.
 const STREAM: u16 = 1;
 
+/// The part of the dirty bitmap that belongs to a slice of guest memory.
 type Bits<'a> = <AtomicBitmap as WithBitmapSlice<'a>>::S;
-/// A packet that lies in guest memory.
+/// A packet in guest memory.
 pub type Packet<'a> = VsockPacket<'a, Bits<'a>>;
-/// A piece of guest memory.
+/// A contiguous range of guest memory.
 pub type Slice<'a> = VolatileSlice<'a, Bits<'a>>;
 
-/// A connection's address: the guest's port and the host's.
+/// The ports of a connection. The CIDs are the same for all connections of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ports {
-    /// The guest's end.
+    /// The guest's port.
     pub guest: u32,
-    /// The host's end.
+    /// The host's port.
     pub host: u32,
 }
 
-/// What a side will not do any more (virtio 1.2, 5.10.6.5): the flags of SHUTDOWN, as the sender's own halves.
+/// The flags of SHUTDOWN (virtio 1.2, 5.10.6.5): what the sender of the packet will not do any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Shut(u32);
+pub struct ShutdownFlags(u32);
 
-impl Shut {
-    /// Nothing is shut.
+impl ShutdownFlags {
+    /// No flag.
     pub const NONE: Self = Self(0);
-    /// It will not receive.
+    /// The sender will not receive data.
     pub const RECEIVE: Self = Self(1);
-    /// It will not send.
+    /// The sender will not send data.
     pub const SEND: Self = Self(2);
-    /// Neither.
+    /// Neither of both.
     pub const BOTH: Self = Self(3);
 
-    /// Whether all of `other` is in this.
-    pub fn has(self, other: Self) -> bool {
+    /// Whether all flags of `other` are set.
+    pub fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
-    /// Both together.
-    pub fn with(self, other: Self) -> Self {
+    /// The flags of either.
+    pub fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// This without what is in `other`.
-    pub fn without(self, other: Self) -> Self {
+    /// The flags that are not in `other`.
+    pub fn difference(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 }
 
-/// What a packet is for (virtio 1.2, 5.10.6).
+/// The operation of a packet (virtio 1.2, 5.10.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
-    /// Opens a connection.
+    /// Requests a connection.
     Request,
-    /// Accepts one.
+    /// Accepts a request.
     Response,
-    /// Refuses or ends one at once.
+    /// Refuses a request, or closes a connection at once (RST).
     Reset,
-    /// Closes halves of one.
-    Shutdown(Shut),
-    /// Data.
-    Data,
-    /// Tells of room; every packet does.
+    /// Shuts down one or both directions of a connection.
+    Shutdown(ShutdownFlags),
+    /// Carries data.
+    Rw,
+    /// Carries `buf_alloc` and `fwd_cnt`, as every packet does, and nothing else.
     CreditUpdate,
-    /// Asks for a [`Op::CreditUpdate`].
+    /// Asks for an [`Op::CreditUpdate`].
     CreditRequest,
 }
 
@@ -81,8 +82,8 @@ impl Op {
             1 => Self::Request,
             2 => Self::Response,
             3 => Self::Reset,
-            4 => Self::Shutdown(Shut(flags & Shut::BOTH.0)),
-            5 => Self::Data,
+            4 => Self::Shutdown(ShutdownFlags(flags & ShutdownFlags::BOTH.0)),
+            5 => Self::Rw,
             6 => Self::CreditUpdate,
             7 => Self::CreditRequest,
             _ => return None,
@@ -94,49 +95,51 @@ impl Op {
             Self::Request => (1, 0),
             Self::Response => (2, 0),
             Self::Reset => (3, 0),
-            Self::Shutdown(shut) => (4, shut.0),
-            Self::Data => (5, 0),
+            Self::Shutdown(flags) => (4, flags.0),
+            Self::Rw => (5, 0),
             Self::CreditUpdate => (6, 0),
             Self::CreditRequest => (7, 0),
         }
     }
 }
 
-/// A header that makes sense.
+/// The header of a packet with a valid operation and type, between the guest's CID and the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// Which connection.
+    /// The connection.
     pub ports: Ports,
-    /// What for.
+    /// The operation.
     pub op: Op,
-    /// Payload bytes; 0 for everything but data.
+    /// Bytes of payload; 0 unless the operation is [`Op::Rw`].
     pub length: u32,
-    /// Receive buffer of the sender, bytes.
+    /// The size of the sender's receive buffer, in bytes.
     pub buf_alloc: u32,
-    /// Bytes that the sender has taken out of its receive buffer, modulo 2^32.
+    /// How many bytes the sender has removed from its receive buffer, modulo 2^32.
     pub fwd_cnt: u32,
 }
 
-/// Why a packet is not served.
+/// What to do about a packet without a valid header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// Nobody to tell.
-    Drop,
-    /// The sender is told by a RST, of the type that it used.
+pub enum ParseError {
+    /// Drop it: it has a wrong source, or is itself an RST.
+    Ignore,
+    /// Answer with this RST.
     Reset(Reset),
 }
 
-/// A RST for what is no connection of ours.
+/// An RST for a packet that belongs to no connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reset {
-    /// Where the packet was for.
+    /// The ports of that packet.
     pub ports: Ports,
+    /// Its destination, from which the RST seems to come.
     cid: u64,
-    kind: u16,
+    /// Its socket type.
+    socket_type: u16,
 }
 
-/// Reads the header of a packet from the guest.
-pub fn parse(packet: &Packet<'_>) -> Result<Header, Refusal> {
+/// Parses the header of a packet from the guest.
+pub fn parse(packet: &Packet<'_>) -> Result<Header, ParseError> {
     let ports = Ports {
         guest: packet.src_port(),
         host: packet.dst_port(),
@@ -144,18 +147,18 @@ pub fn parse(packet: &Packet<'_>) -> Result<Header, Refusal> {
     if packet.src_cid() != u64::from(GUEST_CID)
         || packet.op() == Op::Reset.number_and_flags().0 && packet.type_() != STREAM
     {
-        return Err(Refusal::Drop);
+        return Err(ParseError::Ignore);
     }
-    let refused = Refusal::Reset(Reset {
+    let reset = ParseError::Reset(Reset {
         ports,
         cid: packet.dst_cid(),
-        kind: packet.type_(),
+        socket_type: packet.type_(),
     });
     if packet.dst_cid() != u64::from(HOST_CID) || packet.type_() != STREAM {
-        return Err(refused);
+        return Err(reset);
     }
-    let op = Op::parse(packet.op(), packet.flags()).ok_or(refused)?;
-    let length = if op == Op::Data { packet.len() } else { 0 };
+    let op = Op::parse(packet.op(), packet.flags()).ok_or(reset)?;
+    let length = if op == Op::Rw { packet.len() } else { 0 };
     Ok(Header {
         ports,
         op,
@@ -165,21 +168,21 @@ pub fn parse(packet: &Packet<'_>) -> Result<Header, Refusal> {
     })
 }
 
-/// The RST that answers a packet for which there is no connection.
-pub fn unknown(ports: Ports) -> Reset {
+/// The RST that answers a packet with a valid header for which there is no connection.
+pub fn reset_for(ports: Ports) -> Reset {
     Reset {
         ports,
         cid: u64::from(HOST_CID),
-        kind: STREAM,
+        socket_type: STREAM,
     }
 }
 
-/// Bytes of a header for the guest.
+/// The bytes of a header of a packet to the guest.
 pub fn encode(header: &Header) -> [u8; PKT_HEADER_SIZE] {
-    bytes(header, u64::from(HOST_CID), STREAM)
+    to_bytes(header, u64::from(HOST_CID), STREAM)
 }
 
-/// Bytes of a RST.
+/// The bytes of an RST.
 pub fn encode_reset(reset: &Reset) -> [u8; PKT_HEADER_SIZE] {
     let header = Header {
         ports: reset.ports,
@@ -188,20 +191,20 @@ pub fn encode_reset(reset: &Reset) -> [u8; PKT_HEADER_SIZE] {
         buf_alloc: 0,
         fwd_cnt: 0,
     };
-    bytes(&header, reset.cid, reset.kind)
+    to_bytes(&header, reset.cid, reset.socket_type)
 }
 
-fn bytes(header: &Header, source: u64, kind: u16) -> [u8; PKT_HEADER_SIZE] {
+fn to_bytes(header: &Header, source_cid: u64, socket_type: u16) -> [u8; PKT_HEADER_SIZE] {
     let (op, flags) = header.op.number_and_flags();
     let mut bytes = [0; PKT_HEADER_SIZE];
-    let fields = source
+    let fields = source_cid
         .to_le_bytes()
         .into_iter()
         .chain(u64::from(GUEST_CID).to_le_bytes())
         .chain(header.ports.host.to_le_bytes())
         .chain(header.ports.guest.to_le_bytes())
         .chain(header.length.to_le_bytes())
-        .chain(kind.to_le_bytes())
+        .chain(socket_type.to_le_bytes())
         .chain(op.to_le_bytes())
         .chain(flags.to_le_bytes())
         .chain(header.buf_alloc.to_le_bytes())

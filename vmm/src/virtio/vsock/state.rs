@@ -1,194 +1,219 @@
-//! A connection's life as a table, and its credit. Pure: the muxer asks what an event means and does it.
+//! The state machine of a connection, and its flow control. Pure: the muxer passes events in and carries out
+//! the actions.
 //!
 //! ```text
-//!                 RESPONSE
-//!   Dialing ─────────────────▶ Open { guest, host }   what each side has shut so far
-//!      │                         │ RST · both halves shut by the guest · nonsense
-//!      └──────── RST ────────────┴──────────────────────────────────────────▶ Ended
+//!                RESPONSE
+//!   Connecting ────────────▶ Open { guest, host }    the directions that each side has shut down so far
+//!      │                       │ RST · the guest has shut down both directions · a protocol violation
+//!      └──────── RST ──────────┴─────────────────────────────────────────▶ Closed
 //! ```
-//! A connection that the guest opens starts as Open. When the host's end is gone the guest is told by SHUTDOWN of both
-//! halves, and ends the connection itself by RST, or by SHUTDOWN of both once its program has read everything.
+//! A connection that the guest requests starts as Open. When the host's stream is closed, the guest gets a
+//! SHUTDOWN of both directions, and closes the connection itself: by RST, or by a SHUTDOWN of both directions
+//! once its program has read everything.
 
 use std::num::Wrapping;
 
-use super::packet::Shut;
+use super::packet::ShutdownFlags;
 
-/// What we let the guest have on its way to the host, per connection, bytes: what the host's socket does not take at
-/// once is buffered up to this.
-pub const BUFFER: u32 = 256 * 1024;
+/// `buf_alloc` of every connection, in bytes: how much the guest may send before the host's stream has taken
+/// it. What the stream does not take at once is buffered here.
+pub const BUF_ALLOC: u32 = 256 * 1024;
 
-/// Where a connection is.
+/// The state of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// The guest was sent a REQUEST and has not answered.
-    Dialing,
-    /// Data flows.
+pub enum ConnectionState {
+    /// A REQUEST was sent to the guest, which has not replied.
+    Connecting,
+    /// Established.
     Open {
-        /// What the guest has shut.
-        guest: Shut,
-        /// What the host has shut.
-        host: Shut,
+        /// What the guest has shut down.
+        guest: ShutdownFlags,
+        /// What the host has shut down.
+        host: ShutdownFlags,
     },
-    /// Unknown to the guest. Bytes for the host may be left.
-    Ended,
+    /// No longer known to the guest. Bytes for the host may still be buffered.
+    Closed,
 }
 
-/// What happens to a connection.
+/// An event of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
+pub enum ConnectionEvent {
     /// The guest sent RESPONSE.
     Response,
     /// The guest sent RST.
     Reset,
-    /// The guest shut halves of its end.
-    Shutdown(Shut),
-    /// The guest sent data.
-    Data,
-    /// The guest sent a REQUEST for a connection that is there.
+    /// The guest sent SHUTDOWN with these flags.
+    Shutdown(ShutdownFlags),
+    /// The guest sent RW.
+    Rw,
+    /// The guest sent a REQUEST for a connection that exists already.
     Request,
-    /// The host's end will send no more; everything it sent has been read.
-    HostSilent,
-    /// The host's end will take no more.
-    HostDeaf,
+    /// The host's stream is at its end: the host sends no more, and everything was read.
+    HostTxClosed,
+    /// The host's stream accepts no more data.
+    HostRxClosed,
 }
 
-/// What to do about it.
+/// What the muxer must do about an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Act {
+pub enum Action {
     /// Nothing.
     Nothing,
-    /// Tell the host that its connection stands.
-    Connected,
-    /// Give the data to the host.
+    /// Send the client that connected through the listener its `OK` line.
+    SendConnectOk,
+    /// Write the data to the host's stream.
     Deliver,
-    /// Take the data as delivered; nobody wants it.
+    /// Drop the data, but return the credit for it: the host's stream accepts no more.
     Discard,
-    /// After what is buffered, close these halves (as the guest names them) of the host's stream.
-    CloseHost(Shut),
+    /// Shut down the host's stream for these flags of the guest, for writing only after the backlog was
+    /// written.
+    ShutDownHost(ShutdownFlags),
     /// Send the guest SHUTDOWN with these flags.
-    TellShutdown(Shut),
-    /// Send RST; give the host what is buffered, then close its end.
+    SendShutdown(ShutdownFlags),
+    /// Send RST; close the host's stream after the backlog was written.
     ResetAndDrain,
-    /// Give the host what is buffered, then close its end.
+    /// Close the host's stream after the backlog was written.
     Drain,
-    /// Send RST and close the host's end.
+    /// Send RST and close the host's stream at once.
     ResetAndDrop,
 }
 
-impl State {
-    /// A connection that both sides agreed on.
+impl ConnectionState {
+    /// Established, with nothing shut down.
     pub const OPEN: Self = Self::Open {
-        guest: Shut::NONE,
-        host: Shut::NONE,
+        guest: ShutdownFlags::NONE,
+        host: ShutdownFlags::NONE,
     };
 
-    /// What `event` leads to.
+    /// The state after `event`, and what to do about it.
     #[must_use]
-    pub fn next(self, event: Event) -> (Self, Act) {
+    pub fn next(self, event: ConnectionEvent) -> (Self, Action) {
+        use ConnectionEvent as E;
         match (self, event) {
-            (Self::Ended, _) => (Self::Ended, Act::Nothing),
-            (Self::Dialing, Event::Response) => (Self::OPEN, Act::Connected),
-            (Self::Dialing, Event::Reset) => (Self::Ended, Act::Drain),
-            (Self::Dialing, Event::HostSilent) => (self, Act::Nothing),
-            (Self::Dialing, Event::Shutdown(_) | Event::Data | Event::Request | Event::HostDeaf)
-            | (Self::Open { .. }, Event::Response | Event::Request) => (Self::Ended, Act::ResetAndDrop),
-            (Self::Open { .. }, Event::Reset) => (Self::Ended, Act::Drain),
-            (Self::Open { guest, host }, Event::Shutdown(flags)) => {
-                let now = guest.with(flags);
-                if now == Shut::BOTH {
-                    return (Self::Ended, Act::ResetAndDrain);
+            (Self::Closed, _) => (Self::Closed, Action::Nothing),
+            (Self::Connecting, E::Response) => (Self::OPEN, Action::SendConnectOk),
+            (Self::Connecting, E::Reset) => (Self::Closed, Action::Drain),
+            (Self::Connecting, E::HostTxClosed) => (self, Action::Nothing),
+            (Self::Connecting, E::Shutdown(_) | E::Rw | E::Request | E::HostRxClosed)
+            | (Self::Open { .. }, E::Response | E::Request) => (Self::Closed, Action::ResetAndDrop),
+            (Self::Open { .. }, E::Reset) => (Self::Closed, Action::Drain),
+            (Self::Open { guest, host }, E::Shutdown(flags)) => {
+                let now = guest.union(flags);
+                if now == ShutdownFlags::BOTH {
+                    return (Self::Closed, Action::ResetAndDrain);
                 }
-                let fresh = now.without(guest);
-                let act = if fresh == Shut::NONE {
-                    Act::Nothing
+                let new = now.difference(guest);
+                let action = if new == ShutdownFlags::NONE {
+                    Action::Nothing
                 } else {
-                    Act::CloseHost(fresh)
+                    Action::ShutDownHost(new)
                 };
-                (Self::Open { guest: now, host }, act)
+                (Self::Open { guest: now, host }, action)
             }
-            (Self::Open { guest, .. }, Event::Data) if guest.has(Shut::SEND) => {
-                (Self::Ended, Act::ResetAndDrop)
+            (Self::Open { guest, .. }, E::Rw) if guest.contains(ShutdownFlags::SEND) => {
+                (Self::Closed, Action::ResetAndDrop)
             }
-            (Self::Open { host, .. }, Event::Data) if host.has(Shut::RECEIVE) => (self, Act::Discard),
-            (Self::Open { .. }, Event::Data) => (self, Act::Deliver),
-            (Self::Open { guest, host }, Event::HostSilent) => host_shuts(guest, host, Shut::SEND),
-            (Self::Open { guest, host }, Event::HostDeaf) => host_shuts(guest, host, Shut::RECEIVE),
+            (Self::Open { host, .. }, E::Rw) if host.contains(ShutdownFlags::RECEIVE) => {
+                (self, Action::Discard)
+            }
+            (Self::Open { .. }, E::Rw) => (self, Action::Deliver),
+            (Self::Open { guest, host }, E::HostTxClosed) => {
+                host_shuts_down(guest, host, ShutdownFlags::SEND)
+            }
+            (Self::Open { guest, host }, E::HostRxClosed) => {
+                host_shuts_down(guest, host, ShutdownFlags::RECEIVE)
+            }
         }
     }
 
-    /// Whether the host's bytes may go to the guest.
+    /// Whether data of the host may be sent to the guest.
     #[must_use]
     pub fn may_send(self) -> bool {
-        matches!(self, Self::Open { guest, host } if !guest.has(Shut::RECEIVE) && !host.has(Shut::SEND))
+        matches!(
+            self,
+            Self::Open { guest, host }
+                if !guest.contains(ShutdownFlags::RECEIVE) && !host.contains(ShutdownFlags::SEND)
+        )
     }
 }
 
-fn host_shuts(guest: Shut, host: Shut, half: Shut) -> (State, Act) {
-    let now = host.with(half);
-    let act = if now == host {
-        Act::Nothing
+fn host_shuts_down(
+    guest: ShutdownFlags,
+    host: ShutdownFlags,
+    flag: ShutdownFlags,
+) -> (ConnectionState, Action) {
+    let now = host.union(flag);
+    let action = if now == host {
+        Action::Nothing
     } else {
-        Act::TellShutdown(now)
+        Action::SendShutdown(now)
     };
-    (State::Open { guest, host: now }, act)
+    (ConnectionState::Open { guest, host: now }, action)
 }
 
-/// Both directions' flow control (virtio 1.2, 5.10.6.3). All counters run modulo 2^32.
+/// Flow control in both directions (virtio 1.2, 5.10.6.3). All counters are bytes modulo 2^32.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Credit {
+    /// Received from the guest.
     received: Wrapping<u32>,
+    /// Of these, written to the host's stream or discarded: our `fwd_cnt`.
     forwarded: Wrapping<u32>,
-    told: Wrapping<u32>,
+    /// The last `fwd_cnt` that was sent to the guest.
+    advertised: Wrapping<u32>,
+    /// Sent to the guest.
     sent: Wrapping<u32>,
-    peer_alloc: u32,
-    peer_forwarded: Wrapping<u32>,
+    /// The guest's `buf_alloc`.
+    peer_buf_alloc: u32,
+    /// The guest's `fwd_cnt`.
+    peer_fwd_cnt: Wrapping<u32>,
 }
 
 impl Credit {
-    /// Takes in what a packet of the guest says of its buffer.
-    pub fn learn(&mut self, buf_alloc: u32, fwd_cnt: u32) {
-        self.peer_alloc = buf_alloc;
-        self.peer_forwarded = Wrapping(fwd_cnt);
+    /// Stores `buf_alloc` and `fwd_cnt` of a packet from the guest.
+    pub fn update_peer(&mut self, buf_alloc: u32, fwd_cnt: u32) {
+        self.peer_buf_alloc = buf_alloc;
+        self.peer_fwd_cnt = Wrapping(fwd_cnt);
     }
 
-    /// Counts `length` bytes from the guest; false where it had no credit for them.
+    /// Counts `length` bytes from the guest; false, without counting, if that exceeds its credit.
     #[must_use]
     pub fn receive(&mut self, length: u32) -> bool {
-        let pending = (self.received - self.forwarded).0;
-        let fits = pending.checked_add(length).is_some_and(|sum| sum <= BUFFER);
+        let buffered = (self.received - self.forwarded).0;
+        let fits = buffered.checked_add(length).is_some_and(|sum| sum <= BUF_ALLOC);
         if fits {
             self.received += length;
         }
         fits
     }
 
-    /// Counts bytes of the guest that no longer need room here.
+    /// Counts `length` bytes that left our buffer.
     pub fn forward(&mut self, length: u32) {
         self.forwarded += length;
     }
 
-    /// Counts bytes that went to the guest.
+    /// Counts `length` bytes that were sent to the guest.
     pub fn send(&mut self, length: u32) {
         self.sent += length;
     }
 
-    /// How many bytes the guest has room for. A guest that contradicts itself has none.
+    /// How many bytes may be sent to the guest: `peer_free` of the specification, 0 if the guest's counters
+    /// contradict each other.
     #[must_use]
-    pub fn room(&self) -> u32 {
-        self.peer_alloc
-            .saturating_sub((self.sent - self.peer_forwarded).0)
+    pub fn peer_free(&self) -> u32 {
+        self.peer_buf_alloc
+            .saturating_sub((self.sent - self.peer_fwd_cnt).0)
     }
 
-    /// Whether the guest knows so little of its credit that it is worth a packet: half the buffer, so that a guest
-    /// whose bytes are taken at once never has to wait, and there is one packet back for many.
+    /// Whether the guest must get a credit update: once half of the buffer has become free unannounced. The
+    /// guest then never waits if the host reads at once, and one update covers many packets.
     #[must_use]
     pub fn update_is_due(&self) -> bool {
-        (self.forwarded - self.told).0 >= BUFFER / 2
+        (self.forwarded - self.advertised).0 >= BUF_ALLOC / 2
     }
 
-    /// `buf_alloc` and `fwd_cnt` for a packet that goes out now.
-    pub fn tell(&mut self) -> (u32, u32) {
-        self.told = self.forwarded;
-        (BUFFER, self.forwarded.0)
+    /// `buf_alloc` and `fwd_cnt` for a packet that is sent now.
+    pub fn advertise(&mut self) -> (u32, u32) {
+        self.advertised = self.forwarded;
+        (BUF_ALLOC, self.forwarded.0)
     }
 }

@@ -1,7 +1,8 @@
-//! The device on in-memory guest RAM, with a guest that sends whatever it likes, and the tables of [`super::state`].
+//! The device on in-memory guest RAM, with a guest that sends any packet, valid or not.
 #![allow(clippy::cast_possible_truncation, reason = "sizes of a test guest are small")]
 
 mod malformed;
+mod state;
 mod streams;
 
 use std::io::Read as _;
@@ -10,10 +11,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use virtio_vsock::packet::PKT_HEADER_SIZE;
 
-use super::packet::Shut;
-use super::state::{Act, BUFFER, Event, State};
+use super::state::BUF_ALLOC;
 use super::*;
-use crate::virtio::testing::{BUFFERS, DEADLINE, Driver, Prng, passes_confined, readable, writable};
+use crate::virtio::testing::{BUFFERS, DEADLINE, Driver, Prng, assert_passes_confined, readable, writable};
 
 const REQUEST: u16 = 1;
 const RESPONSE: u16 = 2;
@@ -23,16 +23,16 @@ const RW: u16 = 5;
 const CREDIT_UPDATE: u16 = 6;
 const CREDIT_REQUEST: u16 = 7;
 
-/// Payload room of a receive buffer, as Linux has it.
+/// Payload bytes of a receive buffer, as in Linux.
 const RX_BUFFER: u32 = 4096;
 const TX_AREA: u64 = BUFFERS;
 const RX_AREA: u64 = BUFFERS + (16 << 20);
-/// Bytes for one packet in either area.
+/// Bytes per packet in either area.
 const SLOT: u64 = 128 * 1024;
 
-/// A packet, every field as it stands on the wire.
+/// A packet header with the fields of virtio 1.2, 5.10.6, without checks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Wire {
+struct RawHeader {
     src_cid: u64,
     dst_cid: u64,
     src_port: u32,
@@ -45,7 +45,7 @@ struct Wire {
     fwd_cnt: u32,
 }
 
-impl Wire {
+impl RawHeader {
     fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend(self.src_cid.to_le_bytes());
@@ -61,10 +61,10 @@ impl Wire {
         bytes
     }
 
-    fn read(b: &[u8]) -> Self {
-        let u32_at = |at: usize| u32::from_le_bytes(b[at..at + 4].try_into().unwrap());
-        let u16_at = |at: usize| u16::from_le_bytes(b[at..at + 2].try_into().unwrap());
-        let u64_at = |at: usize| u64::from_le_bytes(b[at..at + 8].try_into().unwrap());
+    fn parse(bytes: &[u8]) -> Self {
+        let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        let u16_at = |at: usize| u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap());
+        let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
         Self {
             src_cid: u64_at(0),
             dst_cid: u64_at(8),
@@ -80,9 +80,10 @@ impl Wire {
     }
 }
 
-struct Taker(Sender<(u32, UnixStream)>);
+/// Refuses port 99; passes every other port and its stream to the test.
+struct TestHost(Sender<(u32, UnixStream)>);
 
-impl Host for Taker {
+impl Host for TestHost {
     fn connect(&mut self, ports: Ports, stream: OwnedFd) -> Result<(), Refused> {
         if ports.host == 99 {
             return Err(Refused);
@@ -93,26 +94,28 @@ impl Host for Taker {
     }
 }
 
-/// A guest with one way of counting credit: it has read everything at once unless told otherwise.
+/// A guest whose packets come from port 5000. It counts received data as read at once.
 struct Guest {
     driver: Driver,
     device: Vsock,
     connected: Receiver<(u32, UnixStream)>,
+    /// Addresses of free slots for packets to send.
     free_tx: Vec<u64>,
+    /// `buf_alloc` and `fwd_cnt` of the packets that it sends.
     buf_alloc: u32,
     fwd_cnt: u32,
 }
 
 impl Guest {
     fn new() -> Self {
-        Self::with(None)
+        Self::with_listener(None)
     }
 
-    fn with(listener: Option<UnixListener>) -> Self {
+    fn with_listener(listener: Option<UnixListener>) -> Self {
         let driver = Driver::new(QUEUE_SIZES);
         let (sender, connected) = channel();
         let config = Config {
-            host: Box::new(Taker(sender)),
+            host: Box::new(TestHost(sender)),
             listener,
         };
         let device = Vsock::new(config, &driver.env()).unwrap();
@@ -147,8 +150,9 @@ impl Guest {
         self.activate();
     }
 
-    fn packet(&self, op: u16, port: u32) -> Wire {
-        Wire {
+    /// A packet to the host's `port` without payload.
+    fn packet(&self, op: u16, port: u32) -> RawHeader {
+        RawHeader {
             src_cid: 3,
             dst_cid: 2,
             src_port: 5000,
@@ -162,10 +166,10 @@ impl Guest {
         }
     }
 
-    /// Puts a packet into the queue and waits until the device has taken it.
-    fn send_wire(&mut self, wire: &Wire, payload: &[u8]) {
+    /// Sends a packet and waits until the device has used its buffers.
+    fn send_packet(&mut self, header: &RawHeader, payload: &[u8]) {
         let at = self.free_tx.pop().unwrap();
-        self.driver.set_bytes(at, &wire.bytes());
+        self.driver.set_bytes(at, &header.bytes());
         self.driver.set_bytes(at + 64, payload);
         let mut buffers = vec![readable(at, PKT_HEADER_SIZE as u32)];
         if !payload.is_empty() {
@@ -178,34 +182,35 @@ impl Guest {
     }
 
     fn send(&mut self, op: u16, port: u32) {
-        self.send_wire(&self.packet(op, port), &[]);
+        self.send_packet(&self.packet(op, port), &[]);
     }
 
     fn send_data(&mut self, port: u32, payload: &[u8]) {
-        let mut wire = self.packet(RW, port);
-        wire.len = payload.len() as u32;
-        self.send_wire(&wire, payload);
+        let mut header = self.packet(RW, port);
+        header.len = payload.len() as u32;
+        self.send_packet(&header, payload);
     }
 
-    fn shut(&mut self, port: u32, flags: u32) {
-        let mut wire = self.packet(SHUTDOWN, port);
-        wire.flags = flags;
-        self.send_wire(&wire, &[]);
+    fn shut_down(&mut self, port: u32, flags: u32) {
+        let mut header = self.packet(SHUTDOWN, port);
+        header.flags = flags;
+        self.send_packet(&header, &[]);
     }
 
-    fn take(&mut self, (head, length): (u16, u32)) -> (Wire, Vec<u8>) {
+    /// Reads the packet in a used receive buffer, and offers the buffer again.
+    fn take(&mut self, (head, length): (u16, u32)) -> (RawHeader, Vec<u8>) {
         let at = RX_AREA + u64::from(self.slot_of(head)) * SLOT;
         let bytes = self.driver.bytes(at, length as usize);
-        let wire = Wire::read(&bytes);
-        assert_eq!(wire.len as usize + PKT_HEADER_SIZE, bytes.len(), "{wire:?}");
-        assert_eq!((wire.dst_cid, wire.src_cid), (3, 2), "{wire:?}");
+        let header = RawHeader::parse(&bytes);
+        assert_eq!(header.len as usize + PKT_HEADER_SIZE, bytes.len(), "{header:?}");
+        assert_eq!((header.dst_cid, header.src_cid), (3, 2), "{header:?}");
         self.driver
             .offer(0, &[writable(at, RX_BUFFER + PKT_HEADER_SIZE as u32)]);
         self.driver.kick_if_wanted(0);
-        if wire.op == RW {
-            self.fwd_cnt = self.fwd_cnt.wrapping_add(wire.len);
+        if header.op == RW {
+            self.fwd_cnt = self.fwd_cnt.wrapping_add(header.len);
         }
-        (wire, bytes[PKT_HEADER_SIZE..].to_vec())
+        (header, bytes[PKT_HEADER_SIZE..].to_vec())
     }
 
     fn slot_of(&self, head: u16) -> u16 {
@@ -214,7 +219,7 @@ impl Guest {
     }
 
     /// Waits for the next packet.
-    fn receive(&mut self) -> (Wire, Vec<u8>) {
+    fn receive(&mut self) -> (RawHeader, Vec<u8>) {
         let used = self.driver.wait_used(0);
         self.take(used)
     }
@@ -223,39 +228,40 @@ impl Guest {
         self.receive().0.op
     }
 
-    /// Receives `length` bytes of data, telling of room as it goes.
+    /// Receives `length` bytes of data, and sends credit updates in between.
     fn receive_data(&mut self, port: u32, length: usize) -> Vec<u8> {
         let mut data = Vec::new();
-        let mut told = 0;
+        let mut advertised = 0;
         while data.len() < length {
-            let (wire, bytes) = self.receive();
-            assert_eq!(wire.op, RW, "{wire:?}");
+            let (header, bytes) = self.receive();
+            assert_eq!(header.op, RW, "{header:?}");
             data.extend(bytes);
-            if data.len() - told > 64 * 1024 {
-                told = data.len();
+            if data.len() - advertised > 64 * 1024 {
+                advertised = data.len();
                 self.send(CREDIT_UPDATE, port);
             }
         }
         data
     }
 
-    /// Nothing is on its way to the guest: the device answers a credit request of `port` with nothing before it.
-    fn is_quiet(&mut self, port: u32) {
+    /// Asserts that no packet is pending for the guest: the next one is the reply to a credit request for
+    /// `port`.
+    fn assert_quiet(&mut self, port: u32) {
         self.send(CREDIT_REQUEST, port);
         assert_eq!(self.receive_op(), CREDIT_UPDATE);
     }
 
-    /// Opens a connection to `port`; the host's end has time-outs.
+    /// Opens a connection to `port` and returns the host's end, whose reads and writes time out.
     fn connect(&mut self, port: u32) -> UnixStream {
         self.send(REQUEST, port);
-        let (wire, _) = self.receive();
+        let (header, _) = self.receive();
         assert_eq!(
-            (wire.op, wire.src_port, wire.dst_port, wire.kind),
+            (header.op, header.src_port, header.dst_port, header.kind),
             (RESPONSE, port, 5000, 1)
         );
-        assert_eq!(wire.buf_alloc, BUFFER);
-        let (dialled, stream) = self.connected.recv_timeout(DEADLINE).unwrap();
-        assert_eq!(dialled, port);
+        assert_eq!(header.buf_alloc, BUF_ALLOC);
+        let (connected, stream) = self.connected.recv_timeout(DEADLINE).unwrap();
+        assert_eq!(connected, port);
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
         stream
@@ -273,91 +279,11 @@ fn read_exactly(mut stream: &UnixStream, length: usize) -> Vec<u8> {
     bytes
 }
 
-fn at_end(mut stream: &UnixStream) {
+fn assert_at_end(mut stream: &UnixStream) {
     assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0);
 }
 
 #[test]
-fn the_table_of_states() {
-    let open = |guest, host| State::Open { guest, host };
-    let cases = [
-        (State::Dialing, Event::Response, State::OPEN, Act::Connected),
-        (State::Dialing, Event::Reset, State::Ended, Act::Drain),
-        (State::Dialing, Event::Data, State::Ended, Act::ResetAndDrop),
-        (State::Dialing, Event::HostDeaf, State::Ended, Act::ResetAndDrop),
-        (State::Dialing, Event::HostSilent, State::Dialing, Act::Nothing),
-        (State::OPEN, Event::Data, State::OPEN, Act::Deliver),
-        (State::OPEN, Event::Response, State::Ended, Act::ResetAndDrop),
-        (State::OPEN, Event::Request, State::Ended, Act::ResetAndDrop),
-        (State::OPEN, Event::Reset, State::Ended, Act::Drain),
-        (
-            State::OPEN,
-            Event::Shutdown(Shut::NONE),
-            State::OPEN,
-            Act::Nothing,
-        ),
-        (
-            State::OPEN,
-            Event::Shutdown(Shut::SEND),
-            open(Shut::SEND, Shut::NONE),
-            Act::CloseHost(Shut::SEND),
-        ),
-        (
-            State::OPEN,
-            Event::Shutdown(Shut::BOTH),
-            State::Ended,
-            Act::ResetAndDrain,
-        ),
-        (
-            open(Shut::SEND, Shut::NONE),
-            Event::Shutdown(Shut::RECEIVE),
-            State::Ended,
-            Act::ResetAndDrain,
-        ),
-        (
-            open(Shut::SEND, Shut::NONE),
-            Event::Shutdown(Shut::SEND),
-            open(Shut::SEND, Shut::NONE),
-            Act::Nothing,
-        ),
-        (
-            open(Shut::SEND, Shut::NONE),
-            Event::Data,
-            State::Ended,
-            Act::ResetAndDrop,
-        ),
-        (
-            open(Shut::NONE, Shut::RECEIVE),
-            Event::Data,
-            open(Shut::NONE, Shut::RECEIVE),
-            Act::Discard,
-        ),
-        (
-            State::OPEN,
-            Event::HostSilent,
-            open(Shut::NONE, Shut::SEND),
-            Act::TellShutdown(Shut::SEND),
-        ),
-        (
-            open(Shut::NONE, Shut::SEND),
-            Event::HostDeaf,
-            open(Shut::NONE, Shut::BOTH),
-            Act::TellShutdown(Shut::BOTH),
-        ),
-        (
-            open(Shut::NONE, Shut::SEND),
-            Event::HostSilent,
-            open(Shut::NONE, Shut::SEND),
-            Act::Nothing,
-        ),
-        (State::Ended, Event::Data, State::Ended, Act::Nothing),
-    ];
-    for (state, event, next, act) in cases {
-        assert_eq!(state.next(event), (next, act), "{state:?} {event:?}");
-    }
-}
-
-#[test]
 fn streams_work_confined() {
-    passes_confined("virtio::vsock::tests::streams::");
+    assert_passes_confined("virtio::vsock::tests::streams::");
 }

@@ -1,5 +1,6 @@
-//! What a data path has in hand between activation and reset: its queues, guest memory, the way to the driver and the
-//! worker's epoll set. Used on the worker's thread alone; every index and address in the rings is the guest's.
+//! What a data path works with between activation and reset: its queues, guest memory, the interrupt to the
+//! driver and the worker's epoll set. Used only on the worker's thread. Every index and address in the rings
+//! is the guest's.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -7,42 +8,50 @@ use std::sync::Arc;
 use virtio_queue::{QueueOwnedT as _, QueueT as _};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::{Chain, Fault, KIND_MASK};
+use super::token::Token;
+use super::{Chain, Fault};
 use crate::virtio::{ActiveQueue, Interrupt, Memory};
 
-/// Descriptors that the worker waits for.
+/// The worker's epoll set, to which a data path adds its own descriptors.
 #[derive(Debug)]
 pub struct Poller(pub(super) Epoll);
 
 impl Poller {
-    /// Waits for `events` on `fd` from now on and calls
-    /// [`DataPath::on_device`](super::DataPath::on_device) with `token` (below 2^62).
+    /// Adds `fd`: from now on, [`super::DataPath::on_event`] is called with `token` (below 2^62) when
+    /// `events` occur.
     ///
     /// # Errors
-    /// The system call's.
+    /// As epoll_ctl(2).
     pub fn add(&self, fd: &impl AsRawFd, token: u64, events: EventSet) -> std::io::Result<()> {
-        self.control(ControlOperation::Add, fd.as_raw_fd(), events, token & !KIND_MASK)
+        self.control(
+            ControlOperation::Add,
+            fd.as_raw_fd(),
+            events,
+            Token::Device(token),
+        )
     }
 
-    /// Changes what is waited for on `fd`.
+    /// Changes the events that are waited for on `fd`.
     ///
     /// # Errors
-    /// The system call's.
+    /// As epoll_ctl(2).
     pub fn change(&self, fd: &impl AsRawFd, token: u64, events: EventSet) -> std::io::Result<()> {
         self.control(
             ControlOperation::Modify,
             fd.as_raw_fd(),
             events,
-            token & !KIND_MASK,
+            Token::Device(token),
         )
     }
 
-    /// No longer waits on `fd`. Closing its last duplicate does the same.
+    /// Removes `fd`. Closing its last duplicate has the same effect.
     ///
     /// # Errors
-    /// The system call's.
+    /// As epoll_ctl(2).
     pub fn remove(&self, fd: &impl AsRawFd) -> std::io::Result<()> {
-        self.control(ControlOperation::Delete, fd.as_raw_fd(), EventSet::empty(), 0)
+        // The kernel ignores the events and the token of this operation.
+        let events = EventSet::empty();
+        self.control(ControlOperation::Delete, fd.as_raw_fd(), events, Token::Device(0))
     }
 
     pub(super) fn control(
@@ -50,41 +59,41 @@ impl Poller {
         operation: ControlOperation,
         fd: RawFd,
         events: EventSet,
-        data: u64,
+        token: Token,
     ) -> std::io::Result<()> {
-        self.0.ctl(operation, fd, EpollEvent::new(events, data))
+        self.0.ctl(operation, fd, EpollEvent::new(events, token.encode()))
     }
 }
 
-/// What a data path has between activation and reset.
-pub struct Active {
+/// A device between activation and reset.
+pub struct ActiveDevice {
     /// All of guest memory.
     pub memory: Arc<Memory>,
     /// Features that the driver accepted.
     pub features: u64,
-    /// For the device's own descriptors.
+    /// To add the device's own descriptors to.
     pub poller: Arc<Poller>,
     pub(super) interrupt: Arc<dyn Interrupt>,
     pub(super) queues: Vec<ActiveQueue>,
 }
 
-impl Active {
-    pub(super) fn queue(&mut self, index: u16) -> Result<&mut ActiveQueue, Fault> {
+impl ActiveDevice {
+    fn queue(&mut self, index: u16) -> Result<&mut ActiveQueue, Fault> {
         self.queues
             .get_mut(usize::from(index))
             .filter(|active| active.queue.ready())
-            .ok_or_else(|| Fault(format!("queue {index} is not set up")))
+            .ok_or(Fault::NotReady(index))
     }
 
-    /// Whether the driver has set up queue `index`.
+    /// Whether the driver has made queue `index` ready.
     #[must_use]
-    pub fn has_queue(&self, index: u16) -> bool {
+    pub fn is_ready(&self, index: u16) -> bool {
         self.queues
             .get(usize::from(index))
             .is_some_and(|active| active.queue.ready())
     }
 
-    /// The number of descriptors in queue `index`; 0 where it is not set up.
+    /// The number of descriptors in queue `index`; 0 if it is not ready.
     #[must_use]
     pub fn queue_size(&self, index: u16) -> u16 {
         self.queues
@@ -92,100 +101,103 @@ impl Active {
             .map_or(0, |active| active.queue.size())
     }
 
-    /// Takes the next available chain of queue `index`.
+    /// Takes the next available chain of queue `index` (virtio 1.2, 2.7.13).
     ///
     /// # Errors
-    /// Where the rings are broken.
+    /// [`Fault`] if the available ring is broken.
     pub fn pop(&mut self, index: u16) -> Result<Option<Chain>, Fault> {
         let memory = Arc::clone(&self.memory);
-        let active = self.queue(index)?;
-        let mut available = active
+        let mut available = self
+            .queue(index)?
             .queue
             .iter(memory)
-            .map_err(|error| Fault::new(&format!("available ring of queue {index}"), error))?;
+            .map_err(broken("available ring", index))?;
         Ok(available.next())
     }
 
-    /// Gives the last chain popped from queue `index` back; it will be popped again.
+    /// Undoes the last [`ActiveDevice::pop`] of queue `index`: the next pop returns the same chain.
     ///
     /// # Errors
-    /// Where the queue is not set up.
-    pub fn unpop(&mut self, index: u16) -> Result<(), Fault> {
+    /// [`Fault`] if the queue is not ready.
+    pub fn undo_pop(&mut self, index: u16) -> Result<(), Fault> {
         self.queue(index)?.queue.go_to_previous_position();
         Ok(())
     }
 
-    /// Returns a chain of queue `index` to the driver with `length` bytes written into it, and says nothing yet.
+    /// Puts the chain with head descriptor `head` into the used ring of queue `index`, with `length` bytes
+    /// written to it (virtio 1.2, 2.7.14). Does not interrupt the driver; see [`ActiveDevice::notify`].
     ///
     /// # Errors
-    /// Where the chain's head or the used ring is outside of its bounds.
+    /// [`Fault`] if `head` or the used ring is out of bounds.
     pub fn push(&mut self, index: u16, head: u16, length: u32) -> Result<(), Fault> {
         let memory = Arc::clone(&self.memory);
         self.queue(index)?
             .queue
             .add_used(&*memory, head, length)
-            .map_err(|error| Fault::new(&format!("used ring of queue {index}"), error))
+            .map_err(broken("used ring", index))
     }
 
-    /// Interrupts the driver where it wants to know of what was pushed to queue `index` since the last call.
+    /// Interrupts the driver if it wants an interrupt for a chain pushed to queue `index` since the last call
+    /// (virtio 1.2, 2.7.7).
     ///
     /// # Errors
-    /// Where the rings are broken.
+    /// [`Fault`] if the available ring is broken.
     pub fn notify(&mut self, index: u16) -> Result<(), Fault> {
         let memory = Arc::clone(&self.memory);
         let wanted = self
             .queue(index)?
             .queue
             .needs_notification(&*memory)
-            .map_err(|error| Fault::new(&format!("available ring of queue {index}"), error))?;
+            .map_err(broken("available ring", index))?;
         if wanted {
             self.interrupt.signal_queue(index);
         }
         Ok(())
     }
 
-    /// Asks the driver not to kick queue `index` for now.
+    /// Asks the driver not to kick queue `index` (virtio 1.2, 2.7.10). The driver may kick nevertheless.
     ///
     /// # Errors
-    /// Where the rings are broken.
-    pub fn mute(&mut self, index: u16) -> Result<(), Fault> {
+    /// [`Fault`] if the used ring is broken.
+    pub fn disable_notification(&mut self, index: u16) -> Result<(), Fault> {
         let memory = Arc::clone(&self.memory);
         self.queue(index)?
             .queue
             .disable_notification(&*memory)
-            .map_err(|error| Fault::new(&format!("used ring of queue {index}"), error))
+            .map_err(broken("used ring", index))
     }
 
-    /// Asks the driver to kick queue `index` for the next chain; true where one is there already.
+    /// Asks the driver to kick queue `index` for the next chain. Returns true if one is available already,
+    /// for which there may be no kick.
     ///
     /// # Errors
-    /// Where the rings are broken.
-    pub fn unmute(&mut self, index: u16) -> Result<bool, Fault> {
+    /// [`Fault`] if a ring is broken.
+    pub fn enable_notification(&mut self, index: u16) -> Result<bool, Fault> {
         let memory = Arc::clone(&self.memory);
         self.queue(index)?
             .queue
             .enable_notification(&*memory)
-            .map_err(|error| Fault::new(&format!("rings of queue {index}"), error))
+            .map_err(broken("rings", index))
     }
 
-    /// Makes the worker call [`DataPath::on_queue`](super::DataPath::on_queue) for `index` once more, after it has
-    /// looked at everything else.
+    /// Makes the worker call [`super::DataPath::on_queue`] for `index` again, after the other events that are
+    /// ready.
     ///
     /// # Errors
-    /// Where the queue is not set up or its eventfd fails.
-    pub fn again(&mut self, index: u16) -> Result<(), Fault> {
+    /// [`Fault`] if the queue is not ready or writing its eventfd fails.
+    pub fn requeue(&mut self, index: u16) -> Result<(), Fault> {
         self.queue(index)?
             .kick
             .write(1)
-            .map_err(|error| Fault::new("kick", error))
+            .map_err(Fault::io("write a queue's kick"))
     }
 
-    /// Serves every available chain of queue `index` with `request`, which gives the number of bytes it wrote. After
-    /// as many chains as the queue has descriptors the worker looks at other events first, so that a driver that never
-    /// stops can't keep it.
+    /// Calls `request` for each available chain of queue `index` and pushes the chain with the number of
+    /// bytes that `request` returns. After as many chains as the queue has descriptors, other events come
+    /// first, so that a driver that keeps adding chains can't monopolise the worker.
     ///
     /// # Errors
-    /// Where the rings are broken.
+    /// [`Fault`] if a ring is broken.
     pub fn serve(
         &mut self,
         index: u16,
@@ -193,9 +205,9 @@ impl Active {
         mut request: impl FnMut(&Arc<Memory>, Chain) -> u32,
     ) -> Result<(), Fault> {
         let mut left = self.queue_size(index);
-        let mut silent = false;
+        let mut notify_at_end = false;
         loop {
-            self.mute(index)?;
+            self.disable_notification(index)?;
             while left > 0
                 && let Some(chain) = self.pop(index)?
             {
@@ -204,27 +216,32 @@ impl Active {
                 self.push(index, head, length)?;
                 match notify {
                     Notify::Each => self.notify(index)?,
-                    Notify::AtEnd => silent = true,
+                    Notify::AtEnd => notify_at_end = true,
                 }
                 left = left.saturating_sub(1);
             }
             if left == 0 {
-                self.again(index)?;
+                self.requeue(index)?;
                 break;
             }
-            if !self.unmute(index)? {
+            if !self.enable_notification(index)? {
                 break;
             }
         }
-        if silent { self.notify(index) } else { Ok(()) }
+        if notify_at_end { self.notify(index) } else { Ok(()) }
     }
 }
 
-/// When [`Active::serve`] tells the driver.
+/// For `map_err` on an access to the rings of queue `index`.
+fn broken(ring: &'static str, index: u16) -> impl FnOnce(virtio_queue::Error) -> Fault {
+    move |source| Fault::Ring { index, ring, source }
+}
+
+/// When [`ActiveDevice::serve`] interrupts the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Notify {
-    /// After each chain: somebody waits for it.
+    /// After each chain, because a task of the guest waits for it.
     Each,
-    /// After the last that is there: nobody waits, fewer interrupts.
+    /// After the last available chain: fewer interrupts, if no task of the guest waits for a single chain.
     AtEnd,
 }

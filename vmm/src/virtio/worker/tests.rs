@@ -1,24 +1,24 @@
-//! The worker alone, with a data path that does what the driver tells it to.
+//! The worker with a data path that succeeds, fails or panics as the driver's buffer says.
 
 use super::*;
 use crate::virtio::testing::{BUFFERS, DEADLINE, Driver, writable};
 
-/// Answers kicks by what the first byte of the buffer says.
-struct Echo;
+/// The first byte of a buffer selects: 'f' fails, 'p' panics, anything else succeeds with 7 bytes written.
+struct TestDataPath;
 
-impl DataPath for Echo {
-    fn on_queue(&mut self, index: u16, active: &mut Active) -> Result<(), Fault> {
-        let mut order = 0_u8;
+impl DataPath for TestDataPath {
+    fn on_queue(&mut self, index: u16, active: &mut ActiveDevice) -> Result<(), Fault> {
+        let mut action = 0_u8;
         active.serve(index, Notify::Each, |memory, chain| {
             use vm_memory::Bytes as _;
             for descriptor in chain {
-                order = memory.read_obj(descriptor.addr()).unwrap();
+                action = memory.read_obj(descriptor.addr()).unwrap();
             }
-            assert_ne!(order, b'p', "asked to panic");
+            assert_ne!(action, b'p', "asked to panic");
             7
         })?;
-        if order == b'f' {
-            Err(Fault("asked to fail".to_owned()))
+        if action == b'f' {
+            Err(Fault::io("test")(std::io::Error::other("asked to fail")))
         } else {
             Ok(())
         }
@@ -26,12 +26,12 @@ impl DataPath for Echo {
 }
 
 fn start(driver: &Driver) -> Worker {
-    let worker = Worker::spawn("echo", ThreadKind::Device, &driver.env(), || Ok(Echo)).unwrap();
+    let worker = Worker::spawn("test", ThreadKind::Device, &driver.env(), || Ok(TestDataPath)).unwrap();
     worker.activate(driver.activation(u64::MAX)).unwrap();
     worker
 }
 
-fn order(driver: &mut Driver, byte: u8) {
+fn send(driver: &mut Driver, byte: u8) {
     driver.set_bytes(BUFFERS, &[byte]);
     driver.offer(0, &[writable(BUFFERS, 8)]);
     driver.kick(0);
@@ -43,13 +43,13 @@ fn serves_until_reset_and_again_after() {
     let worker = start(&driver);
     for _ in 0..3 {
         for _ in 0..50 {
-            order(&mut driver, b'.');
+            send(&mut driver, b'.');
             assert_eq!(driver.wait_used(0).1, 7);
         }
         worker.reset().unwrap();
         driver.restart();
-        order(&mut driver, b'.');
-        assert!(driver.take_used(0).is_none(), "served after reset");
+        send(&mut driver, b'.');
+        assert!(driver.take_used(0).is_none(), "a chain was served after reset");
         driver.restart();
         worker.activate(driver.activation(u64::MAX)).unwrap();
     }
@@ -58,34 +58,34 @@ fn serves_until_reset_and_again_after() {
 }
 
 #[test]
-fn a_failure_asks_for_a_reset_which_helps() {
+fn a_device_that_failed_works_again_after_a_reset() {
     let mut driver = Driver::new(&[16]);
     let worker = start(&driver);
-    order(&mut driver, b'f');
+    send(&mut driver, b'f');
     driver
         .interrupts
         .wait("needs-reset", |signals| signals.needs_reset == 1);
     let Report::Stopped {
-        device: "echo",
+        device: "test",
         reason,
     } = driver.reports.recv_timeout(DEADLINE).unwrap()
     else {
-        panic!("another report");
+        panic!("expected Report::Stopped");
     };
-    assert_eq!(reason, "asked to fail");
+    assert_eq!(reason, "test: asked to fail");
     worker.reset().unwrap();
     driver.restart();
     worker.activate(driver.activation(u64::MAX)).unwrap();
-    order(&mut driver, b'.');
+    send(&mut driver, b'.');
     assert_eq!(driver.wait_used(0).1, 7);
 }
 
 #[test]
-fn failures_are_reported_so_often_and_no_more() {
+fn the_number_of_reported_failures_is_bounded() {
     let mut driver = Driver::new(&[16]);
     let worker = start(&driver);
     for count in 1..=u64::from(MAX_REPORTS) + 8 {
-        order(&mut driver, b'f');
+        send(&mut driver, b'f');
         driver
             .interrupts
             .wait("needs-reset", |signals| signals.needs_reset == count);
@@ -97,16 +97,16 @@ fn failures_are_reported_so_often_and_no_more() {
 }
 
 #[test]
-fn a_panic_is_reported_and_the_device_refuses_afterwards() {
+fn a_panic_is_reported_and_later_commands_fail() {
     let mut driver = Driver::new(&[16]);
     let worker = start(&driver);
-    order(&mut driver, b'p');
+    send(&mut driver, b'p');
     let Report::Died {
-        device: "echo",
+        device: "test",
         reason,
     } = driver.reports.recv_timeout(DEADLINE).unwrap()
     else {
-        panic!("another report");
+        panic!("expected Report::Died");
     };
     assert!(reason.contains("asked to panic"), "{reason}");
     assert!(worker.reset().is_err());
@@ -114,7 +114,7 @@ fn a_panic_is_reported_and_the_device_refuses_afterwards() {
 }
 
 #[test]
-fn rings_that_are_broken_ask_for_a_reset() {
+fn broken_rings_need_a_reset() {
     let broken: [fn(&mut Driver); 3] = [
         |driver| driver.set_available_index(0, 17),
         |driver| driver.set_available_index(0, 0x8000),
@@ -132,9 +132,9 @@ fn rings_that_are_broken_ask_for_a_reset() {
 }
 
 #[test]
-fn queues_outside_of_memory_ask_for_a_reset() {
+fn queues_outside_of_memory_need_a_reset() {
     let driver = Driver::new(&[16]);
-    let worker = Worker::spawn("echo", ThreadKind::Device, &driver.env(), || Ok(Echo)).unwrap();
+    let worker = Worker::spawn("test", ThreadKind::Device, &driver.env(), || Ok(TestDataPath)).unwrap();
     let mut activation = driver.activation(u64::MAX);
     activation.queues[0]
         .queue
@@ -146,10 +146,58 @@ fn queues_outside_of_memory_ask_for_a_reset() {
 }
 
 #[test]
-fn what_can_not_be_built_is_an_error() {
+fn a_data_path_that_cannot_be_built_is_an_error() {
     let driver = Driver::new(&[16]);
-    let made = Worker::spawn::<Echo>("echo", ThreadKind::Device, &driver.env(), || {
-        Err("no tree".to_owned())
-    });
-    assert_eq!(made.err().unwrap().to_string(), "virtio device echo: no tree");
+    let made =
+        Worker::spawn::<TestDataPath>(
+            "test",
+            ThreadKind::Device,
+            &driver.env(),
+            || Err("no tree".into()),
+        );
+    assert_eq!(made.err().unwrap().to_string(), "virtio device test: no tree");
+}
+
+/// Blocks at each kick until the test sends a message or drops its sender.
+struct BlockingDataPath {
+    entered: Sender<()>,
+    may_return: Receiver<()>,
+}
+
+impl DataPath for BlockingDataPath {
+    fn on_queue(&mut self, _index: u16, _active: &mut ActiveDevice) -> Result<(), Fault> {
+        // Both fail only once the test has ended.
+        let _ = self.entered.send(());
+        let _ = self.may_return.recv_timeout(DEADLINE);
+        Ok(())
+    }
+}
+
+#[test]
+fn the_late_answer_to_a_timed_out_reset_is_not_taken_for_the_next_one() {
+    let mut driver = Driver::new(&[16]);
+    let (entered, has_entered) = channel();
+    let (release, may_return) = channel();
+    let mut worker = Worker::spawn("test", ThreadKind::Device, &driver.env(), || {
+        Ok(BlockingDataPath { entered, may_return })
+    })
+    .unwrap();
+    let block = |driver: &mut Driver, worker: &Worker| {
+        driver.restart();
+        worker.activate(driver.activation(u64::MAX)).unwrap();
+        driver.kick(0);
+        has_entered.recv_timeout(DEADLINE).unwrap();
+    };
+
+    block(&mut driver, &worker);
+    worker.reset_timeout = Duration::from_millis(20);
+    assert!(worker.reset().is_err(), "the worker still uses the queues");
+    release.send(()).unwrap();
+    worker.reset_timeout = DEADLINE;
+    worker.reset().unwrap();
+
+    block(&mut driver, &worker);
+    worker.reset_timeout = Duration::from_millis(20);
+    assert!(worker.reset().is_err(), "the worker still uses the queues");
+    drop(release);
 }

@@ -1,17 +1,18 @@
-//! What no driver may send.
+//! Requests that a driver must not send.
 
 use super::*;
-use crate::virtio::testing::{Prng, Raw, malformed_chains};
+use crate::virtio::testing::{Fields, Prng, malformed_chains};
 
 impl Guest {
-    /// Still serves files.
-    fn is_alive(&mut self) {
+    /// Asserts that the device still serves files.
+    fn assert_alive(&mut self) {
         std::fs::write(self.path().join("alive"), "12345").unwrap();
         assert_eq!(self.lookup(ROOT, "alive").unwrap().size, 5);
     }
 
-    /// Offers `chain` over `request`; gives the length of the answer.
-    fn raw(&mut self, request: &[u8], chain: &[Raw]) -> u32 {
+    /// Writes `request` to guest memory and offers `chain`; returns the number of bytes that the device
+    /// wrote.
+    fn send_raw(&mut self, request: &[u8], chain: &[Fields]) -> u32 {
         self.driver.set_bytes(REQUEST_AT, request);
         self.driver.offer(1, chain);
         self.driver.kick(1);
@@ -34,7 +35,7 @@ fn malformed_chains_fail_cleanly() {
             guest.driver.kick(queue);
             guest.driver.wait_used_or_reset(queue);
             guest.restart();
-            guest.is_alive();
+            guest.assert_alive();
             assert!(
                 guest.driver.reports.try_recv().is_err(),
                 "{name} stopped the device"
@@ -44,7 +45,7 @@ fn malformed_chains_fail_cleanly() {
 }
 
 #[test]
-fn requests_that_are_none_are_refused() {
+fn malformed_requests_get_einval_or_no_reply() {
     let mut guest = Guest::new();
     let request = guest.request(GETATTR, ROOT, &Body::default().u64(0).u64(0));
     let length = request.len() as u32;
@@ -58,7 +59,7 @@ fn requests_that_are_none_are_refused() {
         ),
         ("half a header", vec![readable(REQUEST_AT, 20), reply], 0),
         (
-            "a header alone",
+            "only a header",
             vec![readable(REQUEST_AT, 40), reply],
             OUT_HEADER as u32,
         ),
@@ -69,7 +70,7 @@ fn requests_that_are_none_are_refused() {
         ),
         ("only a reply buffer", vec![reply], 0),
     ] {
-        assert_eq!(guest.raw(&request, &chain), answered, "{name}");
+        assert_eq!(guest.send_raw(&request, &chain), answered, "{name}");
         if answered != 0 {
             assert_eq!(
                 u32_at(&guest.driver.bytes(REPLY_AT, 16), 4).cast_signed(),
@@ -77,7 +78,7 @@ fn requests_that_are_none_are_refused() {
                 "{name}"
             );
         }
-        guest.is_alive();
+        guest.assert_alive();
     }
 }
 
@@ -92,7 +93,7 @@ fn every_operation_survives_an_empty_and_a_garbage_body() {
                 let request = guest.request(opcode, nodeid, &Body(body.clone()));
                 let length = request.len() as u32;
                 for room in [0, 8, 16, 64, 8192] {
-                    guest.raw(
+                    guest.send_raw(
                         &request,
                         &[readable(REQUEST_AT, length), writable(REPLY_AT, room)],
                     );
@@ -100,17 +101,16 @@ fn every_operation_survives_an_empty_and_a_garbage_body() {
             }
         }
         guest.restart();
-        guest.is_alive();
+        guest.assert_alive();
     }
 }
 
 #[test]
-fn numbers_beyond_every_limit_are_refused() {
+fn numbers_out_of_range_are_rejected() {
     let mut guest = Guest::new();
     std::fs::write(guest.path().join("file"), "data").unwrap();
     let file = guest.lookup(ROOT, "file").unwrap().nodeid;
-    let handle = u64_at(&guest.ask(14, file, Body::default().u32(2).u32(0)).unwrap(), 0);
-    let directory = u64_at(&guest.ask(27, ROOT, Body::default().u32(0).u32(0)).unwrap(), 0);
+    let handle = u64_at(&guest.call(OPEN, file, Body::default().u32(2).u32(0)).unwrap(), 0);
     let at = |offset: u64, size: u32| {
         Body::default()
             .u64(handle)
@@ -122,26 +122,44 @@ fn numbers_beyond_every_limit_are_refused() {
     };
     for offset in [1 << 63, u64::MAX, u64::MAX - 4096] {
         assert_eq!(
-            guest.ask(15, file, at(offset, 10)).unwrap_err(),
+            guest.call(READ, file, at(offset, 10)).unwrap_err(),
             libc::EINVAL,
             "read"
         );
         assert_eq!(
-            guest.ask(16, file, at(offset, 4).bytes(b"data")).unwrap_err(),
+            guest.call(WRITE, file, at(offset, 4).bytes(b"data")).unwrap_err(),
             libc::EINVAL,
             "write"
         );
         let body = Body::default().u64(handle).u64(offset).u64(10).u32(0).u32(0);
-        assert_eq!(guest.ask(43, file, body).unwrap_err(), libc::EINVAL, "fallocate");
+        assert_eq!(
+            guest.call(FALLOCATE, file, body).unwrap_err(),
+            libc::EINVAL,
+            "fallocate"
+        );
         // FATTR_SIZE
         let body = Body::default().u32(8).u32(0).u64(0).u64(offset).bytes(&[0; 64]);
-        assert_eq!(guest.ask(4, file, body).unwrap_err(), libc::EINVAL, "truncate");
+        assert_eq!(
+            guest.call(SETATTR, file, body).unwrap_err(),
+            libc::EINVAL,
+            "truncate"
+        );
     }
     assert!(
         guest
-            .ask(16, file, at(i64::MAX as u64, 4).bytes(b"data"))
+            .call(WRITE, file, at(i64::MAX as u64, 4).bytes(b"data"))
             .is_err(),
-        "write at the end of offsets"
+        "write at the greatest offset"
+    );
+    guest.assert_alive();
+}
+
+#[test]
+fn counts_out_of_range_are_rejected() {
+    let mut guest = Guest::new();
+    let directory = u64_at(
+        &guest.call(OPENDIR, ROOT, Body::default().u32(0).u32(0)).unwrap(),
+        0,
     );
     let body = Body::default()
         .u64(directory)
@@ -150,26 +168,32 @@ fn numbers_beyond_every_limit_are_refused() {
         .u32(0)
         .u64(0)
         .u64(0);
-    let listed = guest.ask(28, ROOT, body);
+    let listed = guest.call(READDIR, ROOT, body);
     assert!(
         listed.is_ok() || listed == Err(libc::ENOMEM),
         "readdir: {listed:?}"
     );
-    let forget = guest.ask(42, ROOT, Body::default().u32(u32::MAX).u32(0));
+    let forget = guest.call(BATCH_FORGET, ROOT, Body::default().u32(u32::MAX).u32(0));
     assert_eq!(forget.unwrap_err(), libc::ENOMEM, "batch forget");
+    guest.assert_alive();
+}
+
+#[test]
+fn open_flags_that_create_files_or_descriptors_without_data_are_rejected() {
+    let mut guest = Guest::new();
     for flags in [libc::O_CREAT, libc::O_PATH, libc::O_TMPFILE] {
         let body = Body::default().u32((flags | libc::O_RDWR).cast_unsigned()).u32(0);
         assert_eq!(
-            guest.ask(14, ROOT, body).unwrap_err(),
+            guest.call(OPEN, ROOT, body).unwrap_err(),
             libc::EINVAL,
             "open with {flags:#o}"
         );
     }
-    guest.is_alive();
+    guest.assert_alive();
 }
 
 #[test]
-fn names_lead_nowhere_else() {
+fn a_name_cannot_leave_its_directory() {
     let mut guest = Guest::new();
     let inside = guest.path().join("inside");
     std::fs::create_dir(&inside).unwrap();
@@ -189,13 +213,13 @@ fn names_lead_nowhere_else() {
             libc::EINVAL,
             "lookup {name}"
         );
-        let unlinked = guest.ask(10, nodeid, Body::default().name(name));
+        let unlinked = guest.call(UNLINK, nodeid, Body::default().name(name));
         assert_eq!(unlinked.unwrap_err(), libc::EINVAL, "unlink {name}");
-        let made = guest.ask(9, nodeid, Body::default().u32(0o755).u32(0).name(name));
+        let made = guest.call(MKDIR, nodeid, Body::default().u32(0o755).u32(0).name(name));
         assert_eq!(made.unwrap_err(), libc::EINVAL, "mkdir {name}");
         let body = Body::default().u64(nodeid).name("new").name(name);
         assert_eq!(
-            guest.ask(12, ROOT, body).unwrap_err(),
+            guest.call(RENAME, ROOT, body).unwrap_err(),
             libc::EINVAL,
             "rename to {name}"
         );
@@ -204,12 +228,16 @@ fn names_lead_nowhere_else() {
     let link = guest.lookup(nodeid, "link").unwrap();
     assert_eq!(link.mode & libc::S_IFMT, libc::S_IFLNK);
     assert!(guest.lookup(link.nodeid, "passwd").is_err());
-    assert!(guest.ask(27, link.nodeid, Body::default().u32(0).u32(0)).is_err());
+    assert!(
+        guest
+            .call(OPENDIR, link.nodeid, Body::default().u32(0).u32(0))
+            .is_err()
+    );
     assert!(guest.path().join("outside").exists());
 }
 
 #[test]
-fn random_requests_neither_hang_nor_kill_it() {
+fn random_requests_neither_hang_nor_panic_the_worker() {
     let mut prng = Prng(0x1234_5678);
     let mut guest = Guest::new();
     for round in 0..6000 {
@@ -251,6 +279,6 @@ fn random_requests_neither_hang_nor_kill_it() {
         }
     }
     guest.restart();
-    guest.is_alive();
+    guest.assert_alive();
     assert!(guest.driver.reports.try_recv().is_err());
 }

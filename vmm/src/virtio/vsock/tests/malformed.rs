@@ -1,14 +1,14 @@
-//! What no driver may send, and floods.
+//! Packets that a driver must not send, and floods.
 
 use std::io::Write as _;
 
 use virtio_vsock::packet::PKT_HEADER_SIZE;
 
 use super::*;
-use crate::virtio::testing::{INDIRECT, Prng, Raw, malformed_chains, readable, writable};
+use crate::virtio::testing::{Fields, INDIRECT, Prng, malformed_chains, readable, writable};
 
 #[test]
-fn refused_and_unknown_connections_are_reset() {
+fn refused_and_unknown_connections_get_an_rst() {
     let mut guest = Guest::new();
     guest.send(REQUEST, 99);
     assert_eq!(guest.receive_op(), RST);
@@ -23,28 +23,28 @@ fn refused_and_unknown_connections_are_reset() {
         0xffff,
     ] {
         guest.send(op, 1234);
-        let (wire, _) = guest.receive();
+        let (header, _) = guest.receive();
         assert_eq!(
-            (wire.op, wire.src_port, wire.dst_port),
+            (header.op, header.src_port, header.dst_port),
             (RST, 1234, 5000),
             "op {op}"
         );
     }
     let _host = guest.connect(7);
-    guest.is_quiet(7);
+    guest.assert_quiet(7);
 }
 
 #[test]
-fn malformed_packets_are_dropped_or_reset() {
-    type Case = (&'static str, fn(&mut Wire), Option<u16>);
+fn malformed_packets_are_dropped_or_get_an_rst() {
+    type Case = (&'static str, fn(&mut RawHeader), Option<u16>);
     let cases: [Case; 12] = [
         ("another guest's CID", |w| w.src_cid = 4, None),
         ("a CID beyond 32 bits", |w| w.src_cid = (1 << 32) | 3, None),
-        ("a reset from nobody", |w| w.op = RST, None),
-        ("a reset of an unknown type", |w| (w.op, w.kind) = (RST, 9), None),
-        ("length without payload", |w| (w.op, w.len) = (RW, 100), None),
+        ("an RST without a connection", |w| w.op = RST, None),
+        ("an RST of an unknown type", |w| (w.op, w.kind) = (RST, 9), None),
+        ("a length without payload", |w| (w.op, w.len) = (RW, 100), None),
         (
-            "length over the limit",
+            "a length over the limit",
             |w| (w.op, w.len) = (RW, 64 * 1024 + 1),
             None,
         ),
@@ -57,48 +57,48 @@ fn malformed_packets_are_dropped_or_reset() {
     ];
     for (name, change, reset) in cases {
         let mut guest = Guest::new();
-        let mut wire = guest.packet(REQUEST, 1234);
-        change(&mut wire);
-        guest.send_wire(&wire, &[]);
+        let mut header = guest.packet(REQUEST, 1234);
+        change(&mut header);
+        guest.send_packet(&header, &[]);
         if let Some(kind) = reset {
-            let (wire, _) = guest.receive();
-            assert_eq!((wire.op, wire.kind), (RST, kind), "{name}");
+            let (header, _) = guest.receive();
+            assert_eq!((header.op, header.kind), (RST, kind), "{name}");
         }
         let host = guest.connect(7);
         guest.send_data(7, name.as_bytes());
         assert_eq!(read_exactly(&host, name.len()), name.as_bytes());
-        guest.is_quiet(7);
+        guest.assert_quiet(7);
     }
 }
 
 #[test]
-fn a_packet_for_another_cid_is_reset_in_its_name() {
+fn the_rst_for_a_packet_to_another_cid_comes_from_that_cid() {
     let mut guest = Guest::new();
-    let mut wire = guest.packet(REQUEST, 1234);
-    wire.dst_cid = 17;
-    guest.send_wire(&wire, &[]);
+    let mut header = guest.packet(REQUEST, 1234);
+    header.dst_cid = 17;
+    guest.send_packet(&header, &[]);
     let used = guest.driver.wait_used(0);
     let at = RX_AREA + u64::from(guest.slot_of(used.0)) * SLOT;
-    let reply = Wire::read(&guest.driver.bytes(at, PKT_HEADER_SIZE));
+    let reply = RawHeader::parse(&guest.driver.bytes(at, PKT_HEADER_SIZE));
     assert_eq!((reply.op, reply.src_cid, reply.dst_cid), (RST, 17, 3));
 }
 
 #[test]
-fn nonsense_on_a_connection_resets_that_one_alone() {
+fn a_protocol_violation_resets_only_its_connection() {
     for op in [REQUEST, RESPONSE] {
         let mut guest = Guest::new();
         let good = guest.connect(7);
         let bad = guest.connect(8);
         guest.send(op, 8);
         assert_eq!(guest.receive().0.src_port, 8);
-        at_end(&bad);
+        assert_at_end(&bad);
         guest.send_data(7, b"fine");
         assert_eq!(read_exactly(&good, 4), b"fine");
     }
     let mut guest = Guest::new();
     let host = guest.connect(7);
-    guest.shut(7, 2);
-    at_end(&host);
+    guest.shut_down(7, 2);
+    assert_at_end(&host);
     guest.send_data(7, b"after the end");
     assert_eq!(guest.receive_op(), RST);
 }
@@ -133,7 +133,7 @@ fn a_flood_without_receive_buffers_is_bounded() {
         );
         resets += 1;
     }
-    assert_eq!(resets, 60, "as many as there were buffers");
+    assert_eq!(resets, 60, "one per receive buffer");
 }
 
 #[test]
@@ -150,10 +150,10 @@ fn malformed_chains_fail_cleanly_in_either_queue() {
             guest.driver.offer_raw(queue, &chain);
             guest.driver.kick(queue);
             if queue == 0 {
-                // Receive buffers are looked at when there is something for the guest.
+                // The device pops receive buffers only if a packet is pending.
                 let at = TX_AREA + SLOT;
-                let wire = guest.packet(RW, 1234);
-                guest.driver.set_bytes(at, &wire.bytes());
+                let header = guest.packet(RW, 1234);
+                guest.driver.set_bytes(at, &header.bytes());
                 guest.driver.offer(1, &[readable(at, PKT_HEADER_SIZE as u32)]);
                 guest.driver.kick(1);
                 guest.driver.wait_used_or_reset(1);
@@ -172,17 +172,17 @@ fn malformed_chains_fail_cleanly_in_either_queue() {
 fn header_and_payload_may_share_a_descriptor_or_an_indirect_table() {
     let mut guest = Guest::new();
     let host = guest.connect(7);
-    let mut wire = guest.packet(RW, 7);
-    wire.len = 5;
+    let mut header = guest.packet(RW, 7);
+    header.len = 5;
     let at = TX_AREA + SLOT;
-    guest.driver.set_bytes(at, &wire.bytes());
+    guest.driver.set_bytes(at, &header.bytes());
     guest.driver.set_bytes(at + PKT_HEADER_SIZE as u64, b"whole");
     guest.driver.offer(1, &[readable(at, PKT_HEADER_SIZE as u32 + 5)]);
     guest.driver.kick(1);
     assert_eq!(read_exactly(&host, 5), b"whole");
     guest.driver.wait_used(1);
     let table = at + 0x1000;
-    let parts: [Raw; 2] = [
+    let parts: [Fields; 2] = [
         (at, PKT_HEADER_SIZE as u32, 1, 1),
         (at + PKT_HEADER_SIZE as u64, 5, 0, 0),
     ];
@@ -193,22 +193,22 @@ fn header_and_payload_may_share_a_descriptor_or_an_indirect_table() {
 }
 
 #[test]
-fn random_packets_and_chains_neither_hang_nor_kill_it() {
+fn random_packets_and_chains_neither_hang_nor_panic_the_worker() {
     let mut prng = Prng(0x0bad_cafe);
     let mut guest = Guest::new();
     let mut hosts = Vec::new();
     for round in 0..6000 {
         let at = TX_AREA + prng.below(30) * SLOT;
-        let mut wire = guest.packet(prng.small(9), 7 + prng.below(4) as u32);
-        wire.len = prng.below(300) as u32;
-        wire.flags = prng.below(4) as u32;
+        let mut header = guest.packet(prng.small(9), 7 + prng.below(4) as u32);
+        header.len = prng.below(300) as u32;
+        header.flags = prng.below(4) as u32;
         if prng.below(8) == 0 {
             let field = prng.below(PKT_HEADER_SIZE as u64) as usize;
-            let mut bytes = wire.bytes();
+            let mut bytes = header.bytes();
             bytes[field] = prng.next() as u8;
-            wire = Wire::read(&bytes);
+            header = RawHeader::parse(&bytes);
         }
-        guest.driver.set_bytes(at, &wire.bytes());
+        guest.driver.set_bytes(at, &header.bytes());
         let chain = match prng.below(4) {
             0 => vec![prng.descriptor()],
             1 => vec![readable(at, PKT_HEADER_SIZE as u32), prng.descriptor()],
@@ -252,8 +252,8 @@ fn data_beyond_the_credit_resets_the_connection() {
     for _ in 0..64 {
         guest.send_data(7, &chunk);
         if let Some(used) = guest.driver.take_used(0) {
-            let (wire, _) = guest.take(used);
-            if wire.op == RST {
+            let (header, _) = guest.take(used);
+            if header.op == RST {
                 refused = true;
                 break;
             }
@@ -261,27 +261,27 @@ fn data_beyond_the_credit_resets_the_connection() {
     }
     assert!(
         refused,
-        "4 MiB were taken from a guest that had credit for 256 KiB"
+        "4 MiB were accepted from a guest that had credit for 256 KiB"
     );
     drop(host);
     guest.send(REQUEST, 8);
-    // What came after the reset was for a connection that is not there.
+    // Packets sent after the RST belong to no connection.
     loop {
-        let (wire, _) = guest.receive();
-        if wire.op == RESPONSE {
+        let (header, _) = guest.receive();
+        if header.op == RESPONSE {
             break;
         }
-        assert_eq!((wire.op, wire.src_port), (RST, 7));
+        assert_eq!((header.op, header.src_port), (RST, 7));
     }
 }
 
 #[test]
-fn a_guest_that_lies_of_its_room_gets_nothing() {
+fn a_guest_with_contradictory_credit_gets_no_data() {
     let mut guest = Guest::new();
     let host = guest.connect(7);
     guest.fwd_cnt = 0xffff_0000;
     guest.buf_alloc = 0;
     guest.send(CREDIT_UPDATE, 7);
     (&host).write_all(b"x").unwrap();
-    guest.is_quiet(7);
+    guest.assert_quiet(7);
 }

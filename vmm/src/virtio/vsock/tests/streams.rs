@@ -1,10 +1,10 @@
-//! Streams as they are meant to be: data, credit, half-closes, ends.
+//! Valid use of streams: data, credit, shutdown of one direction, close.
 
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
-use super::super::state::BUFFER;
+use super::super::state::BUF_ALLOC;
 use super::*;
 
 #[test]
@@ -15,11 +15,11 @@ fn small_data_goes_both_ways() {
     assert_eq!(read_exactly(&host, 14), b"from the guest");
     (&host).write_all(b"from the host").unwrap();
     assert_eq!(guest.receive_data(1024, 13), b"from the host");
-    guest.is_quiet(1024);
+    guest.assert_quiet(1024);
 }
 
 #[test]
-fn a_mebibyte_goes_to_the_host_and_credit_comes_back() {
+fn a_mebibyte_goes_to_the_host_and_credit_is_returned() {
     let mut guest = Guest::new();
     let host = guest.connect(7);
     let data = pattern(1 << 20);
@@ -29,10 +29,10 @@ fn a_mebibyte_goes_to_the_host_and_credit_comes_back() {
     let mut forwarded = 0_u32;
     let mut updates = 0;
     for chunk in data.chunks(64 * 1024) {
-        while sent - forwarded + chunk.len() as u32 > BUFFER {
-            let (wire, _) = guest.receive();
-            assert_eq!(wire.op, CREDIT_UPDATE);
-            forwarded = wire.fwd_cnt;
+        while sent - forwarded + chunk.len() as u32 > BUF_ALLOC {
+            let (header, _) = guest.receive();
+            assert_eq!(header.op, CREDIT_UPDATE);
+            forwarded = header.fwd_cnt;
             updates += 1;
         }
         guest.send_data(7, chunk);
@@ -53,13 +53,13 @@ fn a_mebibyte_goes_to_the_guest() {
     drop(writer.join().unwrap().unwrap());
     let mut shut = 0;
     while shut != 3 {
-        let (wire, _) = guest.receive();
-        assert_eq!(wire.op, SHUTDOWN);
-        shut |= wire.flags;
+        let (header, _) = guest.receive();
+        assert_eq!(header.op, SHUTDOWN);
+        shut |= header.flags;
     }
 }
 
-/// As a busy guest does: packets as long as there is credit, receive buffers given back in batches.
+/// As a busy guest does: sends while it has credit, and returns receive buffers in batches.
 #[test]
 fn sixteen_mebibytes_go_both_ways_at_once() {
     const TOTAL: usize = 16 << 20;
@@ -79,23 +79,23 @@ fn sixteen_mebibytes_go_both_ways_at_once() {
             assert_eq!(read_exactly(&reading, 1 << 20), expected);
         }
     });
-    let (mut sent, mut forwarded, mut received, mut told) = (0_usize, 0_u32, 0_usize, 0_usize);
+    let (mut sent, mut forwarded, mut received, mut advertised) = (0_usize, 0_u32, 0_usize, 0_usize);
     while sent < TOTAL || received < TOTAL {
-        while sent < TOTAL && (sent as u32).wrapping_sub(forwarded) <= BUFFER - 65536 {
+        while sent < TOTAL && (sent as u32).wrapping_sub(forwarded) <= BUF_ALLOC - 65536 {
             guest.send_data(7, &data[sent % (1 << 20)..][..65536]);
             sent += 65536;
         }
-        let (wire, bytes) = guest.receive();
-        forwarded = wire.fwd_cnt;
-        assert!(wire.op == RW || wire.op == CREDIT_UPDATE, "{wire:?}");
+        let (header, bytes) = guest.receive();
+        forwarded = header.fwd_cnt;
+        assert!(header.op == RW || header.op == CREDIT_UPDATE, "{header:?}");
         assert!(
             bytes
                 .iter()
                 .eq(data.iter().cycle().skip(received % (1 << 20)).take(bytes.len()))
         );
         received += bytes.len();
-        if received - told > 64 * 1024 {
-            told = received;
+        if received - advertised > 64 * 1024 {
+            advertised = received;
             guest.send(CREDIT_UPDATE, 7);
         }
     }
@@ -104,34 +104,34 @@ fn sixteen_mebibytes_go_both_ways_at_once() {
 }
 
 #[test]
-fn a_host_that_does_not_read_exhausts_the_credit_and_reading_gives_it_back() {
+fn a_host_that_does_not_read_exhausts_the_credit() {
     let mut guest = Guest::new();
     let host = guest.connect(7);
     let data = pattern(4 << 20);
     let (mut sent, mut forwarded) = (0_u32, 0_u32);
-    // Until neither the host's socket nor the buffer takes more: a request is then answered with no more room.
+    // Until neither the host's socket nor the buffer takes more: fwd_cnt then no longer grows.
     loop {
-        if sent - forwarded < BUFFER {
-            let length = (BUFFER - (sent - forwarded)).min(64 * 1024);
+        if sent - forwarded < BUF_ALLOC {
+            let length = (BUF_ALLOC - (sent - forwarded)).min(64 * 1024);
             guest.send_data(7, &data[sent as usize..][..length as usize]);
             sent += length;
             continue;
         }
         guest.send(CREDIT_REQUEST, 7);
         let before = forwarded;
-        let (wire, _) = guest.receive();
-        forwarded = wire.fwd_cnt;
+        let (header, _) = guest.receive();
+        forwarded = header.fwd_cnt;
         if forwarded == before {
             break;
         }
     }
     assert!(sent < 2 << 20, "{sent} bytes fit");
-    // The host reads everything; an update comes by itself.
+    // Once the host has read everything, the device sends a credit update unasked.
     assert_eq!(read_exactly(&host, sent as usize), data[..sent as usize]);
     loop {
-        let (wire, _) = guest.receive();
-        assert_eq!(wire.op, CREDIT_UPDATE);
-        if sent - wire.fwd_cnt < BUFFER / 2 {
+        let (header, _) = guest.receive();
+        assert_eq!(header.op, CREDIT_UPDATE);
+        if sent - header.fwd_cnt < BUF_ALLOC / 2 {
             break;
         }
     }
@@ -140,42 +140,42 @@ fn a_host_that_does_not_read_exhausts_the_credit_and_reading_gives_it_back() {
 }
 
 #[test]
-fn a_guest_without_room_gets_nothing_until_it_has_some() {
+fn a_guest_without_buffer_space_gets_no_data_until_it_has_some() {
     let mut guest = Guest::new();
     guest.buf_alloc = 10;
     let host = guest.connect(7);
     (&host).write_all(b"0123456789abcdef").unwrap();
-    let (wire, bytes) = guest.receive();
-    assert_eq!((wire.op, &bytes[..]), (RW, &b"0123456789"[..]));
+    let (header, bytes) = guest.receive();
+    assert_eq!((header.op, &bytes[..]), (RW, &b"0123456789"[..]));
     let read = guest.fwd_cnt;
     guest.fwd_cnt = 0;
-    guest.is_quiet(7);
+    guest.assert_quiet(7);
     guest.fwd_cnt = read - 4;
     guest.send(CREDIT_UPDATE, 7);
     assert_eq!(guest.receive().1, b"abcdef"[..6]);
 }
 
 #[test]
-fn the_guest_half_closes_and_still_reads() {
+fn a_guest_that_shut_down_sending_can_still_receive() {
     let mut guest = Guest::new();
     let host = guest.connect(7);
     guest.send_data(7, b"question");
-    guest.shut(7, 2);
+    guest.shut_down(7, 2);
     assert_eq!(read_exactly(&host, 8), b"question");
-    at_end(&host);
+    assert_at_end(&host);
     (&host).write_all(b"answer").unwrap();
     assert_eq!(guest.receive_data(7, 6), b"answer");
-    guest.shut(7, 1);
+    guest.shut_down(7, 1);
     assert_eq!(guest.receive_op(), RST);
 }
 
 #[test]
-fn a_guest_that_will_not_receive_stops_the_host() {
+fn a_guest_that_shut_down_receiving_stops_the_host() {
     let mut guest = Guest::new();
     let host = guest.connect(7);
-    guest.shut(7, 1);
+    guest.shut_down(7, 1);
     let mut result = Ok(());
-    // The shutdown reaches the host's end while it writes.
+    // The shutdown takes effect while the host writes.
     for _ in 0..1000 {
         result = (&host).write_all(&[0; 4096]);
         if result.is_err() {
@@ -188,23 +188,23 @@ fn a_guest_that_will_not_receive_stops_the_host() {
 }
 
 #[test]
-fn the_host_half_closes_and_still_reads() {
+fn a_host_that_shut_down_sending_can_still_receive() {
     let mut guest = Guest::new();
     let host = guest.connect(7);
     (&host).write_all(b"last").unwrap();
     host.shutdown(Shutdown::Write).unwrap();
     assert_eq!(guest.receive_data(7, 4), b"last");
-    let (wire, _) = guest.receive();
-    assert_eq!((wire.op, wire.flags), (SHUTDOWN, 2));
-    guest.send_data(7, b"heard");
-    assert_eq!(read_exactly(&host, 5), b"heard");
-    guest.shut(7, 3);
+    let (header, _) = guest.receive();
+    assert_eq!((header.op, header.flags), (SHUTDOWN, 2));
+    guest.send_data(7, b"reply");
+    assert_eq!(read_exactly(&host, 5), b"reply");
+    guest.shut_down(7, 3);
     assert_eq!(guest.receive_op(), RST);
-    at_end(&host);
+    assert_at_end(&host);
 }
 
 #[test]
-fn a_host_that_closes_is_told_after_its_data() {
+fn the_guest_gets_the_data_and_then_the_shutdown_of_a_host_that_closed() {
     let mut guest = Guest::new();
     guest.buf_alloc = 8;
     let host = guest.connect(7);
@@ -213,86 +213,86 @@ fn a_host_that_closes_is_told_after_its_data() {
     let mut data = Vec::new();
     let mut shut = 0;
     while shut != 3 {
-        let (wire, bytes) = guest.receive();
+        let (header, bytes) = guest.receive();
         data.extend(bytes);
-        if wire.op == SHUTDOWN {
-            shut |= wire.flags;
+        if header.op == SHUTDOWN {
+            shut |= header.flags;
         } else {
             guest.send(CREDIT_UPDATE, 7);
         }
     }
     assert_eq!(data, b"data before the end");
-    // Nobody hears it, but it is no error either.
+    // Data for a host that has closed is dropped without an error.
     guest.send_data(7, b"late");
     guest.send(RST, 7);
     guest.connect(7);
 }
 
 #[test]
-fn bytes_that_the_host_has_not_read_outlive_the_connection() {
+fn the_host_can_read_buffered_data_after_the_guest_closed() {
     for close in [SHUTDOWN, RST] {
         let mut guest = Guest::new();
         let host = guest.connect(7);
-        let data = pattern(BUFFER as usize);
+        let data = pattern(BUF_ALLOC as usize);
         for chunk in data.chunks(64 * 1024) {
             guest.send_data(7, chunk);
         }
-        let mut wire = guest.packet(close, 7);
-        wire.flags = 3;
-        guest.send_wire(&wire, &[]);
+        let mut header = guest.packet(close, 7);
+        header.flags = 3;
+        guest.send_packet(&header, &[]);
         if close == SHUTDOWN {
             while guest.receive_op() != RST {}
         } else {
-            // Credit updates of before.
+            // Credit updates that were pending.
             while let Some(used) = guest.driver.take_used(0) {
                 guest.take(used);
             }
         }
-        // The guest may use the same ports at once.
+        // The guest may use the same ports again at once.
         let again = guest.connect(7);
         assert_eq!(read_exactly(&host, data.len()), data);
-        at_end(&host);
+        assert_at_end(&host);
         guest.send_data(7, b"new");
         assert_eq!(read_exactly(&again, 3), b"new");
     }
 }
 
 #[test]
-fn a_reset_of_the_device_ends_all_connections_and_it_works_again() {
+fn a_device_reset_closes_all_connections_and_the_device_works_again() {
     let mut guest = Guest::new();
     let host = guest.connect(7);
     guest.restart();
-    at_end(&host);
+    assert_at_end(&host);
     let host = guest.connect(7);
-    guest.send_data(7, b"anew");
-    assert_eq!(read_exactly(&host, 4), b"anew");
+    guest.send_data(7, b"data");
+    assert_eq!(read_exactly(&host, 4), b"data");
 }
 
 #[test]
-fn a_stream_by_hand_reaches_the_guest() {
+fn a_client_of_the_listener_is_connected_to_the_guest() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("vsock");
     let listener = UnixListener::bind(&path).unwrap();
     listener.set_nonblocking(true).unwrap();
-    let mut guest = Guest::with(Some(listener));
+    let mut guest = Guest::with_listener(Some(listener));
 
-    let mut by_hand = UnixStream::connect(&path).unwrap();
-    by_hand.set_read_timeout(Some(DEADLINE)).unwrap();
-    by_hand.write_all(b"CONNECT 52\nearly").unwrap();
-    let (wire, _) = guest.receive();
-    assert_eq!((wire.op, wire.dst_port), (REQUEST, 52));
-    let mut answer = guest.packet(RESPONSE, wire.src_port);
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    client.write_all(b"CONNECT 52\nearly").unwrap();
+    let (header, _) = guest.receive();
+    assert_eq!((header.op, header.dst_port), (REQUEST, 52));
+    let mut answer = guest.packet(RESPONSE, header.src_port);
     answer.src_port = 52;
-    guest.send_wire(&answer, &[]);
-    let greeting = format!("OK {}\n", wire.src_port);
-    assert_eq!(read_exactly(&by_hand, greeting.len()), greeting.as_bytes());
+    guest.send_packet(&answer, &[]);
+    let ok_line = format!("OK {}\n", header.src_port);
+    assert_eq!(read_exactly(&client, ok_line.len()), ok_line.as_bytes());
     assert_eq!(guest.receive().1, b"early");
     answer.op = RW;
     answer.len = 5;
-    guest.send_wire(&answer, b"hello");
-    assert_eq!(read_exactly(&by_hand, 5), b"hello");
+    guest.send_packet(&answer, b"hello");
+    assert_eq!(read_exactly(&client, 5), b"hello");
 
-    for nonsense in [
+    for invalid in [
         "CONNECT\n",
         "CONNECT x\n",
         "GET / HTTP/1.1\n",
@@ -300,16 +300,16 @@ fn a_stream_by_hand_reaches_the_guest() {
     ] {
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream.write_all(nonsense.as_bytes()).unwrap();
-        assert!(matches!(stream.read(&mut [0; 8]), Ok(0) | Err(_)), "{nonsense}");
+        stream.write_all(invalid.as_bytes()).unwrap();
+        assert!(matches!(stream.read(&mut [0; 8]), Ok(0) | Err(_)), "{invalid}");
     }
 
     let refused = UnixStream::connect(&path).unwrap();
     refused.set_read_timeout(Some(DEADLINE)).unwrap();
     (&refused).write_all(b"CONNECT 53\n").unwrap();
-    let (wire, _) = guest.receive();
-    let mut answer = guest.packet(RST, wire.src_port);
+    let (header, _) = guest.receive();
+    let mut answer = guest.packet(RST, header.src_port);
     answer.src_port = 53;
-    guest.send_wire(&answer, &[]);
-    at_end(&refused);
+    guest.send_packet(&answer, &[]);
+    assert_at_end(&refused);
 }

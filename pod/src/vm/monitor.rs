@@ -1,0 +1,339 @@
+//! Watches a VMM from its first message until its process has exited. Messages become events in the sandbox's queue, in
+//! order; the last event is [`Event::Ended`], and it always comes: a VMM that has sent its last message, has closed its
+//! control socket or was killed must exit within a deadline. Started by the sandbox as a task; never calls the guest.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nacre_protocol::control::{Channel, Error, FromVmm, Outcome, Step};
+use nacre_protocol::vsock::StreamAddress;
+use rustix::process::{Signal, pidfd_send_signal};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, mpsc};
+
+use super::end::{End, FailedStart, Status};
+use super::stderr_tail::StderrTail;
+use crate::guest_text::{MAX_MESSAGE, MAX_NAME, bounded};
+use crate::sys;
+
+/// A VMM exits right after its last message; after this long it is killed.
+pub(super) const EXIT_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a killed process may take to exit. The kernel frees the guest's memory in this time; a process in an
+/// uninterruptible system call does not exit at all.
+pub(super) const KILL_DEADLINE: Duration = Duration::from_secs(5);
+/// Most kinds of VM exits that a VMM may count.
+const MAX_EXIT_KINDS: usize = 64;
+
+/// What happens to a VMM.
+#[derive(Debug)]
+pub enum Event {
+    /// A step of the start is done.
+    Step(Step),
+    /// The VMM's mount namespace is ready and the guest boots.
+    Running,
+    /// The guest opened a vsock connection.
+    Connection {
+        /// The ports of both ends.
+        address: StreamAddress,
+        /// The host's end of the stream.
+        stream: OwnedFd,
+    },
+    /// VM exits since the guest's start, by kind.
+    Exits(BTreeMap<String, u64>),
+    /// The process has exited, or does not even react to SIGKILL. No event follows.
+    Ended(End),
+}
+
+/// A VMM's control socket, standard error and process, to be watched.
+#[derive(Debug)]
+pub struct VmmMonitor {
+    pub(super) channel: Arc<AsyncFd<Channel>>,
+    pub(super) pidfd: Arc<OwnedFd>,
+    pub(super) stderr: io::PipeReader,
+    pub(super) stderr_tail: Arc<StderrTail>,
+    /// Notified when the sandbox kills the VMM.
+    pub(super) killed: Arc<Notify>,
+}
+
+impl VmmMonitor {
+    /// Sends the VMM's events to `queue` until [`Event::Ended`].
+    pub async fn run<E: From<Event>>(self, queue: mpsc::Sender<E>) {
+        let tail = Arc::clone(&self.stderr_tail);
+        let stderr = tokio::spawn(async move { tail.read(self.stderr).await });
+        let mut end = End::default();
+        {
+            let mut messages = pin!(receive_until_last(&self.channel, &queue, &mut end));
+            tokio::select! {
+                () = &mut messages => {}
+                // A killed process closes its socket when it exits; what it had sent before is still received.
+                () = self.killed.notified() => drop(tokio::time::timeout(EXIT_DEADLINE, messages).await),
+            }
+        }
+        end.status = wait_for_exit(&self.pidfd, end.protocol_error.is_some()).await;
+        // The pipe closes when the process exits; one that hangs keeps it open.
+        if let Ok(Err(error)) = tokio::time::timeout(EXIT_DEADLINE, stderr).await {
+            crate::log::error(format_args!("reading the VMM's standard error: {error}"));
+        }
+        // Fails only if the sandbox task has exited, and then the shim is exiting, too.
+        let _ = queue.send(Event::Ended(end).into()).await;
+    }
+}
+
+/// Returns after the VMM's last message (Ended or Failed), if it has closed its socket, or if it sent something that is
+/// not a message.
+async fn receive_until_last<E: From<Event>>(
+    channel: &AsyncFd<Channel>,
+    queue: &mpsc::Sender<E>,
+    end: &mut End,
+) {
+    loop {
+        let (message, fds) = match receive(channel).await {
+            Ok(received) => received,
+            Err(Error::Closed) => return,
+            Err(error) => {
+                end.protocol_error = Some(bounded(&error.to_string(), MAX_MESSAGE));
+                return;
+            }
+        };
+        let event = match message {
+            FromVmm::Step(Step { name, done_ns }) => Event::Step(Step {
+                name: bounded(&name, MAX_NAME),
+                done_ns,
+            }),
+            FromVmm::Running => Event::Running,
+            FromVmm::Connection {
+                host_port,
+                guest_port,
+            } => {
+                let Some(stream) = fds.into_iter().next() else {
+                    let error = format!("a connection to port {host_port} without its descriptor");
+                    end.protocol_error = Some(error);
+                    return;
+                };
+                let address = StreamAddress {
+                    host_port,
+                    guest_port,
+                };
+                Event::Connection { address, stream }
+            }
+            FromVmm::Exits(exits) => Event::Exits(bounded_exits(exits)),
+            FromVmm::Failed { step, error, hint } => {
+                end.failed = Some(FailedStart {
+                    step: bounded(&step, MAX_NAME),
+                    error: bounded(&error, MAX_MESSAGE),
+                    hint: hint.map(|hint| bounded(&hint, MAX_MESSAGE)),
+                });
+                return;
+            }
+            FromVmm::Ended(outcome) => {
+                end.outcome = Some(bounded_outcome(outcome));
+                return;
+            }
+        };
+        if queue.send(event.into()).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn receive(channel: &AsyncFd<Channel>) -> Result<(FromVmm, Vec<OwnedFd>), Error> {
+    loop {
+        let mut ready = channel.readable().await.map_err(|_| Error::Closed)?;
+        match channel.get_ref().receive() {
+            Err(Error::Socket(nix::Error::EAGAIN)) => ready.clear_ready(),
+            Err(Error::Socket(nix::Error::ECONNRESET)) => return Err(Error::Closed),
+            received => return received,
+        }
+    }
+}
+
+fn bounded_exits(exits: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    exits
+        .into_iter()
+        .take(MAX_EXIT_KINDS)
+        .map(|(kind, count)| (bounded(&kind, MAX_NAME), count))
+        .collect()
+}
+
+fn bounded_outcome(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Reset { cause } => Outcome::Reset {
+            cause: bounded(&cause, MAX_NAME),
+        },
+        Outcome::Fault { part, error } => Outcome::Fault {
+            part: bounded(&part, MAX_NAME),
+            error: bounded(&error, MAX_MESSAGE),
+        },
+        plain @ (Outcome::PowerOff | Outcome::Panic) => plain,
+    }
+}
+
+/// Waits until the process has exited, kills it at the deadline or `at_once`, and takes its exit status.
+async fn wait_for_exit(pidfd: &OwnedFd, at_once: bool) -> Status {
+    let exited = match pidfd.try_clone().and_then(sys::watch) {
+        Ok(exited) => exited,
+        Err(error) => return Status::Unknown(error.to_string()),
+    };
+    let mut was_late = false;
+    if at_once
+        || tokio::time::timeout(EXIT_DEADLINE, exited.readable())
+            .await
+            .is_err()
+    {
+        was_late = !at_once;
+        if let Err(error) = pidfd_send_signal(pidfd.as_fd(), Signal::KILL) {
+            crate::log::warn(format_args!("killing the VMM: {error}"));
+        }
+        if tokio::time::timeout(KILL_DEADLINE, exited.readable())
+            .await
+            .is_err()
+        {
+            return Status::Unkillable;
+        }
+    }
+    match sys::reap(pidfd) {
+        Ok(_) if was_late => Status::KilledLate,
+        Ok(status) => match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Status::Exited(code),
+            (_, Some(signal)) => Status::Signal(signal),
+            _ => Status::Unknown(format!("{status:?}")),
+        },
+        Err(error) => Status::Unknown(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    /// A process that stands in for the VMM, and the VMM's end of the control socket.
+    struct StandIn {
+        control: Channel,
+        monitor: VmmMonitor,
+        killed: Arc<Notify>,
+    }
+
+    fn stand_in(command: &str) -> StandIn {
+        let (stderr, writer) = io::pipe().unwrap();
+        #[expect(clippy::zombie_processes, reason = "the monitor waits for it")]
+        let child = std::process::Command::new("sh")
+            .args(["-c", command])
+            .stderr(writer)
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        )
+        .unwrap();
+        let killed = Arc::new(Notify::new());
+        let monitor = VmmMonitor {
+            channel: Arc::new(sys::watch_channel(Channel::new(ours)).unwrap()),
+            pidfd: Arc::new(pidfd_open(pid, PidfdFlags::empty()).unwrap()),
+            stderr,
+            stderr_tail: Arc::default(),
+            killed: Arc::clone(&killed),
+        };
+        let control = Channel::new(theirs);
+        StandIn {
+            control,
+            monitor,
+            killed,
+        }
+    }
+
+    async fn last_event(monitor: VmmMonitor) -> (Vec<Event>, End) {
+        let (queue, mut received) = mpsc::channel::<Event>(64);
+        tokio::spawn(monitor.run(queue));
+        let mut events = Vec::new();
+        loop {
+            match received.recv().await.unwrap() {
+                Event::Ended(end) => return (events, end),
+                event @ (Event::Step(_) | Event::Running | Event::Connection { .. } | Event::Exits(_)) => {
+                    events.push(event)
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_vmm_that_stays_after_its_last_message_is_killed() {
+        for message in [
+            FromVmm::Ended(Outcome::Panic),
+            FromVmm::Failed {
+                step: "s".into(),
+                error: "e".into(),
+                hint: None,
+            },
+        ] {
+            let vmm = stand_in("exec sleep 1000");
+            vmm.control.send(&message, &[]).unwrap();
+            let begun = Instant::now();
+            let (_, end) = last_event(vmm.monitor).await;
+            assert!(begun.elapsed() < EXIT_DEADLINE * 2, "{:?}", begun.elapsed());
+            assert_eq!(end.status, Status::KilledLate);
+            assert!(
+                end.outcome == Some(Outcome::Panic) || end.failed.is_some(),
+                "{end:?}"
+            );
+            drop(vmm.control);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_killed_vmm_that_keeps_its_socket_open_is_not_waited_for() {
+        let vmm = stand_in("exec sleep 1000");
+        vmm.killed.notify_one();
+        let begun = Instant::now();
+        let (_, end) = last_event(vmm.monitor).await;
+        assert!(begun.elapsed() < EXIT_DEADLINE * 3, "{:?}", begun.elapsed());
+        assert_eq!((end.outcome, end.status), (None, Status::KilledLate));
+        drop(vmm.control);
+    }
+
+    #[tokio::test]
+    async fn messages_before_the_last_one_become_events() {
+        let vmm = stand_in("exit 3");
+        vmm.control.send(&FromVmm::Running, &[]).unwrap();
+        let step = Step {
+            name: "\x1b".repeat(1000),
+            done_ns: 1,
+        };
+        vmm.control.send(&FromVmm::Step(step), &[]).unwrap();
+        let exits = (0..1000).map(|n| (format!("kind {n}"), n)).collect();
+        vmm.control.send(&FromVmm::Exits(exits), &[]).unwrap();
+        drop(vmm.control);
+        let (events, end) = last_event(vmm.monitor).await;
+        let [Event::Running, Event::Step(step), Event::Exits(exits)] = events.as_slice() else {
+            panic!("{events:?}")
+        };
+        assert!(step.name.len() <= MAX_NAME && !step.name.contains('\x1b'));
+        assert_eq!(exits.len(), MAX_EXIT_KINDS);
+        assert_eq!(end.status, Status::Exited(3));
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_its_descriptor_ends_the_vmm() {
+        let vmm = stand_in("exec sleep 1000");
+        let connection = FromVmm::Connection {
+            host_port: 5,
+            guest_port: 6,
+        };
+        vmm.control.send(&connection, &[]).unwrap();
+        let (_, end) = last_event(vmm.monitor).await;
+        assert!(end.protocol_error.unwrap().contains("port 5"));
+        assert_eq!(end.status, Status::Signal(libc::SIGKILL));
+        drop(vmm.control);
+    }
+}

@@ -1,0 +1,112 @@
+//! Mounts and cgroup controllers: those that the VM's initramfs does not set up, and the directories that are
+//! private to a run.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use nix::mount::{MsFlags, mount};
+
+use crate::wire::{Job, TAG_TARGET};
+
+/// Directories that get a private tmpfs in a run on this machine.
+const PRIVATE: [&str; 3] = ["/run/containerd", "/run/nacre", "/var/lib/containerd"];
+
+/// Mounts the VM's file systems. containerd's directories are on tmpfs because overlayfs cannot stack on the
+/// VM's overlay.
+pub fn vm(job: &Job) -> Result<()> {
+    // Shared propagation, as under systemd.
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_SHARED,
+        None::<&str>,
+    )?;
+    mount_new("devpts", "/dev/pts", "gid=5,mode=620,ptmxmode=666")?;
+    mount_new("tmpfs", "/dev/shm", "mode=1777")?;
+    mount_new("mqueue", "/dev/mqueue", "")?;
+    mount_new("tmpfs", "/run", "mode=755")?;
+    mount_new("tmpfs", "/var/lib/containerd", "mode=711")?;
+    mount_new("cgroup2", "/sys/fs/cgroup", "")?;
+    mount_new("debugfs", "/sys/kernel/debug", "")?;
+    mount_from(TAG_TARGET, "virtiofs", &job.target, "")?;
+    private_configuration(job)?;
+    modules(job)?;
+    controllers()
+}
+
+/// Mounts the private directories in the mount namespace of a run on this machine.
+pub fn direct(job: &Job) -> Result<()> {
+    let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+    mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)?;
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_SHARED,
+        None::<&str>,
+    )?;
+    mount_new("proc", "/proc", "")?;
+    for directory in PRIVATE {
+        mount_new("tmpfs", directory, "mode=711")?;
+    }
+    private_configuration(job)
+}
+
+/// Gives this run its own copy of `target/nacre/etc`: a test that writes config.toml changes neither the
+/// installation nor the pods of a lab beside it.
+fn private_configuration(job: &Job) -> Result<()> {
+    let installation = job.target.join("nacre");
+    if !installation.is_dir() {
+        return Ok(());
+    }
+    let directory = installation.join("etc");
+    let file = directory.join("nacre/config.toml");
+    let configured = match fs::read(&file) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(error).with_context(|| format!("reading {}", file.display())),
+    };
+    mount_from("tmpfs", "tmpfs", &directory, "mode=755")?;
+    fs::create_dir(directory.join("nacre"))?;
+    if let Some(text) = configured {
+        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(())
+}
+
+fn mount_new(kind: &str, target: &str, options: &str) -> Result<()> {
+    mount_from(kind, kind, Path::new(target), options)
+}
+
+fn mount_from(source: &str, kind: &str, target: &Path, options: &str) -> Result<()> {
+    fs::create_dir_all(target).with_context(|| format!("creating {}", target.display()))?;
+    mount(Some(source), target, Some(kind), MsFlags::empty(), Some(options))
+        .with_context(|| format!("mounting {kind} at {}", target.display()))
+}
+
+/// Makes the kernel's modules available, so that it loads those that a command needs (tun, bridge, loop, …).
+fn modules(job: &Job) -> Result<()> {
+    let Some(modules) = &job.modules else {
+        return Ok(());
+    };
+    fs::create_dir_all("/lib/modules")?;
+    mount(
+        Some(modules),
+        "/lib/modules",
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .with_context(|| format!("binding {}", modules.display()))
+}
+
+/// Enables every cgroup controller for the children of the root cgroup.
+fn controllers() -> Result<()> {
+    let names = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")?;
+    let enable: Vec<String> = names.split_whitespace().map(|name| format!("+{name}")).collect();
+    fs::write("/sys/fs/cgroup/cgroup.subtree_control", enable.join(" "))
+        .with_context(|| format!("enabling the controllers {names}"))
+}

@@ -1,0 +1,147 @@
+//! `ctr` and `nacre` as the benchmark calls them. Every container that is started is removed again, also
+//! after an error.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nacre_tests::containerd::ctr::IMAGE;
+use serde_json::Value;
+
+use crate::subjects::{Build, Subject};
+
+/// An id that no other container of this machine has.
+pub fn id(word: &str, number: usize) -> String {
+    format!("bench-{word}-{}-{number}", std::process::id())
+}
+
+/// `ctr run` with `flags`; the caller starts it.
+fn ctr_run(subject: &Subject, flags: &[&str], id: &str, command: &[&str]) -> Command {
+    let mut run = Command::new("ctr");
+    run.args(["run", "--runtime", &subject.runtime])
+        .args(flags)
+        .args([IMAGE, id])
+        .args(command);
+    run.stdin(Stdio::null());
+    run
+}
+
+/// Runs `true` in a new container and waits for its end.
+pub fn run_true(subject: &Subject, id: &str) -> Result<()> {
+    output(&mut ctr_run(subject, &["--rm"], id, &["true"])).map(drop)
+}
+
+/// Runs `true` in the running container `id` and waits for its end.
+pub fn exec_true(id: &str, exec_id: &str) -> Result<()> {
+    let mut exec = Command::new("ctr");
+    exec.args(["task", "exec", "--exec-id", exec_id, id, "true"])
+        .stdin(Stdio::null());
+    output(&mut exec).map(drop)
+}
+
+/// Standard output of a command that must succeed.
+fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("starting {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What the `nacre` command of a build prints with `arguments` and `--json`.
+pub fn nacre(build: &Build, arguments: &[&str]) -> Result<Value> {
+    let text = output(
+        Command::new(build.prefix.join("bin/nacre"))
+            .args(arguments)
+            .arg("--json"),
+    )?;
+    serde_json::from_str(&text).with_context(|| format!("parsing the output of nacre {arguments:?}"))
+}
+
+/// The entry of pod `id` in `nacre ps`.
+pub fn pod(build: &Build, id: &str) -> Result<Value> {
+    let pods = nacre(build, &["ps"])?;
+    let pods = pods.as_array().context("nacre ps prints no list")?;
+    let found = pods.iter().find(|pod| pod["id"] == id);
+    found
+        .cloned()
+        .with_context(|| format!("nacre ps does not list {id}"))
+}
+
+/// A running container; dropping it ends and removes it.
+pub struct Running {
+    id: String,
+    /// `ctr run --rm`, which ends with the container; None for a detached container.
+    ctr: Option<Child>,
+    ended: bool,
+}
+
+impl Running {
+    /// Starts `sh -c script` and waits for its first line of output. A subject that runs no processes is not
+    /// waited for.
+    pub fn start(subject: &Subject, id: &str, script: &str) -> Result<Self> {
+        let command = ["sh", "-c", script];
+        let mut running = Self {
+            id: id.to_owned(),
+            ctr: None,
+            ended: false,
+        };
+        if !subject.runs_processes {
+            output(&mut ctr_run(subject, &["-d"], id, &command))?;
+            return Ok(running);
+        }
+        let mut run = ctr_run(subject, &["--rm"], id, &command);
+        let mut child = run
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {run:?}"))?;
+        let stdout = child.stdout.take().context("no standard output")?;
+        running.ctr = Some(child);
+        let mut line = String::new();
+        if BufReader::new(stdout).read_line(&mut line)? == 0 {
+            bail!("{id} ended without a line of output");
+        }
+        Ok(running)
+    }
+
+    /// The container's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Ends the container and waits until it is removed.
+    pub fn end(mut self) -> Result<()> {
+        self.remove()
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
+        match self.ctr.take() {
+            Some(mut ctr) => {
+                output(Command::new("ctr").args(["task", "kill", "-s", "SIGKILL", &self.id]))?;
+                ctr.wait()
+                    .with_context(|| format!("waiting for ctr run of {}", self.id))?;
+            }
+            None => {
+                output(Command::new("ctr").args(["task", "delete", "--force", &self.id]))?;
+                output(Command::new("ctr").args(["containers", "delete", &self.id]))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            eprintln!("nacre-bench: ending {}: {error:#}", self.id);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! The same command under every subject, timed from ctr's start to its end. The subjects take turns: a round
+//! runs each of them once, and the next round starts with the next one, so that a busy host slows all of them
+//! alike.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::containers::{Running, exec_true, id, run_true};
+use crate::results::{Measure, Results};
+use crate::statistics::{median, percentile};
+use crate::subjects::{Subject, Subjects};
+
+/// Seconds of one round.
+#[derive(Debug, Clone, Copy)]
+pub struct Round {
+    /// The installed build.
+    pub nacre: f64,
+    /// runc.
+    pub runc: f64,
+    /// The null shim.
+    pub floor: f64,
+    /// The build that `--other` names.
+    pub other: Option<f64>,
+}
+
+/// A command that was timed.
+pub struct Rounds {
+    /// The row's name in `results.json`.
+    pub name: &'static str,
+    /// The command, for people.
+    pub command: &'static str,
+    /// The largest ratio to runc that is wanted.
+    wanted: f64,
+    /// Its rounds, without the one that warms up.
+    pub rounds: Vec<Round>,
+}
+
+/// Starts and ends a container per subject, `count` times.
+pub fn starts(subjects: &Subjects, count: usize) -> Result<Rounds> {
+    let rounds = alternate("start", &subjects.all(), count, |subject, number| {
+        run_true(subject, &id(subject.name, number))
+    })?;
+    Ok(Rounds {
+        name: "start",
+        command: "ctr run --rm busybox true",
+        wanted: 2.0,
+        rounds,
+    })
+}
+
+/// Runs a command in a running container per subject, `count` times.
+pub fn execs(subjects: &Subjects, count: usize) -> Result<Rounds> {
+    let all = subjects.all();
+    let mut containers = Vec::new();
+    for subject in &all {
+        let script = "echo up; exec sleep 1000000";
+        containers.push(Running::start(subject, &id(subject.name, 0), script)?);
+    }
+    let rounds = alternate("exec", &all, count, |subject, number| {
+        let container = id(subject.name, 0);
+        exec_true(&container, &format!("exec-{number}"))
+    });
+    for container in containers {
+        container.end()?;
+    }
+    Ok(Rounds {
+        name: "exec",
+        command: "ctr task exec true",
+        wanted: 1.0,
+        rounds: rounds?,
+    })
+}
+
+/// Runs one round that does not count, then `count` that do.
+fn alternate(
+    word: &str,
+    subjects: &[&Subject],
+    count: usize,
+    run: impl Fn(&Subject, usize) -> Result<()>,
+) -> Result<Vec<Round>> {
+    eprintln!("warming up: one {word} each");
+    let mut rounds = Vec::with_capacity(count);
+    for number in 0..=count {
+        let mut seconds = vec![0.0; subjects.len()];
+        for turn in 0..subjects.len() {
+            let index = (number + turn) % subjects.len();
+            let subject = subjects[index];
+            let started = Instant::now();
+            run(subject, number).with_context(|| format!("{word} under {}", subject.name))?;
+            seconds[index] = started.elapsed().as_secs_f64();
+        }
+        ensure!(seconds.len() >= 3, "a round needs nacre, runc and the null shim");
+        let round = Round {
+            nacre: seconds[0],
+            runc: seconds[1],
+            floor: seconds[2],
+            other: seconds.get(3).copied(),
+        };
+        if number > 0 {
+            let times: Vec<String> = subjects
+                .iter()
+                .zip(&seconds)
+                .map(|(subject, seconds)| format!("{} {:6.0} ms", subject.name, seconds * 1e3))
+                .collect();
+            let ratio = round.nacre / round.runc;
+            eprintln!(
+                "{word} {number:2} of {count}: {}, ratio {ratio:.2}",
+                times.join(", ")
+            );
+            rounds.push(round);
+        }
+    }
+    Ok(rounds)
+}
+
+impl Rounds {
+    /// `pick` of each round.
+    pub fn each(&self, pick: impl Fn(&Round) -> f64) -> Vec<f64> {
+        self.rounds.iter().map(pick).collect()
+    }
+
+    /// Nacre's time divided by runc's, of each round.
+    pub fn ratios(&self) -> Vec<f64> {
+        self.each(|round| round.nacre / round.runc)
+    }
+
+    /// The other build's time in seconds, of each round; None without another build.
+    pub fn other(&self) -> Option<Vec<f64>> {
+        self.rounds.iter().map(|round| round.other).collect()
+    }
+
+    /// Median of the rounds' ratios of what Nacre and runc add to the null shim's time.
+    pub fn ratio_above_floor(&self) -> f64 {
+        median(&self.each(|round| (round.nacre - round.floor) / (round.runc - round.floor).max(1e-3)))
+    }
+
+    /// Adds the medians with the spread, then the null shim's.
+    pub fn report(&self, results: &mut Results) {
+        let ratios = self.ratios();
+        let note = format!(
+            "medians of {} rounds; ratio: median of the rounds' ratios, p10..p90 {:.2}..{:.2}, above the floor {:.2}; \
+             wanted: at most {}",
+            self.rounds.len(),
+            percentile(&ratios, 10.0),
+            percentile(&ratios, 90.0),
+            self.ratio_above_floor(),
+            self.wanted
+        );
+        results.add(self.row(self.name.to_owned(), 50.0, note));
+        for (name, percent) in [("p10", 10.0), ("p90", 90.0)] {
+            let note = "ratio: of the rounds' ratios".to_owned();
+            results.add(self.row(format!("{}, {name}", self.name), percent, note));
+        }
+        results.add(Measure {
+            name: format!("{}_floor", self.name),
+            unit: "ms",
+            nacre: median(&self.each(|round| round.floor)) * 1e3,
+            peer: Some(median(&self.each(|round| round.runc)) * 1e3),
+            peer_name: Some("runc"),
+            ratio: Some(median(&self.each(|round| round.floor / round.runc))),
+            note: "the null shim: what ctr and containerd take with a runtime that does nothing".to_owned(),
+            ..Measure::default()
+        });
+    }
+
+    fn row(&self, name: String, percent: f64, note: String) -> Measure {
+        let of = |values: &[f64]| percentile(values, percent);
+        let other = self.other();
+        let other_ratios: Option<Vec<f64>> = self
+            .rounds
+            .iter()
+            .map(|round| round.other.map(|other| round.nacre / other))
+            .collect();
+        Measure {
+            name,
+            unit: "ms",
+            nacre: of(&self.each(|round| round.nacre)) * 1e3,
+            peer: Some(of(&self.each(|round| round.runc)) * 1e3),
+            peer_name: Some("runc"),
+            ratio: Some(of(&self.ratios())),
+            other: other.map(|seconds| of(&seconds) * 1e3),
+            other_ratio: other_ratios.map(|ratios| of(&ratios)),
+            note,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(left: f64, right: f64) -> bool {
+        (left - right).abs() < 1e-9
+    }
+
+    #[test]
+    fn the_floor_has_a_row_and_is_subtracted_from_a_ratio() {
+        let round = |nacre: f64, other: Option<f64>| Round {
+            nacre,
+            runc: 2.0,
+            floor: 1.0,
+            other,
+        };
+        let measured = |other| Rounds {
+            name: "start",
+            command: "",
+            wanted: 2.0,
+            rounds: vec![round(4.0, other), round(3.0, other), round(3.0, other)],
+        };
+        assert!(close(measured(None).ratio_above_floor(), 2.0));
+        let mut results = Results::default();
+        measured(Some(1.5)).report(&mut results);
+        let names: Vec<&str> = results.0.iter().map(|row| row.name.as_str()).collect();
+        assert_eq!(names, ["start", "start, p10", "start, p90", "start_floor"]);
+        let (start, floor) = (&results.0[0], &results.0[3]);
+        assert!(close(start.nacre, 3000.0) && close(start.ratio.unwrap(), 1.5));
+        assert!(close(start.other.unwrap(), 1500.0) && close(start.other_ratio.unwrap(), 2.0));
+        assert!(close(floor.nacre, 1000.0) && close(floor.ratio.unwrap(), 0.5));
+        let mut alone = Results::default();
+        measured(None).report(&mut alone);
+        assert!(alone.0[0].other.is_none());
+    }
+}

@@ -1,0 +1,116 @@
+//! What the benchmark compares: the installed build of Nacre, runc, the null shim, and with `--other` a
+//! second build.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use nacre_tests::containerd::Runtime;
+
+/// The shim's file below a prefix.
+const SHIM: &str = "bin/containerd-shim-nacre-v2";
+
+/// A runtime as `ctr` calls it.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// Its name in the output and in ids of containers.
+    pub name: &'static str,
+    /// Value of `ctr run --runtime`: a name, or an absolute path.
+    pub runtime: String,
+    /// False for the null shim, whose containers print nothing and have no process.
+    pub runs_processes: bool,
+}
+
+/// An installed build of Nacre.
+#[derive(Debug, Clone)]
+pub struct Build {
+    /// Its shim.
+    pub subject: Subject,
+    /// Directory with its `bin`, `share/nacre` and `etc/nacre`.
+    pub prefix: PathBuf,
+}
+
+/// Everything that takes part in a run.
+#[derive(Debug)]
+pub struct Subjects {
+    /// The build in PATH.
+    pub nacre: Build,
+    /// What it is compared with.
+    pub runc: Subject,
+    /// The null shim: what ctr and containerd take themselves.
+    pub floor: Subject,
+    /// The build that `--other` names.
+    pub other: Option<Build>,
+}
+
+impl Subjects {
+    /// Finds the installation in PATH and the null shim beside this program.
+    ///
+    /// # Errors
+    /// If one of them, or the build at the prefix `other`, is not installed.
+    pub fn find(other: Option<&Path>) -> Result<Self> {
+        let this_program = std::env::current_exe().context("finding this program's own file")?;
+        let null_shim = this_program.with_file_name("nacre-null-shim");
+        ensure!(
+            null_shim.exists(),
+            "{} does not exist; run: cargo build -p nacre-tests",
+            null_shim.display()
+        );
+        Ok(Self {
+            nacre: Build {
+                subject: subject("nacre", Runtime::Nacre.name()),
+                prefix: installed_prefix()?,
+            },
+            runc: subject("runc", Runtime::Runc.name()),
+            floor: Subject {
+                runs_processes: false,
+                ..subject("floor", &null_shim.to_string_lossy())
+            },
+            other: other.map(other_build).transpose()?,
+        })
+    }
+
+    /// The builds of Nacre: the installed one, then the other.
+    pub fn builds(&self) -> impl Iterator<Item = &Build> {
+        std::iter::once(&self.nacre).chain(&self.other)
+    }
+
+    /// Everything that can run a container: nacre, runc, the null shim, the other build.
+    pub fn all(&self) -> Vec<&Subject> {
+        let other = self.other.as_ref().map(|build| &build.subject);
+        [&self.nacre.subject, &self.runc, &self.floor]
+            .into_iter()
+            .chain(other)
+            .collect()
+    }
+}
+
+fn subject(name: &'static str, runtime: &str) -> Subject {
+    Subject {
+        name,
+        runtime: runtime.to_owned(),
+        runs_processes: true,
+    }
+}
+
+fn other_build(prefix: &Path) -> Result<Build> {
+    let prefix = fs::canonicalize(prefix).with_context(|| format!("the build at {}", prefix.display()))?;
+    let shim = prefix.join(SHIM);
+    ensure!(shim.exists(), "{} does not exist", shim.display());
+    Ok(Build {
+        subject: subject("other", &shim.to_string_lossy()),
+        prefix,
+    })
+}
+
+/// The prefix of the installation whose shim is in PATH.
+fn installed_prefix() -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").context("PATH is not set")?;
+    let shim = std::env::split_paths(&path)
+        .filter_map(|directory| Some(directory.parent()?.join(SHIM)))
+        .find(|file| file.exists())
+        .context("containerd-shim-nacre-v2 is not in PATH; use tests/lab/run")?;
+    let shim = fs::canonicalize(shim)?;
+    let prefix = shim.parent().and_then(Path::parent);
+    Ok(prefix.context("the shim is not in a prefix's bin")?.to_owned())
+}

@@ -1,0 +1,75 @@
+//! The private memory of a Nacre process without guest memory, from /proc/PID/smaps. The end-to-end tests and
+//! the benchmark call it.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+
+/// KiB. A mapping of at least this size counts as guest memory: a VMM's other mappings are far smaller, and
+/// guests have at least this much.
+const GUEST_KIB: u64 = 64 * 1024;
+
+/// The private memory of a process.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// KiB of `Private_Dirty`, summed over all mappings that are not guest memory.
+    pub own_kib: u64,
+    /// Number of mappings that are guest memory.
+    pub guests: u64,
+}
+
+/// Reads the memory of process `pid`.
+///
+/// # Errors
+/// If the process does not exist or its smaps can't be parsed.
+pub fn of(pid: u64) -> Result<Memory> {
+    let smaps =
+        fs::read_to_string(format!("/proc/{pid}/smaps")).with_context(|| format!("smaps of {pid}"))?;
+    parse(&smaps).with_context(|| format!("smaps of {pid}"))
+}
+
+fn parse(smaps: &str) -> Result<Memory> {
+    let mut memory = Memory {
+        own_kib: 0,
+        guests: 0,
+    };
+    let mut in_guest = false;
+    for line in smaps.lines() {
+        let Some((key, value)) = line.split_once(':') else {
+            continue;
+        };
+        let kib = || -> Result<u64> { Ok(value.trim().trim_end_matches(" kB").parse()?) };
+        match key {
+            "Size" => {
+                in_guest = kib()? >= GUEST_KIB;
+                memory.guests += u64::from(in_guest);
+            }
+            "Private_Dirty" if !in_guest => memory.own_kib += kib()?,
+            _ => {}
+        }
+    }
+    Ok(memory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_memory_is_not_counted() {
+        let mapping = |size: u64, dirty: u64| {
+            format!(
+                "7f00-7f01 rw-p 00000000 00:00 0 \nSize: {size:10} kB\nRss: 1 kB\nPrivate_Dirty: {dirty:6} kB\n"
+            )
+        };
+        let smaps = mapping(132, 100) + &mapping(524_288, 90_000) + &mapping(8, 4);
+        assert_eq!(
+            parse(&smaps).unwrap(),
+            Memory {
+                own_kib: 104,
+                guests: 1
+            }
+        );
+        assert_eq!(parse(&mapping(132, 100)).unwrap().guests, 0);
+    }
+}

@@ -1,0 +1,114 @@
+//! The main thread's loop while the guest runs: it waits for the end of the VM, for messages from the shim
+//! and, in standalone mode, for keyboard input. Called after [`Machine::run`]; it never runs guest code or
+//! device code.
+
+use std::io::Read as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use nacre_protocol::control::{Error as ChannelError, Outcome};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::control::{Control, Error};
+use crate::machine::Machine;
+use crate::machine::vm_exit::borrow_eventfd;
+
+/// Why the loop ended; the process then exits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopReason {
+    /// The VM ended: the guest powered off, reset or panicked, or a part of the VMM failed.
+    VmExited(Outcome),
+    /// The shim closed the control socket or sent an invalid message; the VM does not run without a shim.
+    ShimGone(String),
+    /// [`Inputs::stop_request`] was written.
+    Requested,
+}
+
+/// What the loop waits for besides the end of the VM.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Inputs<'a> {
+    /// Messages from the shim.
+    pub control: Option<&'a Control>,
+    /// Forward standard input to the guest's serial port.
+    pub stdin_to_console: bool,
+    /// Ends the loop when it is written.
+    pub stop_request: Option<&'a EventFd>,
+}
+
+/// A descriptor that became readable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    VmExit,
+    Control,
+    StopRequest,
+    Stdin,
+}
+
+/// Handles `inputs` until `machine` ends or there is another reason to stop.
+///
+/// # Errors
+/// The errno of poll(2).
+pub fn run(machine: &Machine, mut inputs: Inputs<'_>) -> Result<StopReason, Errno> {
+    loop {
+        for source in wait(machine, &inputs)? {
+            match source {
+                Source::VmExit => {
+                    if let Some(outcome) = machine.vm_exit().outcome() {
+                        machine.flush_console();
+                        return Ok(StopReason::VmExited(outcome));
+                    }
+                }
+                Source::Control => match inputs.control.map(|control| control.handle_message(machine)) {
+                    None | Some(Ok(())) => {}
+                    Some(Err(Error::Channel(ChannelError::Closed))) => {
+                        return Ok(StopReason::ShimGone("it closed the control socket".to_owned()));
+                    }
+                    Some(Err(error)) => return Ok(StopReason::ShimGone(error.to_string())),
+                },
+                Source::StopRequest => return Ok(StopReason::Requested),
+                Source::Stdin => inputs.stdin_to_console = forward_stdin(machine),
+            }
+        }
+    }
+}
+
+/// Blocks until a descriptor is readable; returns the sources that are.
+fn wait(machine: &Machine, inputs: &Inputs<'_>) -> Result<Vec<Source>, Errno> {
+    let stdin = std::io::stdin();
+    let candidates: [(Source, Option<BorrowedFd<'_>>); 4] = [
+        (Source::VmExit, Some(machine.vm_exit().as_fd())),
+        (Source::Control, inputs.control.map(|control| control.as_fd())),
+        (Source::StopRequest, inputs.stop_request.map(borrow_eventfd)),
+        (Source::Stdin, inputs.stdin_to_console.then(|| stdin.as_fd())),
+    ];
+    let (sources, mut fds): (Vec<Source>, Vec<PollFd<'_>>) = candidates
+        .into_iter()
+        .filter_map(|(source, fd)| Some((source, PollFd::new(fd?, PollFlags::POLLIN))))
+        .unzip();
+    match poll(&mut fds, PollTimeout::NONE) {
+        Err(Errno::EINTR) => return Ok(Vec::new()),
+        result => result?,
+    };
+    let ready = sources
+        .into_iter()
+        .zip(&fds)
+        .filter(|(_, fd)| fd.any() == Some(true));
+    Ok(ready.map(|(source, _)| source).collect())
+}
+
+/// Forwards what standard input has to the guest; false at the end of input.
+fn forward_stdin(machine: &Machine) -> bool {
+    let mut buffer = [0; 16];
+    let space = machine.serial_input().free_space().min(buffer.len()).max(1);
+    let part = buffer.get_mut(..space).unwrap_or_default();
+    match std::io::stdin().lock().read(part) {
+        Ok(0) | Err(_) => false,
+        Ok(count) => {
+            machine
+                .serial_input()
+                .enqueue(part.get(..count).unwrap_or_default());
+            true
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The mode for the shim: the configuration and its files arrive over the control socket, and the steps of
+//! the start, the guest's connections and the end of the VM are reported over it. Called by `main`; never
+//! returns.
+
+use std::error::Error as StdError;
+
+use nacre_protocol::control::Outcome;
+use nacre_protocol::guest::SHARED_TAG;
+
+use crate::config::Config;
+use crate::control::{ConfigFiles, Control};
+use crate::jail::{self, Confinement, ThreadKind, Violation};
+use crate::machine::{self, DeviceConfigs, Failure, Machine, Resources};
+use crate::main_loop::{self, Inputs, StopReason};
+use crate::process::exit_now;
+use crate::virtio::{fs, vsock};
+
+/// A failed step before [`machine::build`], with its error.
+struct StepError(&'static str, Box<dyn StdError>);
+
+impl StepError {
+    fn at<E: StdError + 'static>(step: &'static str) -> impl FnOnce(E) -> Self {
+        move |error| Self(step, Box::new(error))
+    }
+}
+
+/// Runs the VM that the shim configures until the VM ends or the shim closes the socket.
+pub fn run(control: &Control) -> ! {
+    let (config, files, jail) =
+        prepare(control).unwrap_or_else(|StepError(step, error)| control.fail_at(step, error.as_ref(), None));
+    let machine = build(control, &config, files, jail).unwrap_or_else(|failure| control.fail(&failure));
+    run_machine(machine, control)
+}
+
+/// The jail after it is closed, and what the file server opened before.
+struct Jail {
+    confinement: Confinement,
+    fs: fs::Prepared,
+}
+
+fn prepare(control: &Control) -> Result<(Config, ConfigFiles, Jail), StepError> {
+    let (configure, files) = control
+        .receive_configuration()
+        .map_err(StepError::at("receive configuration"))?;
+    let config = Config::try_from(configure).map_err(StepError::at("check configuration"))?;
+    let fs = fs::Prepared::before_jail().map_err(StepError::at("open /proc/self/fd"))?;
+    jail::enter(None).map_err(StepError::at("close jail"))?;
+    let confinement = Confinement::closed(Violation::Kill).map_err(StepError::at("close jail"))?;
+    control.send_step("jail closed");
+    Ok((config, files, Jail { confinement, fs }))
+}
+
+fn build(control: &Control, config: &Config, files: ConfigFiles, jail: Jail) -> Result<Machine, Failure> {
+    let resources = Resources {
+        kvm: files.kvm,
+        kernel: files.kernel,
+        initrd: files.initrd,
+        console_ring: Some(files.console_ring),
+        devices: DeviceConfigs {
+            vsock: vsock::Config {
+                host: Box::new(control.connection_sender()),
+                listener: None,
+            },
+            // The root of this process's mount namespace, into which the shim moves the containers' mounts.
+            fs: Some(fs::Config {
+                tag: SHARED_TAG.to_owned(),
+                root: "/".into(),
+                prepared: jail.fs,
+            }),
+        },
+    };
+    let machine = machine::build(config, resources, &jail.confinement, |step| {
+        control.send_step(step);
+    })?;
+    jail.confinement
+        .confine(ThreadKind::Control)
+        .map_err(Failure::at("confine main thread"))?;
+    Ok(machine)
+}
+
+fn run_machine(mut machine: Machine, control: &Control) -> ! {
+    control.send_running();
+    machine.run();
+    let inputs = Inputs {
+        control: Some(control),
+        ..Inputs::default()
+    };
+    match main_loop::run(&machine, inputs) {
+        Ok(StopReason::VmExited(outcome)) => control.end(outcome),
+        Ok(StopReason::ShimGone(reason)) => {
+            eprintln!("nacre-vmm: exiting because of the shim: {reason}");
+            exit_now(0)
+        }
+        Ok(StopReason::Requested) => exit_now(0),
+        Err(errno) => {
+            let error = format!("poll: {errno}");
+            eprintln!("nacre-vmm: main thread: {error}");
+            control.end(Outcome::Fault {
+                part: "main thread".to_owned(),
+                error,
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boot::kernel;
+    use crate::config::ConsoleOutput;
+    use nacre_protocol::control::{Channel, FromVmm};
+    use nix::poll::{PollFd, PollFlags, poll};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use std::fs::File;
+    use std::io::Write as _;
+    use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+    use std::process::{Command, Stdio};
+
+    /// Set in the child process of the test below, to the number of its control socket.
+    const CHILD: &str = "NACRE_TEST_CONTROL_FD";
+
+    /// Its destructor runs on the vsock device's worker and never returns: the worker then hangs as the file
+    /// server does in a system call to a hung host file system.
+    struct Hanging;
+
+    impl vsock::Host for Hanging {
+        fn connect(&mut self, _ports: vsock::Ports, _stream: OwnedFd) -> Result<(), vsock::Refused> {
+            Err(vsock::Refused)
+        }
+    }
+
+    impl Drop for Hanging {
+        fn drop(&mut self) {
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+
+    /// A VM with a worker that hangs, whose guest reports a kernel panic at once.
+    fn machine_with_a_hung_worker() -> Machine {
+        // nop; nop; mov al, 1; mov dx, 0x505; out dx, al; hlt. The entry point is the third byte.
+        let code = b"\x90\x90\xb0\x01\x66\xba\x05\x05\xee\xf4";
+        let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
+        let mut initrd = tempfile::tempfile().unwrap();
+        initrd.write_all(b"initrd").unwrap();
+        let config = Config {
+            pod: "test".to_owned(),
+            memory_mib: 64,
+            vcpus: 1,
+            extra_cmdline: String::new(),
+            console: ConsoleOutput::RingOnly,
+        };
+        let resources = Resources {
+            kvm: kvm.into(),
+            kernel: kernel::tests::vmlinux(code, &kernel::tests::pvh_note()),
+            initrd,
+            console_ring: None,
+            devices: DeviceConfigs {
+                vsock: vsock::Config {
+                    host: Box::new(Hanging),
+                    listener: None,
+                },
+                fs: None,
+            },
+        };
+        machine::build(&config, resources, &Confinement::none(), |_| {}).unwrap()
+    }
+
+    #[test]
+    fn the_process_exits_after_its_last_message_even_if_a_worker_hangs() {
+        if let Ok(fd) = std::env::var(CHILD) {
+            run_machine(machine_with_a_hung_worker(), &Control::new(fd.parse().unwrap()));
+        }
+        if !std::path::Path::new("/dev/kvm").exists() {
+            return println!("skipped: no /dev/kvm");
+        }
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty()).unwrap();
+        rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC).unwrap();
+        let (_, name) = concat!(
+            module_path!(),
+            "::the_process_exits_after_its_last_message_even_if_a_worker_hangs"
+        )
+        .split_once("::")
+        .unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(CHILD, theirs.as_raw_fd().to_string())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        drop(theirs);
+        let pid = rustix::process::Pid::from_child(&child);
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        let shim = Channel::new(ours);
+        assert_eq!(shim.receive::<FromVmm>().unwrap().0, FromVmm::Running);
+        assert_eq!(
+            shim.receive::<FromVmm>().unwrap().0,
+            FromVmm::Ended(Outcome::Panic)
+        );
+        let mut pidfds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        let exited_in_time = poll(&mut pidfds, 1000u16).unwrap();
+        if exited_in_time == 0 {
+            child.kill().unwrap();
+        }
+        assert!(child.wait().unwrap().success() && exited_in_time == 1);
+    }
+}

@@ -1,0 +1,213 @@
+//! The standalone mode, without a shim: the configuration comes from the command line, and the result goes to
+//! standard error and the exit code. For debugging and for measuring a boot; the shim never uses it.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use nacre_protocol::control::Outcome;
+use nacre_protocol::guest::SHARED_TAG;
+use nacre_protocol::vsock::AGENT_PORT;
+use nacre_vmm::config::{Config, ConsoleOutput};
+use nacre_vmm::jail::{self, Confinement, ThreadKind, Violation};
+use nacre_vmm::machine::{self, DeviceConfigs, Failure, Resources};
+use nacre_vmm::main_loop::{self, Inputs, StopReason};
+use nacre_vmm::virtio::{fs, vsock};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::StandaloneArguments;
+
+/// How many of the guest's vsock connections are accepted in all; each costs a descriptor.
+const MAX_STREAMS: usize = 64;
+
+/// Runs the VM that `arguments` describe until it ends; returns the exit code.
+pub fn run(arguments: &StandaloneArguments) -> anyhow::Result<u8> {
+    let config = config(arguments)?;
+    let stop_request = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("creating an eventfd")?;
+    let guest_started = Arc::new(OnceLock::new());
+    let acceptor = StreamAcceptor {
+        guest_started: Arc::clone(&guest_started),
+        stop_request: if arguments.until_ready {
+            Some(stop_request.try_clone()?)
+        } else {
+            None
+        },
+        streams: Vec::new(),
+    };
+    let resources = resources(arguments, acceptor)?;
+    let confinement = confinement(arguments)?;
+    let mut steps = vec![("jail closed", Instant::now())];
+    let on_step = |name| steps.push((name, Instant::now()));
+    let mut machine = machine::build(&config, resources, &confinement, on_step).map_err(with_hint)?;
+    if arguments.until_ready {
+        print_durations(&steps);
+    }
+    confinement.confine(ThreadKind::Control)?;
+    guest_started.get_or_init(Instant::now);
+    machine.run();
+    let inputs = Inputs {
+        stdin_to_console: arguments.console,
+        stop_request: Some(&stop_request),
+        ..Inputs::default()
+    };
+    let reason = main_loop::run(&machine, inputs).context("waiting for the guest")?;
+    if arguments.exits {
+        for (kind, count) in machine.exit_counts() {
+            eprintln!("{count:>10} {kind}");
+        }
+    }
+    Ok(match reason {
+        StopReason::VmExited(outcome) => {
+            eprintln!("nacre-vmm: {outcome}");
+            exit_code(&outcome)
+        }
+        StopReason::Requested => 0,
+        StopReason::ShimGone(reason) => bail!("unexpected message from a shim in standalone mode: {reason}"),
+    })
+}
+
+/// Prints how long each of `steps` after the first took.
+fn print_durations(steps: &[(&str, Instant)]) {
+    for ((_, before), (name, done)) in steps.iter().zip(steps.iter().skip(1)) {
+        eprintln!(
+            "nacre-vmm: {name}: {:.1} ms",
+            (*done - *before).as_secs_f64() * 1000.0
+        );
+    }
+}
+
+fn config(arguments: &StandaloneArguments) -> anyhow::Result<Config> {
+    let (console, parameters) = if arguments.console {
+        (ConsoleOutput::Terminal, "")
+    } else {
+        (ConsoleOutput::Stderr, "quiet loglevel=4 ")
+    };
+    let config = Config {
+        pod: "standalone".to_owned(),
+        memory_mib: arguments.memory_mib,
+        vcpus: arguments.vcpus,
+        extra_cmdline: format!("{parameters}{}", arguments.cmdline),
+        console,
+    };
+    Ok(config.validate()?)
+}
+
+fn resources(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow::Result<Resources> {
+    let (Some(kernel), Some(initrd)) = (&arguments.kernel, &arguments.initrd) else {
+        bail!("--kernel and --initrd are required");
+    };
+    let kvm = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .context("opening /dev/kvm")?;
+    let listener = arguments.vsock_uds.as_deref().map(listen).transpose()?;
+    Ok(Resources {
+        kvm: kvm.into(),
+        kernel: open(kernel)?,
+        initrd: open(initrd)?,
+        console_ring: None,
+        devices: DeviceConfigs {
+            vsock: vsock::Config {
+                host: Box::new(acceptor),
+                listener,
+            },
+            fs: arguments
+                .share
+                .as_deref()
+                .map(|share| fs_config(share, arguments.no_jail))
+                .transpose()?,
+        },
+    })
+}
+
+/// The jail makes the shared directory its root, so the device's root is `/` unless there is no jail.
+fn fs_config(share: &Path, no_jail: bool) -> anyhow::Result<fs::Config> {
+    let (root, prepared) = if no_jail {
+        let root = share
+            .canonicalize()
+            .with_context(|| format!("resolving the shared directory {}", share.display()))?;
+        (root, fs::Prepared::without_jail())
+    } else {
+        ("/".into(), fs::Prepared::before_jail())
+    };
+    Ok(fs::Config {
+        tag: SHARED_TAG.to_owned(),
+        root,
+        prepared: prepared.context("opening /proc/self/fd")?,
+    })
+}
+
+fn confinement(arguments: &StandaloneArguments) -> anyhow::Result<Confinement> {
+    if arguments.no_jail {
+        return Ok(Confinement::none());
+    }
+    jail::enter(arguments.share.as_deref()).context("use --no-jail to run without a jail")?;
+    let violation = if arguments.log_calls {
+        Violation::Log
+    } else {
+        Violation::Kill
+    };
+    Ok(Confinement::closed(violation)?)
+}
+
+/// Accepts the guest's vsock connections and keeps them open without reading them; prints when the agent
+/// connects.
+struct StreamAcceptor {
+    guest_started: Arc<OnceLock<Instant>>,
+    /// Written when the agent has connected, if that is to end the VM.
+    stop_request: Option<EventFd>,
+    streams: Vec<OwnedFd>,
+}
+
+impl vsock::Host for StreamAcceptor {
+    fn connect(&mut self, ports: vsock::Ports, stream: OwnedFd) -> Result<(), vsock::Refused> {
+        if self.streams.len() >= MAX_STREAMS {
+            return Err(vsock::Refused);
+        }
+        self.streams.push(stream);
+        if ports.host == AGENT_PORT {
+            let boot_ms = self
+                .guest_started
+                .get()
+                .map_or(0, |started| started.elapsed().as_millis());
+            eprintln!("nacre-vmm: the agent connected {boot_ms} ms after the guest's first instruction");
+            if let Some(Err(error)) = self.stop_request.as_ref().map(|event| event.write(1)) {
+                eprintln!("nacre-vmm: waking the main thread: {error}");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("creating the socket {}", path.display()))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn open(path: &Path) -> anyhow::Result<File> {
+    File::open(path).with_context(|| format!("opening {}", path.display()))
+}
+
+fn with_hint(failure: Failure) -> anyhow::Error {
+    match failure.hint() {
+        Some(hint) => anyhow::anyhow!("{failure}\nhint: {hint}"),
+        None => failure.into(),
+    }
+}
+
+/// The exit codes that `--help` documents.
+fn exit_code(outcome: &Outcome) -> u8 {
+    match outcome {
+        Outcome::PowerOff => 0,
+        Outcome::Reset { .. } => 10,
+        Outcome::Panic => 11,
+        Outcome::Fault { .. } => 12,
+    }
+}

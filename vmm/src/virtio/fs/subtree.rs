@@ -1,0 +1,103 @@
+//! How long the guest may cache names and attributes, by the part of the shared tree that they are in. Pure;
+//! used by [`super::tree`].
+//!
+//! ```text
+//! /                      Root       not cached: containers are created and deleted
+//!   <container>/         Container  not cached
+//!     rootfs/…           Rootfs     changed by this guest only: everything cached, absent names, too
+//!     mounts/            Mounts     not cached
+//!       <n>/…            HostMount  also changed by the host: names and attributes not cached; a file's
+//!                                   cached data is dropped when it is opened again or its mtime changed
+//!     …                  HostMount
+//! ```
+//! The subtree is stored in the upper bits of the inode number that the guest knows, so there is no table of
+//! it. A guest that invents numbers changes its own caching and nothing else.
+
+use std::ffi::CStr;
+use std::time::Duration;
+
+use nacre_protocol::guest::{MOUNTS_DIR, ROOTFS_DIR};
+use virtiofsd::filesystem::Entry;
+
+/// How long the guest caches names and attributes that only this guest changes.
+pub const ROOTFS_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+/// The lower bits: the library's inode numbers, which count from 1.
+const LIBRARY_BITS: u64 = (1 << 61) - 1;
+const SUBTREE_SHIFT: u32 = 61;
+
+/// A part of the shared tree with one caching policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subtree {
+    /// The root directory.
+    Root,
+    /// The directory of a container.
+    Container,
+    /// The directory that holds a container's host mounts.
+    Mounts,
+    /// A container's root file system.
+    Rootfs,
+    /// A host mount. Also the policy for every other name in a container's directory.
+    HostMount,
+}
+
+impl Subtree {
+    /// The subtree of an inode number of the guest.
+    pub fn of(inode: u64) -> Self {
+        match inode >> SUBTREE_SHIFT {
+            0 => Self::Root,
+            1 => Self::Container,
+            2 => Self::Mounts,
+            3 => Self::Rootfs,
+            _ => Self::HostMount,
+        }
+    }
+
+    fn bits(self) -> u64 {
+        let number: u64 = match self {
+            Self::Root => 0,
+            Self::Container => 1,
+            Self::Mounts => 2,
+            Self::Rootfs => 3,
+            Self::HostMount => 4,
+        };
+        number << SUBTREE_SHIFT
+    }
+
+    /// The subtree of the entry `name` of a directory in this subtree.
+    pub fn child(self, name: &CStr) -> Self {
+        match self {
+            Self::Root => Self::Container,
+            Self::Container if name.to_bytes() == ROOTFS_DIR.as_bytes() => Self::Rootfs,
+            Self::Container if name.to_bytes() == MOUNTS_DIR.as_bytes() => Self::Mounts,
+            Self::Rootfs => Self::Rootfs,
+            Self::Container | Self::Mounts | Self::HostMount => Self::HostMount,
+        }
+    }
+
+    /// How long the guest may cache the names in a directory, and the attributes of an inode, of this
+    /// subtree.
+    pub fn timeout(self) -> Duration {
+        if self == Self::Rootfs {
+            ROOTFS_TIMEOUT
+        } else {
+            Duration::ZERO
+        }
+    }
+}
+
+/// The library's number of the guest's `inode`.
+pub fn library_inode(inode: u64) -> u64 {
+    inode & LIBRARY_BITS
+}
+
+/// Turns the library's entry for `name` in the guest's inode `parent` into the guest's. The directory decides
+/// how long the name is cached (names in a container's directory may become mount points at any time), the
+/// entry's inode how long its attributes are.
+pub fn guest_entry(mut entry: Entry, parent: u64, name: &CStr) -> Entry {
+    let directory = Subtree::of(parent);
+    let subtree = directory.child(name);
+    entry.inode |= subtree.bits();
+    entry.attr_timeout = subtree.timeout();
+    entry.entry_timeout = directory.timeout();
+    entry
+}

@@ -1,0 +1,44 @@
+//! Why a data path stops until its driver resets the device. Made by the worker and by data paths; ends as
+//! the reason of [`crate::virtio::Report::Stopped`].
+
+use std::error::Error;
+use std::io;
+
+/// The device can't continue: its rings are broken, or an operation of the host failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The driver has not made this queue ready (virtio 1.2, 4.2.2).
+    #[error("queue {0} is not ready")]
+    NotReady(u16),
+    /// A ring of this queue lies outside of guest memory, or its size is not a power of two.
+    #[error("the rings of queue {0} are not in guest memory")]
+    InvalidQueue(u16),
+    /// An index or address in a ring is out of bounds (virtio 1.2, 2.7).
+    #[error("{ring} of queue {index}: {source}")]
+    Ring {
+        /// The index of the queue.
+        index: u16,
+        /// "available ring", "used ring" or both.
+        ring: &'static str,
+        /// What is wrong.
+        source: virtio_queue::Error,
+    },
+    /// A system call failed.
+    #[error("{operation}: {source}")]
+    Io {
+        /// What was attempted, such as "watch the listener".
+        operation: &'static str,
+        /// The system call's error.
+        source: io::Error,
+    },
+    /// Guest memory can't be mapped a second time for a library.
+    #[error("guest memory: {0}")]
+    Memory(#[source] Box<dyn Error + Send + Sync>),
+}
+
+impl Fault {
+    /// For `map_err` on a system call of `operation`.
+    pub fn io(operation: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { operation, source }
+    }
+}
