@@ -10,8 +10,8 @@ use nacre_protocol::BUILD_ID;
 use nacre_protocol::agent::{
     Agent, ContainerRef, ContainerStatsResponse, CreateContainerRequest, CreateContainerResponse, Empty,
     KillProcessRequest, ListPidsResponse, ProcessRef, ResizePtyRequest, SetupRequest, SetupResponse,
-    StartExecRequest, StartExecResponse, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
-    WaitProcessResponse, create_agent,
+    StartExecRequest, StartExecResponse, UpdateContainerRequest, UpdateContainerResponse, WaitOomRequest,
+    WaitOomResponse, WaitProcessResponse, create_agent,
 };
 use tokio::sync::watch;
 use ttrpc::asynchronous::{Service as Methods, TtrpcContext};
@@ -142,10 +142,7 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: StartExecRequest,
     ) -> ttrpc::Result<StartExecResponse> {
-        Ok(StartExecResponse {
-            pid: self.containers.exec(request).await?,
-            ..StartExecResponse::default()
-        })
+        Ok(self.containers.exec(request).await?)
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
@@ -170,11 +167,12 @@ impl Agent for Service {
         &self,
         _: &TtrpcContext,
         request: UpdateContainerRequest,
-    ) -> ttrpc::Result<Empty> {
-        self.containers
-            .get(&request.container_id)?
-            .update(&request.resources)?;
-        Ok(Empty::new())
+    ) -> ttrpc::Result<UpdateContainerResponse> {
+        let container = self.containers.get(&request.container_id)?;
+        Ok(UpdateContainerResponse {
+            ignored: container.update(&request.resources)?,
+            ..UpdateContainerResponse::default()
+        })
     }
 
     async fn container_stats(

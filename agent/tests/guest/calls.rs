@@ -71,7 +71,7 @@ impl Guest {
         )
     }
 
-    pub async fn update(&self, id: &str, resources: Value) -> Answer<Empty> {
+    pub async fn update(&self, id: &str, resources: Value) -> Answer<UpdateContainerResponse> {
         let request = UpdateContainerRequest {
             container_id: id.to_owned(),
             resources: serde_json::to_vec(&resources).unwrap(),

@@ -31,7 +31,7 @@ const PING_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Most processes of a container that are listed: the guest kernel's default for the highest pid (`PID_MAX_DEFAULT`).
 const MAX_PIDS: usize = 32_768;
-/// Most lines about ignored fields that an agent may write to the log per container.
+/// Most ignored fields of a reply that are logged.
 const MAX_IGNORED: usize = 64;
 
 /// Why a call failed.
@@ -118,6 +118,14 @@ fn context() -> Context {
     with_duration(DEADLINE.saturating_add(Duration::from_secs(1)))
 }
 
+/// Logs fields of a request that the agent ignores. The shim has removed those that its own check ignores, so that these
+/// are fields that only the guest can decide about, such as devices that it does not have.
+fn log_ignored(name: &ProcessId, fields: &[String]) {
+    for field in fields.iter().take(MAX_IGNORED) {
+        crate::log::warn(format_args!("{name}: ignored: {}", bounded(field, MAX_MESSAGE)));
+    }
+}
+
 impl Guest {
     /// Takes over the stream that the agent opened.
     ///
@@ -191,9 +199,7 @@ impl Guest {
         let created = self
             .within_deadline(self.client.create_container(context(), &request))
             .await?;
-        for ignored in created.ignored.iter().take(MAX_IGNORED) {
-            crate::log::warn(format_args!("{id}: ignored: {}", bounded(ignored, MAX_MESSAGE)));
-        }
+        log_ignored(&ProcessId::init(id), &created.ignored);
         Ok(created.pid)
     }
 
@@ -219,10 +225,11 @@ impl Guest {
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        Ok(self
+        let started = self
             .within_deadline(self.client.start_exec(context(), &request))
-            .await?
-            .pid)
+            .await?;
+        log_ignored(name, &started.ignored);
+        Ok(started.pid)
     }
 
     /// Waits for the exit of a process, without a deadline.
@@ -303,8 +310,10 @@ impl Guest {
             resources,
             ..Default::default()
         };
-        self.within_deadline(self.client.update_container(context(), &request))
+        let updated = self
+            .within_deadline(self.client.update_container(context(), &request))
             .await?;
+        log_ignored(&ProcessId::init(id), &updated.ignored);
         Ok(())
     }
 
