@@ -1,7 +1,7 @@
-//! The pod's cgroup: a leaf in the cgroup2 file system, below the parent that the spec's cgroupsPath names. The VMM is in
-//! it, the shim is not. cgroupsPath may have either notation: a path (cgroupfs), or "slice:prefix:name" (systemd), whose
-//! directories are made without D-Bus. A parent that had to be made gets an extended attribute as a mark, and is removed
-//! with its last pod. Called by the sandbox and by clean_up.
+//! The pod's cgroup: a leaf in the cgroup2 file system, below the parent that the spec's cgroupsPath names.
+//! The VMM is in it, the shim is not. cgroupsPath may have either notation: a path (cgroupfs), or
+//! "slice:prefix:name" (systemd), whose directories are made without D-Bus. A parent that had to be made gets
+//! an extended attribute as a mark, and is removed with its last pod. Called by the sandbox and by clean_up.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _};
@@ -53,8 +53,8 @@ pub fn root() -> Result<PathBuf, Error> {
     root_in(&mountinfo).ok_or(Error::NoCgroup2)
 }
 
-/// The mount point of the first line of type cgroup2 (proc(5): its fields before " - " are ID, parent, device, root,
-/// mount point; after it the type comes first).
+/// The mount point of the first line of type cgroup2 (proc(5): its fields before " - " are ID, parent,
+/// device, root, mount point; after it the type comes first).
 fn root_in(mountinfo: &str) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         let (mount, kind) = line.split_once(" - ")?;
@@ -92,7 +92,8 @@ pub fn parent(cgroups_path: Option<&str>) -> Result<PathBuf, Error> {
     }
 }
 
-/// The path of a slice (systemd.slice(5)): "a-b.slice" is in "a.slice"; "-.slice" is the root. None for an invalid name.
+/// The path of a slice (systemd.slice(5)): "a-b.slice" is in "a.slice"; "-.slice" is the root. None for an
+/// invalid name.
 fn expand_slice(slice: &str) -> Option<PathBuf> {
     let slice = if slice.is_empty() { "system.slice" } else { slice };
     let name = slice.strip_suffix(".slice")?;
@@ -194,8 +195,9 @@ impl Cgroup {
         }
     }
 
-    /// Waits until no process is left in it, by cgroup.events' `populated`, whose changes poll(2) reports (Documentation/
-    /// admin-guide/cgroup-v2.rst, "(Un)populated Notification"). A cgroup that was removed is empty.
+    /// Waits until no process is left in it, by cgroup.events' `populated`, whose changes poll(2) reports
+    /// (Documentation/ admin-guide/cgroup-v2.rst, "(Un)populated Notification"). A cgroup that was removed is
+    /// empty.
     ///
     /// # Errors
     /// [`Error::Populated`] if a process is left at `deadline`; [`Error::File`] if the file can't be read.
@@ -245,8 +247,9 @@ impl Cgroup {
     }
 }
 
-/// Enables [`CONTROLLERS`] for the children of `directory`. Failures are only logged: a hybrid hierarchy has no controllers
-/// here, and a cgroup with processes accepts none; the pod then runs without limits or accounting of that kind.
+/// Enables [`CONTROLLERS`] for the children of `directory`. Failures are only logged: a hybrid hierarchy has
+/// no controllers here, and a cgroup with processes accepts none; the pod then runs without limits or
+/// accounting of that kind.
 fn enable_controllers(directory: &Path) {
     let Ok(available) = fs::read_to_string(directory.join("cgroup.controllers")) else {
         return;

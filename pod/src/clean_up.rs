@@ -1,8 +1,10 @@
-//! Removes what a pod left on the host after its shim died; reads `pod.json` and nothing else. Called by the command
-//! `delete`, and by `start` if an earlier pod had the same name. May run twice, and before anything was created.
+//! Removes what a pod left on the host after its shim died; reads `pod.json` and nothing else. Called by the
+//! command `delete`, and by `start` if an earlier pod had the same name. May run twice, and before anything
+//! was created.
 //!
-//! The kernel reuses pids, and all pods run the same two programs, so the recorded shim is killed only if its start time
-//! is the recorded one, too. The VMM is never looked up by pid: every process in the pod's cgroup is killed.
+//! The kernel reuses pids, and all pods run the same two programs, so the recorded shim is killed only if its
+//! start time is the recorded one, too. The VMM is never looked up by pid: every process in the pod's cgroup
+//! is killed.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -73,8 +75,8 @@ pub fn clean_up(identity: &Identity) -> Result<Cleaned, Error> {
     Ok(Cleaned { vmm_pid, unreadable })
 }
 
-/// The containerd address that pod `id` was started with; empty if there is no such pod. The address is part of a pod's
-/// key, and containerd 1.6 does not pass it to `delete`.
+/// The containerd address that pod `id` was started with; empty if there is no such pod. The address is part
+/// of a pod's key, and containerd 1.6 does not pass it to `delete`.
 pub fn recorded_address(namespace: &str, id: &str) -> String {
     let pods = fs::read_dir(STATE_ROOT).into_iter().flatten().flatten();
     pods.filter_map(|entry| state::read_pod(&entry.path()).ok().flatten())

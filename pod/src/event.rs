@@ -1,5 +1,6 @@
-//! What the engine reports: each change of a task's state, once, in order. The door that a caller came through
-//! ([`EventSink`]) forwards them in its own form, for containerd as TaskCreate, TaskStart, TaskExit and so on.
+//! What the engine reports: each change of a task's state, once, in order. The door that a caller came
+//! through ([`EventSink`]) forwards them in its own form, for containerd as TaskCreate, TaskStart, TaskExit
+//! and so on.
 
 use crate::container::CreateRequest;
 use crate::exit::Exit;
@@ -73,7 +74,8 @@ pub enum TaskEvent<'a> {
     },
 }
 
-/// Receives the engine's events. Called on the engine's only thread, so an implementation queues and returns at once.
+/// Receives the engine's events. Called on the engine's only thread, so an implementation queues and returns
+/// at once.
 pub trait EventSink: std::fmt::Debug {
     /// Takes one event.
     fn publish(&self, event: &TaskEvent<'_>);

@@ -1,12 +1,13 @@
-//! Texts that a guest or its VMM chose, made fit for state files, error messages and logs: short, on one line, without
-//! control characters. Called where such a text arrives. Pure.
+//! Texts that a guest or its VMM chose, made fit for state files, error messages and logs: short, on one
+//! line, without control characters. Called where such a text arrives. Pure.
 
 /// Longest name: of a step, a kernel release, a build.
 pub const MAX_NAME: usize = 128;
 /// Longest message: of an error, with its causes.
 pub const MAX_MESSAGE: usize = 4096;
 
-/// `text` with control characters escaped, as `\u{1b}`, and cut to at most `max` bytes; "…" at the end marks a cut.
+/// `text` with control characters escaped, as `\u{1b}`, and cut to at most `max` bytes; "…" at the end marks
+/// a cut.
 #[must_use]
 pub fn bounded(text: &str, max: usize) -> String {
     const MARK: &str = "…";
@@ -31,8 +32,8 @@ pub fn bounded(text: &str, max: usize) -> String {
     bounded
 }
 
-/// Unicode's bidirectional controls, zero-width characters and line separators: with them a terminal shows something else
-/// than the text.
+/// Unicode's bidirectional controls, zero-width characters and line separators: with them a terminal shows
+/// something else than the text.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }

@@ -1,7 +1,7 @@
-//! Hooks of the OCI specification that run on the host, in the shim's namespaces: prestart and createRuntime (during
-//! Create, before the container's init is created), poststart (during Start), poststop (during Delete). Each gets the
-//! container's state on standard input. The guest runs `startContainer`; this module never does. Parsed by `bundle`, run
-//! by the sandbox.
+//! Hooks of the OCI specification that run on the host, in the shim's namespaces: prestart and createRuntime
+//! (during Create, before the container's init is created), poststart (during Start), poststop (during
+//! Delete). Each gets the container's state on standard input. The guest runs `startContainer`; this module
+//! never does. Parsed by `bundle`, run by the sandbox.
 
 use std::fs::File;
 use std::io::{self, PipeReader, Seek as _, Write as _};
@@ -225,8 +225,8 @@ struct StateDocument {
 }
 
 impl StateDocument {
-    /// The state in the specification's JSON. `pid` is the VMM's on the host, because the container's network traffic goes
-    /// through the VMM's network namespace. A stopped container has no pid.
+    /// The state in the specification's JSON. `pid` is the VMM's on the host, because the container's network
+    /// traffic goes through the VMM's network namespace. A stopped container has no pid.
     fn state(&self, status: &str, pid: u32) -> Vec<u8> {
         let mut state = serde_json::json!({
             "ociVersion": self.oci_version,
@@ -294,8 +294,8 @@ impl Hook {
 struct KillOnDrop(Child);
 
 impl KillOnDrop {
-    /// Waits until the child exits and reads its output meanwhile; `tail` gets the last bytes. Does not wait for output of
-    /// the child's own children.
+    /// Waits until the child exits and reads its output meanwhile; `tail` gets the last bytes. Does not wait
+    /// for output of the child's own children.
     async fn wait(&mut self, output: PipeReader, tail: &mut Vec<u8>) -> io::Result<ExitStatus> {
         let ended = sys::watch_end(&self.0)?;
         let mut output = tokio::net::unix::pipe::Receiver::from_owned_fd(OwnedFd::from(output))?;
@@ -313,7 +313,8 @@ impl KillOnDrop {
                 }
             }
         }
-        // What the child wrote just before it exited. Bounded, because the child's own children may go on writing.
+        // What the child wrote just before it exited. Bounded, because the child's own children may go on
+        // writing.
         for _ in 0..LAST_READS {
             match output.try_read(&mut buffer) {
                 Ok(0) | Err(_) => break,

@@ -1,5 +1,5 @@
-//! Identifies a pod: containerd's names for it, and the paths that follow from them. Built by the commands `start` and
-//! `delete`.
+//! Identifies a pod: containerd's names for it, and the paths that follow from them. Built by the commands
+//! `start` and `delete`.
 
 use std::path::{Path, PathBuf};
 

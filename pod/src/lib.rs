@@ -1,6 +1,6 @@
-//! The pod engine: one microVM and its containers, from the VMM's start to the removal of the last file on the host. It
-//! is called through one handle ([`Handle`]) and reports through one trait ([`EventSink`]); it speaks no
-//! message of containerd's, so that another door (a command line like runc's) can use it as it is.
+//! The pod engine: one microVM and its containers, from the VMM's start to the removal of the last file on
+//! the host. It is called through one handle ([`Handle`]) and reports through one trait ([`EventSink`]); it
+//! speaks no message of containerd's, so that another door (a command line like runc's) can use it as it is.
 //!
 //! ```text
 //! door ──Handle::call(Call)──▶ sandbox ──┬─▶ vm        starts and watches nacre-vmm
@@ -9,7 +9,8 @@
 //!                                         ├─▶ streams   FIFOs, files and loggers of standard streams
 //!                                         └─▶ container what a container and its processes may do when
 //! ```
-//! Everything runs on one thread: the caller provides a current-thread tokio runtime, and forks (in `sys`) rely on it.
+//! Everything runs on one thread: the caller provides a current-thread tokio runtime, and forks (in `sys`)
+//! rely on it.
 
 mod bundle;
 mod cgroup;

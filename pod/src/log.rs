@@ -1,5 +1,6 @@
-//! The shim's log: lines in the format of containerd's own log on standard error, which in the daemon is the bundle's
-//! `log` FIFO. Never blocks: a line that does not fit into the FIFO is dropped, and the next line reports how many were.
+//! The shim's log: lines in the format of containerd's own log on standard error, which in the daemon is the
+//! bundle's `log` FIFO. Never blocks: a line that does not fit into the FIFO is dropped, and the next line
+//! reports how many were.
 
 use std::fmt::Display;
 use std::sync::OnceLock;
@@ -57,8 +58,8 @@ fn format_line(level: &str, message: &str, id: &str) -> String {
     )
 }
 
-/// `seconds` since the epoch in RFC 3339, UTC. The Gregorian calendar repeats every 400 years, 146,097 days; years here
-/// begin on 1 March, so that a leap day is the last day of its year.
+/// `seconds` since the epoch in RFC 3339, UTC. The Gregorian calendar repeats every 400 years, 146,097 days;
+/// years here begin on 1 March, so that a leap day is the last day of its year.
 fn utc(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let shifted = days + 719_468;

@@ -1,4 +1,5 @@
-//! The parts of the host's file systems that a container sees, as data: planned by `bundle`, mounted by `rootfs`.
+//! The parts of the host's file systems that a container sees, as data: planned by `bundle`, mounted by
+//! `rootfs`.
 
 use std::path::PathBuf;
 

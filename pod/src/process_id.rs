@@ -1,5 +1,6 @@
-//! Identifies a process of a pod: by the names that the caller chose ([`ProcessId`]), or, in events, by those names and a
-//! serial number ([`ProcessKey`]), so that a late event about a deleted process never reaches a new one of the same name.
+//! Identifies a process of a pod: by the names that the caller chose ([`ProcessId`]), or, in events, by those
+//! names and a serial number ([`ProcessKey`]), so that a late event about a deleted process never reaches a
+//! new one of the same name.
 
 /// A container's init process, or an exec process in it.
 #[derive(Debug, Clone, PartialEq, Eq)]

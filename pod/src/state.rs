@@ -1,5 +1,6 @@
-//! Reads and writes a pod's files below /run/nacre; `nacre_protocol::state` has their types and paths. Each file is
-//! replaced atomically, by rename(2). Called by the sandbox, and by the commands `start` and `delete`.
+//! Reads and writes a pod's files below /run/nacre; `nacre_protocol::state` has their types and paths. Each
+//! file is replaced atomically, by rename(2). Called by the sandbox, and by the commands `start` and
+//! `delete`.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -84,7 +85,8 @@ pub fn write_timeline(directory: &Path, timeline: &Timeline) -> Result<(), Error
     write(&directory.join(TIMELINE_FILE), timeline)
 }
 
-/// Writes `failure` as the record of the pod with `key`, and removes all but the newest [`MAX_FAILURES`] records.
+/// Writes `failure` as the record of the pod with `key`, and removes all but the newest [`MAX_FAILURES`]
+/// records.
 ///
 /// # Errors
 /// [`Error`] with the file.

@@ -1,6 +1,7 @@
-//! All system calls of the engine that need `unsafe`, each behind a safe function: fork, clone3 into a cgroup,
-//! mount_setattr. Nothing here makes a decision. The shim has one thread, always (no blocking pool, no std threads), so a
-//! forked child may go on running Rust code: no lock is held by a thread that the child does not have.
+//! All system calls of the engine that need `unsafe`, each behind a safe function: fork, clone3 into a
+//! cgroup, mount_setattr. Nothing here makes a decision. The shim has one thread, always (no blocking pool,
+//! no std threads), so a forked child may go on running Rust code: no lock is held by a thread that the child
+//! does not have.
 #![allow(
     unsafe_code,
     reason = "fork, clone3 and mount_setattr have no safe form; each is wrapped here once"
@@ -21,7 +22,8 @@ use tokio::io::unix::AsyncFd;
 
 /// How long the work of [`in_child`] may take.
 const CHILD_DEADLINE: Duration = Duration::from_secs(10);
-/// Longest reason that [`in_child`] passes on, bytes. It fits into a pipe, so the child can exit before it is read.
+/// Longest reason that [`in_child`] passes on, bytes. It fits into a pipe, so the child can exit before it is
+/// read.
 const MAX_REASON: usize = 16 * 1024;
 
 /// Forks; the child runs `child` and exits with its result. Returns the child's pid.
@@ -29,16 +31,17 @@ const MAX_REASON: usize = 16 * 1024;
 /// # Errors
 /// As fork(2).
 pub fn fork_into(child: impl FnOnce() -> i32) -> io::Result<Pid> {
-    // SAFETY: the process has one thread (see above), so the child finds no lock held by a thread it does not have.
+    // SAFETY: the process has one thread (see above), so the child finds no lock held by a thread it does not
+    // have.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => exit_now(child()),
     }
 }
 
-/// Runs `work` in a forked child and waits for the child to exit; the inner error is the reason why `work` failed. For
-/// work that changes what a process can't change back, such as its mount namespace. A child that has not exited after
-/// 10 s is killed.
+/// Runs `work` in a forked child and waits for the child to exit; the inner error is the reason why `work`
+/// failed. For work that changes what a process can't change back, such as its mount namespace. A child that
+/// has not exited after 10 s is killed.
 ///
 /// # Errors
 /// If there can be no further process or pipe, or the child did not exit in time.
@@ -64,7 +67,8 @@ async fn in_child_within(
         Ok(ready) => drop(ready?),
         Err(_elapsed) => {
             rustix::process::pidfd_send_signal(child.get_ref(), Signal::KILL)?;
-            // A child in an uninterruptible system call exits when that returns, if ever: nothing waits for it here.
+            // A child in an uninterruptible system call exits when that returns, if ever: nothing waits for
+            // it here.
             tokio::spawn(async move {
                 if let Ok(_ready) = child.readable().await {
                     let _ = reap(child.get_ref());
@@ -88,8 +92,8 @@ async fn in_child_within(
     }))
 }
 
-/// Takes the exit status of the child behind `pidfd`, which must have exited (its pidfd is readable): otherwise this
-/// blocks.
+/// Takes the exit status of the child behind `pidfd`, which must have exited (its pidfd is readable):
+/// otherwise this blocks.
 ///
 /// # Errors
 /// As waitid(2).
@@ -183,8 +187,8 @@ pub struct Spawn<'a> {
     pub stderr: BorrowedFd<'a>,
 }
 
-/// Starts a VMM in its cgroup and in a new PID namespace. If execve fails, the child writes one line to its standard
-/// error and exits with 127. It inherits descriptors 0, 1, 2 and the control socket, and no others.
+/// Starts a VMM in its cgroup and in a new PID namespace. If execve fails, the child writes one line to its
+/// standard error and exits with 127. It inherits descriptors 0, 1, 2 and the control socket, and no others.
 ///
 /// # Errors
 /// As clone3(2).
@@ -199,7 +203,8 @@ pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Spawned> {
     args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     args.cgroup = u64::try_from(spawn.cgroup.as_raw_fd()).map_err(io::Error::other)?;
-    // SAFETY: args is initialised and its pidfd points at a live integer; without CLONE_VM and a stack this is a fork.
+    // SAFETY: args is initialised and its pidfd points at a live integer; without CLONE_VM and a stack this
+    // is a fork.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
     match pid {
         -1 => Err(io::Error::last_os_error()),
@@ -233,8 +238,8 @@ fn become_vmm(spawn: &Spawn<'_>, argv: &[*const libc::c_char], envp: &[*const li
         // SAFETY: as above.
         unsafe { libc::dup2(spawn.control.as_raw_fd(), control) };
     }
-    // Whatever else was inherited without close-on-exec (from containerd, or from a shell) must not reach the VMM.
-    // SAFETY: plain numbers; CONTROL_FD is the highest descriptor that the VMM is given.
+    // Whatever else was inherited without close-on-exec (from containerd, or from a shell) must not reach the
+    // VMM. SAFETY: plain numbers; CONTROL_FD is the highest descriptor that the VMM is given.
     unsafe { libc::close_range(first_unwanted, libc::c_uint::MAX, 0) };
     // SAFETY: program, argv and envp are NUL-terminated and live in the parent's copied memory.
     unsafe { libc::execve(spawn.program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
@@ -264,8 +269,8 @@ pub struct Attributes {
     pub recursive: bool,
 }
 
-/// Changes attributes of the detached mount `tree` and makes it private, so that no mount propagates into it or out of
-/// it. With `recursive`, all mounts of the tree are changed; otherwise only its root.
+/// Changes attributes of the detached mount `tree` and makes it private, so that no mount propagates into it
+/// or out of it. With `recursive`, all mounts of the tree are changed; otherwise only its root.
 ///
 /// # Errors
 /// As mount_setattr(2).

@@ -1,5 +1,5 @@
-//! Parses the command line that containerd gives a shim, in the notation of Go's flag package: `-flag value` or
-//! `-flag=value`, with one dash or two, then the action. Pure; called by `main`.
+//! Parses the command line that containerd gives a shim, in the notation of Go's flag package: `-flag value`
+//! or `-flag=value`, with one dash or two, then the action. Pure; called by `main`.
 
 use std::path::PathBuf;
 

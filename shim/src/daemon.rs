@@ -1,5 +1,5 @@
-//! The daemon of a pod. `start` forks it; it leaves containerd's session and standard streams, serves the Task service on
-//! the socket that `start` has bound, and exits with its sandbox.
+//! The daemon of a pod. `start` forks it; it leaves containerd's session and standard streams, serves the
+//! Task service on the socket that `start` has bound, and exits with its sandbox.
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -54,7 +54,8 @@ fn detach(start: &Start) -> anyhow::Result<()> {
         .context("/dev/null")?;
     nix::unistd::dup2_stdin(&null).context("standard input")?;
     nix::unistd::dup2_stdout(&null).context("standard output")?;
-    // Opened for reading, too: without containerd as a reader, writing then neither blocks nor raises SIGPIPE.
+    // Opened for reading, too: without containerd as a reader, writing then neither blocks nor raises
+    // SIGPIPE.
     let fifo = start.identity.bundle.join("log");
     match File::options()
         .read(true)

@@ -13,7 +13,8 @@ use nacre_pod::{
     TerminalSize, View, log,
 };
 
-/// Packs `message` into an Any. The type URL is its full name without a host, as in containerd's own messages.
+/// Packs `message` into an Any. The type URL is its full name without a host, as in containerd's own
+/// messages.
 pub fn any<M: MessageFull>(message: &M) -> Any {
     // Writing to memory fails only for messages over 2 GiB.
     let value = message.write_to_bytes().unwrap_or_default();
@@ -84,7 +85,8 @@ pub fn process_id(id: String, exec: String) -> ProcessId {
     ProcessId { container: id, exec }
 }
 
-/// Converts an Exec request. Its process is JSON; the Any's type URL is not read, as in containerd's own shims.
+/// Converts an Exec request. Its process is JSON; the Any's type URL is not read, as in containerd's own
+/// shims.
 pub fn exec_request(message: ExecProcessRequest) -> ExecRequest {
     ExecRequest {
         name: process_id(message.id, message.exec_id),

@@ -1,6 +1,7 @@
-//! Converts the files of a container's cgroup in the guest to containerd's `io.containerd.cgroups.v2.Metrics`, as the
-//! kernel's Documentation/admin-guide/cgroup-v2.rst describes them. Called by `service` for Stats. Pure. The guest chooses
-//! the files' content: a value that is missing or not a number is 0, and the number of lines is bounded.
+//! Converts the files of a container's cgroup in the guest to containerd's
+//! `io.containerd.cgroups.v2.Metrics`, as the kernel's Documentation/admin-guide/cgroup-v2.rst describes
+//! them. Called by `service` for Stats. Pure. The guest chooses the files' content: a value that is missing
+//! or not a number is 0, and the number of lines is bounded.
 
 use containerd_shim_protos::cgroups_v2::metrics::{
     CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PSIData, PSIStats, PidsStat,
@@ -97,7 +98,8 @@ fn cpu(files: &Files<'_>) -> CPUStat {
 
 fn memory(files: &Files<'_>) -> MemoryStat {
     let stat = |key: &str| files.keyed("memory.stat", key);
-    // Since Linux 5.9 the kernel counts these separately for anonymous and file pages; the message has their sum.
+    // Since Linux 5.9 the kernel counts these separately for anonymous and file pages; the message has their
+    // sum.
     let both = |key: &str| {
         let kinds = stat(&format!("{key}_anon")).saturating_add(stat(&format!("{key}_file")));
         stat(key).saturating_add(kinds)

@@ -1,6 +1,6 @@
-//! containerd's Task service. containerd's messages are converted here and go no further; every decision is the
-//! sandbox's. The service is registered as task.v2 (containerd 1.6 and 1.7) and as task.v3 (2.x), which have the same
-//! messages.
+//! containerd's Task service. containerd's messages are converted here and go no further; every decision is
+//! the sandbox's. The service is registered as task.v2 (containerd 1.6 and 1.7) and as task.v3 (2.x), which
+//! have the same messages.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -183,7 +183,8 @@ impl Task for TaskService {
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
         let name = messages::process_id(request.id, String::new());
-        // Connect may come before Create: containerd's own shims then answer with pid 0, and so does this one.
+        // Connect may come before Create: containerd's own shims then answer with pid 0, and so does this
+        // one.
         self.wake.wake();
         let task_pid = match self.sandbox.call(|reply| Call::State(name, reply)).await {
             Ok(view) => view.pid,

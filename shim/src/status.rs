@@ -1,4 +1,5 @@
-//! Converts the engine's errors to ttrpc statuses. containerd and its clients act on the code; the text is for people.
+//! Converts the engine's errors to ttrpc statuses. containerd and its clients act on the code; the text is
+//! for people.
 
 use ttrpc::{Code, get_status};
 
@@ -19,8 +20,8 @@ fn code(error: &Error) -> Code {
     }
 }
 
-/// The text that containerd's own errors of a code end with, and that clients search for. Older versions of containerd
-/// append it if it is missing; newer ones print the message unchanged.
+/// The text that containerd's own errors of a code end with, and that clients search for. Older versions of
+/// containerd append it if it is missing; newer ones print the message unchanged.
 const CLASSES: [(Code, &str); 6] = [
     (Code::NOT_FOUND, "not found"),
     (Code::ALREADY_EXISTS, "already exists"),

@@ -6,9 +6,9 @@ use std::any::Any;
 /// Ends the process with `code` at once, by exit_group(2): no destructor and no exit handler runs, and no
 /// other thread is joined. A worker that hangs in a system call to a broken host file system is killed.
 ///
-/// If that system call can't be interrupted even by SIGKILL, such as one to a FUSE server that has received the
-/// request, the kernel keeps the process and its descriptors until the call returns. The shim therefore can't
-/// wait for the control socket to close: its deadline starts at the last message.
+/// If that system call can't be interrupted even by SIGKILL, such as one to a FUSE server that has received
+/// the request, the kernel keeps the process and its descriptors until the call returns. The shim therefore
+/// can't wait for the control socket to close: its deadline starts at the last message.
 #[allow(unsafe_code, reason = "_exit is a foreign function")]
 pub fn exit_now(code: u8) -> ! {
     // SAFETY: _exit accepts any status and never returns. The kernel closes descriptors and frees memory;

@@ -1,12 +1,13 @@
-//! A container's life as a pure state machine: [`Lifecycle::on`] takes an event and returns what the sandbox must do. No
-//! I/O, no clock, no streams. The rules of single processes and of freezing are the tables in `task_state`; this machine
-//! adds the rules between processes:
+//! A container's life as a pure state machine: [`Lifecycle::on`] takes an event and returns what the sandbox
+//! must do. No I/O, no clock, no streams. The rules of single processes and of freezing are the tables in
+//! `task_state`; this machine adds the rules between processes:
 //!
 //! - An exit that is known before the reply to Start is reported after that reply.
-//! - Init's exit is reported last. If it comes while exec processes are live, it is held ([`Action::HoldInitExit`]) until
-//!   their exits are reported, or until the hold expires.
+//! - Init's exit is reported last. If it comes while exec processes are live, it is held
+//!   ([`Action::HoldInitExit`]) until their exits are reported, or until the hold expires.
 //! - Delete is answered when the process has exited and its output is written, or its deadline has passed.
-//! - Delete of a container that is being created cancels the creation; Delete of one that was never started kills it.
+//! - Delete of a container that is being created cancels the creation; Delete of one that was never started
+//!   kills it.
 //!
 //! ```text
 //!            ExecAdded   StartCalled   Started     Exited        OutputDrained + DeleteCalled
@@ -304,7 +305,8 @@ impl Lifecycle {
         self.settle_exit(exec, actions);
     }
 
-    /// What follows a process's end, reported or not: waiters are answered, output is awaited, a held exit of init may go.
+    /// What follows a process's end, reported or not: waiters are answered, output is awaited, a held exit of
+    /// init may go.
     fn settle_exit(&mut self, exec: &str, actions: &mut Vec<Action>) {
         if let Some(exit) = self.process(exec).and_then(ProcessState::end) {
             actions.push(Action::AnswerWaiters(exec.to_owned(), exit));
@@ -339,7 +341,8 @@ impl Lifecycle {
             ..lost
         };
         self.end_execs(exit, actions);
-        // An exec process whose start the guest has not answered is reported when it does; init waits no longer.
+        // An exec process whose start the guest has not answered is reported when it does; init waits no
+        // longer.
         self.release_init_exit(actions);
     }
 

@@ -1,5 +1,5 @@
-//! One container as the sandbox holds it: its state machine (`lifecycle`), and for each process what the machine does not
-//! know: streams, and the callers that wait for an answer. No I/O of its own.
+//! One container as the sandbox holds it: its state machine (`lifecycle`), and for each process what the
+//! machine does not know: streams, and the callers that wait for an answer. No I/O of its own.
 
 mod lifecycle;
 mod process;

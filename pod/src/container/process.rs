@@ -1,5 +1,5 @@
-//! One process as the sandbox holds it, init or exec: its streams, and the callers that wait for an answer. Its state is in
-//! `lifecycle`.
+//! One process as the sandbox holds it, init or exec: its streams, and the callers that wait for an answer.
+//! Its state is in `lifecycle`.
 
 use tokio::sync::oneshot;
 
@@ -68,14 +68,16 @@ impl Process {
         Deleted { pid, exit }
     }
 
-    /// The pid for the caller, given the VMM's: that one, or 0 for an exec process that has no pid in the guest.
+    /// The pid for the caller, given the VMM's: that one, or 0 for an exec process that has no pid in the
+    /// guest.
     #[must_use]
     pub fn pid(&self, vmm: u32) -> u32 {
         let has_pid = self.key.name.is_init() || self.guest_pid.is_some();
         if has_pid { vmm } else { 0 }
     }
 
-    /// Answers whoever still waits for something of this process, which is removed: `deleted` is for the caller of Delete.
+    /// Answers whoever still waits for something of this process, which is removed: `deleted` is for the
+    /// caller of Delete.
     pub fn abandon(self, deleted: Deleted) {
         let gone = || Error::NoProcess(self.key.name.clone());
         for reply in self.waiters {

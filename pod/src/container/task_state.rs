@@ -1,4 +1,5 @@
-//! The states of a process and of a container's freezer, as two pure transition tables. `lifecycle` combines them.
+//! The states of a process and of a container's freezer, as two pure transition tables. `lifecycle` combines
+//! them.
 //!
 //! ```text
 //! Creating ─Created─▶ Created ─Start─▶ Starting ─Started─▶ Running ─Exited─▶ Stopped
@@ -9,8 +10,9 @@
 //!
 //! Thawed ─Pause─▶ Freezing ─Done─▶ Frozen ─Resume─▶ Thawing ─Done─▶ Thawed
 //! ```
-//! `Exiting`: the exit is known before the reply to Start, so that TaskStart still precedes TaskExit. An init process that
-//! could not be started still waits for its start; an exec process that could not be started is over (`NeverRan`).
+//! `Exiting`: the exit is known before the reply to Start, so that TaskStart still precedes TaskExit. An init
+//! process that could not be started still waits for its start; an exec process that could not be started is
+//! over (`NeverRan`).
 
 /// A process's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

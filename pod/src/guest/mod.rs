@@ -1,6 +1,6 @@
-//! The agent's ttrpc client, on the one stream that the agent opened. Calls that a healthy agent answers at once have a
-//! deadline; a deadline that passes is an error of its own kind, apart from a refusal and from a lost stream. Never
-//! connects, never retries.
+//! The agent's ttrpc client, on the one stream that the agent opened. Calls that a healthy agent answers at
+//! once have a deadline; a deadline that passes is an error of its own kind, apart from a refusal and from a
+//! lost stream. Never connects, never retries.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -29,7 +29,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// The deadline of a ping.
 const PING_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Most processes of a container that are listed: the guest kernel's default for the highest pid (`PID_MAX_DEFAULT`).
+/// Most processes of a container that are listed: the guest kernel's default for the highest pid
+/// (`PID_MAX_DEFAULT`).
 const MAX_PIDS: usize = 32_768;
 /// Most ignored fields of a reply that are logged.
 const MAX_IGNORED: usize = 64;
@@ -155,8 +156,8 @@ impl Guest {
         self.timed_out.notified().await;
     }
 
-    /// Whether the agent answers at all, within [`PING_DEADLINE`]: it refuses to list the processes of a container that
-    /// can't exist.
+    /// Whether the agent answers at all, within [`PING_DEADLINE`]: it refuses to list the processes of a
+    /// container that can't exist.
     pub async fn answers(&self) -> bool {
         let listed = self
             .client
@@ -300,7 +301,8 @@ impl Guest {
         Ok(())
     }
 
-    /// Changes the limits of a container that `resources` names: `linux.resources` of the OCI specification, JSON.
+    /// Changes the limits of a container that `resources` names: `linux.resources` of the OCI specification,
+    /// JSON.
     ///
     /// # Errors
     /// [`CallError`].
@@ -328,7 +330,8 @@ impl Guest {
             .files)
     }
 
-    /// Waits, without a deadline, until more than `known` processes of a container have been OOM-killed; returns how many.
+    /// Waits, without a deadline, until more than `known` processes of a container have been OOM-killed;
+    /// returns how many.
     ///
     /// # Errors
     /// [`CallError`], with NOT_FOUND if the container was deleted.

@@ -1,5 +1,6 @@
-//! Detached mounts by the file-descriptor interface of mount: open_tree(2) for binds, fsopen(2) for overlay. All are
-//! private, nosuid and nodev: the guest's kernel applies set-user-ID bits and device numbers, the host's never needs to.
+//! Detached mounts by the file-descriptor interface of mount: open_tree(2) for binds, fsopen(2) for overlay.
+//! All are private, nosuid and nodev: the guest's kernel applies set-user-ID bits and device numbers, the
+//! host's never needs to.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -142,7 +143,8 @@ async fn overlay(options: &Options) -> Result<OwnedFd, Error> {
     let mount = match &relative {
         Some(relative) if !all_fit(values) => staged::overlay(&relative.base, &option_string(values)).await?,
         Some(relative) => {
-            // The kernel resolves the paths in fsconfig(2), some versions only when the superblock is created.
+            // The kernel resolves the paths in fsconfig(2), some versions only when the superblock is
+            // created.
             let _restored_on_drop = WorkingDirectory::change(&relative.base)?;
             configure_overlay(values)?
         }

@@ -1,6 +1,7 @@
-//! Host mounts for a container: created detached (no process on the host sees them), then moved into the VMM's mount
-//! namespace, where they are part of the tree that the guest sees. The kernel removes them with that namespace, when the
-//! VMM exits. Called by the sandbox's create flow with the plan that `bundle` has made; never opens a file of the guest.
+//! Host mounts for a container: created detached (no process on the host sees them), then moved into the
+//! VMM's mount namespace, where they are part of the tree that the guest sees. The kernel removes them with
+//! that namespace, when the VMM exits. Called by the sandbox's create flow with the plan that `bundle` has
+//! made; never opens a file of the guest.
 
 mod detached;
 mod move_mounts;

@@ -1,11 +1,11 @@
-//! Moves a container's detached mounts into the tree that the guest sees, the root of the VMM's mount namespace. Called
-//! by the sandbox's create flow. The work is done by a forked child, because a process can't leave a mount namespace
-//! again.
+//! Moves a container's detached mounts into the tree that the guest sees, the root of the VMM's mount
+//! namespace. Called by the sandbox's create flow. The work is done by a forked child, because a process
+//! can't leave a mount namespace again.
 //!
-//! The guest may have made files in that tree, so nothing found there is trusted: no symbolic link is followed, no file
-//! is opened for reading or writing (opening a FIFO would block), and a mount point that exists must have the expected
-//! type. The VMM's root mount is read-only; the child makes mount points through a writable clone of it, which no other
-//! process sees.
+//! The guest may have made files in that tree, so nothing found there is trusted: no symbolic link is
+//! followed, no file is opened for reading or writing (opening a FIFO would block), and a mount point that
+//! exists must have the expected type. The VMM's root mount is read-only; the child makes mount points
+//! through a writable clone of it, which no other process sees.
 
 use std::ffi::OsStr;
 use std::io;
@@ -23,8 +23,8 @@ use crate::sys::{self, Attributes};
 /// Moves `placements` into the mount namespace of the process behind `vmm` (a pidfd).
 ///
 /// # Errors
-/// [`Error::Child`] if the child could not be forked or did not finish in time; [`Error::MoveMount`] with the path that
-/// failed.
+/// [`Error::Child`] if the child could not be forked or did not finish in time; [`Error::MoveMount`] with the
+/// path that failed.
 pub async fn move_into_vmm(vmm: BorrowedFd<'_>, placements: &[Placement]) -> Result<(), Error> {
     sys::in_child(|| {
         let host = root_identity()?;
@@ -102,7 +102,8 @@ impl Tree {
 
     /// Each mount covers the one before it.
     fn stack(&self, placement: &Placement) -> io::Result<()> {
-        // O_PATH opens no FIFO and no device. A mount from an earlier container of the same id may be crossed.
+        // O_PATH opens no FIFO and no device. A mount from an earlier container of the same id may be
+        // crossed.
         let target = rustix::fs::openat2(
             &self.root,
             &placement.target,

@@ -1,6 +1,6 @@
-//! Overlay mounts with more layers than fsconfig(2) takes in one string (255 bytes, about 25 layers). A forked child mounts
-//! them by mount(2), which takes a page of options, in a mount namespace that nothing else uses, and sends a detached
-//! clone back. The mount never appears on the host.
+//! Overlay mounts with more layers than fsconfig(2) takes in one string (255 bytes, about 25 layers). A
+//! forked child mounts them by mount(2), which takes a page of options, in a mount namespace that nothing
+//! else uses, and sends a detached clone back. The mount never appears on the host.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
@@ -56,8 +56,8 @@ pub async fn overlay(base: &Path, options: &str) -> Result<OwnedFd, Error> {
         .ok_or_else(|| Error::Staged("the child process sent no mount".into()))
 }
 
-/// The child's part. The overlay is mounted over `base` itself: a directory that exists, and in this namespace nothing
-/// else looks into it.
+/// The child's part. The overlay is mounted over `base` itself: a directory that exists, and in this
+/// namespace nothing else looks into it.
 fn make(base: &Path, options: &str) -> std::io::Result<OwnedFd> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(

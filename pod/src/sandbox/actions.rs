@@ -1,5 +1,5 @@
-//! Carries out what a container's state machine decides: each [`Action`] becomes a publication, an answer, a call to the
-//! guest or a timer. Decides nothing itself.
+//! Carries out what a container's state machine decides: each [`Action`] becomes a publication, an answer, a
+//! call to the guest or a timer. Decides nothing itself.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use crate::{clock, log};
 
 /// How long Delete waits for output that nobody reads.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
-/// How long init's exit is held. The guest kills the exec processes that init leaves; one that has not exited by then is
-/// reported as lost.
+/// How long init's exit is held. The guest kills the exec processes that init leaves; one that has not exited
+/// by then is reported as lost.
 const HOLD_DEADLINE: Duration = Duration::from_secs(10);
 /// The exit status of a process whose VM has ended: 128 + SIGKILL.
 const LOST_STATUS: u32 = 137;
@@ -30,8 +30,8 @@ pub(super) fn lost() -> Exit {
 }
 
 impl Sandbox {
-    /// Feeds `event` to the machine of the container that `key` belongs to, unless that process is gone. An event that is
-    /// not possible is a defect, here or in the guest, and is logged.
+    /// Feeds `event` to the machine of the container that `key` belongs to, unless that process is gone. An
+    /// event that is not possible is a defect, here or in the guest, and is logged.
     pub(super) fn advance(&mut self, key: &ProcessKey, event: container::Event) {
         if self.container_of_key(key).is_none() {
             return;
@@ -92,7 +92,8 @@ impl Sandbox {
             }
             Action::KillInit => self.kill_unstarted_init(id),
             Action::AllDrained => {
-                // Nothing can follow the end of a VM's only container: the VM's end is done by the time of Delete.
+                // Nothing can follow the end of a VM's only container: the VM's end is done by the time of
+                // Delete.
                 if id == self.identity.id && !self.hints.is_pod {
                     self.discard_vm();
                 }

@@ -36,8 +36,8 @@ pub struct Listed {
     pub exec: Option<String>,
 }
 
-/// A call, with where its answer goes. Calls on a process that does not exist, or whose state does not allow them, are
-/// answered with an [`Error`].
+/// A call, with where its answer goes. Calls on a process that does not exist, or whose state does not allow
+/// them, are answered with an [`Error`].
 #[derive(Debug)]
 pub enum Call {
     /// Makes a container whose init process waits for Start; answers the task's pid.

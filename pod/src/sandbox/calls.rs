@@ -1,4 +1,5 @@
-//! Dispatches calls, and answers those that change no state: from what the sandbox knows, or by a task that asks the guest.
+//! Dispatches calls, and answers those that change no state: from what the sandbox knows, or by a task that
+//! asks the guest.
 
 use std::collections::BTreeMap;
 

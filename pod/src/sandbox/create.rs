@@ -1,6 +1,6 @@
-//! Create. The spec is planned and the streams are opened at once, so that a spec that can't be honoured is refused without
-//! waiting. Then a task of its own makes the mounts, places them when the VMM's mount namespace is ready, runs the hooks,
-//! and asks the agent for the container when the agent is ready.
+//! Create. The spec is planned and the streams are opened at once, so that a spec that can't be honoured is
+//! refused without waiting. Then a task of its own makes the mounts, places them when the VMM's mount
+//! namespace is ready, runs the hooks, and asks the agent for the container when the agent is ready.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -21,7 +21,8 @@ use crate::hooks::Point;
 use crate::process_id::{ProcessId, ProcessKey};
 use crate::{clock, identity, log, rootfs};
 
-/// How long to wait for the reason of the VM's end after the agent's stream is lost: most likely it is on its way.
+/// How long to wait for the reason of the VM's end after the agent's stream is lost: most likely it is on its
+/// way.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Sandbox {
@@ -172,8 +173,8 @@ struct Job {
 }
 
 impl Job {
-    /// Makes the container, unless `cancelled` is closed before the agent is asked for it. An agent that was asked is
-    /// waited for: the sandbox then removes what it made.
+    /// Makes the container, unless `cancelled` is closed before the agent is asked for it. An agent that was
+    /// asked is waited for: the sandbox then removes what it made.
     async fn run(mut self, cancelled: oneshot::Receiver<()>) -> Result<u32, Error> {
         let guest = tokio::select! {
             // An error is what is waited for: the sender was dropped.
@@ -261,7 +262,8 @@ impl Job {
     }
 }
 
-/// Removes a container that the agent may still create after its call has timed out. The agent handles calls in order.
+/// Removes a container that the agent may still create after its call has timed out. The agent handles calls
+/// in order.
 async fn remove_late_container(guest: Guest, init: ProcessId) {
     // It may never come to be; then there is nothing to remove.
     let _ = guest.kill(&init, libc::SIGKILL.unsigned_abs(), true).await;

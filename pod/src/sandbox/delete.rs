@@ -1,5 +1,5 @@
-//! Delete: of an exec process, of a container with what is left of it in the guest, and of a container that is still being
-//! created, which cancels the creation.
+//! Delete: of an exec process, of a container with what is left of it in the guest, and of a container that
+//! is still being created, which cancels the creation.
 
 use super::{Progress, Sandbox};
 use crate::container::{self, Deleted, Process, ProcessState, Reply, TaskState, answer};
@@ -17,8 +17,8 @@ impl Sandbox {
             Ok(process) => process,
             Err(error) => return answer(reply, Err(error)),
         };
-        // The machine refuses a second Delete, whose reply must not take the place of the first. If the first caller has
-        // left (its containerd was restarted), the second takes over.
+        // The machine refuses a second Delete, whose reply must not take the place of the first. If the first
+        // caller has left (its containerd was restarted), the second takes over.
         match &process.deleting {
             Some(first) if first.is_closed() => return process.deleting = Some(reply),
             Some(_) => return answer(reply, Err(self.refuse_process(name, "deleted"))),

@@ -1,5 +1,5 @@
-//! Exec: makes an exec process known and opens its streams, so that nothing is lost that the caller writes or closes before
-//! Start. The guest gets it with Start only.
+//! Exec: makes an exec process known and opens its streams, so that nothing is lost that the caller writes or
+//! closes before Start. The guest gets it with Start only.
 
 use nacre_protocol::spec;
 

@@ -1,5 +1,6 @@
-//! Kill: a signal for a process in the guest. SIGKILL of an init process is enforced: if the process has not exited by a
-//! deadline, because the guest hangs, the agent is deaf or the process waits in the kernel, its VM is ended.
+//! Kill: a signal for a process in the guest. SIGKILL of an init process is enforced: if the process has not
+//! exited by a deadline, because the guest hangs, the agent is deaf or the process waits in the kernel, its
+//! VM is ended.
 
 use std::time::Duration;
 
@@ -61,8 +62,8 @@ impl Sandbox {
         }
     }
 
-    /// Ends the VM of an init process that has survived SIGKILL. If the VM has other containers, too, it is ended only if
-    /// its agent does not answer.
+    /// Ends the VM of an init process that has survived SIGKILL. If the VM has other containers, too, it is
+    /// ended only if its agent does not answer.
     pub(super) fn kill_expired(&mut self, key: &ProcessKey) {
         let is_alive = |container: &mut crate::container::Container| {
             !container.lifecycle.is_init_exit_held() && container.lifecycle.init().exit().is_none()

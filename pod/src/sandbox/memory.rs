@@ -7,12 +7,13 @@ use crate::guest::CallError;
 use crate::log;
 use crate::process_id::ProcessKey;
 
-/// Most TaskOOM events of one container. A guest can cause any number of kills, and the events that may wait for a
-/// containerd that is away are few.
+/// Most TaskOOM events of one container. A guest can cause any number of kills, and the events that may wait
+/// for a containerd that is away are few.
 const MAX_EVENTS: u32 = 256;
 
 impl Sandbox {
-    /// Asks the agent for OOM kills beyond `known` in the container of the init process `key`; one question at a time.
+    /// Asks the agent for OOM kills beyond `known` in the container of the init process `key`; one question
+    /// at a time.
     pub(super) fn watch_oom_kills(&self, key: &ProcessKey, known: u64) {
         let Ok(guest) = self.guest() else { return };
         let (key, queue) = (key.clone(), self.queue.clone());

@@ -1,13 +1,13 @@
-//! A pod: one VM and its containers. One task owns all of its state ([`Sandbox`]); calls, the VMM's messages, exits in the
-//! guest and finished steps are [`queue::Event`]s in its one queue. What takes time runs in tasks that hold no state and
-//! end with an event.
+//! A pod: one VM and its containers. One task owns all of its state ([`Sandbox`]); calls, the VMM's messages,
+//! exits in the guest and finished steps are [`queue::Event`]s in its one queue. What takes time runs in
+//! tasks that hold no state and end with an event.
 //!
 //! ```text
 //! VM: Starting ─Running─▶ Running ─agent set up─▶ Ready
 //!        └──────────────────┴───────Ended───────────┴─▶ Ended (the reason stays)
 //! ```
-//! `calls` answers what needs no change of state, `create`, `exec`, `start`, `freeze`, `kill` and `delete` begin changes,
-//! `actions` carries out what a container's state machine decides, `vm_life` follows the VM.
+//! `calls` answers what needs no change of state, `create`, `exec`, `start`, `freeze`, `kill` and `delete`
+//! begin changes, `actions` carries out what a container's state machine decides, `vm_life` follows the VM.
 
 mod actions;
 mod call;
@@ -85,8 +85,9 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// The sandbox of `identity`, which reports to `events`, and the handle to call it by. `begun_ns` is the monotonic time
-    /// at which the caller executed the shim: the start's timeline counts from it. Nothing runs until [`Sandbox::run`].
+    /// The sandbox of `identity`, which reports to `events`, and the handle to call it by. `begun_ns` is the
+    /// monotonic time at which the caller executed the shim: the start's timeline counts from it. Nothing
+    /// runs until [`Sandbox::run`].
     #[must_use]
     pub fn new(identity: Identity, events: Box<dyn EventSink>, begun_ns: u64) -> (Self, Handle) {
         let (queue, received) = Queue::new();

@@ -1,5 +1,5 @@
-//! The sandbox's one queue: whatever happens to a pod is an [`Event`] in it, so that the state machines see everything in
-//! one order.
+//! The sandbox's one queue: whatever happens to a pod is an [`Event`] in it, so that the state machines see
+//! everything in one order.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Start: of an init process, which has been waiting for it since Create, and of an exec process, which the guest makes now.
+//! Start: of an init process, which has been waiting for it since Create, and of an exec process, which the
+//! guest makes now.
 
 use super::Sandbox;
 use super::queue::Event;

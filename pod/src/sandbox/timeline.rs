@@ -45,8 +45,8 @@ impl Recorder {
         self.timeline.guest_kernel = Some(release);
     }
 
-    /// Records when the guest's kernel and its init started. The arguments are the guest's clock, microseconds since its kernel's
-    /// start, when init started and when the agent connected.
+    /// Records when the guest's kernel and its init started. The arguments are the guest's clock,
+    /// microseconds since its kernel's start, when init started and when the agent connected.
     pub fn guest_clock(&mut self, init_started_us: u64, dialed_us: u64) {
         let Some(connected) = self
             .timeline

@@ -135,7 +135,8 @@ impl Sandbox {
         }
     }
 
-    /// The agent's stream is lost. Most likely the VM is ending and its end has the reason; if not, it is ended.
+    /// The agent's stream is lost. Most likely the VM is ending and its end has the reason; if not, it is
+    /// ended.
     pub(super) fn agent_lost(&self, reason: &str) {
         let mut progress = self.progress.subscribe();
         let queue = self.queue.clone();
@@ -147,7 +148,8 @@ impl Sandbox {
         });
     }
 
-    /// Ends the VM if a call times out and the agent does not answer a ping, either. Costs a healthy pod nothing.
+    /// Ends the VM if a call times out and the agent does not answer a ping, either. Costs a healthy pod
+    /// nothing.
     fn watch_agent(&self, guest: Guest) {
         let mut progress = self.progress.subscribe();
         let queue = self.queue.clone();

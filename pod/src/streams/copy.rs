@@ -1,5 +1,5 @@
-//! Copies between a FIFO and a vsock stream's socket by splice(2), so that bytes stay in the kernel; to a regular file by
-//! read and write. Each copy ends at the end of its source.
+//! Copies between a FIFO and a vsock stream's socket by splice(2), so that bytes stay in the kernel; to a
+//! regular file by read and write. Each copy ends at the end of its source.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -69,7 +69,8 @@ async fn splice_all(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) -> io::Resul
         if splice_turn(from.get_ref(), to.get_ref())? == Turn::Ended {
             return Ok(());
         }
-        // EAGAIN does not say which side blocked. The readiness guard is older than this poll, so no change is lost.
+        // EAGAIN does not say which side blocked. The readiness guard is older than this poll, so no change
+        // is lost.
         if !is_ready(from.get_ref(), PollFlags::IN)? {
             source.clear_ready();
             continue;

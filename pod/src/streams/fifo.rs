@@ -1,6 +1,6 @@
-//! Opens what the caller names for a stream, as containerd's own shims do. Standard input is also held open for writing until
-//! CloseIO, so that a client can detach and attach again. Outputs are also held open for reading, so that a reader that goes
-//! away neither ends the process nor loses what it wrote.
+//! Opens what the caller names for a stream, as containerd's own shims do. Standard input is also held open
+//! for writing until CloseIO, so that a client can detach and attach again. Outputs are also held open for
+//! reading, so that a reader that goes away neither ends the process nor loses what it wrote.
 
 use std::fs::File;
 use std::io;
@@ -38,8 +38,8 @@ pub struct Writer {
 /// Standard output or error.
 #[derive(Debug)]
 pub enum Sink {
-    /// A FIFO, and its reading end: held until the container is deleted, so that what is written while no reader is attached is
-    /// not lost.
+    /// A FIFO, and its reading end: held until the container is deleted, so that what is written while no
+    /// reader is attached is not lost.
     Fifo { writer: OwnedFd, reader: File },
     /// A pipe to a program.
     Pipe(OwnedFd),

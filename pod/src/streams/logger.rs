@@ -1,6 +1,7 @@
-//! Logging programs (`binary://PATH?KEY=VALUE…`, which nerdctl uses): started with the streams, with the container's names in
-//! the environment; they exit at the end of the streams. Descriptors follow containerd's convention: 3 reads standard output,
-//! 4 standard error, and the program writes a byte to 5, or closes it, when it is ready.
+//! Logging programs (`binary://PATH?KEY=VALUE…`, which nerdctl uses): started with the streams, with the
+//! container's names in the environment; they exit at the end of the streams. Descriptors follow containerd's
+//! convention: 3 reads standard output, 4 standard error, and the program writes a byte to 5, or closes it,
+//! when it is ready.
 
 use std::borrow::Cow;
 use std::io;

@@ -1,6 +1,7 @@
-//! A process's standard streams: what the caller names (FIFOs, files, a logging program) on one side, one vsock stream each
-//! on the other. Bytes are spliced and never buffered here: a full FIFO stops the copy, and that stops the guest. Opened by
-//! Create and Exec; the guest's ends come later, as connections to the addresses that were drawn here.
+//! A process's standard streams: what the caller names (FIFOs, files, a logging program) on one side, one
+//! vsock stream each on the other. Bytes are spliced and never buffered here: a full FIFO stops the copy, and
+//! that stops the guest. Opened by Create and Exec; the guest's ends come later, as connections to the
+//! addresses that were drawn here.
 
 mod copy;
 mod fifo;
@@ -99,8 +100,8 @@ impl HostEnds {
 }
 
 impl Streams {
-    /// Opens what `paths` name and starts a copy each, which waits for the guest's end. A logging program gets the names of
-    /// `container`.
+    /// Opens what `paths` name and starts a copy each, which waits for the guest's end. A logging program
+    /// gets the names of `container`.
     ///
     /// # Errors
     /// [`Error`] with the path.
@@ -139,7 +140,8 @@ impl Streams {
         })
     }
 
-    /// Draws an address for a stream of the guest; `bits` is for the agent's message. The stream comes to the receiver.
+    /// Draws an address for a stream of the guest; `bits` is for the agent's message. The stream comes to the
+    /// receiver.
     fn expect(
         &mut self,
         bits: &mut u64,

@@ -1,4 +1,5 @@
-//! How a VMM ended, and the reason that an operator reads. Filled in by [`super::monitor`], read by the sandbox. Pure.
+//! How a VMM ended, and the reason that an operator reads. Filled in by [`super::monitor`], read by the
+//! sandbox. Pure.
 
 use nacre_protocol::config::Config;
 use nacre_protocol::control::Outcome;
@@ -13,7 +14,8 @@ pub enum Status {
     Exited(i32),
     /// This signal ended it.
     Signal(i32),
-    /// It did not exit in time after its last message or after closing its control socket, so the shim killed it.
+    /// It did not exit in time after its last message or after closing its control socket, so the shim killed
+    /// it.
     KilledLate,
     /// It has not exited in time after SIGKILL, and may never.
     Unkillable,
@@ -57,8 +59,8 @@ impl Default for End {
 }
 
 impl End {
-    /// Why the VM ended. The VMM's own report comes first, then the guest's outcome, then how the process ended.
-    /// `agent_was_ready` is true if the guest's boot had finished.
+    /// Why the VM ended. The VMM's own report comes first, then the guest's outcome, then how the process
+    /// ended. `agent_was_ready` is true if the guest's boot had finished.
     #[must_use]
     pub fn reason(&self, agent_was_ready: bool, config: &Config, stderr_tail: &[String]) -> StepFailed {
         let (kernel, image) = (config.kernel.display(), config.initrd.display());

@@ -1,5 +1,5 @@
-//! A pod's VMM process: its start, and its end. The sandbox holds a [`Vm`] to control it and gets [`Event`]s from its
-//! [`VmmMonitor`]. Speaks `nacre_protocol::control`; knows nothing of containers.
+//! A pod's VMM process: its start, and its end. The sandbox holds a [`Vm`] to control it and gets [`Event`]s
+//! from its [`VmmMonitor`]. Speaks `nacre_protocol::control`; knows nothing of containers.
 
 mod end;
 mod monitor;
@@ -70,8 +70,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Starts a VMM for `pod` in `cgroup`, with the CPUs and the oom_score_adj of `hints`, and configures it. Returns it
-    /// with its monitor, which must be run.
+    /// Starts a VMM for `pod` in `cgroup`, with the CPUs and the oom_score_adj of `hints`, and configures it.
+    /// Returns it with its monitor, which must be run.
     ///
     /// # Errors
     /// [`Error`] with the file or system call that failed.
@@ -109,7 +109,8 @@ impl Vm {
         });
         let fds = [&kvm, &kernel, &initrd, &console].map(|file| file.as_raw_fd());
         match channel.send(&configure, &fds) {
-            // If the VMM has exited already, its exit status and standard error say why, better than this error.
+            // If the VMM has exited already, its exit status and standard error say why, better than this
+            // error.
             Ok(())
             | Err(nacre_protocol::control::Error::Socket(nix::Error::EPIPE | nix::Error::ECONNRESET)) => {}
             Err(error) => return Err(error.into()),
@@ -145,8 +146,8 @@ impl Vm {
         Arc::clone(&self.pidfd)
     }
 
-    /// Adjusts the VMM's OOM score for a further container. The lowest adjustment of all containers counts, since they are
-    /// killed together; it stays when a container is deleted.
+    /// Adjusts the VMM's OOM score for a further container. The lowest adjustment of all containers counts,
+    /// since they are killed together; it stays when a container is deleted.
     pub fn add_oom_score_adj(&mut self, adjustment: i32) {
         let lowest = self
             .oom_score_adj
@@ -248,8 +249,8 @@ fn set_affinity(pid: nix::unistd::Pid, cpus: &[usize]) -> io::Result<()> {
     Ok(nix::sched::sched_setaffinity(pid, &set)?)
 }
 
-/// Sets the OOM killer's preference for a process, -1000..=1000 (proc_pid_oom_score_adj(5)). The VMM would inherit the
-/// shim's, which is that of containerd's daemons.
+/// Sets the OOM killer's preference for a process, -1000..=1000 (proc_pid_oom_score_adj(5)). The VMM would
+/// inherit the shim's, which is that of containerd's daemons.
 fn set_oom_score_adj(pid: u32, adjustment: i32) {
     let file = format!("/proc/{pid}/oom_score_adj");
     if let Err(error) = std::fs::write(&file, adjustment.to_string()) {

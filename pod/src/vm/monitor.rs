@@ -1,6 +1,7 @@
-//! Watches a VMM from its first message until its process has exited. Messages become events in the sandbox's queue, in
-//! order; the last event is [`Event::Ended`], and it always comes: a VMM that has sent its last message, has closed its
-//! control socket or was killed must exit within a deadline. Started by the sandbox as a task; never calls the guest.
+//! Watches a VMM from its first message until its process has exited. Messages become events in the sandbox's
+//! queue, in order; the last event is [`Event::Ended`], and it always comes: a VMM that has sent its last
+//! message, has closed its control socket or was killed must exit within a deadline. Started by the sandbox
+//! as a task; never calls the guest.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,8 +23,8 @@ use crate::sys;
 
 /// A VMM exits right after its last message; after this long it is killed.
 pub(super) const EXIT_DEADLINE: Duration = Duration::from_secs(2);
-/// How long a killed process may take to exit. The kernel frees the guest's memory in this time; a process in an
-/// uninterruptible system call does not exit at all.
+/// How long a killed process may take to exit. The kernel frees the guest's memory in this time; a process in
+/// an uninterruptible system call does not exit at all.
 pub(super) const KILL_DEADLINE: Duration = Duration::from_secs(5);
 /// Most kinds of VM exits that a VMM may count.
 const MAX_EXIT_KINDS: usize = 64;
@@ -69,7 +70,8 @@ impl VmmMonitor {
             let mut messages = pin!(receive_until_last(&self.channel, &queue, &mut end));
             tokio::select! {
                 () = &mut messages => {}
-                // A killed process closes its socket when it exits; what it had sent before is still received.
+                // A killed process closes its socket when it exits; what it had sent before is still
+                // received.
                 () = self.killed.notified() => drop(tokio::time::timeout(EXIT_DEADLINE, messages).await),
             }
         }
@@ -83,8 +85,8 @@ impl VmmMonitor {
     }
 }
 
-/// Returns after the VMM's last message (Ended or Failed), if it has closed its socket, or if it sent something that is
-/// not a message.
+/// Returns after the VMM's last message (Ended or Failed), if it has closed its socket, or if it sent
+/// something that is not a message.
 async fn receive_until_last<E: From<Event>>(
     channel: &AsyncFd<Channel>,
     queue: &mpsc::Sender<E>,

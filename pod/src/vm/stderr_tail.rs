@@ -1,5 +1,6 @@
-//! The VMM's standard error: a pipe that is always read, so that the VMM never blocks on it, and copied to the shim's log
-//! up to a limit. The last lines are kept for the failure record. Read by a task of [`super::monitor`].
+//! The VMM's standard error: a pipe that is always read, so that the VMM never blocks on it, and copied to
+//! the shim's log up to a limit. The last lines are kept for the failure record. Read by a task of
+//! [`super::monitor`].
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,8 +12,8 @@ use crate::guest_text::bounded;
 const KEPT: usize = 20;
 /// Longest line that is kept or logged, bytes; the rest of it is dropped.
 const MAX_LINE: usize = 512;
-/// Most bytes that are copied to the log in a pod's life. The guest chooses them if its console is copied to standard
-/// error (`console_to_log`).
+/// Most bytes that are copied to the log in a pod's life. The guest chooses them if its console is copied to
+/// standard error (`console_to_log`).
 const MAX_LOGGED: usize = 1024 * 1024;
 
 /// The last [`KEPT`] lines of the VMM's standard error.

@@ -1,5 +1,6 @@
-//! `delete`: cleans up after a daemon that has exited; reads `pod.json` and nothing else. May run twice, and before `start`
-//! has made anything. containerd executes it at the end of every container, so it returns early if nothing is left.
+//! `delete`: cleans up after a daemon that has exited; reads `pod.json` and nothing else. May run twice, and
+//! before `start` has made anything. containerd executes it at the end of every container, so it returns
+//! early if nothing is left.
 
 use std::io::Write as _;
 use std::path::Path;

@@ -1,6 +1,6 @@
-//! `-v` and `-info`: name, version and build of this program. containerd 2.x passes its runtime options to `-info` on
-//! standard input and reads a `containerd.types.RuntimeInfo` from standard output. Nacre has no such options, so the input
-//! is not read.
+//! `-v` and `-info`: name, version and build of this program. containerd 2.x passes its runtime options to
+//! `-info` on standard input and reads a `containerd.types.RuntimeInfo` from standard output. Nacre has no
+//! such options, so the input is not read.
 
 use std::io::Write as _;
 

@@ -1,5 +1,6 @@
-//! `start`: makes the pod's directory and socket, forks the daemon and prints its address. Every container's start waits
-//! for it, so it does no more than that: it starts no runtime or thread and reads no configuration.
+//! `start`: makes the pod's directory and socket, forks the daemon and prints its address. Every container's
+//! start waits for it, so it does no more than that: it starts no runtime or thread and reads no
+//! configuration.
 
 use std::io::Write as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -87,7 +88,8 @@ fn sandbox_of(config_json: &[u8]) -> Option<String> {
     spec.annotations.get(SANDBOX).filter(|_| is_container).cloned()
 }
 
-/// Writes the address into the bundle, where containerd finds it after a restart. From 1.7 containerd writes it itself.
+/// Writes the address into the bundle, where containerd finds it after a restart. From 1.7 containerd writes
+/// it itself.
 fn write_address(address: &str) -> anyhow::Result<()> {
     std::fs::write(".address", address)
         .and_then(|()| std::fs::rename(".address", "address"))
@@ -108,7 +110,8 @@ fn remove_earlier_pod(identity: &Identity) -> anyhow::Result<()> {
             identity.namespace
         );
     }
-    // An unreadable pod.json is not reported: containerd reads standard error, too, and would take it for the address.
+    // An unreadable pod.json is not reported: containerd reads standard error, too, and would take it for the
+    // address.
     clean_up(identity).context("cleaning up after an earlier pod of this name")?;
     Ok(())
 }
@@ -119,7 +122,8 @@ fn print(address: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The output of `start`: the address alone, for task.v2, or, if containerd supports version 3, a JSON object.
+/// The output of `start`: the address alone, for task.v2, or, if containerd supports version 3, a JSON
+/// object.
 fn start_response(address: &str, max_version: Option<&str>) -> String {
     match max_version.and_then(|version| version.parse::<u32>().ok()) {
         Some(3..) => serde_json::json!({"version": 3, "address": address, "protocol": "ttrpc"}).to_string(),

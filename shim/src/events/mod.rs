@@ -1,6 +1,7 @@
-//! Forwards the engine's events to containerd, in order, by `Events/Forward` (ttrpc) at TTRPC_ADDRESS. The queue is
-//! bounded, and one task delivers. If containerd can't be reached, events wait until its socket appears (`socket_watch`)
-//! or it calls the shim ([`Wake`]). An event that containerd refuses is logged and dropped.
+//! Forwards the engine's events to containerd, in order, by `Events/Forward` (ttrpc) at TTRPC_ADDRESS. The
+//! queue is bounded, and one task delivers. If containerd can't be reached, events wait until its socket
+//! appears (`socket_watch`) or it calls the shim ([`Wake`]). An event that containerd refuses is logged and
+//! dropped.
 
 mod envelope;
 mod socket_watch;
@@ -27,7 +28,8 @@ const QUEUE: usize = 1024;
 /// How long containerd may take to answer; after that the connection counts as lost.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Makes the publisher retry delivery at once. Used for each call of containerd, which shows that it is running.
+/// Makes the publisher retry delivery at once. Used for each call of containerd, which shows that it is
+/// running.
 #[derive(Debug, Clone)]
 pub struct Wake(Arc<Notify>);
 
@@ -47,8 +49,8 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// A publisher for `namespace` to containerd's ttrpc socket at `address` (TTRPC_ADDRESS), and the task that delivers.
-    /// The task ends when the publisher is dropped and all events are delivered.
+    /// A publisher for `namespace` to containerd's ttrpc socket at `address` (TTRPC_ADDRESS), and the task
+    /// that delivers. The task ends when the publisher is dropped and all events are delivered.
     pub fn spawn(namespace: &str, address: Option<String>) -> (Self, JoinHandle<()>) {
         let (queue, events) = mpsc::channel(QUEUE);
         let wake = Wake(Arc::new(Notify::new()));
@@ -96,7 +98,8 @@ async fn deliver(mut events: mpsc::Receiver<Envelope>, socket: Option<PathBuf>, 
         };
         while let Err(error) = forward(&mut client, socket, &event).await {
             log::warn(format_args!("event {} waits: {error}", event.topic));
-            // The watch starts before this second attempt, so that a socket that appears in between is not missed.
+            // The watch starts before this second attempt, so that a socket that appears in between is not
+            // missed.
             let watch = SocketWatch::new(socket);
             if forward(&mut client, socket, &event).await.is_ok() {
                 break;

@@ -1,5 +1,5 @@
-//! Waits for containerd's socket to appear (inotify on its directory), so that a restarted containerd gets the events that
-//! it missed without polling.
+//! Waits for containerd's socket to appear (inotify on its directory), so that a restarted containerd gets
+//! the events that it missed without polling.
 
 use std::ffi::OsString;
 use std::mem::MaybeUninit;

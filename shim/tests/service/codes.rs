@@ -1,5 +1,5 @@
-//! The status code of every call in every state of a task and of an exec process. Each field of the tables is one test:
-//! a pod is brought into the column's state, then the row's call is made.
+//! The status code of every call in every state of a task and of an exec process. Each field of the tables is
+//! one test: a pod is brought into the column's state, then the row's call is made.
 
 use anyhow::{Context as _, Result, ensure};
 use containerd_shim_protos::api::{
@@ -189,11 +189,12 @@ async fn bring_task(id: &str, state: &str) -> Result<(Pod, TaskClient)> {
     Ok((pod, client))
 }
 
-/// Makes a call that is not answered for now. The sandbox has received it when this returns: the shim handles the calls
-/// of a connection in order.
+/// Makes a call that is not answered for now. The sandbox has received it when this returns: the shim handles
+/// the calls of a connection in order.
 async fn in_background<T: Send + 'static>(init: &Remote, call: impl Future<Output = T> + Send + 'static) {
     let _unanswered = tokio::spawn(call);
-    // While this call waits for its answer, the one above is sent; then a second answer shows that it was handled.
+    // While this call waits for its answer, the one above is sent; then a second answer shows that it was
+    // handled.
     for _ in 0..2 {
         drop(init.state().await);
     }

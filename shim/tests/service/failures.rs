@@ -1,4 +1,5 @@
-//! VMMs and shims that die or can't start. Each test checks the reported reason, and that nothing is left on the host.
+//! VMMs and shims that die or can't start. Each test checks the reported reason, and that nothing is left on
+//! the host.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,6 @@
-//! An agent without a guest: processes are tasks of the fake VMM that do what their first argument says. If init exits,
-//! exec processes are killed a little later, so that their exits are reported after init's, as in a guest.
+//! An agent without a guest: processes are tasks of the fake VMM that do what their first argument says. If
+//! init exits, exec processes are killed a little later, so that their exits are reported after init's, as in
+//! a guest.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -95,7 +96,8 @@ impl FakeAgent {
         )
     }
 
-    /// Dials the shim: first with wrong ports, as another process of the guest could, then with those of `bits`.
+    /// Dials the shim: first with wrong ports, as another process of the guest could, then with those of
+    /// `bits`.
     fn dial(&self, bits: u64) -> Option<UnixStream> {
         let address = StreamAddress::from_bits(bits)?;
         let dial = |host_port: u32, guest_port: u32| {

@@ -1,5 +1,5 @@
-//! A VMM without a VM: receives its configuration, makes the mount namespace that the shim moves mounts into, and runs the
-//! fake agent. The kernel's extra parameters choose its behaviour.
+//! A VMM without a VM: receives its configuration, makes the mount namespace that the shim moves mounts into,
+//! and runs the fake agent. The kernel's extra parameters choose its behaviour.
 #![allow(unsafe_code, reason = "descriptor 3 is the protocol's")]
 
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -43,8 +43,8 @@ pub fn main() {
     serve(channel, &configure);
 }
 
-/// A VMM must get the standard streams and the control socket, and none of the descriptors that containerd may have leaked
-/// to the shim (A9). The tests' own program leaks one, see `main`.
+/// A VMM must get the standard streams and the control socket, and none of the descriptors that containerd
+/// may have leaked to the shim (A9). The tests' own program leaks one, see `main`.
 fn assert_inherits_nothing_else() {
     let listed = std::fs::read_dir("/proc/self/fd").unwrap();
     let mut open: Vec<i32> = listed

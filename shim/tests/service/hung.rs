@@ -1,4 +1,5 @@
-//! Guests that hang, and a containerd that is restarted while a container is being created: everything can still be ended.
+//! Guests that hang, and a containerd that is restarted while a container is being created: everything can
+//! still be ended.
 
 use std::time::{Duration, Instant};
 
@@ -39,7 +40,8 @@ async fn sigkill_ends_a_guest_that_does_not_react() -> Result<()> {
     pod.finish(&client).await
 }
 
-/// What containerd does when it finds a shim after its own restart: Connect, Pids, and, without processes, Delete.
+/// What containerd does when it finds a shim after its own restart: Connect, Pids, and, without processes,
+/// Delete.
 async fn delete_cancels_a_create_that_hangs() -> Result<()> {
     let (pod, client) = Pod::start("cancel", "kernel_params = \"fake=silent\"\n", &["sleep"]).await?;
     let creation = pod.creation();

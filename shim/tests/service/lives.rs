@@ -312,7 +312,8 @@ async fn a_created_container_can_be_deleted() -> Result<()> {
     pod.finish(&client).await
 }
 
-/// Runs `start` for container `inner` in `bundle`, as containerd does for a container that joins a pod; returns its output.
+/// Runs `start` for container `inner` in `bundle`, as containerd does for a container that joins a pod;
+/// returns its output.
 fn start_inner(pod: &Pod, bundle: &std::path::Path) -> Result<serde_json::Value> {
     let started = std::process::Command::new(pod.path().join("bin/containerd-shim-nacre-v2"))
         .args([

@@ -1,6 +1,6 @@
-//! Tests of the built shim from `start` to `delete`, by the ttrpc calls that containerd makes. VMM and agent are test
-//! doubles: this program, if it is started as `nacre-vmm --control-fd 3`. Needs root, for namespaces and mounts, and
-//! /dev/kvm, which the shim opens; no guest is run.
+//! Tests of the built shim from `start` to `delete`, by the ttrpc calls that containerd makes. VMM and agent
+//! are test doubles: this program, if it is started as `nacre-vmm --control-fd 3`. Needs root, for namespaces
+//! and mounts, and /dev/kvm, which the shim opens; no guest is run.
 #![allow(missing_docs, reason = "a test")]
 
 mod codes;

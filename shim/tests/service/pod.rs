@@ -1,5 +1,6 @@
-//! A pod under test: an installation with the fake VMM, a bundle, a stand-in for containerd that receives events, and a
-//! client of the shim that `start` has started. At the end it checks that nothing is left on the host.
+//! A pod under test: an installation with the fake VMM, a bundle, a stand-in for containerd that receives
+//! events, and a client of the shim that `start` has started. At the end it checks that nothing is left on
+//! the host.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -52,7 +53,8 @@ pub fn soon() -> ttrpc::context::Context {
 }
 
 impl Pod {
-    /// Makes an installation with `config` as its config.toml, and a bundle whose spec `change` has adapted. Runs nothing.
+    /// Makes an installation with `config` as its config.toml, and a bundle whose spec `change` has adapted.
+    /// Runs nothing.
     pub async fn prepare(id: &str, config: &str, change: impl FnOnce(&mut Value)) -> Result<Self> {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
         let path = directory.path();
@@ -417,8 +419,8 @@ pub fn refused<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> Result<(ttrpc::C
     }
 }
 
-/// Memory that a process holds for itself, KiB. Not its private dirty pages: those of a program that was built just now count
-/// as dirty until the kernel has written them to disk.
+/// Memory that a process holds for itself, KiB. Not its private dirty pages: those of a program that was
+/// built just now count as dirty until the kernel has written them to disk.
 pub fn anonymous_kib(pid: u32) -> Result<u64> {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let line = rollup

@@ -235,7 +235,8 @@ async fn an_oom_kill_is_reported_once_and_before_the_exit() -> Result<()> {
     init.delete().await?;
     pod.finish(&client).await?;
     let events = pod.events_until("delete").await?;
-    // The guest reports the kill twice: by WaitOom, perhaps before its answer to StartExec, and with the exit.
+    // The guest reports the kill twice: by WaitOom, perhaps before its answer to StartExec, and with the
+    // exit.
     ensure!(
         events.iter().filter(|event| *event == "oom").count() == 1,
         "{events:?}"

@@ -1,5 +1,6 @@
 //! The list of behaviours that Nacre must share with runc, and the code that runs and compares them.
-//! `nacre-parity` (src/bin/nacre-parity) is the program that uses it; docs/conformance.md names the behaviours.
+//! `nacre-parity` (src/bin/nacre-parity) is the program that uses it; docs/conformance.md names the
+//! behaviours.
 //!
 //! Starting a container takes seconds in the lab. Scripts that need the same specification therefore share
 //! one container, and so do exec commands.

@@ -21,7 +21,8 @@ pub enum Event {
     ExecFailed(String, Exit),
     /// The guest reports the exit of a process, or the VM has ended.
     Exited(String, Exit),
-    /// Init's exit has been held for as long as allowed; the exit to report for exec processes that are still live.
+    /// Init's exit has been held for as long as allowed; the exit to report for exec processes that are still
+    /// live.
     InitExitHoldExpired(Exit),
     /// All output of a process is written, or its deadline has passed.
     OutputDrained(String),

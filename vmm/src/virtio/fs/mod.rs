@@ -116,7 +116,8 @@ impl Fs {
     /// Creates the device and spawns its worker.
     ///
     /// # Errors
-    /// [`DeviceError`] if the tag has a wrong length, the root can't be opened, or the worker can't be spawned.
+    /// [`DeviceError`] if the tag has a wrong length, the root can't be opened, or the worker can't be
+    /// spawned.
     pub fn new(config: Config, env: &Env) -> Result<Self, DeviceError> {
         let config_space = config_space(&config.tag).ok_or_else(|| DeviceError {
             device: NAME,
