@@ -101,10 +101,6 @@ impl Guest {
         answer(self.client().wait_process(context(), &process_ref(id)).await)
     }
 
-    pub async fn close_stdin(&self, id: &str) -> Answer<Empty> {
-        answer(self.client().close_stdin(context(), &process_ref(id)).await)
-    }
-
     pub async fn kill(&self, id: &str, signal: u32, all: bool) -> Answer<Empty> {
         let process = Some(process_ref(id)).into();
         let request = KillProcessRequest {
@@ -134,10 +130,6 @@ impl Guest {
             ..Default::default()
         };
         answer(self.client().setup(context(), &request).await)
-    }
-
-    pub async fn shutdown(&self) -> Answer<Empty> {
-        answer(self.client().shutdown(context(), &Empty::new()).await)
     }
 }
 
