@@ -12,8 +12,10 @@ pub mod container_id;
 pub mod control;
 pub mod cpu_list;
 pub mod guest;
+pub mod mountinfo;
 pub mod spec;
 pub mod state;
+pub mod text;
 pub mod vsock;
 
 /// Identifies what shim, VMM and agent must have in common: the version, and a hash of this crate's sources, such as

@@ -12,6 +12,7 @@ use nacre_protocol::agent::{
     AgentClient, ContainerRef, CreateContainerRequest, KillProcessRequest, ProcessRef, ResizePtyRequest,
     SetupRequest, SetupResponse, StartExecRequest, Stdio, UpdateContainerRequest, WaitOomRequest,
 };
+use nacre_protocol::text::printable;
 use tokio::sync::Notify;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
@@ -20,7 +21,7 @@ use ttrpc::context::{Context, with_duration};
 use crate::clock;
 use crate::error::{Error, StepFailed};
 use crate::exit::Exit;
-use crate::guest_text::{MAX_MESSAGE, MAX_NAME, bounded};
+use crate::guest_text::{MAX_MESSAGE, MAX_NAME};
 use crate::process_id::ProcessId;
 use crate::streams::TerminalSize;
 
@@ -70,7 +71,7 @@ impl From<ttrpc::Error> for CallError {
     fn from(error: ttrpc::Error) -> Self {
         match error {
             ttrpc::Error::RpcStatus(status) => {
-                Self::Answer(status.code(), bounded(&status.message, MAX_MESSAGE))
+                Self::Answer(status.code(), printable(&status.message, MAX_MESSAGE))
             }
             lost @ (ttrpc::Error::Socket(_)
             | ttrpc::Error::Nix(_)
@@ -123,7 +124,7 @@ fn context() -> Context {
 /// are fields that only the guest can decide about, such as devices that it does not have.
 fn log_ignored(name: &ProcessId, fields: &[String]) {
     for field in fields.iter().take(MAX_IGNORED) {
-        crate::log::warn(format_args!("{name}: ignored: {}", bounded(field, MAX_MESSAGE)));
+        crate::log::warn(format_args!("{name}: ignored: {}", printable(field, MAX_MESSAGE)));
     }
 }
 
@@ -181,7 +182,7 @@ impl Guest {
             .within_deadline(self.client.setup(context(), &request))
             .await?;
         for text in [&mut response.build_id, &mut response.kernel_release] {
-            *text = bounded(text, MAX_NAME);
+            *text = printable(text, MAX_NAME);
         }
         Ok(response)
     }
