@@ -28,7 +28,6 @@ mod terminal;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nacre_protocol::vsock::AGENT_PORT;
@@ -39,8 +38,6 @@ use crate::reaper::Reaper;
 use crate::runtime::newidmap;
 use crate::service::{Service, Times};
 
-/// How long the host may take to close its stream after the reply to Shutdown was sent.
-const SHUTDOWN_REPLY: Duration = Duration::from_millis(100);
 /// Exit status for a wrong command line, as usual for programs of the shell.
 const USAGE: i32 = 2;
 
@@ -146,20 +143,13 @@ async fn serve(dialer: &Dialer, started_us: u64) -> Result<()> {
         started_us,
         dialed_us: guest_init::monotonic_us(),
     };
-    let (methods, mut shutdown) = Service::methods(Arc::clone(&containers), times, is_guest_init);
+    let methods = Service::methods(Arc::clone(&containers), times, is_guest_init);
     let mut serving = connection::serve(stream, methods).await?;
     if is_guest_init {
         guest_init::prepare_for_containers()?;
     }
     containers.start_spare_helper()?;
-    tokio::select! {
-        () = serving.ended() => {}
-        _ = shutdown.wait_for(|requested| *requested) => {
-            // The host closes the stream once it has received the reply; the timeout is for a host that does
-            // not.
-            let _ = tokio::time::timeout(SHUTDOWN_REPLY, serving.ended()).await;
-        }
-    }
+    serving.ended().await;
     Ok(())
 }
 

@@ -10,10 +10,9 @@ use nacre_protocol::BUILD_ID;
 use nacre_protocol::agent::{
     Agent, ContainerRef, ContainerStatsResponse, CreateContainerRequest, CreateContainerResponse, Empty,
     KillProcessRequest, ListPidsResponse, ProcessRef, ResizePtyRequest, SetupRequest, SetupResponse,
-    StartExecRequest, StartExecResponse, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
-    WaitProcessResponse, create_agent,
+    StartExecRequest, StartExecResponse, UpdateContainerRequest, UpdateContainerResponse, WaitOomRequest,
+    WaitOomResponse, WaitProcessResponse, create_agent,
 };
-use tokio::sync::watch;
 use ttrpc::asynchronous::{Service as Methods, TtrpcContext};
 
 use crate::container::{Containers, check_signal};
@@ -36,28 +35,22 @@ pub struct Times {
 pub struct Service {
     containers: Arc<Containers>,
     times: Times,
-    shutdown: watch::Sender<bool>,
     /// Whether this agent is PID 1 of a guest, and so sets the clock and the host name.
     is_guest_init: bool,
 }
 
 impl Service {
-    /// The service's methods by name, and a receiver that becomes true once the host has called Shutdown.
+    /// The service's methods by name.
     pub fn methods(
         containers: Arc<Containers>,
         times: Times,
         is_guest_init: bool,
-    ) -> (HashMap<String, Methods>, watch::Receiver<bool>) {
-        let (shutdown, receiver) = watch::channel(false);
-        (
-            create_agent(Arc::new(Self {
-                containers,
-                times,
-                shutdown,
-                is_guest_init,
-            })),
-            receiver,
-        )
+    ) -> HashMap<String, Methods> {
+        create_agent(Arc::new(Self {
+            containers,
+            times,
+            is_guest_init,
+        }))
     }
 }
 
@@ -142,10 +135,7 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: StartExecRequest,
     ) -> ttrpc::Result<StartExecResponse> {
-        Ok(StartExecResponse {
-            pid: self.containers.exec(request).await?,
-            ..StartExecResponse::default()
-        })
+        Ok(self.containers.exec(request).await?)
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
@@ -170,11 +160,12 @@ impl Agent for Service {
         &self,
         _: &TtrpcContext,
         request: UpdateContainerRequest,
-    ) -> ttrpc::Result<Empty> {
-        self.containers
-            .get(&request.container_id)?
-            .update(&request.resources)?;
-        Ok(Empty::new())
+    ) -> ttrpc::Result<UpdateContainerResponse> {
+        let container = self.containers.get(&request.container_id)?;
+        Ok(UpdateContainerResponse {
+            ignored: container.update(&request.resources)?,
+            ..UpdateContainerResponse::default()
+        })
     }
 
     async fn container_stats(
@@ -196,13 +187,6 @@ impl Agent for Service {
         })
     }
 
-    async fn close_stdin(&self, _: &TtrpcContext, request: ProcessRef) -> ttrpc::Result<Empty> {
-        self.containers
-            .process(&request.container_id, &request.exec_id)?
-            .close_stdin();
-        Ok(Empty::new())
-    }
-
     async fn list_pids(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<ListPidsResponse> {
         let pids = self.containers.get(&request.container_id)?.pids()?;
         Ok(ListPidsResponse {
@@ -213,11 +197,6 @@ impl Agent for Service {
 
     async fn delete_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
         self.containers.delete(&request.container_id).await?;
-        Ok(Empty::new())
-    }
-
-    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
-        self.shutdown.send_replace(true);
         Ok(Empty::new())
     }
 }

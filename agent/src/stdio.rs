@@ -16,10 +16,9 @@ use nacre_protocol::vsock::StreamAddress;
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::AbortHandle;
 
-use self::copy::{Pair, splice_input};
+use self::copy::Pair;
 use crate::async_fd;
 use crate::dial::{Dialer, Dialing};
 use crate::error::Error;
@@ -39,24 +38,6 @@ pub struct Streams {
     input: Option<Pair>,
     is_terminal: bool,
     outputs: [Option<Pair>; 2],
-}
-
-/// The task that copies standard input.
-pub struct Input {
-    closing: watch::Sender<bool>,
-    copying: JoinHandle<()>,
-}
-
-impl Input {
-    /// Closes the process's standard input after what has already arrived from the host.
-    pub fn close(&self) {
-        self.closing.send_replace(true);
-    }
-
-    /// Stops copying at once, for a process that has exited.
-    pub fn abort(&self) {
-        self.copying.abort();
-    }
 }
 
 /// Starts to connect the streams that are wanted: those with an address.
@@ -186,26 +167,25 @@ fn open_null() -> Result<OwnedFd, Error> {
 }
 
 impl Streams {
-    /// Starts the tasks that copy each stream until it ends. Returns the handle of standard input, if it is
-    /// wanted.
-    pub fn start(self) -> Option<Input> {
+    /// Starts the tasks that copy each stream until it ends. Returns the handle of the one that copies standard
+    /// input, if it is wanted, to stop it when the process has exited.
+    pub fn start(self) -> Option<AbortHandle> {
         for pair in self.outputs.into_iter().flatten() {
             // An error means that one side was closed. Dropping the pair closes the other side.
             tokio::spawn(async move { pair.copy().await });
         }
         let pair = self.input?;
-        let (closing, closed) = watch::channel(false);
         let is_terminal = self.is_terminal;
         let copying = tokio::spawn(async move {
-            if is_terminal {
-                // A terminal's end of input is a character, so there is nothing to do at the end of the
-                // host's stream.
-                let _ = pair.copy().await;
+            // Ignore the result: as above. A terminal's end of input is a character, so that nothing is to be
+            // done at the end of the host's stream.
+            let _ = if is_terminal {
+                pair.copy().await
             } else {
-                splice_input(pair, closed).await;
-            }
+                pair.splice().await
+            };
         });
-        Some(Input { closing, copying })
+        Some(copying.abort_handle())
     }
 }
 
@@ -213,7 +193,7 @@ impl Streams {
 mod tests {
     use super::*;
     use std::io::{Read as _, Write as _};
-    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::os::unix::net::UnixListener;
 
     /// A directory in which the host listens at `port`, and a dialer for it.
     const STREAM: StreamAddress = StreamAddress {
@@ -236,7 +216,7 @@ mod tests {
             .block_on(test);
     }
 
-    async fn connect(ports: Stdio, dialer: &Dialer) -> ([File; 3], Option<Input>) {
+    async fn connect(ports: Stdio, dialer: &Dialer) -> ([File; 3], Option<AbortHandle>) {
         let dialed = dial(dialer, &ports).unwrap();
         let (ends, pipes) = pipes(&dialed, 0).unwrap();
         (
@@ -309,53 +289,38 @@ mod tests {
         });
     }
 
-    /// Sends input, closes it by `closing`, and returns what the process has read.
-    async fn input_of(closing: impl FnOnce(&mut UnixStream, &Input)) -> Vec<u8> {
-        let (_directory, dialer, listener) = listen();
-        let (ends, input) = connect(
-            Stdio {
-                stdin: STREAM.to_bits(),
-                ..Stdio::new()
-            },
-            &dialer,
-        )
-        .await;
-        let mut host = listener.accept().unwrap().0;
-        let bytes: Vec<u8> = (0..150_000_u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
-        let writer = std::thread::spawn(move || {
-            host.write_all(&bytes).unwrap();
-            (host, bytes)
-        });
-        let reader = std::thread::spawn(move || {
-            let [mut stdin, _, _] = ends;
-            let mut got = Vec::new();
-            stdin.read_to_end(&mut got).unwrap();
-            got
-        });
-        while !writer.is_finished() {
-            tokio::task::yield_now().await;
-        }
-        let (mut host, bytes) = writer.join().unwrap();
-        closing(&mut host, input.as_ref().unwrap());
-        while !reader.is_finished() {
-            tokio::task::yield_now().await;
-        }
-        let got = reader.join().unwrap();
-        assert_eq!(got, bytes);
-        got
-    }
-
     #[test]
     fn input_ends_with_the_hosts_stream() {
         run(async {
-            input_of(|host, _| host.shutdown(std::net::Shutdown::Write).unwrap()).await;
-        });
-    }
-
-    #[test]
-    fn close_ends_input_after_everything_sent() {
-        run(async {
-            input_of(|_, input| input.close()).await;
+            let (_directory, dialer, listener) = listen();
+            let (ends, input) = connect(
+                Stdio {
+                    stdin: STREAM.to_bits(),
+                    ..Stdio::new()
+                },
+                &dialer,
+            )
+            .await;
+            assert!(input.is_some());
+            let mut host = listener.accept().unwrap().0;
+            let bytes: Vec<u8> = (0..150_000_u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
+            let sent = bytes.clone();
+            let writer = std::thread::spawn(move || {
+                host.write_all(&sent).unwrap();
+                host.shutdown(std::net::Shutdown::Write).unwrap();
+                host
+            });
+            let reader = std::thread::spawn(move || {
+                let [mut stdin, _, _] = ends;
+                let mut got = Vec::new();
+                stdin.read_to_end(&mut got).unwrap();
+                got
+            });
+            while !reader.is_finished() {
+                tokio::task::yield_now().await;
+            }
+            assert!(reader.join().unwrap() == bytes);
+            drop(writer.join().unwrap());
         });
     }
 }

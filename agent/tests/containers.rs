@@ -66,19 +66,6 @@ fn input_ends_with_the_hosts_stream() {
 }
 
 #[test]
-fn input_ends_after_close_stdin() {
-    run(async {
-        let mut guest = Guest::start().await;
-        let (_, mut stdio) = guest.create("a", &["sh", "-c", "cat; echo end"]).await.unwrap();
-        guest.start_container("a").await.unwrap();
-        stdio.stdin.write_all(b"some input\n").unwrap();
-        guest.close_stdin("a").await.unwrap();
-        assert_eq!(stdio.stdout().await, "some input\nend\n");
-        assert_eq!(guest.wait("a").await.unwrap().exit_status, 0);
-    });
-}
-
-#[test]
 fn the_process_may_open_its_streams_by_name() {
     run(async {
         let mut guest = Guest::start().await;
@@ -283,11 +270,8 @@ fn setup_refuses_another_build() {
 }
 
 #[test]
-fn the_agent_exits_after_shutdown_or_disconnect() {
+fn the_agent_exits_when_the_host_disconnects() {
     run(async {
-        let guest = Guest::start().await;
-        guest.shutdown().await.unwrap();
-        assert!(guest.ended().await.success());
         let guest = Guest::start().await;
         assert!(guest.disconnect().await.success());
     });

@@ -3,7 +3,9 @@
 
 use std::io::Write as _;
 
-/// Longest text that is shown, characters. An error with its causes fits; a guest or a VMM may have written
+use nacre_protocol::text;
+
+/// Longest text that is shown, bytes. An error with its causes fits; a guest or a VMM may have written
 /// more.
 const MAX_TEXT: usize = 1000;
 
@@ -47,27 +49,10 @@ pub fn table(rows: &[Vec<String>]) -> String {
     out
 }
 
-/// Makes a text from a guest, a VMM or a file safe to show on a terminal: control characters and characters
-/// that change the direction of text are escaped, and text after [`MAX_TEXT`] characters is cut off.
+/// Makes a text from a guest, a VMM or a file safe to show on a terminal ([`text::printable`]), in at most
+/// [`MAX_TEXT`] bytes.
 pub fn printable(text: &str) -> String {
-    let mut rest = text.chars();
-    let mut out = String::new();
-    for c in rest.by_ref().take(MAX_TEXT) {
-        if c.is_control() || changes_direction(c) {
-            out.extend(c.escape_unicode());
-        } else {
-            out.push(c);
-        }
-    }
-    if rest.next().is_some() {
-        out.push('…');
-    }
-    out
-}
-
-/// The Unicode characters with the property `Bidi_Control`, and the line and paragraph separators.
-fn changes_direction(c: char) -> bool {
-    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    text::printable(text, MAX_TEXT)
 }
 
 /// A number of bytes in the largest binary unit in which it is at least 1.
@@ -144,21 +129,5 @@ mod tests {
         for from in 0..=100 {
             assert!(bar(from, 100, 100, 10).chars().count() <= 10);
         }
-    }
-
-    #[test]
-    fn control_characters_are_escaped() {
-        assert_eq!(printable("a\u{1b}[2Jb\n"), "a\\u{1b}[2Jb\\u{a}");
-        assert_eq!(printable("\u{9b}31m"), "\\u{9b}31m", "the one-byte CSI");
-        assert_eq!(printable("\u{202e}txt"), "\\u{202e}txt", "right-to-left override");
-        assert_eq!(printable("grün → ✓"), "grün → ✓");
-    }
-
-    #[test]
-    fn long_texts_are_cut() {
-        let shown = printable(&"x".repeat(3 << 20));
-        assert_eq!(shown.chars().count(), MAX_TEXT + 1);
-        assert!(shown.ends_with("x…"));
-        assert_eq!(printable(&"x".repeat(MAX_TEXT)).len(), MAX_TEXT);
     }
 }

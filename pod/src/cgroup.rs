@@ -8,6 +8,7 @@ use std::io::{self, Read as _, Seek as _};
 use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
+use nacre_protocol::mountinfo::cgroup2_mount;
 use rustix::event::PollFlags;
 use rustix::fs::XattrFlags;
 
@@ -50,17 +51,7 @@ pub fn root() -> Result<PathBuf, Error> {
     }
     let file = Path::new("/proc/self/mountinfo");
     let mountinfo = fs::read_to_string(file).map_err(at(file))?;
-    root_in(&mountinfo).ok_or(Error::NoCgroup2)
-}
-
-/// The mount point of the first line of type cgroup2 (proc(5): its fields before " - " are ID, parent,
-/// device, root, mount point; after it the type comes first).
-fn root_in(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
-        let (mount, kind) = line.split_once(" - ")?;
-        let point = mount.split(' ').nth(4)?;
-        (kind.split(' ').next()? == "cgroup2").then(|| PathBuf::from(point))
-    })
+    cgroup2_mount(&mountinfo).ok_or(Error::NoCgroup2)
 }
 
 /// The parent of a pod's cgroup, relative to the root, by the spec's cgroupsPath.
@@ -324,14 +315,5 @@ mod tests {
                 "{path}"
             );
         }
-    }
-
-    #[test]
-    fn the_mount_point_is_found_on_unified_and_hybrid_hosts() {
-        let unified = "24 1 0:22 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n";
-        let hybrid = "30 24 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw\n32 30 0:28 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 none rw\n";
-        assert_eq!(root_in(unified), Some("/sys/fs/cgroup".into()));
-        assert_eq!(root_in(hybrid), Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(root_in("1 0 0:1 / / rw - ext4 /dev/vda rw\n"), None);
     }
 }

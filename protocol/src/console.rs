@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
+use crate::text::printable;
+
 /// Size of the memfd, bytes.
 pub const RING_BYTES: u64 = 64 * 1024;
 const HEADER: u64 = 8;
@@ -66,27 +68,13 @@ pub fn last_lines(file: &File, count: usize) -> io::Result<Vec<String>> {
     let mut lines: Vec<String> = text
         .lines()
         .rev()
-        .filter(|line| !line.trim().is_empty())
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty())
         .take(count)
-        .map(|line| {
-            line.trim_end()
-                .chars()
-                .take(MAX_LINE)
-                .flat_map(printable)
-                .collect()
-        })
+        .map(|line| printable(&line.replace('\t', " "), MAX_LINE))
         .collect();
     lines.reverse();
     Ok(lines)
-}
-
-fn printable(c: char) -> impl Iterator<Item = char> {
-    let escape = c.is_control() && c != '\t';
-    escape
-        .then(|| c.escape_default())
-        .into_iter()
-        .flatten()
-        .chain((!escape).then_some(c))
 }
 
 #[cfg(test)]

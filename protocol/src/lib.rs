@@ -12,10 +12,12 @@ pub mod container_id;
 pub mod control;
 pub mod cpu_list;
 pub mod guest;
+pub mod mountinfo;
 pub mod spec;
 pub mod state;
+pub mod text;
 pub mod vsock;
 
-/// Identifies what shim, VMM, agent and guest image must have in common: the crate version and a hash of everything
-/// that defines the borders between them.
+/// Identifies what shim, VMM and agent must have in common: the version, and a hash of this crate's sources, such as
+/// "0.1.0+0123456789abcdef". Two builds with different messages or a different table of spec fields have different ids.
 pub const BUILD_ID: &str = env!("NACRE_BUILD_ID");

@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nacre_protocol::agent::StartExecRequest;
+use nacre_protocol::agent::{StartExecRequest, StartExecResponse};
 use oci_spec::runtime::{Process as ProcessSpec, Spec};
 
 use super::process::Process;
@@ -21,13 +21,14 @@ const MAX_EXECS: usize = 4096;
 const EXECVE_TIMEOUT: Duration = Duration::from_secs(50);
 
 impl Containers {
-    /// Starts an exec process; returns its pid once its command is executed.
-    pub async fn exec(self: &Arc<Self>, request: StartExecRequest) -> Result<u32, Error> {
+    /// Starts an exec process; returns once its command is executed. The reply has its pid, and the fields of the
+    /// request that have no effect.
+    pub async fn exec(self: &Arc<Self>, request: StartExecRequest) -> Result<StartExecResponse, Error> {
         // In a separate task, so that a caller that disconnects does not leave half a process.
         let this = Arc::clone(self);
         let started = tokio::spawn(async move {
             let container = this.get(&request.container_id)?;
-            let process = parse(&request.process, &container.spec)?;
+            let (process, ignored) = parse(&request.process, &container.spec)?;
             let _not_frozen = container.freeze_lock.read().await;
             container.reserve(&request.exec_id)?;
             let started = this.start_exec(&container, &request, process).await;
@@ -36,7 +37,11 @@ impl Containers {
                 Ok(process) => {
                     let pid = process.pid_number();
                     execs.insert(request.exec_id, Some(process));
-                    Ok(pid)
+                    Ok(StartExecResponse {
+                        pid,
+                        ignored,
+                        ..StartExecResponse::default()
+                    })
                 }
                 Err(error) => {
                     execs.remove(&request.exec_id);
@@ -136,10 +141,10 @@ impl Container {
 
 /// Parses the process object of a request. Properties that it leaves out are those of the container's init,
 /// as with runc exec.
-fn parse(json: &[u8], spec: &Spec) -> Result<ProcessSpec, Error> {
-    let mut process = parse_process(json)?;
+fn parse(json: &[u8], spec: &Spec) -> Result<(ProcessSpec, Vec<String>), Error> {
+    let (mut process, ignored) = parse_process(json)?;
     let Some(init) = spec.process() else {
-        return Ok(process);
+        return Ok((process, ignored));
     };
     if process.capabilities().is_none() {
         process.set_capabilities(init.capabilities().clone());
@@ -165,7 +170,7 @@ fn parse(json: &[u8], spec: &Spec) -> Result<ProcessSpec, Error> {
     if process.user().umask().is_none() {
         process.user_mut().set_umask(init.user().umask());
     }
-    Ok(process)
+    Ok((process, ignored))
 }
 
 #[cfg(test)]
@@ -187,6 +192,7 @@ mod tests {
             process.to_string().as_bytes(),
             &serde_json::from_value(spec).unwrap(),
         )
+        .map(|(process, _)| process)
     }
 
     #[test]

@@ -245,13 +245,15 @@ impl Container {
     }
 
     /// Sets the limits that `resources` (the OCI `linux.resources` object, JSON) has; the others keep their
-    /// values.
-    pub fn update(&self, resources: &[u8]) -> Result<(), Error> {
+    /// values. Returns the fields that have no effect, each as a JSON path and the reason.
+    pub fn update(&self, resources: &[u8]) -> Result<Vec<String>, Error> {
         let lifecycle = *lock(&self.lifecycle);
         if !lifecycle.accepts_update() {
             return Err(self.wrong_state(lifecycle, "update"));
         }
-        self.cgroup.apply(&spec::parse_update(resources)?)
+        let (limits, ignored) = spec::parse_update(resources)?;
+        self.cgroup.apply(&limits)?;
+        Ok(ignored)
     }
 
     /// The parts of the spec that have no effect in this guest, each as a JSON path and the reason.

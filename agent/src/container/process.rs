@@ -7,12 +7,13 @@ use std::sync::Mutex;
 
 use rustix::process::Pid;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use super::lock;
 use crate::error::Error;
 use crate::reaper::Exit;
 use crate::signal;
-use crate::stdio::{Input, Streams};
+use crate::stdio::Streams;
 use crate::terminal::resize;
 
 /// A process, from the time it has a pid.
@@ -20,7 +21,7 @@ pub struct Process {
     pid: Pid,
     /// None until the reaper has collected the exit status.
     exit: watch::Sender<Option<Exit>>,
-    input: Mutex<Option<Input>>,
+    input: Mutex<Option<AbortHandle>>,
     /// The master of the process's terminal.
     terminal: Mutex<Option<OwnedFd>>,
 }
@@ -78,13 +79,6 @@ impl Process {
             return Err(Error::ProcessFinished);
         }
         signal::send(self.pid, signal).map_err(Error::system("sending a signal"))
-    }
-
-    /// Closes standard input once the data that has arrived is copied. Has no effect on a terminal.
-    pub fn close_stdin(&self) {
-        if let Some(input) = &*lock(&self.input) {
-            input.close();
-        }
     }
 
     /// Sets the size of the process's terminal, in characters (0..=65535 each).

@@ -10,7 +10,7 @@ mod workdir;
 
 use std::path::{Component, Path, PathBuf};
 
-use nacre_protocol::spec;
+use nacre_protocol::spec::{self, Checked};
 use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, Spec};
 
 use crate::cgroup::limits::{self, Setting};
@@ -55,7 +55,7 @@ pub struct PreparedSpec {
 /// Checks the spec of container `id` (JSON) and completes it.
 pub fn prepare(id: &str, json: &[u8]) -> Result<PreparedSpec, Error> {
     let checked = spec::check(json)?;
-    let ignored = checked.ignored().iter().map(ToString::to_string).collect();
+    let ignored = ignored(&checked);
     let mut spec = library::spec(checked)?;
     check_root(&spec)?;
     check_hooks(&spec)?;
@@ -95,15 +95,24 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<PreparedSpec, Error> {
     })
 }
 
-/// Checks the process object of an exec (JSON).
-pub fn parse_process(json: &[u8]) -> Result<Process, Error> {
-    library::process(spec::check_process(json)?)
+/// Checks the process object of an exec (JSON). Also returns the fields that have no effect, each as a JSON path
+/// and the reason.
+pub fn parse_process(json: &[u8]) -> Result<(Process, Vec<String>), Error> {
+    let checked = spec::check_process(json)?;
+    let ignored = ignored(&checked);
+    Ok((library::process(checked)?, ignored))
 }
 
-/// Checks a `linux.resources` object (JSON) and returns the limits that it changes.
-pub fn parse_update(json: &[u8]) -> Result<Vec<Setting>, Error> {
-    let resources = library::resources(spec::check_resources(json)?)?;
-    Ok(limits::settings(&resources))
+/// Checks a `linux.resources` object (JSON) and returns the limits that it changes. Also returns the fields that
+/// have no effect, each as a JSON path and the reason.
+pub fn parse_update(json: &[u8]) -> Result<(Vec<Setting>, Vec<String>), Error> {
+    let checked = spec::check_resources(json)?;
+    let ignored = ignored(&checked);
+    Ok((limits::settings(&library::resources(checked)?), ignored))
+}
+
+fn ignored<D>(checked: &Checked<D>) -> Vec<String> {
+    checked.ignored().iter().map(ToString::to_string).collect()
 }
 
 /// A field that the check requires; oci-spec has it as an option.

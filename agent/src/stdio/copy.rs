@@ -8,7 +8,6 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{SpliceFlags, splice};
 use rustix::time::Timespec;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
 
 /// Most bytes moved by one system call: the capacity of a pipe.
 const CHUNK: usize = 64 * 1024;
@@ -19,21 +18,6 @@ pub struct Pair {
     pub from: AsyncFd<OwnedFd>,
     /// The descriptor written to.
     pub to: AsyncFd<OwnedFd>,
-}
-
-/// Splices the host's stream of standard input into the process's pipe until the stream ends or nobody reads
-/// the pipe. Once `closing` becomes true (or its sender is dropped), what has already arrived is still
-/// copied.
-pub async fn splice_input(pair: Pair, mut closing: watch::Receiver<bool>) {
-    loop {
-        tokio::select! {
-            biased;
-            moved = pair.splice_once() => if !matches!(moved, Ok(1..)) { return },
-            // An error means that the sender was dropped with the process: the input is closed, too.
-            _ = closing.wait_for(|closing| *closing) => break,
-        }
-    }
-    while is_ready(&pair.from, PollFlags::IN) && matches!(pair.splice_once().await, Ok(1..)) {}
 }
 
 impl Pair {
@@ -66,6 +50,12 @@ impl Pair {
                 Err(error) => return Err(error.into()),
             }
         }
+        Ok(())
+    }
+
+    /// Splices until the source ends or nobody reads the sink any more.
+    pub async fn splice(&self) -> io::Result<()> {
+        while self.splice_once().await? > 0 {}
         Ok(())
     }
 

@@ -71,7 +71,7 @@ impl Guest {
         )
     }
 
-    pub async fn update(&self, id: &str, resources: Value) -> Answer<Empty> {
+    pub async fn update(&self, id: &str, resources: Value) -> Answer<UpdateContainerResponse> {
         let request = UpdateContainerRequest {
             container_id: id.to_owned(),
             resources: serde_json::to_vec(&resources).unwrap(),
@@ -99,10 +99,6 @@ impl Guest {
 
     pub async fn wait(&self, id: &str) -> Answer<WaitProcessResponse> {
         answer(self.client().wait_process(context(), &process_ref(id)).await)
-    }
-
-    pub async fn close_stdin(&self, id: &str) -> Answer<Empty> {
-        answer(self.client().close_stdin(context(), &process_ref(id)).await)
     }
 
     pub async fn kill(&self, id: &str, signal: u32, all: bool) -> Answer<Empty> {
@@ -134,10 +130,6 @@ impl Guest {
             ..Default::default()
         };
         answer(self.client().setup(context(), &request).await)
-    }
-
-    pub async fn shutdown(&self) -> Answer<Empty> {
-        answer(self.client().shutdown(context(), &Empty::new()).await)
     }
 }
 

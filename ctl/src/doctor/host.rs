@@ -1,8 +1,9 @@
 //! Checks of the host's kernel and cgroups. Called by `nacre doctor`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use nacre_protocol::mountinfo::cgroup2_mount;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::{FsOpenFlags, OpenTreeFlags, fsopen, open_tree};
@@ -119,14 +120,6 @@ fn cgroups() -> Vec<Check> {
     ]
 }
 
-/// The mount point of the first cgroup2 file system in the text of /proc/pid/mountinfo (proc(5)).
-fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        (after.split(' ').next()? == "cgroup2").then(|| before.split(' ').nth(4).map(PathBuf::from))?
-    })
-}
-
 /// Looks for cgroup.kill in any child of the root cgroup, which itself does not have the file.
 fn kill(mount: &Path) -> Check {
     let child = fs::read_dir(mount)
@@ -179,20 +172,6 @@ mod tests {
         assert_eq!(version("5.10-rc1"), Some((5, 10)));
         assert_eq!(version("weird"), None);
         assert!(version("5.9.1") < Some(OLDEST_KERNEL) && version("5.14.0") >= Some(OLDEST_KERNEL));
-    }
-
-    #[test]
-    fn the_cgroup2_mount_is_found_in_mountinfo() {
-        let hybrid = "30 23 0:26 / /sys/fs/cgroup rw shared:9 - tmpfs tmpfs rw\n\
-                      31 30 0:27 / /sys/fs/cgroup/unified rw shared:10 - cgroup2 cgroup2 rw\n";
-        assert_eq!(
-            cgroup2_mount(hybrid),
-            Some(PathBuf::from("/sys/fs/cgroup/unified"))
-        );
-        assert_eq!(
-            cgroup2_mount("30 23 0:26 / /sys/fs/cgroup rw - cgroup cgroup rw,memory\n"),
-            None
-        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Plans of whole specs, and of the parts that Exec and Update send.
+//! Plans of whole specs.
 
 use super::*;
 use nacre_protocol::spec;

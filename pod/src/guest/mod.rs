@@ -12,6 +12,7 @@ use nacre_protocol::agent::{
     AgentClient, ContainerRef, CreateContainerRequest, KillProcessRequest, ProcessRef, ResizePtyRequest,
     SetupRequest, SetupResponse, StartExecRequest, Stdio, UpdateContainerRequest, WaitOomRequest,
 };
+use nacre_protocol::text::printable;
 use tokio::sync::Notify;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
@@ -20,7 +21,7 @@ use ttrpc::context::{Context, with_duration};
 use crate::clock;
 use crate::error::{Error, StepFailed};
 use crate::exit::Exit;
-use crate::guest_text::{MAX_MESSAGE, MAX_NAME, bounded};
+use crate::guest_text::{MAX_MESSAGE, MAX_NAME};
 use crate::process_id::ProcessId;
 use crate::streams::TerminalSize;
 
@@ -32,7 +33,7 @@ const PING_DEADLINE: Duration = Duration::from_secs(10);
 /// Most processes of a container that are listed: the guest kernel's default for the highest pid
 /// (`PID_MAX_DEFAULT`).
 const MAX_PIDS: usize = 32_768;
-/// Most lines about ignored fields that an agent may write to the log per container.
+/// Most ignored fields of a reply that are logged.
 const MAX_IGNORED: usize = 64;
 
 /// Why a call failed.
@@ -70,7 +71,7 @@ impl From<ttrpc::Error> for CallError {
     fn from(error: ttrpc::Error) -> Self {
         match error {
             ttrpc::Error::RpcStatus(status) => {
-                Self::Answer(status.code(), bounded(&status.message, MAX_MESSAGE))
+                Self::Answer(status.code(), printable(&status.message, MAX_MESSAGE))
             }
             lost @ (ttrpc::Error::Socket(_)
             | ttrpc::Error::Nix(_)
@@ -117,6 +118,14 @@ fn process(name: &ProcessId) -> ProcessRef {
 /// A little longer than [`DEADLINE`], which is measured here: ttrpc reports its own as a lost stream.
 fn context() -> Context {
     with_duration(DEADLINE.saturating_add(Duration::from_secs(1)))
+}
+
+/// Logs fields of a request that the agent ignores. The shim has removed those that its own check ignores, so that these
+/// are fields that only the guest can decide about, such as devices that it does not have.
+fn log_ignored(name: &ProcessId, fields: &[String]) {
+    for field in fields.iter().take(MAX_IGNORED) {
+        crate::log::warn(format_args!("{name}: ignored: {}", printable(field, MAX_MESSAGE)));
+    }
 }
 
 impl Guest {
@@ -173,7 +182,7 @@ impl Guest {
             .within_deadline(self.client.setup(context(), &request))
             .await?;
         for text in [&mut response.build_id, &mut response.kernel_release] {
-            *text = bounded(text, MAX_NAME);
+            *text = printable(text, MAX_NAME);
         }
         Ok(response)
     }
@@ -192,9 +201,7 @@ impl Guest {
         let created = self
             .within_deadline(self.client.create_container(context(), &request))
             .await?;
-        for ignored in created.ignored.iter().take(MAX_IGNORED) {
-            crate::log::warn(format_args!("{id}: ignored: {}", bounded(ignored, MAX_MESSAGE)));
-        }
+        log_ignored(&ProcessId::init(id), &created.ignored);
         Ok(created.pid)
     }
 
@@ -220,10 +227,11 @@ impl Guest {
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        Ok(self
+        let started = self
             .within_deadline(self.client.start_exec(context(), &request))
-            .await?
-            .pid)
+            .await?;
+        log_ignored(name, &started.ignored);
+        Ok(started.pid)
     }
 
     /// Waits for the exit of a process, without a deadline.
@@ -305,8 +313,10 @@ impl Guest {
             resources,
             ..Default::default()
         };
-        self.within_deadline(self.client.update_container(context(), &request))
+        let updated = self
+            .within_deadline(self.client.update_container(context(), &request))
             .await?;
+        log_ignored(&ProcessId::init(id), &updated.ignored);
         Ok(())
     }
 

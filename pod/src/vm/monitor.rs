@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::control::{Channel, Error, FromVmm, Outcome, Step};
+use nacre_protocol::text::printable;
 use nacre_protocol::vsock::StreamAddress;
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
@@ -18,7 +19,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::end::{End, FailedStart, Status};
 use super::stderr_tail::StderrTail;
-use crate::guest_text::{MAX_MESSAGE, MAX_NAME, bounded};
+use crate::guest_text::{MAX_MESSAGE, MAX_NAME};
 use crate::sys;
 
 /// A VMM exits right after its last message; after this long it is killed.
@@ -97,13 +98,13 @@ async fn receive_until_last<E: From<Event>>(
             Ok(received) => received,
             Err(Error::Closed) => return,
             Err(error) => {
-                end.protocol_error = Some(bounded(&error.to_string(), MAX_MESSAGE));
+                end.protocol_error = Some(printable(&error.to_string(), MAX_MESSAGE));
                 return;
             }
         };
         let event = match message {
             FromVmm::Step(Step { name, done_ns }) => Event::Step(Step {
-                name: bounded(&name, MAX_NAME),
+                name: printable(&name, MAX_NAME),
                 done_ns,
             }),
             FromVmm::Running => Event::Running,
@@ -125,9 +126,9 @@ async fn receive_until_last<E: From<Event>>(
             FromVmm::Exits(exits) => Event::Exits(bounded_exits(exits)),
             FromVmm::Failed { step, error, hint } => {
                 end.failed = Some(FailedStart {
-                    step: bounded(&step, MAX_NAME),
-                    error: bounded(&error, MAX_MESSAGE),
-                    hint: hint.map(|hint| bounded(&hint, MAX_MESSAGE)),
+                    step: printable(&step, MAX_NAME),
+                    error: printable(&error, MAX_MESSAGE),
+                    hint: hint.map(|hint| printable(&hint, MAX_MESSAGE)),
                 });
                 return;
             }
@@ -157,18 +158,18 @@ fn bounded_exits(exits: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     exits
         .into_iter()
         .take(MAX_EXIT_KINDS)
-        .map(|(kind, count)| (bounded(&kind, MAX_NAME), count))
+        .map(|(kind, count)| (printable(&kind, MAX_NAME), count))
         .collect()
 }
 
 fn bounded_outcome(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Reset { cause } => Outcome::Reset {
-            cause: bounded(&cause, MAX_NAME),
+            cause: printable(&cause, MAX_NAME),
         },
         Outcome::Fault { part, error } => Outcome::Fault {
-            part: bounded(&part, MAX_NAME),
-            error: bounded(&error, MAX_MESSAGE),
+            part: printable(&part, MAX_NAME),
+            error: printable(&error, MAX_MESSAGE),
         },
         plain @ (Outcome::PowerOff | Outcome::Panic) => plain,
     }

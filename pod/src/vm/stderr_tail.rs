@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Mutex;
 
-use crate::guest_text::bounded;
+use nacre_protocol::text::printable;
 
 /// How many lines are kept.
 const KEPT: usize = 20;
@@ -75,7 +75,7 @@ impl StderrTail {
 
     /// Keeps and logs the line in `partial` and clears it; `left` is how many bytes may still be logged.
     fn finish_line(&self, partial: &mut Vec<u8>, left: &mut usize) {
-        let line = bounded(String::from_utf8_lossy(partial).trim_end(), MAX_LINE);
+        let line = printable(String::from_utf8_lossy(partial).trim_end(), MAX_LINE);
         partial.clear();
         if line.is_empty() {
             return;

@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use nacre_protocol::agent::{
     Agent, ContainerRef, ContainerStatsResponse, CreateContainerRequest, CreateContainerResponse, Empty,
     KillProcessRequest, ListPidsResponse, ProcessRef, ResizePtyRequest, SetupRequest, SetupResponse,
-    StartExecRequest, StartExecResponse, Stdio, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
-    WaitProcessResponse,
+    StartExecRequest, StartExecResponse, Stdio, UpdateContainerRequest, UpdateContainerResponse,
+    WaitOomRequest, WaitOomResponse, WaitProcessResponse,
 };
 use nacre_protocol::control::{Channel, FromVmm, Outcome};
 use nacre_protocol::guest;
@@ -329,14 +329,14 @@ impl Agent for FakeAgent {
         &self,
         _: &TtrpcContext,
         request: UpdateContainerRequest,
-    ) -> ttrpc::Result<Empty> {
+    ) -> ttrpc::Result<UpdateContainerResponse> {
         let container = self.find(&request.container_id)?;
         let resources: Value = serde_json::from_slice(&request.resources).unwrap();
         let Some(limit) = resources["pids"]["limit"].as_i64() else {
             return refuse(ttrpc::Code::INVALID_ARGUMENT, "linux.resources: nothing known");
         };
         *container.pids_max.lock().unwrap() = format!("{limit}\n");
-        Ok(Empty::new())
+        Ok(UpdateContainerResponse::new())
     }
 
     async fn container_stats(

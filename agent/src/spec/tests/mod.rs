@@ -143,6 +143,18 @@ fn refusals_name_the_field() {
 }
 
 #[test]
+fn ignored_fields_are_reported() {
+    let prepared = prepared(|spec| spec["process"]["apparmorProfile"] = "x".into());
+    assert_eq!(prepared.ignored.len(), 1);
+    assert!(prepared.ignored[0].starts_with("process.apparmorProfile: "));
+    let (_, ignored) = parse_process(br#"{"args": ["a"], "cwd": "/", "x": 1}"#).unwrap();
+    assert_eq!(ignored, ["process.x: not in the OCI specification"]);
+    let (limits, ignored) = parse_update(br#"{"devices": [{"allow": true}], "pids": {"limit": 5}}"#).unwrap();
+    assert_eq!(limits.len(), 1);
+    assert!(ignored[0].starts_with("linux.resources.devices: "), "{ignored:?}");
+}
+
+#[test]
 fn limits_are_taken_out_of_the_spec() {
     let resources = json!({"pids": {"limit": 5}, "memory": {"limit": 7}});
     let prepared = prepared(|spec| spec["linux"]["resources"] = resources);
