@@ -1,7 +1,6 @@
 //! Exec processes: their lives, streams and events.
 
 use anyhow::{Context as _, Result, ensure};
-use containerd_shim_protos::api::PidsRequest;
 use containerd_shim_protos::shim_async::TaskClient;
 use ttrpc::Code;
 
@@ -56,16 +55,7 @@ async fn an_exec_s_life_and_its_events() -> Result<()> {
         "Start returned another pid than the VMM's"
     );
     ensure!(exec.state().await?.status.value() == 2);
-    let pids = client
-        .pids(
-            soon(),
-            &PidsRequest {
-                id: "exec".into(),
-                ..Default::default()
-            },
-        )
-        .await?
-        .processes;
+    let pids = pod.pids(&client).await?;
     let named: Vec<_> = pids
         .iter()
         .map(|process| (process.pid, process.info.value.as_slice()))

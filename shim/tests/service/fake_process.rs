@@ -85,12 +85,7 @@ async fn act(
             u32::from(answer == b"yes")
         }
         ["list", directory] => {
-            let mut names: Vec<String> = std::fs::read_dir(Path::new(&process.tree).join(directory))
-                .unwrap()
-                .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-                .collect();
-            names.sort();
-            let text = names.join(" ");
+            let text = sorted_names(&Path::new(&process.tree).join(directory));
             stdout.unwrap().write_all(text.as_bytes()).await.unwrap();
             0
         }
@@ -98,10 +93,8 @@ async fn act(
         ["size", width] => {
             let width: u32 = width.parse().unwrap();
             let mut sizes = process.size.as_ref().unwrap().subscribe();
-            let size = sizes
-                .wait_for(|size| size.is_some_and(|size| size.0 == width))
-                .await;
-            let (width, height) = size.unwrap().unwrap();
+            let has_width = |size: &Option<(u32, u32)>| size.is_some_and(|size| size.0 == width);
+            let (width, height) = sizes.wait_for(has_width).await.unwrap().unwrap();
             let text = format!("{width}x{height}");
             stdout.unwrap().write_all(text.as_bytes()).await.unwrap();
             0
@@ -109,10 +102,10 @@ async fn act(
         // A process of the container is OOM-killed: this one if the next argument is "die".
         ["oom", then] => {
             oom_kills.send_modify(|kills| *kills += 1);
-            match then {
-                "die" => 137,
-                _ => std::future::pending().await,
+            if then != "die" {
+                std::future::pending::<()>().await;
             }
+            137
         }
         // Until it is killed.
         _ => {
@@ -120,4 +113,14 @@ async fn act(
             std::future::pending().await
         }
     }
+}
+
+/// The names in a directory, sorted, separated by spaces.
+fn sorted_names(directory: &Path) -> String {
+    let mut names: Vec<String> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names.join(" ")
 }

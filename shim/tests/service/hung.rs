@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use containerd_shim_protos::api::{ConnectRequest, PidsRequest};
+use containerd_shim_protos::api::ConnectRequest;
 use ttrpc::Code;
 
 use crate::Case;
@@ -48,18 +48,13 @@ async fn delete_cancels_a_create_that_hangs() -> Result<()> {
     let creating = client.create(soon(), &creation);
     let cancelling = async {
         let again = pod.connect().await?;
-        let id = pod.id.clone();
         let request = ConnectRequest {
-            id: id.clone(),
+            id: pod.id.clone(),
             ..Default::default()
         };
         again.connect(soon(), &request).await?;
-        let request = PidsRequest {
-            id,
-            ..Default::default()
-        };
-        let pids = again.pids(soon(), &request).await?;
-        ensure!(pids.processes.is_empty(), "{pids:?}");
+        let pids = pod.pids(&again).await?;
+        ensure!(pids.is_empty(), "{pids:?}");
         let begun = Instant::now();
         pod.delete(&again).await?;
         ensure!(

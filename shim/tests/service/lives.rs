@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use containerd_shim_protos::api::{CloseIORequest, ConnectRequest, PidsRequest, StartRequest};
+use containerd_shim_protos::api::{CloseIORequest, ConnectRequest, StartRequest};
 use serde_json::json;
 use ttrpc::Code;
 
@@ -52,22 +52,13 @@ async fn a_life_and_its_events() -> Result<()> {
         "{connect:?}"
     );
     ensure!(pod.state(&client).await?.status.value() == 1, "not created");
-    let pids = client
-        .pids(
-            soon(),
-            &PidsRequest {
-                id: pod.id.clone(),
-                ..Default::default()
-            },
-        )
-        .await?;
-    ensure!(
-        pids.processes
-            .iter()
-            .map(|process| process.pid)
-            .collect::<Vec<_>>()
-            == [7, 100]
-    );
+    let pids: Vec<u32> = pod
+        .pids(&client)
+        .await?
+        .iter()
+        .map(|process| process.pid)
+        .collect();
+    ensure!(pids == [7, 100], "{pids:?}");
     let timeline = std::fs::read_to_string(format!("/run/nacre/{}/timeline.json", pod.key()))?;
     for word in ["fake step", "agent ready", "6.1.0-nacre"] {
         ensure!(timeline.contains(word), "{word} is not in {timeline}");

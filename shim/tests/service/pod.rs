@@ -12,8 +12,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use async_trait::async_trait;
 use containerd_shim_protos::api::{
-    CreateTaskRequest, DeleteRequest, DeleteResponse, ForwardRequest, KillRequest, Mount, ShutdownRequest,
-    StartRequest, StateRequest, StateResponse, WaitRequest, WaitResponse,
+    CreateTaskRequest, DeleteRequest, DeleteResponse, ForwardRequest, KillRequest, Mount, PidsRequest,
+    ProcessInfo, ShutdownRequest, StartRequest, StateRequest, StateResponse, WaitRequest, WaitResponse,
 };
 use containerd_shim_protos::protobuf::Message as _;
 use containerd_shim_protos::protobuf::well_known_types::empty::Empty;
@@ -244,6 +244,15 @@ impl Pod {
                 },
             )
             .await
+    }
+
+    /// The processes of the pod's own container.
+    pub async fn pids(&self, client: &TaskClient) -> ttrpc::Result<Vec<ProcessInfo>> {
+        let request = PidsRequest {
+            id: self.id.clone(),
+            ..Default::default()
+        };
+        Ok(client.pids(soon(), &request).await?.processes)
     }
 
     pub async fn kill(&self, client: &TaskClient, signal: i32) -> ttrpc::Result<Empty> {
