@@ -17,8 +17,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// A hash of this crate's sources without its tests: the messages, the table of spec fields, and all else that shim, VMM
-/// and agent must have in common. A list of files would miss the next one.
+/// A hash of this crate's sources without its tests: the messages, the table of spec fields, and all else
+/// that shim, VMM and agent must have in common. A list of files would miss the next one.
 fn hash_sources() -> std::io::Result<u64> {
     println!("cargo::rerun-if-changed=src");
     println!("cargo::rerun-if-changed={SERVICE}");
@@ -58,7 +58,8 @@ fn generate_service(out: &Path) -> Result<(), Box<dyn std::error::Error>> {
         .rust_protobuf_customize(ttrpc_codegen::ProtobufCustomize::default().gen_mod_rs(false))
         .customize(customize)
         .run()?;
-    // Generated files begin with inner attributes, which `include!` does not accept, so they become modules with paths.
+    // Generated files begin with inner attributes, which `include!` does not accept, so they become modules
+    // with paths.
     let modules: String = ["agent", "agent_ttrpc"]
         .map(|name| {
             format!(

@@ -1,4 +1,5 @@
-//! `process.scheduler` of a spec: sched_setattr(2), which has no safe wrapper. Called by the child that becomes an exec process; never changes another process.
+//! `process.scheduler` of a spec: sched_setattr(2), which has no safe wrapper. Called by the child that
+//! becomes an exec process; never changes another process.
 #![allow(unsafe_code, reason = "sched_setattr has no safe wrapper")]
 
 use std::io;

@@ -167,8 +167,8 @@ fn open_null() -> Result<OwnedFd, Error> {
 }
 
 impl Streams {
-    /// Starts the tasks that copy each stream until it ends. Returns the handle of the one that copies standard
-    /// input, if it is wanted, to stop it when the process has exited.
+    /// Starts the tasks that copy each stream until it ends. Returns the handle of the one that copies
+    /// standard input, if it is wanted, to stop it when the process has exited.
     pub fn start(self) -> Option<AbortHandle> {
         for pair in self.outputs.into_iter().flatten() {
             // An error means that one side was closed. Dropping the pair closes the other side.

@@ -1,39 +1,40 @@
-//! `config.toml`, read once by the shim's daemon and by `nacre doctor`: `P/etc/nacre/config.toml` of the installation `P` that the running program is
-//! in, else `/etc/nacre/config.toml`, else the defaults.
+//! The configuration file, read by the shim when it starts and by `nacre doctor`. It is
+//! `PREFIX/etc/nacre/config.toml`, where `PREFIX/bin` contains the running program. If that file does not
+//! exist, it is `/etc/nacre/config.toml`. If that does not exist either, the defaults apply.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
-/// Less than this and the guest's kernel and image do not fit.
+/// Least memory of a guest, MiB: its kernel and image do not fit into less.
 pub const MIN_MEMORY_MIB: u32 = 64;
-/// What the guest itself takes beside a container's memory limit.
+/// Memory for the guest's kernel and agent, MiB, added to the memory limit of a pod.
 pub const GUEST_MIB: u32 = 128;
 const MAX_MEMORY_MIB: u32 = 1024 * 1024;
 const MAX_VCPUS: u8 = 32;
 const MAX_BOOT_DEADLINE_S: u32 = 600;
 
-/// How pods of this installation are run.
+/// The configuration of an installation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// The file that it was read from; None where there is none and these are the defaults.
+    /// The file that it was read from; None for the defaults.
     pub file: Option<PathBuf>,
-    /// The guest kernel.
+    /// The guest kernel, an uncompressed ELF file (vmlinux).
     pub kernel: PathBuf,
-    /// The guest image.
+    /// The guest image, an initramfs.
     pub initrd: PathBuf,
-    /// The VMM's program.
+    /// The VMM's executable.
     pub vmm: PathBuf,
-    /// Guest memory of a pod without limits, MiB.
+    /// Memory of a guest whose pod has no memory limit, MiB.
     pub memory_mib: u32,
-    /// vCPUs of a pod without limits.
+    /// vCPUs of a guest whose pod has no CPU quota, 1..=32.
     pub vcpus: u8,
     /// Appended to the guest's kernel command line.
     pub kernel_params: String,
-    /// The guest's console goes to the shim's log, too.
+    /// Whether the guest's console is also copied to the shim's log.
     pub console_to_log: bool,
-    /// How long a guest may take until its agent answers.
+    /// How long a guest may take from its start until its agent is ready, 1 to 600 seconds.
     pub boot_deadline: Duration,
 }
 
@@ -53,23 +54,23 @@ struct File {
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// This program does not know where it is.
+    /// The path of the running program cannot be read.
     #[error("finding this program's own file: {0}")]
     Program(#[source] std::io::Error),
-    /// The file can't be read.
+    /// The file exists and cannot be read.
     #[error("{file}: {source}")]
     Read {
         /// The file.
         file: PathBuf,
-        /// Why.
+        /// The error.
         source: std::io::Error,
     },
-    /// It is no TOML, or has a key that there is not.
+    /// The file is not TOML, or has an unknown key or a value of the wrong type.
     #[error("{file}: {reason}")]
     Parse {
         /// The file.
         file: PathBuf,
-        /// What and where.
+        /// The error, with its line.
         reason: String,
     },
     /// A value is out of its range.
@@ -77,19 +78,19 @@ pub enum Error {
     Value {
         /// The file.
         file: PathBuf,
-        /// The key.
+        /// The key of the value.
         key: &'static str,
-        /// What it says.
+        /// The value.
         value: String,
-        /// What it may say.
+        /// What is expected.
         reason: String,
     },
 }
 
-/// The configuration of the installation that this program is part of.
+/// Reads the configuration of the installation that contains the running program.
 ///
 /// # Errors
-/// [`Error`] with the file and the key.
+/// [`Error`], which names the file and the key.
 pub fn load() -> Result<Config, Error> {
     let program = std::fs::read_link("/proc/self/exe").map_err(Error::Program)?;
     let prefix = program
@@ -143,31 +144,35 @@ fn parse(text: &str, file: &Path, prefix: &Path) -> Result<Config, Error> {
         })
     };
     if config.memory_mib < MIN_MEMORY_MIB {
-        let reason = format!("too little: the guest's kernel and image need at least {MIN_MEMORY_MIB}");
+        let reason = format!("expected at least {MIN_MEMORY_MIB}, which the guest's kernel and image need");
         return refuse("memory_mib", config.memory_mib.into(), reason);
     }
     if config.memory_mib > MAX_MEMORY_MIB {
         return refuse(
             "memory_mib",
             config.memory_mib.into(),
-            format!("more than {MAX_MEMORY_MIB}"),
+            format!("expected at most {MAX_MEMORY_MIB}"),
         );
     }
     if !(1..=MAX_VCPUS).contains(&config.vcpus) {
-        return refuse("vcpus", config.vcpus.into(), format!("not in 1..={MAX_VCPUS}"));
+        return refuse(
+            "vcpus",
+            config.vcpus.into(),
+            format!("expected a number in 1..={MAX_VCPUS}"),
+        );
     }
     let deadline = config.boot_deadline.as_secs();
     if !(1..=u64::from(MAX_BOOT_DEADLINE_S)).contains(&deadline) {
         return refuse(
             "boot_deadline_s",
             deadline,
-            format!("not in 1..={MAX_BOOT_DEADLINE_S}"),
+            format!("expected a number of seconds in 1..={MAX_BOOT_DEADLINE_S}"),
         );
     }
     Ok(config)
 }
 
-/// How large a VM is.
+/// A VM's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
     /// Guest memory, MiB.
@@ -177,7 +182,8 @@ pub struct Size {
 }
 
 impl Config {
-    /// The size of a pod's VM: what its limits say and what the guest needs beside, else the configured size.
+    /// The size of a pod's VM: its memory limit (bytes) plus [`GUEST_MIB`], and as many vCPUs as its CPU
+    /// quota needs; the configured size for a limit that is not set.
     #[must_use]
     pub fn size(&self, memory_limit: Option<i64>, cpu_quota: Option<i64>, cpu_period: Option<u64>) -> Size {
         let memory_mib = memory_limit
@@ -209,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_gives_the_installation_s_own() {
+    fn the_defaults_are_paths_of_the_installation() {
         let config = read("").unwrap();
         assert_eq!(config.kernel, Path::new("/p/share/nacre/vmlinux"));
         assert_eq!(config.vmm, Path::new("/p/bin/nacre-vmm"));
@@ -218,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_names_file_and_key() {
+    fn errors_name_the_file_and_the_key() {
         for (text, words) in [
             (
                 "memory_mb = 512\n",

@@ -1,7 +1,8 @@
-//! The console ring: a memfd that the shim owns and the VMM writes, so that a guest's last words survive both.
+//! The console ring: a memfd with the last bytes of the guest's serial console. The shim creates and reads
+//! it, the VMM writes it, so that the output of a guest that has failed survives the VMM.
 //!
-//! Layout: an 8-byte little-endian count of all bytes ever written, then the ring, where byte `n` of the console
-//! stands at `8 + n % (RING_BYTES - 8)`.
+//! Layout: an 8-byte little-endian count of all bytes ever written, then the ring. Byte `n` of the console is
+//! at offset `8 + n % (RING_BYTES - 8)`.
 
 use std::fs::File;
 use std::io;
@@ -13,10 +14,10 @@ use crate::text::printable;
 pub const RING_BYTES: u64 = 64 * 1024;
 const HEADER: u64 = 8;
 const CAPACITY: u64 = RING_BYTES - HEADER;
-/// Longest line that [`last_lines`] gives, bytes; the guest chooses what it writes.
+/// Longest line that [`last_lines`] returns, bytes.
 const MAX_LINE: usize = 512;
 
-/// The VMM's end.
+/// Writes the ring, in the VMM.
 #[derive(Debug)]
 pub struct Writer {
     file: File,
@@ -24,16 +25,16 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Takes over an empty file of [`RING_BYTES`].
+    /// Writes to `file`, which must be empty and [`RING_BYTES`] long.
     #[must_use]
     pub fn new(file: File) -> Self {
         Self { file, written: 0 }
     }
 
-    /// Appends `bytes`; of more than the ring holds, the last.
+    /// Appends `bytes`, over the oldest ones if the ring is full.
     ///
     /// # Errors
-    /// Where the file can't be written.
+    /// If the file cannot be written.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         for chunk in bytes.chunks(4096) {
             let at = self.written % CAPACITY;
@@ -49,10 +50,10 @@ impl Writer {
     }
 }
 
-/// The last `count` lines in the ring `file`, oldest first; control characters are escaped.
+/// The last `count` lines in the ring `file` that are not empty, oldest first, made [`printable`].
 ///
 /// # Errors
-/// Where the file can't be read or is no console ring.
+/// If the file cannot be read, or is shorter than a console ring.
 pub fn last_lines(file: &File, count: usize) -> io::Result<Vec<String>> {
     let mut header = [0; 8];
     file.read_exact_at(&mut header, 0)?;
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn gives_the_last_lines_escaped() {
+    fn the_last_lines_are_returned_escaped() {
         let (mut writer, file) = ring();
         assert!(last_lines(&file, 3).unwrap().is_empty());
         writer.write(b"one\r\ntwo\nthr\x1b[31mee\n\nfour").unwrap();
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn wraps_around() {
+    fn the_newest_bytes_replace_the_oldest() {
         let (mut writer, file) = ring();
         for n in 0..20_000 {
             writer.write(format!("line {n}\n").as_bytes()).unwrap();

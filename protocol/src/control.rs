@@ -1,14 +1,15 @@
-//! The control socket between the shim and the VMM it started: one `SOCK_SEQPACKET` Unix socket, one JSON message
-//! per packet, file descriptors beside it (`SCM_RIGHTS`). The VMM exits when the shim's end closes.
+//! The control socket between the shim and a VMM that it started: a `SOCK_SEQPACKET` Unix socket with one
+//! JSON message per packet, and file descriptors with it (`SCM_RIGHTS`). The VMM exits when the shim's end is
+//! closed.
 //!
 //! ```text
 //! shim ── Configure + fds ──▶ vmm
-//! shim ◀── Step … ─────────── vmm      what the start does, with times
-//! shim ◀── Running ────────── vmm      the jail is closed, the guest runs
-//! shim ◀── Failed ─────────── vmm      the start did not work; the VMM exits
+//! shim ◀── Step … ─────────── vmm      a step of the start is done, with its time
+//! shim ◀── Running ────────── vmm      the VMM is confined, the guest starts
+//! shim ◀── Failed ─────────── vmm      a step of the start failed; the VMM exits
 //! shim ◀── Connection + fd ── vmm      the guest opened a vsock connection
 //! shim ── QueryExits ───────▶ vmm      answered by Exits
-//! shim ◀── Ended ──────────── vmm      the guest ended, and how; the VMM exits
+//! shim ◀── Ended ──────────── vmm      the guest has ended, and how; the VMM exits
 //! ```
 
 use std::collections::BTreeMap;
@@ -19,20 +20,20 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The VMM finds its control socket at this descriptor when the shim starts it with `--control-fd`.
+/// The descriptor of the control socket in a VMM that the shim starts (`--control-fd 3`).
 pub const CONTROL_FD: RawFd = 3;
 /// Longest message, bytes of JSON.
 pub const MAX_MESSAGE: usize = 64 * 1024;
-/// Most file descriptors beside one message.
+/// Most file descriptors with one message.
 pub const MAX_FDS: usize = 8;
 
-/// What the VMM is to run. The descriptors come with the message, in the order of [`ConfigFd`].
+/// The VM to run. Its descriptors are sent with the message, in the order of [`ConfigFd`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Configure {
     /// The sender's [`crate::BUILD_ID`].
     pub build_id: String,
-    /// Names the pod in messages.
+    /// The pod's id, for messages.
     pub pod: String,
     /// Guest memory at boot, MiB.
     pub memory_mib: u32,
@@ -40,11 +41,11 @@ pub struct Configure {
     pub vcpus: u8,
     /// Appended to the kernel command line that the VMM composes.
     pub extra_cmdline: String,
-    /// Copies the guest's console to the VMM's standard error, too.
+    /// Whether the guest's console is also copied to the VMM's standard error.
     pub console_to_stderr: bool,
 }
 
-/// Order of the descriptors beside [`Configure`].
+/// The order of the descriptors with [`Configure`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum ConfigFd {
@@ -58,62 +59,63 @@ pub enum ConfigFd {
     Console = 3,
 }
 
-/// How many descriptors come with [`Configure`].
+/// Number of descriptors with [`Configure`].
 pub const CONFIG_FDS: usize = 4;
 
-/// From the shim to the VMM.
+/// A message from the shim to the VMM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToVmm {
-    /// First message, once.
+    /// The first message, sent once.
     Configure(Configure),
-    /// Asks for [`FromVmm::Exits`].
+    /// Requests [`FromVmm::Exits`].
     QueryExits,
 }
 
-/// From the VMM to the shim.
+/// A message from the VMM to the shim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromVmm {
     /// A step of the start is done.
     Step(Step),
-    /// The jail is closed and the guest's first instruction is about to run: mounts may now be moved into the
-    /// VMM's mount namespace, whose root is the tree that the guest sees.
+    /// The VMM is confined, and the guest's first instruction is about to run. From now on, mounts can be
+    /// moved into the VMM's mount namespace, whose root is the tree that the guest sees.
     Running,
     /// A step of the start failed; the VMM exits.
     Failed {
         /// The step that failed.
         step: String,
-        /// Why, with its causes, on which object.
+        /// The error with its causes: what failed, on which object.
         error: String,
         /// What to do about it.
         hint: Option<String>,
     },
-    /// The guest opened a vsock connection; one descriptor, the host's end of the stream, comes along.
+    /// The guest opened a vsock connection. One descriptor is sent with the message: the host's end of the
+    /// stream.
     Connection {
-        /// The host port that the guest dialled.
+        /// The host port that the guest connects to.
         host_port: u32,
-        /// The guest port that it dialled from.
+        /// The guest port that it connects from.
         guest_port: u32,
     },
-    /// VM exits since the guest's start, by kind.
+    /// Number of VM exits since the guest's start, by kind.
     Exits(BTreeMap<String, u64>),
-    /// The guest is no more; the VMM exits.
+    /// The guest has ended; the VMM exits.
     Ended(Outcome),
 }
 
-/// A step of a start and when it was done.
+/// A finished step of a start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
-    /// What was done, a few words.
+    /// What was done, in a few words.
     pub name: String,
     /// `CLOCK_MONOTONIC` when it was done, nanoseconds.
     pub done_ns: u64,
 }
 
 impl Step {
-    /// A step done now.
+    /// A step that is finished now.
     ///
     /// # Errors
-    /// Where the monotonic clock can't be read.
+    /// If the monotonic clock cannot be read.
     pub fn now(name: impl Into<String>) -> nix::Result<Self> {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
         let done_ns = std::time::Duration::from(now).as_nanos();
@@ -127,20 +129,20 @@ impl Step {
 /// How a guest ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// The guest powered itself off in good order (ACPI sleep control register).
+    /// The guest powered itself off, by the ACPI sleep control register.
     PowerOff,
-    /// The guest reset itself (ACPI reset register) or its CPU shut down by a triple fault.
+    /// The guest reset itself by the ACPI reset register, or its CPU shut down by a triple fault.
     Reset {
         /// Which of the two.
         cause: String,
     },
     /// The guest's kernel reported a panic (pvpanic).
     Panic,
-    /// KVM or a part of the VMM could not go on.
+    /// KVM or a part of the VMM failed.
     Fault {
-        /// The part.
+        /// The part that failed, such as "vcpu0".
         part: String,
-        /// Why.
+        /// The error with its causes.
         error: String,
     },
 }
@@ -156,29 +158,29 @@ impl std::fmt::Display for Outcome {
     }
 }
 
-/// What went wrong on a control socket.
+/// Why a message cannot be sent or received.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The socket failed.
+    /// A system call on the socket failed.
     #[error("control socket: {0}")]
     Socket(#[from] nix::Error),
     /// The peer has closed its end.
-    #[error("control socket: the other side is gone")]
+    #[error("control socket: the peer has closed its end")]
     Closed,
     /// Not a message of this protocol.
     #[error("control message: {0}")]
     Json(#[from] serde_json::Error),
-    /// A message or its descriptors over the limit.
-    #[error("control message over the limit of {MAX_MESSAGE} bytes and {MAX_FDS} descriptors")]
+    /// The message exceeds [`MAX_MESSAGE`], or its descriptors [`MAX_FDS`].
+    #[error("control message: expected at most {MAX_MESSAGE} bytes and {MAX_FDS} descriptors")]
     TooLong,
 }
 
-/// One end of a control socket: framing, descriptors, nothing else. Blocking or not as the descriptor is.
+/// One end of a control socket. Sends and receives whole messages; blocks if the descriptor does.
 #[derive(Debug)]
 pub struct Channel(OwnedFd);
 
 impl Channel {
-    /// Takes over a connected `SOCK_SEQPACKET` socket.
+    /// Uses `socket`, a connected `SOCK_SEQPACKET` socket.
     #[must_use]
     pub fn new(socket: OwnedFd) -> Self {
         Self(socket)
@@ -187,7 +189,8 @@ impl Channel {
     /// Sends `message` with `fds`.
     ///
     /// # Errors
-    /// [`Error::TooLong`] over the limits; [`Error::Socket`], with `EAGAIN` where a non-blocking socket is full.
+    /// [`Error::TooLong`] if a limit is exceeded; [`Error::Socket`] otherwise, with `EAGAIN` if a
+    /// non-blocking socket is full.
     pub fn send<T: Serialize>(&self, message: &T, fds: &[RawFd]) -> Result<(), Error> {
         let bytes = serde_json::to_vec(message)?;
         if bytes.len() > MAX_MESSAGE || fds.len() > MAX_FDS {
@@ -205,10 +208,11 @@ impl Channel {
         Ok(())
     }
 
-    /// Receives one message and the descriptors beside it (close-on-exec).
+    /// Receives one message and its descriptors, which are close-on-exec.
     ///
     /// # Errors
-    /// [`Error::Closed`] at the end of the stream, else as the variants say.
+    /// [`Error::Closed`] if the peer has closed its end; [`Error::Socket`], with `EAGAIN` if a non-blocking
+    /// socket has no message; otherwise the message is not valid.
     pub fn receive<T: DeserializeOwned>(&self) -> Result<(T, Vec<OwnedFd>), Error> {
         let mut bytes = vec![0; MAX_MESSAGE];
         let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
@@ -253,12 +257,9 @@ impl AsRawFd for Channel {
     }
 }
 
-#[allow(
-    unsafe_code,
-    reason = "descriptors received beside a message come as bare numbers"
-)]
+#[allow(unsafe_code, reason = "recvmsg returns descriptors as numbers")]
 fn own(fd: RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just made this descriptor for us in recvmsg; nobody else knows it.
+    // SAFETY: recvmsg has just created this descriptor in this process, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -302,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_peer_is_told_apart_from_an_error() {
+    fn a_closed_peer_is_its_own_error() {
         let (shim, vmm) = pair();
         drop(shim);
         assert!(matches!(vmm.receive::<ToVmm>(), Err(Error::Closed)));

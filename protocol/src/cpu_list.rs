@@ -1,11 +1,11 @@
-//! Lists of CPUs, as in `linux.resources.cpu.cpus` and `process.execCPUAffinity`: "0-3,7" ("List format" of cpuset(7)).
-//! Pure.
+//! Lists of CPUs, as in `linux.resources.cpu.cpus` and `process.execCPUAffinity`: "0-3,7" ("List format" of
+//! cpuset(7)). Pure.
 
 /// CPU numbers must be below this: a `cpu_set_t` has 1024 bits.
 pub const MAX_CPUS: usize = 1024;
 
-/// The CPU numbers in `text`, ascending and each once. None if it is not a list of CPUs, or an empty one. As with runc,
-/// there may be spaces around numbers, and empty elements.
+/// The CPU numbers in `text`, ascending and each once. None if it is not a list of CPUs, or an empty one. As
+/// with runc, there may be spaces around numbers, and empty elements.
 #[must_use]
 pub fn parse(text: &str) -> Option<Vec<usize>> {
     let mut is_listed = [false; MAX_CPUS];

@@ -1,30 +1,33 @@
-//! Names that both the host and the guest use: the shared tree, and the kernel command line's keys.
+//! Names that both the shim and the agent use: paths in the shared tree, and namespaces of other containers.
 
-/// virtio-fs tag of the tree that a pod shares with its guest.
+/// The virtio-fs tag of the tree of directories that the host shares with the guest.
 pub const SHARED_TAG: &str = "nacre";
-/// Where the agent mounts that tree.
+/// Where the agent mounts the shared tree. It has one directory per container, named after the id.
 pub const SHARED_MOUNT: &str = "/run/nacre/shared";
-/// In a container's directory of the shared tree: its root file system.
+/// In a container's directory of the shared tree: the mount point of its root file system.
 pub const ROOTFS_DIR: &str = "rootfs";
-/// In a container's directory of the shared tree: one entry, named by its index in the spec, per host mount.
+/// In a container's directory of the shared tree: the mount points of its bind mounts, each named after its
+/// index in the spec's `mounts`.
 pub const MOUNTS_DIR: &str = "mounts";
 
-/// A container's root file system as the guest sees it.
+/// The path in the guest of a container's root file system, such as "/run/nacre/shared/ID/rootfs".
 #[must_use]
 pub fn rootfs_path(container_id: &str) -> String {
     format!("{SHARED_MOUNT}/{container_id}/{ROOTFS_DIR}")
 }
 
-/// The `index`th host mount of a container as the guest sees it.
+/// The path in the guest of the bind mount `mounts[index]` of a container, such as
+/// "/run/nacre/shared/ID/mounts/3".
 #[must_use]
 pub fn mount_path(container_id: &str, index: usize) -> String {
     format!("{SHARED_MOUNT}/{container_id}/{MOUNTS_DIR}/{index}")
 }
 
-/// Begins the `path` of a namespace that is another container's.
+/// Prefix of a `linux.namespaces[].path` that is the namespace of another container.
 pub const NAMESPACE_OF: &str = "container:";
 
-/// The `path` of a namespace that is container `container_id`'s of the same kind, in the guest's spec.
+/// The `linux.namespaces[].path`, in the guest's spec, of the namespace of the same type of container
+/// `container_id`.
 #[must_use]
 pub fn namespace_of(container_id: &str) -> String {
     format!("{NAMESPACE_OF}{container_id}")

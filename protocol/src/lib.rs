@@ -1,7 +1,12 @@
-//! What crosses a border: between shim and VMM ([`control`]), between shim and guest agent ([`agent`], [`vsock`],
-//! [`guest`]). Nothing here does I/O except [`control::Channel`], which owns the
-//! framing of its socket, and [`console`], which owns the layout of its file. [`state`] is what a pod leaves on disk,
-//! [`config`] what an operator writes.
+//! The interfaces between the programs, and what more than one of them needs:
+//!
+//! - between shim and VMM: the control socket ([`control`]) and the console ring ([`console`]);
+//! - between shim and agent: the ttrpc service ([`agent`]), vsock addresses ([`vsock`]), names ([`guest`]),
+//!   and the check of an OCI spec, which both make ([`spec`], [`container_id`], [`cpu_list`]);
+//! - files: the state of a pod ([`state`]) and the configuration ([`config`]);
+//! - parsing and output that several programs share: [`mountinfo`], [`text`].
+//!
+//! Only [`control::Channel`], [`console`], [`config`] and [`state`] do I/O.
 
 #[cfg(feature = "agent")]
 pub mod agent;
@@ -18,6 +23,7 @@ pub mod state;
 pub mod text;
 pub mod vsock;
 
-/// Identifies what shim, VMM and agent must have in common: the version, and a hash of this crate's sources, such as
-/// "0.1.0+0123456789abcdef". Two builds with different messages or a different table of spec fields have different ids.
+/// Identifies what shim, VMM and agent must have in common: the version, and a hash of this crate's sources,
+/// such as "0.1.0+0123456789abcdef". Two builds with different messages or a different table of spec fields
+/// have different ids.
 pub const BUILD_ID: &str = env!("NACRE_BUILD_ID");

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 #[must_use]
 pub fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
-        // Before " - ": ID, parent, device, root, mount point and more. After it: the type, the source and more.
+        // Before " - ": ID, parent, device, root, mount point and more. After it: the type, the source and
+        // more.
         let (before, after) = line.split_once(" - ")?;
         let mount_point = before.split(' ').nth(4)?;
         (after.split(' ').next()? == "cgroup2").then(|| PathBuf::from(mount_point))

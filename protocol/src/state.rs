@@ -1,13 +1,13 @@
-//! What a pod leaves on disk for others to read: the shim writes it, `containerd-shim-nacre-v2 delete` cleans up by
-//! it, `nacre ps` and `nacre inspect` show it.
+//! The files of a pod in /run/nacre. The shim writes them, `containerd-shim-nacre-v2 delete` cleans up what
+//! they name, and `nacre ps` and `nacre inspect` show them.
 //!
 //! ```text
 //! /run/nacre/
-//!   <pod key>/              one directory a pod, gone with it
-//!     pod.json              Pod: what is to be cleaned, written before it is made
+//!   <pod key>/              one directory per pod, removed with the pod
+//!     pod.json              Pod: what to clean up, written before it is created
 //!     timeline.json         Timeline
 //!     shim.sock             the shim's ttrpc socket
-//!   failures/<pod key>.json Failure: kept after the pod is gone, the newest MAX_FAILURES of them
+//!   failures/<pod key>.json Failure: outlives its pod; the newest MAX_FAILURES are kept
 //! ```
 
 use std::collections::BTreeMap;
@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Where all state is.
+/// The directory of all state.
 pub const STATE_ROOT: &str = "/run/nacre";
-/// In [`STATE_ROOT`]: the failure records.
+/// In [`STATE_ROOT`]: the directory of failure records.
 pub const FAILURES_DIR: &str = "failures";
-/// How many failure records are kept.
+/// Most failure records that are kept.
 pub const MAX_FAILURES: usize = 64;
 /// In a pod's directory: [`Pod`].
 pub const POD_FILE: &str = "pod.json";
@@ -28,8 +28,9 @@ pub const TIMELINE_FILE: &str = "timeline.json";
 /// In a pod's directory: the socket that containerd talks to.
 pub const SOCKET_FILE: &str = "shim.sock";
 
-/// Names a pod's directory: 16 hex digits from containerd's address, the namespace and the sandbox's id, since two
-/// daemons may use the same id and a socket's path has 107 bytes at most (FNV-1a, so that every build agrees).
+/// The name of a pod's directory: 16 hex digits, an FNV-1a hash of containerd's address, the namespace and
+/// the sandbox's id. Two daemons may use the same id, and a hash is short: the path of a socket has at most
+/// 107 bytes. FNV-1a is the same in every build.
 #[must_use]
 pub fn pod_key(containerd_address: &str, namespace: &str, id: &str) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
@@ -55,7 +56,7 @@ pub fn failure_file(key: &str) -> PathBuf {
         .join(format!("{key}.json"))
 }
 
-/// What a pod owns on the host.
+/// What a pod has on the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// The sandbox's id, as containerd knows it.
@@ -68,8 +69,8 @@ pub struct Pod {
     pub bundle: PathBuf,
     /// The shim's host pid.
     pub shim_pid: u32,
-    /// When the shim's process was started, clock ticks since the host's boot (field 22 of /proc/PID/stat, proc(5)).
-    /// With the pid it identifies the process: pids are used again.
+    /// When the shim's process was started, clock ticks since the host's boot (field 22 of /proc/PID/stat,
+    /// proc(5)). With the pid it identifies the process: pids are used again.
     #[serde(default)]
     pub shim_start_time: Option<u64>,
     /// The VMM's host pid, once it has been started.
@@ -113,8 +114,8 @@ impl Pod {
     }
 }
 
-/// When process `pid` was started, in clock ticks since the host's boot: field 22 of /proc/PID/stat (proc(5)). None if
-/// there is no such process.
+/// When process `pid` was started, in clock ticks since the host's boot: field 22 of /proc/PID/stat
+/// (proc(5)). None if there is no such process.
 #[must_use]
 pub fn process_start_time(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -1,7 +1,7 @@
 //! Text that is not trusted, made safe for a terminal, a log line or a state file. Pure.
 
-/// `text` with control and invisible characters escaped, as `\u{1b}`, and cut to at most `max` bytes; "…" at the end marks
-/// a cut.
+/// `text` with control and invisible characters escaped, as `\u{1b}`, and cut to at most `max` bytes; "…" at
+/// the end marks a cut.
 #[must_use]
 pub fn printable(text: &str, max: usize) -> String {
     const MARK: &str = "…";
@@ -26,8 +26,8 @@ pub fn printable(text: &str, max: usize) -> String {
     out
 }
 
-/// Unicode's bidirectional controls, zero-width characters and line separators: with them a terminal shows something else
-/// than the text.
+/// Unicode's bidirectional controls, zero-width characters and line separators: with them a terminal shows
+/// something else than the text.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }

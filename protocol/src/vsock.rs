@@ -1,17 +1,18 @@
-//! vsock addresses of a pod. Every connection is opened by the guest: the VMM hands the host end of each to the
-//! shim with the port that the guest dialled ([`crate::control::FromVmm::Connection`]).
+//! vsock addresses of a pod. The guest opens every connection: the VMM passes the host's end of each to the
+//! shim, with its ports ([`crate::control::FromVmm::Connection`]).
 
 /// The host, as a guest addresses it (virtio 1.2, 5.10.4).
 pub const HOST_CID: u32 = 2;
-/// The guest's own CID. Private to each VMM, so all guests have the same.
+/// The guest's CID. Each VMM has its own vsock device, so that all guests can have the same CID.
 pub const GUEST_CID: u32 = 3;
-/// The agent dials this port once when it is ready and serves ttrpc on that stream.
+/// The host port that the agent connects to once, when it is ready, to serve ttrpc on that stream.
 pub const AGENT_PORT: u32 = 1024;
 
-/// The address of one standard stream: the host port that the agent dials and the guest port that it dials from. The shim
-/// draws both at random for each stream (64 bits together), accepts a connection with exactly these ports, once, and only
-/// between Exec or Create and the connection. So a container's process that may open AF_VSOCK can neither guess a stream
-/// of another process nor, while the agent dials it, take its guest port: that is bound by the agent's own socket.
+/// The address of a standard stream of a process: the host port that the agent connects to, and the guest
+/// port that it connects from. The shim chooses both at random for each stream, 64 bits together. It accepts
+/// a connection only if both match, once, and only between Exec or Create and that connection. A container's
+/// process that may open AF_VSOCK sockets can therefore neither guess the address of another process's
+/// stream, nor use the guest port, to which the agent's socket is bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StreamAddress {
     /// The host port.
@@ -21,10 +22,10 @@ pub struct StreamAddress {
 }
 
 impl StreamAddress {
-    /// Ports from here up to, and without, VMADDR_PORT_ANY (0xffff_ffff) are used for streams.
+    /// The lowest port for streams; the highest is one below VMADDR_PORT_ANY (0xffff_ffff).
     pub const FIRST_PORT: u32 = 0x1_0000;
 
-    /// The address made of 64 random bits; None if a half is not a port for streams: draw again.
+    /// The address of 64 random bits. None if one of the halves is not a port for streams: use other bits.
     #[must_use]
     pub fn from_bits(bits: u64) -> Option<Self> {
         let host_port = u32::try_from(bits >> 32).ok()?;
@@ -36,7 +37,8 @@ impl StreamAddress {
         })
     }
 
-    /// As messages carry it: the host port in the upper half. Never 0, which stands for a stream that is not wanted.
+    /// The form in messages: the host port in the upper half, the guest port in the lower half. Never 0,
+    /// which means that a stream is not wanted.
     #[must_use]
     pub fn to_bits(self) -> u64 {
         u64::from(self.host_port) << 32 | u64::from(self.guest_port)
@@ -48,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_its_bits() {
+    fn an_address_has_one_form_in_bits() {
         let address = StreamAddress {
             host_port: 0x1_0000,
             guest_port: u32::MAX - 1,

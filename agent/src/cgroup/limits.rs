@@ -1,6 +1,7 @@
-//! Translates `linux.resources` of a checked spec into files of a cgroup (v2): a pure function from resources to
-//! a list of settings. The values were checked by [`nacre_protocol::spec`]. [`apply()`] writes them. Used when a container is created and when it is updated. Device
-//! rules are not here: they are a BPF program and not files (`crate::devices`).
+//! Translates `linux.resources` of a checked spec into files of a cgroup (v2): a pure function from resources
+//! to a list of settings. The values were checked by [`nacre_protocol::spec`]. [`apply()`] writes them. Used
+//! when a container is created and when it is updated. Device rules are not here: they are a BPF program and
+//! not files (`crate::devices`).
 
 mod apply;
 

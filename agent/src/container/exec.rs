@@ -21,8 +21,8 @@ const MAX_EXECS: usize = 4096;
 const EXECVE_TIMEOUT: Duration = Duration::from_secs(50);
 
 impl Containers {
-    /// Starts an exec process; returns once its command is executed. The reply has its pid, and the fields of the
-    /// request that have no effect.
+    /// Starts an exec process; returns once its command is executed. The reply has its pid, and the fields of
+    /// the request that have no effect.
     pub async fn exec(self: &Arc<Self>, request: StartExecRequest) -> Result<StartExecResponse, Error> {
         // In a separate task, so that a caller that disconnects does not leave half a process.
         let this = Arc::clone(self);

@@ -114,8 +114,8 @@ pub fn leave_out_missing(spec: &mut Spec, may_use_all: bool) -> Result<Option<St
     Ok(Some(format!("{field}: the guest does not have {names}")))
 }
 
-/// Compiles `rules` of a checked spec to the instructions of a program, one `struct bpf_insn` per element. Empty
-/// if the rules allow everything, so that no program is needed.
+/// Compiles `rules` of a checked spec to the instructions of a program, one `struct bpf_insn` per element.
+/// Empty if the rules allow everything, so that no program is needed.
 ///
 /// # Errors
 /// [`Error::BadSpec`] for a rule that the check should have refused.

@@ -1,6 +1,7 @@
-//! Completes the OCI spec that the shim sends for the guest: a pure function from JSON to [`PreparedSpec`]. The
-//! fields are checked by [`nacre_protocol::spec`], as in the shim; here, only paths that the shim has replaced by
-//! the guest's are. `container` calls it; `exec` and `runtime` use its types. Never makes a system call.
+//! Completes the OCI spec that the shim sends for the guest: a pure function from JSON to [`PreparedSpec`].
+//! The fields are checked by [`nacre_protocol::spec`], as in the shim; here, only paths that the shim has
+//! replaced by the guest's are. `container` calls it; `exec` and `runtime` use its types. Never makes a
+//! system call.
 
 mod id_map;
 mod library;
@@ -95,16 +96,16 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<PreparedSpec, Error> {
     })
 }
 
-/// Checks the process object of an exec (JSON). Also returns the fields that have no effect, each as a JSON path
-/// and the reason.
+/// Checks the process object of an exec (JSON). Also returns the fields that have no effect, each as a JSON
+/// path and the reason.
 pub fn parse_process(json: &[u8]) -> Result<(Process, Vec<String>), Error> {
     let checked = spec::check_process(json)?;
     let ignored = ignored(&checked);
     Ok((library::process(checked)?, ignored))
 }
 
-/// Checks a `linux.resources` object (JSON) and returns the limits that it changes. Also returns the fields that
-/// have no effect, each as a JSON path and the reason.
+/// Checks a `linux.resources` object (JSON) and returns the limits that it changes. Also returns the fields
+/// that have no effect, each as a JSON path and the reason.
 pub fn parse_update(json: &[u8]) -> Result<(Vec<Setting>, Vec<String>), Error> {
     let checked = spec::check_resources(json)?;
     let ignored = ignored(&checked);

@@ -1,6 +1,6 @@
-//! Turns a bundle's config.json into a plan: the mounts and hooks for the host, and the spec that the guest gets. Called
-//! by the sandbox's create flow. Pure: opens no file, so that a spec that can't be honoured is refused before anything is
-//! created.
+//! Turns a bundle's config.json into a plan: the mounts and hooks for the host, and the spec that the guest
+//! gets. Called by the sandbox's create flow. Pure: opens no file, so that a spec that can't be honoured is
+//! refused before anything is created.
 
 mod namespaces;
 
@@ -74,8 +74,8 @@ pub fn vm_hints(config_json: &[u8]) -> VmHints {
 /// CRI's annotation: "sandbox" or "container".
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 
-/// A spec's process.oomScoreAdj, as far as it says something about the VMM. That of a CRI sandbox does not: containerd
-/// gives its pause process -998, whatever the pod's quality-of-service class is.
+/// A spec's process.oomScoreAdj, as far as it says something about the VMM. That of a CRI sandbox does not:
+/// containerd gives its pause process -998, whatever the pod's quality-of-service class is.
 fn oom_score_adj(spec: &Value) -> Option<i32> {
     if spec["annotations"][CONTAINER_TYPE] == "sandbox" {
         return None;
@@ -84,8 +84,8 @@ fn oom_score_adj(spec: &Value) -> Option<i32> {
     (-1000..=1000).contains(&adjustment).then_some(adjustment)
 }
 
-/// Plans container `id` with the spec `spec` of `bundle`, for the VM of `pod`. Its root file system is `rootfs`, or the
-/// spec's root.path if `rootfs` is empty.
+/// Plans container `id` with the spec `spec` of `bundle`, for the VM of `pod`. Its root file system is
+/// `rootfs`, or the spec's root.path if `rootfs` is empty.
 ///
 /// # Errors
 /// [`Refused`] with every field that this host can't honour.
@@ -153,7 +153,8 @@ fn check_cpus(id: &str, spec: &Value, pod: Option<Pod<'_>>, findings: &mut Findi
     }
 }
 
-/// The code that creates a container in the guest trusts its /proc, so nothing but procfs may be mounted there.
+/// The code that creates a container in the guest trusts its /proc, so nothing but procfs may be mounted
+/// there.
 fn check_proc(mounts: &Value, findings: &mut Findings) {
     for (index, mount) in mounts.as_array().into_iter().flatten().enumerate() {
         let destination = Path::new(mount["destination"].as_str().unwrap_or_default());
@@ -207,7 +208,8 @@ fn host_mounts(bundle: &Path, mounts: &Value, findings: &mut Findings) -> Vec<Ho
     found
 }
 
-/// Rewrites paths of the host to the guest's, and removes what the host does itself: its hooks and the VM's CPUs.
+/// Rewrites paths of the host to the guest's, and removes what the host does itself: its hooks and the VM's
+/// CPUs.
 fn rewrite_for_guest(spec: &mut Value, id: &str, mounts: &[HostMount]) {
     spec["root"]["path"] = json!(guest::rootfs_path(id));
     for mount in mounts {

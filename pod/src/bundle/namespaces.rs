@@ -1,5 +1,5 @@
-//! Checks linux.namespaces: a container may have new namespaces or join those of the pod's first container, all of them
-//! in the guest. A namespace of the host can't be shared with a guest.
+//! Checks linux.namespaces: a container may have new namespaces or join those of the pod's first container,
+//! all of them in the guest. A namespace of the host can't be shared with a guest.
 
 use nacre_protocol::guest;
 use nacre_protocol::spec::Findings;
@@ -51,8 +51,8 @@ pub fn check(namespaces: &mut Value, pod: Option<Pod<'_>>, findings: &mut Findin
     }
 }
 
-/// True if `path` is /proc/PID/ns/... of the pid that containerd has for the pod's tasks, which stands for the namespace of
-/// the pod's first container.
+/// True if `path` is /proc/PID/ns/... of the pid that containerd has for the pod's tasks, which stands for
+/// the namespace of the pod's first container.
 fn is_of_pod(kind: &str, path: &str, pid: u32) -> bool {
     let name = match kind {
         "network" => "net",

@@ -1,6 +1,6 @@
-//! Documents that have passed the check. Their types are the proof: only the functions here make them, and their content
-//! cannot be changed in place. The shim checks what containerd sends, the agent checks what the shim sends, both by these
-//! functions, so that what the check refuses never reaches a guest.
+//! Documents that have passed the check. Their types are the proof: only the functions here make them, and
+//! their content cannot be changed in place. The shim checks what containerd sends, the agent checks what the
+//! shim sends, both by these functions, so that what the check refuses never reaches a guest.
 
 use std::marker::PhantomData;
 

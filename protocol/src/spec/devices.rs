@@ -1,5 +1,6 @@
-//! `linux.devices` of a container that may use every device (`--privileged`). The list then names all devices of the host
-//! instead of those that the container wants, so that disks in it are ignored; the table refuses them otherwise.
+//! `linux.devices` of a container that may use every device (`--privileged`). The list then names all devices
+//! of the host instead of those that the container wants, so that disks in it are ignored; the table refuses
+//! them otherwise.
 
 use serde_json::Value;
 
@@ -33,8 +34,8 @@ pub fn remove_disks(spec: &mut Value, findings: &mut Findings) {
     }
 }
 
-/// Adds `name` to the comma-separated list `names`, which is bounded: "…" at its end stands for the names that no longer
-/// fit.
+/// Adds `name` to the comma-separated list `names`, which is bounded: "…" at its end stands for the names
+/// that no longer fit.
 pub fn add_name(names: &mut String, name: &str) {
     if names.len() < MAX_NAMES {
         let comma = if names.is_empty() { "" } else { ", " };

@@ -1,5 +1,5 @@
-//! Applies the field table to a spec: removes and reports what is ignored, and reports what is refused. Called by shim
-//! and agent; never decides how a field is handled, which is in [`super::table`].
+//! Applies the field table to a spec: removes and reports what is ignored, and reports what is refused.
+//! Called by shim and agent; never decides how a field is handled, which is in [`super::table`].
 
 use serde_json::{Map, Value};
 

@@ -1,5 +1,5 @@
-//! What the check of a spec finds: fields that are refused and fields that are ignored. Both lists are bounded in number
-//! and length, because a spec chooses what is in them.
+//! What the check of a spec finds: fields that are refused and fields that are ignored. Both lists are
+//! bounded in number and length, because a spec chooses what is in them.
 
 use serde_json::Value;
 

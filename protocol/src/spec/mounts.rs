@@ -1,5 +1,6 @@
-//! Mounts of a spec: how each option of `mounts[].options[]` is handled, and which file systems the guest can mount. An
-//! option that is not in the table is one of the mounted file system, such as `size=64m`; a bind mount has none.
+//! Mounts of a spec: how each option of `mounts[].options[]` is handled, and which file systems the guest can
+//! mount. An option that is not in the table is one of the mounted file system, such as `size=64m`; a bind
+//! mount has none.
 
 use serde_json::Value;
 

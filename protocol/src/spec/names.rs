@@ -6,7 +6,8 @@ pub const NO_LISTENER: &str = "the guest kernel cannot send notifications to a l
 /// `linux.namespaces[].type`.
 pub const NAMESPACE_TYPES: &[&str] = &["mount", "pid", "network", "uts", "ipc", "user", "cgroup", "time"];
 
-/// `linux.rootfsPropagation`: the four types of the specification, and the recursive ones that containerd writes.
+/// `linux.rootfsPropagation`: the four types of the specification, and the recursive ones that containerd
+/// writes.
 pub const PROPAGATION_TYPES: &[&str] = &[
     "",
     "private",

@@ -1,5 +1,5 @@
-//! Parses the JSON of a spec, once, with an error that names the field or the position. Never looks at what a field
-//! means.
+//! Parses the JSON of a spec, once, with an error that names the field or the position. Never looks at what a
+//! field means.
 
 use serde_json::Value;
 
@@ -7,7 +7,8 @@ use super::MAX_SPEC;
 use super::findings::{Refused, quoted};
 use super::schema::join;
 
-/// Parses `json`. `name` is the document's name in errors; `path` is the path of its fields, empty for a config.json.
+/// Parses `json`. `name` is the document's name in errors; `path` is the path of its fields, empty for a
+/// config.json.
 pub fn parse(name: &str, path: &str, json: &[u8]) -> Result<Value, Refused> {
     if json.len() > MAX_SPEC {
         let reason = format!("expected at most {MAX_SPEC} bytes, got {}", json.len());

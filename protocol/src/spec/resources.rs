@@ -1,5 +1,5 @@
-//! Checks of `linux.resources` that the table cannot express, because they concern several fields or the keys of a map.
-//! Called by the filter on resources that the table accepts.
+//! Checks of `linux.resources` that the table cannot express, because they concern several fields or the keys
+//! of a map. Called by the filter on resources that the table accepts.
 
 use serde_json::Value;
 
@@ -18,7 +18,8 @@ pub fn check(resources: &Value, findings: &mut Findings) {
     check_unified(&resources["unified"], findings);
 }
 
-/// `memory.swap` is the limit of memory and swap together; cgroup v2 limits swap alone, so that it takes both to compute.
+/// `memory.swap` is the limit of memory and swap together; cgroup v2 limits swap alone, so that it takes both
+/// to compute.
 fn check_swap(memory: &Value, findings: &mut Findings) {
     let number = |key: &str| memory[key].as_i64().unwrap_or(0);
     let (swap, limit) = (number("swap"), number("limit"));

@@ -1,4 +1,5 @@
-//! The types of the field table: what a value must look like ([`Kind`]) and how a field is handled ([`Handling`]).
+//! The types of the field table: what a value must look like ([`Kind`]) and how a field is handled
+//! ([`Handling`]).
 
 /// Where a field has its effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,8 +19,8 @@ pub enum Handling {
     Applied(AppliedIn),
     /// It is removed from the spec, and reported with this reason if it is set.
     Ignored(&'static str),
-    /// If it is set, the spec is refused with this reason. Empty strings, lists and objects, `null`, `false`, 0
-    /// and -1 count as not set.
+    /// If it is set, the spec is refused with this reason. Empty strings, lists and objects, `null`, `false`,
+    /// 0 and -1 count as not set.
     Refused(&'static str),
     /// As [`Handling::Refused`], but 0 and -1 count as set.
     RefusedWithZero(&'static str),
@@ -50,10 +51,11 @@ pub enum Kind {
     Integer(i128, i128),
     /// One of these names.
     OneOf(&'static [&'static str]),
-    /// One of the first names; the second are names that the specification defines, each with the reason why it
-    /// is refused.
+    /// One of the first names; the second are names that the specification defines, each with the reason why
+    /// it is refused.
     OneOfExcept(&'static [&'static str], &'static [(&'static str, &'static str)]),
-    /// One of these names; other names are ignored and reported, as the specification requires for capabilities.
+    /// One of these names; other names are ignored and reported, as the specification requires for
+    /// capabilities.
     OneOfOrIgnored(&'static [&'static str]),
     /// Anything, for fields of other platforms.
     Any,
@@ -92,8 +94,8 @@ pub struct Field {
     pub node: Node,
 }
 
-/// All leaves of `node`, each with its path: `[]` after a list, `.*` after a map, as in `mounts[].options[]` and
-/// `annotations.*`. `path` is the path of `node`, empty for the whole spec.
+/// All leaves of `node`, each with its path: `[]` after a list, `.*` after a map, as in `mounts[].options[]`
+/// and `annotations.*`. `path` is the path of `node`, empty for the whole spec.
 #[must_use]
 pub fn leaves(node: &Node, path: &str) -> Vec<(String, Leaf)> {
     match node {

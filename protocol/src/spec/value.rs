@@ -1,4 +1,5 @@
-//! Checks of single values against the table: is a field set, and is its value of the right type and in range? Pure.
+//! Checks of single values against the table: is a field set, and is its value of the right type and in
+//! range? Pure.
 
 use std::path::Path;
 
@@ -8,8 +9,8 @@ use super::findings::{quoted, shown};
 use super::schema::Kind;
 use crate::cpu_list;
 
-/// Whether `value` requests anything: generators write empty fields for what they do not want. 0 and -1 count as set if
-/// `zero_is_set` is true.
+/// Whether `value` requests anything: generators write empty fields for what they do not want. 0 and -1 count
+/// as set if `zero_is_set` is true.
 pub fn is_set(value: &Value, zero_is_set: bool) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,
@@ -86,7 +87,8 @@ fn is_device_path(text: &str) -> bool {
     path.starts_with("/dev") && path != Path::new("/dev")
 }
 
-/// Whether `text` has the form of the sizes in the names of the kernel's files: a number without leading zeros, and a unit.
+/// Whether `text` has the form of the sizes in the names of the kernel's files: a number without leading
+/// zeros, and a unit.
 fn is_page_size(text: &str) -> bool {
     let number = ["KB", "MB", "GB"]
         .iter()

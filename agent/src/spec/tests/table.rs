@@ -206,8 +206,8 @@ fn sample(path: &str, kind: Kind) -> Value {
     }
 }
 
-/// A value of `node` with every field that is applied; None if there is none. Without the hooks that run on the
-/// host, which the shim removes.
+/// A value of `node` with every field that is applied; None if there is none. Without the hooks that run on
+/// the host, which the shim removes.
 fn complete(node: &Node, path: &str) -> Option<Value> {
     match node {
         Node::Leaf(leaf) => matches!(leaf.handling, Handling::Applied(_)).then(|| sample(path, leaf.kind)),

@@ -1,5 +1,6 @@
-//! The field table: every field of `config.json` in the OCI runtime specification 1.3, what its value must look like and
-//! how it is handled. [`super::filter`] applies the table to a spec; docs/conformance.md is generated from it.
+//! The field table: every field of `config.json` in the OCI runtime specification 1.3, what its value must
+//! look like and how it is handled. [`super::filter`] applies the table to a spec; docs/conformance.md is
+//! generated from it.
 
 use super::schema::AppliedIn::{Guest, Host};
 use super::schema::Handling::{Applied, Refused, RefusedWithZero};

@@ -68,6 +68,6 @@ fn sample(path: &str, kind: Kind) -> Value {
         Kind::CpuList => json!("0"),
         Kind::Boolean => json!(true),
         Kind::Integer(_, max) => json!(u64::try_from(max.min(7)).unwrap()),
-        Kind::OneOf(words) | Kind::OneOfExcept(words, _) | Kind::OneOfOrIgnored(words) => json!(words.last()),
+        Kind::OneOf(names) | Kind::OneOfExcept(names, _) | Kind::OneOfOrIgnored(names) => json!(names.last()),
     }
 }
