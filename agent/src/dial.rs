@@ -38,8 +38,8 @@ impl Dialer {
         self.start_from(None, port)
     }
 
-    /// As [`Dialer::start`], to the host port of `stream` from its guest port. Over Unix sockets the guest port has no
-    /// meaning.
+    /// As [`Dialer::start`], to the host port of `stream` from its guest port. Over Unix sockets the guest
+    /// port has no meaning.
     pub fn start_stream(&self, stream: StreamAddress) -> Result<Dialing, Error> {
         self.start_from(Some(stream.guest_port), stream.host_port)
     }

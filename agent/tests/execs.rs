@@ -1,4 +1,5 @@
-//! Exec processes, pause and resume, counters, updates of limits. As `containers.rs`, with a standalone agent.
+//! Exec processes, pause and resume, counters, updates of limits. As `containers.rs`, with a standalone
+//! agent.
 
 #[allow(dead_code, reason = "each file of tests uses a part of it")]
 mod guest;

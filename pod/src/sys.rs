@@ -86,7 +86,8 @@ async fn in_child_within(
     }))
 }
 
-/// A forked child that must not outlive the work it was made for: if that is cancelled or late, the child is killed.
+/// A forked child that must not outlive the work it was made for: if that is cancelled or late, the child is
+/// killed.
 struct ForkedChild(AsyncFd<OwnedFd>);
 
 impl ForkedChild {
@@ -103,7 +104,8 @@ impl Drop for ForkedChild {
         if rustix::process::pidfd_send_signal(pidfd, Signal::KILL).is_err() {
             return;
         }
-        // A child in an uninterruptible system call exits when that returns, if ever: it is not waited for longer.
+        // A child in an uninterruptible system call exits when that returns, if ever: it is not waited for
+        // longer.
         let deadline = Instant::now() + KILLED_CHILD_DEADLINE;
         if matches!(wait_readable(pidfd, deadline), Ok(true)) {
             let _ = reap(pidfd);

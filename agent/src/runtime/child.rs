@@ -99,8 +99,8 @@ fn late_filter(bundle: &Path) -> Result<Option<LinuxSeccomp>, Failure> {
     }
 }
 
-/// Does the steps that libcontainer lacks, while init waits for the start notification. Returns init's pid and
-/// the master of its terminal.
+/// Does the steps that libcontainer lacks, while init waits for the start notification. Returns init's pid
+/// and the master of its terminal.
 fn finish(
     create: &Create,
     container: &Container,

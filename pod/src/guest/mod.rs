@@ -120,8 +120,8 @@ fn context() -> Context {
     with_duration(DEADLINE.saturating_add(Duration::from_secs(1)))
 }
 
-/// Logs fields of a request that the agent ignores. The shim has removed those that its own check ignores, so that these
-/// are fields that only the guest can decide about, such as devices that it does not have.
+/// Logs fields of a request that the agent ignores. The shim has removed those that its own check ignores, so
+/// that these are fields that only the guest can decide about, such as devices that it does not have.
 fn log_ignored(name: &ProcessId, fields: &[String]) {
     for field in fields.iter().take(MAX_IGNORED) {
         crate::log::warn(format_args!("{name}: ignored: {}", printable(field, MAX_MESSAGE)));

@@ -68,15 +68,14 @@ async fn act(
             0
         }
         ["cat"] => {
-            let (mut from, mut to) = (stdin.unwrap(), stdout.unwrap());
-            tokio::io::copy(&mut from, &mut to).await.unwrap();
+            tokio::io::copy(&mut stdin.unwrap(), &mut stdout.unwrap())
+                .await
+                .unwrap();
             0
         }
         ["flood"] => {
-            let mut to = stdout.unwrap();
-            for _ in 0..1024 {
-                to.write_all(&[0; 65536]).await.unwrap();
-            }
+            let zeros = vec![0; 64 << 20];
+            stdout.unwrap().write_all(&zeros).await.unwrap();
             0
         }
         ["ask"] => {

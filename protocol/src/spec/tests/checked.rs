@@ -77,12 +77,9 @@ fn the_resources_of_an_update_are_checked() {
     assert!(error.starts_with("linux.resources.cpu.mems: "), "{error}");
 }
 
-#[test]
-fn values_of_the_wrong_type_or_out_of_range_are_refused() {
-    let deep = format!("{{\"deep\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
-    let error = check(deep.as_bytes()).unwrap_err().to_string();
-    assert!(error.starts_with("config.json: recursion limit"), "{error}");
-    for (pointer, value, want) in [
+/// Where a value goes, the value, and how its refusal begins.
+fn wrong_fields() -> Vec<(&'static str, Value, &'static str)> {
+    vec![
         (
             "/process/args",
             vec![json!("a"); 100_000].into(),
@@ -136,7 +133,15 @@ fn values_of_the_wrong_type_or_out_of_range_are_refused() {
         ("/process", json!(null), "process: is missing"),
         ("/linux", json!(null), "linux: is missing"),
         ("/root", json!(null), "root: is missing"),
-    ] {
+    ]
+}
+
+#[test]
+fn values_of_the_wrong_type_or_out_of_range_are_refused() {
+    let deep = format!("{{\"deep\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    let error = check(deep.as_bytes()).unwrap_err().to_string();
+    assert!(error.starts_with("config.json: recursion limit"), "{error}");
+    for (pointer, value, want) in wrong_fields() {
         let mut spec = minimal();
         let (parent, key) = pointer.rsplit_once('/').unwrap();
         spec.pointer_mut(parent).unwrap()[key] = value;

@@ -52,6 +52,33 @@ fn each_ignored_field_is_reported_and_removed() {
     }
 }
 
+/// Values that no field of this kind accepts.
+fn wrong_values(kind: Kind) -> Vec<Value> {
+    match kind {
+        Kind::Boolean | Kind::Integer(..) => {
+            vec![json!("1"), json!([1]), json!({}), json!(0.5), json!(1e300)]
+        }
+        Kind::String
+        | Kind::AbsolutePath
+        | Kind::MountDestination
+        | Kind::DevicePath
+        | Kind::DeviceAccess
+        | Kind::PageSize
+        | Kind::SpecVersion
+        | Kind::CpuList
+        | Kind::OneOf(_)
+        | Kind::OneOfExcept(..)
+        | Kind::OneOfOrIgnored(_)
+        | Kind::Any => vec![
+            json!(1),
+            json!(true),
+            json!(["x"]),
+            json!({"a": 1}),
+            json!("a\0b"),
+        ],
+    }
+}
+
 #[test]
 fn each_applied_field_is_kept_and_refuses_wrong_values() {
     for (path, leaf) in leaves(&SPEC, "") {
@@ -67,30 +94,7 @@ fn each_applied_field_is_kept_and_refuses_wrong_values() {
             "{path}: {findings:?}"
         );
         assert_eq!(spec, before, "{path}");
-        let wrong = match leaf.kind {
-            Kind::Boolean | Kind::Integer(..) => {
-                vec![json!("1"), json!([1]), json!({}), json!(0.5), json!(1e300)]
-            }
-            Kind::String
-            | Kind::AbsolutePath
-            | Kind::MountDestination
-            | Kind::DevicePath
-            | Kind::DeviceAccess
-            | Kind::PageSize
-            | Kind::SpecVersion
-            | Kind::CpuList
-            | Kind::OneOf(_)
-            | Kind::OneOfExcept(..)
-            | Kind::OneOfOrIgnored(_)
-            | Kind::Any => vec![
-                json!(1),
-                json!(true),
-                json!(["x"]),
-                json!({"a": 1}),
-                json!("a\0b"),
-            ],
-        };
-        for wrong in wrong {
+        for wrong in wrong_values(leaf.kind) {
             let findings = filter_spec(&mut with(&path, wrong.clone()));
             let found = findings
                 .refused
