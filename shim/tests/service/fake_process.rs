@@ -57,8 +57,7 @@ async fn act(
     [stdin, stdout, stderr]: [Option<tokio::net::UnixStream>; 3],
     oom_kills: &watch::Sender<u64>,
 ) -> u32 {
-    let arguments: Vec<&str> = process.arguments.iter().map(String::as_str).collect();
-    match *arguments {
+    match *process.arguments.iter().map(String::as_str).collect::<Vec<_>>() {
         ["exit", status] => status.parse().unwrap(),
         ["print", out, err] => {
             stdout.unwrap().write_all(out.as_bytes()).await.unwrap();
@@ -84,8 +83,8 @@ async fn act(
             u32::from(answer == b"yes")
         }
         ["list", directory] => {
-            let text = sorted_names(&Path::new(&process.tree).join(directory));
-            stdout.unwrap().write_all(text.as_bytes()).await.unwrap();
+            let names = sorted_names(&Path::new(&process.tree).join(directory));
+            stdout.unwrap().write_all(names.as_bytes()).await.unwrap();
             0
         }
         // Waits until the terminal has this width, and writes its size.
@@ -94,8 +93,8 @@ async fn act(
             let mut sizes = process.size.as_ref().unwrap().subscribe();
             let has_width = |size: &Option<(u32, u32)>| size.is_some_and(|size| size.0 == width);
             let (width, height) = sizes.wait_for(has_width).await.unwrap().unwrap();
-            let text = format!("{width}x{height}");
-            stdout.unwrap().write_all(text.as_bytes()).await.unwrap();
+            let size = format!("{width}x{height}").into_bytes();
+            stdout.unwrap().write_all(&size).await.unwrap();
             0
         }
         // A process of the container is OOM-killed: this one if the next argument is "die".
