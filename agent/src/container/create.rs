@@ -125,8 +125,8 @@ impl Containers {
             oom_kills: watch::Sender::new(0),
             oom_watcher: Mutex::default(),
         });
-        let watched = Arc::clone(&container);
-        self.reaper.watch(init.pid, move |exit| watched.init_exited(exit));
+        let owner = Arc::clone(&container);
+        self.reaper.watch(init.pid, move |exit| owner.init_exited(exit));
         drop(init);
         Ok(container)
     }

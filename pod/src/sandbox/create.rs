@@ -193,7 +193,7 @@ impl Job {
 
     /// Everything that comes before the agent's part.
     async fn prepare(&mut self) -> Result<Guest, Error> {
-        self.place().await?;
+        self.make_mounts().await?;
         for point in [Point::Prestart, Point::CreateRuntime] {
             let run = self.plan.hooks.run(point, self.pid).await;
             run.map_err(|error| failed("run hooks", error, None))?;
@@ -202,7 +202,7 @@ impl Job {
     }
 
     /// Makes the container's mounts of the host and moves them into the VMM's mount namespace.
-    async fn place(&mut self) -> Result<(), Error> {
+    async fn make_mounts(&mut self) -> Result<(), Error> {
         let placements = rootfs::detach(&self.id, &self.plan.rootfs, &self.plan.mounts)
             .await
             .map_err(|error| failed("mount root file system", error, None))?;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nacre_tests::containerd::ctr::IMAGE;
 use serde_json::Value;
 
-use crate::subjects::{Build, Subject};
+use crate::runtimes::{Build, MeasuredRuntime};
 
 /// An id that no other container of this machine has.
 pub fn id(word: &str, number: usize) -> String {
@@ -16,9 +16,9 @@ pub fn id(word: &str, number: usize) -> String {
 }
 
 /// `ctr run` with `flags`; the caller starts it.
-fn ctr_run(subject: &Subject, flags: &[&str], id: &str, command: &[&str]) -> Command {
+fn ctr_run(shim_runtime: &MeasuredRuntime, flags: &[&str], id: &str, command: &[&str]) -> Command {
     let mut run = Command::new("ctr");
-    run.args(["run", "--runtime", &subject.runtime])
+    run.args(["run", "--runtime", &shim_runtime.runtime])
         .args(flags)
         .args([IMAGE, id])
         .args(command);
@@ -27,8 +27,8 @@ fn ctr_run(subject: &Subject, flags: &[&str], id: &str, command: &[&str]) -> Com
 }
 
 /// Runs `true` in a new container and waits for its end.
-pub fn run_true(subject: &Subject, id: &str) -> Result<()> {
-    output(&mut ctr_run(subject, &["--rm"], id, &["true"])).map(drop)
+pub fn run_true(shim_runtime: &MeasuredRuntime, id: &str) -> Result<()> {
+    output(&mut ctr_run(shim_runtime, &["--rm"], id, &["true"])).map(drop)
 }
 
 /// Runs `true` in the running container `id` and waits for its end.
@@ -82,20 +82,20 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts `sh -c script` and waits for its first line of output. A subject that runs no processes is not
+    /// Starts `sh -c script` and waits for its first line of output. A shim_runtime that runs no processes is not
     /// waited for.
-    pub fn start(subject: &Subject, id: &str, script: &str) -> Result<Self> {
+    pub fn start(shim_runtime: &MeasuredRuntime, id: &str, script: &str) -> Result<Self> {
         let command = ["sh", "-c", script];
         let mut running = Self {
             id: id.to_owned(),
             ctr: None,
             ended: false,
         };
-        if !subject.runs_processes {
-            output(&mut ctr_run(subject, &["-d"], id, &command))?;
+        if !shim_runtime.runs_processes {
+            output(&mut ctr_run(shim_runtime, &["-d"], id, &command))?;
             return Ok(running);
         }
-        let mut run = ctr_run(subject, &["--rm"], id, &command);
+        let mut run = ctr_run(shim_runtime, &["--rm"], id, &command);
         let mut child = run
             .stdout(Stdio::piped())
             .spawn()

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::results::Results;
-use crate::subjects::{Build, Subjects};
+use crate::runtimes::{Build, MeasuredRuntimes};
 
 const MIB: f64 = 1024.0 * 1024.0;
 /// Type of a loaded segment (ELF specification, program header).
@@ -15,8 +15,8 @@ const PT_LOAD: u32 = 1;
 const OPTIMISED_BYTES: u64 = 6 << 20;
 
 /// Prints a warning for each build whose times would mean nothing.
-pub fn warn_if_unoptimised(subjects: &Subjects) -> Result<()> {
-    for build in subjects.builds() {
+pub fn warn_if_unoptimised(runtimes: &MeasuredRuntimes) -> Result<()> {
+    for build in runtimes.builds() {
         let vmm = build.prefix.join("bin/nacre-vmm");
         let bytes = fs::metadata(&vmm)
             .with_context(|| format!("looking at {}", vmm.display()))?
@@ -33,19 +33,19 @@ pub fn warn_if_unoptimised(subjects: &Subjects) -> Result<()> {
 }
 
 /// Adds both sizes.
-pub fn measure(subjects: &Subjects, results: &mut Results) -> Result<()> {
+pub fn measure(runtimes: &MeasuredRuntimes, results: &mut Results) -> Result<()> {
     let note = "stripped, as in the guest image; wanted: at most 6 MB";
-    results.add_each(subjects, ("agent_size", "MiB", note), |build| {
+    results.add_each(runtimes, ("agent_size", "MiB", note), |build| {
         let image = read(build, "initramfs.cpio")?;
         let bytes = entry_size(&image, "init").context("the guest image")?;
         Ok(Some(bytes as f64 / MIB))
     })?;
     let note = "loaded segments of vmlinux, bytes from the file; wanted: at most 15 MB";
-    results.add_each(subjects, ("kernel_size", "MiB", note), |build| {
+    results.add_each(runtimes, ("kernel_size", "MiB", note), |build| {
         Ok(Some(kernel_bytes(build)?.0 as f64 / MIB))
     })?;
     let note = "loaded segments of vmlinux, with the memory that starts as zeros";
-    results.add_each(subjects, ("kernel_memory", "MiB", note), |build| {
+    results.add_each(runtimes, ("kernel_memory", "MiB", note), |build| {
         Ok(Some(kernel_bytes(build)?.1 as f64 / MIB))
     })
 }

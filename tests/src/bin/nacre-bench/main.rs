@@ -3,7 +3,7 @@
 //! progress on standard error and the results on standard output; writes `results.json` and `index.html`
 //! under `target/bench`.
 //!
-//! Times under emulation mean something only as ratios within one run, so the subjects take turns.
+//! Times under emulation mean something only as ratios within one run, so the runtimes take turns.
 
 mod containers;
 mod installed;
@@ -11,9 +11,9 @@ mod memory;
 mod page;
 mod results;
 mod rounds;
+mod runtimes;
 mod start;
 mod statistics;
-mod subjects;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,7 +22,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 
 use results::Results;
-use subjects::Subjects;
+use runtimes::MeasuredRuntimes;
 
 /// Measures Nacre beside runc: start and end of a container, an exec, the steps of a start, memory, sizes.
 #[derive(Parser)]
@@ -58,20 +58,20 @@ fn run(arguments: &Arguments) -> Result<()> {
     );
     std::fs::create_dir_all(&arguments.output)
         .with_context(|| format!("creating {}", arguments.output.display()))?;
-    let subjects = Subjects::find(arguments.other.as_deref())?;
-    installed::warn_if_unoptimised(&subjects)?;
+    let runtimes = MeasuredRuntimes::find(arguments.other.as_deref())?;
+    installed::warn_if_unoptimised(&runtimes)?;
     let mut results = Results::default();
     let measured = [
-        rounds::starts(&subjects, arguments.pairs)?,
-        rounds::execs(&subjects, arguments.pairs)?,
+        rounds::starts(&runtimes, arguments.pairs)?,
+        rounds::execs(&runtimes, arguments.pairs)?,
     ];
     for rounds in &measured {
         rounds.report(&mut results);
     }
-    let starts = start::measure(&subjects, arguments.starts)?;
+    let starts = start::measure(&runtimes, arguments.starts)?;
     starts.report(&mut results)?;
-    memory::measure(&subjects, &mut results)?;
-    installed::measure(&subjects, &mut results)?;
+    memory::measure(&runtimes, &mut results)?;
+    installed::measure(&runtimes, &mut results)?;
     let json = arguments.output.join("results.json");
     std::fs::write(&json, results.json()?).with_context(|| format!("writing {}", json.display()))?;
     let html = arguments.output.join("index.html");

@@ -5,14 +5,14 @@ use nacre_tests::memory;
 
 use crate::containers::{Running, id, pod};
 use crate::results::Results;
-use crate::subjects::{Build, Subjects};
+use crate::runtimes::{Build, MeasuredRuntimes};
 
 const KIB: f64 = 1024.0;
 
 /// Adds the memory of an idle pod, of a VMM and of a shim.
-pub fn measure(subjects: &Subjects, results: &mut Results) -> Result<()> {
+pub fn measure(runtimes: &MeasuredRuntimes, results: &mut Results) -> Result<()> {
     let note = "memory.current of an idle busybox pod's cgroup on the host: guest memory, VMM, kernel";
-    results.add_each(subjects, ("memory_idle", "MiB", note), |build| {
+    results.add_each(runtimes, ("memory_idle", "MiB", note), |build| {
         let idle = idle(build, 1)?;
         let bytes = pod(build, idle.id())?["memory_bytes"].as_u64();
         idle.end()?;
@@ -20,11 +20,11 @@ pub fn measure(subjects: &Subjects, results: &mut Results) -> Result<()> {
         Ok(bytes.map(|bytes| bytes as f64 / KIB / KIB))
     })?;
     let note = "nacre-vmm, private dirty without guest memory, the larger of two, after find / in the guest; wanted: at most 6 MiB";
-    results.add_each(subjects, ("vmm_private", "MiB", note), |build| {
+    results.add_each(runtimes, ("vmm_private", "MiB", note), |build| {
         Ok(Some(vmm_kib(build)? as f64 / KIB))
     })?;
     let note = "the shim of an idle pod, private dirty";
-    results.add_each(subjects, ("shim_private", "MiB", note), |build| {
+    results.add_each(runtimes, ("shim_private", "MiB", note), |build| {
         let idle = idle(build, 2)?;
         let pid = pod(build, idle.id())?["shim_pid"].as_u64();
         let memory = memory::of(pid.context("nacre ps names no shim")?)?;
@@ -34,8 +34,8 @@ pub fn measure(subjects: &Subjects, results: &mut Results) -> Result<()> {
 }
 
 fn idle(build: &Build, number: usize) -> Result<Running> {
-    let id = id(&format!("{}-idle", build.subject.name), number);
-    Running::start(&build.subject, &id, "echo up; exec sleep 1000")
+    let id = id(&format!("{}-idle", build.shim_runtime.name), number);
+    Running::start(&build.shim_runtime, &id, "echo up; exec sleep 1000")
 }
 
 /// KiB of private dirty memory of a VMM without its guest's: the larger of two that run at once and have each
@@ -44,8 +44,8 @@ fn vmm_kib(build: &Build) -> Result<u64> {
     eprintln!("memory of two VMMs after find / in their guests");
     let script = "find / >/dev/null 2>&1; echo done; exec sleep 1000";
     let start = |number| {
-        let id = id(&format!("{}-find", build.subject.name), number);
-        Running::start(&build.subject, &id, script)
+        let id = id(&format!("{}-find", build.shim_runtime.name), number);
+        Running::start(&build.shim_runtime, &id, script)
     };
     let pods = [start(1)?, start(2)?];
     let mut most = 0;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::subjects::{Build, Subjects};
+use crate::runtimes::{Build, MeasuredRuntimes};
 
 /// One row: a figure of Nacre's, beside the peer's and the other build's if they have one.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -68,12 +68,12 @@ impl Results {
     /// Those of `measure`.
     pub fn add_each(
         &mut self,
-        subjects: &Subjects,
+        runtimes: &MeasuredRuntimes,
         (name, unit, note): (&str, &'static str, &str),
         measure: impl Fn(&Build) -> Result<Option<f64>>,
     ) -> Result<()> {
         let mut figures = Vec::new();
-        for build in subjects.builds() {
+        for build in runtimes.builds() {
             let Some(figure) = measure(build)? else {
                 eprintln!("{name}: not measured");
                 return Ok(());

@@ -1,4 +1,4 @@
-//! The same command under every subject, timed from ctr's start to its end. The subjects take turns: a round
+//! The same command under every shim_runtime, timed from ctr's start to its end. The runtimes take turns: a round
 //! runs each of them once, and the next round starts with the next one, so that a busy host slows all of them
 //! alike.
 
@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::containers::{Running, exec_true, id, run_true};
 use crate::results::{Measure, Results};
+use crate::runtimes::{MeasuredRuntime, MeasuredRuntimes};
 use crate::statistics::{median, percentile};
-use crate::subjects::{Subject, Subjects};
 
 /// Seconds of one round.
 #[derive(Debug, Clone, Copy)]
@@ -36,10 +36,10 @@ pub struct Rounds {
     pub rounds: Vec<Round>,
 }
 
-/// Starts and ends a container per subject, `count` times.
-pub fn starts(subjects: &Subjects, count: usize) -> Result<Rounds> {
-    let rounds = alternate("start", &subjects.all(), count, |subject, number| {
-        run_true(subject, &id(subject.name, number))
+/// Starts and ends a container per shim_runtime, `count` times.
+pub fn starts(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
+    let rounds = alternate("start", &runtimes.all(), count, |shim_runtime, number| {
+        run_true(shim_runtime, &id(shim_runtime.name, number))
     })?;
     Ok(Rounds {
         name: "start",
@@ -49,16 +49,16 @@ pub fn starts(subjects: &Subjects, count: usize) -> Result<Rounds> {
     })
 }
 
-/// Runs a command in a running container per subject, `count` times.
-pub fn execs(subjects: &Subjects, count: usize) -> Result<Rounds> {
-    let all = subjects.all();
+/// Runs a command in a running container per shim_runtime, `count` times.
+pub fn execs(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
+    let all = runtimes.all();
     let mut containers = Vec::new();
-    for subject in &all {
+    for shim_runtime in &all {
         let script = "echo up; exec sleep 1000000";
-        containers.push(Running::start(subject, &id(subject.name, 0), script)?);
+        containers.push(Running::start(shim_runtime, &id(shim_runtime.name, 0), script)?);
     }
-    let rounds = alternate("exec", &all, count, |subject, number| {
-        let container = id(subject.name, 0);
+    let rounds = alternate("exec", &all, count, |shim_runtime, number| {
+        let container = id(shim_runtime.name, 0);
         exec_true(&container, &format!("exec-{number}"))
     });
     for container in containers {
@@ -75,19 +75,19 @@ pub fn execs(subjects: &Subjects, count: usize) -> Result<Rounds> {
 /// Runs one round that does not count, then `count` that do.
 fn alternate(
     word: &str,
-    subjects: &[&Subject],
+    runtimes: &[&MeasuredRuntime],
     count: usize,
-    run: impl Fn(&Subject, usize) -> Result<()>,
+    run: impl Fn(&MeasuredRuntime, usize) -> Result<()>,
 ) -> Result<Vec<Round>> {
     eprintln!("warming up: one {word} each");
     let mut rounds = Vec::with_capacity(count);
     for number in 0..=count {
-        let mut seconds = vec![0.0; subjects.len()];
-        for turn in 0..subjects.len() {
-            let index = (number + turn) % subjects.len();
-            let subject = subjects[index];
+        let mut seconds = vec![0.0; runtimes.len()];
+        for turn in 0..runtimes.len() {
+            let index = (number + turn) % runtimes.len();
+            let shim_runtime = runtimes[index];
             let started = Instant::now();
-            run(subject, number).with_context(|| format!("{word} under {}", subject.name))?;
+            run(shim_runtime, number).with_context(|| format!("{word} under {}", shim_runtime.name))?;
             seconds[index] = started.elapsed().as_secs_f64();
         }
         ensure!(seconds.len() >= 3, "a round needs nacre, runc and the null shim");
@@ -98,10 +98,10 @@ fn alternate(
             other: seconds.get(3).copied(),
         };
         if number > 0 {
-            let times: Vec<String> = subjects
+            let times: Vec<String> = runtimes
                 .iter()
                 .zip(&seconds)
-                .map(|(subject, seconds)| format!("{} {:6.0} ms", subject.name, seconds * 1e3))
+                .map(|(shim_runtime, seconds)| format!("{} {:6.0} ms", shim_runtime.name, seconds * 1e3))
                 .collect();
             let ratio = round.nacre / round.runc;
             eprintln!(

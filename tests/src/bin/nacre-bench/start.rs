@@ -7,8 +7,8 @@ use nacre_protocol::state::Timeline;
 
 use crate::containers::{Running, id, nacre};
 use crate::results::{Measure, Results};
+use crate::runtimes::{Build, MeasuredRuntimes};
 use crate::statistics::median;
-use crate::subjects::{Build, Subjects};
 
 /// Timelines of several starts of each build.
 pub struct Starts {
@@ -22,10 +22,10 @@ pub struct Starts {
 pub struct Timelines(Vec<Timeline>);
 
 /// Starts `count` pods of each build, one after the other and in turns, and reads their timelines.
-pub fn measure(subjects: &Subjects, count: usize) -> Result<Starts> {
-    let mut timelines: Vec<Timelines> = subjects.builds().map(|_| Timelines(Vec::new())).collect();
+pub fn measure(runtimes: &MeasuredRuntimes, count: usize) -> Result<Starts> {
+    let mut timelines: Vec<Timelines> = runtimes.builds().map(|_| Timelines(Vec::new())).collect();
     for number in 1..=count {
-        for (build, timelines) in subjects.builds().zip(&mut timelines) {
+        for (build, timelines) in runtimes.builds().zip(&mut timelines) {
             let timeline = start(build, number)?;
             eprintln!("start {number} of {count}: {} steps", timeline.steps.len());
             timelines.0.push(timeline);
@@ -39,8 +39,8 @@ pub fn measure(subjects: &Subjects, count: usize) -> Result<Starts> {
 }
 
 fn start(build: &Build, number: usize) -> Result<Timeline> {
-    let id = id(&format!("{}-start", build.subject.name), number);
-    let running = Running::start(&build.subject, &id, "echo up; exec sleep 1000")?;
+    let id = id(&format!("{}-start", build.shim_runtime.name), number);
+    let running = Running::start(&build.shim_runtime, &id, "echo up; exec sleep 1000")?;
     let shown = nacre(build, &["inspect", running.id()])?;
     running.end()?;
     let timeline: Timeline =

@@ -12,7 +12,7 @@ const SHIM: &str = "bin/containerd-shim-nacre-v2";
 
 /// A runtime as `ctr` calls it.
 #[derive(Debug, Clone)]
-pub struct Subject {
+pub struct MeasuredRuntime {
     /// Its name in the output and in ids of containers.
     pub name: &'static str,
     /// Value of `ctr run --runtime`: a name, or an absolute path.
@@ -25,25 +25,25 @@ pub struct Subject {
 #[derive(Debug, Clone)]
 pub struct Build {
     /// Its shim.
-    pub subject: Subject,
+    pub shim_runtime: MeasuredRuntime,
     /// Directory with its `bin`, `share/nacre` and `etc/nacre`.
     pub prefix: PathBuf,
 }
 
 /// Everything that takes part in a run.
 #[derive(Debug)]
-pub struct Subjects {
+pub struct MeasuredRuntimes {
     /// The build in PATH.
     pub nacre: Build,
     /// What it is compared with.
-    pub runc: Subject,
+    pub runc: MeasuredRuntime,
     /// The null shim: what ctr and containerd take themselves.
-    pub floor: Subject,
+    pub floor: MeasuredRuntime,
     /// The build that `--other` names.
     pub other: Option<Build>,
 }
 
-impl Subjects {
+impl MeasuredRuntimes {
     /// Finds the installation in PATH and the null shim beside this program.
     ///
     /// # Errors
@@ -58,13 +58,13 @@ impl Subjects {
         );
         Ok(Self {
             nacre: Build {
-                subject: subject("nacre", Runtime::Nacre.name()),
+                shim_runtime: shim_runtime("nacre", Runtime::Nacre.name()),
                 prefix: installed_prefix()?,
             },
-            runc: subject("runc", Runtime::Runc.name()),
-            floor: Subject {
+            runc: shim_runtime("runc", Runtime::Runc.name()),
+            floor: MeasuredRuntime {
                 runs_processes: false,
-                ..subject("floor", &null_shim.to_string_lossy())
+                ..shim_runtime("floor", &null_shim.to_string_lossy())
             },
             other: other.map(other_build).transpose()?,
         })
@@ -76,17 +76,17 @@ impl Subjects {
     }
 
     /// Everything that can run a container: nacre, runc, the null shim, the other build.
-    pub fn all(&self) -> Vec<&Subject> {
-        let other = self.other.as_ref().map(|build| &build.subject);
-        [&self.nacre.subject, &self.runc, &self.floor]
+    pub fn all(&self) -> Vec<&MeasuredRuntime> {
+        let other = self.other.as_ref().map(|build| &build.shim_runtime);
+        [&self.nacre.shim_runtime, &self.runc, &self.floor]
             .into_iter()
             .chain(other)
             .collect()
     }
 }
 
-fn subject(name: &'static str, runtime: &str) -> Subject {
-    Subject {
+fn shim_runtime(name: &'static str, runtime: &str) -> MeasuredRuntime {
+    MeasuredRuntime {
         name,
         runtime: runtime.to_owned(),
         runs_processes: true,
@@ -98,7 +98,7 @@ fn other_build(prefix: &Path) -> Result<Build> {
     let shim = prefix.join(SHIM);
     ensure!(shim.exists(), "{} does not exist", shim.display());
     Ok(Build {
-        subject: subject("other", &shim.to_string_lossy()),
+        shim_runtime: shim_runtime("other", &shim.to_string_lossy()),
         prefix,
     })
 }
