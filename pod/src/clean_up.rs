@@ -87,25 +87,39 @@ pub fn recorded_address(namespace: &str, id: &str) -> String {
 
 fn kill_processes(pod: &Pod) -> Result<(), Error> {
     let deadline = Instant::now() + END_DEADLINE;
-    // The shim first, or it would report the VMM's end as a failure.
-    if let Some(shim) = find_shim(pod) {
-        let failed = |source| Error::Kill {
-            pid: pod.shim_pid,
-            source,
-        };
-        match pidfd_send_signal(&shim, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(failed(error.into())),
-        }
-        if !sys::wait_readable(&shim, deadline).map_err(failed)? {
-            return Err(Error::Stuck { pid: pod.shim_pid });
-        }
+    let cgroup = pod.cgroup.as_deref().map(Cgroup::at).transpose()?;
+    let shim = find_shim(pod);
+    let killed = shim.as_ref().map_or(Ok(()), |shim| kill_shim(shim, pod.shim_pid));
+    // The VM ends even if the shim can't be killed or hangs in the kernel. A shim with a pending SIGKILL runs
+    // no code of its own any more, so it does not report the VM's end as a failure.
+    if let Some(cgroup) = &cgroup {
+        cgroup.kill()?;
     }
-    let Some(path) = &pod.cgroup else { return Ok(()) };
-    let cgroup = Cgroup::at(path)?;
-    cgroup.kill()?;
-    cgroup.wait_until_empty(deadline)?;
-    Ok(cgroup.remove()?)
+    let is_stuck = match &shim {
+        Some(shim) => !sys::wait_readable(shim, deadline).unwrap_or(false),
+        None => false,
+    };
+    if let Some(cgroup) = &cgroup {
+        // Again: the shim may have been starting the VMM.
+        cgroup.kill()?;
+        cgroup.wait_until_empty(deadline)?;
+        cgroup.remove()?;
+    }
+    killed?;
+    if is_stuck {
+        return Err(Error::Stuck { pid: pod.shim_pid });
+    }
+    Ok(())
+}
+
+fn kill_shim(shim: &OwnedFd, pid: u32) -> Result<(), Error> {
+    match pidfd_send_signal(shim, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(Error::Kill {
+            pid,
+            source: error.into(),
+        }),
+    }
 }
 
 /// The recorded shim, if the process with its pid was started when it was.

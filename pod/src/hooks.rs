@@ -335,9 +335,12 @@ impl KillOnDrop {
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        // Both do nothing if the child was reaped. Neither blocks.
-        let _ = self.0.kill();
-        let _ = self.0.try_wait();
+        // It was reaped, or it is late or no longer wanted.
+        if matches!(self.0.try_wait(), Ok(None))
+            && let Ok(pidfd) = sys::watch_end(&self.0)
+        {
+            sys::end_child(pidfd.get_ref());
+        }
     }
 }
 

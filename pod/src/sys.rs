@@ -22,7 +22,7 @@ use tokio::io::unix::AsyncFd;
 
 /// How long the work of [`in_child`] may take.
 const CHILD_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a killed child of [`in_child`] is waited for; the shim's one thread does nothing else meanwhile.
+/// How long a killed child is waited for; the shim's one thread does nothing else meanwhile.
 const KILLED_CHILD_DEADLINE: Duration = Duration::from_secs(1);
 /// Longest reason that [`in_child`] passes on, bytes. It fits into a pipe, so the child can exit before it is
 /// read.
@@ -42,11 +42,11 @@ pub fn fork_into(child: impl FnOnce() -> i32) -> io::Result<Pid> {
 }
 
 /// Runs `work` in a forked child and waits for the child to exit; the inner error is the reason why `work`
-/// failed. For work that changes what a process can't change back, such as its mount namespace. A child that
+/// failed. For work that a process cannot undo, such as entering a mount namespace. A child that
 /// has not exited after 10 s is killed.
 ///
 /// # Errors
-/// If there can be no further process or pipe, or the child did not exit in time.
+/// If no process or pipe can be created, or the child did not exit in time.
 pub async fn in_child(work: impl FnOnce() -> Result<(), String>) -> io::Result<Result<(), String>> {
     in_child_within(CHILD_DEADLINE, work).await
 }
@@ -99,17 +99,19 @@ impl ForkedChild {
 
 impl Drop for ForkedChild {
     fn drop(&mut self) {
-        let pidfd = self.0.get_ref();
-        // Fails if the child was reaped: then there is nothing to do.
-        if rustix::process::pidfd_send_signal(pidfd, Signal::KILL).is_err() {
-            return;
-        }
-        // A child in an uninterruptible system call exits when that returns, if ever: it is not waited for
-        // longer.
-        let deadline = Instant::now() + KILLED_CHILD_DEADLINE;
-        if matches!(wait_readable(pidfd, deadline), Ok(true)) {
-            let _ = reap(pidfd);
-        }
+        end_child(self.0.get_ref());
+    }
+}
+
+/// Kills the child behind `pidfd` and reaps it, unless it was reaped already. A child in an uninterruptible
+/// system call exits when that returns, if ever: it is waited for 1 s at most.
+pub fn end_child(pidfd: impl AsFd) {
+    if rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).is_err() {
+        return;
+    }
+    let deadline = Instant::now() + KILLED_CHILD_DEADLINE;
+    if matches!(wait_readable(&pidfd, deadline), Ok(true)) {
+        let _ = reap(&pidfd);
     }
 }
 

@@ -17,54 +17,14 @@
 //! ```
 
 mod interface;
+mod process_state;
 
 use std::collections::BTreeMap;
 
 use super::task_state::{Freeze, FreezeInput, Input, TaskState};
 use crate::exit::Exit;
 pub use interface::{Action, Event, Rejected};
-
-/// One process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ProcessState {
-    /// Its place in the table of `task_state`.
-    pub state: TaskState,
-    /// How it ended, once that is known; it may not be reported yet.
-    exit: Option<Exit>,
-    /// All output is written, or its deadline has passed.
-    drained: bool,
-    /// Delete was called and is not answered.
-    deleting: bool,
-}
-
-impl ProcessState {
-    fn new(state: TaskState) -> Self {
-        Self {
-            state,
-            exit: None,
-            drained: false,
-            deleting: false,
-        }
-    }
-
-    /// How it ended, once that was reported.
-    #[must_use]
-    pub fn end(&self) -> Option<Exit> {
-        self.exit.filter(|_| self.state == TaskState::Stopped)
-    }
-
-    /// How it ended, though that may not be reported yet.
-    #[must_use]
-    pub fn exit(&self) -> Option<Exit> {
-        self.exit
-    }
-
-    fn rejected(&self) -> Rejected {
-        Rejected {
-            state: self.state.name(),
-        }
-    }
-}
+pub use process_state::ProcessState;
 
 /// A container's state.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -200,7 +160,6 @@ impl Lifecycle {
         let watch = Action::WatchExit(String::new());
         if self.init.deleting {
             actions.extend([Action::RefuseCreate, watch, Action::KillInit]);
-            actions.push(Action::LimitOutput(String::new()));
         } else {
             actions.extend([Action::ReportCreated, watch]);
         }
@@ -312,6 +271,10 @@ impl Lifecycle {
             actions.push(Action::AnswerWaiters(exec.to_owned(), exit));
         }
         actions.push(Action::AwaitOutput(exec.to_owned()));
+        if self.process(exec).is_some_and(|process| process.deleting) {
+            // Delete was called before: its wait for output begins now.
+            actions.push(Action::LimitOutput(exec.to_owned()));
+        }
         if !self.has_live_execs() {
             self.release_init_exit(actions);
         }
@@ -374,7 +337,11 @@ impl Lifecycle {
 
     fn output_drained(&mut self, exec: String, actions: &mut Vec<Action>) -> Result<(), Rejected> {
         let rejected = self.rejected();
-        self.process_mut(&exec).ok_or(rejected)?.drained = true;
+        let process = self.process_mut(&exec).ok_or(rejected)?;
+        if process.state != TaskState::Stopped {
+            return Err(process.rejected());
+        }
+        process.drained = true;
         let is_drained = |process: &ProcessState| process.drained || process.state != TaskState::Stopped;
         if self.init.drained && self.execs.values().all(is_drained) {
             actions.push(Action::AllDrained);
@@ -393,9 +360,7 @@ impl Lifecycle {
         process.deleting = true;
         match process.state {
             TaskState::Creating => actions.push(Action::CancelCreate),
-            TaskState::Created if exec.is_empty() => {
-                actions.extend([Action::KillInit, Action::LimitOutput(exec)]);
-            }
+            TaskState::Created if exec.is_empty() => actions.push(Action::KillInit),
             // The guest does not know it.
             TaskState::Created => {
                 self.execs.remove(&exec);

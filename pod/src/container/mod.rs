@@ -83,7 +83,7 @@ pub struct Container {
     pub init: Process,
     /// The exec processes, by exec id.
     pub execs: BTreeMap<String, Exec>,
-    /// OOM kills that were published, or were too many to publish.
+    /// OOM kills known so far, published or not.
     pub oom_kills: u64,
     /// How many TaskOOM events were due.
     pub oom_events: u32,
@@ -93,6 +93,8 @@ pub struct Container {
     pub creating: Option<Reply<u32>>,
     /// Dropped to cancel the creation.
     pub cancel_create: Option<oneshot::Sender<()>>,
+    /// TaskCreate was published; no other event of the container is without it.
+    pub is_published: bool,
     /// SIGKILL was sent to init, and its deadline runs.
     pub kill_enforced: bool,
     /// The caller of Pause or Resume.

@@ -13,7 +13,7 @@ use nacre_protocol::agent::{
     SetupRequest, SetupResponse, StartExecRequest, Stdio, UpdateContainerRequest, WaitOomRequest,
 };
 use nacre_protocol::text::printable;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{Context, with_duration};
@@ -22,6 +22,7 @@ use crate::clock;
 use crate::error::{Error, StepFailed};
 use crate::exit::Exit;
 use crate::guest_text::{MAX_MESSAGE, MAX_NAME};
+use crate::log;
 use crate::process_id::ProcessId;
 use crate::streams::TerminalSize;
 
@@ -152,6 +153,50 @@ impl Guest {
         }
     }
 
+    /// As [`Guest::within_deadline`], for a call that makes something. The caller is told that it failed, so
+    /// if the agent carries it out later all the same, `late` removes what it made.
+    async fn within_deadline_or<T: Send + 'static>(
+        &self,
+        late: impl Future<Output = ()> + Send + 'static,
+        call: impl Future<Output = ttrpc::Result<T>> + Send + 'static,
+    ) -> Result<T, CallError> {
+        let (sender, answer) = oneshot::channel();
+        tokio::spawn(async move {
+            let answer = call.await;
+            if let Err(Ok(_too_late)) = sender.send(answer) {
+                late.await;
+            }
+        });
+        let lost = || CallError::Lost("the call was dropped".to_owned());
+        match tokio::time::timeout(DEADLINE, answer).await {
+            Ok(answer) => Ok(answer.map_err(|_| lost())??),
+            Err(_elapsed) => {
+                self.timed_out.notify_one();
+                Err(CallError::TimedOut)
+            }
+        }
+    }
+
+    async fn remove_late_container(self, init: ProcessId) {
+        log::warn(format_args!(
+            "{init} was created after Create had timed out and is removed"
+        ));
+        let _ = self.kill(&init, libc::SIGKILL.unsigned_abs(), true).await;
+        let _ = self.wait(&init).await;
+        if let Err(error) = self.delete(&init.container).await {
+            log::error(format_args!("removing {init}: {error:?}"));
+        }
+    }
+
+    async fn kill_late_exec(self, name: ProcessId) {
+        log::warn(format_args!(
+            "{name} was started after Start had timed out and is killed"
+        ));
+        if let Err(error) = self.kill(&name, libc::SIGKILL.unsigned_abs(), false).await {
+            log::error(format_args!("killing {name}: {error:?}"));
+        }
+    }
+
     /// Waits until a call has timed out.
     pub async fn timed_out(&self) {
         self.timed_out.notified().await;
@@ -198,10 +243,11 @@ impl Guest {
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        let created = self
-            .within_deadline(self.client.create_container(context(), &request))
-            .await?;
-        log_ignored(&ProcessId::init(id), &created.ignored);
+        let (client, init) = (self.client.clone(), ProcessId::init(id));
+        let call = async move { client.create_container(Context::default(), &request).await };
+        let late = Self::remove_late_container(self.clone(), init.clone());
+        let created = self.within_deadline_or(late, call).await?;
+        log_ignored(&init, &created.ignored);
         Ok(created.pid)
     }
 
@@ -227,9 +273,10 @@ impl Guest {
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        let started = self
-            .within_deadline(self.client.start_exec(context(), &request))
-            .await?;
+        let client = self.client.clone();
+        let call = async move { client.start_exec(Context::default(), &request).await };
+        let late = Self::kill_late_exec(self.clone(), name.clone());
+        let started = self.within_deadline_or(late, call).await?;
         log_ignored(name, &started.ignored);
         Ok(started.pid)
     }

@@ -92,8 +92,8 @@ impl Sandbox {
             }
             Action::KillInit => self.kill_unstarted_init(id),
             Action::AllDrained => {
-                // Nothing can follow the end of a VM's only container: the VM's end is done by the time of
-                // Delete.
+                // Nothing else can run in this VM, so it is ended now and is usually gone before Delete is
+                // called.
                 if id == self.identity.id && !self.hints.is_pod {
                     self.discard_vm();
                 }
@@ -111,6 +111,9 @@ impl Sandbox {
         let Some(container) = self.containers.get(id) else {
             return;
         };
+        if !container.is_published {
+            return;
+        }
         let name = ProcessId {
             container: id.to_owned(),
             exec,
@@ -152,7 +155,9 @@ impl Sandbox {
                 Ok(exit) => Event::Exited(key, exit),
                 // Every task ends with its VM; if only the agent is lost, the VM is ended for that.
                 Err(CallError::Lost(reason)) => Event::AgentLost(reason),
-                Err(CallError::TimedOut) => Event::AgentLost("waiting has no deadline".to_owned()),
+                Err(CallError::TimedOut) => {
+                    Event::AgentLost("the agent's Wait call timed out unexpectedly".to_owned())
+                }
                 Err(CallError::Answer(code, message)) if key.name.is_init() => {
                     Event::AgentLost(format!("waiting for {}: {code:?}: {message}", key.name))
                 }

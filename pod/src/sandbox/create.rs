@@ -42,6 +42,7 @@ impl Sandbox {
                     creating: Some(reply),
                     cancel_create: Some(cancel_create),
                     kill_enforced: false,
+                    is_published: false,
                     freezing: None,
                     request,
                 };
@@ -105,6 +106,7 @@ impl Sandbox {
             vmm: self.vm.as_ref().map(|vm| vm.shared_pidfd()),
             progress: self.progress.subscribe(),
             queue: self.queue.clone(),
+            has_mounts: false,
         };
         Ok((init, job))
     }
@@ -139,6 +141,7 @@ impl Sandbox {
         let guest_pid = container.init.guest_pid.unwrap_or_default();
         self.recorder.step("container created", clock::monotonic_ns());
         log::info(format_args!("{id} created, pid {guest_pid} in the guest"));
+        container.is_published = true;
         self.events.publish(&TaskEvent::Created {
             request: &container.request,
             pid,
@@ -170,6 +173,8 @@ struct Job {
     vmm: Option<Arc<OwnedFd>>,
     progress: watch::Receiver<Progress>,
     queue: Queue,
+    /// The container's mounts are in the VMM's namespace.
+    has_mounts: bool,
 }
 
 impl Job {
@@ -177,7 +182,7 @@ impl Job {
     /// asked is waited for: the sandbox then removes what it made.
     async fn run(mut self, cancelled: oneshot::Receiver<()>) -> Result<u32, Error> {
         let guest = tokio::select! {
-            // An error is what is waited for: the sender was dropped.
+            // Resolves with an error when the sender is dropped: that is the signal.
             _ = cancelled => Err(Error::Cancelled(ProcessId::init(&self.id))),
             prepared = self.prepare() => prepared,
         };
@@ -185,7 +190,8 @@ impl Job {
             Ok(guest) => self.ask(guest).await,
             Err(error) => Err(error),
         };
-        if result.is_err() {
+        // Without mounts, no hook of the creation has run.
+        if result.is_err() && self.has_mounts {
             self.plan.hooks.run_all(Point::Poststop, self.pid).await;
         }
         result
@@ -214,6 +220,7 @@ impl Job {
             return Err(ended(&mut self.progress).await.unwrap_or(step).into());
         }
         drop(placements);
+        self.has_mounts = true;
         self.step("host mounts placed").await;
         Ok(())
     }
@@ -225,9 +232,7 @@ impl Job {
             .await
         {
             Ok(pid) => Ok(pid),
-            Err(error @ CallError::Answer(..)) => Err(error.into_error("create container")),
-            Err(error @ CallError::TimedOut) => {
-                tokio::spawn(remove_late_container(guest, ProcessId::init(&self.id)));
+            Err(error @ (CallError::Answer(..) | CallError::TimedOut)) => {
                 Err(error.into_error("create container"))
             }
             Err(error @ CallError::Lost(_)) => match ended(&mut self.progress).await {
@@ -260,15 +265,6 @@ impl Job {
             Progress::Starting | Progress::Running => Err(Error::Closing),
         }
     }
-}
-
-/// Removes a container that the agent may still create after its call has timed out. The agent handles calls
-/// in order.
-async fn remove_late_container(guest: Guest, init: ProcessId) {
-    // It may never come to be; then there is nothing to remove.
-    let _ = guest.kill(&init, libc::SIGKILL.unsigned_abs(), true).await;
-    let _ = guest.wait(&init).await;
-    let _ = guest.delete(&init.container).await;
 }
 
 async fn changed(

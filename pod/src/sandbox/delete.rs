@@ -20,9 +20,13 @@ impl Sandbox {
         // The machine refuses a second Delete, whose reply must not take the place of the first. If the first
         // caller has left (its containerd was restarted), the second takes over.
         match &process.deleting {
-            Some(first) if first.is_closed() => return process.deleting = Some(reply),
-            Some(_) => return answer(reply, Err(self.refuse_process(name, "deleted"))),
-            None => process.deleting = Some(reply),
+            Some(first) if !first.is_closed() => {
+                return answer(reply, Err(self.refuse_process(name, "deleted")));
+            }
+            Some(_) | None => process.deleting = Some(reply),
+        }
+        if self.is_deleting(name) {
+            return;
         }
         let event = container::Event::DeleteCalled(name.exec.clone());
         if self.feed(&name.container, event).is_err() {
@@ -86,12 +90,15 @@ impl Sandbox {
             self.abandon(exec.process, deleted);
         }
         let deleted = container.init.deleted(pid, exit_of(""));
-        // Without an exit it was never made: its caller saw no TaskCreate, and the guest has nothing of it.
+        // No exit means that it was never created: no TaskCreate was published, and nothing is left in the
+        // guest.
         let Some(exit) = deleted.exit else {
             return self.abandon(container.init, deleted);
         };
         self.discard_streams(&container.init.streams);
-        self.events.publish(&TaskEvent::Deleted { id, pid, exit });
+        if container.is_published {
+            self.events.publish(&TaskEvent::Deleted { id, pid, exit });
+        }
         let Some(reply) = container.init.deleting.take() else {
             return;
         };
@@ -120,6 +127,14 @@ impl Sandbox {
     fn abandon(&mut self, process: Process, deleted: Deleted) {
         self.discard_streams(&process.streams);
         process.abandon(deleted);
+    }
+
+    fn is_deleting(&self, name: &ProcessId) -> bool {
+        let process = self.find(name).ok().and_then(|(container, _)| {
+            let lifecycle = &container.lifecycle;
+            lifecycle.process(&name.exec)
+        });
+        process.is_some_and(ProcessState::is_deleting)
     }
 
     /// The error for a process whose state does not allow it to be `wanted`.

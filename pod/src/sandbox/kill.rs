@@ -62,25 +62,31 @@ impl Sandbox {
         }
     }
 
-    /// Ends the VM of an init process that has survived SIGKILL. If the VM has other containers, too, it is
-    /// ended only if its agent does not answer.
+    /// Handles an init process that has survived SIGKILL. Its VM is ended if nothing else runs in it, or if
+    /// its agent does not answer, either. Otherwise a caller of Delete learns that it failed.
     pub(super) fn kill_expired(&mut self, key: &ProcessKey) {
-        let is_alive = |container: &mut crate::container::Container| {
-            !container.lifecycle.is_init_exit_held() && container.lifecycle.init().exit().is_none()
+        let ends_vm = key.name.container == self.identity.id || self.containers.len() == 1;
+        let Some(container) = self.container_of_key(key) else {
+            return;
         };
-        if !self.container_of_key(key).is_some_and(is_alive) {
+        if container.lifecycle.is_init_exit_held() || container.lifecycle.init().exit().is_some() {
             return;
         }
+        // The next SIGKILL has a deadline again.
+        container.kill_enforced = false;
         let seconds = KILL_DEADLINE.as_secs();
         let failed = failed(
             "kill",
             format_args!("{} has not exited {seconds} s after SIGKILL", key.name),
             Some("the guest's console shows whether its kernel hangs".to_owned()),
         );
-        if key.name.container == self.identity.id || self.containers.len() == 1 {
+        if ends_vm {
             return self.fail_vm(failed);
         }
         log::error(&failed);
+        if let Some(reply) = container.init.deleting.take() {
+            answer(reply, Err(failed.clone().into()));
+        }
         let Ok(guest) = self.guest() else { return };
         let queue = self.queue.clone();
         tokio::spawn(async move {

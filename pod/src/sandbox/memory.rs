@@ -39,6 +39,9 @@ impl Sandbox {
     }
 
     pub(super) fn out_of_memory(&mut self, key: &ProcessKey, kills: u64) {
+        if self.container_of_key(key).is_none() {
+            return;
+        }
         self.count_oom_kills(&key.name.container, kills);
         let Some(container) = self.container_of_key(key) else {
             return;
@@ -60,7 +63,7 @@ impl Sandbox {
         }
         container.oom_kills = kills;
         container.oom_events = container.oom_events.saturating_add(1);
-        if container.oom_events <= MAX_EVENTS {
+        if container.oom_events <= MAX_EVENTS && container.is_published {
             self.events.publish(&TaskEvent::OutOfMemory { id });
         }
         if container.oom_events == MAX_EVENTS {

@@ -210,16 +210,22 @@ impl Sandbox {
     /// Removes what is left of the pod on the host; the directory, with the socket, is the last.
     fn clean_up(&mut self) {
         self.remove_cgroup();
+        if self.cgroup.is_some() {
+            // The command `delete` finds it by pod.json.
+            return;
+        }
         if let Err(error) = crate::state::remove_directory(&self.identity.directory()) {
             log::error(format_args!("removing the pod's directory: {error}"));
         }
     }
 
+    /// Removes the cgroup. One that can't be removed yet, because a process in it has not exited, is kept for
+    /// the next try.
     fn remove_cgroup(&mut self) {
-        if let Some(cgroup) = self.cgroup.take()
-            && let Err(error) = cgroup.remove()
-        {
+        let Some(cgroup) = self.cgroup.take() else { return };
+        if let Err(error) = cgroup.remove() {
             log::error(format_args!("removing the pod's cgroup: {error}"));
+            self.cgroup = Some(cgroup);
         }
     }
 }

@@ -73,11 +73,6 @@ impl Sandbox {
             let (spec, stdio) = (exec.take_guest_spec(), std::mem::take(&mut exec.stdio));
             self.queue.send_result(async move {
                 let result = guest.start_exec(&key.name, spec, stdio).await.map(Some);
-                if result == Err(CallError::TimedOut) {
-                    // The agent may still run it, after the caller was told that it did not.
-                    let (guest, name) = (guest.clone(), key.name.clone());
-                    tokio::spawn(async move { guest.kill(&name, libc::SIGKILL.unsigned_abs(), false).await });
-                }
                 Event::Started(key, result.map_err(|error| error.into_error("start process")))
             });
         }

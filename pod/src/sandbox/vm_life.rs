@@ -55,7 +55,15 @@ impl Sandbox {
             vm::Event::Step(step) => self.recorder.step(step.name, step.done_ns),
             vm::Event::Running => {
                 self.recorder.step("guest starts", clock::monotonic_ns());
-                self.progress.send_replace(Progress::Running);
+                // Only once: a VMM that was taken over must not make a pod that is ready look like one that
+                // starts.
+                self.progress.send_if_modified(|progress| {
+                    let starts = matches!(progress, Progress::Starting);
+                    if starts {
+                        *progress = Progress::Running;
+                    }
+                    starts
+                });
             }
             vm::Event::Connection { address, stream } => self.connection(address, stream),
             vm::Event::Exits(exits) => self.boot_exits(exits),
@@ -96,6 +104,10 @@ impl Sandbox {
     }
 
     pub(super) fn agent_set_up(&mut self, result: Result<(Guest, SetupResponse), CallError>) {
+        // Setup was answered, but the VM has ended since.
+        if self.vm.is_none() {
+            return;
+        }
         match result {
             Ok((guest, response)) if response.build_id == nacre_protocol::BUILD_ID => {
                 self.recorder.step("agent ready", clock::monotonic_ns());
@@ -161,7 +173,7 @@ impl Sandbox {
                     () = guest.timed_out() => {}
                 }
                 if !guest.answers().await {
-                    let reason = "the agent is connected and answers no calls";
+                    let reason = "the agent is connected but does not answer calls";
                     let failed = failed("running", reason, None);
                     return queue.send(Event::VmFailed(failed)).await;
                 }
@@ -189,8 +201,9 @@ impl Sandbox {
     }
 
     fn boot_exits(&mut self, exits: BTreeMap<String, u64>) {
-        self.recorder.boot_exits(exits);
-        self.recorder.write();
+        if self.recorder.boot_exits(exits) {
+            self.recorder.write();
+        }
     }
 
     /// Kills the VMM because of `cause`, which becomes the reason of every task's end.

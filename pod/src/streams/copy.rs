@@ -43,6 +43,9 @@ pub async fn stream_to_file(stream: OwnedFd, mut file: File) -> io::Result<()> {
             Ok(Err(error)) => return Err(error),
             Err(_would_block) => {}
         }
+        drop(ready);
+        // A guest that writes without a pause must not keep the only thread from other tasks.
+        tokio::task::yield_now().await;
     }
 }
 

@@ -151,12 +151,13 @@ async fn supervise(mut child: Child, ended: AsyncFd<OwnedFd>, unwanted: oneshot:
             "logger {} has not exited within {seconds} s and is killed",
             path.display()
         ));
-        // It may have exited just now.
-        let _ = child.kill();
+        sys::end_child(ended.get_ref());
     }
-    match child.wait() {
-        Ok(status) if status.success() => {}
-        Ok(status) => crate::log::warn(format_args!("logger {}: {status}", path.display())),
+    match child.try_wait() {
+        Ok(Some(status)) if status.success() => {}
+        // Killed above, or stuck in the kernel: then nothing waits for it.
+        Ok(None) => {}
+        Ok(Some(status)) => crate::log::warn(format_args!("logger {}: {status}", path.display())),
         Err(error) => crate::log::error(format_args!("logger {}: {error}", path.display())),
     }
 }

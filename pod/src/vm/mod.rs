@@ -8,7 +8,7 @@ mod stderr_tail;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -93,32 +93,22 @@ impl Vm {
         let (stderr, stderr_writer) = io::pipe().map_err(system("pipe"))?;
         let spawned = spawn(&config.vmm, cgroup, theirs.as_fd(), stderr_writer.as_fd())?;
         drop((theirs, stderr_writer));
-        let pid = u32::try_from(spawned.pid.as_raw()).unwrap_or_default();
-        set_oom_score_adj(pid, hints.oom_score_adj.unwrap_or(0));
-        // The VMM waits for its configuration, so its other threads start later and inherit the CPUs.
-        set_affinity(spawned.pid, &hints.cpus)
-            .map_err(system("running the VMM on the CPUs of linux.resources.cpu.cpus"))?;
-        let channel = Channel::new(ours);
-        let configure = ToVmm::Configure(Configure {
-            build_id: nacre_protocol::BUILD_ID.to_owned(),
-            pod: pod.to_owned(),
-            memory_mib: size.memory_mib,
-            vcpus: size.vcpus,
-            extra_cmdline: config.kernel_params.clone(),
-            console_to_stderr: config.console_to_log,
-        });
         let fds = [&kvm, &kernel, &initrd, &console].map(|file| file.as_raw_fd());
-        match channel.send(&configure, &fds) {
-            // If the VMM has exited already, its exit status and standard error say why, better than this
-            // error.
-            Ok(())
-            | Err(nacre_protocol::control::Error::Socket(nix::Error::EPIPE | nix::Error::ECONNRESET)) => {}
-            Err(error) => return Err(error.into()),
-        }
+        let configured = set_up(&spawned, hints).and_then(|()| {
+            let message = configuration(config, size, pod);
+            configure(ours, &message, &fds)
+        });
+        let channel = match configured {
+            Ok(channel) => channel,
+            Err(error) => {
+                sys::end_child(&spawned.pidfd);
+                return Err(error);
+            }
+        };
         let vm = Self {
-            pid,
+            pid: pid_of(&spawned),
             pidfd: Arc::new(spawned.pidfd),
-            channel: Arc::new(nonblocking(channel).map_err(system("control socket"))?),
+            channel: Arc::new(channel),
             console,
             stderr_tail: Arc::default(),
             oom_score_adj: hints.oom_score_adj,
@@ -186,6 +176,39 @@ impl Vm {
     pub fn stderr_tail(&self) -> Vec<String> {
         self.stderr_tail.lines()
     }
+}
+
+fn pid_of(spawned: &sys::Spawned) -> u32 {
+    u32::try_from(spawned.pid.as_raw()).unwrap_or_default()
+}
+
+/// Sets what the VMM's threads inherit. It waits for its configuration, so it has only one thread so far.
+fn set_up(spawned: &sys::Spawned, hints: &VmHints) -> Result<(), Error> {
+    set_oom_score_adj(pid_of(spawned), hints.oom_score_adj.unwrap_or(0));
+    set_affinity(spawned.pid, &hints.cpus)
+        .map_err(system("running the VMM on the CPUs of linux.resources.cpu.cpus"))
+}
+
+fn configuration(config: &Config, size: Size, pod: &str) -> ToVmm {
+    ToVmm::Configure(Configure {
+        build_id: nacre_protocol::BUILD_ID.to_owned(),
+        pod: pod.to_owned(),
+        memory_mib: size.memory_mib,
+        vcpus: size.vcpus,
+        extra_cmdline: config.kernel_params.clone(),
+        console_to_stderr: config.console_to_log,
+    })
+}
+
+/// Sends the configuration with its descriptors.
+fn configure(socket: OwnedFd, message: &ToVmm, fds: &[RawFd]) -> Result<AsyncFd<Channel>, Error> {
+    let channel = Channel::new(socket);
+    match channel.send(message, fds) {
+        // If the VMM has exited already, its exit status and standard error say why, better than this error.
+        Ok(()) | Err(nacre_protocol::control::Error::Socket(nix::Error::EPIPE | nix::Error::ECONNRESET)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    nonblocking(channel).map_err(system("control socket"))
 }
 
 /// The control socket: the engine's end, then the VMM's.

@@ -70,6 +70,9 @@ impl StderrTail {
                 self.finish_line(&mut partial, &mut left);
                 return Ok(());
             }
+            drop(ready);
+            // A VMM that writes without a pause must not keep the only thread from other tasks.
+            tokio::task::yield_now().await;
         }
     }
 

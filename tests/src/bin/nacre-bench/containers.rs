@@ -82,8 +82,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts `sh -c script` and waits for its first line of output. A shim_runtime that runs no processes is not
-    /// waited for.
+    /// Starts `sh -c script` and waits for its first line of output. A shim_runtime that runs no processes is
+    /// not waited for.
     pub fn start(shim_runtime: &MeasuredRuntime, id: &str, script: &str) -> Result<Self> {
         let command = ["sh", "-c", script];
         let mut running = Self {

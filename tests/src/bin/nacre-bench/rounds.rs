@@ -1,6 +1,6 @@
-//! The same command under every shim_runtime, timed from ctr's start to its end. The runtimes take turns: a round
-//! runs each of them once, and the next round starts with the next one, so that a busy host slows all of them
-//! alike.
+//! The same command under every shim_runtime, timed from ctr's start to its end. The runtimes take turns: a
+//! round runs each of them once, and the next round starts with the next one, so that a busy host slows all
+//! of them alike.
 
 use std::time::Instant;
 
