@@ -1,7 +1,12 @@
-//! How a thread's panic is described, and how the process ends. Used by the main thread and by each thread's
-//! outermost function.
+//! The stack of a thread, how its panic is described, and how the process ends. Used by the main thread and
+//! by each thread's outermost function.
 
 use std::any::Any;
+
+/// Bytes of stack of each thread but the main one. Less than a huge page: with the usual 2 MiB, whether the
+/// kernel puts one under a stack depends on its address, and a VMM's own memory is then 2 MiB larger in some
+/// runs.
+pub const THREAD_STACK: usize = 1 << 20;
 
 /// Ends the process with `code` at once, by exit_group(2): no destructor and no exit handler runs, and no
 /// other thread is joined. A worker that hangs in a system call to a broken host file system is killed.

@@ -30,7 +30,7 @@ use nacre_protocol::control::Outcome;
 use crate::bus::Bus;
 use crate::jail::{self, Confinement, ThreadKind};
 use crate::machine::vm_exit::VmExit;
-use crate::process::panic_text;
+use crate::process::{THREAD_STACK, panic_text};
 
 /// The buses, shared by all vCPU threads and constant once the first of them runs.
 pub struct IoBuses {
@@ -100,6 +100,7 @@ impl Vcpu {
     pub fn spawn(mut self, sync: StartSync, confinement: Confinement) -> io::Result<()> {
         std::thread::Builder::new()
             .name(format!("vcpu{}", self.index))
+            .stack_size(THREAD_STACK)
             .spawn(move || {
                 let (index, vm_exit) = (self.index, self.vm_exit.clone());
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.run(&sync, &confinement))) {

@@ -33,7 +33,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use self::token::Token;
 use super::{Activation, DeviceError, Env, Memory, Report};
 use crate::jail::ThreadKind;
-use crate::process::panic_text;
+use crate::process::{THREAD_STACK, panic_text};
 pub use active::{ActiveDevice, Notify, Poller};
 pub use fault::Fault;
 
@@ -139,6 +139,7 @@ impl Worker {
         };
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
+            .stack_size(THREAD_STACK)
             .spawn(body)
             .map_err(|error| fail(format!("spawn worker thread: {error}")))?;
         let worker = Self {
