@@ -1,4 +1,4 @@
-//! Why a call fails. The door turns it into its own form, for containerd a ttrpc status.
+//! Why a call fails. The caller (`shim`, for containerd) turns it into its own form, such as a ttrpc status.
 
 use nacre_protocol::{container_id, spec};
 

@@ -33,7 +33,7 @@ impl Sandbox {
             return Err(Error::Exists(name));
         }
         if !container.lifecycle.accepts_exec() {
-            return Err(container.refuse("given a process"));
+            return Err(container.refuse("joined by an exec process"));
         }
         let (mut spec, ignored) = spec::check_process(&request.process)?.into_parts();
         log_ignored_fields(&name, &ignored);

@@ -19,7 +19,7 @@ const CAPACITY: usize = 64;
 /// What happens to a pod.
 #[derive(Debug)]
 pub enum Event {
-    /// A call through the door.
+    /// A call through the handle.
     Call(Call),
     /// The VMM reports something.
     Vm(vm::Event),

@@ -44,7 +44,7 @@ impl Sandbox {
             });
         }
         if !name.is_init() && !container.lifecycle.accepts_exec() {
-            return Err(container.refuse("given a process"));
+            return Err(container.refuse("joined by an exec process"));
         }
         Ok(())
     }
