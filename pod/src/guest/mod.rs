@@ -28,6 +28,8 @@ use crate::streams::TerminalSize;
 
 /// The deadline of a call. Emulated hosts take seconds for what others do in milliseconds.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// The signal as the agent takes it.
+pub const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
 /// The deadline of a ping.
 const PING_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -167,21 +169,16 @@ impl Guest {
                 late.await;
             }
         });
-        let lost = || CallError::Lost("the call was dropped".to_owned());
-        match tokio::time::timeout(DEADLINE, answer).await {
-            Ok(answer) => Ok(answer.map_err(|_| lost())??),
-            Err(_elapsed) => {
-                self.timed_out.notify_one();
-                Err(CallError::TimedOut)
-            }
-        }
+        // The task ends without an answer only with the runtime.
+        let answer = async { answer.await.unwrap_or(Err(ttrpc::Error::LocalClosed)) };
+        self.within_deadline(answer).await
     }
 
     async fn remove_late_container(self, init: ProcessId) {
         log::warn(format_args!(
             "{init} was created after Create had timed out and is removed"
         ));
-        let _ = self.kill(&init, libc::SIGKILL.unsigned_abs(), true).await;
+        let _ = self.kill(&init, SIGKILL, true).await;
         let _ = self.wait(&init).await;
         if let Err(error) = self.delete(&init.container).await {
             log::error(format_args!("removing {init}: {error:?}"));
@@ -192,7 +189,7 @@ impl Guest {
         log::warn(format_args!(
             "{name} was started after Start had timed out and is killed"
         ));
-        if let Err(error) = self.kill(&name, libc::SIGKILL.unsigned_abs(), false).await {
+        if let Err(error) = self.kill(&name, SIGKILL, false).await {
             log::error(format_args!("killing {name}: {error:?}"));
         }
     }

@@ -100,8 +100,8 @@ impl Sandbox {
             }
             Action::RemoveExec(exec, exit) => self.remove_exec(id, &exec, exit),
             Action::RemoveContainer => self.remove_container(id),
-            Action::FreezeInGuest => self.freeze_in_guest(id),
-            Action::ThawInGuest => self.thaw_in_guest(id),
+            Action::FreezeInGuest => self.ask_freezer(id, true),
+            Action::ThawInGuest => self.ask_freezer(id, false),
             Action::ReportPaused => self.events.publish(&TaskEvent::Paused { id }),
             Action::ReportResumed => self.events.publish(&TaskEvent::Resumed { id }),
         }

@@ -6,7 +6,7 @@ use crate::container::{self, Deleted, Process, ProcessState, Reply, TaskState, a
 use crate::error::Error;
 use crate::event::TaskEvent;
 use crate::exit::Exit;
-use crate::guest::{CallError, Guest};
+use crate::guest::{CallError, Guest, SIGKILL};
 use crate::hooks::Point;
 use crate::log;
 use crate::process_id::ProcessId;
@@ -61,7 +61,7 @@ impl Sandbox {
         self.enforce_kill(id);
         let name = ProcessId::init(id);
         tokio::spawn(async move {
-            if let Err(error) = guest.kill(&name, libc::SIGKILL.unsigned_abs(), true).await {
+            if let Err(error) = guest.kill(&name, SIGKILL, true).await {
                 log::warn(format_args!("killing {name}, which was never started: {error:?}"));
             }
         });

@@ -27,15 +27,8 @@ impl Sandbox {
         }
     }
 
-    pub(super) fn freeze_in_guest(&mut self, id: &str) {
-        self.ask_freezer(id, true);
-    }
-
-    pub(super) fn thaw_in_guest(&mut self, id: &str) {
-        self.ask_freezer(id, false);
-    }
-
-    fn ask_freezer(&mut self, id: &str, freeze: bool) {
+    /// Asks the guest to freeze the container's processes, or to thaw them.
+    pub(super) fn ask_freezer(&mut self, id: &str, freeze: bool) {
         let guest = self.guest();
         let Some(container) = self.containers.get(id) else {
             return;

@@ -8,13 +8,12 @@ use super::queue::Event;
 use super::{Sandbox, failed};
 use crate::container::{Reply, TaskState, answer};
 use crate::error::Error;
-use crate::guest::{CallError, Guest};
+use crate::guest::{CallError, Guest, SIGKILL};
 use crate::log;
 use crate::process_id::{ProcessId, ProcessKey};
 
 /// How long an init process may take to exit after SIGKILL.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
-const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
 
 impl Sandbox {
     pub(super) fn kill(&mut self, name: ProcessId, signal: u32, all: bool, reply: Reply<()>) {
