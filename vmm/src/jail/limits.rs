@@ -25,22 +25,28 @@ pub fn require_single_thread() -> Result<(), Error> {
     })
 }
 
-/// Sets RLIMIT_CORE to 0 (guest memory would be in a core file), RLIMIT_MSGQUEUE to 0 and RLIMIT_NOFILE to
-/// [`OPEN_FILES`], or to the hard limit if that is lower and may not be raised.
+/// RLIMIT_CORE, in bytes. If kernel.core_pattern names a program to pipe the core to, the kernel ignores the
+/// limit unless it is 1: then it dumps nothing. A core file is never that short, so 1 prevents one, too.
+const CORE_BYTES: u64 = 1;
+
+/// Sets RLIMIT_CORE to [`CORE_BYTES`], since a core would contain data of the guest; RLIMIT_NOFILE to
+/// [`OPEN_FILES`]; RLIMIT_MSGQUEUE to 0. A limit stays lower where raising it is not permitted.
 pub fn set_rlimits() -> Result<(), Error> {
-    step("set RLIMIT_CORE", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
-    step("set RLIMIT_MSGQUEUE", setrlimit(Resource::RLIMIT_MSGQUEUE, 0, 0))?;
-    let raised = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES);
-    if raised == Err(nix::Error::EPERM) {
-        // CAP_SYS_RESOURCE is missing, or fs.nr_open is lower.
-        let (_, hard) = step("get RLIMIT_NOFILE", getrlimit(Resource::RLIMIT_NOFILE))?;
-        let limit = hard.min(OPEN_FILES);
-        return step(
-            "set RLIMIT_NOFILE",
-            setrlimit(Resource::RLIMIT_NOFILE, limit, limit),
-        );
+    set_limit("set RLIMIT_CORE", Resource::RLIMIT_CORE, CORE_BYTES)?;
+    set_limit("set RLIMIT_NOFILE", Resource::RLIMIT_NOFILE, OPEN_FILES)?;
+    set_limit("set RLIMIT_MSGQUEUE", Resource::RLIMIT_MSGQUEUE, 0)
+}
+
+/// Sets both limits of `resource` to `wanted`, or to the present hard limit if that is lower and the kernel
+/// refuses to raise it: CAP_SYS_RESOURCE is missing, or fs.nr_open is lower.
+fn set_limit(name: &'static str, resource: Resource, wanted: u64) -> Result<(), Error> {
+    let set = setrlimit(resource, wanted, wanted);
+    if set != Err(nix::Error::EPERM) {
+        return step(name, set);
     }
-    step("set RLIMIT_NOFILE", raised)
+    let (_, hard) = step(name, getrlimit(resource))?;
+    let limit = hard.min(wanted);
+    step(name, setrlimit(resource, limit, limit))
 }
 
 /// Keeps glibc's allocator from trimming a thread's arena: before it does, it opens

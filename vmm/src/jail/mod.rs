@@ -68,6 +68,9 @@ fn step<T, E: Display>(step: &'static str, result: Result<T, E>) -> Result<T, Er
 /// 0, the file server's capabilities alone, no_new_privs, not dumpable. The process must have one thread,
 /// since namespaces and capabilities belong to threads.
 ///
+/// The kernel sets "dumpable" to fs.suid_dumpable again when the file server first becomes another user. Core
+/// files are prevented by RLIMIT_CORE, whatever that setting is.
+///
 /// Open whatever is needed of /proc, /sys or /dev before, but a directory only as the root of a detached
 /// mount (open_tree with OPEN_TREE_CLONE): any other directory descriptor would lead back to the host's files
 /// by `..`. The host's root can still inspect the process through /proc/PID.

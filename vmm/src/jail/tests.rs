@@ -246,7 +246,8 @@ fn assert_jailed(share: &str) {
     assert!(!nix::sys::prctl::get_dumpable().unwrap());
     assert_eq!(
         nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_CORE).unwrap(),
-        (0, 0)
+        (1, 1),
+        "the kernel would pipe a core to the program in core_pattern with any other limit"
     );
     let kept = rustix::thread::capabilities(None).unwrap();
     assert!(!kept.permitted.contains(CapabilitySet::SYS_ADMIN));
