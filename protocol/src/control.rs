@@ -22,6 +22,9 @@ use serde::{Deserialize, Serialize};
 
 /// The descriptor of the control socket in a VMM that the shim starts (`--control-fd 3`).
 pub const CONTROL_FD: RawFd = 3;
+/// The exit code of a VMM that called abort(3), as a shell reports SIGABRT: PID 1 of a PID namespace can't be
+/// ended by a signal that it sends itself.
+pub const ABORT_EXIT_CODE: u8 = 134;
 /// Longest message, bytes of JSON.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 /// Most file descriptors with one message.

@@ -2,10 +2,13 @@
 //! sandbox. Pure.
 
 use nacre_protocol::config::Config;
-use nacre_protocol::control::Outcome;
+use nacre_protocol::control::{ABORT_EXIT_CODE, Outcome};
 
 use super::monitor::{EXIT_DEADLINE, KILL_DEADLINE};
 use crate::error::StepFailed;
+
+/// The exit status of a VMM that called abort(3).
+const ABORTED: i32 = ABORT_EXIT_CODE as i32;
 
 /// How the VMM's process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +119,22 @@ impl Status {
                 Some(
                     "the kernel's log shows whether it was OOM-killed; otherwise another process sent the signal",
                 ),
+            ),
+            Self::Signal(libc::SIGBUS) => (
+                "the VMM crashed with SIGBUS: a page of its memory could not be read or allocated".into(),
+                Some(
+                    "a file that it has mapped was truncated, or the host's disk or memory failed \
+                     (see the host's kernel log)",
+                ),
+            ),
+            Self::Signal(signal @ (libc::SIGSEGV | libc::SIGILL | libc::SIGFPE)) => (
+                format!("the VMM crashed with {}", signal_name(*signal)),
+                Some("this is a bug in Nacre: please report it with the line of the host's kernel log"),
+            ),
+            // A VMM that is not yet in its jail dies of the signal itself.
+            Self::Signal(libc::SIGABRT) | Self::Exited(ABORTED) => (
+                "the VMM aborted".into(),
+                Some("its standard error has the reason"),
             ),
             Self::Signal(signal) => (format!("the VMM was killed by {}", signal_name(*signal)), None),
             Self::Exited(code) => (format!("the VMM exited with {code} without a reason"), None),
@@ -234,20 +253,38 @@ mod tests {
     }
 
     #[test]
-    fn signals_are_named() {
-        for (signal, word) in [
-            (libc::SIGKILL, "SIGKILL"),
-            (libc::SIGSYS, "seccomp"),
-            (libc::SIGSEGV, "SIGSEGV"),
+    fn each_kind_of_crash_is_described() {
+        let abort = Status::Exited(ABORTED);
+        for (status, words) in [
+            (Status::Signal(libc::SIGKILL), ["killed by SIGKILL", "OOM-killed"]),
+            (Status::Signal(libc::SIGSYS), ["killed by SIGSYS", "audit log"]),
+            (
+                Status::Signal(libc::SIGSEGV),
+                ["crashed with SIGSEGV", "bug in Nacre"],
+            ),
+            (
+                Status::Signal(libc::SIGILL),
+                ["crashed with SIGILL", "bug in Nacre"],
+            ),
+            (Status::Signal(libc::SIGBUS), ["crashed with SIGBUS", "truncated"]),
+            (Status::Signal(libc::SIGABRT), ["aborted", "standard error has"]),
+            (abort, ["aborted", "standard error has"]),
+            (Status::Signal(libc::SIGTERM), ["killed by SIGTERM", ""]),
+            (Status::Exited(1), ["exited with 1", ""]),
         ] {
-            let text = reason(
-                &End {
-                    status: Status::Signal(signal),
-                    ..End::default()
-                },
-                true,
+            let end = End {
+                status: status.clone(),
+                ..End::default()
+            };
+            let text = reason(&end, true);
+            for word in words.into_iter().chain(["the last line"]) {
+                assert!(text.contains(word), "{status:?}: {text}");
+            }
+            assert_eq!(
+                text.contains("seccomp"),
+                status == Status::Signal(libc::SIGSYS),
+                "{text}"
             );
-            assert!(text.contains(word) && text.contains("the last line"), "{text}");
         }
     }
 }

@@ -7,8 +7,8 @@
 //! other.
 //!
 //! [`descriptors`] checks for open directories of the host, [`root`] replaces the root file system,
-//! [`limits`] sets rlimits, [`capabilities`] drops capabilities, and [`filter`] compiles the seccomp tables
-//! in [`calls`]. Nothing here depends on a device.
+//! [`limits`] sets rlimits, [`signals`] sets what a crash does, [`capabilities`] drops capabilities, and
+//! [`filter`] compiles the seccomp tables in [`calls`]. Nothing here depends on a device.
 
 mod calls;
 mod capabilities;
@@ -16,6 +16,7 @@ mod descriptors;
 mod filter;
 mod limits;
 mod root;
+mod signals;
 #[cfg(test)]
 mod tests;
 
@@ -84,6 +85,7 @@ pub fn enter(shared: Option<&Path>) -> Result<(), Error> {
     // allows, so a panic would end in SIGSYS without its message.
     std::panic::set_hook(Box::new(|panic| eprintln!("nacre-vmm: {panic}")));
     limits::set_rlimits()?;
+    signals::set_crash_actions()?;
     let namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWIPC

@@ -1,9 +1,12 @@
 //! Each case runs in a child process: this test binary again with one ignored test, such as
 //! [`confined_child`], which reads from its environment what to do. Tests that enter the jail need root.
 
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Output};
+use std::sync::OnceLock;
 
 use nix::sys::eventfd::EventFd;
 use rustix::thread::CapabilitySet;
@@ -31,6 +34,9 @@ fn perform(case: &str, event: &EventFd) -> bool {
         }
         "read an eventfd" => event.read() == Ok(1),
         "panic" => std::panic::catch_unwind(|| std::hint::black_box(Option::<u8>::None).unwrap()).is_err(),
+        "read address 8" => read_address_8(),
+        "touch a page beyond the end of a file" => touch_beyond_a_file(),
+        "abort" => std::process::abort(),
         "read capabilities" => {
             rustix::thread::capability_is_in_bounding_set(CapabilitySet::CHOWN).is_ok()
                 && rustix::thread::capability_is_in_ambient_set(CapabilitySet::CHOWN).is_ok()
@@ -80,6 +86,25 @@ fn executable_memory() -> bool {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // SAFETY: a new anonymous mapping at an address that the kernel chooses overlaps no memory of ours.
     unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) != libc::MAP_FAILED }
+}
+
+#[allow(unsafe_code, reason = "no safe code reads from an invalid address")]
+fn read_address_8() -> bool {
+    let address = std::ptr::without_provenance::<u8>(std::hint::black_box(8));
+    // SAFETY: none: the read faults, which is what the caller wants to see.
+    unsafe { address.read_volatile() == 0 }
+}
+
+/// Reads from a mapping of an empty file, as of a file that was truncated or whose disk can't be read.
+#[allow(unsafe_code, reason = "mmap has no safe form")]
+fn touch_beyond_a_file() -> bool {
+    let [read_only, shared] = [libc::PROT_READ, libc::MAP_SHARED];
+    let file = EMPTY_FILE.get().unwrap().as_raw_fd();
+    // SAFETY: a new mapping at an address that the kernel chooses overlaps no memory of ours.
+    let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, read_only, shared, file, 0) };
+    assert_ne!(page, libc::MAP_FAILED);
+    // SAFETY: none: the read faults, which is what the caller wants to see.
+    unsafe { page.cast::<u8>().read_volatile() == 0 }
 }
 
 fn kind_by_name(name: &str) -> ThreadKind {
@@ -270,18 +295,23 @@ fn same(a: &std::fs::Metadata, b: &std::fs::Metadata) -> bool {
 }
 
 /// Runs `body` in a forked process, which has one thread, as the jail requires; the test harness has several.
-#[allow(unsafe_code, reason = "fork has no safe form")]
 fn fork_and_wait(body: impl FnOnce()) {
+    let status = fork_and_reap(body);
+    assert!(
+        matches!(status, nix::sys::wait::WaitStatus::Exited(_, 0)),
+        "{status:?}"
+    );
+}
+
+#[allow(unsafe_code, reason = "fork has no safe form")]
+fn fork_and_reap(body: impl FnOnce()) -> nix::sys::wait::WaitStatus {
     // SAFETY: the child runs `body` and exits by _exit; glibc's allocator works after a fork from any thread.
     match unsafe { nix::unistd::fork() }.unwrap() {
         nix::unistd::ForkResult::Child => {
             let passed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_ok();
             exit_now(i32::from(!passed));
         }
-        nix::unistd::ForkResult::Parent { child } => {
-            let status = nix::sys::wait::waitpid(child, None).unwrap();
-            assert_eq!(status, nix::sys::wait::WaitStatus::Exited(child, 0));
-        }
+        nix::unistd::ForkResult::Parent { child } => nix::sys::wait::waitpid(child, None).unwrap(),
     }
 }
 
@@ -292,6 +322,50 @@ fn is_root() -> bool {
         println!("skipped: not root");
     }
     root
+}
+
+/// The file that [`touch_beyond_a_file`] maps, opened before the jail is entered.
+static EMPTY_FILE: OnceLock<File> = OnceLock::new();
+
+#[test]
+#[ignore = "other tests run it as a child process"]
+fn crashing_child() {
+    let case = std::env::var(CASE).unwrap();
+    let (kind, case) = case.split_once(':').unwrap();
+    EMPTY_FILE.set(tempfile::tempfile().unwrap()).unwrap();
+    fork_and_wait(|| {
+        // As the shim starts a VMM: PID 1 of its PID namespace.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID).unwrap();
+        let status = fork_and_reap(|| {
+            assert_eq!(nix::unistd::getpid().as_raw(), 1);
+            enter(None).unwrap();
+            let confinement = Confinement::closed(Violation::Kill).unwrap();
+            let event = EventFd::from_value(1).unwrap();
+            confinement.confine(kind_by_name(kind)).unwrap();
+            perform(case, &event);
+        });
+        println!("{status:?}");
+    });
+}
+
+#[test]
+fn a_crash_of_a_confined_pid_1_has_its_own_signal_or_exit_code() {
+    if !is_root() {
+        return;
+    }
+    for kind in ThreadKind::ALL {
+        for (case, end) in [
+            ("read address 8", "SIGSEGV"),
+            ("touch a page beyond the end of a file", "SIGBUS"),
+            ("abort", ", 134)"),
+            ("exec", "SIGSYS"),
+        ] {
+            let test = "jail::tests::crashing_child";
+            let output = run(test, &format!("{kind:?}:{case}"), Path::new(""));
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.contains(end), "{kind:?} {case}: {output:?}");
+        }
+    }
 }
 
 #[test]
@@ -342,7 +416,6 @@ fn pivoting_child() {
 
 #[allow(unsafe_code, reason = "mount_setattr has no safe form")]
 fn clear_read_only(mount: &std::os::fd::OwnedFd) {
-    use std::os::fd::AsRawFd as _;
     let attributes = libc::mount_attr {
         attr_set: 0,
         attr_clr: libc::MOUNT_ATTR_RDONLY,
