@@ -1,17 +1,12 @@
 //! Allocates guest memory: private anonymous mappings that the host backs with pages when the guest touches
 //! them. Called by the machine's steps; reads and writes none of it.
 
-use std::num::NonZeroUsize;
-
-use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestRegionMmap};
 
 use super::layout;
 use crate::virtio::Memory;
 
-/// Granularity of the dirty bitmap, in bytes.
-const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 /// Size and alignment of a huge page, in bytes: one EPT violation instead of 512.
 const HUGE_PAGE: usize = 2 << 20;
 
@@ -43,10 +38,9 @@ pub fn allocate(bytes: u64) -> Result<Memory, Error> {
     Memory::from_regions(regions?).map_err(|error| Error::Layout(error.to_string()))
 }
 
-fn region(start: u64, bytes: u64) -> Result<GuestRegionMmap<AtomicBitmap>, Error> {
+fn region(start: u64, bytes: u64) -> Result<GuestRegionMmap, Error> {
     let size = usize::try_from(bytes).map_err(|_| Error::Layout(format!("{bytes} bytes exceed usize")))?;
-    let builder = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::new(size, PAGE))
-        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+    let builder = MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
     let mapping = raw::map(builder, size).map_err(|source| Error::Map { bytes, source })?;
     GuestRegionMmap::new(mapping, GuestAddress(start))
         .ok_or_else(|| Error::Layout(format!("{bytes} bytes at {start:#x} exceed the address space")))
@@ -60,7 +54,6 @@ mod raw {
     use std::ptr::null_mut;
 
     use vm_memory::MmapRegion;
-    use vm_memory::bitmap::AtomicBitmap;
     use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 
     use super::HUGE_PAGE;
@@ -68,10 +61,7 @@ mod raw {
     /// Maps `size` bytes at a multiple of [`HUGE_PAGE`]. The guest-physical addresses are multiples, too, and
     /// KVM maps a huge page only if both are. Never unmapped: KVM and the devices use the memory until the
     /// process exits.
-    pub(super) fn map(
-        builder: MmapRegionBuilder<AtomicBitmap>,
-        size: usize,
-    ) -> Result<MmapRegion<AtomicBitmap>, MmapRegionError> {
+    pub(super) fn map(builder: MmapRegionBuilder, size: usize) -> Result<MmapRegion, MmapRegionError> {
         let reserved_size = size
             .checked_add(HUGE_PAGE)
             .ok_or(MmapRegionError::InvalidOffsetLength)?;

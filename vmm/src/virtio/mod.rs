@@ -64,13 +64,13 @@ use std::sync::Arc;
 
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
-use vm_memory::bitmap::AtomicBitmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::jail::Confinement;
 
-/// Guest memory, with a bitmap of the pages that devices have written, for snapshots.
-pub type Memory = GuestMemoryMmap<AtomicBitmap>;
+/// Guest memory. It does not record which pages devices write, because nothing reads such a record. Whatever
+/// does will give this type a bitmap that can be switched on and off.
+pub type Memory = GuestMemoryMmap;
 
 /// Notifications from a device to its driver. One implementation per transport, one double for tests.
 pub trait Interrupt: Send + Sync {

@@ -1,23 +1,20 @@
-//! Guest memory in the type that virtiofsd's library takes: the same mapping with another type of dirty
-//! bitmap. The library's bitmap stays empty; [`MemoryView::mark_dirty`] records in ours what the library
-//! wrote. Used by [`super::request`]; never maps or unmaps memory.
+//! Guest memory in the type that virtiofsd's library takes: the same mapping with a dirty bitmap that the
+//! library could switch on, and never does. Used by [`super::request`]; never maps or unmaps memory.
 #![allow(unsafe_code, reason = "two types refer to the same mapping")]
 
 use std::error::Error;
 use std::sync::Arc;
 
 use vhost_user_backend::bitmap::BitmapMmapRegion;
-use vm_memory::bitmap::Bitmap as _;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Address as _, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion as _, GuestRegionMmap};
 
 use crate::virtio::Memory;
-use crate::virtio::worker::Chain;
 
 /// Guest memory in both types. Ours owns the mapping.
 pub struct MemoryView {
     library: GuestMemoryMmap<BitmapMmapRegion>,
-    memory: Arc<Memory>,
+    _memory: Arc<Memory>,
 }
 
 impl MemoryView {
@@ -27,7 +24,7 @@ impl MemoryView {
         let library = GuestMemoryMmap::from_regions(regions?)?;
         Ok(Self {
             library,
-            memory: Arc::clone(memory),
+            _memory: Arc::clone(memory),
         })
     }
 
@@ -35,33 +32,16 @@ impl MemoryView {
     pub fn library(&self) -> &GuestMemoryMmap<BitmapMmapRegion> {
         &self.library
     }
-
-    /// Marks the first `length` bytes of the device-writable part of `chain` as written.
-    pub fn mark_dirty(&self, chain: Chain, length: u32) {
-        let mut left = length;
-        for descriptor in chain.writable() {
-            let part = descriptor.len().min(left);
-            left = left.saturating_sub(part);
-            if let Ok(part) = usize::try_from(part)
-                && let Ok(slice) = self.memory.get_slice(descriptor.addr(), part)
-            {
-                slice.bitmap().mark_dirty(0, part);
-            }
-            if left == 0 {
-                break;
-            }
-        }
-    }
 }
 
 /// The mapping of `region` under the library's type. Dropping it does not unmap anything.
-fn alias<B: vm_memory::bitmap::Bitmap>(
-    region: &GuestRegionMmap<B>,
+fn alias(
+    region: &GuestRegionMmap,
 ) -> Result<GuestRegionMmap<BitmapMmapRegion>, Box<dyn Error + Send + Sync>> {
     let builder = MmapRegionBuilder::new_with_bitmap(region.size(), BitmapMmapRegion::default())
         .with_mmap_prot(region.prot())
         .with_mmap_flags(region.flags());
-    // SAFETY: the pointer is the start of a mapping of exactly this size, which `MemoryView::memory` keeps
+    // SAFETY: the pointer is the start of a mapping of exactly this size, which `MemoryView::_memory` keeps
     // mapped as long as the view exists; a region that is built from a pointer does not unmap it.
     let builder = unsafe { builder.with_raw_mmap_pointer(region.as_ptr()) };
     let start = region.start_addr();

@@ -209,7 +209,7 @@ impl DataPath for FsDataPath {
             return Ok(());
         };
         active.serve(index, Notify::Each, |_, chain| {
-            request::serve(server, view, chain)
+            request::serve(server, view, &chain)
         })
     }
 

@@ -18,14 +18,13 @@ const MAX_DESCRIPTORS: usize = 512;
 
 /// Serves the request in `chain` and returns the number of bytes written. A chain without a readable request
 /// is returned empty.
-pub fn serve(server: &Server<Tree>, view: &MemoryView, chain: Chain) -> u32 {
+pub fn serve(server: &Server<Tree>, view: &MemoryView, chain: &Chain) -> u32 {
     if chain.clone().count() > MAX_DESCRIPTORS {
         return 0;
     }
-    let length =
-        handle_message(server, view, &chain).unwrap_or_else(|| reply_einval(view, &chain).unwrap_or(0));
-    view.mark_dirty(chain, length);
-    length
+    handle_message(server, view, chain)
+        .or_else(|| reply_einval(view, chain))
+        .unwrap_or(0)
 }
 
 /// Lets the library serve the request; None if it can't be parsed.

@@ -4,19 +4,16 @@
 use nacre_protocol::vsock::{GUEST_CID, HOST_CID};
 use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
 use vm_memory::VolatileSlice;
-use vm_memory::bitmap::{AtomicBitmap, WithBitmapSlice};
 
 /// Most payload bytes of a packet in either direction. Linux sends no longer ones.
 pub const MAX_PAYLOAD: u32 = 64 * 1024;
 /// VIRTIO_VSOCK_TYPE_STREAM (virtio 1.2, 5.10.6.2), the only supported socket type.
 const STREAM: u16 = 1;
 
-/// The part of the dirty bitmap that belongs to a slice of guest memory.
-type Bits<'a> = <AtomicBitmap as WithBitmapSlice<'a>>::S;
 /// A packet in guest memory.
-pub type Packet<'a> = VsockPacket<'a, Bits<'a>>;
+pub type Packet<'a> = VsockPacket<'a, ()>;
 /// A contiguous range of guest memory.
-pub type Slice<'a> = VolatileSlice<'a, Bits<'a>>;
+pub type Slice<'a> = VolatileSlice<'a>;
 
 /// The ports of a connection. The CIDs are the same for all connections of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

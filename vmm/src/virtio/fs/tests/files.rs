@@ -3,9 +3,6 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 
-use vm_memory::bitmap::Bitmap as _;
-use vm_memory::{GuestAddress, GuestMemory as _};
-
 use super::*;
 
 const LONG_SECONDS: u64 = 24 * 60 * 60;
@@ -95,23 +92,6 @@ fn guest_and_host_read_each_others_files() {
             & 0o7777,
         0o640
     );
-}
-
-#[test]
-fn a_read_marks_guest_memory_dirty() {
-    let mut guest = Guest::new();
-    fs::write(guest.path().join("file"), vec![1; 3 * 4096]).unwrap();
-    let entry = guest.lookup(ROOT, "file").unwrap();
-    let handle = guest.open(entry.nodeid, libc::O_RDONLY).unwrap();
-    let far = REPLY_AT + OUT_HEADER as u64 + 2 * 4096;
-    let dirty = |guest: &Guest, at| {
-        let slice = guest.driver.memory.get_slice(GuestAddress(at), 1).unwrap();
-        slice.bitmap().dirty_at(0)
-    };
-    assert!(!dirty(&guest, far));
-    guest.read(entry.nodeid, handle, 0, 3 * 4096).unwrap();
-    assert!(dirty(&guest, far));
-    assert!(!dirty(&guest, far + 2 * 4096));
 }
 
 #[test]
