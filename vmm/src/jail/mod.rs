@@ -69,8 +69,8 @@ fn step<T, E: Display>(step: &'static str, result: Result<T, E>) -> Result<T, Er
 /// 0, the file server's capabilities alone, no_new_privs, not dumpable. The process must have one thread,
 /// since namespaces and capabilities belong to threads.
 ///
-/// The kernel sets "dumpable" to fs.suid_dumpable again when the file server first becomes another user. Core
-/// files are prevented by RLIMIT_CORE, whatever that setting is.
+/// The kernel sets "dumpable" to fs.suid_dumpable again when the file server first becomes another user.
+/// RLIMIT_CORE prevents cores whatever it is, and MADV_DONTDUMP excludes guest memory from them anyway.
 ///
 /// Open whatever is needed of /proc, /sys or /dev before, but a directory only as the root of a detached
 /// mount (open_tree with OPEN_TREE_CLONE): any other directory descriptor would lead back to the host's files

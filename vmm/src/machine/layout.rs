@@ -8,7 +8,7 @@
 //! 0x0010_0000  RAM: the kernel at its link address (16 MiB by default), the initramfs at the end
 //! 0xd000_0000  RAM ends here at the latest; virtio-mmio windows, one page each
 //! 0xfec0_0000  I/O APIC        0xfee0_0000  local APIC     0xfffb_c000  KVM's internal pages
-//! 0x1_0000_0000  the remaining RAM
+//! 0x1_0000_0000  the remaining RAM, then the region for hot-plugged memory (memory::ranges)
 //! ```
 
 /// The GDT that the boot protocol requires.
@@ -73,27 +73,9 @@ pub const fn virtio_gsi(index: u8) -> u8 {
     FIRST_VIRTIO_GSI + index
 }
 
-/// The one or two ranges, as `(start, length)`, that `bytes` of RAM occupy.
-#[must_use]
-pub fn ram(bytes: u64) -> Vec<(u64, u64)> {
-    match bytes.checked_sub(MMIO) {
-        None | Some(0) => vec![(0, bytes)],
-        Some(rest) => vec![(0, MMIO), (RAM_ABOVE_4G, rest)],
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ram_does_not_cover_the_mmio_hole() {
-        assert_eq!(ram(512 << 20), [(0, 512 << 20)]);
-        assert_eq!(ram(MMIO), [(0, MMIO)]);
-        assert_eq!(ram(MMIO + 4096), [(0, MMIO), (RAM_ABOVE_4G, 4096)]);
-        let total: u64 = ram(8 << 30).iter().map(|(_, length)| length).sum();
-        assert_eq!(total, 8 << 30);
-    }
 
     #[test]
     fn all_virtio_devices_fit_below_the_io_apic_and_into_its_inputs() {

@@ -1,0 +1,117 @@
+//! mmap(2) and madvise(2) for guest memory: an alignment, which vm-memory does not offer, and a page policy.
+//! Called by [`super::map`].
+#![allow(unsafe_code, reason = "mmap and madvise")]
+
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::ptr::null_mut;
+
+use vm_memory::MmapRegion;
+use vm_memory::mmap::MmapRegionBuilder;
+
+use super::{Backing, Error, PagePolicy};
+
+/// Size and alignment of a huge page, in bytes.
+pub const HUGE_PAGE: usize = 2 << 20;
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+/// The host promises no memory for a mapping: a guest that touches all of it may be OOM-killed.
+const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+
+/// Where the bytes of a mapping come from: flags, descriptor and offset of mmap(2).
+#[derive(Clone, Copy)]
+struct Source {
+    flags: i32,
+    fd: i32,
+    offset: i64,
+}
+
+const ZEROS: Source = Source {
+    flags: PRIVATE | libc::MAP_ANONYMOUS,
+    fd: -1,
+    offset: 0,
+};
+
+/// Maps `bytes` of `backing`, from `position` bytes after its start, at a multiple of [`HUGE_PAGE`]. The
+/// guest-physical addresses are multiples, too, and KVM maps a huge page only if both are. Never unmapped:
+/// KVM and the devices use the memory until the process exits.
+pub fn map(bytes: u64, backing: &Backing, position: u64) -> Result<MmapRegion, Error> {
+    let failed = |source| Error::Map { bytes, source };
+    let too_large = || failed(io::Error::from_raw_os_error(libc::EOVERFLOW));
+    let size = usize::try_from(bytes).map_err(|_| too_large())?;
+    let source = match backing {
+        Backing::Anonymous => ZEROS,
+        Backing::File { file, offset } => Source {
+            flags: PRIVATE,
+            fd: file.as_raw_fd(),
+            offset: offset
+                .checked_add(position)
+                .and_then(|offset| i64::try_from(offset).ok())
+                .ok_or_else(too_large)?,
+        },
+    };
+    let memory = map_aligned(size, source).map_err(failed)?;
+    let builder = MmapRegionBuilder::new(size)
+        .with_mmap_prot(READ_WRITE)
+        .with_mmap_flags(source.flags);
+    // SAFETY: `memory` is a new mapping of `size` bytes; no other code has its address, and it is never
+    // unmapped.
+    let builder = unsafe { builder.with_raw_mmap_pointer(memory.cast()) };
+    builder
+        .build()
+        .map_err(|error| Error::Layout(format!("{bytes} bytes: {error}")))
+}
+
+fn map_aligned(size: usize, source: Source) -> io::Result<*mut libc::c_void> {
+    let reserved_size = size
+        .checked_add(HUGE_PAGE)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
+    // The rest of this reservation, before and after the aligned part, remains inaccessible as a guard.
+    let reserved = mmap(null_mut(), reserved_size, libc::PROT_NONE, ZEROS)?;
+    let aligned = reserved.with_addr(reserved.addr().next_multiple_of(HUGE_PAGE));
+    let flags = source.flags | libc::MAP_FIXED;
+    mmap(aligned, size, READ_WRITE, Source { flags, ..source })
+}
+
+fn mmap(
+    address: *mut libc::c_void,
+    size: usize,
+    protection: i32,
+    source: Source,
+) -> io::Result<*mut libc::c_void> {
+    let Source { flags, fd, offset } = source;
+    // SAFETY: creates a mapping. With MAP_FIXED, [`map_aligned`] passes a range inside the reservation that
+    // it has just made, so nothing else is replaced.
+    let mapped = unsafe { libc::mmap(address, size, protection, flags, fd, offset) };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(mapped)
+}
+
+/// Applies `policy` to all pages of `region`.
+pub fn apply(policy: PagePolicy, region: &MmapRegion) -> Result<(), Error> {
+    advise(region, libc::MADV_DONTDUMP).map_err(|source| Error::Advise {
+        advice: "MADV_DONTDUMP",
+        source,
+    })?;
+    if !policy.huge_pages {
+        return Ok(());
+    }
+    match advise(region, libc::MADV_HUGEPAGE) {
+        // A kernel without transparent huge pages, of which `nacre doctor` warns.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        advised => advised.map_err(|source| Error::Advise {
+            advice: "MADV_HUGEPAGE",
+            source,
+        }),
+    }
+}
+
+fn advise(region: &MmapRegion, advice: i32) -> io::Result<()> {
+    // SAFETY: the range is the whole mapping of `region`; neither advice changes the content of a page.
+    let result = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) };
+    if result == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
+}

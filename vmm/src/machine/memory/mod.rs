@@ -1,0 +1,131 @@
+//! Guest memory. The one place that decides at which addresses it is ([`ranges`]), what fills it
+//! ([`Backing`]), and in which pages the host provides it ([`PagePolicy`]); [`mapping`] carries that out.
+//! Called by the machine's steps; reads and writes none of it.
+
+mod mapping;
+pub mod ranges;
+
+use std::fs::File;
+use std::io;
+
+use vm_memory::GuestAddress;
+
+use crate::virtio::Memory;
+use ranges::Ranges;
+
+/// What the bytes of guest memory are before the first write. Either way the memory belongs to this VM: no
+/// write reaches a file or another process.
+#[derive(Debug)]
+pub enum Backing {
+    /// Zeros.
+    Anonymous,
+    /// The bytes of a file, copied page by page when the guest writes them (MAP_PRIVATE). The file must not
+    /// change while the VM exists: an access to a page that was truncated is a SIGBUS.
+    File {
+        /// The file, open for reading.
+        file: File,
+        /// Position of the first range's first byte, a multiple of 4096. The second range follows without a
+        /// gap.
+        offset: u64,
+    },
+}
+
+/// How the host backs a range with pages. No policy includes guest memory in a core dump (MADV_DONTDUMP).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct PagePolicy {
+    /// MADV_HUGEPAGE: asks for pages of 2 MiB, so that the guest's first access to 2 MiB is one EPT violation
+    /// instead of 512. Granted unless the host sets transparent huge pages to "never".
+    huge_pages: bool,
+}
+
+impl PagePolicy {
+    fn of(backing: &Backing) -> Self {
+        match backing {
+            Backing::Anonymous => Self { huge_pages: true },
+            // The kernel copies a file's pages one by one, and a template is there to share most of them.
+            Backing::File { .. } => Self { huge_pages: false },
+        }
+    }
+}
+
+/// Why guest memory could not be allocated.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// mmap(2) failed, for example for lack of address space.
+    #[error("mapping {bytes} bytes of guest memory: {source}")]
+    Map {
+        /// Size of the range.
+        bytes: u64,
+        /// The cause.
+        source: io::Error,
+    },
+    /// madvise(2) failed.
+    #[error("madvise of guest memory with {advice}: {source}")]
+    Advise {
+        /// The advice, such as "MADV_DONTDUMP".
+        advice: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The file of [`Backing::File`] can't be read.
+    #[error("the file of guest memory: {0}")]
+    File(io::Error),
+    /// The file of [`Backing::File`] ends before guest memory does.
+    #[error("the file of guest memory has {bytes} bytes, but {needed} are needed")]
+    ShortFile {
+        /// The file's size.
+        bytes: u64,
+        /// The offset and the size of all ranges.
+        needed: u64,
+    },
+    /// The ranges overlap or exceed the address space.
+    #[error("guest memory layout: {0}")]
+    Layout(String),
+}
+
+/// Allocates `bytes` of zeroed guest memory at the addresses that [`Ranges::of`] returns. The host provides a
+/// page when it is first touched.
+///
+/// # Errors
+/// [`Error`] if mmap(2) or madvise(2) fails.
+pub fn allocate(bytes: u64) -> Result<Memory, Error> {
+    map(&Ranges::of(bytes), &Backing::Anonymous)
+}
+
+/// Maps the boot RAM of `ranges` from `backing`. Nothing is mapped for memory that may be plugged in later.
+/// The mappings exist until the process exits.
+///
+/// # Errors
+/// [`Error`] if mmap(2) or madvise(2) fails, or if the backing file is too short.
+pub fn map(ranges: &Ranges, backing: &Backing) -> Result<Memory, Error> {
+    check_size(ranges, backing)?;
+    let policy = PagePolicy::of(backing);
+    let mut regions = Vec::with_capacity(ranges.boot.len());
+    let mut position = 0_u64;
+    for range in &ranges.boot {
+        let region = mapping::map(range.bytes, backing, position)?;
+        mapping::apply(policy, &region)?;
+        position = position.saturating_add(range.bytes);
+        regions.push(
+            vm_memory::GuestRegionMmap::new(region, GuestAddress(range.start))
+                .ok_or_else(|| Error::Layout(format!("{range:?} exceeds the address space")))?,
+        );
+    }
+    Memory::from_regions(regions).map_err(|error| Error::Layout(error.to_string()))
+}
+
+/// A file that is shorter than its mapping would be a SIGBUS at some later access.
+fn check_size(ranges: &Ranges, backing: &Backing) -> Result<(), Error> {
+    let Backing::File { file, offset } = backing else {
+        return Ok(());
+    };
+    let bytes = file.metadata().map_err(Error::File)?.len();
+    let needed = offset.saturating_add(ranges.boot_bytes());
+    if bytes < needed {
+        return Err(Error::ShortFile { bytes, needed });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

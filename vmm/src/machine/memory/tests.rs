@@ -1,0 +1,139 @@
+//! Guest memory of each backing, read and written, and its flags in /proc/self/smaps.
+
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use vm_memory::{Bytes as _, GuestMemory as _, GuestMemoryRegion as _};
+
+use super::mapping::HUGE_PAGE;
+use super::*;
+use crate::machine::layout;
+
+/// A file of `bytes` zeros with each of `texts` at its position.
+fn file_with(bytes: u64, texts: &[(u64, &str)]) -> File {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(bytes).unwrap();
+    for (position, text) in texts {
+        file.write_all_at(text.as_bytes(), *position).unwrap();
+    }
+    file
+}
+
+fn file_backing(file: &File, offset: u64) -> Backing {
+    Backing::File {
+        file: file.try_clone().unwrap(),
+        offset,
+    }
+}
+
+fn text_at<const N: usize>(memory: &Memory, address: u64) -> [u8; N] {
+    let mut text = [0; N];
+    memory.read_slice(&mut text, GuestAddress(address)).unwrap();
+    text
+}
+
+/// The VmFlags of the mapping that starts at `address` (proc_pid_smaps(5)).
+fn flags_at(address: usize) -> Vec<String> {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let start = format!("{address:x}-");
+    let flags = smaps
+        .lines()
+        .skip_while(|line| !line.starts_with(&start))
+        .find_map(|line| line.strip_prefix("VmFlags:"));
+    flags.unwrap().split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn memory_ends_after_its_last_byte() {
+    let memory = allocate(16 << 20).unwrap();
+    memory.write_obj(7u8, GuestAddress((16 << 20) - 1)).unwrap();
+    assert!(memory.write_obj(7u8, GuestAddress(16 << 20)).is_err());
+}
+
+#[test]
+fn every_range_is_aligned_to_a_huge_page() {
+    for bytes in [4096, 3 << 20, 5 << 30] {
+        for region in allocate(bytes).unwrap().iter() {
+            assert_eq!(region.as_ptr().addr() % HUGE_PAGE, 0);
+        }
+    }
+}
+
+#[test]
+fn memory_beyond_the_mmio_hole_continues_at_4_gib() {
+    let memory = allocate(4 << 30).unwrap();
+    assert!(!memory.address_in_range(GuestAddress(layout::MMIO)));
+    memory.write_obj(7u8, GuestAddress(layout::RAM_ABOVE_4G)).unwrap();
+}
+
+#[test]
+fn nothing_is_mapped_for_hotplug() {
+    let ranges = Ranges::of(16 << 20);
+    let memory = map(&ranges, &Backing::Anonymous).unwrap();
+    assert_eq!(memory.iter().map(|region| region.len()).sum::<u64>(), 16 << 20);
+    assert!(!memory.address_in_range(GuestAddress(ranges.hotplug.start)));
+}
+
+#[test]
+fn huge_pages_are_asked_for_and_cores_exclude_all_guest_memory() {
+    let file = file_with(5 << 30, &[]);
+    for (backing, asks_for_huge_pages) in [(Backing::Anonymous, true), (file_backing(&file, 0), false)] {
+        let memory = map(&Ranges::of(5 << 30), &backing).unwrap();
+        assert_eq!(memory.iter().count(), 2);
+        for region in memory.iter() {
+            let flags = flags_at(region.as_ptr().addr());
+            let has = |flag: &str| flags.iter().any(|set| set == flag);
+            assert!(has("dd"), "{backing:?}: {flags:?}");
+            if Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+                assert_eq!(has("hg"), asks_for_huge_pages, "{backing:?}: {flags:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_fills_all_ranges_from_its_offset_on() {
+    let offset = 3 * 4096;
+    let bytes = 4 << 30;
+    let texts = [
+        (0, "before"),
+        (offset, "first"),
+        (offset + layout::MMIO - 4, "last"),
+        (offset + layout::MMIO, "next"),
+        (offset + bytes - 3, "end"),
+    ];
+    let file = file_with(offset + bytes, &texts);
+    let memory = map(&Ranges::of(bytes), &file_backing(&file, offset)).unwrap();
+    assert_eq!(text_at(&memory, 0), *b"first");
+    assert_eq!(text_at(&memory, layout::MMIO - 4), *b"last");
+    assert_eq!(text_at(&memory, layout::RAM_ABOVE_4G), *b"next");
+    assert_eq!(text_at(&memory, memory.last_addr().0 - 2), *b"end");
+}
+
+#[test]
+fn no_write_reaches_the_file_or_another_vm_of_the_same_file() {
+    let file = file_with(8 << 20, &[(4096, "template")]);
+    let [first, second] = [(); 2].map(|()| map(&Ranges::of(8 << 20), &file_backing(&file, 0)).unwrap());
+    first.write_slice(b"modified", GuestAddress(4096)).unwrap();
+    assert_eq!(text_at(&first, 4096), *b"modified");
+    assert_eq!(text_at(&second, 4096), *b"template");
+    let mut bytes = [0; 8];
+    file.read_exact_at(&mut bytes, 4096).unwrap();
+    assert_eq!(bytes, *b"template");
+}
+
+#[test]
+fn a_file_that_is_too_short_or_at_an_odd_offset_is_refused() {
+    let file = file_with(8 << 20, &[]);
+    let ranges = Ranges::of(8 << 20);
+    let error = map(&ranges, &file_backing(&file, 4096)).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "the file of guest memory has 8388608 bytes, but 8392704 are needed"
+    );
+    file.set_len(16 << 20).unwrap();
+    let error = map(&ranges, &file_backing(&file, 100)).unwrap_err().to_string();
+    assert!(error.contains("Invalid argument"), "{error}");
+    let error = map(&ranges, &file_backing(&file, u64::MAX)).unwrap_err();
+    assert!(matches!(error, Error::ShortFile { .. }), "{error}");
+}
