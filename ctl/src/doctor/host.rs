@@ -14,9 +14,19 @@ use super::Check;
 const OLDEST_KERNEL: (u32, u32) = (5, 14);
 const UPGRADE: &str = "boot a host kernel of version 5.14 or later (Debian 12 has 6.1)";
 
+/// The settings of transparent huge pages. shmem_enabled does not matter: guest memory is anonymous.
+const THP: &str = "/sys/kernel/mm/transparent_hugepage";
+
 /// The group's checks.
 pub fn checks() -> Vec<Check> {
-    let mut checks = vec![root(), kernel(), file_opening(), mounting(), overlay()];
+    let mut checks = vec![
+        root(),
+        kernel(),
+        file_opening(),
+        mounting(),
+        overlay(),
+        huge_pages(Path::new(THP)),
+    ];
     checks.extend(cgroups());
     checks
 }
@@ -95,6 +105,46 @@ fn overlay() -> Check {
         "not supported by the kernel, or its module is not loaded",
         "modprobe overlay, or use another snapshotter (ctr run --snapshotter native)",
     )
+}
+
+/// The VMM asks for huge pages by madvise(2), which "always" and "madvise" grant. Since Linux 6.8 each size
+/// of huge page has a setting of its own, which may be "inherit".
+fn huge_pages(settings: &Path) -> Check {
+    let selected = |file: &str| selected(&fs::read_to_string(settings.join(file)).ok()?);
+    let Some(of_all_sizes) = selected("enabled") else {
+        return slow_boot(
+            "the kernel has no transparent huge pages",
+            "boot a host kernel with CONFIG_TRANSPARENT_HUGEPAGE",
+        );
+    };
+    let file = "hugepages-2048kB/enabled";
+    let (file, setting) = match selected(file) {
+        Some(own) if own != "inherit" => (file, own),
+        _ => ("enabled", of_all_sizes),
+    };
+    if setting == "never" {
+        let path = settings.join(file);
+        let fix = format!(
+            "echo madvise > {}, and in the host's boot configuration",
+            path.display()
+        );
+        return slow_boot(format!("{} is \"never\"", path.display()), fix);
+    }
+    Check::ok("huge pages", format!("transparent huge pages: {setting}"))
+}
+
+fn slow_boot(found: impl Into<String>, fix: impl Into<String>) -> Check {
+    let fix = format!(
+        "pods run, but a boot takes about 16,700 page faults instead of 28, and guest memory is slower;\n{}",
+        fix.into()
+    );
+    Check::warning("huge pages", found, fix)
+}
+
+/// The selected word of a setting in sysfs: "always [madvise] never" has "madvise".
+fn selected(setting: &str) -> Option<String> {
+    let (_, rest) = setting.split_once('[')?;
+    Some(rest.split_once(']')?.0.to_owned())
 }
 
 fn cgroups() -> Vec<Check> {
@@ -189,5 +239,55 @@ mod tests {
         )
         .unwrap();
         assert_eq!(controllers(directory.path()).status, super::super::Status::Ok);
+    }
+
+    #[test]
+    fn huge_pages_that_are_never_given_are_a_warning() {
+        use super::super::Status;
+        // The setting of all sizes, that of 2 MiB, and whether a VM gets huge pages.
+        for (all, own, given) in [
+            ("[always] madvise never", None, true),
+            ("always [madvise] never", None, true),
+            ("always madvise [never]", None, false),
+            (
+                "always madvise [never]",
+                Some("always [inherit] madvise never"),
+                false,
+            ),
+            (
+                "always [madvise] never",
+                Some("always inherit madvise [never]"),
+                false,
+            ),
+            (
+                "always madvise [never]",
+                Some("always inherit [madvise] never"),
+                true,
+            ),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            fs::write(directory.path().join("enabled"), format!("{all}\n")).unwrap();
+            if let Some(own) = own {
+                fs::create_dir(directory.path().join("hugepages-2048kB")).unwrap();
+                fs::write(directory.path().join("hugepages-2048kB/enabled"), own).unwrap();
+            }
+            let check = huge_pages(directory.path());
+            assert_eq!(check.status == Status::Ok, given, "{all}, {own:?}: {check:?}");
+            assert_eq!(
+                check.status == Status::Warning,
+                !given,
+                "{all}, {own:?}: {check:?}"
+            );
+            assert_eq!(
+                check.fix.is_some_and(|fix| fix.contains("echo madvise >")),
+                !given
+            );
+        }
+        let check = huge_pages(Path::new("/no/such/directory"));
+        assert!(
+            check
+                .fix
+                .is_some_and(|fix| fix.contains("CONFIG_TRANSPARENT_HUGEPAGE"))
+        );
     }
 }
