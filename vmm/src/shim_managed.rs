@@ -9,7 +9,8 @@ use nacre_protocol::guest::SHARED_TAG;
 
 use crate::config::Config;
 use crate::control::{ConfigFiles, Control};
-use crate::jail::{self, Confinement, ThreadKind, Violation};
+use crate::jail::calls::CONTROL;
+use crate::jail::{self, Confinement, Violation};
 use crate::machine::{self, DeviceConfigs, Failure, Machine, Resources};
 use crate::main_loop::{self, Inputs, StopReason};
 use crate::process::exit_now;
@@ -73,7 +74,7 @@ fn build(control: &Control, config: &Config, files: ConfigFiles, jail: Jail) -> 
         control.send_step(step);
     })?;
     jail.confinement
-        .confine(ThreadKind::Control)
+        .confine(&CONTROL)
         .map_err(Failure::at("confine main thread"))?;
     Ok(machine)
 }

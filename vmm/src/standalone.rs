@@ -13,7 +13,8 @@ use nacre_protocol::control::Outcome;
 use nacre_protocol::guest::SHARED_TAG;
 use nacre_protocol::vsock::AGENT_PORT;
 use nacre_vmm::config::{Config, ConsoleOutput};
-use nacre_vmm::jail::{self, Confinement, ThreadKind, Violation};
+use nacre_vmm::jail::calls::CONTROL;
+use nacre_vmm::jail::{self, Confinement, Violation};
 use nacre_vmm::machine::{self, DeviceConfigs, Failure, Resources};
 use nacre_vmm::main_loop::{self, Inputs, StopReason};
 use nacre_vmm::virtio::{fs, vsock};
@@ -46,7 +47,7 @@ pub fn run(arguments: &StandaloneArguments) -> anyhow::Result<u8> {
     if arguments.until_ready {
         print_durations(&steps);
     }
-    confinement.confine(ThreadKind::Control)?;
+    confinement.confine(&CONTROL)?;
     guest_started.get_or_init(Instant::now);
     machine.run();
     let inputs = Inputs {

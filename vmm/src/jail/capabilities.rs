@@ -1,6 +1,6 @@
-//! Capabilities of the process and of each kind of thread. The process keeps what the file server needs;
-//! every other thread drops these, too. Called by [`super::enter`] and [`super::Confinement::confine`]; never
-//! grants a capability.
+//! Capabilities of the process and of each thread. The process keeps what any of its threads needs; each
+//! thread drops what its profile does not keep. Called by [`super::enter`] and
+//! [`super::Confinement::confine`]; never grants a capability.
 
 use rustix::io::Errno;
 use rustix::thread::{
@@ -9,35 +9,20 @@ use rustix::thread::{
     set_capabilities_secure_bits,
 };
 
-use super::{Error, ThreadKind, step};
+use super::calls::{self, Profile};
+use super::{Error, step};
 
-/// What serving files on behalf of any user of the guest needs. CAP_DAC_READ_SEARCH is left out because it
-/// permits open_by_handle_at, which opens any file of a file system, also outside of the shared tree;
-/// CAP_DAC_OVERRIDE covers everything else that it permits.
-const FILE_SERVER: CapabilitySet = CapabilitySet::CHOWN // chown by the guest's root
-    .union(CapabilitySet::DAC_OVERRIDE) // access by the guest's root to files of other users
-    .union(CapabilitySet::FOWNER) // chmod, utimes and sticky directories by the guest's root
-    .union(CapabilitySet::FSETID) // keeps set-user-ID and set-group-ID bits if the guest's kernel says so
-    .union(CapabilitySet::SETUID) // creates files as the guest's user
-    .union(CapabilitySet::SETGID) // creates files as the guest's group
-    .union(CapabilitySet::MKNOD) // device nodes and overlay whiteouts
-    .union(CapabilitySet::SETFCAP); // the extended attribute security.capability
-
-/// The capabilities that a thread of `kind` keeps.
-fn kept_by(kind: ThreadKind) -> CapabilitySet {
-    match kind {
-        ThreadKind::Vcpu | ThreadKind::Device | ThreadKind::Control => CapabilitySet::empty(),
-        ThreadKind::FileServer => FILE_SERVER,
-    }
-}
-
-/// Limits the process and all its future threads to the file server's capabilities: the ambient, bounding,
-/// effective, permitted and inheritable sets. The secure bits keep execve from granting any to root.
+/// Limits the process and all its future threads to the capabilities of all profiles together (in effect the
+/// file server's): the ambient, bounding, effective, permitted and inheritable sets. The secure bits keep
+/// execve from granting any to root.
 pub fn limit_process() -> Result<(), Error> {
+    let needed = calls::ALL
+        .iter()
+        .fold(CapabilitySet::empty(), |all, profile| all | profile.capabilities);
     step("clear ambient capabilities", clear_ambient_capability_set())?;
     for capability in (0..64).map(|n| CapabilitySet::from_bits_retain(1 << n)) {
         match capability_is_in_bounding_set(capability) {
-            Ok(true) if !FILE_SERVER.contains(capability) => {
+            Ok(true) if !needed.contains(capability) => {
                 step(
                     "reduce the bounding set (this needs CAP_SETPCAP)",
                     remove_capability_from_bounding_set(capability),
@@ -54,12 +39,12 @@ pub fn limit_process() -> Result<(), Error> {
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
     step("set secure bits", set_capabilities_secure_bits(bits))?;
-    limit_to(FILE_SERVER)
+    limit_to(needed)
 }
 
-/// Drops the capabilities of the calling thread that its `kind` does not keep.
-pub fn limit_thread(kind: ThreadKind) -> Result<(), Error> {
-    limit_to(kept_by(kind))
+/// Drops the capabilities of the calling thread that `profile` does not keep.
+pub fn limit_thread(profile: &Profile) -> Result<(), Error> {
+    limit_to(profile.capabilities)
 }
 
 fn limit_to(wanted: CapabilitySet) -> Result<(), Error> {

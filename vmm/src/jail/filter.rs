@@ -8,8 +8,8 @@ use seccompiler::{
     TargetArch, apply_filter,
 };
 
-use super::calls::{self, Argument, Call};
-use super::{Error, ThreadKind, step};
+use super::calls::{Argument, Call, Profile};
+use super::{Error, step};
 
 /// What happens on a system call that the thread's table does not list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,45 +21,15 @@ pub enum Violation {
     Log,
 }
 
-/// One compiled seccomp filter per thread kind.
-#[derive(Debug)]
-pub struct Filters {
-    vcpu: BpfProgram,
-    device: BpfProgram,
-    file_server: BpfProgram,
-    control: BpfProgram,
+/// Installs the filter of `profile` for the calling thread. A filter can't be removed.
+pub fn install(profile: &Profile, violation: Violation) -> Result<(), Error> {
+    let program = step("compile a seccomp filter", compile(profile, violation))?;
+    step("install a seccomp filter", apply_filter(&program))
 }
 
-impl Filters {
-    /// Compiles the tables of all thread kinds.
-    pub fn compile(violation: Violation) -> Result<Self, Error> {
-        let program = |kind| step("compile a seccomp filter", compile(calls::of(kind), violation));
-        Ok(Self {
-            vcpu: program(ThreadKind::Vcpu)?,
-            device: program(ThreadKind::Device)?,
-            file_server: program(ThreadKind::FileServer)?,
-            control: program(ThreadKind::Control)?,
-        })
-    }
-
-    /// Installs the filter of `kind` for the calling thread. A filter can't be removed.
-    pub fn install(&self, kind: ThreadKind) -> Result<(), Error> {
-        let program = match kind {
-            ThreadKind::Vcpu => &self.vcpu,
-            ThreadKind::Device => &self.device,
-            ThreadKind::FileServer => &self.file_server,
-            ThreadKind::Control => &self.control,
-        };
-        step("install a seccomp filter", apply_filter(program))
-    }
-}
-
-fn compile<'a>(
-    calls: impl Iterator<Item = &'a Call>,
-    violation: Violation,
-) -> Result<BpfProgram, seccompiler::BackendError> {
+fn compile(profile: &Profile, violation: Violation) -> Result<BpfProgram, seccompiler::BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for call in calls {
+    for call in profile.calls() {
         rules.insert(call.number, rules_for(call)?);
     }
     let default = match violation {

@@ -1,5 +1,5 @@
 //! What the VMM gives up before the guest's first instruction: the host's file system and other namespaces,
-//! capabilities, and every system call that a thread of its kind does not need. docs/jail.md is the overview.
+//! capabilities, and every system call that a thread does not need. docs/jail.md is the overview.
 //!
 //! Order: the main thread calls [`enter`] right after it has received the configuration, while the process
 //! has one thread; after that, each thread calls [`Confinement::confine`] before anything else. Threads share
@@ -8,9 +8,9 @@
 //!
 //! [`descriptors`] checks for open directories of the host, [`root`] replaces the root file system,
 //! [`limits`] sets rlimits, [`signals`] sets what a crash does, [`capabilities`] drops capabilities, and
-//! [`filter`] compiles the seccomp tables in [`calls`]. Nothing here depends on a device.
+//! [`filter`] compiles the seccomp tables of the profiles in [`calls`]. Nothing here depends on a device.
 
-mod calls;
+pub mod calls;
 mod capabilities;
 mod descriptors;
 mod filter;
@@ -22,29 +22,11 @@ mod tests;
 
 use std::fmt::Display;
 use std::path::Path;
-use std::sync::Arc;
 
 use nix::sched::{CloneFlags, unshare};
 
+pub use calls::Profile;
 pub use filter::Violation;
-
-/// The purpose of a thread, which decides the capabilities and the system calls that it keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ThreadKind {
-    /// Runs a vCPU.
-    Vcpu,
-    /// Serves the queues of one device.
-    Device,
-    /// Serves files of the shared tree (virtio-fs).
-    FileServer,
-    /// The main thread: the control socket and the VM's exit.
-    Control,
-}
-
-impl ThreadKind {
-    /// Every kind once, for tests and tables.
-    pub const ALL: [Self; 4] = [Self::Vcpu, Self::Device, Self::FileServer, Self::Control];
-}
 
 /// Why the jail could not be closed.
 #[derive(Debug, thiserror::Error)]
@@ -102,10 +84,10 @@ pub fn enter(shared: Option<&Path>) -> Result<(), Error> {
     step("clear dumpable", nix::sys::prctl::set_dumpable(false))
 }
 
-/// The seccomp filters of all thread kinds, compiled once and shared by the threads.
+/// Whether threads confine themselves, and what a forbidden system call leads to.
 #[derive(Debug, Clone, Default)]
 pub struct Confinement {
-    filters: Option<Arc<filter::Filters>>,
+    violation: Option<Violation>,
 }
 
 impl Confinement {
@@ -115,33 +97,32 @@ impl Confinement {
         Self::default()
     }
 
-    /// Confines each thread to the table of its kind; `violation` is what any other system call leads to.
+    /// Confines each thread to its profile; `violation` is what any other system call leads to.
     ///
     /// # Errors
-    /// [`Error`] if a table does not compile.
+    /// [`Error`] if the allocator refuses its setting.
     pub fn closed(violation: Violation) -> Result<Self, Error> {
         limits::disable_malloc_trim()?;
         Ok(Self {
-            filters: Some(Arc::new(filter::Filters::compile(violation)?)),
+            violation: Some(violation),
         })
     }
 
-    /// Drops capabilities and installs the seccomp filter of `kind` for the calling thread. The file server's
-    /// thread also gets a separate working directory and umask, which it changes for some requests.
+    /// Drops capabilities and installs the seccomp filter of `profile` for the calling thread.
     ///
     /// # Errors
     /// [`Error`] with the step that failed; the thread must then exit.
-    pub fn confine(&self, kind: ThreadKind) -> Result<(), Error> {
-        let Some(filters) = &self.filters else {
+    pub fn confine(&self, profile: &Profile) -> Result<(), Error> {
+        let Some(violation) = self.violation else {
             return Ok(());
         };
-        if kind == ThreadKind::FileServer {
+        if profile.own_working_directory {
             step(
                 "unshare working directory and umask",
                 unshare(CloneFlags::CLONE_FS),
             )?;
         }
-        capabilities::limit_thread(kind)?;
-        filters.install(kind)
+        capabilities::limit_thread(profile)?;
+        filter::install(profile, violation)
     }
 }

@@ -11,7 +11,8 @@ use std::sync::OnceLock;
 use nix::sys::eventfd::EventFd;
 use rustix::thread::CapabilitySet;
 
-use super::{Confinement, ThreadKind, Violation, calls, enter};
+use super::calls::{self, Profile, fs, vsock};
+use super::{Confinement, Violation, enter};
 
 /// Environment of a child process: the case, see [`perform`].
 const CASE: &str = "NACRE_JAIL_CASE";
@@ -49,6 +50,11 @@ fn perform(case: &str, event: &EventFd) -> bool {
         "socket pair" => {
             use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
             socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::empty()).is_ok()
+        }
+        // The listener is no socket: what matters is whether the call is allowed.
+        "accept" => {
+            let accepted = rustix::net::accept_with(event, rustix::net::SocketFlags::CLOEXEC);
+            accepted.err() == Some(rustix::io::Errno::NOTSOCK)
         }
         other => unreachable!("unknown case {other}"),
     }
@@ -107,11 +113,8 @@ fn touch_beyond_a_file() -> bool {
     unsafe { page.cast::<u8>().read_volatile() == 0 }
 }
 
-fn kind_by_name(name: &str) -> ThreadKind {
-    ThreadKind::ALL
-        .into_iter()
-        .find(|kind| format!("{kind:?}") == name)
-        .unwrap()
+fn profile_by_name(name: &str) -> &'static Profile {
+    calls::ALL.iter().find(|profile| profile.name == name).unwrap()
 }
 
 #[test]
@@ -121,7 +124,7 @@ fn confined_child() {
     let (name, case) = case.split_once(':').unwrap();
     let confinement = Confinement::closed(Violation::Kill).unwrap();
     let event = EventFd::from_value(1).unwrap();
-    confinement.confine(kind_by_name(name)).unwrap();
+    confinement.confine(profile_by_name(name)).unwrap();
     assert!(perform(case, &event));
     // The test harness needs more system calls than any thread of the VMM.
     nix::unistd::write(std::io::stderr(), b"passed\n").unwrap();
@@ -150,10 +153,10 @@ fn command(test: &str, case: &str, directory: &Path) -> Command {
     command
 }
 
-fn run_confined(kind: ThreadKind, case: &str) -> Output {
+fn run_confined(profile: &Profile, case: &str) -> Output {
     run(
         "jail::tests::confined_child",
-        &format!("{kind:?}:{case}"),
+        &format!("{}:{case}", profile.name),
         Path::new("/"),
     )
 }
@@ -162,67 +165,74 @@ fn killed_by_sigsys(status: ExitStatus) -> bool {
     status.signal() == Some(libc::SIGSYS)
 }
 
+/// Calls that no thread may make.
+const FORBIDDEN: [&str; 6] = [
+    "inet socket",
+    "exec",
+    "executable memory",
+    "thread",
+    "other ioctl",
+    "raise a capability",
+];
+
+/// Calls that only some threads may make, with their profiles.
+fn restricted() -> [(&'static str, Vec<&'static Profile>); 4] {
+    [
+        ("open", vec![&fs::PROFILE]),
+        ("read capabilities", vec![&fs::PROFILE]),
+        ("socket pair", vec![&vsock::PROFILE, &vsock::STANDALONE]),
+        ("accept", vec![&vsock::STANDALONE]),
+    ]
+}
+
 #[test]
 fn a_forbidden_call_kills_the_process_by_sigsys() {
-    for kind in ThreadKind::ALL {
-        for case in [
-            "inet socket",
-            "exec",
-            "executable memory",
-            "thread",
-            "other ioctl",
-            "raise a capability",
-        ] {
-            let output = run_confined(kind, case);
-            assert!(killed_by_sigsys(output.status), "{kind:?} {case}: {output:?}");
+    for profile in calls::ALL {
+        let restricted = restricted();
+        let forbidden_here = restricted
+            .iter()
+            .filter(|(_, allowed)| !allowed.iter().any(|other| other.name == profile.name));
+        for case in FORBIDDEN.into_iter().chain(forbidden_here.map(|(case, _)| *case)) {
+            let output = run_confined(profile, case);
+            assert!(
+                killed_by_sigsys(output.status),
+                "{} {case}: {output:?}",
+                profile.name
+            );
         }
-    }
-    for kind in [ThreadKind::Vcpu, ThreadKind::Device, ThreadKind::Control] {
-        let output = run_confined(kind, "open");
-        assert!(
-            killed_by_sigsys(output.status),
-            "{kind:?} opens a file: {output:?}"
-        );
-    }
-    for kind in [ThreadKind::Vcpu, ThreadKind::FileServer, ThreadKind::Control] {
-        let output = run_confined(kind, "socket pair");
-        assert!(
-            killed_by_sigsys(output.status),
-            "{kind:?} makes sockets: {output:?}"
-        );
     }
 }
 
 #[test]
 fn allowed_calls_pass() {
     let everywhere = ["allocate", "allocate and free", "read an eventfd", "panic"];
-    let cases = ThreadKind::ALL
+    let everywhere = calls::ALL
+        .iter()
+        .flat_map(|profile| everywhere.map(|case| (*profile, case)));
+    let restricted = restricted()
         .into_iter()
-        .flat_map(|kind| everywhere.map(|case| (kind, case)))
-        .chain([
-            (ThreadKind::FileServer, "open"),
-            (ThreadKind::FileServer, "read capabilities"),
-            (ThreadKind::Device, "socket pair"),
-        ]);
-    for (kind, case) in cases {
-        let output = run_confined(kind, case);
-        assert!(output.status.success(), "{kind:?} {case}: {output:?}");
+        .flat_map(|(case, allowed)| allowed.into_iter().map(move |profile| (profile, case)));
+    for (profile, case) in everywhere.chain(restricted) {
+        let output = run_confined(profile, case);
+        let name = profile.name;
+        assert!(output.status.success(), "{name} {case}: {output:?}");
         assert!(
             String::from_utf8_lossy(&output.stderr).contains("passed"),
-            "{kind:?} {case}: {output:?}"
+            "{name} {case}: {output:?}"
         );
     }
 }
 
 #[test]
 fn every_allowed_call_has_a_reason_and_is_listed_once() {
-    for kind in ThreadKind::ALL {
+    for profile in calls::ALL {
         let mut seen = std::collections::BTreeSet::new();
-        for call in calls::of(kind) {
-            assert!(!call.reason.is_empty(), "{kind:?}: {} has no reason", call.number);
+        for call in profile.calls() {
+            let name = profile.name;
+            assert!(!call.reason.is_empty(), "{name}: {} has no reason", call.number);
             assert!(
                 seen.insert(call.number),
-                "{kind:?}: {} is listed twice",
+                "{name}: {} is listed twice",
                 call.number
             );
         }
@@ -240,7 +250,7 @@ fn jailed_child() {
         assert_jailed(&share);
         let confinement = Confinement::closed(Violation::Kill).unwrap();
         let event = EventFd::from_value(1).unwrap();
-        confinement.confine(ThreadKind::FileServer).unwrap();
+        confinement.confine(&fs::PROFILE).unwrap();
         assert!(perform(&case, &event));
     });
 }
@@ -331,7 +341,7 @@ static EMPTY_FILE: OnceLock<File> = OnceLock::new();
 #[ignore = "other tests run it as a child process"]
 fn crashing_child() {
     let case = std::env::var(CASE).unwrap();
-    let (kind, case) = case.split_once(':').unwrap();
+    let (name, case) = case.split_once(':').unwrap();
     EMPTY_FILE.set(tempfile::tempfile().unwrap()).unwrap();
     fork_and_wait(|| {
         // As the shim starts a VMM: PID 1 of its PID namespace.
@@ -341,7 +351,7 @@ fn crashing_child() {
             enter(None).unwrap();
             let confinement = Confinement::closed(Violation::Kill).unwrap();
             let event = EventFd::from_value(1).unwrap();
-            confinement.confine(kind_by_name(kind)).unwrap();
+            confinement.confine(profile_by_name(name)).unwrap();
             perform(case, &event);
         });
         println!("{status:?}");
@@ -353,7 +363,8 @@ fn a_crash_of_a_confined_pid_1_has_its_own_signal_or_exit_code() {
     if !is_root() {
         return;
     }
-    for kind in ThreadKind::ALL {
+    for profile in calls::ALL {
+        let name = profile.name;
         for (case, end) in [
             ("read address 8", "SIGSEGV"),
             ("touch a page beyond the end of a file", "SIGBUS"),
@@ -361,9 +372,9 @@ fn a_crash_of_a_confined_pid_1_has_its_own_signal_or_exit_code() {
             ("exec", "SIGSYS"),
         ] {
             let test = "jail::tests::crashing_child";
-            let output = run(test, &format!("{kind:?}:{case}"), Path::new(""));
+            let output = run(test, &format!("{name}:{case}"), Path::new(""));
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            assert!(text.contains(end), "{kind:?} {case}: {output:?}");
+            assert!(text.contains(end), "{name} {case}: {output:?}");
         }
     }
 }

@@ -28,7 +28,8 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use nacre_protocol::control::Outcome;
 
 use crate::bus::Bus;
-use crate::jail::{self, Confinement, ThreadKind};
+use crate::jail::calls::VCPU;
+use crate::jail::{self, Confinement};
 use crate::machine::vm_exit::VmExit;
 use crate::process::{THREAD_STACK, panic_text};
 
@@ -176,7 +177,7 @@ impl Vcpu {
 }
 
 fn confine(sync: &StartSync, confinement: &Confinement) -> State {
-    let result = confinement.confine(ThreadKind::Vcpu);
+    let result = confinement.confine(&VCPU);
     let next = if result.is_ok() {
         State::WaitingForStart
     } else {

@@ -13,7 +13,7 @@
 //! ```no_run
 //! # use nacre_vmm::virtio::worker::{ActiveDevice, DataPath, Fault, Notify, Worker};
 //! # use nacre_vmm::virtio::{DeviceError, Env};
-//! # use nacre_vmm::jail::ThreadKind;
+//! # use nacre_vmm::jail::calls::rng;
 //! struct ZeroDataPath;
 //!
 //! impl DataPath for ZeroDataPath {
@@ -29,10 +29,10 @@
 //!     }
 //! }
 //!
-//! // The jail has a table of system calls per thread kind (jail/calls/); `spawn` confines the thread before it
-//! // returns. The closure builds the data path on that thread, while it may still open files.
+//! // The jail has a profile per kind of thread (jail/calls/); `spawn` confines the thread before it returns.
+//! // The closure builds the data path on that thread, while it may still open files.
 //! fn spawn(env: &Env) -> Result<Worker, DeviceError> {
-//!     Worker::spawn("zero", ThreadKind::Device, env, || Ok(ZeroDataPath))
+//!     Worker::spawn("zero", &rng::PROFILE, env, || Ok(ZeroDataPath))
 //! }
 //! ```
 //!

@@ -8,7 +8,7 @@ use vm_memory::Bytes as _;
 
 use super::worker::{ActiveDevice, Chain, DataPath, Fault, Notify, Worker};
 use super::{Activation, DeviceError, Env, Memory, VirtioDevice, read_config_from};
-use crate::jail::ThreadKind;
+use crate::jail::calls::rng;
 
 /// Most bytes returned for one request. A driver that wants more sends another one; Linux requests at most 64
 /// bytes.
@@ -29,7 +29,7 @@ impl Rng {
     /// # Errors
     /// [`DeviceError`] if the worker can't be spawned.
     pub fn new(env: &Env) -> Result<Self, DeviceError> {
-        let worker = Worker::spawn(NAME, ThreadKind::Device, env, || Ok(RngDataPath))?;
+        let worker = Worker::spawn(NAME, &rng::PROFILE, env, || Ok(RngDataPath))?;
         Ok(Self { worker })
     }
 }

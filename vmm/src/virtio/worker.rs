@@ -32,7 +32,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::token::Token;
 use super::{Activation, DeviceError, Env, Memory, Report};
-use crate::jail::ThreadKind;
+use crate::jail::Profile;
 use crate::process::{THREAD_STACK, panic_text};
 pub use active::{ActiveDevice, Notify, Poller};
 pub use fault::Fault;
@@ -95,7 +95,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Spawns a thread of `kind` for device `name` and returns once it has confined itself. `build`
+    /// Spawns a thread with `profile` for device `name` and returns once it has confined itself. `build`
     /// constructs the data path on that thread before it is confined, so it may open what the data path
     /// needs.
     ///
@@ -103,7 +103,7 @@ impl Worker {
     /// [`DeviceError`] if the thread can't be spawned, `build` fails, or the thread can't be confined.
     pub fn spawn<D: DataPath>(
         name: &'static str,
-        kind: ThreadKind,
+        profile: &'static Profile,
         env: &Env,
         build: impl FnOnce() -> Result<D, Box<dyn Error + Send + Sync>> + Send + 'static,
     ) -> Result<Self, DeviceError> {
@@ -125,7 +125,7 @@ impl Worker {
                 let poller = worker_thread
                     .poller()
                     .map_err(|error| format!("create epoll set: {error}"))?;
-                confinement.confine(kind).map_err(|error| error.to_string())?;
+                confinement.confine(profile).map_err(|error| error.to_string())?;
                 Ok((path, poller))
             });
             // Sending can't fail: spawn keeps the receiver until it has received.

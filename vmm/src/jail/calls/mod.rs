@@ -1,13 +1,63 @@
-//! The allowlists of system calls: one table per thread kind and one for all kinds, each entry with the
-//! reason why the call is needed. [`super::filter`] compiles them; no call may be listed twice for a kind.
+//! The profiles of the VMM's threads: what each kind of thread keeps in the jail, each system call with the
+//! reason why it is needed. A virtio device names the profile of its worker in its
+//! [`crate::virtio::Spec`]; a new device adds a file here, and its line in [`ALL`]. [`super::filter`] compiles
+//! the tables; no call may be listed twice in a profile.
 
 mod common;
 mod control;
-mod device;
-mod file_server;
+pub mod fs;
+pub mod rng;
 mod vcpu;
+pub mod vsock;
+mod worker;
 
-use super::ThreadKind;
+use rustix::thread::CapabilitySet;
+
+/// What a kind of thread keeps: capabilities and system calls.
+#[derive(Debug)]
+pub struct Profile {
+    /// For messages and tests.
+    pub name: &'static str,
+    /// Kept of the process's capabilities.
+    pub capabilities: CapabilitySet,
+    /// Whether the thread gets a working directory and a umask of its own (CLONE_FS), because it changes them.
+    pub own_working_directory: bool,
+    /// Tables of the system calls that it may make.
+    pub(super) calls: &'static [&'static [Call]],
+}
+
+impl Profile {
+    /// All allowed system calls.
+    pub(super) fn calls(&self) -> impl Iterator<Item = &'static Call> {
+        self.calls.iter().copied().flatten()
+    }
+}
+
+/// Runs a vCPU.
+pub static VCPU: Profile = Profile {
+    name: "vcpu",
+    capabilities: CapabilitySet::empty(),
+    own_working_directory: false,
+    calls: &[common::CALLS, vcpu::CALLS],
+};
+
+/// The main thread: the control socket and the VM's exit.
+pub static CONTROL: Profile = Profile {
+    name: "control",
+    capabilities: CapabilitySet::empty(),
+    own_working_directory: false,
+    calls: &[common::CALLS, control::CALLS],
+};
+
+/// Every profile once. The process keeps the capabilities of all of them together.
+pub static ALL: &[&Profile] = &[
+    &VCPU,
+    &CONTROL,
+    &fs::PROFILE,
+    &rng::PROFILE,
+    &vsock::PROFILE,
+    &vsock::STANDALONE,
+];
 
 /// An allowed system call.
 #[derive(Debug, Clone, Copy)]
@@ -17,10 +67,6 @@ pub struct Call {
     /// The condition on its arguments.
     pub argument: Argument,
     /// Which operation of ours makes it.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "documents the table; only a test reads it")
-    )]
     pub reason: &'static str,
 }
 
@@ -45,17 +91,6 @@ pub enum Argument {
         /// The forbidden bits.
         bits: u64,
     },
-}
-
-/// The system calls that a thread of `kind` may make.
-pub fn of(kind: ThreadKind) -> impl Iterator<Item = &'static Call> {
-    let table = match kind {
-        ThreadKind::Vcpu => vcpu::CALLS,
-        ThreadKind::Device => device::CALLS,
-        ThreadKind::FileServer => file_server::CALLS,
-        ThreadKind::Control => control::CALLS,
-    };
-    common::CALLS.iter().chain(table)
 }
 
 const fn any(number: i64, reason: &'static str) -> Call {

@@ -43,7 +43,7 @@ use virtiofsd::server::Server;
 
 use super::worker::{ActiveDevice, DataPath, Fault, Notify, Worker};
 use super::{Activation, DeviceError, Env, VirtioDevice, read_config_from};
-use crate::jail::ThreadKind;
+use crate::jail::calls;
 use memory_view::MemoryView;
 use tree::Tree;
 
@@ -123,7 +123,7 @@ impl Fs {
             device: NAME,
             reason: format!("expected a tag of 1 to {TAG_BYTES} bytes, got {:?}", config.tag),
         })?;
-        let worker = Worker::spawn(NAME, ThreadKind::FileServer, env, move || FsDataPath::new(config))?;
+        let worker = Worker::spawn(NAME, &calls::fs::PROFILE, env, move || FsDataPath::new(config))?;
         Ok(Self { worker, config_space })
     }
 }

@@ -30,7 +30,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::worker::{ActiveDevice, DataPath, Fault, Notify, Worker};
 use super::{Activation, DeviceError, Env, VirtioDevice, read_config_from};
-use crate::jail::ThreadKind;
+use crate::jail::calls;
 use muxer::Muxer;
 pub use packet::Ports;
 use packet::{MAX_PAYLOAD, Packet};
@@ -86,6 +86,10 @@ impl Vsock {
     /// # Errors
     /// [`DeviceError`] if the worker can't be spawned.
     pub fn new(config: Config, env: &Env) -> Result<Self, DeviceError> {
+        let profile = match config.listener {
+            None => &calls::vsock::PROFILE,
+            Some(_) => &calls::vsock::STANDALONE,
+        };
         let build = move || {
             let muxer = Muxer::new(config.host, LISTENER.wrapping_add(1));
             Ok(VsockDataPath {
@@ -93,7 +97,7 @@ impl Vsock {
                 listener: config.listener,
             })
         };
-        let worker = Worker::spawn(NAME, ThreadKind::Device, env, build)?;
+        let worker = Worker::spawn(NAME, profile, env, build)?;
         Ok(Self { worker })
     }
 }

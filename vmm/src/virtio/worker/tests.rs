@@ -1,6 +1,7 @@
 //! The worker with a data path that succeeds, fails or panics as the driver's buffer says.
 
 use super::*;
+use crate::jail::calls::rng;
 use crate::virtio::testing::{BUFFERS, DEADLINE, Driver, writable};
 
 /// The first byte of a buffer selects: 'f' fails, 'p' panics, anything else succeeds with 7 bytes written.
@@ -26,7 +27,7 @@ impl DataPath for TestDataPath {
 }
 
 fn start(driver: &Driver) -> Worker {
-    let worker = Worker::spawn("test", ThreadKind::Device, &driver.env(), || Ok(TestDataPath)).unwrap();
+    let worker = Worker::spawn("test", &rng::PROFILE, &driver.env(), || Ok(TestDataPath)).unwrap();
     worker.activate(driver.activation(u64::MAX)).unwrap();
     worker
 }
@@ -134,7 +135,7 @@ fn broken_rings_need_a_reset() {
 #[test]
 fn queues_outside_of_memory_need_a_reset() {
     let driver = Driver::new(&[16]);
-    let worker = Worker::spawn("test", ThreadKind::Device, &driver.env(), || Ok(TestDataPath)).unwrap();
+    let worker = Worker::spawn("test", &rng::PROFILE, &driver.env(), || Ok(TestDataPath)).unwrap();
     let mut activation = driver.activation(u64::MAX);
     activation.queues[0]
         .queue
@@ -148,13 +149,7 @@ fn queues_outside_of_memory_need_a_reset() {
 #[test]
 fn a_data_path_that_cannot_be_built_is_an_error() {
     let driver = Driver::new(&[16]);
-    let made =
-        Worker::spawn::<TestDataPath>(
-            "test",
-            ThreadKind::Device,
-            &driver.env(),
-            || Err("no tree".into()),
-        );
+    let made = Worker::spawn::<TestDataPath>("test", &rng::PROFILE, &driver.env(), || Err("no tree".into()));
     assert_eq!(made.err().unwrap().to_string(), "virtio device test: no tree");
 }
 
@@ -178,7 +173,7 @@ fn the_late_answer_to_a_timed_out_reset_is_not_taken_for_the_next_one() {
     let mut driver = Driver::new(&[16]);
     let (entered, has_entered) = channel();
     let (release, may_return) = channel();
-    let mut worker = Worker::spawn("test", ThreadKind::Device, &driver.env(), || {
+    let mut worker = Worker::spawn("test", &rng::PROFILE, &driver.env(), || {
         Ok(BlockingDataPath { entered, may_return })
     })
     .unwrap();

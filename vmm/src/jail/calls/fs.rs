@@ -1,20 +1,31 @@
-//! System calls of the file server's thread (virtio-fs): what virtiofsd's library calls to serve the shared
-//! tree. Each reason names the FUSE request. Without open_by_handle_at, which opens files outside of the
-//! tree.
+//! The file server's thread (virtio-fs): what virtiofsd's library needs to serve the shared tree on behalf of
+//! any user of the guest. Each reason names the FUSE request. Without open_by_handle_at, which opens files
+//! outside of the tree.
 
-use super::{Call, any, options};
+use rustix::thread::CapabilitySet;
 
-pub const CALLS: &[Call] = &[
-    // The event loop.
-    any(libc::SYS_epoll_create1, "an event loop per activation"),
-    any(libc::SYS_epoll_ctl, "adds and removes queues"),
-    any(libc::SYS_epoll_wait, "waits for events"),
-    any(
-        libc::SYS_epoll_pwait,
-        "waits for events; some C libraries use this call",
-    ),
-    any(libc::SYS_poll, "waits for one descriptor"),
-    any(libc::SYS_eventfd2, "eventfds"),
+use super::{Call, Profile, any, common, options, worker};
+
+/// The worker of virtio-fs.
+pub static PROFILE: Profile = Profile {
+    name: "fs",
+    capabilities: CAPABILITIES,
+    own_working_directory: true,
+    calls: &[common::CALLS, worker::CALLS, CALLS],
+};
+
+/// CAP_DAC_READ_SEARCH is left out because it permits open_by_handle_at, which opens any file of a file
+/// system, also outside of the shared tree; CAP_DAC_OVERRIDE covers everything else that it permits.
+const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN // chown by the guest's root
+    .union(CapabilitySet::DAC_OVERRIDE) // access by the guest's root to files of other users
+    .union(CapabilitySet::FOWNER) // chmod, utimes and sticky directories by the guest's root
+    .union(CapabilitySet::FSETID) // keeps set-user-ID and set-group-ID bits if the guest's kernel says so
+    .union(CapabilitySet::SETUID) // creates files as the guest's user
+    .union(CapabilitySet::SETGID) // creates files as the guest's group
+    .union(CapabilitySet::MKNOD) // device nodes and overlay whiteouts
+    .union(CapabilitySet::SETFCAP); // the extended attribute security.capability
+
+const CALLS: &[Call] = &[
     // Reading the tree.
     any(
         libc::SYS_openat,
@@ -55,7 +66,6 @@ pub const CALLS: &[Call] = &[
     any(libc::SYS_fsync, "fsync"),
     any(libc::SYS_fdatasync, "fsync of data"),
     any(libc::SYS_syncfs, "syncfs"),
-    any(libc::SYS_flock, "flock"),
     any(libc::SYS_dup, "flush: closes a duplicate"),
     // Changing the tree.
     any(libc::SYS_mkdirat, "mkdir"),
