@@ -9,10 +9,7 @@ use crate::jail::Confinement;
 use crate::kvm::Vm;
 use crate::kvm::vcpu::IoBuses;
 use crate::transport::mmio::{INTERRUPT_ACK, KvmNotifiers, MmioTransport, QUEUE_NOTIFY, USED_BUFFERS};
-use crate::virtio::fs::{self, Fs};
-use crate::virtio::rng::Rng;
-use crate::virtio::vsock::{self, Vsock};
-use crate::virtio::{Env, Memory, Report, VirtioDevice};
+use crate::virtio::{Device, Env, Memory, Report, fs, rng, vsock};
 
 /// The host side of the virtio devices that need a configuration.
 pub struct DeviceConfigs {
@@ -22,21 +19,19 @@ pub struct DeviceConfigs {
     pub fs: Option<fs::Config>,
 }
 
-/// Creates the devices with their workers, in the order of their MMIO windows.
+/// Creates the devices with their workers, one row per device, in the order of their MMIO windows.
 pub(super) fn create(
     configs: DeviceConfigs,
     confinement: &Confinement,
     vm_exit: &VmExit,
-) -> Result<Vec<Box<dyn VirtioDevice>>, Error> {
+) -> Result<Vec<Device>, Error> {
     let env = worker_env(confinement, vm_exit);
-    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
-        Box::new(Vsock::new(configs.vsock, &env)?),
-        Box::new(Rng::new(&env)?),
+    let devices = [
+        Some(vsock::spawn(configs.vsock, &env)),
+        Some(rng::spawn(&env)),
+        configs.fs.map(|config| fs::spawn(config, &env)),
     ];
-    if let Some(fs) = configs.fs {
-        devices.push(Box::new(Fs::new(fs, &env)?));
-    }
-    Ok(devices)
+    Ok(devices.into_iter().flatten().collect::<Result<_, _>>()?)
 }
 
 /// The confinement of the workers, and what happens when one fails.
@@ -47,15 +42,15 @@ fn worker_env(confinement: &Confinement, vm_exit: &VmExit) -> Env {
         report: Arc::new(move |report| match report {
             // The VM continues and the guest's driver resets the device. The worker bounds the number of
             // reports.
-            Report::Stopped { device, reason } => eprintln!("nacre-vmm: virtio {device} stopped: {reason}"),
-            Report::Died { device, reason } => vm_exit.set_fault(format!("virtio {device}"), reason),
+            Report::Stopped { device, fault } => eprintln!("nacre-vmm: virtio {device} stopped: {fault}"),
+            Report::Died { device, death } => vm_exit.set_fault(format!("virtio {device}"), death),
         }),
     }
 }
 
 /// Attaches each of `devices` to the MMIO bus and to KVM; returns how many there are.
 pub(super) fn attach(
-    devices: Vec<Box<dyn VirtioDevice>>,
+    devices: Vec<Device>,
     vm: &Vm,
     memory: &Arc<Memory>,
     buses: &mut IoBuses,
@@ -66,7 +61,7 @@ pub(super) fn attach(
     let count = count.ok_or(Error::TooManyDevices(devices.len()))?;
     for (index, device) in (0..count).zip(devices) {
         let window = layout::mmio_window(index);
-        let notifiers = notifiers(device.as_ref(), vm, index)?;
+        let notifiers = notifiers(&device, vm, index)?;
         let name = device.name();
         let transport = MmioTransport::new(device, Arc::clone(memory), notifiers);
         buses
@@ -77,7 +72,7 @@ pub(super) fn attach(
 }
 
 /// Registers the irqfd and the ioeventfds of the `index`th device with KVM.
-fn notifiers(device: &dyn VirtioDevice, vm: &Vm, index: u8) -> Result<KvmNotifiers, Error> {
+fn notifiers(device: &Device, vm: &Vm, index: u8) -> Result<KvmNotifiers, Error> {
     let window = layout::mmio_window(index);
     let mut ioeventfds = Vec::new();
     for (queue, _) in (0..).zip(device.queue_sizes()) {

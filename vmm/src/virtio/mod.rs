@@ -1,19 +1,35 @@
 //! Virtio devices. A device knows its queues, guest memory and one interrupt per queue, never its transport
 //! (`crate::transport`), so that a second transport changes no device.
 //!
-//! A device is owned by its transport, which handles the driver's register accesses on a vCPU thread. On
-//! DRIVER_OK the transport calls [`VirtioDevice::activate`]; from then on the queues belong to a [`worker`]
-//! thread, which waits for the queues' kick eventfds and raises interrupts through [`Interrupt`]. No vCPU
-//! thread ever accesses a queue.
+//! A [`Device`] is owned by its transport, which handles the driver's register accesses on a vCPU thread. On
+//! DRIVER_OK the transport calls [`Device::activate`]; from then on the queues belong to a [`worker`] thread,
+//! which waits for the queues' kick eventfds and raises interrupts through [`Interrupt`]. No vCPU thread ever
+//! accesses a queue.
 //!
-//! # How to write a device
+//! # A device, annotated
 //!
-//! A device has two halves. The data path runs on the worker's thread:
+//! A device is a [`Spec`] and a [`worker::DataPath`]. Everything else is the same for all devices: registers,
+//! interrupts, the thread, its jail, reset and pause.
 //!
 //! ```no_run
-//! # use nacre_vmm::virtio::worker::{ActiveDevice, DataPath, Fault, Notify, Worker};
-//! # use nacre_vmm::virtio::{DeviceError, Env};
+//! # use nacre_vmm::virtio::worker::{ActiveDevice, DataPath, Fault, Notify};
+//! # use nacre_vmm::virtio::{Device, DeviceError, Env, Spec};
 //! # use nacre_vmm::jail::calls::rng;
+//! /// Creates the device and spawns its worker. Called from the list in `machine/virtio_devices.rs`.
+//! pub fn spawn(env: &Env) -> Result<Device, DeviceError> {
+//!     let spec = Spec {
+//!         name: "zero",            // in messages, and of the worker's thread
+//!         device_type: 4,          // which driver the guest binds (virtio 1.2, 5)
+//!         queue_sizes: vec![16],   // one queue of 16 descriptors
+//!         features: 0,             // of this type of device; VERSION_1 and the rings' are added
+//!         config: vec![0; 8],      // the configuration space (virtio 1.2, 2.5)
+//!         config_writable: 4..8,   // what the driver may write of it
+//!         profile: &rng::PROFILE,  // what the worker keeps in the jail; a file in jail/calls/
+//!     };
+//!     // The closure runs on the worker's thread before that is confined: it may still open files.
+//!     Device::spawn(spec, env, || Ok(ZeroDataPath))
+//! }
+//!
 //! struct ZeroDataPath;
 //!
 //! impl DataPath for ZeroDataPath {
@@ -27,19 +43,19 @@
 //!             0
 //!         })
 //!     }
-//! }
 //!
-//! // The jail has a profile per kind of thread (jail/calls/); `spawn` confines the thread before it returns.
-//! // The closure builds the data path on that thread, while it may still open files.
-//! fn spawn(env: &Env) -> Result<Worker, DeviceError> {
-//!     Worker::spawn("zero", &rng::PROFILE, env, || Ok(ZeroDataPath))
+//!     // The driver wrote to bytes 4 to 8 of the configuration space. `update` is the device's side: it
+//!     // changes bytes and raises a configuration change interrupt.
+//!     fn on_config_write(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
+//!         let mut wanted = [0; 4];
+//!         active.config.read(4, &mut wanted);
+//!         let _ = active.config.update(0, &wanted);
+//!         Ok(())
+//!     }
 //! }
 //! ```
 //!
-//! The other half implements [`VirtioDevice`]: constants, and `activate` and `reset` forwarded to the
-//! [`worker::Worker`]. [`rng`] is the shortest complete example. Then add the device to the list in
-//! `machine/virtio_devices.rs`, and test it with the driver in `testing.rs`, malformed chains included, once
-//! more confined.
+//! [`rng`] is the shortest complete example. docs/howto.md has the steps, tests included.
 //!
 //! Everything here reads what a guest wrote and must not panic on it, which the lints below enforce.
 #![cfg_attr(
@@ -53,6 +69,8 @@
     )
 )]
 
+mod config_space;
+mod device;
 pub mod fs;
 pub mod rng;
 #[cfg(test)]
@@ -66,7 +84,10 @@ use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use self::worker::Fault;
 use crate::jail::Confinement;
+pub use config_space::{ConfigSpace, NotWritable};
+pub use device::{Device, DeviceError, Spec};
 
 /// Guest memory. It does not record which pages devices write, because nothing reads such a record. Whatever
 /// does will give this type a bitmap that can be switched on and off.
@@ -97,22 +118,12 @@ pub struct ActiveQueue {
 pub struct Activation {
     /// All of guest memory.
     pub memory: Arc<Memory>,
-    /// The queues, in order; exactly as many as [`VirtioDevice::queue_sizes`] has.
+    /// The queues, in order; exactly as many as [`Device::queue_sizes`] has.
     pub queues: Vec<ActiveQueue>,
     /// Notifies the driver.
     pub interrupt: Arc<dyn Interrupt>,
-    /// Features that the driver accepted: a subset of [`VirtioDevice::features`].
+    /// Features that the driver accepted: a subset of [`Device::features`].
     pub features: u64,
-}
-
-/// Why a device could not be created, activated or reset.
-#[derive(Debug, thiserror::Error)]
-#[error("virtio device {device}: {reason}")]
-pub struct DeviceError {
-    /// The device's [`VirtioDevice::name`].
-    pub device: &'static str,
-    /// The operation that failed, and its error.
-    pub reason: String,
 }
 
 /// What every device gets from the VM that it belongs to.
@@ -125,63 +136,32 @@ pub struct Env {
 }
 
 /// A failure that a device's worker reports to the VM.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Report {
     /// The device stopped and set DEVICE_NEEDS_RESET; the VM continues. One device reports this at most
     /// [`worker::MAX_REPORTS`] times.
     Stopped {
-        /// The device's [`VirtioDevice::name`].
+        /// The device's [`Spec::name`].
         device: &'static str,
-        /// The text of the [`worker::Fault`].
-        reason: String,
+        /// Why.
+        fault: Fault,
     },
-    /// The worker's thread panicked and has exited: the VM must stop.
+    /// The worker's thread has exited: the VM must stop.
     Died {
-        /// The device's [`VirtioDevice::name`].
+        /// The device's [`Spec::name`].
         device: &'static str,
-        /// The message of the panic, or the error of epoll_wait.
-        reason: String,
+        /// Why.
+        death: WorkerDeath,
     },
 }
 
-/// A virtio device as its transport uses it. The methods are called on vCPU threads, whose seccomp filter is
-/// narrow: they may take locks, allocate, send on channels and write an eventfd, and must make no other
-/// system call.
-pub trait VirtioDevice: Send {
-    /// A short name for messages, such as "vsock".
-    fn name(&self) -> &'static str;
-    /// The device ID (virtio 1.2, 5).
-    fn device_type(&self) -> u32;
-    /// The maximum size of each queue, in descriptors; one entry per queue.
-    fn queue_sizes(&self) -> &[u16];
-    /// The features offered (virtio 1.2, 6), among them VIRTIO_F_VERSION_1.
-    fn features(&self) -> u64;
-    /// Reads the device configuration space at `offset`; bytes beyond its end read as 0.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
-    /// Starts the data path. If a queue turns out to be malformed later, the worker calls
-    /// [`Interrupt::signal_needs_reset`].
-    ///
-    /// # Errors
-    /// [`DeviceError`] if the worker can't take the queues; the transport must then set DEVICE_NEEDS_RESET.
-    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError>;
-    /// Stops the data path and drops the queues; the device can then be activated again. When it returns, no
-    /// thread accesses guest memory on behalf of this device. Has no effect on a device that is not active.
-    ///
-    /// # Errors
-    /// [`DeviceError`] if the worker does not answer; it may then still use the queues and guest memory.
-    fn reset(&mut self) -> Result<(), DeviceError>;
-}
-
-/// Copies the configuration space `config` at `offset` to `data`, with zeros beyond its end.
-pub(crate) fn read_config_from(config: &[u8], offset: u64, data: &mut [u8]) {
-    let tail = usize::try_from(offset)
-        .ok()
-        .and_then(|offset| config.get(offset..))
-        .unwrap_or_default();
-    for (byte, value) in data
-        .iter_mut()
-        .zip(tail.iter().copied().chain(std::iter::repeat(0)))
-    {
-        *byte = value;
-    }
+/// Why a worker's thread has exited by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerDeath {
+    /// It panicked with this message.
+    #[error("{0}")]
+    Panic(String),
+    /// It can't wait for events.
+    #[error("epoll_wait: {0}")]
+    Epoll(#[source] std::io::Error),
 }

@@ -1,67 +1,35 @@
 //! virtio-rng (virtio 1.2, 5.4): entropy for the guest, from the host's getrandom. Created by
 //! `machine/virtio_devices.rs`, served by a worker. It never stores the bytes that it returned.
 
-use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vm_memory::Bytes as _;
 
-use super::worker::{ActiveDevice, Chain, DataPath, Fault, Notify, Worker};
-use super::{Activation, DeviceError, Env, Memory, VirtioDevice, read_config_from};
-use crate::jail::calls::rng;
+use super::worker::{ActiveDevice, Chain, DataPath, Fault, Notify};
+use super::{Device, DeviceError, Env, Memory, Spec};
+use crate::jail::calls::rng::PROFILE;
 
 /// Most bytes returned for one request. A driver that wants more sends another one; Linux requests at most 64
 /// bytes.
 pub const MAX_REQUEST: usize = 64 * 1024;
 const QUEUE_SIZES: &[u16] = &[16];
-const NAME: &str = "rng";
 /// Bytes per getrandom call.
 const CHUNK: usize = 4096;
 
-/// The virtio-rng device, with one queue.
-pub struct Rng {
-    worker: Worker,
-}
-
-impl Rng {
-    /// Creates the device and spawns its worker.
-    ///
-    /// # Errors
-    /// [`DeviceError`] if the worker can't be spawned.
-    pub fn new(env: &Env) -> Result<Self, DeviceError> {
-        let worker = Worker::spawn(NAME, &rng::PROFILE, env, || Ok(RngDataPath))?;
-        Ok(Self { worker })
-    }
-}
-
-impl VirtioDevice for Rng {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn device_type(&self) -> u32 {
-        VIRTIO_ID_RNG
-    }
-
-    fn queue_sizes(&self) -> &[u16] {
-        QUEUE_SIZES
-    }
-
-    fn features(&self) -> u64 {
-        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX
-    }
-
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_from(&[], offset, data);
-    }
-
-    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        self.worker.activate(activation)
-    }
-
-    fn reset(&mut self) -> Result<(), DeviceError> {
-        self.worker.reset()
-    }
+/// Creates the device, with one queue, and spawns its worker.
+///
+/// # Errors
+/// [`DeviceError`] if the worker can't be spawned.
+pub fn spawn(env: &Env) -> Result<Device, DeviceError> {
+    let spec = Spec {
+        name: "rng",
+        device_type: VIRTIO_ID_RNG,
+        queue_sizes: QUEUE_SIZES.to_vec(),
+        features: 0,
+        config: Vec::new(),
+        config_writable: 0..0,
+        profile: &PROFILE,
+    };
+    Device::spawn(spec, env, || Ok(RngDataPath))
 }
 
 struct RngDataPath;
@@ -113,9 +81,9 @@ mod tests {
         BUFFERS, Driver, MEMORY_SIZE, Prng, assert_passes_confined, malformed_chains, readable, writable,
     };
 
-    fn activated() -> (Rng, Driver) {
+    fn activated() -> (Device, Driver) {
         let driver = Driver::new(QUEUE_SIZES);
-        let mut device = Rng::new(&driver.env()).unwrap();
+        let mut device = spawn(&driver.env()).unwrap();
         let activation = driver.activation(device.features());
         device.activate(activation).unwrap();
         (device, driver)

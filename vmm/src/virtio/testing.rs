@@ -57,6 +57,8 @@ pub fn assert_passes_confined(path: &str) {
 pub struct Signals {
     /// Used buffer notifications, by queue.
     pub queues: [u64; 4],
+    /// Configuration change notifications.
+    pub config: u64,
     pub needs_reset: u64,
 }
 
@@ -92,7 +94,9 @@ impl Interrupt for Interrupts {
         self.change(|signals| signals.queues[usize::from(index)] += 1);
     }
 
-    fn signal_config(&self) {}
+    fn signal_config(&self) {
+        self.change(|signals| signals.config += 1);
+    }
 
     fn signal_needs_reset(&self) {
         self.change(|signals| signals.needs_reset += 1);

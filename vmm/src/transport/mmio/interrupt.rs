@@ -19,7 +19,6 @@ const CONFIG_CHANGED: u32 = 2;
 pub(super) struct MmioInterrupt {
     irqfd: EventFd,
     pending: AtomicU32,
-    generation: AtomicU32,
     needs_reset: AtomicBool,
     log: LimitedLog,
 }
@@ -29,7 +28,6 @@ impl MmioInterrupt {
         Self {
             irqfd,
             pending: AtomicU32::new(0),
-            generation: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
             log: LimitedLog::new(),
         }
@@ -41,10 +39,6 @@ impl MmioInterrupt {
 
     pub(super) fn acknowledge(&self, reasons: u32) {
         self.pending.fetch_and(!reasons, Ordering::SeqCst);
-    }
-
-    pub(super) fn generation(&self) -> u32 {
-        self.generation.load(Ordering::SeqCst)
     }
 
     /// The bits of the status register that the device sets: DEVICE_NEEDS_RESET or none.
@@ -78,7 +72,6 @@ impl Interrupt for MmioInterrupt {
     }
 
     fn signal_config(&self) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
         self.raise(CONFIG_CHANGED);
     }
 

@@ -22,7 +22,7 @@ use self::register::{Half, Read, Write};
 use self::status::{DRIVER_OK, Transition};
 use crate::bus::BusDevice;
 use crate::log::LimitedLog;
-use crate::virtio::{Activation, ActiveQueue, Interrupt as _, Memory, VirtioDevice};
+use crate::virtio::{Activation, ActiveQueue, Device, Interrupt as _, Memory};
 
 /// VIRTIO_F_VERSION_1: compliance with virtio 1.0 and later (virtio 1.2, 6).
 const VERSION_1: u64 = 1 << 32;
@@ -53,7 +53,7 @@ pub struct KvmNotifiers {
 
 /// A device with its registers.
 pub struct MmioTransport {
-    device: Box<dyn VirtioDevice>,
+    device: Device,
     memory: Arc<Memory>,
     interrupt: Arc<MmioInterrupt>,
     ioeventfds: Vec<EventFd>,
@@ -75,7 +75,7 @@ struct Selected {
 impl MmioTransport {
     /// Wraps `device`, which is then in its initial state.
     #[must_use]
-    pub fn new(device: Box<dyn VirtioDevice>, memory: Arc<Memory>, notifiers: KvmNotifiers) -> Self {
+    pub fn new(device: Device, memory: Arc<Memory>, notifiers: KvmNotifiers) -> Self {
         let queues = device
             .queue_sizes()
             .iter()
@@ -110,7 +110,7 @@ impl MmioTransport {
             Read::InterruptStatus => self.interrupt.pending(),
             Read::Status => u32::from(self.status | self.interrupt.status_bits()),
             Read::SharedMemory => NO_SHARED_MEMORY,
-            Read::ConfigGeneration => self.interrupt.generation(),
+            Read::ConfigGeneration => self.device.config().generation(),
         }
     }
 
@@ -235,7 +235,9 @@ impl MmioTransport {
             interrupt: Arc::clone(&self.interrupt) as Arc<_>,
             features: self.driver_features,
         };
-        self.device.activate(activation).map_err(|error| error.reason)
+        self.device
+            .activate(activation)
+            .map_err(|error| error.source.to_string())
     }
 
     /// Stops the device and sets all registers to their initial values.
@@ -245,7 +247,7 @@ impl MmioTransport {
         {
             // The worker may still use the queues, so the device must not be activated again.
             self.interrupt.signal_needs_reset();
-            return self.log(&format!("not reset: {}", error.reason));
+            return self.log(&format!("not reset: {}", error.source));
         }
         self.status = 0;
         self.driver_features = 0;
@@ -268,7 +270,7 @@ impl MmioTransport {
 impl BusDevice for MmioTransport {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let Some(offset) = offset.checked_sub(register::CONFIG) {
-            return self.device.read_config(offset, data);
+            return self.device.config().read(offset, data);
         }
         let value = match <&mut [u8; 4]>::try_from(&mut *data) {
             Ok(word) => {
@@ -283,6 +285,12 @@ impl BusDevice for MmioTransport {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
+        if let Some(offset) = offset.checked_sub(register::CONFIG) {
+            if let Err(error) = self.device.config().write(offset, data) {
+                self.log_misuse(&format!("writes its configuration: {error}"));
+            }
+            return;
+        }
         let word = <[u8; 4]>::try_from(data).map(u32::from_le_bytes);
         match (register::write(offset), word) {
             (Some(register), Ok(value)) => self.write_register(register, value),

@@ -1,67 +1,56 @@
-//! The transport with in-memory guest RAM and a test device that records the calls to it.
+//! The transport with in-memory guest RAM and a device whose worker serves no queue.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use super::*;
-use crate::virtio::{DeviceError, Interrupt};
-use virtio_queue::QueueT as _;
+use crate::jail::Confinement;
+use crate::jail::calls::rng;
+use crate::virtio::testing::DEADLINE;
+use crate::virtio::worker::{ActiveDevice, DataPath, Fault};
+use crate::virtio::{Env, Interrupt, Report, Spec};
+use virtio_queue::QueueState;
 
-const FEATURES: u64 = VERSION_1 | 1 << 29 | 1;
+const FEATURES: u64 = VERSION_1 | 1 << 29 | 1 << 28 | 1;
 const MEMORY: u64 = 1 << 20;
 
-#[derive(Default)]
-struct Calls {
-    activations: Vec<Activation>,
-    resets: u32,
-    refuse: bool,
-    stuck: bool,
+/// Blocks in `stop` until the test drops the sender.
+struct TestDataPath(Receiver<()>);
+
+impl DataPath for TestDataPath {
+    fn on_queue(&mut self, _index: u16, _active: &mut ActiveDevice) -> Result<(), Fault> {
+        panic!("asked to panic")
+    }
+
+    fn stop(&mut self, _active: &mut ActiveDevice) {
+        // Fails once the sender is dropped.
+        let _ = self.0.recv();
+    }
 }
 
-struct Device(Arc<Mutex<Calls>>);
-
-impl VirtioDevice for Device {
-    fn name(&self) -> &'static str {
-        "test"
-    }
-    fn device_type(&self) -> u32 {
-        4
-    }
-    fn queue_sizes(&self) -> &[u16] {
-        &[8, 16]
-    }
-    fn features(&self) -> u64 {
-        FEATURES
-    }
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(u8::try_from(offset).unwrap_or(0));
-    }
-    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        let mut calls = self.0.lock().unwrap();
-        if calls.refuse {
-            return Err(DeviceError {
-                device: "test",
-                reason: "no".to_owned(),
-            });
-        }
-        calls.activations.push(activation);
-        Ok(())
-    }
-    fn reset(&mut self) -> Result<(), DeviceError> {
-        let mut calls = self.0.lock().unwrap();
-        calls.resets += 1;
-        if calls.stuck {
-            return Err(DeviceError {
-                device: "test",
-                reason: "the worker does not answer".to_owned(),
-            });
-        }
-        Ok(())
-    }
+fn device(may_stop: Receiver<()>, reports: Sender<Report>) -> Device {
+    let spec = Spec {
+        name: "test",
+        device_type: 4,
+        queue_sizes: vec![8, 16],
+        features: 1,
+        config: (0..8).collect(),
+        config_writable: 4..8,
+        profile: &rng::PROFILE,
+    };
+    let env = Env {
+        confinement: Confinement::none(),
+        report: Arc::new(move |report| drop(reports.send(report))),
+    };
+    Device::spawn(spec, &env, || Ok(TestDataPath(may_stop))).unwrap()
 }
 
 struct Driver {
+    /// Dropped to let the data path stop, so before the device.
+    may_stop: Option<Sender<()>>,
     transport: MmioTransport,
-    calls: Arc<Mutex<Calls>>,
+    reports: Receiver<Report>,
     irqfd: EventFd,
     ioeventfds: Vec<EventFd>,
 }
@@ -72,7 +61,8 @@ fn event() -> EventFd {
 
 impl Driver {
     fn new() -> Self {
-        let calls = Arc::new(Mutex::new(Calls::default()));
+        let (may_stop, stops) = channel();
+        let (reporter, reports) = channel();
         let memory = Arc::new(crate::machine::memory::allocate(MEMORY).unwrap());
         let (irqfd, ioeventfds) = (event(), vec![event(), event()]);
         let notifiers = KvmNotifiers {
@@ -82,10 +72,11 @@ impl Driver {
                 .map(|event| event.try_clone().unwrap())
                 .collect(),
         };
-        let transport = MmioTransport::new(Box::new(Device(Arc::clone(&calls))), memory, notifiers);
+        let transport = MmioTransport::new(device(stops, reporter), memory, notifiers);
         Self {
+            may_stop: Some(may_stop),
             transport,
-            calls,
+            reports,
             irqfd,
             ioeventfds,
         }
@@ -136,6 +127,17 @@ impl Driver {
         self.write(0x70, 15);
     }
 
+    /// The queues that the device has; none if it is not active.
+    fn active_queues(&mut self) -> Vec<QueueState> {
+        let queues = self.transport.device.pause().unwrap();
+        self.transport.device.resume().unwrap();
+        queues
+    }
+
+    fn interrupt(&self) -> Arc<dyn Interrupt> {
+        Arc::clone(&self.transport.interrupt) as Arc<_>
+    }
+
     fn needs_reset(&mut self) -> bool {
         self.read(0x70) & 0x40 != 0
     }
@@ -146,7 +148,7 @@ fn the_identification_registers_describe_the_device() {
     let mut driver = Driver::new();
     assert_eq!(driver.read(0), u32::from_le_bytes(*b"virt"));
     assert_eq!((driver.read(4), driver.read(8)), (2, 4));
-    for (half, features) in [(0, 1 | 1 << 29), (1, 1), (2, 0)] {
+    for (half, features) in [(0, 1 | 1 << 28 | 1 << 29), (1, 1), (2, 0)] {
         driver.write(0x14, half);
         assert_eq!(driver.read(0x10), features, "half {half}");
     }
@@ -164,24 +166,12 @@ fn a_valid_driver_activates_the_device_once_with_its_queues() {
     driver.activate();
     driver.write(0x70, 15);
     assert_eq!(driver.read(0x70), 15);
-    let calls = driver.calls.lock().unwrap();
-    let [activation] = &calls.activations[..] else {
-        panic!("{} activations", calls.activations.len())
-    };
-    assert_eq!(activation.features, FEATURES);
-    let queues: Vec<_> = activation
-        .queues
+    let queues: Vec<_> = driver
+        .active_queues()
         .iter()
-        .map(|active| {
-            (
-                active.index,
-                active.queue.size(),
-                active.queue.desc_table(),
-                active.queue.used_ring(),
-            )
-        })
+        .map(|queue| (queue.size, queue.desc_table, queue.used_ring, queue.ready))
         .collect();
-    assert_eq!(queues, [(0, 8, 0x1000, 0x3000), (1, 4, 0x4000, 0x6000)]);
+    assert_eq!(queues, [(8, 0x1000, 0x3000, true), (4, 0x4000, 0x6000, true)]);
 }
 
 #[test]
@@ -192,15 +182,13 @@ fn unoffered_features_and_legacy_drivers_never_get_features_ok() {
         assert_eq!(driver.read(0x70), 3, "{features:#x}");
     }
     let mut driver = Driver::new();
-    driver.negotiate(FEATURES);
-    driver.accept(0);
+    driver.negotiate(FEATURES & !(1 << 29));
+    driver.accept(FEATURES);
     driver.set_up_queue(0, 8, [0x1000, 0x2000, 0x3000]);
-    driver.set_up_queue(1, 8, [0x4000, 0x5000, 0x6000]);
     driver.write(0x70, 15);
-    assert_eq!(
-        driver.calls.lock().unwrap().activations[0].features,
-        FEATURES,
-        "fixed by FEATURES_OK"
+    assert!(
+        !driver.active_queues()[0].event_idx_enabled,
+        "features are fixed by FEATURES_OK"
     );
 }
 
@@ -227,7 +215,7 @@ fn queues_of_invalid_size_or_outside_of_memory_are_never_ready() {
         assert_eq!(driver.read(0x44), 0, "{what}");
         assert!(driver.needs_reset(), "{what}");
         driver.write(0x70, 15);
-        assert!(driver.calls.lock().unwrap().activations.is_empty(), "{what}");
+        assert!(driver.active_queues().is_empty(), "{what}");
     }
 }
 
@@ -245,12 +233,7 @@ fn a_queue_that_the_driver_skips_is_passed_as_not_ready() {
     driver.negotiate(FEATURES);
     driver.set_up_queue(0, 8, [0x1000, 0x2000, 0x3000]);
     driver.write(0x70, 15);
-    let calls = driver.calls.lock().unwrap();
-    let ready: Vec<bool> = calls.activations[0]
-        .queues
-        .iter()
-        .map(|active| active.queue.ready())
-        .collect();
+    let ready: Vec<bool> = driver.active_queues().iter().map(|queue| queue.ready).collect();
     assert_eq!(ready, [true, false]);
 }
 
@@ -271,47 +254,58 @@ fn queues_of_an_active_device_can_not_be_changed() {
 fn reset_stops_the_device_and_clears_all_state() {
     let mut driver = Driver::new();
     driver.activate();
-    let interrupt = Arc::clone(&driver.calls.lock().unwrap().activations[0].interrupt);
-    interrupt.signal_queue(0);
+    driver.interrupt().signal_queue(0);
+    driver.may_stop = None;
     driver.write(0x70, 0);
-    assert_eq!(driver.calls.lock().unwrap().resets, 1);
+    assert!(driver.active_queues().is_empty());
     assert_eq!(
         (driver.read(0x70), driver.read(0x60), driver.read(0x44)),
         (0, 0, 0)
     );
     driver.activate();
     assert_eq!(driver.read(0x70), 15);
-    assert_eq!(driver.calls.lock().unwrap().activations.len(), 2);
+    assert_eq!(driver.active_queues().len(), 2);
 }
 
 #[test]
-fn a_device_that_is_not_active_is_not_reset() {
+fn a_device_that_is_not_active_resets_without_its_worker() {
     let mut driver = Driver::new();
+    driver.transport.device.set_timeout(Duration::ZERO);
     driver.write(0x70, 0);
     driver.negotiate(FEATURES);
     driver.write(0x70, 0);
-    assert_eq!(driver.calls.lock().unwrap().resets, 0);
+    assert_eq!(driver.read(0x70), 0);
 }
 
 #[test]
 fn a_device_whose_worker_does_not_stop_is_not_activated_again() {
     let mut driver = Driver::new();
     driver.activate();
-    driver.calls.lock().unwrap().stuck = true;
+    driver.transport.device.set_timeout(Duration::from_millis(20));
     driver.write(0x70, 0);
     assert!(driver.needs_reset());
     driver.activate();
-    assert_eq!(
-        driver.calls.lock().unwrap().activations.len(),
-        1,
-        "its queues are still in use"
+    driver.may_stop = None;
+    driver.transport.device.set_timeout(Duration::from_secs(10));
+    assert!(
+        driver.active_queues().is_empty(),
+        "activated although its queues were in use"
     );
 }
 
 #[test]
 fn a_device_that_fails_to_activate_needs_a_reset() {
     let mut driver = Driver::new();
-    driver.calls.lock().unwrap().refuse = true;
+    driver.activate();
+    driver.write(0x50, 0);
+    assert!(matches!(
+        driver.reports.recv_timeout(DEADLINE),
+        Ok(Report::Died { .. })
+    ));
+    driver.write(0x70, 0);
+    assert!(driver.needs_reset());
+    driver.transport.interrupt.reset();
+    driver.transport.status = 0;
     driver.activate();
     assert!(driver.needs_reset());
 }
@@ -320,10 +314,10 @@ fn a_device_that_fails_to_activate_needs_a_reset() {
 fn interrupt_reasons_stay_until_they_are_acknowledged() {
     let mut driver = Driver::new();
     driver.activate();
-    let interrupt: Arc<dyn Interrupt> = Arc::clone(&driver.calls.lock().unwrap().activations[0].interrupt);
+    let interrupt = driver.interrupt();
     assert_eq!(driver.read(0xfc), 0);
     interrupt.signal_queue(1);
-    interrupt.signal_config();
+    driver.transport.device.config().update(0, &[1]).unwrap();
     assert_eq!(driver.irqfd.read().unwrap(), 2);
     assert_eq!((driver.read(0x60), driver.read(0xfc)), (3, 1));
     driver.write(0x64, 1);
@@ -355,9 +349,17 @@ fn invalid_accesses_read_as_zero_and_change_nothing() {
         driver.transport.write(offset, &data);
     }
     driver.transport.write(0x70, &[1]);
-    driver.transport.write(0x100, &[1; 4]);
     assert_eq!(driver.read(0x70), 0);
-    let mut data = [0; 3];
-    driver.transport.read(0x107, &mut data);
-    assert_eq!(data, [7; 3], "configuration space may be read in any width");
+}
+
+#[test]
+fn the_configuration_space_is_accessed_in_any_width() {
+    let mut driver = Driver::new();
+    let mut data = [0xee; 3];
+    driver.transport.read(0x106, &mut data);
+    assert_eq!(data, [6, 7, 0]);
+    driver.transport.write(0x104, &[0xaa; 2]);
+    driver.transport.write(0x103, &[0xbb; 2]);
+    assert_eq!(driver.read(0x100), u32::from_le_bytes([0, 1, 2, 3]));
+    assert_eq!(driver.read(0x104), u32::from_le_bytes([0xaa, 0xaa, 6, 7]));
 }

@@ -4,7 +4,7 @@
 //!
 //! The tree is the root of the VMM's mount namespace after the jail is closed; the shim attaches the
 //! containers' mounts below it while the guest runs. Creation has two phases: [`Prepared::before_jail`] opens
-//! /proc/self/fd, which does not exist in the jail; [`Fs::new`] does the rest afterwards. [`subtree`] decides
+//! /proc/self/fd, which does not exist in the jail; [`spawn`] does the rest afterwards. [`subtree`] decides
 //! what the guest may cache, [`checks`] and [`request`] what it may send; [`memory_view`] is guest memory in
 //! the library's type.
 //!
@@ -36,14 +36,12 @@ use std::path::PathBuf;
 use nix::sys::resource::{Resource, getrlimit};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
-use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtiofsd::server::Server;
 
-use super::worker::{ActiveDevice, DataPath, Fault, Notify, Worker};
-use super::{Activation, DeviceError, Env, VirtioDevice, read_config_from};
-use crate::jail::calls;
+use super::worker::{ActiveDevice, DataPath, Fault, Notify};
+use super::{Device, DeviceError, Env, Spec};
+use crate::jail::calls::fs::PROFILE;
 use memory_view::MemoryView;
 use tree::Tree;
 
@@ -95,7 +93,7 @@ impl Prepared {
     }
 }
 
-/// The configuration of an [`Fs`].
+/// The configuration of the device.
 #[derive(Debug)]
 pub struct Config {
     /// The tag by which the guest mounts the tree, 1 to 36 bytes.
@@ -106,70 +104,30 @@ pub struct Config {
     pub prepared: Prepared,
 }
 
-/// The virtio-fs device, with two queues.
-pub struct Fs {
-    worker: Worker,
-    config_space: [u8; TAG_BYTES + 4],
+/// Creates the device, with two queues, and spawns its worker.
+///
+/// # Errors
+/// [`DeviceError`] if the tag has a wrong length, the root can't be opened, or the worker can't be spawned.
+pub fn spawn(config: Config, env: &Env) -> Result<Device, DeviceError> {
+    let spec = Spec {
+        name: NAME,
+        device_type: VIRTIO_ID_FS,
+        queue_sizes: QUEUE_SIZES.to_vec(),
+        features: 0,
+        config: config_space(&config.tag).map_err(DeviceError::at(NAME, "check the tag"))?,
+        config_writable: 0..0,
+        profile: &PROFILE,
+    };
+    Device::spawn(spec, env, move || FsDataPath::new(config))
 }
 
-impl Fs {
-    /// Creates the device and spawns its worker.
-    ///
-    /// # Errors
-    /// [`DeviceError`] if the tag has a wrong length, the root can't be opened, or the worker can't be
-    /// spawned.
-    pub fn new(config: Config, env: &Env) -> Result<Self, DeviceError> {
-        let config_space = config_space(&config.tag).ok_or_else(|| DeviceError {
-            device: NAME,
-            reason: format!("expected a tag of 1 to {TAG_BYTES} bytes, got {:?}", config.tag),
-        })?;
-        let worker = Worker::spawn(NAME, &calls::fs::PROFILE, env, move || FsDataPath::new(config))?;
-        Ok(Self { worker, config_space })
-    }
-}
-
-/// The configuration space: the tag, padded with zeros, and the number of request queues, 1. None if the tag
-/// is empty or too long.
-fn config_space(tag: &str) -> Option<[u8; TAG_BYTES + 4]> {
+/// The configuration space: the tag, padded with zeros, and the number of request queues, 1.
+fn config_space(tag: &str) -> Result<Vec<u8>, String> {
     if tag.is_empty() || tag.len() > TAG_BYTES {
-        return None;
+        return Err(format!("expected 1 to {TAG_BYTES} bytes, got {tag:?}"));
     }
-    let mut space = [0; TAG_BYTES + 4];
     let padded = tag.bytes().chain(std::iter::repeat(0)).take(TAG_BYTES);
-    for (byte, value) in space.iter_mut().zip(padded.chain(1_u32.to_le_bytes())) {
-        *byte = value;
-    }
-    Some(space)
-}
-
-impl VirtioDevice for Fs {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn device_type(&self) -> u32 {
-        VIRTIO_ID_FS
-    }
-
-    fn queue_sizes(&self) -> &[u16] {
-        QUEUE_SIZES
-    }
-
-    fn features(&self) -> u64 {
-        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX
-    }
-
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_from(&self.config_space, offset, data);
-    }
-
-    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        self.worker.activate(activation)
-    }
-
-    fn reset(&mut self) -> Result<(), DeviceError> {
-        self.worker.reset()
-    }
+    Ok(padded.chain(1_u32.to_le_bytes()).collect())
 }
 
 /// Serves requests one after the other: a host file system that hangs blocks all files of this guest.

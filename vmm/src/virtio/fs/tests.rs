@@ -125,7 +125,7 @@ fn prepared() -> Prepared {
 /// A FUSE client and the directory that it sees.
 struct Guest {
     driver: Driver,
-    device: Fs,
+    device: Device,
     root: TempDir,
     /// User and group ID of the requests.
     user: u32,
@@ -142,7 +142,7 @@ impl Guest {
             root: root.path().to_owned(),
             prepared: prepared(),
         };
-        let mut device = Fs::new(config, &driver.env()).unwrap();
+        let mut device = spawn(config, &driver.env()).unwrap();
         device.activate(driver.activation(device.features())).unwrap();
         let mut guest = Self {
             driver,

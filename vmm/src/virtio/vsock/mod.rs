@@ -23,14 +23,12 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use nacre_protocol::vsock::GUEST_CID;
-use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use vmm_sys_util::epoll::EventSet;
 
-use super::worker::{ActiveDevice, DataPath, Fault, Notify, Worker};
-use super::{Activation, DeviceError, Env, VirtioDevice, read_config_from};
-use crate::jail::calls;
+use super::worker::{ActiveDevice, DataPath, Fault, Notify};
+use super::{Device, DeviceError, Env, Spec};
+use crate::jail::calls::vsock::{PROFILE, STANDALONE};
 use muxer::Muxer;
 pub use packet::Ports;
 use packet::{MAX_PAYLOAD, Packet};
@@ -39,7 +37,6 @@ use packet::{MAX_PAYLOAD, Packet};
 /// Each buffers at most 256 KiB.
 pub const MAX_CONNECTIONS: usize = 256;
 
-const NAME: &str = "vsock";
 /// Packets to the guest (virtio 1.2, 5.10.2).
 const RX: u16 = 0;
 /// Packets from the guest.
@@ -67,7 +64,7 @@ pub trait Host: Send {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refused;
 
-/// The configuration of a [`Vsock`].
+/// The configuration of the device.
 pub struct Config {
     /// Accepts the guest's connections.
     pub host: Box<dyn Host>,
@@ -75,62 +72,30 @@ pub struct Config {
     pub listener: Option<UnixListener>,
 }
 
-/// The virtio-vsock device, with three queues.
-pub struct Vsock {
-    worker: Worker,
-}
-
-impl Vsock {
-    /// Creates the device and spawns its worker.
-    ///
-    /// # Errors
-    /// [`DeviceError`] if the worker can't be spawned.
-    pub fn new(config: Config, env: &Env) -> Result<Self, DeviceError> {
-        let profile = match config.listener {
-            None => &calls::vsock::PROFILE,
-            Some(_) => &calls::vsock::STANDALONE,
-        };
-        let build = move || {
-            let muxer = Muxer::new(config.host, LISTENER.wrapping_add(1));
-            Ok(VsockDataPath {
-                muxer,
-                listener: config.listener,
-            })
-        };
-        let worker = Worker::spawn(NAME, profile, env, build)?;
-        Ok(Self { worker })
-    }
-}
-
-impl VirtioDevice for Vsock {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn device_type(&self) -> u32 {
-        VIRTIO_ID_VSOCK
-    }
-
-    fn queue_sizes(&self) -> &[u16] {
-        QUEUE_SIZES
-    }
-
-    fn features(&self) -> u64 {
-        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX
-    }
-
-    /// virtio 1.2, 5.10.4: the guest's CID.
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_from(&u64::from(GUEST_CID).to_le_bytes(), offset, data);
-    }
-
-    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        self.worker.activate(activation)
-    }
-
-    fn reset(&mut self) -> Result<(), DeviceError> {
-        self.worker.reset()
-    }
+/// Creates the device, with three queues, and spawns its worker.
+///
+/// # Errors
+/// [`DeviceError`] if the worker can't be spawned.
+pub fn spawn(config: Config, env: &Env) -> Result<Device, DeviceError> {
+    let spec = Spec {
+        name: "vsock",
+        device_type: VIRTIO_ID_VSOCK,
+        queue_sizes: QUEUE_SIZES.to_vec(),
+        features: 0,
+        // The guest's CID (virtio 1.2, 5.10.4).
+        config: u64::from(GUEST_CID).to_le_bytes().to_vec(),
+        config_writable: 0..0,
+        profile: match config.listener {
+            None => &PROFILE,
+            Some(_) => &STANDALONE,
+        },
+    };
+    Device::spawn(spec, env, move || {
+        Ok(VsockDataPath {
+            muxer: Muxer::new(config.host, LISTENER.wrapping_add(1)),
+            listener: config.listener,
+        })
+    })
 }
 
 /// The muxer, and the listener of a standalone VMM.

@@ -97,7 +97,7 @@ impl Host for TestHost {
 /// A guest whose packets come from port 5000. It counts received data as read at once.
 struct Guest {
     driver: Driver,
-    device: Vsock,
+    device: Device,
     connected: Receiver<(u32, UnixStream)>,
     /// Addresses of free slots for packets to send.
     free_tx: Vec<u64>,
@@ -118,7 +118,7 @@ impl Guest {
             host: Box::new(TestHost(sender)),
             listener,
         };
-        let device = Vsock::new(config, &driver.env()).unwrap();
+        let device = spawn(config, &driver.env()).unwrap();
         let mut guest = Self {
             driver,
             device,

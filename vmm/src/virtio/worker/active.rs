@@ -10,7 +10,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::token::Token;
 use super::{Chain, Fault};
-use crate::virtio::{ActiveQueue, Interrupt, Memory};
+use crate::virtio::{ActiveQueue, ConfigSpace, Interrupt, Memory};
 
 /// The worker's epoll set, to which a data path adds its own descriptors.
 #[derive(Debug)]
@@ -71,6 +71,8 @@ pub struct ActiveDevice {
     pub memory: Arc<Memory>,
     /// Features that the driver accepted.
     pub features: u64,
+    /// The device's configuration space.
+    pub config: Arc<ConfigSpace>,
     /// To add the device's own descriptors to.
     pub poller: Arc<Poller>,
     pub(super) interrupt: Arc<dyn Interrupt>,

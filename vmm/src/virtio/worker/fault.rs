@@ -1,5 +1,5 @@
-//! Why a data path stops until its driver resets the device. Made by the worker and by data paths; ends as
-//! the reason of [`crate::virtio::Report::Stopped`].
+//! Why a data path stops until its driver resets the device. Made by the worker and by data paths; ends in
+//! [`crate::virtio::Report::Stopped`].
 
 use std::error::Error;
 use std::io;
@@ -31,6 +31,9 @@ pub enum Fault {
         /// The system call's error.
         source: io::Error,
     },
+    /// The transport passed queues to a device that has queues; the device keeps the ones it had.
+    #[error("activated twice without a reset")]
+    AlreadyActive,
     /// Guest memory can't be mapped a second time for a library.
     #[error("guest memory: {0}")]
     Memory(#[source] Box<dyn Error + Send + Sync>),

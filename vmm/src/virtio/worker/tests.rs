@@ -1,8 +1,11 @@
 //! The worker with a data path that succeeds, fails or panics as the driver's buffer says.
 
+use virtio_queue::QueueT as _;
+
 use super::*;
 use crate::jail::calls::rng;
 use crate::virtio::testing::{BUFFERS, DEADLINE, Driver, writable};
+use crate::virtio::{Report, WorkerDeath};
 
 /// The first byte of a buffer selects: 'f' fails, 'p' panics, anything else succeeds with 7 bytes written.
 struct TestDataPath;
@@ -26,8 +29,25 @@ impl DataPath for TestDataPath {
     }
 }
 
+/// A device with 8 bytes of configuration, of which the driver may write the last 4.
+fn spec() -> Spec {
+    Spec {
+        name: "test",
+        device_type: 0,
+        queue_sizes: vec![16],
+        features: 0,
+        config: vec![0; 8],
+        config_writable: 4..8,
+        profile: &rng::PROFILE,
+    }
+}
+
+fn spawn<D: DataPath + Send + 'static>(driver: &Driver, path: D) -> Worker {
+    Worker::spawn(&spec(), &driver.env(), || Ok(path)).unwrap()
+}
+
 fn start(driver: &Driver) -> Worker {
-    let worker = Worker::spawn("test", &rng::PROFILE, &driver.env(), || Ok(TestDataPath)).unwrap();
+    let worker = spawn(driver, TestDataPath);
     worker.activate(driver.activation(u64::MAX)).unwrap();
     worker
 }
@@ -68,12 +88,12 @@ fn a_device_that_failed_works_again_after_a_reset() {
         .wait("needs-reset", |signals| signals.needs_reset == 1);
     let Report::Stopped {
         device: "test",
-        reason,
+        fault,
     } = driver.reports.recv_timeout(DEADLINE).unwrap()
     else {
         panic!("expected Report::Stopped");
     };
-    assert_eq!(reason, "test: asked to fail");
+    assert_eq!(fault.to_string(), "test: asked to fail");
     worker.reset().unwrap();
     driver.restart();
     worker.activate(driver.activation(u64::MAX)).unwrap();
@@ -104,7 +124,7 @@ fn a_panic_is_reported_and_later_commands_fail() {
     send(&mut driver, b'p');
     let Report::Died {
         device: "test",
-        reason,
+        death: WorkerDeath::Panic(reason),
     } = driver.reports.recv_timeout(DEADLINE).unwrap()
     else {
         panic!("expected Report::Died");
@@ -135,7 +155,7 @@ fn broken_rings_need_a_reset() {
 #[test]
 fn queues_outside_of_memory_need_a_reset() {
     let driver = Driver::new(&[16]);
-    let worker = Worker::spawn("test", &rng::PROFILE, &driver.env(), || Ok(TestDataPath)).unwrap();
+    let worker = spawn(&driver, TestDataPath);
     let mut activation = driver.activation(u64::MAX);
     activation.queues[0]
         .queue
@@ -149,8 +169,11 @@ fn queues_outside_of_memory_need_a_reset() {
 #[test]
 fn a_data_path_that_cannot_be_built_is_an_error() {
     let driver = Driver::new(&[16]);
-    let made = Worker::spawn::<TestDataPath>("test", &rng::PROFILE, &driver.env(), || Err("no tree".into()));
-    assert_eq!(made.err().unwrap().to_string(), "virtio device test: no tree");
+    let made = Worker::spawn::<TestDataPath>(&spec(), &driver.env(), || Err("no tree".into()));
+    assert_eq!(
+        made.err().unwrap().to_string(),
+        "virtio device test: build the data path: no tree"
+    );
 }
 
 /// Blocks at each kick until the test sends a message or drops its sender.
@@ -173,10 +196,7 @@ fn the_late_answer_to_a_timed_out_reset_is_not_taken_for_the_next_one() {
     let mut driver = Driver::new(&[16]);
     let (entered, has_entered) = channel();
     let (release, may_return) = channel();
-    let mut worker = Worker::spawn("test", &rng::PROFILE, &driver.env(), || {
-        Ok(BlockingDataPath { entered, may_return })
-    })
-    .unwrap();
+    let mut worker = spawn(&driver, BlockingDataPath { entered, may_return });
     let block = |driver: &mut Driver, worker: &Worker| {
         driver.restart();
         worker.activate(driver.activation(u64::MAX)).unwrap();
@@ -185,14 +205,14 @@ fn the_late_answer_to_a_timed_out_reset_is_not_taken_for_the_next_one() {
     };
 
     block(&mut driver, &worker);
-    worker.reset_timeout = Duration::from_millis(20);
+    worker.timeout = Duration::from_millis(20);
     assert!(worker.reset().is_err(), "the worker still uses the queues");
     release.send(()).unwrap();
-    worker.reset_timeout = DEADLINE;
+    worker.timeout = DEADLINE;
     worker.reset().unwrap();
 
     block(&mut driver, &worker);
-    worker.reset_timeout = Duration::from_millis(20);
+    worker.timeout = Duration::from_millis(20);
     assert!(worker.reset().is_err(), "the worker still uses the queues");
     drop(release);
 }

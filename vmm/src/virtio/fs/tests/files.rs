@@ -410,7 +410,7 @@ fn a_guest_with_too_many_open_files_gets_enfile() {
 fn the_configuration_space_has_the_tag() {
     let guest = Guest::new();
     let mut space = [0xff; 48];
-    guest.device.read_config(0, &mut space);
+    guest.device.config().read(0, &mut space);
     assert_eq!(&space[..8], b"nacre\0\0\0");
     assert_eq!(space[36..], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     for tag in ["", "a-tag-of-more-than-thirty-six-bytes-is-too-long"] {
@@ -419,6 +419,6 @@ fn the_configuration_space_has_the_tag() {
             root: "/".into(),
             prepared: prepared(),
         };
-        assert!(Fs::new(config, &guest.driver.env()).is_err(), "{tag}");
+        assert!(spawn(config, &guest.driver.env()).is_err(), "{tag}");
     }
 }
