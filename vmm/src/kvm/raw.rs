@@ -9,7 +9,7 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{kvm_run, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 /// Wraps the descriptor of `/dev/kvm`.
@@ -39,6 +39,24 @@ pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> u32 {
     // SAFETY: every member of the union is plain data of which any bits are valid; after this exit reason,
     // `internal` is the member that KVM has filled.
     unsafe { run.__bindgen_anon_1.internal.suberror }
+}
+
+/// The port access of the guest that ended KVM_RUN, as `kvm_run.io` has it: the bytes of one access, and all
+/// of its data. A string instruction (`rep insb`) makes several accesses to the same port at once. Call it
+/// after KVM_RUN has returned KVM_EXIT_IO.
+pub(crate) fn port_data(vcpu: &mut VcpuFd) -> (usize, &mut [u8]) {
+    let run: *mut kvm_run = vcpu.get_kvm_run();
+    // SAFETY: the pointer comes from a reference that is valid as long as `vcpu` is borrowed. Every member of
+    // the union is plain data of which any bits are valid; after this exit reason, KVM has filled `io`.
+    let io = unsafe { (*run).__bindgen_anon_1.io };
+    let size = usize::from(io.size);
+    let offset = usize::try_from(io.data_offset).unwrap_or(0);
+    // SAFETY: KVM places the data inside the area that kvm-ioctls has mapped at `run`.
+    let data = unsafe { run.cast::<u8>().add(offset) };
+    // SAFETY: KVM has filled `count` times `size` bytes from there on. They overlap no field of `kvm_run`, and
+    // the result keeps `vcpu` borrowed, so that nobody else accesses them until the next KVM_RUN.
+    let data = unsafe { std::slice::from_raw_parts_mut(data, size.saturating_mul(io.count as usize)) };
+    (size, data)
 }
 
 /// The file with KVM's statistics of `vcpu` (KVM_GET_STATS_FD); None on kernels before 5.14.

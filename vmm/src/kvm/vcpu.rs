@@ -43,6 +43,23 @@ pub struct IoBuses {
     pub other_exits: OtherExits,
 }
 
+impl IoBuses {
+    /// Handles reads of the port `port`, each of `size` bytes, until `data` is full. Without string
+    /// instructions it is one read.
+    fn read_port(&self, port: u16, size: usize, data: &mut [u8]) {
+        for access in data.chunks_mut(size.max(1)) {
+            self.ports.read(u64::from(port), access);
+        }
+    }
+
+    /// Handles writes of the port `port`, each of the next `size` bytes of `data`.
+    fn write_port(&self, port: u16, size: usize, data: &[u8]) {
+        for access in data.chunks(size.max(1)) {
+            self.ports.write(u64::from(port), access);
+        }
+    }
+}
+
 /// Counters of exits that are neither port I/O nor MMIO.
 #[derive(Debug, Default)]
 pub struct OtherExits {
@@ -129,8 +146,14 @@ impl Vcpu {
     /// Runs the guest until its next exit to user space, and handles that.
     fn run_until_exit(&mut self) -> State {
         match self.fd.run() {
-            Ok(VcpuExit::IoIn(port, data)) => self.buses.ports.read(u64::from(port), data),
-            Ok(VcpuExit::IoOut(port, data)) => self.buses.ports.write(u64::from(port), data),
+            Ok(VcpuExit::IoIn(port, _)) => {
+                let (size, data) = super::raw::port_data(&mut self.fd);
+                self.buses.read_port(port, size, data);
+            }
+            Ok(VcpuExit::IoOut(port, _)) => {
+                let (size, data) = super::raw::port_data(&mut self.fd);
+                self.buses.write_port(port, size, data);
+            }
             Ok(VcpuExit::MmioRead(address, data)) => self.buses.mmio.read(address, data),
             Ok(VcpuExit::MmioWrite(address, data)) => self.buses.mmio.write(address, data),
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {
@@ -203,11 +226,17 @@ mod tests {
     use crate::bus::BusDevice;
     use crate::devices::power::{PORTS, PowerRegisters, RESET, RESET_VALUE};
     use crate::machine::layout;
+    use std::sync::Mutex;
     use vm_memory::{Bytes as _, GuestAddress};
 
     /// Runs `code` on the first vCPU of a guest until the VM ends. The guest has the power registers and, at
     /// port 0x80, a device that panics.
     fn outcome(code: &[u8]) -> Option<(Outcome, BTreeMap<String, u64>)> {
+        outcome_with(code, Recording::default())
+    }
+
+    /// The same, with `recording` at the ports from 0x90 on.
+    fn outcome_with(code: &[u8], recording: Recording) -> Option<(Outcome, BTreeMap<String, u64>)> {
         let vm = super::super::tests::vm()?;
         let memory = crate::machine::memory::allocate(2 << 20).unwrap();
         memory.write_slice(code, GuestAddress(0x10_0000)).unwrap();
@@ -219,7 +248,7 @@ mod tests {
         fd.set_cpuid2(&cpuid).unwrap();
         super::super::registers::set_entry(&fd, 0x10_0000).unwrap();
         let vm_exit = VmExit::new().unwrap();
-        let buses = Arc::new(buses(&vm_exit));
+        let buses = Arc::new(buses(&vm_exit, recording));
         let (confined, is_confined) = std::sync::mpsc::channel();
         let (start, started) = std::sync::mpsc::channel();
         Vcpu {
@@ -263,13 +292,36 @@ mod tests {
         }
     }
 
-    fn buses(vm_exit: &VmExit) -> IoBuses {
+    /// Keeps the data of each access; its reads give the number of accesses until then, from 1.
+    #[derive(Clone, Default)]
+    struct Recording(Arc<Mutex<Vec<Vec<u8>>>>);
+
+    impl Recording {
+        fn accesses(&self) -> Vec<Vec<u8>> {
+            self.0.lock().unwrap().clone()
+        }
+    }
+
+    impl BusDevice for Recording {
+        fn read(&mut self, offset: u64, data: &mut [u8]) {
+            let next = u8::try_from(self.accesses().len() + 1).unwrap();
+            data.fill(next);
+            self.write(offset, data);
+        }
+
+        fn write(&mut self, _offset: u64, data: &[u8]) {
+            self.0.lock().unwrap().push(data.to_vec());
+        }
+    }
+
+    fn buses(vm_exit: &VmExit, recording: Recording) -> IoBuses {
         let mut ports = Bus::new("port");
         let power = Box::new(PowerRegisters::new(vm_exit.clone()));
         ports
             .insert("power", u64::from(layout::POWER_PORT), u64::from(PORTS), power)
             .unwrap();
         ports.insert("panicking", 0x80, 1, Box::new(Panicking)).unwrap();
+        ports.insert("recording", 0x90, 4, Box::new(recording)).unwrap();
         IoBuses {
             ports,
             mmio: Bus::new("mmio"),
@@ -322,5 +374,37 @@ mod tests {
                 error: "its thread panicked: the message with offset 0".to_owned()
             }
         );
+    }
+
+    #[test]
+    fn a_string_instruction_is_split_into_accesses_of_its_size() {
+        let recording = Recording::default();
+        let buses = buses(&VmExit::new().unwrap(), recording.clone());
+        let mut data = [0; 4];
+        buses.read_port(0x90, 1, &mut data);
+        assert_eq!(data, [1, 2, 3, 4]);
+        buses.read_port(0x90, 4, &mut data);
+        assert_eq!(data, [5; 4]);
+        buses.write_port(0x90, 2, &[6, 7, 8, 9]);
+        // KVM never reports a size of 0; if it did, the accesses would have one byte.
+        buses.write_port(0x90, 0, &[10]);
+        let expected: [&[u8]; 8] = [&[1], &[2], &[3], &[4], &[5; 4], &[6, 7], &[8, 9], &[10]];
+        assert_eq!(recording.accesses(), expected);
+    }
+
+    #[test]
+    fn a_guest_reads_and_writes_a_port_by_string_instructions() {
+        // cld; mov edi, 0x101000; mov esi, edi; mov edx, 0x90; mov ecx, 4; rep insb; mov ecx, 4; rep outsb
+        let mut code =
+            b"\xfc\xbf\x00\x10\x10\x00\x89\xfe\xba\x90\0\0\0\xb9\x04\0\0\0\xf3\x6c\xb9\x04\0\0\0\xf3\x6e"
+                .to_vec();
+        code.extend(write_port(layout::POWER_PORT + RESET, RESET_VALUE));
+        let recording = Recording::default();
+        let Some((outcome, _)) = outcome_with(&code, recording.clone()) else {
+            return;
+        };
+        assert!(matches!(outcome, Outcome::Reset { .. }), "{outcome:?}");
+        let expected: [&[u8]; 8] = [&[1], &[2], &[3], &[4], &[1], &[2], &[3], &[4]];
+        assert_eq!(recording.accesses(), expected);
     }
 }
