@@ -10,6 +10,7 @@ pub mod vcpu;
 
 use std::os::fd::OwnedFd;
 
+use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use vm_memory::{GuestMemory as _, GuestMemoryRegion as _};
 use vmm_sys_util::eventfd::EventFd;
@@ -84,6 +85,7 @@ impl Vm {
             return Err(Error::Unsupported(name));
         }
         let fd = create_vm(&kvm).map_err(error_at("creating a VM"))?;
+        disable_performance_monitoring(&fd).map_err(error_at("disabling performance monitoring"))?;
         let tss = usize::try_from(layout::TSS).map_err(|_| Error::Unsupported("TSS address"))?;
         fd.set_identity_map_address(layout::IDENTITY_MAP)
             .map_err(error_at("setting the identity map's address"))?;
@@ -181,6 +183,21 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
             result => return result,
         }
     }
+}
+
+/// Makes KVM emulate no performance counters. [`cpuid`] hides them, but without this a guest that knows their
+/// MSRs could still make KVM create events of the host's perf. Does nothing on kernels before 5.18, which don't
+/// have this capability. Must precede the first vCPU.
+fn disable_performance_monitoring(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    let supported = vm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+    if supported & KVM_PMU_CAP_DISABLE.cast_signed() == 0 {
+        return Ok(());
+    }
+    vm.enable_cap(&kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],
+        ..Default::default()
+    })
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The CPUID entries of a vCPU: those that KVM supports, with the features that every guest has ([`features`])
-//! and the guest's own topology ([`topology`]). Pure; called when the vCPUs are created.
+//! The CPUID entries of a vCPU: those that KVM supports, without the features that a guest must not see
+//! ([`features`]) and with the guest's own topology ([`topology`]). Pure; called when the vCPUs are created.
 
 mod features;
 #[cfg(test)]

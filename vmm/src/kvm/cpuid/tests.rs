@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 
-use super::features::{ARAT, HYPERVISOR, TSC_DEADLINE};
+use super::features::{ARAT, EMPTY, HIDDEN, HYPERVISOR, TSC_DEADLINE};
 use super::for_vcpu;
 use super::topology::{CMP_LEGACY, HTT};
 
@@ -277,6 +277,83 @@ fn every_guest_has_the_deadline_timer_and_the_hypervisor_bit() {
         assert_eq!(leaf_1.ebx & 0xffff, 0x0800, "{host}: CLFLUSH line size");
         assert_eq!(guest.leaf(0, 6, 0).unwrap().eax & ARAT, ARAT, "{host}");
     }
+}
+
+/// Leaf, subleaf, register and bit of the features that no guest sees, as the manuals number them.
+const NEVER: &[(u32, u32, char, u32, &str)] = &[
+    (1, 0, 'c', 2, "DTES64"),
+    (1, 0, 'c', 4, "DS_CPL"),
+    (1, 0, 'c', 5, "VMX"),
+    (1, 0, 'c', 15, "PDCM"),
+    (1, 0, 'd', 21, "DS"),
+    (7, 0, 'b', 2, "SGX"),
+    (7, 0, 'b', 25, "processor trace"),
+    (7, 0, 'c', 5, "WAITPKG"),
+    (7, 0, 'c', 30, "SGX_LC"),
+    (7, 0, 'd', 19, "ARCH_LBR"),
+    (7, 0, 'd', 22, "AMX_BF16"),
+    (7, 0, 'd', 24, "AMX_TILE"),
+    (7, 0, 'd', 25, "AMX_INT8"),
+    (7, 1, 'a', 8, "ARCH_PERFMON_EXT"),
+    (7, 1, 'a', 21, "AMX_FP16"),
+    (7, 1, 'd', 8, "AMX_COMPLEX"),
+    (0x8000_0001, 0, 'c', 2, "SVM"),
+    (0x8000_0001, 0, 'c', 10, "IBS"),
+    (0x8000_0001, 0, 'c', 23, "PerfCtrExtCore"),
+    (0x8000_0001, 0, 'c', 24, "PerfCtrExtNB"),
+    (0x8000_0001, 0, 'c', 27, "PerfTsc"),
+    (0x8000_0001, 0, 'c', 28, "PerfCtrExtLLC"),
+];
+
+#[test]
+fn no_guest_sees_nested_virtualisation_or_performance_monitoring() {
+    let registers = |entry: &kvm_cpuid_entry2| [entry.eax, entry.ebx, entry.ecx, entry.edx];
+    let all = |function, index| entry(function, index, [u32::MAX; 4]);
+    let empty = EMPTY.iter().map(|function| (*function, 0));
+    let leaves = NEVER
+        .iter()
+        .map(|never| (never.0, never.1))
+        .chain(empty)
+        .chain([(0x14, 1), (0xd, 0)]);
+    let leaves: BTreeSet<_> = leaves.collect();
+    let supported: Vec<_> = leaves
+        .into_iter()
+        .map(|(function, index)| all(function, index))
+        .collect();
+    // More than one core, so that the topology clears no bit.
+    let guest = Guest::new(&supported, 3);
+    for (function, index, register, bit, name) in NEVER {
+        let values = registers(guest.leaf(0, *function, *index).unwrap());
+        let value = values["abcd".find(*register).unwrap()];
+        assert_eq!(value >> bit & 1, 0, "{name}");
+    }
+    for function in [0xa, 0x14, 0x23, 0x8000_000a, 0x8000_001b, 0x8000_0022] {
+        assert_eq!(
+            registers(guest.leaf(0, function, 0).unwrap()),
+            [0; 4],
+            "{function:#x}"
+        );
+    }
+    assert_eq!(
+        registers(guest.leaf(0, 0x14, 1).unwrap()),
+        [0; 4],
+        "a second subleaf"
+    );
+    assert_eq!(
+        registers(guest.leaf(0, 0xd, 0).unwrap()),
+        [u32::MAX; 4],
+        "a leaf that is not listed"
+    );
+    let hidden: u32 = HIDDEN
+        .iter()
+        .flat_map(|hidden| hidden.bits)
+        .map(u32::count_ones)
+        .sum();
+    assert_eq!(
+        hidden as usize,
+        NEVER.len(),
+        "the two tables list the same features"
+    );
 }
 
 #[test]
