@@ -9,9 +9,10 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 use rustix::io::Errno;
-use vm_memory::{ReadVolatile as _, VolatileMemoryError, WriteVolatile as _};
+use vm_memory::{ReadVolatile as _, VolatileMemoryError, VolatileSlice, WriteVolatile as _};
 
-use super::packet::{Header, MAX_PAYLOAD, Op, Packet, Ports, ShutdownFlags, Slice, encode};
+use super::buffers::Buffers;
+use super::packet::{HEADER_LENGTH, Header, MAX_PAYLOAD, Op, Ports, ShutdownFlags, encode};
 use super::state::{Action, ConnectionEvent, ConnectionState, Credit};
 
 /// The host's stream accepts no more data.
@@ -152,29 +153,46 @@ impl Connection {
     }
 
     /// Writes `data`, for which the guest had credit, to the stream; what does not fit goes to the backlog.
-    pub fn deliver(&mut self, data: &Slice<'_>) -> Result<(), HostRxClosed> {
-        let mut rest = data.offset(0).map_err(|_| HostRxClosed)?;
-        while self.backlog.is_empty() && !rest.is_empty() {
-            match (&self.stream).write_volatile(&rest) {
-                Ok(written) => {
-                    self.credit.forward(u32::try_from(written).unwrap_or(u32::MAX));
-                    rest = rest.offset(written).map_err(|_| HostRxClosed)?;
-                }
-                Err(VolatileMemoryError::IOError(error)) if error.kind() == ErrorKind::Interrupted => {}
-                Err(VolatileMemoryError::IOError(error)) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => {
-                    self.credit.forward(u32::try_from(rest.len()).unwrap_or(u32::MAX));
-                    return Err(HostRxClosed);
-                }
-            }
-        }
-        if !rest.is_empty() {
+    pub fn deliver(&mut self, data: Buffers<'_>) -> Result<(), HostRxClosed> {
+        let written = if self.backlog.is_empty() {
+            self.write_data(data)?
+        } else {
+            0
+        };
+        for slice in data.after(written).into_iter().flat_map(Buffers::slices) {
             // The guest's credit bounds the backlog.
-            let mut bytes = vec![0; rest.len()];
-            rest.copy_to(&mut bytes);
+            let mut bytes = vec![0; slice.len()];
+            slice.copy_to(&mut bytes);
             self.backlog.extend(bytes);
         }
         Ok(())
+    }
+
+    /// Writes `data` until the stream takes no more, and returns the number of bytes written.
+    fn write_data(&mut self, data: Buffers<'_>) -> Result<u32, HostRxClosed> {
+        let mut total = 0_u32;
+        for slice in data.slices() {
+            let mut rest = slice;
+            while !rest.is_empty() {
+                match (&self.stream).write_volatile(&rest) {
+                    Ok(written) => {
+                        let length = u32::try_from(written).unwrap_or(u32::MAX);
+                        self.credit.forward(length);
+                        total = total.saturating_add(length);
+                        rest = rest.offset(written).map_err(|_| HostRxClosed)?;
+                    }
+                    Err(error) => match kind_of(&error) {
+                        Some(ErrorKind::Interrupted) => {}
+                        Some(ErrorKind::WouldBlock) => return Ok(total),
+                        _ => {
+                            self.credit.forward(data.len().saturating_sub(total));
+                            return Err(HostRxClosed);
+                        }
+                    },
+                }
+            }
+        }
+        Ok(total)
     }
 
     /// Writes as much of the backlog as the stream takes.
@@ -206,9 +224,9 @@ impl Connection {
         self.backlog = VecDeque::new();
     }
 
-    /// Writes the next packet to the guest's buffer and returns its length; None if no packet is left to
-    /// send.
-    pub fn next_packet(&mut self, packet: &mut Packet<'_>) -> Option<u32> {
+    /// Writes the next packet to the receive buffer `packet`, which has room for a header and at least a byte
+    /// of data, and returns its length; None if no packet is left to send.
+    pub fn next_packet(&mut self, packet: Buffers<'_>) -> Option<u32> {
         if self.state == ConnectionState::Closed {
             return None;
         }
@@ -233,42 +251,54 @@ impl Connection {
     }
 
     /// Reads from the stream into the packet's payload; 0 if there was nothing to read.
-    fn read_payload(&mut self, packet: &Packet<'_>) -> u32 {
-        let Some(payload) = packet.data_slice() else {
-            return 0;
-        };
-        let limit = usize::try_from(self.credit.peer_free().min(MAX_PAYLOAD)).unwrap_or(usize::MAX);
-        let Ok(mut payload) = payload.subslice(0, payload.len().min(limit)) else {
-            return 0;
-        };
-        if payload.is_empty() {
-            return 0;
+    fn read_payload(&mut self, packet: Buffers<'_>) -> u32 {
+        let limit = self.credit.peer_free().min(MAX_PAYLOAD);
+        let payload = packet
+            .after(HEADER_LENGTH)
+            .and_then(|payload| payload.first(payload.len().min(limit)));
+        let mut total = 0_u32;
+        for mut slice in payload.into_iter().flat_map(Buffers::slices) {
+            let length = self.read_data(&mut slice, total == 0);
+            total = total.saturating_add(u32::try_from(length).unwrap_or(0));
+            if length < slice.len() {
+                break;
+            }
         }
+        total
+    }
+
+    /// Reads from the stream into `slice` and returns the number of bytes; 0 if there was nothing to read.
+    /// The end of the stream, or its error, counts only if `is_first`: otherwise the bytes that were read
+    /// before are sent first, and the next read meets it again.
+    fn read_data(&mut self, slice: &mut VolatileSlice<'_>, is_first: bool) -> usize {
         loop {
-            match (&self.stream).read_volatile(&mut payload) {
-                Ok(0) => {
+            match (&self.stream).read_volatile(slice) {
+                Ok(0) if is_first => {
                     self.readable = false;
                     self.handle_event(ConnectionEvent::HostTxClosed);
                     return 0;
                 }
-                Ok(length) => return u32::try_from(length).unwrap_or(0),
-                Err(VolatileMemoryError::IOError(error)) if error.kind() == ErrorKind::Interrupted => {}
-                Err(VolatileMemoryError::IOError(error)) if error.kind() == ErrorKind::WouldBlock => {
-                    self.readable = false;
-                    return 0;
-                }
-                Err(_) => {
-                    self.readable = false;
-                    self.handle_event(ConnectionEvent::HostTxClosed);
-                    self.handle_event(ConnectionEvent::HostRxClosed);
-                    return 0;
-                }
+                Ok(length) => return length,
+                Err(error) => match kind_of(&error) {
+                    Some(ErrorKind::Interrupted) => {}
+                    Some(ErrorKind::WouldBlock) => {
+                        self.readable = false;
+                        return 0;
+                    }
+                    _ if !is_first => return 0,
+                    _ => {
+                        self.readable = false;
+                        self.handle_event(ConnectionEvent::HostTxClosed);
+                        self.handle_event(ConnectionEvent::HostRxClosed);
+                        return 0;
+                    }
+                },
             }
         }
     }
 
     /// Writes the header of a packet with `length` bytes of payload. Every packet carries the current credit.
-    fn write_header(&mut self, packet: &mut Packet<'_>, op: Op, length: u32) -> Option<u32> {
+    fn write_header(&mut self, packet: Buffers<'_>, op: Op, length: u32) -> Option<u32> {
         self.pending.credit_update = false;
         let (buf_alloc, fwd_cnt) = self.credit.advertise();
         let header = encode(&Header {
@@ -278,7 +308,15 @@ impl Connection {
             buf_alloc,
             fwd_cnt,
         });
-        packet.set_header_from_raw(&header).ok()?;
-        u32::try_from(header.len()).ok()?.checked_add(length)
+        packet.write(&header)?;
+        HEADER_LENGTH.checked_add(length)
     }
+}
+
+/// The kind of a failed system call; None for any other error.
+fn kind_of(error: &VolatileMemoryError) -> Option<ErrorKind> {
+    if let VolatileMemoryError::IOError(error) = error {
+        return Some(error.kind());
+    }
+    None
 }

@@ -8,8 +8,9 @@
 //! first reads `OK <host port>\n`.
 //!
 //! [`packet`] parses and encodes headers; [`state`] is a connection's state machine and flow control; both
-//! are pure. [`connection`] adds the stream.
+//! are pure. [`connection`] adds the stream. [`buffers`] is a packet in guest memory.
 
+mod buffers;
 mod connection;
 mod handshake;
 mod muxer;
@@ -29,9 +30,9 @@ use vmm_sys_util::epoll::EventSet;
 use super::worker::{ActiveDevice, DataPath, Fault, Notify};
 use super::{Device, DeviceError, Env, Spec};
 use crate::jail::calls::vsock::{PROFILE, STANDALONE};
+use buffers::BufferList;
 use muxer::Muxer;
 pub use packet::Ports;
-use packet::{MAX_PAYLOAD, Packet};
 
 /// Most connections at a time, counting those that are closed but whose last bytes the host has not read.
 /// Each buffers at most 256 KiB.
@@ -94,14 +95,16 @@ pub fn spawn(config: Config, env: &Env) -> Result<Device, DeviceError> {
         Ok(VsockDataPath {
             muxer: Muxer::new(config.host, LISTENER.wrapping_add(1)),
             listener: config.listener,
+            buffers: BufferList::default(),
         })
     })
 }
 
-/// The muxer, and the listener of a standalone VMM.
+/// The muxer, the listener of a standalone VMM, and the buffers of the packet at hand.
 struct VsockDataPath {
     muxer: Muxer,
     listener: Option<UnixListener>,
+    buffers: BufferList,
 }
 
 impl DataPath for VsockDataPath {
@@ -143,14 +146,12 @@ impl DataPath for VsockDataPath {
 }
 
 impl VsockDataPath {
-    /// Handles the packets in the tx queue. A chain that holds no packet is dropped.
+    /// Handles the packets in the tx queue, one per chain.
     fn receive_packets(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
         let poller = Arc::clone(&active.poller);
-        let muxer = &mut self.muxer;
-        active.serve(TX, Notify::AtEnd, |memory, mut chain| {
-            if let Ok(packet) = Packet::from_tx_virtq_chain(&**memory, &mut chain, MAX_PAYLOAD) {
-                muxer.receive(&packet, &poller);
-            }
+        let (muxer, buffers) = (&mut self.muxer, &mut self.buffers);
+        active.serve(TX, Notify::AtEnd, |memory, chain| {
+            muxer.receive(buffers.readable(memory, chain), &poller);
             0
         })
     }
@@ -161,19 +162,15 @@ impl VsockDataPath {
         let memory = Arc::clone(&active.memory);
         let mut pushed = 0_u32;
         while self.muxer.has_packet() {
-            let Some(mut chain) = active.pop(RX)? else {
+            let Some(chain) = active.pop(RX)? else {
                 if active.enable_notification(RX)? {
                     continue;
                 }
                 break;
             };
             let head = chain.head_index();
-            let written = match Packet::from_rx_virtq_chain(&*memory, &mut chain, u32::MAX) {
-                // Too small or not writable: returned without data.
-                Err(_) => Some(0),
-                Ok(mut packet) => self.muxer.next_packet(&mut packet),
-            };
-            let Some(written) = written else {
+            let packet = self.buffers.writable(&memory, chain);
+            let Some(written) = self.muxer.next_packet(packet) else {
                 active.undo_pop(RX)?;
                 break;
             };

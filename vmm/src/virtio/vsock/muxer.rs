@@ -12,9 +12,12 @@ use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::epoll::EventSet;
 
+use super::buffers::Buffers;
 use super::connection::Connection;
 use super::handshake::{ConnectHandshake, HandshakeStep};
-use super::packet::{Header, Op, Packet, ParseError, Ports, Reset, Slice, encode_reset, parse, reset_for};
+use super::packet::{
+    HEADER_LENGTH, Header, MAX_PAYLOAD, Op, ParseError, Ports, Reset, encode_reset, parse, reset_for,
+};
 use super::state::{Action, ConnectionEvent, ConnectionState};
 use super::{Host, MAX_CONNECTIONS};
 use crate::virtio::worker::Poller;
@@ -69,13 +72,15 @@ impl Muxer {
         !self.resets.is_empty() || !self.queue.is_empty()
     }
 
-    /// Writes the next packet to the guest's buffer and returns its length; None if no packet is left to
-    /// send.
-    pub fn next_packet(&mut self, packet: &mut Packet<'_>) -> Option<u32> {
+    /// Writes the next packet to the receive buffer `packet` and returns its length; None if no packet is
+    /// left to send. A buffer without room for a header and a byte of data is returned unused, with length 0.
+    pub fn next_packet(&mut self, packet: Buffers<'_>) -> Option<u32> {
+        if packet.len() <= HEADER_LENGTH {
+            return Some(0);
+        }
         if let Some(reset) = self.resets.pop_front() {
-            let header = encode_reset(&reset);
-            packet.set_header_from_raw(&header).ok()?;
-            return u32::try_from(header.len()).ok();
+            packet.write(&encode_reset(&reset))?;
+            return Some(HEADER_LENGTH);
         }
         while let Some(id) = self.queue.pop_front() {
             let Some(connection) = self.connections.get_mut(&id) else {
@@ -107,16 +112,26 @@ impl Muxer {
         }
     }
 
-    /// Handles a packet from the guest.
-    pub fn receive(&mut self, packet: &Packet<'_>, poller: &Poller) {
-        match parse(packet) {
-            Ok(header) => self.dispatch(&header, packet.data_slice(), poller),
+    /// Handles a packet from the guest. Less than a header is dropped.
+    pub fn receive(&mut self, packet: Buffers<'_>, poller: &Poller) {
+        let (Some(header), Some(rest)) = (packet.read(), packet.after(HEADER_LENGTH)) else {
+            return;
+        };
+        match parse(header) {
+            Ok(header) => {
+                let payload = (header.length <= MAX_PAYLOAD)
+                    .then(|| rest.first(header.length))
+                    .flatten();
+                self.dispatch(&header, payload, poller);
+            }
             Err(ParseError::Ignore) => {}
             Err(ParseError::Reset(reset)) => self.send_reset(reset),
         }
     }
 
-    fn dispatch(&mut self, header: &Header, data: Option<&Slice<'_>>, poller: &Poller) {
+    /// Handles a packet with a valid header. `payload` is None if it is longer than [`MAX_PAYLOAD`] or than
+    /// what the chain holds: the stream lacks these bytes from then on, so the connection is reset.
+    fn dispatch(&mut self, header: &Header, payload: Option<Buffers<'_>>, poller: &Poller) {
         let Some(id) = self.ids.get(&header.ports).copied() else {
             return self.handle_unknown(header, poller);
         };
@@ -124,6 +139,9 @@ impl Muxer {
             return;
         };
         connection.credit.update_peer(header.buf_alloc, header.fwd_cnt);
+        let Some(payload) = payload else {
+            return self.close(id, Action::ResetAndDrop);
+        };
         let event = match header.op {
             Op::Rw if !connection.credit.receive(header.length) => {
                 return self.close(id, Action::ResetAndDrop);
@@ -139,24 +157,17 @@ impl Muxer {
             }
             Op::CreditUpdate => return self.enqueue_if_ready(id),
         };
-        match (connection.handle_event(event), data) {
-            (Action::Deliver, Some(data)) => {
-                if connection.deliver(data).is_err() {
+        match connection.handle_event(event) {
+            Action::Deliver => {
+                if connection.deliver(payload).is_err() {
                     connection.handle_event(ConnectionEvent::HostRxClosed);
                 }
             }
-            (Action::Discard, _) => connection.credit.forward(header.length),
-            (action @ (Action::Drain | Action::ResetAndDrain | Action::ResetAndDrop), _) => {
+            Action::Discard => connection.credit.forward(header.length),
+            action @ (Action::Drain | Action::ResetAndDrain | Action::ResetAndDrop) => {
                 return self.close(id, action);
             }
-            (
-                Action::Deliver
-                | Action::Nothing
-                | Action::SendConnectOk
-                | Action::ShutDownHost(_)
-                | Action::SendShutdown(_),
-                _,
-            ) => {}
+            Action::Nothing | Action::SendConnectOk | Action::ShutDownHost(_) | Action::SendShutdown(_) => {}
         }
         self.update_waiting(id, poller);
     }

@@ -1,19 +1,16 @@
-//! vsock packets (virtio 1.2, 5.10.6): parses a header that the library has copied out of guest memory, and
+//! The headers of vsock packets (virtio 1.2, 5.10.6): parses one that was copied out of guest memory, and
 //! encodes one. Used by the muxer. Pure; knows no connection.
 
 use nacre_protocol::vsock::{GUEST_CID, HOST_CID};
-use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
-use vm_memory::VolatileSlice;
 
+/// Size of a header, `struct virtio_vsock_hdr`, in bytes.
+pub const HEADER_LENGTH: u32 = 44;
+/// The same, for arrays.
+pub const HEADER_BYTES: usize = HEADER_LENGTH as usize;
 /// Most payload bytes of a packet in either direction. Linux sends no longer ones.
 pub const MAX_PAYLOAD: u32 = 64 * 1024;
 /// VIRTIO_VSOCK_TYPE_STREAM (virtio 1.2, 5.10.6.2), the only supported socket type.
 const STREAM: u16 = 1;
-
-/// A packet in guest memory.
-pub type Packet<'a> = VsockPacket<'a, ()>;
-/// A contiguous range of guest memory.
-pub type Slice<'a> = VolatileSlice<'a>;
 
 /// The ports of a connection. The CIDs are the same for all connections of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -135,33 +132,94 @@ pub struct Reset {
     socket_type: u16,
 }
 
+/// The fields of `struct virtio_vsock_hdr`, in its order and without checks.
+struct RawHeader {
+    src_cid: u64,
+    dst_cid: u64,
+    src_port: u32,
+    dst_port: u32,
+    len: u32,
+    socket_type: u16,
+    op: u16,
+    flags: u32,
+    buf_alloc: u32,
+    fwd_cnt: u32,
+}
+
+impl RawHeader {
+    fn from_bytes(bytes: [u8; HEADER_BYTES]) -> Self {
+        let mut rest = bytes.as_slice();
+        Self {
+            src_cid: u64::from_le_bytes(take(&mut rest)),
+            dst_cid: u64::from_le_bytes(take(&mut rest)),
+            src_port: u32::from_le_bytes(take(&mut rest)),
+            dst_port: u32::from_le_bytes(take(&mut rest)),
+            len: u32::from_le_bytes(take(&mut rest)),
+            socket_type: u16::from_le_bytes(take(&mut rest)),
+            op: u16::from_le_bytes(take(&mut rest)),
+            flags: u32::from_le_bytes(take(&mut rest)),
+            buf_alloc: u32::from_le_bytes(take(&mut rest)),
+            fwd_cnt: u32::from_le_bytes(take(&mut rest)),
+        }
+    }
+
+    fn to_bytes(&self) -> [u8; HEADER_BYTES] {
+        let fields = self
+            .src_cid
+            .to_le_bytes()
+            .into_iter()
+            .chain(self.dst_cid.to_le_bytes())
+            .chain(self.src_port.to_le_bytes())
+            .chain(self.dst_port.to_le_bytes())
+            .chain(self.len.to_le_bytes())
+            .chain(self.socket_type.to_le_bytes())
+            .chain(self.op.to_le_bytes())
+            .chain(self.flags.to_le_bytes())
+            .chain(self.buf_alloc.to_le_bytes())
+            .chain(self.fwd_cnt.to_le_bytes());
+        let mut bytes = [0; HEADER_BYTES];
+        for (byte, value) in bytes.iter_mut().zip(fields) {
+            *byte = value;
+        }
+        bytes
+    }
+}
+
+/// Removes the first `N` bytes of `rest`; zeros if there are fewer.
+fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
+    let (first, after) = rest.split_first_chunk().unwrap_or((&[0; N], &[]));
+    *rest = after;
+    *first
+}
+
 /// Parses the header of a packet from the guest.
-pub fn parse(packet: &Packet<'_>) -> Result<Header, ParseError> {
+pub fn parse(bytes: [u8; HEADER_BYTES]) -> Result<Header, ParseError> {
+    let raw = RawHeader::from_bytes(bytes);
     let ports = Ports {
-        guest: packet.src_port(),
-        host: packet.dst_port(),
+        guest: raw.src_port,
+        host: raw.dst_port,
     };
-    if packet.src_cid() != u64::from(GUEST_CID)
-        || packet.op() == Op::Reset.number_and_flags().0 && packet.type_() != STREAM
+    if raw.src_cid != u64::from(GUEST_CID)
+        || raw.op == Op::Reset.number_and_flags().0 && raw.socket_type != STREAM
     {
         return Err(ParseError::Ignore);
     }
     let reset = ParseError::Reset(Reset {
         ports,
-        cid: packet.dst_cid(),
-        socket_type: packet.type_(),
+        cid: raw.dst_cid,
+        socket_type: raw.socket_type,
     });
-    if packet.dst_cid() != u64::from(HOST_CID) || packet.type_() != STREAM {
+    if raw.dst_cid != u64::from(HOST_CID) || raw.socket_type != STREAM {
         return Err(reset);
     }
-    let op = Op::parse(packet.op(), packet.flags()).ok_or(reset)?;
-    let length = if op == Op::Rw { packet.len() } else { 0 };
+    let op = Op::parse(raw.op, raw.flags).ok_or(reset)?;
+    let length = if op == Op::Rw { raw.len } else { 0 };
     Ok(Header {
         ports,
         op,
         length,
-        buf_alloc: packet.buf_alloc(),
-        fwd_cnt: packet.fwd_cnt(),
+        buf_alloc: raw.buf_alloc,
+        fwd_cnt: raw.fwd_cnt,
     })
 }
 
@@ -175,12 +233,12 @@ pub fn reset_for(ports: Ports) -> Reset {
 }
 
 /// The bytes of a header of a packet to the guest.
-pub fn encode(header: &Header) -> [u8; PKT_HEADER_SIZE] {
+pub fn encode(header: &Header) -> [u8; HEADER_BYTES] {
     to_bytes(header, u64::from(HOST_CID), STREAM)
 }
 
 /// The bytes of an RST.
-pub fn encode_reset(reset: &Reset) -> [u8; PKT_HEADER_SIZE] {
+pub fn encode_reset(reset: &Reset) -> [u8; HEADER_BYTES] {
     let header = Header {
         ports: reset.ports,
         op: Op::Reset,
@@ -191,23 +249,19 @@ pub fn encode_reset(reset: &Reset) -> [u8; PKT_HEADER_SIZE] {
     to_bytes(&header, reset.cid, reset.socket_type)
 }
 
-fn to_bytes(header: &Header, source_cid: u64, socket_type: u16) -> [u8; PKT_HEADER_SIZE] {
+fn to_bytes(header: &Header, src_cid: u64, socket_type: u16) -> [u8; HEADER_BYTES] {
     let (op, flags) = header.op.number_and_flags();
-    let mut bytes = [0; PKT_HEADER_SIZE];
-    let fields = source_cid
-        .to_le_bytes()
-        .into_iter()
-        .chain(u64::from(GUEST_CID).to_le_bytes())
-        .chain(header.ports.host.to_le_bytes())
-        .chain(header.ports.guest.to_le_bytes())
-        .chain(header.length.to_le_bytes())
-        .chain(socket_type.to_le_bytes())
-        .chain(op.to_le_bytes())
-        .chain(flags.to_le_bytes())
-        .chain(header.buf_alloc.to_le_bytes())
-        .chain(header.fwd_cnt.to_le_bytes());
-    for (byte, value) in bytes.iter_mut().zip(fields) {
-        *byte = value;
-    }
-    bytes
+    let raw = RawHeader {
+        src_cid,
+        dst_cid: u64::from(GUEST_CID),
+        src_port: header.ports.host,
+        dst_port: header.ports.guest,
+        len: header.length,
+        socket_type,
+        op,
+        flags,
+        buf_alloc: header.buf_alloc,
+        fwd_cnt: header.fwd_cnt,
+    };
+    raw.to_bytes()
 }

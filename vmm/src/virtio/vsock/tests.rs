@@ -1,6 +1,7 @@
 //! The device on in-memory guest RAM, with a guest that sends any packet, valid or not.
 #![allow(clippy::cast_possible_truncation, reason = "sizes of a test guest are small")]
 
+mod framing;
 mod malformed;
 mod state;
 mod streams;
@@ -9,8 +10,7 @@ use std::io::Read as _;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use virtio_vsock::packet::PKT_HEADER_SIZE;
-
+use super::packet::{HEADER_BYTES, HEADER_LENGTH};
 use super::state::BUF_ALLOC;
 use super::*;
 use crate::virtio::testing::{BUFFERS, DEADLINE, Driver, Prng, assert_passes_confined, readable, writable};
@@ -138,8 +138,7 @@ impl Guest {
         self.free_tx = (0..60).map(|slot| TX_AREA + slot * SLOT).collect();
         for slot in 0..60 {
             let at = RX_AREA + slot * SLOT;
-            self.driver
-                .offer(0, &[writable(at, RX_BUFFER + PKT_HEADER_SIZE as u32)]);
+            self.driver.offer(0, &[writable(at, RX_BUFFER + HEADER_LENGTH)]);
         }
         self.driver.kick_if_wanted(0);
     }
@@ -171,7 +170,7 @@ impl Guest {
         let at = self.free_tx.pop().unwrap();
         self.driver.set_bytes(at, &header.bytes());
         self.driver.set_bytes(at + 64, payload);
-        let mut buffers = vec![readable(at, PKT_HEADER_SIZE as u32)];
+        let mut buffers = vec![readable(at, HEADER_LENGTH)];
         if !payload.is_empty() {
             buffers.push(readable(at + 64, payload.len() as u32));
         }
@@ -202,15 +201,14 @@ impl Guest {
         let at = RX_AREA + u64::from(self.slot_of(head)) * SLOT;
         let bytes = self.driver.bytes(at, length as usize);
         let header = RawHeader::parse(&bytes);
-        assert_eq!(header.len as usize + PKT_HEADER_SIZE, bytes.len(), "{header:?}");
+        assert_eq!(header.len as usize + HEADER_BYTES, bytes.len(), "{header:?}");
         assert_eq!((header.dst_cid, header.src_cid), (3, 2), "{header:?}");
-        self.driver
-            .offer(0, &[writable(at, RX_BUFFER + PKT_HEADER_SIZE as u32)]);
+        self.driver.offer(0, &[writable(at, RX_BUFFER + HEADER_LENGTH)]);
         self.driver.kick_if_wanted(0);
         if header.op == RW {
             self.fwd_cnt = self.fwd_cnt.wrapping_add(header.len);
         }
-        (header, bytes[PKT_HEADER_SIZE..].to_vec())
+        (header, bytes[HEADER_BYTES..].to_vec())
     }
 
     fn slot_of(&self, head: u16) -> u16 {
@@ -286,4 +284,5 @@ fn assert_at_end(mut stream: &UnixStream) {
 #[test]
 fn streams_work_confined() {
     assert_passes_confined("virtio::vsock::tests::streams::");
+    assert_passes_confined("virtio::vsock::tests::framing::");
 }
