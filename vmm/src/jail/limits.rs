@@ -27,6 +27,7 @@ pub fn require_single_thread() -> Result<(), Error> {
 
 /// RLIMIT_CORE, in bytes. If kernel.core_pattern names a program to pipe the core to, the kernel ignores the
 /// limit unless it is 1: then it dumps nothing. A core file is never that short, so 1 prevents one, too.
+/// Only a socket in kernel.core_pattern (Linux 6.16) gets a dump whatever the limit is.
 const CORE_BYTES: u64 = 1;
 
 /// Sets RLIMIT_CORE to [`CORE_BYTES`], since a core would contain data of the guest; RLIMIT_NOFILE to

@@ -52,7 +52,8 @@ fn step<T, E: Display>(step: &'static str, result: Result<T, E>) -> Result<T, Er
 /// since namespaces and capabilities belong to threads.
 ///
 /// The kernel sets "dumpable" to fs.suid_dumpable again when the file server first becomes another user.
-/// RLIMIT_CORE prevents cores whatever it is, and MADV_DONTDUMP excludes guest memory from them anyway.
+/// RLIMIT_CORE prevents core files and dumps to a program whatever it is, and MADV_DONTDUMP excludes guest
+/// memory from any dump.
 ///
 /// Open whatever is needed of /proc, /sys or /dev before, but a directory only as the root of a detached
 /// mount (open_tree with OPEN_TREE_CLONE): any other directory descriptor would lead back to the host's files
