@@ -1,5 +1,7 @@
 //! The worker with a data path that succeeds, fails or panics as the driver's buffer says.
 
+mod pause;
+
 use virtio_queue::QueueT as _;
 
 use super::*;

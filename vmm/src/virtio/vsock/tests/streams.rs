@@ -313,3 +313,29 @@ fn a_client_of_the_listener_is_connected_to_the_guest() {
     guest.send_packet(&answer, &[]);
     assert_at_end(&refused);
 }
+
+#[test]
+fn a_pause_loses_no_byte_in_either_direction() {
+    let mut guest = Guest::new();
+    let mut stream = guest.connect(7);
+    for round in 0..20_u8 {
+        let paused = guest.device.pause().unwrap();
+        stream.write_all(&[round; 100]).unwrap();
+        let at = guest.free_tx.pop().unwrap();
+        let mut header = guest.packet(RW, 7);
+        header.len = 8;
+        guest.driver.set_bytes(at, &header.bytes());
+        guest.driver.set_bytes(at + 64, &[round; 8]);
+        guest
+            .driver
+            .offer(1, &[readable(at, HEADER_LENGTH), readable(at + 64, 8)]);
+        guest.driver.kick(1);
+        assert_eq!(guest.device.pause().unwrap(), paused, "the device went on");
+        assert!(guest.driver.take_used(0).is_none() && guest.driver.take_used(1).is_none());
+        guest.device.resume().unwrap();
+        assert_eq!(guest.receive_data(7, 100), [round; 100]);
+        assert_eq!(read_exactly(&stream, 8), [round; 8]);
+        guest.driver.wait_used(1);
+        guest.free_tx.push(at);
+    }
+}
