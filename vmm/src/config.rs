@@ -15,8 +15,10 @@ pub struct Config {
     pub pod: String,
     /// Guest memory in MiB: 1..=[`MAX_MEMORY_MIB`].
     pub memory_mib: u32,
-    /// Number of vCPUs: 1..=[`MAX_VCPUS`].
+    /// vCPUs that are online at boot: 1..=[`MAX_VCPUS`].
     pub vcpus: u8,
+    /// vCPUs that are present: [`Config::vcpus`]..=[`MAX_VCPUS`].
+    pub max_vcpus: u8,
     /// Appended to the kernel command line: printable ASCII.
     pub extra_cmdline: String,
     /// The console's output besides its ring.
@@ -37,17 +39,17 @@ pub enum ConsoleOutput {
 /// Why a configuration was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Shim and VMM come from different builds.
-    #[error("the shim is build {shim}, nacre-vmm is build {vmm}: install both from one build")]
-    BuildMismatch {
-        /// The shim's build id.
-        shim: String,
-        /// This program's build id.
-        vmm: &'static str,
-    },
     /// The number of vCPUs is out of range.
     #[error("vcpus = {0}: must be 1 to {MAX_VCPUS}")]
     Vcpus(u8),
+    /// The number of vCPUs that are present is out of range.
+    #[error("max_vcpus = {max}: must be {vcpus} (vcpus) to {MAX_VCPUS}")]
+    MaxVcpus {
+        /// vCPUs that are present.
+        max: u8,
+        /// vCPUs that are online at boot.
+        vcpus: u8,
+    },
     /// The memory size is out of range.
     #[error("memory_mib = {0}: must be 1 to {MAX_MEMORY_MIB}")]
     Memory(u32),
@@ -65,6 +67,12 @@ impl Config {
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
             return Err(Error::Vcpus(self.vcpus));
         }
+        if !(self.vcpus..=MAX_VCPUS).contains(&self.max_vcpus) {
+            return Err(Error::MaxVcpus {
+                max: self.max_vcpus,
+                vcpus: self.vcpus,
+            });
+        }
         if !(1..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
             return Err(Error::Memory(self.memory_mib));
         }
@@ -81,26 +89,21 @@ impl Config {
     }
 }
 
-impl TryFrom<Configure> for Config {
+impl TryFrom<&Configure> for Config {
     type Error = Error;
 
-    fn try_from(configure: Configure) -> Result<Self, Error> {
-        if configure.build_id != nacre_protocol::BUILD_ID {
-            return Err(Error::BuildMismatch {
-                shim: configure.build_id,
-                vmm: nacre_protocol::BUILD_ID,
-            });
-        }
+    fn try_from(configure: &Configure) -> Result<Self, Error> {
         let console = if configure.console_to_stderr {
             ConsoleOutput::Stderr
         } else {
             ConsoleOutput::RingOnly
         };
         Self {
-            pod: configure.pod,
+            pod: configure.pod.clone(),
             memory_mib: configure.memory_mib,
             vcpus: configure.vcpus,
-            extra_cmdline: configure.extra_cmdline,
+            max_vcpus: configure.max_vcpus,
+            extra_cmdline: configure.extra_cmdline.clone(),
             console,
         }
         .validate()
@@ -111,83 +114,81 @@ impl TryFrom<Configure> for Config {
 mod tests {
     use super::*;
 
-    fn configure() -> Configure {
-        Configure {
-            build_id: nacre_protocol::BUILD_ID.to_owned(),
+    fn config() -> Config {
+        Config {
             pod: "p".to_owned(),
             memory_mib: 512,
             vcpus: 1,
+            max_vcpus: MAX_VCPUS,
             extra_cmdline: String::new(),
-            console_to_stderr: false,
+            console: ConsoleOutput::RingOnly,
         }
     }
 
     #[test]
     fn a_valid_configuration_is_accepted() {
-        let config = Config::try_from(configure()).unwrap();
-        assert_eq!(config.memory_bytes(), 512 << 20);
-        assert_eq!(config.console, ConsoleOutput::RingOnly);
+        assert_eq!(config().validate(), Ok(config()));
+        assert_eq!(config().memory_bytes(), 512 << 20);
     }
 
     #[test]
-    fn a_shim_of_another_build_is_refused_with_both_build_ids() {
-        let error = Config::try_from(Configure {
-            build_id: "other".to_owned(),
-            ..configure()
-        })
-        .unwrap_err();
-        let text = error.to_string();
-        assert!(
-            text.contains("other") && text.contains(nacre_protocol::BUILD_ID),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn values_out_of_range_are_refused_with_field_and_value() {
-        for (vcpus, valid) in [(0, false), (1, true), (MAX_VCPUS, true), (MAX_VCPUS + 1, false)] {
-            assert_eq!(
-                Config::try_from(Configure { vcpus, ..configure() }).is_ok(),
-                valid,
-                "{vcpus}"
-            );
+    fn numbers_of_vcpus_out_of_range_are_refused() {
+        for (vcpus, max_vcpus, expected) in [
+            (0, 1, Err(Error::Vcpus(0))),
+            (MAX_VCPUS + 1, MAX_VCPUS + 1, Err(Error::Vcpus(MAX_VCPUS + 1))),
+            (1, 0, Err(Error::MaxVcpus { max: 0, vcpus: 1 })),
+            (4, 3, Err(Error::MaxVcpus { max: 3, vcpus: 4 })),
+            (
+                1,
+                MAX_VCPUS + 1,
+                Err(Error::MaxVcpus {
+                    max: MAX_VCPUS + 1,
+                    vcpus: 1,
+                }),
+            ),
+            (1, 1, Ok(())),
+            (4, MAX_VCPUS, Ok(())),
+            (MAX_VCPUS, MAX_VCPUS, Ok(())),
+        ] {
+            let config = Config {
+                vcpus,
+                max_vcpus,
+                ..config()
+            };
+            assert_eq!(config.validate().map(drop), expected, "{vcpus} of {max_vcpus}");
         }
+    }
+
+    #[test]
+    fn memory_sizes_out_of_range_are_refused() {
         for (memory_mib, valid) in [
             (0, false),
             (1, true),
             (MAX_MEMORY_MIB, true),
             (MAX_MEMORY_MIB + 1, false),
         ] {
-            assert_eq!(
-                Config::try_from(Configure {
-                    memory_mib,
-                    ..configure()
-                })
-                .is_ok(),
-                valid,
-                "{memory_mib}"
-            );
+            let config = Config {
+                memory_mib,
+                ..config()
+            };
+            assert_eq!(config.validate().is_ok(), valid, "{memory_mib}");
         }
-        let error = Config::try_from(Configure {
+        let error = Config {
             memory_mib: 0,
-            ..configure()
-        })
-        .unwrap_err();
-        assert!(error.to_string().contains("memory_mib = 0"), "{error}");
+            ..config()
+        };
+        let error = error.validate().unwrap_err().to_string();
+        assert!(error.contains("memory_mib = 0"), "{error}");
     }
 
     #[test]
     fn kernel_parameters_must_be_printable_ascii() {
-        for bad in ["a\nb", "a\0b", "ä"] {
-            let extra_cmdline = bad.to_owned();
-            assert!(
-                Config::try_from(Configure {
-                    extra_cmdline,
-                    ..configure()
-                })
-                .is_err(),
-                "{bad:?}"
-            );
+        for bad in ["a\nb", "a\0b", "\u{e4}"] {
+            let config = Config {
+                extra_cmdline: bad.to_owned(),
+                ..config()
+            };
+            assert!(config.validate().is_err(), "{bad:?}");
         }
     }
 }

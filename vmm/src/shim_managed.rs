@@ -4,11 +4,12 @@
 
 use std::error::Error as StdError;
 
-use nacre_protocol::control::Outcome;
-use nacre_protocol::guest::SHARED_TAG;
+use nacre_protocol::control::{
+    Configure, DescriptorError, Descriptors, DeviceConfig, DeviceListError, Outcome,
+};
 
-use crate::config::Config;
-use crate::control::{ConfigFiles, Control};
+use crate::config::{self, Config};
+use crate::control::Control;
 use crate::jail::calls::CONTROL;
 use crate::jail::{self, Confinement, Violation};
 use crate::machine::{self, DeviceConfigs, Failure, Machine, Resources};
@@ -25,55 +26,102 @@ impl StepError {
     }
 }
 
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    /// A value is out of range.
+    #[error(transparent)]
+    Value(#[from] config::Error),
+    /// There are too many devices, or too few.
+    #[error(transparent)]
+    Devices(#[from] DeviceListError),
+    /// A descriptor is missing, or is used twice or not at all.
+    #[error(transparent)]
+    Descriptor(#[from] DescriptorError),
+    /// A file that a device needs can't be opened.
+    #[error("open /proc/self/fd: {0}")]
+    Open(#[from] std::io::Error),
+}
+
 /// Runs the VM that the shim configures until the VM ends or the shim closes the socket.
 pub fn run(control: &Control) -> ! {
-    let (config, files, jail) =
-        prepare(control).unwrap_or_else(|StepError(step, error)| control.fail_at(step, error.as_ref(), None));
-    let machine = build(control, &config, files, jail).unwrap_or_else(|failure| control.fail(&failure));
+    let prepared = prepare(control);
+    let (config, resources, confinement) =
+        prepared.unwrap_or_else(|StepError(step, error)| control.fail_at(step, error.as_ref(), None));
+    let machine =
+        build(control, &config, resources, &confinement).unwrap_or_else(|failure| control.fail(&failure));
     run_machine(machine, control)
 }
 
-/// The jail after it is closed, and what the file server opened before.
-struct Jail {
-    confinement: Confinement,
-    fs: fs::Prepared,
-}
-
-fn prepare(control: &Control) -> Result<(Config, ConfigFiles, Jail), StepError> {
-    let (configure, files) = control
+/// Receives the configuration, opens what must be opened outside of the jail, and closes the jail.
+fn prepare(control: &Control) -> Result<(Config, Resources, Confinement), StepError> {
+    let (configure, descriptors) = control
         .receive_configuration()
         .map_err(StepError::at("receive configuration"))?;
-    let config = Config::try_from(configure).map_err(StepError::at("check configuration"))?;
-    let fs = fs::Prepared::before_jail().map_err(StepError::at("open /proc/self/fd"))?;
+    let check = StepError::at("check configuration");
+    let (config, resources) = check_configuration(configure, descriptors, control).map_err(check)?;
     jail::enter(None).map_err(StepError::at("close jail"))?;
     let confinement = Confinement::closed(Violation::Kill).map_err(StepError::at("close jail"))?;
     control.send_step("jail closed");
-    Ok((config, files, Jail { confinement, fs }))
+    Ok((config, resources, confinement))
 }
 
-fn build(control: &Control, config: &Config, files: ConfigFiles, jail: Jail) -> Result<Machine, Failure> {
+/// Checks every field of `configure`, and puts every descriptor in its place.
+fn check_configuration(
+    configure: Configure,
+    mut descriptors: Descriptors,
+    control: &Control,
+) -> Result<(Config, Resources), Refused> {
+    let config = Config::try_from(&configure)?;
+    configure.check_devices()?;
     let resources = Resources {
-        kvm: files.kvm,
-        kernel: files.kernel,
-        initrd: files.initrd,
-        console_ring: Some(files.console_ring),
-        devices: DeviceConfigs {
-            vsock: vsock::Config {
-                host: Box::new(control.connection_sender()),
-                listener: None,
-            },
-            // The root of this process's mount namespace, into which the shim moves the containers' mounts.
-            fs: Some(fs::Config {
-                tag: SHARED_TAG.to_owned(),
-                root: "/".into(),
-                prepared: jail.fs,
-            }),
-        },
+        kvm: descriptors.take("kvm", configure.kvm)?,
+        kernel: descriptors.take("kernel", configure.kernel)?.into(),
+        initrd: descriptors.take("initrd", configure.initrd)?.into(),
+        console_ring: Some(descriptors.take("console_ring", configure.console_ring)?.into()),
+        devices: devices(configure.devices, control)?,
     };
-    let machine = machine::build(config, resources, &jail.confinement, |step| {
+    descriptors.finish()?;
+    Ok((config, resources))
+}
+
+/// The host side of each device in the list.
+fn devices(list: Vec<DeviceConfig>, control: &Control) -> Result<DeviceConfigs, Refused> {
+    let mut devices = DeviceConfigs {
+        vsock: vsock::Config {
+            host: Box::new(control.connection_sender()),
+            listener: None,
+        },
+        fs: None,
+    };
+    for device in list {
+        match device {
+            // Every machine has these two.
+            DeviceConfig::Vsock | DeviceConfig::Rng => {}
+            DeviceConfig::Fs { tag } => {
+                devices.fs = Some(fs::Config {
+                    tag,
+                    // The root of this process's mount namespace, into which the shim moves the containers'
+                    // mounts.
+                    root: "/".into(),
+                    prepared: fs::Prepared::before_jail()?,
+                });
+            }
+        }
+    }
+    Ok(devices)
+}
+
+fn build(
+    control: &Control,
+    config: &Config,
+    resources: Resources,
+    confinement: &Confinement,
+) -> Result<Machine, Failure> {
+    let machine = machine::build(config, resources, confinement, |step| {
         control.send_step(step);
     })?;
-    jail.confinement
+    confinement
         .confine(&CONTROL)
         .map_err(Failure::at("confine main thread"))?;
     Ok(machine)
@@ -149,6 +197,7 @@ mod tests {
             pod: "test".to_owned(),
             memory_mib: 64,
             vcpus: 1,
+            max_vcpus: 1,
             extra_cmdline: String::new(),
             console: ConsoleOutput::RingOnly,
         };

@@ -12,8 +12,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use nacre_protocol::BUILD_ID;
 use nacre_protocol::console::RING_BYTES;
-use nacre_protocol::control::{Channel, Configure, Error, FromVmm, Outcome, ToVmm};
+use nacre_protocol::control::{
+    Channel, Configure, DeviceConfig, Error, FdIndex, FromVmm, MAX_DEVICES, Outcome, ToVmm,
+};
+use nacre_protocol::guest::SHARED_TAG;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use serde_json::{Value, json};
 
 use guest::{PANIC, POWER_OFF, RESET, kernel, kvm, write_port};
 
@@ -76,6 +80,17 @@ impl Vmm {
         }
     }
 
+    /// Receives the messages of a VMM that refuses its configuration; returns step, error and hint.
+    fn failure(self) -> (String, String, Option<String>) {
+        let mut messages = self.messages();
+        messages.retain(|message| !matches!(message, FromVmm::Step(_)));
+        let [FromVmm::Failed { step, error, hint }] = &messages[..] else {
+            panic!("{messages:?}")
+        };
+        assert_eq!(self.close().code(), Some(1));
+        (step.clone(), error.clone(), hint.clone())
+    }
+
     /// Closes the shim's end and waits for the VMM to exit.
     fn close(mut self) -> ExitStatus {
         drop(self.control);
@@ -89,8 +104,20 @@ fn configure() -> Configure {
         pod: "test".to_owned(),
         memory_mib: 64,
         vcpus: 1,
+        max_vcpus: 1,
         extra_cmdline: String::new(),
         console_to_stderr: false,
+        kvm: FdIndex(0),
+        kernel: FdIndex(1),
+        initrd: FdIndex(2),
+        console_ring: FdIndex(3),
+        devices: vec![
+            DeviceConfig::Vsock,
+            DeviceConfig::Rng,
+            DeviceConfig::Fs {
+                tag: SHARED_TAG.to_owned(),
+            },
+        ],
     }
 }
 
@@ -124,13 +151,7 @@ fn outcome(code: &[u8]) -> Option<Outcome> {
 fn failure(configure: Configure, kernel: &File) -> Option<(String, String, Option<String>)> {
     let vmm = Vmm::start()?;
     vmm.configure(configure, kernel);
-    let mut messages = vmm.messages();
-    messages.retain(|message| !matches!(message, FromVmm::Step(_)));
-    let [FromVmm::Failed { step, error, hint }] = &messages[..] else {
-        panic!("{messages:?}")
-    };
-    assert_eq!(vmm.close().code(), Some(1));
-    Some((step.clone(), error.clone(), hint.clone()))
+    Some(vmm.failure())
 }
 
 #[test]
@@ -201,8 +222,100 @@ fn a_shim_of_another_build_fails_with_both_build_ids() {
     let Some((step, error, _)) = failure(other, &kernel(&[0xf4])) else {
         return;
     };
-    assert_eq!(step, "check configuration");
+    assert_eq!(step, "receive configuration");
     assert!(error.contains("other") && error.contains(BUILD_ID), "{error}");
+}
+
+/// A malformed `Configure`: the field to replace, its value, the number of descriptors beyond those that the
+/// other fields name, and what the error must contain.
+type Malformed = (&'static str, Value, usize, &'static str);
+
+fn malformed_configurations() -> Vec<Malformed> {
+    let fs = |tag: &str| json!({"Fs": {"tag": tag}});
+    vec![
+        ("kernel", json!(4), 0, "kernel: there is no descriptor 4"),
+        ("kernel", json!(255), 0, "kernel: there is no descriptor 255"),
+        ("kernel", json!(256), 0, "256"),
+        ("kernel", json!(-1), 0, "-1"),
+        ("kernel", json!("1"), 0, "\"1\""),
+        ("initrd", json!(1), 0, "initrd: descriptor 1 is already used"),
+        (
+            "console_ring",
+            json!(0),
+            0,
+            "console_ring: descriptor 0 is already used",
+        ),
+        ("pod", json!("p"), 1, "no field uses descriptor 4"),
+        ("pod", json!("p"), 249, "no field uses descriptor 4"),
+        ("devices", json!([]), 0, "a vsock device is required"),
+        ("devices", json!(["Rng"]), 0, "a vsock device is required"),
+        ("devices", json!(["Vsock", "Vsock"]), 0, "2 devices of kind vsock"),
+        (
+            "devices",
+            json!(["Rng", "Vsock", "Rng"]),
+            0,
+            "2 devices of kind rng",
+        ),
+        (
+            "devices",
+            json!(["Vsock", fs("a"), fs("b")]),
+            0,
+            "2 devices of kind fs",
+        ),
+        ("devices", json!(vec!["Vsock"; MAX_DEVICES + 1]), 0, "65 devices"),
+        ("devices", json!(["Vsock", "Floppy"]), 0, "Floppy"),
+        ("devices", json!(["Vsock", {"Rng": {}}]), 0, "expected unit"),
+        (
+            "devices",
+            json!(["Vsock", {"Fs": {"tag": "a", "root": "/"}}]),
+            0,
+            "root",
+        ),
+        ("devices", json!(["Vsock", {"Fs": {}}]), 0, "tag"),
+        ("devices", json!("Vsock"), 0, "Vsock"),
+        ("devices", json!(null), 0, "null"),
+        ("unknown", json!(1), 0, "unknown"),
+        ("vcpus", json!(0), 0, "vcpus = 0"),
+        ("vcpus", json!(2), 0, "max_vcpus = 1: must be 2"),
+        ("max_vcpus", json!(33), 0, "max_vcpus = 33"),
+        ("memory_mib", json!(0), 0, "memory_mib = 0"),
+        ("memory_mib", json!(1.5), 0, "1.5"),
+        ("extra_cmdline", json!("a\nb"), 0, "kernel_params"),
+    ]
+}
+
+#[test]
+fn a_malformed_configuration_fails_with_the_reason() {
+    for (field, value, extra_fds, expected) in malformed_configurations() {
+        let Some(vmm) = Vmm::start() else { return };
+        let mut message = json!({ "Configure": configure() });
+        message["Configure"][field] = value.clone();
+        let file = tempfile::tempfile().unwrap();
+        let fds = vec![file.as_raw_fd(); 4 + extra_fds];
+        vmm.control.send(&message, &fds).unwrap();
+        let (step, error, _) = vmm.failure();
+        assert!(error.contains(expected), "{field} = {value}: {step}: {error}");
+        assert!(step.ends_with("configuration"), "{field} = {value}: {step}");
+    }
+}
+
+#[test]
+fn a_device_that_can_t_be_created_fails_with_its_name() {
+    if kvm().is_none() {
+        return println!("skipped: no /dev/kvm");
+    }
+    for tag in [String::new(), "t".repeat(37)] {
+        let devices = vec![DeviceConfig::Vsock, DeviceConfig::Fs { tag }];
+        let configure = Configure {
+            devices,
+            ..configure()
+        };
+        let Some((step, error, _)) = failure(configure, &kernel(&[0xf4])) else {
+            return;
+        };
+        assert_eq!(step, "create virtio devices");
+        assert!(error.contains("tag"), "{error}");
+    }
 }
 
 #[test]

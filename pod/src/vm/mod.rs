@@ -8,13 +8,14 @@ mod stderr_tail;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nacre_protocol::console;
-use nacre_protocol::control::{Channel, Configure, ToVmm};
+use nacre_protocol::control::{Attachments, Channel, Configure, DeviceConfig, ToVmm};
+use nacre_protocol::guest::SHARED_TAG;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
@@ -82,21 +83,16 @@ impl Vm {
         cgroup: &Cgroup,
         hints: &VmHints,
     ) -> Result<(Self, VmmMonitor), Error> {
-        let kvm = open("/dev/kvm", Path::new("/dev/kvm"), true)?;
-        let kernel = open("guest kernel", &config.kernel, false)?;
-        let initrd = open("guest image", &config.initrd, false)?;
+        let files = Files::open(config)?;
         // If the program is missing, this error names it; after a fork only an exit code would.
         drop(open("VMM", &config.vmm, false)?);
-        let console =
-            sys::memory_file("nacre-console", console::RING_BYTES).map_err(system("console ring"))?;
         let (ours, theirs) = control_pair().map_err(system("control socket"))?;
         let (stderr, stderr_writer) = io::pipe().map_err(system("pipe"))?;
         let spawned = spawn(&config.vmm, cgroup, theirs.as_fd(), stderr_writer.as_fd())?;
         drop((theirs, stderr_writer));
-        let fds = [&kvm, &kernel, &initrd, &console].map(|file| file.as_raw_fd());
         let configured = set_up(&spawned, hints).and_then(|()| {
-            let message = configuration(config, size, pod);
-            configure(ours, &message, &fds)
+            let (message, attachments) = files.configuration(config, size, pod);
+            configure(ours, &message, &attachments)
         });
         let channel = match configured {
             Ok(channel) => channel,
@@ -109,7 +105,7 @@ impl Vm {
             pid: pid_of(&spawned),
             pidfd: Arc::new(spawned.pidfd),
             channel: Arc::new(channel),
-            console,
+            console: files.console,
             stderr_tail: Arc::default(),
             oom_score_adj: hints.oom_score_adj,
             killed: Arc::default(),
@@ -189,21 +185,61 @@ fn set_up(spawned: &sys::Spawned, hints: &VmHints) -> Result<(), Error> {
         .map_err(system("running the VMM on the CPUs of linux.resources.cpu.cpus"))
 }
 
-fn configuration(config: &Config, size: Size, pod: &str) -> ToVmm {
-    ToVmm::Configure(Configure {
-        build_id: nacre_protocol::BUILD_ID.to_owned(),
-        pod: pod.to_owned(),
-        memory_mib: size.memory_mib,
-        vcpus: size.vcpus,
-        extra_cmdline: config.kernel_params.clone(),
-        console_to_stderr: config.console_to_log,
-    })
+/// The files that a VMM gets.
+struct Files {
+    kvm: File,
+    kernel: File,
+    initrd: File,
+    /// The console's ring, which the engine reads.
+    console: File,
+}
+
+impl Files {
+    fn open(config: &Config) -> Result<Self, Error> {
+        Ok(Self {
+            kvm: open("/dev/kvm", Path::new("/dev/kvm"), true)?,
+            kernel: open("guest kernel", &config.kernel, false)?,
+            initrd: open("guest image", &config.initrd, false)?,
+            console: sys::memory_file("nacre-console", console::RING_BYTES)
+                .map_err(system("console ring"))?,
+        })
+    }
+
+    /// The message that configures the VMM, and the descriptors that it names.
+    fn configuration(&self, config: &Config, size: Size, pod: &str) -> (ToVmm, Attachments<'_>) {
+        let mut attachments = Attachments::default();
+        let message = ToVmm::Configure(Configure {
+            build_id: nacre_protocol::BUILD_ID.to_owned(),
+            pod: pod.to_owned(),
+            memory_mib: size.memory_mib,
+            vcpus: size.vcpus,
+            max_vcpus: size.vcpus,
+            extra_cmdline: config.kernel_params.clone(),
+            console_to_stderr: config.console_to_log,
+            kvm: attachments.add(self.kvm.as_fd()),
+            kernel: attachments.add(self.kernel.as_fd()),
+            initrd: attachments.add(self.initrd.as_fd()),
+            console_ring: attachments.add(self.console.as_fd()),
+            devices: vec![
+                DeviceConfig::Vsock,
+                DeviceConfig::Rng,
+                DeviceConfig::Fs {
+                    tag: SHARED_TAG.to_owned(),
+                },
+            ],
+        });
+        (message, attachments)
+    }
 }
 
 /// Sends the configuration with its descriptors.
-fn configure(socket: OwnedFd, message: &ToVmm, fds: &[RawFd]) -> Result<AsyncFd<Channel>, Error> {
+fn configure(
+    socket: OwnedFd,
+    message: &ToVmm,
+    attachments: &Attachments<'_>,
+) -> Result<AsyncFd<Channel>, Error> {
     let channel = Channel::new(socket);
-    match channel.send(message, fds) {
+    match channel.send(message, &attachments.as_raw_fds()) {
         // If the VMM has exited already, its exit status and standard error say why, better than this error.
         Ok(()) | Err(nacre_protocol::control::Error::Socket(nix::Error::EPIPE | nix::Error::ECONNRESET)) => {}
         Err(error) => return Err(error.into()),

@@ -2,6 +2,7 @@
 //! and runs the fake agent. The kernel's extra parameters choose its behaviour.
 #![allow(unsafe_code, reason = "descriptor 3 is the protocol's")]
 
+use std::fs::File;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use nacre_protocol::agent::create_agent;
 use nacre_protocol::console::Writer;
-use nacre_protocol::control::{CONTROL_FD, Channel, ConfigFd, Configure, FromVmm, Outcome, Step, ToVmm};
+use nacre_protocol::control::{CONTROL_FD, Channel, Configure, Descriptors, FromVmm, Outcome, Step, ToVmm};
 use nacre_protocol::vsock::AGENT_PORT;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -20,11 +21,11 @@ pub fn main() {
     assert_inherits_nothing_else();
     // SAFETY: the shim hands the control socket over at this number; nothing else here uses it.
     let channel = Channel::new(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
-    let (message, mut fds) = channel.receive::<ToVmm>().unwrap();
+    let (message, fds) = channel.receive::<ToVmm>().unwrap();
     let ToVmm::Configure(configure) = message else {
         panic!("{message:?}")
     };
-    let mut console = Writer::new(fds.remove(ConfigFd::Console as usize).into());
+    let mut console = Writer::new(take_console(&configure, fds));
     console.write(b"Linux version of a fake\n").unwrap();
     eprintln!("fake VMM of {}", configure.pod);
     if behave(&channel, &configure, &mut console) {
@@ -41,6 +42,22 @@ pub fn main() {
         return;
     }
     serve(channel, &configure);
+}
+
+/// The console's ring. Fails unless the message names each descriptor once.
+fn take_console(configure: &Configure, fds: Vec<OwnedFd>) -> File {
+    let mut fds = Descriptors::new(fds);
+    for (field, index) in [
+        ("kvm", configure.kvm),
+        ("kernel", configure.kernel),
+        ("initrd", configure.initrd),
+    ] {
+        drop(fds.take(field, index).unwrap());
+    }
+    let console = fds.take("console_ring", configure.console_ring).unwrap();
+    fds.finish().unwrap();
+    configure.check_devices().unwrap();
+    console.into()
 }
 
 /// A VMM must get the standard streams and the control socket, and none of the descriptors that containerd

@@ -64,6 +64,7 @@ mod tests {
             pod: String::new(),
             memory_mib: 1,
             vcpus: 1,
+            max_vcpus: 1,
             extra_cmdline: extra.to_owned(),
             console: ConsoleOutput::RingOnly,
         }

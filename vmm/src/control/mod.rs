@@ -2,18 +2,21 @@
 //! the main thread; the vsock device's worker sends the guest's connections over the same socket, since each
 //! packet is one whole message.
 
-use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use nacre_protocol::control::{
-    CONFIG_FDS, Channel, Configure, Error as ChannelError, FromVmm, Outcome, Step, ToVmm,
+    Channel, Configure, Descriptors, Error as ChannelError, FromVmm, Outcome, Step, ToVmm,
 };
+use nacre_protocol::text::printable;
 
 use crate::log::LimitedLog;
 use crate::machine::{Failure, Machine};
 use crate::process::exit_now;
 use crate::virtio::vsock::{Host, Ports, Refused};
+
+/// Longest build id of a shim in an error, bytes.
+const MAX_BUILD_ID: usize = 100;
 
 /// Why receiving from the shim failed.
 #[derive(Debug, thiserror::Error)]
@@ -24,21 +27,14 @@ pub enum Error {
     /// The first message was a different one.
     #[error("the first message must be Configure")]
     ExpectedConfigure,
-    /// `Configure` came with this number of descriptors.
-    #[error("Configure must come with {CONFIG_FDS} descriptors, got {0}")]
-    DescriptorCount(usize),
-}
-
-/// The descriptors that come with `Configure`, in the order of [`nacre_protocol::control::ConfigFd`].
-pub struct ConfigFiles {
-    /// `/dev/kvm`, open for reading and writing.
-    pub kvm: OwnedFd,
-    /// The guest kernel (vmlinux).
-    pub kernel: File,
-    /// The guest's initramfs.
-    pub initrd: File,
-    /// A memfd for the last bytes of the guest's console.
-    pub console_ring: File,
+    /// Shim and VMM come from different builds.
+    #[error("the shim is build {shim}, nacre-vmm is build {vmm}: install both from one build")]
+    BuildMismatch {
+        /// The shim's build id.
+        shim: String,
+        /// This program's build id.
+        vmm: &'static str,
+    },
 }
 
 /// The VMM's end of the control socket; clones share it.
@@ -61,25 +57,26 @@ impl Control {
         }
     }
 
-    /// Blocks until the first message arrives, which must be `Configure`.
+    /// Blocks until the first message arrives, which must be `Configure`. Compares the builds before it looks
+    /// at any other field, because a shim of another build may send other fields.
     ///
     /// # Errors
-    /// [`Error`] if another message arrives or descriptors are missing.
-    pub fn receive_configuration(&self) -> Result<(Configure, ConfigFiles), Error> {
-        let (message, fds) = self.0.receive::<ToVmm>()?;
-        let ToVmm::Configure(configure) = message else {
-            return Err(Error::ExpectedConfigure);
-        };
-        let count = fds.len();
-        let [kvm, kernel, initrd, console_ring] =
-            <[OwnedFd; CONFIG_FDS]>::try_from(fds).map_err(|_| Error::DescriptorCount(count))?;
-        let files = ConfigFiles {
-            kvm,
-            kernel: kernel.into(),
-            initrd: initrd.into(),
-            console_ring: console_ring.into(),
-        };
-        Ok((configure, files))
+    /// [`Error`] if another message arrives, or the shim is of another build.
+    pub fn receive_configuration(&self) -> Result<(Configure, Descriptors), Error> {
+        let (message, fds) = self.0.receive::<serde_json::Value>()?;
+        let build_id = message.pointer("/Configure/build_id");
+        if let Some(shim) = build_id.and_then(|id| id.as_str())
+            && shim != nacre_protocol::BUILD_ID
+        {
+            return Err(Error::BuildMismatch {
+                shim: printable(shim, MAX_BUILD_ID),
+                vmm: nacre_protocol::BUILD_ID,
+            });
+        }
+        match serde_json::from_value(message).map_err(ChannelError::Json)? {
+            ToVmm::Configure(configure) => Ok((configure, Descriptors::new(fds))),
+            ToVmm::QueryExits => Err(Error::ExpectedConfigure),
+        }
     }
 
     /// Reports that step `name` of the start is done, with the current time.
@@ -183,6 +180,7 @@ fn own(fd: RawFd) -> OwnedFd {
 mod tests {
     use super::*;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use std::fs::File;
     use std::os::fd::IntoRawFd as _;
 
     fn pair() -> (Channel, Control) {
@@ -196,43 +194,59 @@ mod tests {
         (Channel::new(shim), Control::new(vmm.into_raw_fd()))
     }
 
-    fn configure() -> ToVmm {
-        ToVmm::Configure(Configure {
-            build_id: "b".to_owned(),
-            pod: "p".to_owned(),
-            memory_mib: 1,
-            vcpus: 1,
-            extra_cmdline: String::new(),
-            console_to_stderr: false,
-        })
+    fn configure() -> serde_json::Value {
+        serde_json::json!({"Configure": {
+            "build_id": nacre_protocol::BUILD_ID, "pod": "p", "memory_mib": 1, "vcpus": 1, "max_vcpus": 1,
+            "extra_cmdline": "", "console_to_stderr": false, "kvm": 0, "kernel": 1, "initrd": 2,
+            "console_ring": 3, "devices": ["Vsock"],
+        }})
     }
 
     #[test]
-    fn the_configuration_arrives_with_its_files() {
+    fn the_configuration_arrives_with_its_descriptors() {
         let (shim, vmm) = pair();
-        let files: Vec<File> = (0..CONFIG_FDS).map(|_| tempfile::tempfile().unwrap()).collect();
+        let files: Vec<File> = (0..4).map(|_| tempfile::tempfile().unwrap()).collect();
         files[3].set_len(7).unwrap();
         let fds: Vec<RawFd> = files.iter().map(|file| file.as_raw_fd()).collect();
         shim.send(&configure(), &fds).unwrap();
-        let (configure, files) = vmm.receive_configuration().unwrap();
-        assert_eq!(configure.pod, "p");
-        assert_eq!(files.console_ring.metadata().unwrap().len(), 7);
+        let (configure, mut fds) = vmm.receive_configuration().unwrap();
+        let console = File::from(fds.take("console_ring", configure.console_ring).unwrap());
+        assert_eq!(console.metadata().unwrap().len(), 7);
     }
 
     #[test]
-    fn a_configuration_with_missing_descriptors_is_refused() {
+    fn the_builds_are_compared_before_anything_else() {
         let (shim, vmm) = pair();
-        let file = tempfile::tempfile().unwrap();
-        shim.send(&configure(), &[file.as_raw_fd()]).unwrap();
-        assert!(matches!(
-            vmm.receive_configuration(),
-            Err(Error::DescriptorCount(1))
-        ));
+        let other = serde_json::json!({"Configure": {"build_id": "0.0.1", "quux": 1}});
+        shim.send(&other, &[]).unwrap();
+        let error = vmm.receive_configuration().unwrap_err().to_string();
+        assert!(
+            error.contains("0.0.1") && error.contains(nacre_protocol::BUILD_ID),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_first_message_that_is_not_a_configuration_is_refused() {
+        let (shim, vmm) = pair();
         shim.send(&ToVmm::QueryExits, &[]).unwrap();
         assert!(matches!(
             vmm.receive_configuration(),
             Err(Error::ExpectedConfigure)
         ));
+        for malformed in [
+            serde_json::json!({"Configure": {"build_id": nacre_protocol::BUILD_ID}}),
+            serde_json::json!({"Configure": {"build_id": 1}}),
+            serde_json::json!({"Configure": []}),
+            serde_json::json!([]),
+        ] {
+            shim.send(&malformed, &[]).unwrap();
+            let error = vmm.receive_configuration();
+            assert!(
+                matches!(error, Err(Error::Channel(ChannelError::Json(_)))),
+                "{error:?}"
+            );
+        }
     }
 
     #[test]

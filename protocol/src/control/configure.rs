@@ -1,0 +1,190 @@
+//! The first message to the VMM: the VM to run, as a list of its devices and a few named files. Written by the
+//! engine, checked and carried out by the VMM. Pure.
+
+use serde::{Deserialize, Serialize};
+
+use super::FdIndex;
+
+/// Most devices of a VM.
+pub const MAX_DEVICES: usize = 64;
+
+/// The VM to run. Each descriptor that is sent with the message is named by exactly one field, here or in
+/// [`Configure::devices`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Configure {
+    /// The sender's [`crate::BUILD_ID`]. The VMM compares it before it reads any other field.
+    pub build_id: String,
+    /// The pod's id, for messages.
+    pub pod: String,
+    /// Guest memory at boot, MiB.
+    pub memory_mib: u32,
+    /// vCPUs that are online at boot, 1..=32.
+    pub vcpus: u8,
+    /// vCPUs that are present, `vcpus`..=32. The guest can online the others later.
+    pub max_vcpus: u8,
+    /// Appended to the kernel command line that the VMM composes.
+    pub extra_cmdline: String,
+    /// Whether the guest's console is also copied to the VMM's standard error.
+    pub console_to_stderr: bool,
+    /// `/dev/kvm`, open for reading and writing.
+    pub kvm: FdIndex,
+    /// The guest kernel (vmlinux).
+    pub kernel: FdIndex,
+    /// The guest's initramfs.
+    pub initrd: FdIndex,
+    /// A memfd of [`crate::console::RING_BYTES`] for the console's last bytes.
+    pub console_ring: FdIndex,
+    /// The virtio devices, 1..=[`MAX_DEVICES`], in the order in which the guest finds them.
+    pub devices: Vec<DeviceConfig>,
+}
+
+/// A virtio device, with all that the VMM needs to create it. A file or a socket of the device is a field of
+/// type [`FdIndex`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum DeviceConfig {
+    /// virtio-vsock; required, since the agent connects by it. The VMM reports the guest's connections
+    /// ([`super::FromVmm::Connection`]).
+    Vsock,
+    /// virtio-rng, from the host's random number generator.
+    Rng,
+    /// virtio-fs. The tree is the root of the VMM's mount namespace, into which the engine moves mounts.
+    Fs {
+        /// The tag by which the guest mounts the tree, 1 to 36 bytes.
+        tag: String,
+    },
+}
+
+impl DeviceConfig {
+    /// The name of the device's kind, and how many of that kind a VM may have.
+    fn kind(&self) -> (&'static str, usize) {
+        match self {
+            Self::Vsock => ("vsock", 1),
+            Self::Rng => ("rng", 1),
+            Self::Fs { .. } => ("fs", 1),
+        }
+    }
+}
+
+/// Why a list of devices is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceListError {
+    /// The list is longer than [`MAX_DEVICES`].
+    #[error("devices: {0} devices, but a VM has at most {MAX_DEVICES}")]
+    TooMany(usize),
+    /// More devices of this kind than a VM may have.
+    #[error("devices: {count} devices of kind {kind}, but a VM has at most {most}")]
+    TooManyOfKind {
+        /// The kind's name.
+        kind: &'static str,
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        most: usize,
+    },
+    /// The guest could not connect to the host.
+    #[error("devices: a vsock device is required")]
+    NoVsock,
+}
+
+impl Configure {
+    /// Checks the number of devices, in all and of each kind.
+    ///
+    /// # Errors
+    /// [`DeviceListError`] with the first limit that the list violates.
+    pub fn check_devices(&self) -> Result<(), DeviceListError> {
+        if self.devices.len() > MAX_DEVICES {
+            return Err(DeviceListError::TooMany(self.devices.len()));
+        }
+        for device in &self.devices {
+            let (kind, most) = device.kind();
+            let same_kind = |other: &&DeviceConfig| other.kind().0 == kind;
+            let count = self.devices.iter().filter(same_kind).count();
+            if count > most {
+                return Err(DeviceListError::TooManyOfKind { kind, count, most });
+            }
+        }
+        let is_vsock = |device: &DeviceConfig| matches!(device, DeviceConfig::Vsock);
+        if !self.devices.iter().any(is_vsock) {
+            return Err(DeviceListError::NoVsock);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn message() -> Value {
+        json!({
+            "build_id": "b", "pod": "p", "memory_mib": 64, "vcpus": 1, "max_vcpus": 2, "extra_cmdline": "",
+            "console_to_stderr": false, "kvm": 0, "kernel": 1, "initrd": 2, "console_ring": 3,
+            "devices": ["Vsock", "Rng", {"Fs": {"tag": "t"}}],
+        })
+    }
+
+    fn with(field: &str, value: Value) -> Result<Configure, serde_json::Error> {
+        let mut message = message();
+        message[field] = value;
+        serde_json::from_value(message)
+    }
+
+    #[test]
+    fn the_form_in_json_is_read_and_written() {
+        let configure: Configure = serde_json::from_value(message()).unwrap();
+        assert_eq!(configure.kernel, FdIndex(1));
+        assert_eq!(configure.check_devices(), Ok(()));
+        assert_eq!(serde_json::to_value(&configure).unwrap(), message());
+    }
+
+    #[test]
+    fn fields_and_devices_that_do_not_exist_are_refused_by_name() {
+        for (field, value, named) in [
+            ("extra", json!(1), "extra"),
+            ("kernel", json!(256), "256"),
+            ("kernel", json!(-1), "-1"),
+            ("kernel", json!(null), "null"),
+            ("devices", json!(["Floppy"]), "Floppy"),
+            ("devices", json!([{"Fs": {"tag": "t", "root": "/etc"}}]), "root"),
+            ("devices", json!([{"Fs": {}}]), "tag"),
+            ("devices", json!({}), "sequence"),
+        ] {
+            let error = with(field, value.clone()).unwrap_err().to_string();
+            assert!(error.contains(named), "{field} = {value}: {error}");
+        }
+        for field in message().as_object().unwrap().keys() {
+            let mut without = message();
+            without.as_object_mut().unwrap().remove(field);
+            let error = serde_json::from_value::<Configure>(without)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_devices_has_limits() {
+        let twice = |kind, count| DeviceListError::TooManyOfKind { kind, count, most: 1 };
+        for (devices, expected) in [
+            (json!([]), DeviceListError::NoVsock),
+            (json!(["Rng"]), DeviceListError::NoVsock),
+            (json!(["Vsock", "Vsock"]), twice("vsock", 2)),
+            (json!(["Vsock", "Rng", "Rng"]), twice("rng", 2)),
+            (
+                json!(["Vsock", {"Fs": {"tag": "a"}}, {"Fs": {"tag": "b"}}]),
+                twice("fs", 2),
+            ),
+            (json!(vec!["Vsock"; MAX_DEVICES]), twice("vsock", MAX_DEVICES)),
+            (
+                json!(vec!["Vsock"; MAX_DEVICES + 1]),
+                DeviceListError::TooMany(MAX_DEVICES + 1),
+            ),
+        ] {
+            let configure = with("devices", devices.clone()).unwrap();
+            assert_eq!(configure.check_devices(), Err(expected), "{devices}");
+        }
+    }
+}
