@@ -13,7 +13,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use nacre_protocol::BUILD_ID;
 use nacre_protocol::console::RING_BYTES;
 use nacre_protocol::control::{
-    Channel, Configure, DeviceConfig, Error, FdIndex, FromVmm, MAX_DEVICES, Outcome, ToVmm,
+    Answer, Channel, Configure, DeviceConfig, Error, ErrorText, FdIndex, FromVmm, MAX_DEVICES, Outcome,
+    Request, ToVmm,
 };
 use nacre_protocol::guest::SHARED_TAG;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -65,7 +66,8 @@ impl Vmm {
             initrd.as_raw_fd(),
             console.as_raw_fd(),
         ];
-        self.control.send(&ToVmm::Configure(configure), &fds).unwrap();
+        let message: ToVmm = ToVmm::Configure(configure);
+        self.control.send(&message, &fds).unwrap();
     }
 
     /// Receives all messages until the VMM closes its end.
@@ -78,6 +80,31 @@ impl Vmm {
                 Err(error) => panic!("{error} after {messages:?}"),
             }
         }
+    }
+
+    /// Starts a guest with `code` and waits until it runs; None if this host can't.
+    fn running(code: &[u8]) -> Option<Self> {
+        if kvm().is_none() {
+            println!("skipped: no /dev/kvm");
+            return None;
+        }
+        let vmm = Self::start()?;
+        vmm.configure(configure(), &kernel(code));
+        while vmm.control.receive::<FromVmm>().unwrap().0 != FromVmm::Running {}
+        Some(vmm)
+    }
+
+    fn send_request(&self, id: u64, request: Request) {
+        self.control.send(&ToVmm::Request { id, request }, &[]).unwrap();
+    }
+
+    /// Receives a message, which must be an answer.
+    fn answer(&self) -> (u64, Result<Answer, ErrorText>) {
+        let message = self.control.receive::<FromVmm>().unwrap().0;
+        let FromVmm::Answer { id, result } = message else {
+            panic!("{message:?}")
+        };
+        (id, result)
     }
 
     /// Receives the messages of a VMM that refuses its configuration; returns step, error and hint.
@@ -165,29 +192,75 @@ fn power_off_reset_and_panic_are_different_outcomes() {
     assert_eq!(outcome(&write_port(PANIC)), Some(Outcome::Panic));
 }
 
+/// `in al, 0x99; hlt`, in a loop. No interrupt ends the hlt.
+const IDLE_GUEST: &[u8] = &[0xe4, 0x99, 0xf4, 0xeb, 0xfb];
+
 #[test]
 fn exits_are_counted_and_the_vmm_exits_with_the_shim() {
-    if kvm().is_none() {
-        return println!("skipped: no /dev/kvm");
-    }
-    let Some(vmm) = Vmm::start() else { return };
-    // in al, 0x99; hlt; in a loop
-    vmm.configure(configure(), &kernel(&[0xe4, 0x99, 0xf4, 0xeb, 0xfb]));
-    while vmm.control.receive::<FromVmm>().unwrap().0 != FromVmm::Running {}
-    let seen = loop {
-        vmm.control.send(&ToVmm::QueryExits, &[]).unwrap();
-        let FromVmm::Exits(counts) = vmm.control.receive::<FromVmm>().unwrap().0 else {
+    let Some(vmm) = Vmm::running(IDLE_GUEST) else {
+        return;
+    };
+    let seen = (0..).find_map(|id| {
+        vmm.send_request(id, Request::Exits);
+        let (answered, Ok(Answer::Exits(counts))) = vmm.answer() else {
             panic!()
         };
-        if let Some(count) = counts.get("port read unclaimed") {
-            break *count;
-        }
-    };
-    assert_eq!(seen, 1);
+        assert_eq!(answered, id);
+        counts.get("port read unclaimed").copied()
+    });
+    assert_eq!(seen, Some(1));
     assert!(
         vmm.close().success(),
         "the VMM exits when the shim closes the socket"
     );
+}
+
+#[test]
+fn requests_are_answered_once_and_in_order_the_unknown_ones_by_an_error() {
+    let Some(vmm) = Vmm::running(IDLE_GUEST) else {
+        return;
+    };
+    let file = tempfile::tempfile().unwrap();
+    let rows = [
+        (json!("Exits"), 0, None),
+        (json!("Fly"), 0, Some("Fly")),
+        (json!({"Fly": {"to": "x".repeat(60_000)}}), 0, Some("Fly")),
+        (json!({"y".repeat(60_000): null}), 0, Some("yyy")),
+        (json!("Exits"), 1, Some("no field uses descriptor 0")),
+        (json!(null), 0, Some("null")),
+        (json!("Exits"), 0, None),
+    ];
+    // Ids are the shim's to choose.
+    let ids = [u64::MAX, 3, 3, 0, 9, 1, 2];
+    for (id, (request, fds, _)) in ids.into_iter().zip(&rows) {
+        let message = json!({"Request": {"id": id, "request": request}});
+        vmm.control.send(&message, &vec![file.as_raw_fd(); *fds]).unwrap();
+    }
+    for (id, (request, _, error)) in ids.into_iter().zip(&rows) {
+        let (answered, result) = vmm.answer();
+        assert_eq!(answered, id, "{request:.40}");
+        match (result, error) {
+            (Ok(Answer::Exits(_)), None) => {}
+            (Err(text), Some(expected)) => assert!(text.to_string().contains(expected), "{text}"),
+            (result, _) => panic!("{request:.40}: {result:?}"),
+        }
+    }
+    assert_eq!(vmm.close().code(), Some(0));
+}
+
+#[test]
+fn a_packet_that_is_no_message_ends_the_vm() {
+    for packet in [
+        json!("Nonsense"),
+        json!({"Request": {"request": "Exits"}}),
+        json!([]),
+    ] {
+        let Some(mut vmm) = Vmm::running(IDLE_GUEST) else {
+            return;
+        };
+        vmm.control.send(&packet, &[]).unwrap();
+        assert_eq!(vmm.child.wait().unwrap().code(), Some(0), "{packet}");
+    }
 }
 
 #[test]

@@ -156,6 +156,7 @@ impl Sandbox {
             Event::Vm(event) => self.vm_event(event),
             Event::Step(name, at_ns) => self.recorder.step(name, at_ns),
             Event::AgentSetUp(result) => self.agent_set_up(*result),
+            Event::BootExits(exits) => self.boot_exits(exits),
             Event::Created(key, result) => self.created(&key, result),
             Event::Started(key, result) => self.started(&key, result),
             Event::Exited(key, exit) => self.exited(&key, exit),

@@ -1,6 +1,7 @@
 //! The sandbox's one queue: whatever happens to a pod is an [`Event`] in it, so that the state machines see
 //! everything in one order.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nacre_protocol::agent::SetupResponse;
@@ -11,7 +12,7 @@ use crate::error::{Error, StepFailed};
 use crate::exit::Exit;
 use crate::guest::{CallError, Guest};
 use crate::process_id::ProcessKey;
-use crate::vm;
+use crate::vm::{self, RequestError};
 
 /// Events that may wait; a sender of one more waits itself (and so does the VMM, and its guest).
 const CAPACITY: usize = 64;
@@ -27,6 +28,8 @@ pub enum Event {
     Step(&'static str, u64),
     /// The agent answered Setup, or could not.
     AgentSetUp(Box<Result<(Guest, SetupResponse), CallError>>),
+    /// The VMM counted the VM exits of the boot by kind, or could not.
+    BootExits(Result<BTreeMap<String, u64>, RequestError>),
     /// The job of a Create ended: init's pid in the guest.
     Created(ProcessKey, Result<u32, Error>),
     /// The guest answered a start: an exec process's pid in the guest, None for init.

@@ -68,13 +68,9 @@ impl Recorder {
         guest("guest: init started", init_started_us);
     }
 
-    /// Records the VM exits of the boot, by kind; false if they were recorded before.
-    pub fn boot_exits(&mut self, exits: BTreeMap<String, u64>) -> bool {
-        let is_first = self.timeline.boot_exits.is_empty();
-        if is_first {
-            self.timeline.boot_exits = exits;
-        }
-        is_first
+    /// Records the VM exits of the boot, by kind.
+    pub fn boot_exits(&mut self, exits: BTreeMap<String, u64>) {
+        self.timeline.boot_exits = exits;
     }
 
     /// The timeline so far, sorted by time.

@@ -16,7 +16,7 @@ use super::{Progress, Sandbox, failed, timeline};
 use crate::cgroup::Cgroup;
 use crate::error::StepFailed;
 use crate::guest::{CallError, Guest};
-use crate::vm::{self, End, Vm};
+use crate::vm::{self, End, RequestError, Vm};
 use crate::{clock, container, log};
 
 impl Sandbox {
@@ -66,7 +66,6 @@ impl Sandbox {
                 });
             }
             vm::Event::Connection { address, stream } => self.connection(address, stream),
-            vm::Event::Exits(exits) => self.boot_exits(exits),
             vm::Event::Ended(end) => {
                 let reason = self.reason(&end);
                 self.vm_ended(reason);
@@ -120,7 +119,9 @@ impl Sandbox {
                 self.watch_agent(guest.clone());
                 self.progress.send_replace(Progress::Ready(guest));
                 if let Some(vm) = &self.vm {
-                    vm.query_exits();
+                    let exits = vm.exits();
+                    self.queue
+                        .send_result(async move { Event::BootExits(exits.await) });
                 }
             }
             Ok((_, response)) => {
@@ -200,9 +201,16 @@ impl Sandbox {
         });
     }
 
-    fn boot_exits(&mut self, exits: BTreeMap<String, u64>) {
-        if self.recorder.boot_exits(exits) {
-            self.recorder.write();
+    /// The VMM has counted the VM exits of the boot, or could not.
+    pub(super) fn boot_exits(&mut self, exits: Result<BTreeMap<String, u64>, RequestError>) {
+        match exits {
+            Ok(exits) => {
+                self.recorder.boot_exits(exits);
+                self.recorder.write();
+            }
+            // The VM's end is logged with its reason.
+            Err(RequestError::Ended) => {}
+            Err(error) => log::warn(format_args!("reading the counts of VM exits: {error}")),
         }
     }
 

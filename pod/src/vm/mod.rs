@@ -3,8 +3,10 @@
 
 mod end;
 mod monitor;
+mod requests;
 mod stderr_tail;
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
@@ -12,10 +14,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nacre_protocol::console;
-use nacre_protocol::control::{Attachments, Channel, Configure, DeviceConfig, ToVmm};
+use nacre_protocol::control::{Answer, Attachments, Channel, Configure, DeviceConfig, Request, ToVmm};
 use nacre_protocol::guest::SHARED_TAG;
+use nacre_protocol::text::printable;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
@@ -23,12 +27,21 @@ use tokio::sync::Notify;
 
 use crate::bundle::VmHints;
 use crate::cgroup::{self, Cgroup};
+use crate::guest_text::MAX_NAME;
 use crate::sys;
 use nacre_protocol::config::{Config, Size};
 
 pub use end::End;
 pub use monitor::{Event, VmmMonitor};
+pub use requests::RequestError;
+use requests::Requests;
 use stderr_tail::StderrTail;
+
+/// How long the VMM may take to answer a request that costs it no time. Emulated hosts take seconds for what
+/// others do in milliseconds.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+/// Most kinds of VM exits that a VMM may count.
+const MAX_EXIT_KINDS: usize = 64;
 
 /// Why a VMM could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +74,7 @@ fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
 pub struct Vm {
     pid: u32,
     pidfd: Arc<OwnedFd>,
-    channel: Arc<AsyncFd<Channel>>,
+    requests: Arc<Requests>,
     console: File,
     stderr_tail: Arc<StderrTail>,
     /// The lowest that a container asks for.
@@ -101,17 +114,19 @@ impl Vm {
                 return Err(error);
             }
         };
+        let channel = Arc::new(channel);
         let vm = Self {
             pid: pid_of(&spawned),
             pidfd: Arc::new(spawned.pidfd),
-            channel: Arc::new(channel),
+            requests: Arc::new(Requests::new(Arc::clone(&channel))),
             console: files.console,
             stderr_tail: Arc::default(),
             oom_score_adj: hints.oom_score_adj,
             killed: Arc::default(),
         };
         let monitor = VmmMonitor {
-            channel: Arc::clone(&vm.channel),
+            channel,
+            requests: Arc::clone(&vm.requests),
             pidfd: Arc::clone(&vm.pidfd),
             stderr,
             stderr_tail: Arc::clone(&vm.stderr_tail),
@@ -153,10 +168,12 @@ impl Vm {
         }
     }
 
-    /// Makes the VMM send its counts of VM exits, which arrive as [`Event::Exits`].
-    pub fn query_exits(&self) {
-        if let Err(error) = self.channel.get_ref().send(&ToVmm::QueryExits, &[]) {
-            crate::log::warn(format_args!("asking the VMM for its counts of VM exits: {error}"));
+    /// Asks the VMM for its counts of VM exits, now. The future is their number by kind.
+    pub fn exits(&self) -> impl Future<Output = Result<BTreeMap<String, u64>, RequestError>> + 'static {
+        let answer = self.requests.send(Request::Exits, REQUEST_DEADLINE);
+        async move {
+            let Answer::Exits(exits) = answer.await?;
+            Ok(bounded_exits(exits))
         }
     }
 
@@ -172,6 +189,14 @@ impl Vm {
     pub fn stderr_tail(&self) -> Vec<String> {
         self.stderr_tail.lines()
     }
+}
+
+fn bounded_exits(exits: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    exits
+        .into_iter()
+        .take(MAX_EXIT_KINDS)
+        .map(|(kind, count)| (printable(&kind, MAX_NAME), count))
+        .collect()
 }
 
 fn pid_of(spawned: &sys::Spawned) -> u32 {
@@ -326,6 +351,20 @@ fn nonblocking(channel: Channel) -> io::Result<AsyncFd<Channel>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_of_vm_exits_are_bounded() {
+        let exits = (0..1000)
+            .map(|n| (format!("{n}{}", "\x1b".repeat(1000)), n))
+            .collect();
+        let bounded = bounded_exits(exits);
+        assert_eq!(bounded.len(), MAX_EXIT_KINDS);
+        assert!(
+            bounded
+                .keys()
+                .all(|kind| kind.len() <= MAX_NAME && !kind.contains('\x1b'))
+        );
+    }
 
     #[test]
     fn a_process_runs_on_the_given_cpus_only() {

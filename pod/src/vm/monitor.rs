@@ -3,7 +3,6 @@
 //! message, has closed its control socket or was killed must exit within a deadline. Started by the sandbox
 //! as a task; never calls the guest.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::pin;
@@ -18,6 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc};
 
 use super::end::{End, FailedStart, Status};
+use super::requests::Requests;
 use super::stderr_tail::StderrTail;
 use crate::guest_text::{MAX_MESSAGE, MAX_NAME};
 use crate::sys;
@@ -27,8 +27,6 @@ pub(super) const EXIT_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a killed process may take to exit. The kernel frees the guest's memory in this time; a process in
 /// an uninterruptible system call does not exit at all.
 pub(super) const KILL_DEADLINE: Duration = Duration::from_secs(5);
-/// Most kinds of VM exits that a VMM may count.
-const MAX_EXIT_KINDS: usize = 64;
 
 /// What happens to a VMM.
 #[derive(Debug)]
@@ -44,8 +42,6 @@ pub enum Event {
         /// The host's end of the stream.
         stream: OwnedFd,
     },
-    /// VM exits since the guest's start, by kind.
-    Exits(BTreeMap<String, u64>),
     /// The process has exited, or does not even react to SIGKILL. No event follows.
     Ended(End),
 }
@@ -54,6 +50,7 @@ pub enum Event {
 #[derive(Debug)]
 pub struct VmmMonitor {
     pub(super) channel: Arc<AsyncFd<Channel>>,
+    pub(super) requests: Arc<Requests>,
     pub(super) pidfd: Arc<OwnedFd>,
     pub(super) stderr: io::PipeReader,
     pub(super) stderr_tail: Arc<StderrTail>,
@@ -68,7 +65,12 @@ impl VmmMonitor {
         let stderr = tokio::spawn(async move { tail.read(self.stderr).await });
         let mut end = End::default();
         {
-            let mut messages = pin!(receive_until_last(&self.channel, &queue, &mut end));
+            let mut messages = pin!(receive_until_last(
+                &self.channel,
+                &self.requests,
+                &queue,
+                &mut end
+            ));
             tokio::select! {
                 () = &mut messages => {}
                 // A killed process closes its socket when it exits; what it had sent before is still
@@ -76,6 +78,7 @@ impl VmmMonitor {
                 () = self.killed.notified() => drop(tokio::time::timeout(EXIT_DEADLINE, messages).await),
             }
         }
+        self.requests.end();
         end.status = wait_for_exit(&self.pidfd, end.protocol_error.is_some()).await;
         // The pipe closes when the process exits; one that hangs keeps it open.
         if let Ok(Err(error)) = tokio::time::timeout(EXIT_DEADLINE, stderr).await {
@@ -90,6 +93,7 @@ impl VmmMonitor {
 /// something that is not a message.
 async fn receive_until_last<E: From<Event>>(
     channel: &AsyncFd<Channel>,
+    requests: &Requests,
     queue: &mpsc::Sender<E>,
     end: &mut End,
 ) {
@@ -102,44 +106,59 @@ async fn receive_until_last<E: From<Event>>(
                 return;
             }
         };
-        let event = match message {
-            FromVmm::Step(Step { name, done_ns }) => Event::Step(Step {
-                name: printable(&name, MAX_NAME),
-                done_ns,
-            }),
-            FromVmm::Running => Event::Running,
-            FromVmm::Connection {
-                host_port,
-                guest_port,
-            } => {
-                let Some(stream) = fds.into_iter().next() else {
-                    let error = format!("a connection to port {host_port} without its descriptor");
-                    end.protocol_error = Some(error);
-                    return;
-                };
-                let address = StreamAddress {
-                    host_port,
-                    guest_port,
-                };
-                Event::Connection { address, stream }
+        if let FromVmm::Answer { id, result } = message {
+            if !requests.answer(id, result) {
+                // A VMM that sends one after the other must not occupy the only thread.
+                tokio::task::yield_now().await;
             }
-            FromVmm::Exits(exits) => Event::Exits(bounded_exits(exits)),
-            FromVmm::Failed { step, error, hint } => {
-                end.failed = Some(FailedStart {
-                    step: printable(&step, MAX_NAME),
-                    error: printable(&error, MAX_MESSAGE),
-                    hint: hint.map(|hint| printable(&hint, MAX_MESSAGE)),
-                });
-                return;
-            }
-            FromVmm::Ended(outcome) => {
-                end.outcome = Some(bounded_outcome(outcome));
-                return;
-            }
+            continue;
+        }
+        let Some(event) = event(message, fds, end) else {
+            return;
         };
         if queue.send(event.into()).await.is_err() {
             return;
         }
+    }
+}
+
+/// The event that `message` reports. None if no message may follow: then `end` has the reason.
+fn event(message: FromVmm, fds: Vec<OwnedFd>, end: &mut End) -> Option<Event> {
+    match message {
+        FromVmm::Step(Step { name, done_ns }) => Some(Event::Step(Step {
+            name: printable(&name, MAX_NAME),
+            done_ns,
+        })),
+        FromVmm::Running => Some(Event::Running),
+        FromVmm::Connection {
+            host_port,
+            guest_port,
+        } => {
+            let Some(stream) = fds.into_iter().next() else {
+                let error = format!("a connection to port {host_port} without its descriptor");
+                end.protocol_error = Some(error);
+                return None;
+            };
+            let address = StreamAddress {
+                host_port,
+                guest_port,
+            };
+            Some(Event::Connection { address, stream })
+        }
+        FromVmm::Failed { step, error, hint } => {
+            end.failed = Some(FailedStart {
+                step: printable(&step, MAX_NAME),
+                error: printable(&error, MAX_MESSAGE),
+                hint: hint.map(|hint| printable(&hint, MAX_MESSAGE)),
+            });
+            None
+        }
+        FromVmm::Ended(outcome) => {
+            end.outcome = Some(bounded_outcome(outcome));
+            None
+        }
+        // The caller has taken it.
+        FromVmm::Answer { .. } => None,
     }
 }
 
@@ -152,14 +171,6 @@ async fn receive(channel: &AsyncFd<Channel>) -> Result<(FromVmm, Vec<OwnedFd>), 
             received => return received,
         }
     }
-}
-
-fn bounded_exits(exits: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
-    exits
-        .into_iter()
-        .take(MAX_EXIT_KINDS)
-        .map(|(kind, count)| (printable(&kind, MAX_NAME), count))
-        .collect()
 }
 
 fn bounded_outcome(outcome: Outcome) -> Outcome {
@@ -211,9 +222,11 @@ async fn wait_for_exit(pidfd: &OwnedFd, at_once: bool) -> Status {
 
 #[cfg(test)]
 mod tests {
+    use super::super::RequestError;
     use super::*;
     use std::time::Instant;
 
+    use nacre_protocol::control::{Answer, Request};
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -241,8 +254,10 @@ mod tests {
         )
         .unwrap();
         let killed = Arc::new(Notify::new());
+        let channel = Arc::new(sys::watch_channel(Channel::new(ours)).unwrap());
         let monitor = VmmMonitor {
-            channel: Arc::new(sys::watch_channel(Channel::new(ours)).unwrap()),
+            requests: Arc::new(Requests::new(Arc::clone(&channel))),
+            channel,
             pidfd: Arc::new(pidfd_open(pid, PidfdFlags::empty()).unwrap()),
             stderr,
             stderr_tail: Arc::default(),
@@ -263,9 +278,7 @@ mod tests {
         loop {
             match received.recv().await.unwrap() {
                 Event::Ended(end) => return (events, end),
-                event @ (Event::Step(_) | Event::Running | Event::Connection { .. } | Event::Exits(_)) => {
-                    events.push(event)
-                }
+                event @ (Event::Step(_) | Event::Running | Event::Connection { .. }) => events.push(event),
             }
         }
     }
@@ -314,16 +327,33 @@ mod tests {
             done_ns: 1,
         };
         vmm.control.send(&FromVmm::Step(step), &[]).unwrap();
-        let exits = (0..1000).map(|n| (format!("kind {n}"), n)).collect();
-        vmm.control.send(&FromVmm::Exits(exits), &[]).unwrap();
         drop(vmm.control);
         let (events, end) = last_event(vmm.monitor).await;
-        let [Event::Running, Event::Step(step), Event::Exits(exits)] = events.as_slice() else {
+        let [Event::Running, Event::Step(step)] = events.as_slice() else {
             panic!("{events:?}")
         };
         assert!(step.name.len() <= MAX_NAME && !step.name.contains('\x1b'));
-        assert_eq!(exits.len(), MAX_EXIT_KINDS);
         assert_eq!(end.status, Status::Exited(3));
+    }
+
+    #[tokio::test]
+    async fn answers_reach_their_requests_until_the_vm_ends() {
+        let vmm = stand_in("exit 0");
+        let requests = Arc::clone(&vmm.monitor.requests);
+        let send = || requests.send(Request::Exits, Duration::from_secs(60));
+        let (answered, never_answered) = (send(), send());
+        let exits = Answer::Exits([("kind".to_owned(), 1)].into());
+        for id in [7, 0, 0] {
+            let result = Ok(exits.clone());
+            vmm.control.send(&FromVmm::Answer { id, result }, &[]).unwrap();
+        }
+        vmm.control.send(&FromVmm::Ended(Outcome::PowerOff), &[]).unwrap();
+        let (events, end) = last_event(vmm.monitor).await;
+        assert!(events.is_empty(), "{events:?}");
+        assert_eq!(end.outcome, Some(Outcome::PowerOff));
+        assert_eq!(answered.await.unwrap(), exits);
+        assert!(matches!(never_answered.await, Err(RequestError::Ended)));
+        assert!(matches!(send().await, Err(RequestError::Ended)));
     }
 
     #[tokio::test]

@@ -8,15 +8,16 @@
 //! shim ◀── Running ────────── vmm      the VMM is confined, the guest starts
 //! shim ◀── Failed ─────────── vmm      a step of the start failed; the VMM exits
 //! shim ◀── Connection + fd ── vmm      the guest opened a vsock connection
-//! shim ── QueryExits ───────▶ vmm      answered by Exits
+//! shim ── Request ──────────▶ vmm      at any time after Configure
+//! shim ◀── Answer ─────────── vmm      to each request, by its id and in order, once the VM runs
 //! shim ◀── Ended ──────────── vmm      the guest has ended, and how; the VMM exits
 //! ```
 
 mod channel;
 mod configure;
 mod descriptors;
+mod request;
 
-use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use channel::{Channel, Error};
 pub use configure::{Configure, DeviceConfig, DeviceListError, MAX_DEVICES};
 pub use descriptors::{Attachments, DescriptorError, Descriptors, FdIndex};
+pub use request::{Answer, ErrorText, Lenient, Request};
 
 /// The descriptor of the control socket in a VMM that the shim starts (`--control-fd 3`).
 pub const CONTROL_FD: RawFd = 3;
@@ -35,13 +37,19 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 /// Most file descriptors with one message, which is the kernel's limit (SCM_MAX_FD).
 pub const MAX_FDS: usize = 253;
 
-/// A message from the shim to the VMM.
+/// A message from the shim to the VMM. The VMM receives requests as [`Lenient`], so that it can answer one that
+/// it does not know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ToVmm {
+pub enum ToVmm<R = Request> {
     /// The first message, sent once.
     Configure(Configure),
-    /// Requests [`FromVmm::Exits`].
-    QueryExits,
+    /// Answered by [`FromVmm::Answer`] with the same id.
+    Request {
+        /// Chosen by the shim, different for each request.
+        id: u64,
+        /// What to do.
+        request: R,
+    },
 }
 
 /// A message from the VMM to the shim.
@@ -69,8 +77,13 @@ pub enum FromVmm {
         /// The guest port that it connects from.
         guest_port: u32,
     },
-    /// Number of VM exits since the guest's start, by kind.
-    Exits(BTreeMap<String, u64>),
+    /// The answer to a [`ToVmm::Request`].
+    Answer {
+        /// The request's id.
+        id: u64,
+        /// The result, or why the request was not carried out.
+        result: Result<Answer, ErrorText>,
+    },
     /// The guest has ended; the VMM exits.
     Ended(Outcome),
 }

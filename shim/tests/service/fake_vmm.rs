@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use nacre_protocol::agent::create_agent;
 use nacre_protocol::console::Writer;
-use nacre_protocol::control::{CONTROL_FD, Channel, Configure, Descriptors, FromVmm, Outcome, Step, ToVmm};
+use nacre_protocol::control::{
+    Answer, CONTROL_FD, Channel, Configure, Descriptors, FromVmm, Outcome, Request, Step, ToVmm,
+};
 use nacre_protocol::vsock::AGENT_PORT;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -158,10 +160,13 @@ fn serve(channel: Channel, configure: &Configure) {
         let control = Arc::clone(&channel);
         tokio::task::spawn_blocking(move || {
             while let Ok((message, _)) = control.receive::<ToVmm>() {
-                if message == ToVmm::QueryExits {
-                    control
-                        .send(&FromVmm::Exits([("io".to_owned(), 3)].into()), &[])
-                        .unwrap();
+                if let ToVmm::Request {
+                    id,
+                    request: Request::Exits,
+                } = message
+                {
+                    let result = Ok(Answer::Exits([("io".to_owned(), 3)].into()));
+                    control.send(&FromVmm::Answer { id, result }, &[]).unwrap();
                 }
             }
             // The shim has closed its end: exit, as the VMM does.

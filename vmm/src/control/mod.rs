@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use nacre_protocol::control::{
-    Channel, Configure, Descriptors, Error as ChannelError, FromVmm, Outcome, Step, ToVmm,
+    Answer, Channel, Configure, Descriptors, Error as ChannelError, ErrorText, FromVmm, Lenient, Outcome,
+    Request, Step, ToVmm,
 };
 use nacre_protocol::text::printable;
 
@@ -17,6 +18,9 @@ use crate::virtio::vsock::{Host, Ports, Refused};
 
 /// Longest build id of a shim in an error, bytes.
 const MAX_BUILD_ID: usize = 100;
+
+/// A message of the shim, in which a request may be unknown.
+type Received = ToVmm<Lenient<Request>>;
 
 /// Why receiving from the shim failed.
 #[derive(Debug, thiserror::Error)]
@@ -73,9 +77,9 @@ impl Control {
                 vmm: nacre_protocol::BUILD_ID,
             });
         }
-        match serde_json::from_value(message).map_err(ChannelError::Json)? {
+        match serde_json::from_value::<Received>(message).map_err(ChannelError::Json)? {
             ToVmm::Configure(configure) => Ok((configure, Descriptors::new(fds))),
-            ToVmm::QueryExits => Err(Error::ExpectedConfigure),
+            ToVmm::Request { .. } => Err(Error::ExpectedConfigure),
         }
     }
 
@@ -114,13 +118,19 @@ impl Control {
         exit_now(0)
     }
 
-    /// Receives one message and answers it. Call it when the socket is readable.
+    /// Receives one message. A request is carried out and answered; one that is not known is answered by an
+    /// error, and the VM goes on. Call it when the socket is readable.
     ///
     /// # Errors
     /// [`ChannelError::Closed`] if the shim has closed its end; otherwise the message was not valid.
     pub fn handle_message(&self, machine: &Machine) -> Result<(), Error> {
-        match self.0.receive::<ToVmm>()?.0 {
-            ToVmm::QueryExits => self.send(&FromVmm::Exits(machine.exit_counts())),
+        let (message, fds) = self.0.receive::<Received>()?;
+        match message {
+            ToVmm::Request { id, request } => {
+                let result = Descriptors::new(fds).finish().map_err(ErrorText::new);
+                let result = result.and(request.0).map(|request| carry_out(request, machine));
+                self.send(&FromVmm::Answer { id, result });
+            }
             // The descriptors beside it are closed here.
             ToVmm::Configure(_) => eprintln!("nacre-vmm: ignoring a second Configure message"),
         }
@@ -132,6 +142,13 @@ impl Control {
         if let Err(error) = self.0.send(message, &[]) {
             eprintln!("nacre-vmm: sending {message:?} to the shim: {error}");
         }
+    }
+}
+
+/// Carries out `request`, on the main thread.
+fn carry_out(request: Request, machine: &Machine) -> Answer {
+    match request {
+        Request::Exits => Answer::Exits(machine.exit_counts()),
     }
 }
 
@@ -229,7 +246,11 @@ mod tests {
     #[test]
     fn a_first_message_that_is_not_a_configuration_is_refused() {
         let (shim, vmm) = pair();
-        shim.send(&ToVmm::QueryExits, &[]).unwrap();
+        let request = ToVmm::Request {
+            id: 1,
+            request: Request::Exits,
+        };
+        shim.send(&request, &[]).unwrap();
         assert!(matches!(
             vmm.receive_configuration(),
             Err(Error::ExpectedConfigure)
