@@ -12,10 +12,10 @@ use crate::config::{self, Config};
 use crate::control::Control;
 use crate::jail::calls::CONTROL;
 use crate::jail::{self, Confinement, Violation};
-use crate::machine::{self, DeviceConfigs, Failure, Machine, Resources};
+use crate::machine::{self, DeviceBuilder, Failure, Machine, Resources};
 use crate::main_loop::{self, Inputs, StopReason};
 use crate::process::exit_now;
-use crate::virtio::{fs, vsock};
+use crate::virtio::{fs, rng, vsock};
 
 /// A failed step before [`machine::build`], with its error.
 struct StepError(&'static str, Box<dyn StdError>);
@@ -74,42 +74,41 @@ fn check_configuration(
 ) -> Result<(Config, Resources), Refused> {
     let config = Config::try_from(&configure)?;
     configure.check_devices()?;
+    let devices = configure.devices.into_iter();
+    let devices = devices.map(|config| device(config, control));
     let resources = Resources {
         kvm: descriptors.take("kvm", configure.kvm)?,
         kernel: descriptors.take("kernel", configure.kernel)?.into(),
         initrd: descriptors.take("initrd", configure.initrd)?.into(),
         console_ring: Some(descriptors.take("console_ring", configure.console_ring)?.into()),
-        devices: devices(configure.devices, control)?,
+        devices: devices.collect::<Result<_, _>>()?,
     };
     descriptors.finish()?;
     Ok((config, resources))
 }
 
-/// The host side of each device in the list.
-fn devices(list: Vec<DeviceConfig>, control: &Control) -> Result<DeviceConfigs, Refused> {
-    let mut devices = DeviceConfigs {
-        vsock: vsock::Config {
-            host: Box::new(control.connection_sender()),
-            listener: None,
-        },
-        fs: None,
-    };
-    for device in list {
-        match device {
-            // Every machine has these two.
-            DeviceConfig::Vsock | DeviceConfig::Rng => {}
-            DeviceConfig::Fs { tag } => {
-                devices.fs = Some(fs::Config {
-                    tag,
-                    // The root of this process's mount namespace, into which the shim moves the containers'
-                    // mounts.
-                    root: "/".into(),
-                    prepared: fs::Prepared::before_jail()?,
-                });
-            }
+/// The device that `config` describes: the one place where a configuration becomes a device. Opens what can't
+/// be opened in the jail.
+fn device(config: DeviceConfig, control: &Control) -> Result<DeviceBuilder, Refused> {
+    Ok(match config {
+        DeviceConfig::Vsock => {
+            let config = vsock::Config {
+                host: Box::new(control.connection_sender()),
+                listener: None,
+            };
+            Box::new(|env| vsock::spawn(config, env))
         }
-    }
-    Ok(devices)
+        DeviceConfig::Rng => Box::new(rng::spawn),
+        DeviceConfig::Fs { tag } => {
+            let config = fs::Config {
+                tag,
+                // The root of this process's mount namespace, into which the shim moves the containers' mounts.
+                root: "/".into(),
+                prepared: fs::Prepared::before_jail()?,
+            };
+            Box::new(|env| fs::spawn(config, env))
+        }
+    })
 }
 
 fn build(
@@ -206,13 +205,13 @@ mod tests {
             kernel: kernel::tests::vmlinux(code, &kernel::tests::pvh_note()),
             initrd,
             console_ring: None,
-            devices: DeviceConfigs {
-                vsock: vsock::Config {
+            devices: vec![Box::new(|env| {
+                let config = vsock::Config {
                     host: Box::new(Hanging),
                     listener: None,
-                },
-                fs: None,
-            },
+                };
+                vsock::spawn(config, env)
+            })],
         };
         machine::build(&config, resources, &Confinement::none(), |_| {}).unwrap()
     }

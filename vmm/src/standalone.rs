@@ -15,9 +15,9 @@ use nacre_protocol::vsock::AGENT_PORT;
 use nacre_vmm::config::{Config, ConsoleOutput};
 use nacre_vmm::jail::calls::CONTROL;
 use nacre_vmm::jail::{self, Confinement, Violation};
-use nacre_vmm::machine::{self, DeviceConfigs, Failure, Resources};
+use nacre_vmm::machine::{self, DeviceBuilder, Failure, Resources};
 use nacre_vmm::main_loop::{self, Inputs, StopReason};
-use nacre_vmm::virtio::{fs, vsock};
+use nacre_vmm::virtio::{fs, rng, vsock};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::StandaloneArguments;
@@ -107,24 +107,28 @@ fn resources(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyho
         .write(true)
         .open("/dev/kvm")
         .context("opening /dev/kvm")?;
-    let listener = arguments.vsock_uds.as_deref().map(listen).transpose()?;
     Ok(Resources {
         kvm: kvm.into(),
         kernel: open(kernel)?,
         initrd: open(initrd)?,
         console_ring: None,
-        devices: DeviceConfigs {
-            vsock: vsock::Config {
-                host: Box::new(acceptor),
-                listener,
-            },
-            fs: arguments
-                .share
-                .as_deref()
-                .map(|share| fs_config(share, arguments.no_jail))
-                .transpose()?,
-        },
+        devices: devices(arguments, acceptor)?,
     })
+}
+
+/// The devices that the shim configures, too; virtio-fs only with `--share`.
+fn devices(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow::Result<Vec<DeviceBuilder>> {
+    let vsock = vsock::Config {
+        host: Box::new(acceptor),
+        listener: arguments.vsock_uds.as_deref().map(listen).transpose()?,
+    };
+    let mut devices: Vec<DeviceBuilder> =
+        vec![Box::new(|env| vsock::spawn(vsock, env)), Box::new(rng::spawn)];
+    if let Some(share) = &arguments.share {
+        let config = fs_config(share, arguments.no_jail)?;
+        devices.push(Box::new(|env| fs::spawn(config, env)));
+    }
+    Ok(devices)
 }
 
 /// The jail makes the shared directory its root, so the device's root is `/` unless there is no jail.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 pub use self::error::{Error, Failure};
 use self::vcpus::VcpuThreads;
-pub use self::virtio_devices::DeviceConfigs;
+pub use self::virtio_devices::DeviceBuilder;
 use self::vm_exit::VmExit;
 use crate::acpi;
 use crate::boot::{self, cmdline, initrd, kernel, zero_page};
@@ -32,7 +32,7 @@ use crate::kvm::Vm;
 use crate::kvm::vcpu::IoBuses;
 use crate::virtio::Memory;
 
-/// Open files and device configurations that a machine is built from.
+/// Open files and devices that a machine is built from.
 pub struct Resources {
     /// `/dev/kvm`, open for reading and writing.
     pub kvm: OwnedFd,
@@ -42,8 +42,8 @@ pub struct Resources {
     pub initrd: File,
     /// The console's ring, [`nacre_protocol::console::RING_BYTES`] long.
     pub console_ring: Option<File>,
-    /// The host side of the virtio devices.
-    pub devices: DeviceConfigs,
+    /// The virtio devices, in the order in which the guest finds them.
+    pub devices: Vec<DeviceBuilder>,
 }
 
 /// A VM whose vCPU threads wait for [`Machine::run`]. Its memory and threads exist until the process exits.

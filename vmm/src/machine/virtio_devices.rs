@@ -9,29 +9,20 @@ use crate::jail::Confinement;
 use crate::kvm::Vm;
 use crate::kvm::vcpu::IoBuses;
 use crate::transport::mmio::{INTERRUPT_ACK, KvmNotifiers, MmioTransport, QUEUE_NOTIFY, USED_BUFFERS};
-use crate::virtio::{Device, Env, Memory, Report, fs, rng, vsock};
+use crate::virtio::{Device, DeviceError, Env, Memory, Report};
 
-/// The host side of the virtio devices that need a configuration.
-pub struct DeviceConfigs {
-    /// Where the guest's connections go, and where connections to the guest come from.
-    pub vsock: vsock::Config,
-    /// The directory tree that is shared with the guest. None: no virtio-fs device (standalone mode only).
-    pub fs: Option<fs::Config>,
-}
+/// Creates one device with its worker.
+pub type DeviceBuilder = Box<dyn FnOnce(&Env) -> Result<Device, DeviceError>>;
 
-/// Creates the devices with their workers, one row per device, in the order of their MMIO windows.
+/// Creates the devices with their workers, in the order of their MMIO windows.
 pub(super) fn create(
-    configs: DeviceConfigs,
+    builders: Vec<DeviceBuilder>,
     confinement: &Confinement,
     vm_exit: &VmExit,
 ) -> Result<Vec<Device>, Error> {
     let env = worker_env(confinement, vm_exit);
-    let devices = [
-        Some(vsock::spawn(configs.vsock, &env)),
-        Some(rng::spawn(&env)),
-        configs.fs.map(|config| fs::spawn(config, &env)),
-    ];
-    Ok(devices.into_iter().flatten().collect::<Result<_, _>>()?)
+    let devices = builders.into_iter().map(|build| build(&env));
+    Ok(devices.collect::<Result<_, _>>()?)
 }
 
 /// The confinement of the workers, and what happens when one fails.
