@@ -1,12 +1,13 @@
 //! The interfaces between the programs, and what more than one of them needs:
 //!
-//! - between shim and VMM: the control socket ([`control`]) and the console ring ([`console`]);
+//! - between shim and VMM: the control socket ([`control`]), the console ring ([`console`]) and the table of
+//!   expected streams ([`stream_table`]);
 //! - between shim and agent: the ttrpc service ([`agent`]), vsock addresses ([`vsock`]), names ([`guest`]),
 //!   and the check of an OCI spec, which both make ([`spec`], [`container_id`], [`cpu_list`]);
 //! - files: the state of a pod ([`state`]) and the configuration ([`config`]);
 //! - parsing and output that several programs share: [`mountinfo`], [`text`].
 //!
-//! Only [`control::Channel`], [`console`], [`config`] and [`state`] do I/O.
+//! Only [`control::Channel`], [`console`], [`stream_table`], [`config`] and [`state`] do I/O.
 
 #[cfg(feature = "agent")]
 pub mod agent;
@@ -20,6 +21,7 @@ pub mod guest;
 pub mod mountinfo;
 pub mod spec;
 pub mod state;
+pub mod stream_table;
 pub mod text;
 pub mod vsock;
 

@@ -7,6 +7,7 @@ use std::error::Error as StdError;
 use nacre_protocol::control::{
     Configure, DescriptorError, Descriptors, DeviceConfig, DeviceListError, Outcome,
 };
+use nacre_protocol::stream_table::StreamTable;
 
 use crate::config::{self, Config};
 use crate::control::Control;
@@ -75,13 +76,14 @@ fn check_configuration(
     let config = Config::try_from(&configure)?;
     configure.check_devices()?;
     let devices = configure.devices.into_iter();
-    let devices = devices.map(|config| device(config, control));
+    let devices = devices.map(|config| device(config, &mut descriptors, control));
+    let devices = devices.collect::<Result<_, _>>()?;
     let resources = Resources {
         kvm: descriptors.take("kvm", configure.kvm)?,
         kernel: descriptors.take("kernel", configure.kernel)?.into(),
         initrd: descriptors.take("initrd", configure.initrd)?.into(),
         console_ring: Some(descriptors.take("console_ring", configure.console_ring)?.into()),
-        devices: devices.collect::<Result<_, _>>()?,
+        devices,
     };
     descriptors.finish()?;
     Ok((config, resources))
@@ -89,11 +91,16 @@ fn check_configuration(
 
 /// The device that `config` describes: the one place where a configuration becomes a device. Opens what can't
 /// be opened in the jail.
-fn device(config: DeviceConfig, control: &Control) -> Result<DeviceBuilder, Refused> {
+fn device(
+    config: DeviceConfig,
+    descriptors: &mut Descriptors,
+    control: &Control,
+) -> Result<DeviceBuilder, Refused> {
     Ok(match config {
-        DeviceConfig::Vsock => {
+        DeviceConfig::Vsock { stream_table } => {
+            let table = descriptors.take("devices: vsock: stream_table", stream_table)?;
             let config = vsock::Config {
-                host: Box::new(control.connection_sender()),
+                host: Box::new(control.connection_sender(StreamTable::new(table.into()))),
                 listener: None,
             };
             Box::new(|env| vsock::spawn(config, env))
@@ -172,6 +179,10 @@ mod tests {
     struct Hanging;
 
     impl vsock::Host for Hanging {
+        fn expects(&mut self, _ports: vsock::Ports) -> bool {
+            false
+        }
+
         fn connect(&mut self, _ports: vsock::Ports, _stream: OwnedFd) -> Result<(), vsock::Refused> {
             Err(vsock::Refused)
         }

@@ -171,10 +171,11 @@ struct StreamAcceptor {
 }
 
 impl vsock::Host for StreamAcceptor {
+    fn expects(&mut self, _ports: vsock::Ports) -> bool {
+        self.streams.len() < MAX_STREAMS
+    }
+
     fn connect(&mut self, ports: vsock::Ports, stream: OwnedFd) -> Result<(), vsock::Refused> {
-        if self.streams.len() >= MAX_STREAMS {
-            return Err(vsock::Refused);
-        }
         self.streams.push(stream);
         if ports.host == AGENT_PORT {
             let boot_ms = self

@@ -13,10 +13,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use nacre_protocol::BUILD_ID;
 use nacre_protocol::console::RING_BYTES;
 use nacre_protocol::control::{
-    Answer, Channel, Configure, DeviceConfig, Error, ErrorText, FdIndex, FromVmm, MAX_DEVICES, Outcome,
-    Request, ToVmm,
+    Answer, Channel, Configure, DeviceConfig, Error, ErrorText, FdIndex, FromVmm, MAX_DEVICES, MAX_FDS,
+    Outcome, Request, ToVmm,
 };
 use nacre_protocol::guest::SHARED_TAG;
+use nacre_protocol::stream_table::TABLE_BYTES;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde_json::{Value, json};
 
@@ -60,11 +61,14 @@ impl Vmm {
         let mut initrd = tempfile::tempfile().unwrap();
         initrd.write_all(&[7; 5000]).unwrap();
         let kvm: OwnedFd = kvm().unwrap_or_else(|| File::open("/dev/null").unwrap()).into();
-        let fds: [RawFd; 4] = [
+        let stream_table = tempfile::tempfile().unwrap();
+        stream_table.set_len(TABLE_BYTES).unwrap();
+        let fds: [RawFd; FDS] = [
             kvm.as_raw_fd(),
             kernel.as_raw_fd(),
             initrd.as_raw_fd(),
             console.as_raw_fd(),
+            stream_table.as_raw_fd(),
         ];
         let message: ToVmm = ToVmm::Configure(configure);
         self.control.send(&message, &fds).unwrap();
@@ -125,6 +129,13 @@ impl Vmm {
     }
 }
 
+/// Number of descriptors that [`configure`] names.
+const FDS: usize = 5;
+
+const VSOCK: DeviceConfig = DeviceConfig::Vsock {
+    stream_table: FdIndex(4),
+};
+
 fn configure() -> Configure {
     Configure {
         build_id: BUILD_ID.to_owned(),
@@ -139,7 +150,7 @@ fn configure() -> Configure {
         initrd: FdIndex(2),
         console_ring: FdIndex(3),
         devices: vec![
-            DeviceConfig::Vsock,
+            VSOCK,
             DeviceConfig::Rng,
             DeviceConfig::Fs {
                 tag: SHARED_TAG.to_owned(),
@@ -299,73 +310,55 @@ fn a_shim_of_another_build_fails_with_both_build_ids() {
     assert!(error.contains("other") && error.contains(BUILD_ID), "{error}");
 }
 
-/// A malformed `Configure`: the field to replace, its value, the number of descriptors beyond those that the
-/// other fields name, and what the error must contain.
-type Malformed = (&'static str, Value, usize, &'static str);
-
-fn malformed_configurations() -> Vec<Malformed> {
-    let fs = |tag: &str| json!({"Fs": {"tag": tag}});
-    vec![
-        ("kernel", json!(4), 0, "kernel: there is no descriptor 4"),
-        ("kernel", json!(255), 0, "kernel: there is no descriptor 255"),
-        ("kernel", json!(256), 0, "256"),
-        ("kernel", json!(-1), 0, "-1"),
-        ("kernel", json!("1"), 0, "\"1\""),
-        ("initrd", json!(1), 0, "initrd: descriptor 1 is already used"),
-        (
-            "console_ring",
-            json!(0),
-            0,
-            "console_ring: descriptor 0 is already used",
-        ),
-        ("pod", json!("p"), 1, "no field uses descriptor 4"),
-        ("pod", json!("p"), 249, "no field uses descriptor 4"),
-        ("devices", json!([]), 0, "a vsock device is required"),
-        ("devices", json!(["Rng"]), 0, "a vsock device is required"),
-        ("devices", json!(["Vsock", "Vsock"]), 0, "2 devices of kind vsock"),
-        (
-            "devices",
-            json!(["Rng", "Vsock", "Rng"]),
-            0,
-            "2 devices of kind rng",
-        ),
-        (
-            "devices",
-            json!(["Vsock", fs("a"), fs("b")]),
-            0,
-            "2 devices of kind fs",
-        ),
-        ("devices", json!(vec!["Vsock"; MAX_DEVICES + 1]), 0, "65 devices"),
-        ("devices", json!(["Vsock", "Floppy"]), 0, "Floppy"),
-        ("devices", json!(["Vsock", {"Rng": {}}]), 0, "expected unit"),
-        (
-            "devices",
-            json!(["Vsock", {"Fs": {"tag": "a", "root": "/"}}]),
-            0,
-            "root",
-        ),
-        ("devices", json!(["Vsock", {"Fs": {}}]), 0, "tag"),
-        ("devices", json!("Vsock"), 0, "Vsock"),
-        ("devices", json!(null), 0, "null"),
-        ("unknown", json!(1), 0, "unknown"),
-        ("vcpus", json!(0), 0, "vcpus = 0"),
-        ("vcpus", json!(2), 0, "max_vcpus = 1: must be 2"),
-        ("max_vcpus", json!(33), 0, "max_vcpus = 33"),
-        ("memory_mib", json!(0), 0, "memory_mib = 0"),
-        ("memory_mib", json!(1.5), 0, "1.5"),
-        ("extra_cmdline", json!("a\nb"), 0, "kernel_params"),
-    ]
-}
+/// Malformed configurations: the field to replace, its value in JSON, the number of descriptors, and what the
+/// error must contain.
+#[rustfmt::skip]
+const MALFORMED: &[(&str, &str, usize, &str)] = &[
+    ("kernel", "5", FDS, "kernel: there is no descriptor 5"),
+    ("kernel", "255", FDS, "kernel: there is no descriptor 255"),
+    ("kernel", "256", FDS, "256"),
+    ("kernel", "-1", FDS, "-1"),
+    ("kernel", r#""1""#, FDS, r#""1""#),
+    ("initrd", "1", FDS, "initrd: descriptor 1 is already used"),
+    ("console_ring", "0", FDS, "console_ring: descriptor 0 is already used"),
+    ("kvm", "4", FDS, "kvm: descriptor 4 is already used"),
+    ("pod", r#""p""#, 0, "there is no descriptor 4"),
+    ("pod", r#""p""#, FDS - 1, "vsock: stream_table: there is no descriptor 4"),
+    ("pod", r#""p""#, FDS + 1, "no field uses descriptor 5"),
+    ("pod", r#""p""#, MAX_FDS, "no field uses descriptor 5"),
+    ("devices", "[]", FDS, "a vsock device is required"),
+    ("devices", r#"["Rng"]"#, FDS, "a vsock device is required"),
+    ("devices", r#"[{"Vsock": {"stream_table": 4}}, {"Vsock": {"stream_table": 5}}]"#, FDS, "2 devices of kind vsock"),
+    ("devices", r#"[{"Vsock": {"stream_table": 4}}, "Rng", "Rng"]"#, FDS, "2 devices of kind rng"),
+    ("devices", r#"[{"Fs": {"tag": "a"}}, {"Fs": {"tag": "b"}}]"#, FDS, "2 devices of kind fs"),
+    ("devices", r#"["Floppy"]"#, FDS, "Floppy"),
+    ("devices", r#"[{"Rng": {}}]"#, FDS, "expected unit"),
+    ("devices", r#"[{"Fs": {"tag": "a", "root": "/"}}]"#, FDS, "root"),
+    ("devices", r#"[{"Fs": {}}]"#, FDS, "tag"),
+    ("devices", r#"["Vsock"]"#, FDS, "unit variant"),
+    ("devices", "null", FDS, "null"),
+    ("unknown", "1", FDS, "unknown"),
+    ("vcpus", "0", FDS, "vcpus = 0"),
+    ("vcpus", "2", FDS, "max_vcpus = 1: must be 2"),
+    ("max_vcpus", "33", FDS, "max_vcpus = 33"),
+    ("memory_mib", "0", FDS, "memory_mib = 0"),
+    ("memory_mib", "1.5", FDS, "1.5"),
+    ("extra_cmdline", r#""a\nb""#, FDS, "kernel_params"),
+];
 
 #[test]
 fn a_malformed_configuration_fails_with_the_reason() {
-    for (field, value, extra_fds, expected) in malformed_configurations() {
+    let too_many = json!(vec!["Rng"; MAX_DEVICES + 1]);
+    let rows = MALFORMED.iter().map(|(field, value, fds, expected)| {
+        let value = serde_json::from_str::<Value>(value).unwrap();
+        (*field, value, *fds, *expected)
+    });
+    for (field, value, fds, expected) in rows.chain([("devices", too_many, FDS, "65 devices")]) {
         let Some(vmm) = Vmm::start() else { return };
         let mut message = json!({ "Configure": configure() });
         message["Configure"][field] = value.clone();
         let file = tempfile::tempfile().unwrap();
-        let fds = vec![file.as_raw_fd(); 4 + extra_fds];
-        vmm.control.send(&message, &fds).unwrap();
+        vmm.control.send(&message, &vec![file.as_raw_fd(); fds]).unwrap();
         let (step, error, _) = vmm.failure();
         assert!(error.contains(expected), "{field} = {value}: {step}: {error}");
         assert!(step.ends_with("configuration"), "{field} = {value}: {step}");
@@ -378,7 +371,7 @@ fn a_device_that_can_t_be_created_fails_with_its_name() {
         return println!("skipped: no /dev/kvm");
     }
     for tag in [String::new(), "t".repeat(37)] {
-        let devices = vec![DeviceConfig::Vsock, DeviceConfig::Fs { tag }];
+        let devices = vec![VSOCK, DeviceConfig::Fs { tag }];
         let configure = Configure {
             devices,
             ..configure()

@@ -23,16 +23,14 @@ mod start;
 mod timeline;
 mod vm_life;
 
-use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use nacre_protocol::agent::Stdio;
 use nacre_protocol::config::Config;
 use nacre_protocol::spec::Finding;
 use nacre_protocol::state::{Pod, PodState, process_start_time};
-use nacre_protocol::vsock::StreamAddress;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::bundle::{self, VmHints};
 use crate::cgroup::Cgroup;
@@ -42,7 +40,7 @@ use crate::event::EventSink;
 use crate::guest::Guest;
 use crate::identity::{self, Identity};
 use crate::process_id::{ProcessId, ProcessKey};
-use crate::streams::{LoggedContainer, StdioPaths, Streams};
+use crate::streams::{ExpectedStreams, LoggedContainer, StdioPaths, Streams};
 use crate::vm::Vm;
 use crate::{clock, log};
 pub use call::{Call, Handle, Listed, View};
@@ -73,8 +71,8 @@ pub struct Sandbox {
     vm: Option<Vm>,
     cgroup: Option<Cgroup>,
     containers: BTreeMap<String, Container>,
-    /// The streams that the agent is expected to open, by their secret addresses.
-    expected_streams: HashMap<StreamAddress, oneshot::Sender<OwnedFd>>,
+    /// The streams that the agent is expected to open.
+    expected_streams: ExpectedStreams,
     next_serial: u64,
     agent_seen: bool,
     /// Why we ended the VM, if we did.
@@ -123,7 +121,7 @@ impl Sandbox {
             vm: None,
             cgroup: None,
             containers: BTreeMap::new(),
-            expected_streams: HashMap::new(),
+            expected_streams: ExpectedStreams::default(),
             next_serial: 0,
             agent_seen: false,
             cause: None,
@@ -187,7 +185,8 @@ impl Sandbox {
             id: container,
         };
         let opened = Streams::open(paths, container).map_err(|error| failed("open streams", error, None))?;
-        self.expected_streams.extend(opened.expected);
+        let expected = self.expected_streams.add(opened.expected);
+        expected.map_err(|error| failed("open streams", error, None))?;
         Ok((opened.streams, opened.stdio))
     }
 

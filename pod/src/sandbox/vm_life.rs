@@ -36,7 +36,7 @@ impl Sandbox {
         self.cgroup = Some(cgroup);
         let deadline = config.boot_deadline;
         self.config = Some(config);
-        let (vm, monitor) = started.map_err(|error| {
+        let (vm, monitor, stream_table) = started.map_err(|error| {
             let hint = matches!(&error, vm::Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
             let hint = hint.then(|| "install Nacre again, or set the path in config.toml; `nacre doctor` checks it".into());
             failed("start VM", error, hint)
@@ -45,6 +45,7 @@ impl Sandbox {
         self.write_pod();
         self.recorder.step("VMM started", clock::monotonic_ns());
         self.vm = Some(vm);
+        self.expected_streams.set_table(stream_table);
         tokio::spawn(monitor.run(self.queue.sender()));
         self.watch_boot(deadline);
         Ok(())
@@ -79,11 +80,12 @@ impl Sandbox {
             self.recorder
                 .step(timeline::AGENT_CONNECTED, clock::monotonic_ns());
             self.set_up_agent(stream);
-        } else if let Some(expected) = self.expected_streams.remove(&address) {
+        } else if let Some(expected) = self.expected_streams.take(&address) {
             // Dropped if the process was removed in the meantime.
             drop(expected.send(stream));
         }
-        // Any other connection is closed by dropping it. A guest can open any number, so nothing is logged.
+        // Any other connection is closed by dropping it. A VMM that was taken over may send any number of them, so
+        // nothing is logged.
     }
 
     fn set_up_agent(&mut self, stream: OwnedFd) {

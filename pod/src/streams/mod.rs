@@ -4,6 +4,7 @@
 //! addresses that were drawn here.
 
 mod copy;
+mod expected;
 mod fifo;
 mod logger;
 
@@ -15,6 +16,7 @@ use nacre_protocol::vsock::StreamAddress;
 use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 
+pub use expected::ExpectedStreams;
 pub use fifo::Error;
 use fifo::{Sink, Source};
 pub use logger::LoggedContainer;

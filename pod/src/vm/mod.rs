@@ -19,6 +19,7 @@ use std::time::Duration;
 use nacre_protocol::console;
 use nacre_protocol::control::{Answer, Attachments, Channel, Configure, DeviceConfig, Request, ToVmm};
 use nacre_protocol::guest::SHARED_TAG;
+use nacre_protocol::stream_table::{self, StreamTable};
 use nacre_protocol::text::printable;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use rustix::process::{Signal, pidfd_send_signal};
@@ -85,7 +86,7 @@ pub struct Vm {
 
 impl Vm {
     /// Starts a VMM for `pod` in `cgroup`, with the CPUs and the oom_score_adj of `hints`, and configures it.
-    /// Returns it with its monitor, which must be run.
+    /// Returns it with its monitor, which must be run, and the table of the streams that it expects.
     ///
     /// # Errors
     /// [`Error`] with the file or system call that failed.
@@ -95,7 +96,7 @@ impl Vm {
         pod: &str,
         cgroup: &Cgroup,
         hints: &VmHints,
-    ) -> Result<(Self, VmmMonitor), Error> {
+    ) -> Result<(Self, VmmMonitor, StreamTable), Error> {
         let files = Files::open(config)?;
         // If the program is missing, this error names it; after a fork only an exit code would.
         drop(open("VMM", &config.vmm, false)?);
@@ -132,7 +133,7 @@ impl Vm {
             stderr_tail: Arc::clone(&vm.stderr_tail),
             killed: Arc::clone(&vm.killed),
         };
-        Ok((vm, monitor))
+        Ok((vm, monitor, files.stream_table))
     }
 
     /// The VMM's pid on the host, which is the pid of every task in containerd's messages.
@@ -217,6 +218,7 @@ struct Files {
     initrd: File,
     /// The console's ring, which the engine reads.
     console: File,
+    stream_table: StreamTable,
 }
 
 impl Files {
@@ -227,6 +229,9 @@ impl Files {
             initrd: open("guest image", &config.initrd, false)?,
             console: sys::memory_file("nacre-console", console::RING_BYTES)
                 .map_err(system("console ring"))?,
+            stream_table: sys::memory_file("nacre-streams", stream_table::TABLE_BYTES)
+                .map(StreamTable::new)
+                .map_err(system("stream table"))?,
         })
     }
 
@@ -246,7 +251,9 @@ impl Files {
             initrd: attachments.add(self.initrd.as_fd()),
             console_ring: attachments.add(self.console.as_fd()),
             devices: vec![
-                DeviceConfig::Vsock,
+                DeviceConfig::Vsock {
+                    stream_table: attachments.add(self.stream_table.file().as_fd()),
+                },
                 DeviceConfig::Rng,
                 DeviceConfig::Fs {
                     tag: SHARED_TAG.to_owned(),

@@ -44,9 +44,13 @@ pub struct Configure {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum DeviceConfig {
-    /// virtio-vsock; required, since the agent connects by it. The VMM reports the guest's connections
-    /// ([`super::FromVmm::Connection`]).
-    Vsock,
+    /// virtio-vsock; required, since the agent connects by it. The VMM reports the connections that are
+    /// expected ([`super::FromVmm::Connection`]): the first one to [`crate::vsock::AGENT_PORT`], and those to
+    /// the addresses in the table.
+    Vsock {
+        /// The memfd of a [`crate::stream_table::StreamTable`].
+        stream_table: FdIndex,
+    },
     /// virtio-rng, from the host's random number generator.
     Rng,
     /// virtio-fs. The tree is the root of the VMM's mount namespace, into which the engine moves mounts.
@@ -60,7 +64,7 @@ impl DeviceConfig {
     /// The name of the device's kind, and how many of that kind a VM may have.
     fn kind(&self) -> (&'static str, usize) {
         match self {
-            Self::Vsock => ("vsock", 1),
+            Self::Vsock { .. } => ("vsock", 1),
             Self::Rng => ("rng", 1),
             Self::Fs { .. } => ("fs", 1),
         }
@@ -105,7 +109,7 @@ impl Configure {
                 return Err(DeviceListError::TooManyOfKind { kind, count, most });
             }
         }
-        let is_vsock = |device: &DeviceConfig| matches!(device, DeviceConfig::Vsock);
+        let is_vsock = |device: &DeviceConfig| matches!(device, DeviceConfig::Vsock { .. });
         if !self.devices.iter().any(is_vsock) {
             return Err(DeviceListError::NoVsock);
         }
@@ -122,8 +126,12 @@ mod tests {
         json!({
             "build_id": "b", "pod": "p", "memory_mib": 64, "vcpus": 1, "max_vcpus": 2, "extra_cmdline": "",
             "console_to_stderr": false, "kvm": 0, "kernel": 1, "initrd": 2, "console_ring": 3,
-            "devices": ["Vsock", "Rng", {"Fs": {"tag": "t"}}],
+            "devices": [vsock(), "Rng", {"Fs": {"tag": "t"}}],
         })
+    }
+
+    fn vsock() -> Value {
+        json!({"Vsock": {"stream_table": 4}})
     }
 
     fn with(field: &str, value: Value) -> Result<Configure, serde_json::Error> {
@@ -148,6 +156,8 @@ mod tests {
             ("kernel", json!(-1), "-1"),
             ("kernel", json!(null), "null"),
             ("devices", json!(["Floppy"]), "Floppy"),
+            ("devices", json!(["Vsock"]), "unit variant"),
+            ("devices", json!([{"Vsock": {}}]), "stream_table"),
             ("devices", json!([{"Fs": {"tag": "t", "root": "/etc"}}]), "root"),
             ("devices", json!([{"Fs": {}}]), "tag"),
             ("devices", json!({}), "sequence"),
@@ -171,15 +181,15 @@ mod tests {
         for (devices, expected) in [
             (json!([]), DeviceListError::NoVsock),
             (json!(["Rng"]), DeviceListError::NoVsock),
-            (json!(["Vsock", "Vsock"]), twice("vsock", 2)),
-            (json!(["Vsock", "Rng", "Rng"]), twice("rng", 2)),
+            (json!([vsock(), vsock()]), twice("vsock", 2)),
+            (json!([vsock(), "Rng", "Rng"]), twice("rng", 2)),
             (
-                json!(["Vsock", {"Fs": {"tag": "a"}}, {"Fs": {"tag": "b"}}]),
+                json!([vsock(), {"Fs": {"tag": "a"}}, {"Fs": {"tag": "b"}}]),
                 twice("fs", 2),
             ),
-            (json!(vec!["Vsock"; MAX_DEVICES]), twice("vsock", MAX_DEVICES)),
+            (json!(vec![vsock(); MAX_DEVICES]), twice("vsock", MAX_DEVICES)),
             (
-                json!(vec!["Vsock"; MAX_DEVICES + 1]),
+                json!(vec![vsock(); MAX_DEVICES + 1]),
                 DeviceListError::TooMany(MAX_DEVICES + 1),
             ),
         ] {

@@ -18,6 +18,7 @@ use nacre_protocol::agent::{
 };
 use nacre_protocol::control::{Channel, FromVmm, Outcome};
 use nacre_protocol::guest;
+use nacre_protocol::stream_table::StreamTable;
 use nacre_protocol::vsock::StreamAddress;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -55,6 +56,8 @@ impl Container {
 
 pub struct FakeAgent {
     control: Arc<Channel>,
+    /// The streams that a real VMM would pass on to the shim.
+    stream_table: StreamTable,
     behaviour: String,
     containers: Mutex<HashMap<String, Arc<Container>>>,
 }
@@ -80,9 +83,10 @@ fn arguments(process: &Value) -> ttrpc::Result<Vec<String>> {
 }
 
 impl FakeAgent {
-    pub fn new(control: Arc<Channel>, behaviour: String) -> Self {
+    pub fn new(control: Arc<Channel>, stream_table: StreamTable, behaviour: String) -> Self {
         Self {
             control,
+            stream_table,
             behaviour,
             containers: Mutex::default(),
         }
@@ -109,6 +113,13 @@ impl FakeAgent {
             self.control.send(&message, &[theirs.as_raw_fd()]).unwrap();
             ours
         };
+        // A VMM that was not taken over passes on this connection only.
+        let swapped = StreamAddress {
+            host_port: address.guest_port,
+            guest_port: address.host_port,
+        };
+        assert!(self.stream_table.contains(address).unwrap());
+        assert!(!self.stream_table.contains(swapped).unwrap());
         let mut wrong = [
             dial(address.host_port, address.guest_port ^ 1),
             dial(address.host_port ^ 1, address.guest_port),

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use nacre_protocol::agent::create_agent;
 use nacre_protocol::console::Writer;
 use nacre_protocol::control::{
-    Answer, CONTROL_FD, Channel, Configure, Descriptors, FromVmm, Outcome, Request, Step, ToVmm,
+    Answer, CONTROL_FD, Channel, Configure, Descriptors, DeviceConfig, FromVmm, Outcome, Request, Step, ToVmm,
 };
+use nacre_protocol::stream_table::StreamTable;
 use nacre_protocol::vsock::AGENT_PORT;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -27,7 +28,8 @@ pub fn main() {
     let ToVmm::Configure(configure) = message else {
         panic!("{message:?}")
     };
-    let mut console = Writer::new(take_console(&configure, fds));
+    let (console, stream_table) = take_files(&configure, fds);
+    let mut console = Writer::new(console);
     console.write(b"Linux version of a fake\n").unwrap();
     eprintln!("fake VMM of {}", configure.pod);
     if behave(&channel, &configure, &mut console) {
@@ -43,11 +45,11 @@ pub fn main() {
         drop(channel.receive::<ToVmm>());
         return;
     }
-    serve(channel, &configure);
+    serve(channel, &configure, stream_table);
 }
 
-/// The console's ring. Fails unless the message names each descriptor once.
-fn take_console(configure: &Configure, fds: Vec<OwnedFd>) -> File {
+/// The console's ring and the stream table. Fails unless the message names each descriptor once.
+fn take_files(configure: &Configure, fds: Vec<OwnedFd>) -> (File, StreamTable) {
     let mut fds = Descriptors::new(fds);
     for (field, index) in [
         ("kvm", configure.kvm),
@@ -57,9 +59,14 @@ fn take_console(configure: &Configure, fds: Vec<OwnedFd>) -> File {
         drop(fds.take(field, index).unwrap());
     }
     let console = fds.take("console_ring", configure.console_ring).unwrap();
+    let stream_table = configure.devices.iter().find_map(|device| match device {
+        DeviceConfig::Vsock { stream_table } => Some(*stream_table),
+        DeviceConfig::Rng | DeviceConfig::Fs { .. } => None,
+    });
+    let stream_table = fds.take("stream_table", stream_table.unwrap()).unwrap();
     fds.finish().unwrap();
     configure.check_devices().unwrap();
-    console.into()
+    (console.into(), StreamTable::new(stream_table.into()))
 }
 
 /// A VMM must get the standard streams and the control socket, and none of the descriptors that containerd
@@ -130,7 +137,7 @@ fn enter_namespace() {
     mount(None::<&str>, "/", None::<&str>, read_only, None::<&str>).unwrap();
 }
 
-fn serve(channel: Channel, configure: &Configure) {
+fn serve(channel: Channel, configure: &Configure, stream_table: StreamTable) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -142,7 +149,11 @@ fn serve(channel: Channel, configure: &Configure) {
         let listener = UnixListener::bind_addr(&address).unwrap();
         let agents_end = UnixStream::connect_addr(&address).unwrap();
         let listener = ttrpc::asynchronous::transport::Listener::try_from(listener).unwrap();
-        let agent = FakeAgent::new(Arc::clone(&channel), configure.extra_cmdline.clone());
+        let agent = FakeAgent::new(
+            Arc::clone(&channel),
+            stream_table,
+            configure.extra_cmdline.clone(),
+        );
         let mut server = ttrpc::asynchronous::Server::new()
             .add_listener(listener)
             .register_service(create_agent(Arc::new(agent)));

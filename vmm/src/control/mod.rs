@@ -2,19 +2,21 @@
 //! the main thread; the vsock device's worker sends the guest's connections over the same socket, since each
 //! packet is one whole message.
 
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+mod connections;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use nacre_protocol::control::{
     Answer, Channel, Configure, Descriptors, Error as ChannelError, ErrorText, FromVmm, Lenient, Outcome,
     Request, Step, ToVmm,
 };
+use nacre_protocol::stream_table::StreamTable;
 use nacre_protocol::text::printable;
 
-use crate::log::LimitedLog;
 use crate::machine::{Failure, Machine};
 use crate::process::exit_now;
-use crate::virtio::vsock::{Host, Ports, Refused};
+use connections::ConnectionSender;
 
 /// Longest build id of a shim in an error, bytes.
 const MAX_BUILD_ID: usize = 100;
@@ -52,13 +54,11 @@ impl Control {
         Self(Arc::new(Channel::new(own(fd))))
     }
 
-    /// The vsock device's host side: sends the guest's connections to the shim over this socket.
+    /// The vsock device's host side: sends those of the guest's connections to the shim, over this socket,
+    /// that `expected` contains.
     #[must_use]
-    pub fn connection_sender(&self) -> ConnectionSender {
-        ConnectionSender {
-            channel: Arc::clone(&self.0),
-            log: LimitedLog::new(),
-        }
+    pub fn connection_sender(&self, expected: StreamTable) -> ConnectionSender {
+        ConnectionSender::new(Arc::clone(&self.0), expected)
     }
 
     /// Blocks until the first message arrives, which must be `Configure`. Compares the builds before it looks
@@ -152,34 +152,6 @@ fn carry_out(request: Request, machine: &Machine) -> Answer {
     }
 }
 
-/// Sends each connection that the guest opens to the shim, on the vsock device's worker.
-#[derive(Debug)]
-pub struct ConnectionSender {
-    channel: Arc<Channel>,
-    log: LimitedLog,
-}
-
-impl Host for ConnectionSender {
-    /// Refuses the connection if the shim has exited. Blocks while the socket is full; the shim's main task
-    /// reads it.
-    fn connect(&mut self, ports: Ports, stream: OwnedFd) -> Result<(), Refused> {
-        let message = FromVmm::Connection {
-            host_port: ports.host,
-            guest_port: ports.guest,
-        };
-        let sent = self.channel.send(&message, &[stream.as_raw_fd()]);
-        sent.map_err(|error| {
-            self.log.write(|| {
-                format!(
-                    "sending the guest's connection to port {} to the shim: {error}",
-                    ports.host
-                )
-            });
-            Refused
-        })
-    }
-}
-
 impl AsFd for Control {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -198,7 +170,7 @@ mod tests {
     use super::*;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     use std::fs::File;
-    use std::os::fd::IntoRawFd as _;
+    use std::os::fd::{AsRawFd as _, IntoRawFd as _};
 
     fn pair() -> (Channel, Control) {
         let (shim, vmm) = socketpair(
@@ -215,7 +187,7 @@ mod tests {
         serde_json::json!({"Configure": {
             "build_id": nacre_protocol::BUILD_ID, "pod": "p", "memory_mib": 1, "vcpus": 1, "max_vcpus": 1,
             "extra_cmdline": "", "console_to_stderr": false, "kvm": 0, "kernel": 1, "initrd": 2,
-            "console_ring": 3, "devices": ["Vsock"],
+            "console_ring": 3, "devices": ["Rng"],
         }})
     }
 
@@ -268,26 +240,5 @@ mod tests {
                 "{error:?}"
             );
         }
-    }
-
-    #[test]
-    fn a_guest_connection_is_sent_to_the_shim_or_refused() {
-        let (shim, vmm) = pair();
-        let mut host = vmm.connection_sender();
-        let stream = || OwnedFd::from(tempfile::tempfile().unwrap());
-        host.connect(Ports { guest: 8, host: 7 }, stream()).unwrap();
-        let (message, fds) = shim.receive::<FromVmm>().unwrap();
-        assert_eq!(
-            (message, fds.len()),
-            (
-                FromVmm::Connection {
-                    host_port: 7,
-                    guest_port: 8
-                },
-                1
-            )
-        );
-        drop(shim);
-        assert_eq!(host.connect(Ports { guest: 8, host: 7 }, stream()), Err(Refused));
     }
 }

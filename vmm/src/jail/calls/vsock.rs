@@ -36,9 +36,12 @@ const STREAMS: &[Call] = &[
     ),
 ];
 
-const SHIM: &[Call] = &[any(
-    libc::SYS_sendmsg,
-    "sends the other end of the pair to the shim",
-)];
+const SHIM: &[Call] = &[
+    any(
+        libc::SYS_pread64,
+        "looks up the address of a connection in the stream table",
+    ),
+    any(libc::SYS_sendmsg, "sends the other end of the pair to the shim"),
+];
 
 const LISTENER: &[Call] = &[any(libc::SYS_accept4, "accepts a client")];

@@ -53,6 +53,10 @@ const PACKETS_PER_TURN: u32 = 512;
 
 /// Accepts the guest's connections. Implemented by the control socket to the shim and by the standalone VMM.
 pub trait Host: Send {
+    /// Whether to accept a connection between `ports`. Called before anything is created for it, on the
+    /// device's worker thread, under its seccomp filter.
+    fn expects(&mut self, ports: Ports) -> bool;
+
     /// The guest requests a connection between `ports`; `stream` is the host's end, in blocking mode. Called
     /// on the device's worker thread, under its seccomp filter.
     ///

@@ -188,10 +188,10 @@ impl Muxer {
         }
     }
 
-    /// Accepts a REQUEST; None if there are too many connections, the host refuses it, or a system call
-    /// fails.
+    /// Accepts a REQUEST; None if there are too many connections, the host does not expect it or refuses it,
+    /// or a system call fails.
     fn accept(&mut self, header: &Header, poller: &Poller) -> Option<()> {
-        if self.connections.len() >= MAX_CONNECTIONS {
+        if self.connections.len() >= MAX_CONNECTIONS || !self.host.expects(header.ports) {
             return None;
         }
         let (ours, theirs) = UnixStream::pair().ok()?;

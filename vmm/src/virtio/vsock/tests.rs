@@ -4,6 +4,7 @@
 mod framing;
 mod malformed;
 mod state;
+mod strangers;
 mod streams;
 
 use std::io::Read as _;
@@ -84,6 +85,10 @@ impl RawHeader {
 struct TestHost(Sender<(u32, UnixStream)>);
 
 impl Host for TestHost {
+    fn expects(&mut self, _ports: Ports) -> bool {
+        true
+    }
+
     fn connect(&mut self, ports: Ports, stream: OwnedFd) -> Result<(), Refused> {
         if ports.host == 99 {
             return Err(Refused);
@@ -112,12 +117,19 @@ impl Guest {
     }
 
     fn with_listener(listener: Option<UnixListener>) -> Self {
-        let driver = Driver::new(QUEUE_SIZES);
         let (sender, connected) = channel();
-        let config = Config {
-            host: Box::new(TestHost(sender)),
-            listener,
-        };
+        let host = Box::new(TestHost(sender));
+        Self::with_config(Config { host, listener }, connected)
+    }
+
+    /// A guest whose connections `host` gets.
+    fn with_host(host: Box<dyn Host>) -> Self {
+        let config = Config { host, listener: None };
+        Self::with_config(config, channel().1)
+    }
+
+    fn with_config(config: Config, connected: Receiver<(u32, UnixStream)>) -> Self {
+        let driver = Driver::new(QUEUE_SIZES);
         let device = spawn(config, &driver.env()).unwrap();
         let mut guest = Self {
             driver,
@@ -285,4 +297,5 @@ fn assert_at_end(mut stream: &UnixStream) {
 fn streams_work_confined() {
     assert_passes_confined("virtio::vsock::tests::streams::");
     assert_passes_confined("virtio::vsock::tests::framing::");
+    assert_passes_confined("virtio::vsock::tests::strangers::an_address_that_was_removed_is_refused");
 }
