@@ -1,17 +1,18 @@
 //! The DSDT's body: an object for each device that the kernel can't detect, and the \_S5 package for
-//! power-off. It has no methods, so the kernel interprets no AML code. Called by [`super::build`].
+//! power-off. The kernel interprets no AML code at boot: the only method is the one that an interrupt of
+//! [`super::generation_id`] calls. Called by [`super::build`].
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
 };
 
-use super::Platform;
+use super::{Platform, generation_id};
 use crate::devices::power;
 use crate::machine::layout;
 
-/// The AML. `vm_generation_id` is the physical address of the id.
-pub(super) fn body(platform: &Platform, vm_generation_id: u64) -> Vec<u8> {
+/// The AML.
+pub(super) fn body(platform: &Platform) -> Vec<u8> {
     let mut devices = Vec::new();
     for index in 0..platform.virtio_devices.min(layout::MAX_VIRTIO_DEVICES) {
         virtio(index, &mut devices);
@@ -20,7 +21,7 @@ pub(super) fn body(platform: &Platform, vm_generation_id: u64) -> Vec<u8> {
         serial(&mut devices);
     }
     pvpanic(&mut devices);
-    generation_id(vm_generation_id, &mut devices);
+    generation_id::devices(&mut devices);
     let mut body = Scope::raw("_SB_".into(), devices);
     // ACPI 6.5, 7.4.2: the first element is the value of SLP_TYP.
     Name::new(
@@ -88,24 +89,8 @@ fn pvpanic(aml: &mut Vec<u8>) {
     .to_aml_bytes(aml);
 }
 
-/// The VM generation id: ADDR has the physical address of its 16 bytes, as two 32-bit values.
-fn generation_id(address: u64, aml: &mut Vec<u8>) {
-    let low = u32::try_from(address & u64::from(u32::MAX)).unwrap_or_default();
-    let high = u32::try_from(address >> 32).unwrap_or_default();
-    let halves: Vec<&dyn Aml> = vec![&low, &high];
-    Device::new(
-        "VGEN".into(),
-        vec![
-            &Name::new("_HID".into(), &"NACR0001"),
-            &Name::new("_CID".into(), &"VM_GEN_COUNTER"),
-            &Name::new("_DDN".into(), &"VM_GEN_COUNTER"),
-            &Name::new("ADDR".into(), &Package::new(halves)),
-        ],
-    )
-    .to_aml_bytes(aml);
-}
-
-fn edge_interrupt(gsi: u8) -> Interrupt {
+/// An interrupt of the I/O APIC: edge-triggered, active high, not shared.
+pub(super) fn edge_interrupt(gsi: u8) -> Interrupt {
     Interrupt::new(true, true, false, false, u32::from(gsi))
 }
 
@@ -124,27 +109,21 @@ mod tests {
             vcpus: 1,
             virtio_devices,
             serial,
-            vm_generation_id: [0; 16],
         }
     }
 
     #[test]
     fn the_body_has_each_device_and_the_power_off_state() {
-        let aml = body(&platform(3, true), 0xe_0010);
+        let aml = body(&platform(3, true));
         assert_eq!(count(&aml, b"LNRO0005"), 3);
-        for name in [b"V000", b"V002", b"COM1", b"PEVT", b"VGEN", b"_S5_", b"ADDR"] {
+        for name in [b"V000", b"V002", b"COM1", b"PEVT", b"GED0", b"_S5_"] {
             assert_eq!(count(&aml, name), 1, "{}", String::from_utf8_lossy(name));
         }
-        assert_eq!(
-            count(&aml, &0x000e_0010u32.to_le_bytes()),
-            1,
-            "the generation id's address"
-        );
     }
 
     #[test]
     fn each_virtio_device_has_its_own_window_and_interrupt() {
-        let aml = body(&platform(2, false), 0);
+        let aml = body(&platform(2, false));
         assert_eq!(count(&aml, b"COM1"), 0, "no terminal, no serial port");
         for index in 0..2u8 {
             let window = u32::try_from(layout::mmio_window(index)).unwrap().to_le_bytes();

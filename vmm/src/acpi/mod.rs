@@ -1,6 +1,6 @@
 //! ACPI tables of a hardware-reduced machine: the kernel finds CPUs, interrupt controllers, virtio devices,
-//! pvpanic, the VM generation id, and the registers for power-off and reset in them. [`build`] is pure; the
-//! machine's steps write the result to guest memory.
+//! pvpanic, the VM generation id with its interrupt, and the registers for power-off and reset in them.
+//! [`build`] is pure; the machine's steps write the result to guest memory.
 //!
 //! ```text
 //! RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT     devices and \_S5 (dsdt.rs)
@@ -8,6 +8,7 @@
 //! ```
 
 mod dsdt;
+mod generation_id;
 
 use acpi_tables::Aml as _;
 use acpi_tables::fadt::{FADTBuilder, Flags};
@@ -36,8 +37,6 @@ pub struct Platform {
     /// Describe the serial port, so that programs in the guest can open it; the kernel's console works
     /// without. Its detection costs exits, so this is set only for a terminal.
     pub serial: bool,
-    /// The VM generation id, random for each VM.
-    pub vm_generation_id: [u8; 16],
 }
 
 /// The tables exceed their area or guest memory.
@@ -63,9 +62,7 @@ pub fn build(platform: &Platform) -> Tables {
     let mut tables = Tables {
         bytes: vec![0; Rsdp::len()],
     };
-    // The generation id is not part of a table; the DSDT has its address.
-    let vm_generation_id = tables.append(&platform.vm_generation_id);
-    let dsdt = tables.append(&dsdt(platform, vm_generation_id));
+    let dsdt = tables.append(&dsdt(platform));
     let mut fadt = Vec::new();
     fadt_for(dsdt).to_aml_bytes(&mut fadt);
     let fadt = tables.append(&fadt);
@@ -111,9 +108,9 @@ impl Tables {
     }
 }
 
-fn dsdt(platform: &Platform, vm_generation_id: u64) -> Vec<u8> {
+fn dsdt(platform: &Platform) -> Vec<u8> {
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    table.append_slice(&dsdt::body(platform, vm_generation_id));
+    table.append_slice(&dsdt::body(platform));
     table.as_slice().to_vec()
 }
 
@@ -166,7 +163,6 @@ mod tests {
             vcpus,
             virtio_devices: 3,
             serial: false,
-            vm_generation_id: [0xa5; 16],
         }
     }
 
@@ -232,7 +228,6 @@ mod tests {
             vcpus: crate::config::MAX_VCPUS,
             virtio_devices: layout::MAX_VIRTIO_DEVICES,
             serial: true,
-            vm_generation_id: [1; 16],
         });
         let memory = crate::machine::memory::allocate(2 << 20).unwrap();
         tables.write(&memory).unwrap();

@@ -13,8 +13,9 @@ use crate::machine::layout;
 use crate::virtio::Memory;
 
 const PAGE: usize = 4096;
-/// E820 types: usable RAM, ACPI reclaimable.
+/// E820 types: usable RAM, reserved, ACPI reclaimable.
 const RAM: u32 = 1;
+const RESERVED: u32 = 2;
 const ACPI: u32 = 3;
 /// Page table entry: present, writable.
 const PRESENT: u64 = 0b11;
@@ -113,6 +114,7 @@ fn memory_map(memory: &Memory) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, layout::LOW_RAM_END, RAM),
         (layout::ACPI, layout::ACPI_END, ACPI),
+        (layout::GENERATION_ID, layout::GENERATION_ID_END, RESERVED),
     ];
     map.extend(memory.iter().map(|region| {
         let start = region.start_addr().0;
@@ -160,8 +162,11 @@ mod tests {
         assert_eq!(page[0x218..0x220], [0, 0, 0x20, 0, 5, 0, 0, 0]);
         assert_eq!(page[0x228..0x22c], [0, 0x20, 0, 0]);
         assert_eq!(read(&memory, layout::COMMAND_LINE), *b"a=b\0");
-        assert_eq!(page[0x1e8], 4, "low RAM, ACPI, RAM below and above 4 GiB");
-        assert_eq!(page[0x2d0 + 3 * 20..][..8], layout::RAM_ABOVE_4G.to_le_bytes());
+        assert_eq!(
+            page[0x1e8], 5,
+            "low RAM, ACPI, reserved, RAM below and above 4 GiB"
+        );
+        assert_eq!(page[0x2d0 + 4 * 20..][..8], layout::RAM_ABOVE_4G.to_le_bytes());
         assert_eq!(
             page[0x1ef], 0,
             "a sentinel of 0: the loader has cleared unused fields"
@@ -177,6 +182,18 @@ mod tests {
         for index in [0, 1, 511] {
             assert_eq!(word(directory + index * 8), index << 21 | 0x83);
         }
+    }
+
+    #[test]
+    fn the_generation_id_is_aligned_and_in_a_reserved_page_of_its_own() {
+        let memory = crate::machine::memory::allocate(5 << 30).unwrap();
+        let id = (layout::GENERATION_ID, layout::GENERATION_ID + 16);
+        let overlapping: Vec<_> = memory_map(&memory)
+            .into_iter()
+            .filter(|(start, end, _)| *start < id.1 && id.0 < *end)
+            .collect();
+        assert_eq!(overlapping, [(id.0 & !0xfff, (id.0 & !0xfff) + 4096, RESERVED)]);
+        assert_eq!(id.0 % 8, 0);
     }
 
     #[test]

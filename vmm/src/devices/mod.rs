@@ -1,6 +1,6 @@
-//! Devices on the port bus ([`crate::bus`]): the serial port, pvpanic, the power registers, empty PCI
-//! configuration space. vCPU threads call them on each access. The guest chooses all values, so no code here
-//! may panic on any.
+//! Devices without virtio. Those on the port bus ([`crate::bus`]) are the serial port, pvpanic, the power
+//! registers and empty PCI configuration space; vCPU threads call them on each access. The VM generation id
+//! is in memory. The guest chooses all values, so no code here may panic on any.
 #![cfg_attr(
     not(test),
     deny(
@@ -13,6 +13,7 @@
 )]
 
 pub mod console;
+pub mod generation_id;
 pub mod pci;
 pub mod power;
 pub mod pvpanic;

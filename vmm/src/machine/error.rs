@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::devices::generation_id;
 use crate::{acpi, boot, bus, jail, kvm, virtio};
 
 /// Why a step failed.
@@ -37,9 +38,9 @@ pub enum Error {
     /// A thread can't be confined.
     #[error(transparent)]
     Jail(#[from] jail::Error),
-    /// No random bytes for the VM generation id.
-    #[error("getrandom: {0}")]
-    Entropy(io::Error),
+    /// The VM generation id can't be written.
+    #[error(transparent)]
+    GenerationId(#[from] generation_id::Error),
 }
 
 /// A step of [`super::build`] that failed.
@@ -87,7 +88,7 @@ impl Failure {
             | Error::EventFd(_)
             | Error::Thread(_)
             | Error::Jail(_)
-            | Error::Entropy(_) => None,
+            | Error::GenerationId(_) => None,
         }
     }
 }

@@ -4,7 +4,7 @@
 //! 0x0000_0500  GDT                     0x0000_1000  zero page        0x0000_2000  kernel command line
 //! 0x0000_9000  page tables for the kernel's first instructions
 //! 0x0009_fc00  end of conventional RAM (Linux puts its trampoline for secondary CPUs below)
-//! 0x000e_0000  ACPI tables, up to 1 MiB
+//! 0x000e_0000  ACPI tables           0x000f_f000  VM generation id, in a page of its own
 //! 0x0010_0000  RAM: the kernel at its link address (16 MiB by default), the initramfs at the end
 //! 0xd000_0000  RAM ends here at the latest; virtio-mmio windows, one page each
 //! 0xfec0_0000  I/O APIC        0xfee0_0000  local APIC     0xfffb_c000  KVM's internal pages
@@ -26,7 +26,12 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// The ACPI tables, the RSDP first.
 pub const ACPI: u64 = 0xe_0000;
 /// End of the area for ACPI tables.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = 0xf_f000;
+/// The VM generation id, 16 bytes. Its page has nothing else, and the E820 map reserves it: the guest neither
+/// uses it as RAM nor reclaims it with the ACPI tables.
+pub const GENERATION_ID: u64 = 0xf_f000;
+/// End of the page of the VM generation id.
+pub const GENERATION_ID_END: u64 = 0x10_0000;
 /// Start of the RAM for kernel and initramfs.
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// RAM below 4 GiB ends here at the latest; the virtio-mmio windows follow.
@@ -54,6 +59,8 @@ pub const TSS: u64 = 0xfffb_d000;
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// GSI of the serial port.
 pub const SERIAL_GSI: u8 = 4;
+/// GSI that reports a new VM generation id; above those of the virtio devices.
+pub const GENERATION_ID_GSI: u8 = 21;
 /// PCI configuration address (4 ports) and data (4 ports).
 pub const PCI_PORT: u16 = 0xcf8;
 /// pvpanic's I/O port.
@@ -78,8 +85,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_virtio_devices_fit_below_the_io_apic_and_into_its_inputs() {
-        assert!(virtio_gsi(MAX_VIRTIO_DEVICES - 1) < 24);
+    fn all_devices_fit_below_the_io_apic_and_have_an_input_of_it() {
+        assert!((virtio_gsi(MAX_VIRTIO_DEVICES)..24).contains(&GENERATION_ID_GSI));
         assert!(mmio_window(MAX_VIRTIO_DEVICES) < u64::from(IO_APIC));
     }
 }

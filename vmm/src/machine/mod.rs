@@ -26,6 +26,7 @@ use crate::acpi;
 use crate::boot::{self, cmdline, initrd, kernel, zero_page};
 use crate::config::{Config, ConsoleOutput};
 use crate::devices::console::Console;
+use crate::devices::generation_id::{self, GenerationId};
 use crate::devices::serial::SerialInput;
 use crate::jail::Confinement;
 use crate::kvm::Vm;
@@ -51,6 +52,7 @@ pub struct Machine {
     vm_exit: VmExit,
     console: Console,
     serial_input: SerialInput,
+    generation_id: GenerationId,
     /// Never dropped, since it owns the devices: dropping a device joins its worker, which may hang in a
     /// system call to a broken host file system.
     buses: ManuallyDrop<Arc<IoBuses>>,
@@ -97,6 +99,7 @@ pub fn build(
     let console = Console::new(console_ring, config.console);
     let (mut buses, serial_input) =
         io_devices::create(&vm, &vm_exit, &console).map_err(Failure::at("create devices"))?;
+    let generation_id = create_generation_id(&vm, &memory).map_err(Failure::at("create devices"))?;
     let devices = virtio_devices::create(devices, confinement, &vm_exit)
         .map_err(Failure::at("create virtio devices"))?;
     let virtio_count = virtio_devices::attach(devices, &vm, &memory, &mut buses)
@@ -119,6 +122,7 @@ pub fn build(
         vm_exit,
         console,
         serial_input,
+        generation_id,
         buses: ManuallyDrop::new(buses),
         vcpus,
         _vm: vm,
@@ -142,6 +146,15 @@ impl Machine {
     #[must_use]
     pub fn serial_input(&self) -> &SerialInput {
         &self.serial_input
+    }
+
+    /// Gives the VM a new generation id and notifies the guest, whose kernel then reseeds its random number
+    /// generator. To be called when a VM continues from a snapshot, before its vCPUs run.
+    ///
+    /// # Errors
+    /// [`generation_id::Error`] if the host has no random bytes or the interrupt can't be raised.
+    pub fn renew_generation_id(&self) -> Result<(), generation_id::Error> {
+        self.generation_id.renew()
     }
 
     /// VM exits since the guest's start, by kind: "port …" and "mmio …" are accesses that the VMM handled, by
@@ -178,6 +191,11 @@ fn create_vm(kvm: OwnedFd, memory: &Memory) -> Result<Vm, Error> {
     Ok(vm)
 }
 
+fn create_generation_id(vm: &Vm, memory: &Arc<Memory>) -> Result<GenerationId, Error> {
+    let interrupt = vm.irqfd(layout::GENERATION_ID_GSI)?;
+    Ok(GenerationId::create(Arc::clone(memory), interrupt)?)
+}
+
 /// Loads the kernel at its own addresses and the initramfs at the end of low RAM.
 fn load_images(
     images: &Images,
@@ -197,14 +215,10 @@ fn write_boot_data(
     initrd: initrd::Location,
     virtio_devices: u8,
 ) -> Result<(), Error> {
-    let mut vm_generation_id = [0; 16];
-    rustix::rand::getrandom(&mut vm_generation_id, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| Error::Entropy(error.into()))?;
     let tables = acpi::build(&acpi::Platform {
         vcpus: config.vcpus,
         virtio_devices,
         serial: config.console == ConsoleOutput::Terminal,
-        vm_generation_id,
     });
     tables.write(memory)?;
     let command_line = cmdline::compose(config).map_err(boot::Error::from)?;

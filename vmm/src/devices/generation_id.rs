@@ -1,0 +1,98 @@
+//! The VM generation id: 16 bytes in guest memory that change if the VM is restored from a snapshot, so that
+//! the guest's kernel reseeds its random number generator instead of repeating numbers. The machine creates
+//! it and calls [`GenerationId::renew`]; the guest reads the memory without an exit. How the guest finds it
+//! is in [`crate::acpi`].
+
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::{Bytes as _, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::machine::layout;
+use crate::virtio::Memory;
+
+/// Why the id was not set, or the guest not notified.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host has no random bytes.
+    #[error("random bytes for the VM generation id: {0}")]
+    Entropy(io::Error),
+    /// Guest memory ends below the id's address.
+    #[error("writing the VM generation id: {0}")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+    /// The interrupt was not raised: the guest does not know of the new id.
+    #[error("raising the interrupt of the VM generation id: {0}")]
+    Interrupt(io::Error),
+}
+
+/// The id of one VM, at [`layout::GENERATION_ID`].
+#[derive(Debug)]
+pub struct GenerationId {
+    memory: Arc<Memory>,
+    interrupt: EventFd,
+}
+
+impl GenerationId {
+    /// Writes the first id, which the guest finds at boot. `interrupt` is the irqfd of
+    /// [`layout::GENERATION_ID_GSI`].
+    ///
+    /// # Errors
+    /// [`Error::Entropy`] or [`Error::Memory`].
+    pub fn create(memory: Arc<Memory>, interrupt: EventFd) -> Result<Self, Error> {
+        let id = Self { memory, interrupt };
+        id.write_random()?;
+        Ok(id)
+    }
+
+    /// Writes a new id, then notifies the guest.
+    ///
+    /// # Errors
+    /// [`Error`]; only [`Error::Interrupt`] leaves a new id behind.
+    pub fn renew(&self) -> Result<(), Error> {
+        self.write_random()?;
+        self.interrupt.write(1).map_err(Error::Interrupt)
+    }
+
+    /// 128 random bits, as the specification requires: no two VMs, and no two lives of one, have the same id.
+    fn write_random(&self) -> Result<(), Error> {
+        let mut id = [0; 16];
+        rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+            .map_err(|error| Error::Entropy(error.into()))?;
+        Ok(self
+            .memory
+            .write_slice(&id, GuestAddress(layout::GENERATION_ID))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(memory: &Memory) -> [u8; 16] {
+        memory.read_obj(GuestAddress(layout::GENERATION_ID)).unwrap()
+    }
+
+    #[test]
+    fn each_id_is_new_and_only_a_change_interrupts_the_guest() {
+        let memory = Arc::new(crate::machine::memory::allocate(2 << 20).unwrap());
+        let interrupt = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let id = GenerationId::create(Arc::clone(&memory), interrupt.try_clone().unwrap()).unwrap();
+        let first = read(&memory);
+        assert_ne!(first, [0; 16]);
+        assert!(interrupt.read().is_err(), "no interrupt at boot");
+        id.renew().unwrap();
+        assert_ne!(read(&memory), first);
+        assert_eq!(interrupt.read().unwrap(), 1);
+    }
+
+    #[test]
+    fn memory_without_room_for_the_id_is_an_error() {
+        let memory = Arc::new(crate::machine::memory::allocate(4096).unwrap());
+        let interrupt = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        assert!(matches!(
+            GenerationId::create(memory, interrupt),
+            Err(Error::Memory(_))
+        ));
+    }
+}
