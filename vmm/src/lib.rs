@@ -12,6 +12,7 @@
 pub mod acpi;
 pub mod boot;
 pub mod bus;
+pub mod commands;
 pub mod config;
 pub mod control;
 pub mod devices;

@@ -58,6 +58,10 @@ struct StandaloneArguments {
     /// Connect the guest's serial console to this terminal, with all kernel messages.
     #[arg(long)]
     console: bool,
+    /// Read commands from standard input while the guest runs, one per line: renew-generation-id gives the VM
+    /// a new generation id and notifies the guest, as restoring it from a snapshot would.
+    #[arg(long, conflicts_with = "console")]
+    commands: bool,
     /// A directory to share with the guest, which mounts it as virtiofs with the tag "nacre".
     #[arg(long, value_name = "DIR")]
     share: Option<PathBuf>,

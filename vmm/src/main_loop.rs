@@ -1,8 +1,8 @@
 //! The main thread's loop while the guest runs: it waits for the end of the VM, for messages from the shim
-//! and, in standalone mode, for keyboard input. Called after [`Machine::run`]; it never runs guest code or
-//! device code.
+//! and, in standalone mode, for standard input: keys or commands. Called after [`Machine::run`]; it never
+//! runs guest code or device code.
 
-use std::io::Read as _;
+use std::io::{BufRead as _, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use nacre_protocol::control::{Error as ChannelError, Outcome};
@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::commands::{Command, Lines};
 use crate::control::{Control, Error};
 use crate::machine::Machine;
 use crate::machine::vm_exit::borrow_eventfd;
@@ -30,10 +31,22 @@ pub enum StopReason {
 pub struct Inputs<'a> {
     /// Messages from the shim.
     pub control: Option<&'a Control>,
-    /// Forward standard input to the guest's serial port.
-    pub stdin_to_console: bool,
+    /// What standard input is for.
+    pub stdin: StandardInput,
     /// Ends the loop when it is written.
     pub stop_request: Option<&'a EventFd>,
+}
+
+/// What the loop does with standard input.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum StandardInput {
+    /// Does not read it.
+    #[default]
+    Unused,
+    /// Forwards it to the guest's serial port.
+    Console,
+    /// Carries out the commands in it, one per line.
+    Commands,
 }
 
 /// A descriptor that became readable.
@@ -50,6 +63,7 @@ enum Source {
 /// # Errors
 /// The errno of poll(2).
 pub fn run(machine: &Machine, mut inputs: Inputs<'_>) -> Result<StopReason, Errno> {
+    let mut lines = Lines::default();
     loop {
         for source in wait(machine, &inputs)? {
             match source {
@@ -67,7 +81,16 @@ pub fn run(machine: &Machine, mut inputs: Inputs<'_>) -> Result<StopReason, Errn
                     Some(Err(error)) => return Ok(StopReason::ShimGone(error.to_string())),
                 },
                 Source::StopRequest => return Ok(StopReason::Requested),
-                Source::Stdin => inputs.stdin_to_console = forward_stdin(machine),
+                Source::Stdin => {
+                    let is_open = match inputs.stdin {
+                        StandardInput::Unused => false,
+                        StandardInput::Console => forward_stdin(machine),
+                        StandardInput::Commands => run_commands(machine, &mut lines),
+                    };
+                    if !is_open {
+                        inputs.stdin = StandardInput::Unused;
+                    }
+                }
             }
         }
     }
@@ -80,7 +103,10 @@ fn wait(machine: &Machine, inputs: &Inputs<'_>) -> Result<Vec<Source>, Errno> {
         (Source::VmExit, Some(machine.vm_exit().as_fd())),
         (Source::Control, inputs.control.map(|control| control.as_fd())),
         (Source::StopRequest, inputs.stop_request.map(borrow_eventfd)),
-        (Source::Stdin, inputs.stdin_to_console.then(|| stdin.as_fd())),
+        (
+            Source::Stdin,
+            (inputs.stdin != StandardInput::Unused).then(|| stdin.as_fd()),
+        ),
     ];
     let (sources, mut fds): (Vec<Source>, Vec<PollFd<'_>>) = candidates
         .into_iter()
@@ -111,4 +137,26 @@ fn forward_stdin(machine: &Machine) -> bool {
             true
         }
     }
+}
+
+/// Carries out the commands that standard input has, and reports each on standard error; false at the end of
+/// input.
+fn run_commands(machine: &Machine, lines: &mut Lines) -> bool {
+    let mut stdin = std::io::stdin().lock();
+    let Ok(bytes) = stdin.fill_buf() else {
+        return false;
+    };
+    let length = bytes.len();
+    let commands = lines.push(bytes);
+    stdin.consume(length);
+    for command in commands {
+        match command {
+            Err(unknown) => eprintln!("nacre-vmm: {unknown}"),
+            Ok(Command::RenewGenerationId) => match machine.renew_generation_id() {
+                Ok(()) => eprintln!("nacre-vmm: the VM has a new generation id"),
+                Err(error) => eprintln!("nacre-vmm: {error}"),
+            },
+        }
+    }
+    length > 0
 }

@@ -16,7 +16,7 @@ use nacre_vmm::config::{Config, ConsoleOutput};
 use nacre_vmm::jail::calls::CONTROL;
 use nacre_vmm::jail::{self, Confinement, Violation};
 use nacre_vmm::machine::{self, DeviceBuilder, Failure, Resources};
-use nacre_vmm::main_loop::{self, Inputs, StopReason};
+use nacre_vmm::main_loop::{self, Inputs, StandardInput, StopReason};
 use nacre_vmm::virtio::{fs, rng, vsock};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -51,7 +51,7 @@ pub fn run(arguments: &StandaloneArguments) -> anyhow::Result<u8> {
     guest_started.get_or_init(Instant::now);
     machine.run();
     let inputs = Inputs {
-        stdin_to_console: arguments.console,
+        stdin: standard_input(arguments),
         stop_request: Some(&stop_request),
         ..Inputs::default()
     };
@@ -69,6 +69,16 @@ pub fn run(arguments: &StandaloneArguments) -> anyhow::Result<u8> {
         StopReason::Requested => 0,
         StopReason::ShimGone(reason) => bail!("unexpected message from a shim in standalone mode: {reason}"),
     })
+}
+
+fn standard_input(arguments: &StandaloneArguments) -> StandardInput {
+    if arguments.console {
+        StandardInput::Console
+    } else if arguments.commands {
+        StandardInput::Commands
+    } else {
+        StandardInput::Unused
+    }
 }
 
 /// Prints how long each of `steps` after the first took.
