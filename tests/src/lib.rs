@@ -3,6 +3,9 @@
 
 pub mod conformance;
 pub mod containerd;
+pub mod installation;
+pub mod leaks;
 pub mod memory;
 pub mod parity;
+pub mod runner;
 pub mod selection;

@@ -1,4 +1,4 @@
-//! Which tests a run of `nacre-e2e` or `nacre-parity` executes: those named on the command line, and, if
+//! Which tests a run of a test program executes: those named on the command line, and, if
 //! several runs share a queue directory, of these only the ones that no other run has taken. `tests/all`
 //! starts one run per lab.
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// Command-line arguments of both programs.
+/// Command-line arguments of the test programs.
 #[derive(Debug, Default, clap::Args)]
 pub struct Selection {
     /// Run only the tests that no other run with the same directory has taken.

@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::Runtime;
-
-/// The shim's file below a prefix.
-const SHIM: &str = "bin/containerd-shim-nacre-v2";
+use nacre_tests::installation::{self, SHIM};
 
 /// A runtime as `ctr` calls it.
 #[derive(Debug, Clone)]
@@ -59,7 +57,7 @@ impl MeasuredRuntimes {
         Ok(Self {
             nacre: Build {
                 shim_runtime: shim_runtime("nacre", Runtime::Nacre.name()),
-                prefix: installed_prefix()?,
+                prefix: installation::prefix()?,
             },
             runc: shim_runtime("runc", Runtime::Runc.name()),
             floor: MeasuredRuntime {
@@ -101,16 +99,4 @@ fn other_build(prefix: &Path) -> Result<Build> {
         shim_runtime: shim_runtime("other", &shim.to_string_lossy()),
         prefix,
     })
-}
-
-/// The prefix of the installation whose shim is in PATH.
-fn installed_prefix() -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").context("PATH is not set")?;
-    let shim = std::env::split_paths(&path)
-        .filter_map(|directory| Some(directory.parent()?.join(SHIM)))
-        .find(|file| file.exists())
-        .context("containerd-shim-nacre-v2 is not in PATH; use tests/lab/run")?;
-    let shim = fs::canonicalize(shim)?;
-    let prefix = shim.parent().and_then(Path::parent);
-    Ok(prefix.context("the shim is not in a prefix's bin")?.to_owned())
 }

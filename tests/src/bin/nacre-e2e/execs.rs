@@ -6,9 +6,9 @@ use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use nacre_tests::containerd::ctr::{Run, ctr, fresh_id, remove_detached};
+use nacre_tests::leaks::nacre_processes;
 use nacre_tests::memory;
 
-use crate::leaks::nacre_processes;
 use crate::{Test, core, test};
 
 pub const TESTS: &[Test] = &[

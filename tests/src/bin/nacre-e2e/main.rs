@@ -11,7 +11,6 @@ mod events;
 mod execs;
 mod faults;
 mod files;
-mod leaks;
 mod operator;
 mod pods;
 mod runs;
@@ -19,12 +18,11 @@ mod setup;
 mod streams;
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser;
-use nacre_tests::containerd::ctr;
-use nacre_tests::selection::{Selection, command_for};
+use nacre_tests::runner;
+use nacre_tests::selection::Selection;
 
 /// An end-to-end test.
 struct Test {
@@ -97,7 +95,7 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    match run_all(&chosen, &arguments.selection) {
+    match run(&chosen, &arguments.selection) {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
@@ -107,51 +105,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs those of `tests` that no other run has taken, in order, prints a line for each and the totals;
-/// returns the number of failures.
-fn run_all(tests: &[Test], selection: &Selection) -> Result<usize> {
+fn run(tests: &[Test], selection: &Selection) -> Result<usize> {
     println!("containerd: {}", setup::containerd_version()?);
-    let started = Instant::now();
-    let (mut passed, mut failures) = (0, Vec::new());
-    for (index, test) in tests.iter().enumerate() {
-        if !selection.take(index)? {
-            continue;
-        }
-        let at = Instant::now();
-        let outcome = run_one(test);
-        let took = at.elapsed();
-        let result = if outcome.is_ok() { "ok" } else { "FAILED" };
-        println!(
-            "[{:2}/{}] {:60} {result} ({:.1} s)",
-            index + 1,
-            tests.len(),
-            test.name,
-            took.as_secs_f64()
-        );
-        match outcome {
-            Ok(()) => passed += 1,
-            Err(error) => {
-                println!("        {}", format!("{error:#}").replace('\n', "\n        "));
-                println!("        alone: {}", command_for(test.name));
-                failures.push(test.name);
-            }
-        }
-    }
-    println!("end-to-end tests took {:.0} s", started.elapsed().as_secs_f64());
-    for name in &failures {
-        println!("failed: {name}");
-    }
-    println!("{passed} passed, {} failed", failures.len());
-    Ok(failures.len())
-}
-
-/// Runs a test and compares snapshots of the host before and after it.
-fn run_one(test: &Test) -> Result<()> {
-    let before = leaks::Snapshot::take().context("taking a snapshot of the host before the test")?;
-    let outcome = (test.run)();
-    ctr::remove_leftovers();
-    let left = before
-        .compare(Duration::from_secs(15))
-        .context("comparing the host with the snapshot after the test");
-    outcome.and(left)
+    let names: Vec<&str> = tests.iter().map(|test| test.name).collect();
+    runner::run_all(&names, selection, |index| (tests[index].run)())
 }

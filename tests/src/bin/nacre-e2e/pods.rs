@@ -4,9 +4,9 @@
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::bundle::Bundle;
 use nacre_tests::containerd::ctr::{Run, ctr, fresh_id, remove_detached};
+use nacre_tests::leaks::nacre_processes;
 use serde_json::{Value, json};
 
-use crate::leaks::nacre_processes;
 use crate::{Test, core};
 
 pub const TESTS: &[Test] = &[core(

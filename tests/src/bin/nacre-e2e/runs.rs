@@ -50,7 +50,7 @@ fn three_at_once() -> Result<()> {
     for container in &mut running {
         boots.push(container.line()?);
     }
-    let vmms = crate::leaks::nacre_processes()?
+    let vmms = nacre_tests::leaks::nacre_processes()?
         .iter()
         .filter(|(_, name)| name.starts_with("nacre-vmm"))
         .count();

@@ -1,16 +1,15 @@
-//! The host that the tests run on: containerd's version, socket and process, and Nacre's installation prefix
-//! and configuration.
+//! The host that the tests run on: containerd's version, socket and process, and Nacre's configuration.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::ctr::{DEADLINE, ctr};
-
-use crate::leaks::wait_for_exit;
+use nacre_tests::installation::prefix;
+use nacre_tests::leaks::wait_for_exit;
 
 /// The server's version in the output of `ctr version`.
 pub fn containerd_version() -> Result<String> {
@@ -33,20 +32,6 @@ pub fn containerd_address() -> Result<PathBuf> {
     std::env::var_os("CONTAINERD_ADDRESS")
         .map(PathBuf::from)
         .context("CONTAINERD_ADDRESS is not set; run the tests with tests/lab/run")
-}
-
-/// The installation prefix of the shim that containerd finds in PATH.
-pub fn prefix() -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").context("PATH is not set")?;
-    let shim = std::env::split_paths(&path)
-        .map(|directory| directory.join("containerd-shim-nacre-v2"))
-        .find(|file| file.exists())
-        .context("containerd-shim-nacre-v2 is not in PATH")?;
-    Ok(fs::canonicalize(shim)?
-        .parent()
-        .and_then(Path::parent)
-        .context("the shim has no prefix")?
-        .to_owned())
 }
 
 /// Nacre's config.toml below the prefix, removed on drop.

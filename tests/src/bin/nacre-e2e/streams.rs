@@ -97,7 +97,7 @@ fn bytes_through() -> Result<()> {
 /// Private memory of all shims, in bytes.
 fn shims_memory() -> Result<u64> {
     let mut kib = 0;
-    for (pid, name) in crate::leaks::nacre_processes()? {
+    for (pid, name) in nacre_tests::leaks::nacre_processes()? {
         if name.starts_with("containerd-shim") {
             kib += nacre_tests::memory::of(pid.into())?.own_kib;
         }

@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse, Empty, ShutdownRequest};
 use nacre_tests::containerd::ctr::{Output, fresh_id, output};
 use nacre_tests::containerd::task;
+use nacre_tests::leaks::Snapshot;
 
 use super::expect_next_container_runs;
-use crate::leaks::Snapshot;
 use crate::setup::containerd_address;
 
 /// Checks that each content is refused with an error and leaves nothing behind.

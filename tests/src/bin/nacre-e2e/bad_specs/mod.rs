@@ -12,12 +12,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::bundle::Bundle;
 use nacre_tests::containerd::ctr::Output;
+use nacre_tests::leaks::Snapshot;
 use serde_json::{Value, json};
 
 use self::Expected::{Prints, Refused};
 use self::bytes::bytes;
 use self::rows::{INVALID_FIELDS, INVALID_VALUES, OUTSIDE_PATHS, Row, mount, push};
-use crate::leaks::Snapshot;
 use crate::{Test, core, test};
 
 pub const TESTS: &[Test] = &[

@@ -1,5 +1,5 @@
-//! Finds what a test leaves behind on the host: processes, mounts, sockets, cgroups, files. main.rs takes a
-//! snapshot before each test and compares the host with it afterwards.
+//! Finds what a test leaves behind on the host: processes, mounts, sockets, cgroups, files. [`crate::runner`]
+//! takes a snapshot before each test and compares the host with it afterwards.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use nacre_tests::containerd::ctr::wait_readable;
+use crate::containerd::ctr::wait_readable;
 
 /// A description of each object on the host that Nacre or a container could leave behind.
 #[derive(Debug)]

@@ -1,0 +1,67 @@
+//! Runs tests one after the other, compares snapshots of the host before and after each, and prints a line for
+//! each and the totals. Called by `nacre-e2e` and `nacre-guests`; `tests/all` reads the last line.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use crate::containerd::ctr;
+use crate::leaks::Snapshot;
+use crate::selection::{Selection, command_for};
+
+/// How long the processes of a test may take to exit after it.
+const EXIT_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Runs those of the tests `names` that no other run has taken, in order: `run` is called with the index of
+/// each. Returns the number of failures.
+///
+/// # Errors
+/// If the queue of `selection` can't be written.
+pub fn run_all(
+    names: &[&str],
+    selection: &Selection,
+    mut run: impl FnMut(usize) -> Result<()>,
+) -> Result<usize> {
+    let started = Instant::now();
+    let (mut passed, mut failures) = (0, Vec::new());
+    for (index, name) in names.iter().enumerate() {
+        if !selection.take(index)? {
+            continue;
+        }
+        let at = Instant::now();
+        let outcome = run_one(|| run(index));
+        let took = at.elapsed();
+        let result = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!(
+            "[{:2}/{}] {name:60} {result} ({:.1} s)",
+            index + 1,
+            names.len(),
+            took.as_secs_f64()
+        );
+        match outcome {
+            Ok(()) => passed += 1,
+            Err(error) => {
+                println!("        {}", format!("{error:#}").replace('\n', "\n        "));
+                println!("        alone: {}", command_for(name));
+                failures.push(*name);
+            }
+        }
+    }
+    println!("the tests took {:.0} s", started.elapsed().as_secs_f64());
+    for name in &failures {
+        println!("failed: {name}");
+    }
+    println!("{passed} passed, {} failed", failures.len());
+    Ok(failures.len())
+}
+
+/// Runs a test and fails if it leaves anything behind.
+fn run_one(run: impl FnOnce() -> Result<()>) -> Result<()> {
+    let before = Snapshot::take().context("taking a snapshot of the host before the test")?;
+    let outcome = run();
+    ctr::remove_leftovers();
+    let left = before
+        .compare(EXIT_DEADLINE)
+        .context("comparing the host with the snapshot after the test");
+    outcome.and(left)
+}
