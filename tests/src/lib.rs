@@ -3,6 +3,7 @@
 
 pub mod conformance;
 pub mod containerd;
+pub mod elf;
 pub mod installation;
 pub mod leaks;
 pub mod memory;

@@ -3,14 +3,12 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
+use nacre_tests::elf;
 
 use crate::results::Results;
 use crate::runtimes::{Build, MeasuredRuntimes};
 
 const MIB: f64 = 1024.0 * 1024.0;
-/// Type of a loaded segment (ELF specification, program header).
-const PT_LOAD: u32 = 1;
-
 /// An optimised and stripped nacre-vmm is far smaller, an unoptimised one far larger. Bytes.
 const OPTIMISED_BYTES: u64 = 6 << 20;
 
@@ -55,8 +53,11 @@ fn read(build: &Build, name: &str) -> Result<Vec<u8>> {
     fs::read(&file).with_context(|| format!("reading {}", file.display()))
 }
 
+/// Bytes of the kernel's loaded segments, in the file and in memory.
 fn kernel_bytes(build: &Build) -> Result<(u64, u64)> {
-    loaded_bytes(&read(build, "vmlinux")?).context("the guest kernel")
+    let segments = elf::segments(&read(build, "vmlinux")?).context("the guest kernel")?;
+    let sum = |pick: fn(&elf::Segment) -> u64| segments.iter().map(pick).sum();
+    Ok((sum(|segment| segment.in_file), sum(|segment| segment.in_memory)))
 }
 
 /// Size of `name` in a newc archive (cpio(5)): fixed headers of hexadecimal fields, name and data padded to 4
@@ -81,31 +82,6 @@ fn entry_size(archive: &[u8], name: &str) -> Result<usize> {
         ensure!(found != "TRAILER!!!", "has no entry {name}");
         at = (at + 110 + name_size).next_multiple_of(4) + size.next_multiple_of(4);
     }
-}
-
-/// Sums of p_filesz and p_memsz over the loaded segments of a 64-bit little-endian ELF file.
-fn loaded_bytes(elf: &[u8]) -> Result<(u64, u64)> {
-    ensure!(
-        elf.starts_with(b"\x7fELF\x02\x01"),
-        "not a 64-bit little-endian ELF file"
-    );
-    let number = |at: usize, bytes: usize| -> Result<u64> {
-        let field = elf.get(at..at + bytes).context("a header is truncated")?;
-        Ok(field
-            .iter()
-            .rev()
-            .fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
-    };
-    let table = usize::try_from(number(32, 8)?)?;
-    let (size, count) = (usize::try_from(number(54, 2)?)?, usize::try_from(number(56, 2)?)?);
-    let (mut in_file, mut in_memory) = (0, 0);
-    for header in (0..count).map(|index| table + index * size) {
-        if number(header, 4)? == u64::from(PT_LOAD) {
-            in_file += number(header + 32, 8)?;
-            in_memory += number(header + 40, 8)?;
-        }
-    }
-    Ok((in_file, in_memory))
 }
 
 #[cfg(test)]
@@ -144,14 +120,5 @@ mod tests {
                 .contains("has no entry other")
         );
         assert!(entry_size(&archive[..100], "init").is_err());
-    }
-
-    #[test]
-    fn sums_loaded_segments_of_this_program() {
-        let program = fs::read("/proc/self/exe").unwrap();
-        let (in_file, in_memory) = loaded_bytes(&program).unwrap();
-        assert!(in_file > 100_000 && in_file < program.len() as u64, "{in_file}");
-        assert!(in_memory >= in_file, "{in_memory}");
-        assert!(loaded_bytes(b"MZ").is_err());
     }
 }
