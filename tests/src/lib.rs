@@ -4,6 +4,7 @@
 pub mod conformance;
 pub mod containerd;
 pub mod elf;
+pub mod guests;
 pub mod installation;
 pub mod leaks;
 pub mod memory;

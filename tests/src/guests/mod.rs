@@ -1,0 +1,54 @@
+//! Real guests under standalone `nacre-vmm`, each with a workload of this crate as /init. `nacre-guests` runs the
+//! tests, `nacre-bench` measures with the same guests. They need no containerd.
+//!
+//! Each test has a file of its own, with its host half ([`Test`]) and its guest half ([`Workload`]). The kernel
+//! command line names the workload and its parameters. A workload reports what it saw in a file of the shared
+//! directory and powers the guest off, or prints why it failed and resets the guest ([`workload`]). Conversations go
+//! over vsock: the workload listens at [`vsock::PORT`], then dials the agent's port, which the VMM reports.
+
+pub mod exits;
+mod initramfs;
+pub mod io;
+mod vm;
+mod vsock;
+pub mod workload;
+
+use anyhow::Result;
+use serde_json::Value;
+
+pub use vm::{Build, Guest, Options};
+
+/// The host half of a test.
+#[derive(Debug, Clone, Copy)]
+pub struct Test {
+    /// What it shows; `nacre-guests NAME` selects by it.
+    pub name: &'static str,
+    /// Whether it takes more than a few seconds; `make test` leaves it out.
+    pub is_long: bool,
+    /// Boots guests of the build and checks what their workloads report.
+    pub run: fn(&Build) -> Result<()>,
+}
+
+/// The guest half of a test.
+#[derive(Clone, Copy)]
+pub struct Workload {
+    /// Value of `workload=` on the kernel command line.
+    name: &'static str,
+    /// Runs as PID 1 and returns the report.
+    run: fn(&workload::Parameters) -> Result<Value>,
+}
+
+/// All tests.
+pub fn tests() -> Vec<Test> {
+    io::TESTS.to_vec()
+}
+
+const WORKLOADS: &[Workload] = &[io::WORKLOAD];
+
+const fn short(name: &'static str, run: fn(&Build) -> Result<()>) -> Test {
+    Test {
+        name,
+        is_long: false,
+        run,
+    }
+}

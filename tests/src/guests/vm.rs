@@ -1,0 +1,229 @@
+//! A guest under standalone `nacre-vmm`, as its test sees it: its console, its vsock port, its shared directory
+//! and its end. Everything has a deadline, and dropping a guest ends it.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{initramfs, vsock, workload};
+
+/// How long a guest may take for each step, unless its test says otherwise. Generous, because emulated hosts
+/// need seconds for what others do in milliseconds.
+pub const DEADLINE: Duration = Duration::from_secs(90);
+
+/// Part of the VMM's message that the agent's port was dialed.
+const READY: &str = "the agent connected";
+/// The workload's program, beside the running one.
+const WORKLOAD_PROGRAM: &str = "nacre-guest-workload";
+
+/// An installed build of Nacre, with an initramfs that has the workloads.
+#[derive(Debug)]
+pub struct Build {
+    vmm: PathBuf,
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    _directory: TempDir,
+}
+
+impl Build {
+    /// The build at `prefix`.
+    ///
+    /// # Errors
+    /// If the workload's program is not beside the running one.
+    pub fn at(prefix: &Path) -> Result<Self> {
+        let program = std::env::current_exe()?.with_file_name(WORKLOAD_PROGRAM);
+        let bytes = initramfs::pack(&program)
+            .with_context(|| format!("packing {}; run: cargo build -p nacre-tests", program.display()))?;
+        let directory = tempfile::tempdir()?;
+        let file = directory.path().join("initramfs");
+        fs::write(&file, bytes).with_context(|| format!("writing {}", file.display()))?;
+        Ok(Self {
+            vmm: prefix.join("bin/nacre-vmm"),
+            kernel: prefix.join("share/nacre/vmlinux"),
+            initramfs: file,
+            _directory: directory,
+        })
+    }
+
+    /// Boots a guest.
+    ///
+    /// # Errors
+    /// If `nacre-vmm` can't be executed.
+    pub fn boot(&self, options: &Options<'_>) -> Result<Guest> {
+        let directory = tempfile::tempdir()?;
+        let shared = directory.path().join("shared");
+        fs::create_dir(&shared)?;
+        let socket = directory.path().join("vsock");
+        let mut cmdline = format!("{}={}", workload::NAME, options.workload);
+        for (key, value) in options.parameters {
+            cmdline += &format!(" {}.{key}={value}", workload::NAME);
+        }
+        let mut command = Command::new(&self.vmm);
+        command
+            .arg("--kernel")
+            .arg(&self.kernel)
+            .arg("--initrd")
+            .arg(&self.initramfs);
+        command.args(["--cmdline", &cmdline]).args(options.arguments);
+        command
+            .arg("--share")
+            .arg(&shared)
+            .arg("--vsock-uds")
+            .arg(&socket);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("executing {}", self.vmm.display()))?;
+        let stderr = child.stderr.take().context("no standard error")?;
+        let (sender, lines) = channel();
+        // The thread ends with the VMM, which closes its standard error, or when nobody listens.
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).split(b'\n').map_while(std::io::Result::ok) {
+                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Guest {
+            child,
+            lines,
+            log: Vec::new(),
+            shared,
+            socket,
+            _directory: directory,
+        })
+    }
+}
+
+/// What a guest is booted with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options<'a> {
+    /// The name of its workload.
+    pub workload: &'a str,
+    /// Parameters of the workload.
+    pub parameters: &'a [(&'a str, &'a str)],
+    /// Arguments of `nacre-vmm` besides kernel, initramfs, command line, shared directory and vsock socket.
+    pub arguments: &'a [&'a str],
+}
+
+/// A guest and its VMM.
+#[derive(Debug)]
+pub struct Guest {
+    child: Child,
+    /// Lines of the VMM's standard error, which has the guest's console, too.
+    lines: Receiver<String>,
+    /// Those that were read.
+    log: Vec<String>,
+    shared: PathBuf,
+    socket: PathBuf,
+    _directory: TempDir,
+}
+
+impl Guest {
+    /// The VMM's PID.
+    pub fn vmm_pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The host's path of the directory that the guest shares.
+    pub fn shared(&self) -> &Path {
+        &self.shared
+    }
+
+    /// Waits until the workload is ready and connects to it. Reads and writes of the stream fail after
+    /// [`DEADLINE`].
+    ///
+    /// # Errors
+    /// If the guest ends instead, or is not ready within [`DEADLINE`].
+    pub fn connect(&mut self) -> Result<UnixStream> {
+        self.wait_for(READY, DEADLINE)?;
+        let mut stream = UnixStream::connect(&self.socket).context("connecting to the VMM's vsock socket")?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_write_timeout(Some(DEADLINE))?;
+        writeln!(stream, "CONNECT {}", vsock::PORT)?;
+        // The answer is `OK <host port>`. Byte by byte, because what follows is the workload's.
+        let mut answer = Vec::new();
+        while answer.last() != Some(&b'\n') {
+            let mut byte = [0];
+            stream
+                .read_exact(&mut byte)
+                .context("reading the VMM's answer to CONNECT")?;
+            answer.push(byte[0]);
+        }
+        let answer = String::from_utf8_lossy(&answer);
+        ensure!(
+            answer.starts_with("OK "),
+            "the VMM answered {answer:?} to CONNECT"
+        );
+        Ok(stream)
+    }
+
+    /// Waits for a line of the VMM or of the console that contains `text`, and returns it.
+    ///
+    /// # Errors
+    /// If the VMM exits instead, or there is no such line within `deadline`.
+    pub fn wait_for(&mut self, text: &str, deadline: Duration) -> Result<String> {
+        let until = Instant::now() + deadline;
+        while let Some(line) = self.next_line(until)? {
+            if line.contains(text) {
+                return Ok(line);
+            }
+        }
+        bail!("the VMM exited before it printed {text:?}\n{}", self.output());
+    }
+
+    /// Waits until the guest powers itself off; returns the workload's report.
+    ///
+    /// # Errors
+    /// If the VMM exits with another code than 0, or not within `deadline`.
+    pub fn finish(mut self, deadline: Duration) -> Result<Value> {
+        let until = Instant::now() + deadline;
+        while self.next_line(until)?.is_some() {}
+        let status = self.child.wait()?;
+        ensure!(status.success(), "nacre-vmm: {status}\n{}", self.output());
+        let file = self.shared.join(workload::REPORT);
+        let report = fs::read(&file).with_context(|| format!("no report\n{}", self.output()))?;
+        serde_json::from_slice(&report).context("parsing the report")
+    }
+
+    /// The next line; None after the last. Fails if there is none before `until`, or if the workload failed.
+    fn next_line(&mut self, until: Instant) -> Result<Option<String>> {
+        let left = until.saturating_duration_since(Instant::now());
+        match self.lines.recv_timeout(left) {
+            Ok(line) => {
+                self.log.push(line.clone());
+                ensure!(!line.contains(workload::FAILED), "{}", self.output());
+                Ok(Some(line))
+            }
+            Err(RecvTimeoutError::Disconnected) => Ok(None),
+            Err(RecvTimeoutError::Timeout) => bail!("timed out waiting for the guest\n{}", self.output()),
+        }
+    }
+
+    /// What the VMM and the console have printed so far.
+    fn output(&self) -> String {
+        format!(
+            "output of the VMM and the guest's console:\n{}",
+            self.log.join("\n")
+        )
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Errors mean that it has exited.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
