@@ -9,6 +9,7 @@
 pub mod exits;
 mod initramfs;
 pub mod io;
+pub mod vcpus;
 mod vm;
 mod vsock;
 pub mod workload;
@@ -40,15 +41,23 @@ pub struct Workload {
 
 /// All tests.
 pub fn tests() -> Vec<Test> {
-    io::TESTS.to_vec()
+    [vcpus::TESTS, io::TESTS].concat()
 }
 
-const WORKLOADS: &[Workload] = &[io::WORKLOAD];
+const WORKLOADS: &[Workload] = &[vcpus::WORKLOAD, io::WORKLOAD];
 
 const fn short(name: &'static str, run: fn(&Build) -> Result<()>) -> Test {
     Test {
         name,
         is_long: false,
+        run,
+    }
+}
+
+const fn long(name: &'static str, run: fn(&Build) -> Result<()>) -> Test {
+    Test {
+        name,
+        is_long: true,
         run,
     }
 }
