@@ -39,6 +39,11 @@ impl Exits {
         }
     }
 
+    /// A count of all exits, whose kinds are not known.
+    pub fn of_all(total: f64) -> Self {
+        Self([(TOTAL, total)].into())
+    }
+
     fn read(directory: &Path) -> Result<Self> {
         let mut counts = BTreeMap::new();
         for kind in KINDS {

@@ -6,6 +6,8 @@
 //! Times under emulation mean something only as ratios within one run, so the runtimes take turns.
 
 mod containers;
+mod exec_exits;
+mod guest_io;
 mod installed;
 mod memory;
 mod page;
@@ -19,10 +21,27 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 use results::Results;
 use runtimes::MeasuredRuntimes;
+
+/// A part of the benchmark, for `--only`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Start and end of a container, beside runc.
+    Start,
+    /// An exec, beside runc, and its VM exits.
+    Exec,
+    /// The steps of a start, and the VM exits of its boot.
+    Boot,
+    /// Guests without containerd: boot, vsock round trips, virtio-fs requests.
+    Guest,
+    /// Memory of an idle pod.
+    Memory,
+    /// Sizes of the installed files.
+    Sizes,
+}
 
 /// Measures Nacre beside runc: start and end of a container, an exec, the steps of a start, memory, sizes.
 #[derive(Parser)]
@@ -33,6 +52,12 @@ struct Arguments {
     /// How many starts are measured step by step.
     #[arg(long, default_value_t = 5)]
     starts: usize,
+    /// How many rounds of guests without containerd.
+    #[arg(long, default_value_t = 5)]
+    guests: usize,
+    /// Measure only these parts; then no page is written.
+    #[arg(long, value_delimiter = ',', value_name = "PART")]
+    only: Vec<Part>,
     /// Also measure the build of Nacre installed at this prefix, and compare the two.
     #[arg(long, value_name = "PREFIX")]
     other: Option<PathBuf>,
@@ -53,31 +78,60 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     ensure!(
-        arguments.pairs > 0 && arguments.starts > 0,
-        "--pairs and --starts must be at least 1"
+        arguments.pairs > 0 && arguments.starts > 0 && arguments.guests > 0,
+        "--pairs, --starts and --guests must be at least 1"
     );
     std::fs::create_dir_all(&arguments.output)
         .with_context(|| format!("creating {}", arguments.output.display()))?;
     let runtimes = MeasuredRuntimes::find(arguments.other.as_deref())?;
     installed::warn_if_unoptimised(&runtimes)?;
     let mut results = Results::default();
-    let measured = [
-        rounds::starts(&runtimes, arguments.pairs)?,
-        rounds::execs(&runtimes, arguments.pairs)?,
-    ];
-    for rounds in &measured {
-        rounds.report(&mut results);
-    }
-    let starts = start::measure(&runtimes, arguments.starts)?;
-    starts.report(&mut results)?;
-    memory::measure(&runtimes, &mut results)?;
-    installed::measure(&runtimes, &mut results)?;
+    let page = measure(arguments, &runtimes, &mut results)?;
     let json = arguments.output.join("results.json");
     std::fs::write(&json, results.json()?).with_context(|| format!("writing {}", json.display()))?;
-    let html = arguments.output.join("index.html");
-    std::fs::write(&html, page::html(&results, &measured, &starts))
-        .with_context(|| format!("writing {}", html.display()))?;
-    println!("{}", results.table());
-    println!("{}\n{}", json.display(), html.display());
+    println!("{}\n{}", results.table(), json.display());
+    if let Some(page) = page {
+        let html = arguments.output.join("index.html");
+        std::fs::write(&html, page).with_context(|| format!("writing {}", html.display()))?;
+        println!("{}", html.display());
+    }
     Ok(())
+}
+
+/// Measures the parts that `arguments` want; returns the page if these are all.
+fn measure(
+    arguments: &Arguments,
+    runtimes: &MeasuredRuntimes,
+    results: &mut Results,
+) -> Result<Option<String>> {
+    let wants = |part| arguments.only.is_empty() || arguments.only.contains(&part);
+    let mut measured = Vec::new();
+    if wants(Part::Start) {
+        measured.push(rounds::starts(runtimes, arguments.pairs)?);
+    }
+    if wants(Part::Exec) {
+        measured.push(rounds::execs(runtimes, arguments.pairs)?);
+    }
+    for rounds in &measured {
+        rounds.report(results);
+    }
+    if wants(Part::Exec) {
+        exec_exits::measure(runtimes, results)?;
+    }
+    let mut starts = None;
+    if wants(Part::Boot) {
+        let starts = starts.insert(start::measure(runtimes, arguments.starts)?);
+        starts.report(results)?;
+    }
+    if wants(Part::Guest) {
+        guest_io::measure(runtimes, arguments.guests, results)?;
+    }
+    if wants(Part::Memory) {
+        memory::measure(runtimes, results)?;
+    }
+    if wants(Part::Sizes) {
+        installed::measure(runtimes, results)?;
+    }
+    let all = starts.filter(|_| arguments.only.is_empty());
+    Ok(all.map(|starts| page::html(results, &measured, &starts)))
 }
