@@ -8,6 +8,7 @@ pub(crate) mod segments;
 pub mod stats;
 pub mod vcpu;
 
+use core::arch::x86_64::__cpuid;
 use std::os::fd::OwnedFd;
 
 use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
@@ -121,14 +122,17 @@ impl Vm {
             .map_err(error_at("creating a vCPU"))
     }
 
-    /// The CPUID entries that this KVM supports.
+    /// The CPUID entries that this KVM supports, with the host's L1 caches if KVM leaves them out.
     ///
     /// # Errors
     /// [`Error::Ioctl`] if KVM refuses.
     pub fn supported_cpuid(&self) -> Result<kvm_bindings::CpuId, Error> {
-        self.kvm
+        let mut supported = self
+            .kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .map_err(error_at("reading the supported CPUID"))
+            .map_err(error_at("reading the supported CPUID"))?;
+        cpuid::complete_l1_caches(supported.as_mut_slice(), __cpuid(cpuid::AMD_L1_CACHES));
+        Ok(supported)
     }
 
     /// An eventfd whose writes raise the interrupt `gsi`, edge-triggered.

@@ -1,12 +1,13 @@
 //! The entries of a guest, decoded as Linux decodes them (arch/x86/kernel/cpu/{topology,amd,cacheinfo}.c of 6.1).
 
+use core::arch::x86_64::CpuidResult;
 use std::collections::BTreeSet;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 
 use super::features::{ARAT, EMPTY, HIDDEN, HYPERVISOR, TSC_DEADLINE};
-use super::for_vcpu;
 use super::topology::{CMP_LEGACY, HTT};
+use super::{AMD_L1_CACHES, complete_l1_caches, for_vcpu};
 
 const COUNTS: [u8; 6] = [1, 2, 3, 4, 8, 32];
 const SUBTYPES: [&str; 3] = ["end", "thread", "core"];
@@ -261,6 +262,27 @@ fn amds_leaves_agree_with_the_others() {
             );
         }
         assert!(guest.leaf(5, 0x8000_0026, 0).is_none(), "{host}");
+    }
+}
+
+#[test]
+fn the_hosts_l1_caches_are_used_only_if_kvm_returns_zeros() {
+    let host = CpuidResult {
+        eax: 1,
+        ebx: 2,
+        ecx: 3,
+        edx: 4,
+    };
+    for (returned, expected) in [([0; 4], [1, 2, 3, 4]), ([9, 8, 7, 6], [9, 8, 7, 6])] {
+        let mut entries = [AMD_L1_CACHES - 1, AMD_L1_CACHES].map(|function| entry(function, 0, returned));
+        complete_l1_caches(&mut entries, host);
+        assert_eq!(
+            entries,
+            [
+                entry(AMD_L1_CACHES - 1, 0, returned),
+                entry(AMD_L1_CACHES, 0, expected)
+            ]
+        );
     }
 }
 
