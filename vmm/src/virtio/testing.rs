@@ -4,6 +4,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "sizes of a test guest are small")]
 
 mod chains;
+mod hammer;
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -14,9 +15,10 @@ use virtio_queue::{Queue, QueueT as _};
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Activation, ActiveQueue, Env, Interrupt, Memory, Report};
+use super::{Activation, ActiveQueue, Device, Env, Interrupt, Memory, Report};
 use crate::jail::{Confinement, Violation};
 pub use chains::{Fields, INDIRECT, NEXT, Prng, malformed_chains, readable, writable};
+pub use hammer::hammer;
 
 /// Size of the test guest's memory in bytes.
 pub const MEMORY_SIZE: u64 = 32 << 20;
@@ -50,6 +52,13 @@ pub fn assert_passes_confined(path: &str) {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{}\n{text}", output.status);
     assert!(!text.contains("running 0 tests"), "no test below {path}");
+}
+
+/// True in a process whose workers are confined; else runs the test at `path`, the calling one, in such a
+/// process.
+pub fn is_confined(path: &str) -> bool {
+    assert_passes_confined(path);
+    std::env::var_os(CONFINED).is_some()
 }
 
 /// How often the device has sent each notification.
@@ -273,13 +282,29 @@ impl Driver {
         assert!(buffers.len() <= usize::from(SLOT));
         let slot = self.rings[queue].slots.pop().expect("the queue is full");
         let head = slot * SLOT;
+        self.set_chain(queue, head, buffers);
+        self.make_available(queue, head);
+        head
+    }
+
+    /// Writes a well-formed chain of `buffers` from descriptor `head` on.
+    fn set_chain(&self, queue: usize, head: u16, buffers: &[Fields]) {
         for (position, buffer) in buffers.iter().enumerate() {
             let index = head + position as u16;
             let next = if position + 1 < buffers.len() { NEXT } else { 0 };
             self.set_descriptor(queue, index, (buffer.0, buffer.1, buffer.2 | next, index + 1));
         }
-        self.make_available(queue, head);
-        head
+    }
+
+    /// Whether fewer chains are available than the queue has descriptors.
+    fn has_room(&self, queue: usize) -> bool {
+        let ring = &self.rings[queue];
+        ring.available.wrapping_sub(self.u16_at(ring.used_at() + 2)) < ring.size
+    }
+
+    /// Whether the device has asked for a reset since the last [`Driver::restart`].
+    fn needs_reset(&self) -> bool {
+        self.interrupts.signals().needs_reset > self.resets
     }
 
     /// Writes `descriptors` from index 0 without checks, and makes the chain with head 0 available.

@@ -115,6 +115,13 @@ impl EntryOut {
     }
 }
 
+/// The bytes of a request of this user and group.
+fn request(opcode: u32, nodeid: u64, unique: u64, user: u32, body: &Body) -> Vec<u8> {
+    let length = (IN_HEADER + body.0.len()) as u32;
+    let header = Body::default().u32(length).u32(opcode).u64(unique).u64(nodeid);
+    header.u32(user).u32(user).u32(77).u32(0).bytes(&body.0).0
+}
+
 /// As for the jail if this process may clone mounts, else as without a jail.
 fn prepared() -> Prepared {
     Prepared::before_jail()
@@ -195,19 +202,7 @@ impl Guest {
     /// The bytes of a request with the next unique ID.
     fn request(&mut self, opcode: u32, nodeid: u64, body: &Body) -> Vec<u8> {
         self.unique += 2;
-        let length = (IN_HEADER + body.0.len()) as u32;
-        let header = Body::default()
-            .u32(length)
-            .u32(opcode)
-            .u64(self.unique)
-            .u64(nodeid);
-        header
-            .u32(self.user)
-            .u32(self.user)
-            .u32(77)
-            .u32(0)
-            .bytes(&body.0)
-            .0
+        request(opcode, nodeid, self.unique, self.user, body)
     }
 
     /// Sends a request and waits for its reply, with a payload of at most a MiB.

@@ -1,7 +1,7 @@
 //! Requests that a driver must not send.
 
 use super::*;
-use crate::virtio::testing::{Fields, Prng, malformed_chains};
+use crate::virtio::testing::{Fields, Prng, hammer, is_confined, malformed_chains};
 
 impl Guest {
     /// Asserts that the device still serves files.
@@ -237,48 +237,54 @@ fn a_name_cannot_leave_its_directory() {
 }
 
 #[test]
-fn random_requests_neither_hang_nor_panic_the_worker() {
-    let mut prng = Prng(0x1234_5678);
-    let mut guest = Guest::new();
-    for round in 0..6000 {
-        let opcode = prng.below(54) as u32;
-        let mut body = Vec::new();
-        for _ in 0..prng.below(120) {
-            body.push(if prng.below(3) == 0 {
-                prng.next() as u8
-            } else {
-                prng.below(3) as u8
-            });
-        }
-        let nodeid = prng.below(6);
-        let mut request = guest.request(opcode, nodeid, &Body(body));
-        if prng.below(4) == 0 {
-            let at = prng.below(request.len() as u64) as usize;
-            request[at] = prng.next() as u8;
-        }
-        guest.driver.set_bytes(REQUEST_AT, &request);
-        let length = request.len() as u32;
-        let chain = match prng.below(4) {
-            0 => vec![readable(REQUEST_AT, length), prng.descriptor(), prng.descriptor()],
-            1 => vec![
-                readable(REQUEST_AT, prng.below(u64::from(length)) as u32),
-                writable(REPLY_AT, 4096),
-            ],
-            _ => vec![
-                readable(REQUEST_AT, length),
-                writable(REPLY_AT, prng.below(8192) as u32),
-            ],
-        };
-        let queue = usize::from(prng.below(4) != 0);
-        guest.driver.offer(queue, &chain);
-        guest.driver.kick(queue);
-        let broken = guest.driver.wait_used_or_reset(queue);
-        while guest.driver.take_used(queue).is_some() {}
-        if broken || round % 1024 == 1023 {
-            guest.restart();
-        }
+fn survives_random_operations() {
+    if !is_confined("virtio::fs::tests::malformed::survives_random_operations") {
+        return;
     }
-    guest.restart();
+    let mut guest = Guest::new();
+    hammer(&mut guest.driver, &mut guest.device, random_request);
+    guest
+        .device
+        .activate(guest.driver.activation(guest.device.features()))
+        .unwrap();
+    guest.init();
     guest.assert_alive();
-    assert!(guest.driver.reports.try_recv().is_err());
+}
+
+/// A request for one of a few inodes and names, so that some succeed. No FALLOCATE, which could fill the disk,
+/// and no other size or offset beyond 64 KiB.
+fn random_request(prng: &mut Prng) -> Vec<u8> {
+    let opcode = match prng.below(54) as u32 {
+        FALLOCATE => LOOKUP,
+        opcode => opcode,
+    };
+    let number = |prng: &mut Prng| match prng.below(8) {
+        0 => prng.below(0x1_0000),
+        _ => prng.below(3),
+    };
+    let mut body = Body::default().u32(number(prng) as u32).u32(number(prng) as u32);
+    for _ in 0..prng.below(8) {
+        body = body.u64(number(prng));
+    }
+    for _ in 0..prng.below(3) {
+        body = body.name(["a", "b", "cd", "..", ""][prng.below(5) as usize]);
+    }
+    let mut request = if prng.below(64) == 0 {
+        // Every other request fails until one INIT has succeeded.
+        let body = Body::default()
+            .u32(7)
+            .u32(37)
+            .u32(0)
+            .u32(u32::MAX)
+            .bytes(&[0; 48]);
+        request(INIT, 0, prng.next(), 0, &body)
+    } else {
+        let user = prng.below(2) as u32;
+        request(opcode, prng.below(6), prng.next(), user, &body)
+    };
+    if prng.below(8) == 0 {
+        let at = prng.below(IN_HEADER as u64 + 8) as usize;
+        request[at] = prng.next() as u8;
+    }
+    request
 }
