@@ -19,11 +19,18 @@ pub enum Violation {
     /// SECCOMP_RET_LOG: the call is executed, and the host's kernel logs it as `type=1326`. To find the calls
     /// that a table lacks.
     Log,
+    /// As [`Violation::Kill`], and [`super::recorder`] notes the calls that are made.
+    #[cfg(test)]
+    Record,
 }
 
 /// Installs the filter of `profile` for the calling thread. A filter can't be removed.
 pub fn install(profile: &Profile, violation: Violation) -> Result<(), Error> {
     let program = step("compile a seccomp filter", compile(profile, violation))?;
+    #[cfg(test)]
+    if violation == Violation::Record {
+        return step("install a recorder", super::recorder::install(program));
+    }
     step("install a seccomp filter", apply_filter(&program))
 }
 
@@ -35,6 +42,8 @@ fn compile(profile: &Profile, violation: Violation) -> Result<BpfProgram, seccom
     let default = match violation {
         Violation::Kill => SeccompAction::KillProcess,
         Violation::Log => SeccompAction::Log,
+        #[cfg(test)]
+        Violation::Record => SeccompAction::KillProcess,
     };
     SeccompFilter::new(rules, default, SeccompAction::Allow, TargetArch::x86_64)?.try_into()
 }

@@ -15,6 +15,8 @@ mod capabilities;
 mod descriptors;
 mod filter;
 mod limits;
+#[cfg(test)]
+pub mod recorder;
 mod root;
 mod signals;
 #[cfg(test)]

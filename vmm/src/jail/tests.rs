@@ -1,6 +1,8 @@
 //! Each case runs in a child process: this test binary again with one ignored test, such as
 //! [`confined_child`], which reads from its environment what to do. Tests that enter the jail need root.
 
+mod used_calls;
+
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -11,7 +13,7 @@ use std::sync::OnceLock;
 use nix::sys::eventfd::EventFd;
 use rustix::thread::CapabilitySet;
 
-use super::calls::{self, Profile, fs, vsock};
+use super::calls::{self, Profile, fs, rng, vsock};
 use super::{Confinement, Violation, enter};
 
 /// Environment of a child process: the case, see [`perform`].

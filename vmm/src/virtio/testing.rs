@@ -6,6 +6,8 @@
 mod chains;
 mod hammer;
 
+use std::collections::BTreeSet;
+use std::process::{Command, Output};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -16,7 +18,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Activation, ActiveQueue, Device, Env, Interrupt, Memory, Report};
-use crate::jail::{Confinement, Violation};
+use crate::jail::{Confinement, Violation, recorder};
 pub use chains::{Fields, INDIRECT, NEXT, Prng, malformed_chains, readable, writable};
 pub use hammer::hammer;
 
@@ -42,23 +44,48 @@ pub fn assert_passes_confined(path: &str) {
     if std::env::var_os(CONFINED).is_some() {
         return;
     }
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
+    let output = confined_tests(path).output().unwrap();
+    assert_passed(&output);
+}
+
+/// The system calls that workers make in the tests whose path contains `path`.
+pub fn recorded_calls(path: &str) -> BTreeSet<i64> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let output = confined_tests(path)
+        .env(recorder::FILE, file.path())
+        .env("NACRE_RANDOM_OPERATIONS", "20000")
+        .output()
+        .unwrap();
+    assert_passed(&output);
+    let recorded = std::fs::read(file.path()).unwrap();
+    recorded
+        .chunks_exact(2)
+        .map(|number| i64::from(u16::from_le_bytes([number[0], number[1]])))
+        .collect()
+}
+
+/// A process that runs the tests whose path contains `path`, with confined workers.
+fn confined_tests(path: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
         .args([path, "--test-threads=2"])
         .env(CONFINED, "1")
         // Printing a backtrace reads files, which a confined thread may not do.
-        .env_remove("RUST_BACKTRACE")
-        .output()
-        .unwrap();
+        .env_remove("RUST_BACKTRACE");
+    command
+}
+
+fn assert_passed(output: &Output) {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{}\n{text}", output.status);
-    assert!(!text.contains("running 0 tests"), "no test below {path}");
+    assert!(!text.contains("running 0 tests"), "no such test");
 }
 
 /// True in a process whose workers are confined; else runs the test at `path`, the calling one, in such a
 /// process.
 pub fn is_confined(path: &str) -> bool {
     assert_passes_confined(path);
-    std::env::var_os(CONFINED).is_some()
+    std::env::var_os(CONFINED).is_some() && std::env::var_os(recorder::FILE).is_none()
 }
 
 /// How often the device has sent each notification.
@@ -181,7 +208,9 @@ impl Driver {
     pub fn env(&self) -> Env {
         let reporter = self.reporter.clone();
         let report = move |report| drop(reporter.send(report));
-        let confinement = if std::env::var_os(CONFINED).is_some() {
+        let confinement = if std::env::var_os(recorder::FILE).is_some() {
+            Confinement::closed(Violation::Record).unwrap()
+        } else if std::env::var_os(CONFINED).is_some() {
             Confinement::closed(Violation::Kill).unwrap()
         } else {
             Confinement::none()

@@ -27,7 +27,7 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// All allowed system calls.
+    /// All allowed system calls, of all threads first.
     pub(super) fn calls(&self) -> impl Iterator<Item = &'static Call> {
         self.calls.iter().copied().flatten()
     }

@@ -1,6 +1,7 @@
 //! The device on a temporary directory, with a FUSE client on in-memory guest RAM.
 #![allow(clippy::cast_possible_truncation, reason = "sizes of a test guest are small")]
 
+mod attributes;
 mod files;
 mod malformed;
 
@@ -33,6 +34,7 @@ const FSYNC: u32 = 20;
 const SETXATTR: u32 = 21;
 const GETXATTR: u32 = 22;
 const LISTXATTR: u32 = 23;
+const REMOVEXATTR: u32 = 24;
 const FLUSH: u32 = 25;
 const INIT: u32 = 26;
 const OPENDIR: u32 = 27;
@@ -43,6 +45,7 @@ const FALLOCATE: u32 = 43;
 const READDIRPLUS: u32 = 44;
 const RENAME2: u32 = 45;
 const LSEEK: u32 = 46;
+const COPY_FILE_RANGE: u32 = 47;
 
 /// FUSE_ROOT_ID.
 const ROOT: u64 = 1;
@@ -162,8 +165,12 @@ impl Guest {
         guest
     }
 
-    /// Sends INIT and checks what the device enables.
     fn init(&mut self) {
+        self.init_with(0);
+    }
+
+    /// Sends INIT with these flags beyond the first 32, and checks what the device enables.
+    fn init_with(&mut self, flags2: u32) {
         // All flags that Linux 6.1 offers, FUSE_INIT_EXT among them.
         let flags = 0x7bff_fffb_u32;
         let body = Body::default()
@@ -171,7 +178,7 @@ impl Guest {
             .u32(37)
             .u32(128 * 1024)
             .u32(flags)
-            .u32(0)
+            .u32(flags2)
             .bytes(&[0; 44]);
         let reply = self.call(INIT, 0, body).unwrap();
         assert_eq!(
@@ -276,6 +283,11 @@ fn dotdot_of_the_prepared_descriptor_is_itself() {
 #[test]
 fn files_work_confined() {
     assert_passes_confined("virtio::fs::tests::files::");
+}
+
+#[test]
+fn attributes_work_confined() {
+    assert_passes_confined("virtio::fs::tests::attributes::");
 }
 
 #[test]

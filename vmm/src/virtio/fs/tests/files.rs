@@ -25,20 +25,20 @@ impl Guest {
         self.call(READ, nodeid, body)
     }
 
-    fn write(&mut self, nodeid: u64, handle: u64, at: u64, bytes: &[u8]) -> Result<u32, i32> {
+    pub fn write(&mut self, nodeid: u64, handle: u64, at: u64, bytes: &[u8]) -> Result<u32, i32> {
         let body = Body::default().u64(handle).u64(at).u32(bytes.len() as u32).u32(0);
         let body = body.u64(0).u32(0).u32(0).bytes(bytes);
         self.call(WRITE, nodeid, body).map(|reply| u32_at(&reply, 0))
     }
 
-    fn create(&mut self, parent: u64, name: &str, mode: u32) -> Result<(EntryOut, u64), i32> {
+    pub fn create(&mut self, parent: u64, name: &str, mode: u32) -> Result<(EntryOut, u64), i32> {
         let flags = (libc::O_CREAT | libc::O_EXCL | libc::O_RDWR).cast_unsigned();
         let body = Body::default().u32(flags).u32(mode).u32(0o022).u32(0).name(name);
         let reply = self.call(CREATE, parent, body)?;
         Ok((EntryOut::read(&reply), u64_at(&reply, 128)))
     }
 
-    fn mkdir(&mut self, parent: u64, name: &str) -> u64 {
+    pub fn mkdir(&mut self, parent: u64, name: &str) -> u64 {
         let body = Body::default().u32(0o755).u32(0o022).name(name);
         EntryOut::read(&self.call(MKDIR, parent, body).unwrap()).nodeid
     }
@@ -167,32 +167,6 @@ fn every_type_of_file_can_be_created() {
 }
 
 #[test]
-fn a_file_can_be_extended_without_data() {
-    let mut guest = Guest::new();
-    let (file, handle) = guest.create(ROOT, "file", 0o644).unwrap();
-    // FATTR_SIZE | FATTR_FH
-    let body = Body::default()
-        .u32(1 << 3 | 1 << 6)
-        .u32(0)
-        .u64(handle)
-        .u64(3 << 30)
-        .bytes(&[0; 64]);
-    guest.call(SETATTR, file.nodeid, body).unwrap();
-    let body = Body::default()
-        .u64(handle)
-        .u64(0)
-        .u32(libc::SEEK_DATA.cast_unsigned())
-        .u32(0);
-    assert_eq!(
-        guest.call(LSEEK, file.nodeid, body).unwrap_err(),
-        libc::ENXIO,
-        "the file has no data"
-    );
-    let metadata = fs::metadata(guest.path().join("file")).unwrap();
-    assert_eq!((metadata.len(), metadata.blocks()), (3 << 30, 0));
-}
-
-#[test]
 fn files_are_renamed_and_removed() {
     let mut guest = Guest::new();
     let directory = guest.mkdir(ROOT, "directory");
@@ -216,50 +190,6 @@ fn files_are_renamed_and_removed() {
         .unwrap();
     assert!(!on_host.exists());
     assert_eq!(guest.call(STATFS, ROOT, Body::default()).unwrap().len(), 80);
-}
-
-#[test]
-fn extended_attributes_are_stored() {
-    let mut guest = Guest::new();
-    let (file, _) = guest.create(ROOT, "file", 0o644).unwrap();
-    // Every file system stores this attribute, and the jail keeps the capability for it:
-    // CAP_NET_BIND_SERVICE, effective.
-    let (name, value) = (
-        "security.capability",
-        b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
-    );
-    let body = Body::default()
-        .u32(20)
-        .u32(0)
-        .u32(0)
-        .u32(0)
-        .name(name)
-        .bytes(value);
-    guest.call(SETXATTR, file.nodeid, body).unwrap();
-    let body = |size: u32, name: &str| Body::default().u32(size).u32(0).name(name);
-    assert_eq!(guest.call(GETXATTR, file.nodeid, body(100, name)).unwrap(), value);
-    assert_eq!(
-        guest.call(GETXATTR, file.nodeid, body(1 << 20, name)).unwrap(),
-        value
-    );
-    assert_eq!(
-        u32_at(&guest.call(GETXATTR, file.nodeid, body(0, name)).unwrap(), 0),
-        20
-    );
-    assert_eq!(
-        guest
-            .call(GETXATTR, file.nodeid, body(u32::MAX, name))
-            .unwrap_err(),
-        libc::ENOMEM
-    );
-    let list = guest
-        .call(LISTXATTR, file.nodeid, Body::default().u32(1 << 20).u32(0))
-        .unwrap();
-    assert_eq!(list, b"security.capability\0");
-    let none = guest
-        .call(GETXATTR, file.nodeid, body(100, "system.posix_acl_access"))
-        .unwrap_err();
-    assert_eq!(none, libc::ENODATA);
 }
 
 #[test]

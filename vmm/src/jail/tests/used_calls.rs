@@ -1,0 +1,45 @@
+//! A device's table allows no call that nobody makes.
+
+use super::*;
+use crate::virtio::testing::recorded_calls;
+
+/// The profile of a device, the tests that exercise the device, and the calls that it makes elsewhere only,
+/// each with the place.
+type Row = (&'static Profile, &'static str, &'static [(i64, &'static str)]);
+
+const DEVICES: [Row; 4] = [
+    (&rng::PROFILE, "virtio::rng::tests::", &[]),
+    (&vsock::PROFILE, "virtio::vsock::tests::", &[]),
+    (&vsock::STANDALONE, "virtio::vsock::tests::", &[]),
+    (
+        &fs::PROFILE,
+        "virtio::fs::tests::",
+        &[(
+            libc::SYS_prctl,
+            "libcap-ng, if it can't read /proc; so only in the jail",
+        )],
+    ),
+];
+
+#[test]
+fn each_call_of_a_device_is_made_by_a_test() {
+    // Others can't act as the guest's users.
+    if !is_root() {
+        return;
+    }
+    for (profile, tests, elsewhere) in DEVICES {
+        let recorded = recorded_calls(tests);
+        // The first table is that of all threads, whose calls depend on the C library.
+        for call in profile.calls.iter().skip(1).copied().flatten() {
+            let is_elsewhere = elsewhere.iter().any(|(number, _)| *number == call.number);
+            assert!(
+                recorded.contains(&call.number) != is_elsewhere,
+                "{}: system call {} ({}) is {}made in {tests}",
+                profile.name,
+                call.number,
+                call.reason,
+                if is_elsewhere { "" } else { "not " },
+            );
+        }
+    }
+}
