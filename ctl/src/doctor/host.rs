@@ -141,7 +141,7 @@ fn slow_boot(found: impl Into<String>, fix: impl Into<String>) -> Check {
     Check::warning("huge pages", found, fix)
 }
 
-/// The selected word of a setting in sysfs: "always [madvise] never" has "madvise".
+/// The selected word of a setting in sysfs: `always [madvise] never` has "madvise".
 fn selected(setting: &str) -> Option<String> {
     let (_, rest) = setting.split_once('[')?;
     Some(rest.split_once(']')?.0.to_owned())
