@@ -192,6 +192,20 @@ impl Guest {
         self.free_tx.push(at);
     }
 
+    /// Sends packets without payload, with one kick; waits until the device has used their buffers.
+    fn send_requests(&mut self, headers: &[RawHeader]) {
+        let slots = self.free_tx.split_off(self.free_tx.len() - headers.len());
+        for (at, header) in slots.iter().zip(headers) {
+            self.driver.set_bytes(*at, &header.bytes());
+            self.driver.offer(1, &[readable(*at, HEADER_LENGTH)]);
+        }
+        self.driver.kick_if_wanted(1);
+        for _ in &slots {
+            assert_eq!(self.driver.wait_used(1).1, 0);
+        }
+        self.free_tx.extend(slots);
+    }
+
     fn send(&mut self, op: u16, port: u32) {
         self.send_packet(&self.packet(op, port), &[]);
     }

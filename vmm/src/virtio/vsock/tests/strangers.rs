@@ -66,17 +66,26 @@ fn a_hundred_thousand_strangers_are_refused_without_a_message() {
     };
     table.insert(secret).unwrap();
     let mut prng = Prng(1);
-    for round in 0..100_000_u64 {
-        let bits = prng.next();
-        let (host_port, guest_port) = match round % 4 {
-            0 => (AGENT_PORT, bits as u32 | 1 << 16),
-            1 => (secret.host_port, bits as u32 | 1),
-            2 => (bits as u32 | 1, secret.guest_port),
-            _ => ((bits >> 32) as u32, bits as u32 | 1),
-        };
-        request(&mut guest, host_port, guest_port);
-        let (header, _) = guest.receive();
-        assert_eq!((header.op, header.dst_port), (RST, guest_port), "{round}");
+    for _ in 0..2000 {
+        let strangers: Vec<RawHeader> = (0..50)
+            .map(|n| {
+                let bits = prng.next();
+                let (host_port, guest_port) = match n % 4 {
+                    0 => (AGENT_PORT, bits as u32 | 1 << 16),
+                    1 => (secret.host_port, bits as u32 | 1),
+                    2 => (bits as u32 | 1, secret.guest_port),
+                    _ => ((bits >> 32) as u32, bits as u32 | 1),
+                };
+                let mut header = guest.packet(REQUEST, host_port);
+                header.src_port = guest_port;
+                header
+            })
+            .collect();
+        guest.send_requests(&strangers);
+        for stranger in &strangers {
+            let (header, _) = guest.receive();
+            assert_eq!((header.op, header.dst_port), (RST, stranger.src_port));
+        }
     }
     assert!(is_silent(&shim), "the shim heard of a stranger");
     request(&mut guest, secret.host_port, secret.guest_port);
