@@ -16,7 +16,7 @@ use crate::jail::{self, Confinement, Violation};
 use crate::machine::{self, DeviceBuilder, Failure, Machine, Resources};
 use crate::main_loop::{self, Inputs, StopReason};
 use crate::process::exit_now;
-use crate::virtio::{fs, rng, vsock};
+use crate::virtio::{fs, vsock};
 
 /// A failed step before [`machine::build`], with its error.
 struct StepError(&'static str, Box<dyn StdError>);
@@ -105,7 +105,6 @@ fn device(
             };
             Box::new(|env| vsock::spawn(config, env))
         }
-        DeviceConfig::Rng => Box::new(rng::spawn),
         DeviceConfig::Fs { tag } => {
             let config = fs::Config {
                 tag,

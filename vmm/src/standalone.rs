@@ -17,7 +17,7 @@ use nacre_vmm::jail::calls::CONTROL;
 use nacre_vmm::jail::{self, Confinement, Violation};
 use nacre_vmm::machine::{self, DeviceBuilder, Failure, Resources};
 use nacre_vmm::main_loop::{self, Inputs, StandardInput, StopReason};
-use nacre_vmm::virtio::{fs, rng, vsock};
+use nacre_vmm::virtio::{fs, vsock};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::StandaloneArguments;
@@ -132,8 +132,7 @@ fn devices(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow:
         host: Box::new(acceptor),
         listener: arguments.vsock_uds.as_deref().map(listen).transpose()?,
     };
-    let mut devices: Vec<DeviceBuilder> =
-        vec![Box::new(|env| vsock::spawn(vsock, env)), Box::new(rng::spawn)];
+    let mut devices: Vec<DeviceBuilder> = vec![Box::new(|env| vsock::spawn(vsock, env))];
     if let Some(share) = &arguments.share {
         let config = fs_config(share, arguments.no_jail)?;
         devices.push(Box::new(|env| fs::spawn(config, env)));

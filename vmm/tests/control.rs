@@ -151,7 +151,6 @@ fn configure() -> Configure {
         console_ring: FdIndex(3),
         devices: vec![
             VSOCK,
-            DeviceConfig::Rng,
             DeviceConfig::Fs {
                 tag: SHARED_TAG.to_owned(),
             },
@@ -327,12 +326,10 @@ const MALFORMED: &[(&str, &str, usize, &str)] = &[
     ("pod", r#""p""#, FDS + 1, "no field uses descriptor 5"),
     ("pod", r#""p""#, MAX_FDS, "no field uses descriptor 5"),
     ("devices", "[]", FDS, "a vsock device is required"),
-    ("devices", r#"["Rng"]"#, FDS, "a vsock device is required"),
+    ("devices", r#"[{"Fs": {"tag": "a"}}]"#, FDS, "a vsock device is required"),
     ("devices", r#"[{"Vsock": {"stream_table": 4}}, {"Vsock": {"stream_table": 5}}]"#, FDS, "2 devices of kind vsock"),
-    ("devices", r#"[{"Vsock": {"stream_table": 4}}, "Rng", "Rng"]"#, FDS, "2 devices of kind rng"),
     ("devices", r#"[{"Fs": {"tag": "a"}}, {"Fs": {"tag": "b"}}]"#, FDS, "2 devices of kind fs"),
     ("devices", r#"["Floppy"]"#, FDS, "Floppy"),
-    ("devices", r#"[{"Rng": {}}]"#, FDS, "expected unit"),
     ("devices", r#"[{"Fs": {"tag": "a", "root": "/"}}]"#, FDS, "root"),
     ("devices", r#"[{"Fs": {}}]"#, FDS, "tag"),
     ("devices", r#"["Vsock"]"#, FDS, "unit variant"),
@@ -348,7 +345,7 @@ const MALFORMED: &[(&str, &str, usize, &str)] = &[
 
 #[test]
 fn a_malformed_configuration_fails_with_the_reason() {
-    let too_many = json!(vec!["Rng"; MAX_DEVICES + 1]);
+    let too_many = json!(vec![json!({"Fs": {"tag": "a"}}); MAX_DEVICES + 1]);
     let rows = MALFORMED.iter().map(|(field, value, fds, expected)| {
         let value = serde_json::from_str::<Value>(value).unwrap();
         (*field, value, *fds, *expected)

@@ -254,7 +254,6 @@ impl Files {
                 DeviceConfig::Vsock {
                     stream_table: attachments.add(self.stream_table.file().as_fd()),
                 },
-                DeviceConfig::Rng,
                 DeviceConfig::Fs {
                     tag: SHARED_TAG.to_owned(),
                 },

@@ -35,7 +35,8 @@ pub struct Configure {
     pub initrd: FdIndex,
     /// A memfd of [`crate::console::RING_BYTES`] for the console's last bytes.
     pub console_ring: FdIndex,
-    /// The virtio devices, 1..=[`MAX_DEVICES`], in the order in which the guest finds them.
+    /// The virtio devices that need something from the host, 1..=[`MAX_DEVICES`], in the order in which the
+    /// guest finds them. The VMM adds those that every VM has.
     pub devices: Vec<DeviceConfig>,
 }
 
@@ -51,8 +52,6 @@ pub enum DeviceConfig {
         /// The memfd of a [`crate::stream_table::StreamTable`].
         stream_table: FdIndex,
     },
-    /// virtio-rng, from the host's random number generator.
-    Rng,
     /// virtio-fs. The tree is the root of the VMM's mount namespace, into which the engine moves mounts.
     Fs {
         /// The tag by which the guest mounts the tree, 1 to 36 bytes.
@@ -65,7 +64,6 @@ impl DeviceConfig {
     fn kind(&self) -> (&'static str, usize) {
         match self {
             Self::Vsock { .. } => ("vsock", 1),
-            Self::Rng => ("rng", 1),
             Self::Fs { .. } => ("fs", 1),
         }
     }
@@ -126,7 +124,7 @@ mod tests {
         json!({
             "build_id": "b", "pod": "p", "memory_mib": 64, "vcpus": 1, "max_vcpus": 2, "extra_cmdline": "",
             "console_to_stderr": false, "kvm": 0, "kernel": 1, "initrd": 2, "console_ring": 3,
-            "devices": [vsock(), "Rng", {"Fs": {"tag": "t"}}],
+            "devices": [vsock(), {"Fs": {"tag": "t"}}],
         })
     }
 
@@ -180,9 +178,8 @@ mod tests {
         let twice = |kind, count| DeviceListError::TooManyOfKind { kind, count, most: 1 };
         for (devices, expected) in [
             (json!([]), DeviceListError::NoVsock),
-            (json!(["Rng"]), DeviceListError::NoVsock),
+            (json!([{"Fs": {"tag": "t"}}]), DeviceListError::NoVsock),
             (json!([vsock(), vsock()]), twice("vsock", 2)),
-            (json!([vsock(), "Rng", "Rng"]), twice("rng", 2)),
             (
                 json!([vsock(), {"Fs": {"tag": "a"}}, {"Fs": {"tag": "b"}}]),
                 twice("fs", 2),

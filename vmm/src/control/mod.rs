@@ -187,7 +187,7 @@ mod tests {
         serde_json::json!({"Configure": {
             "build_id": nacre_protocol::BUILD_ID, "pod": "p", "memory_mib": 1, "vcpus": 1, "max_vcpus": 1,
             "extra_cmdline": "", "console_to_stderr": false, "kvm": 0, "kernel": 1, "initrd": 2,
-            "console_ring": 3, "devices": ["Rng"],
+            "console_ring": 3, "devices": [{"Fs": {"tag": "t"}}],
         }})
     }
 

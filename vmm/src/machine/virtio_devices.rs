@@ -9,19 +9,28 @@ use crate::jail::Confinement;
 use crate::kvm::Vm;
 use crate::kvm::vcpu::IoBuses;
 use crate::transport::mmio::{INTERRUPT_ACK, KvmNotifiers, MmioTransport, QUEUE_NOTIFY, USED_BUFFERS};
-use crate::virtio::{Device, DeviceError, Env, Memory, Report};
+use crate::virtio::{Device, DeviceError, Env, Memory, Report, rng};
 
 /// Creates one device with its worker.
 pub type DeviceBuilder = Box<dyn FnOnce(&Env) -> Result<Device, DeviceError>>;
 
-/// Creates the devices with their workers, in the order of their MMIO windows.
+/// A device's `spawn`, if it needs nothing from the host.
+type Spawn = fn(&Env) -> Result<Device, DeviceError>;
+
+/// The devices that every VM has, because they need nothing from the host. The guest finds them after the
+/// others.
+const EVERY_VM: [Spawn; 1] = [rng::spawn];
+
+/// Creates the devices with their workers, in the order of their MMIO windows: those of `builders`, then those
+/// that every VM has.
 pub(super) fn create(
     builders: Vec<DeviceBuilder>,
     confinement: &Confinement,
     vm_exit: &VmExit,
 ) -> Result<Vec<Device>, Error> {
     let env = worker_env(confinement, vm_exit);
-    let devices = builders.into_iter().map(|build| build(&env));
+    let configured = builders.into_iter().map(|build| build(&env));
+    let devices = configured.chain(EVERY_VM.into_iter().map(|spawn| spawn(&env)));
     Ok(devices.collect::<Result<_, _>>()?)
 }
 
