@@ -6,11 +6,13 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::ptr::null_mut;
 
-use vm_memory::MmapRegion;
 use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{MmapRegion, VolatileSlice};
 
 use super::{Backing, Error, PagePolicy};
 
+/// Size and alignment of a page, in bytes.
+pub const PAGE: u64 = 4096;
 /// Size and alignment of a huge page, in bytes.
 pub const HUGE_PAGE: usize = 2 << 20;
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -110,6 +112,18 @@ pub fn apply(policy: PagePolicy, region: &MmapRegion) -> Result<(), Error> {
 fn advise(region: &MmapRegion, advice: i32) -> io::Result<()> {
     // SAFETY: the range is the whole mapping of `region`; neither advice changes the content of a page.
     let result = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) };
+    if result == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
+}
+
+/// Frees the pages of `slice`, which must begin and end at a multiple of 4096 (MADV_DONTNEED).
+pub fn free(slice: &VolatileSlice<'_>) -> io::Result<()> {
+    let start = slice.ptr_guard_mut();
+    // SAFETY: the range lies in a mapping of guest memory, which exists until the process exits. No Rust
+    // reference points into guest memory, so none sees its bytes change.
+    let result = unsafe { libc::madvise(start.as_ptr().cast(), slice.len(), libc::MADV_DONTNEED) };
     if result == 0 {
         return Ok(());
     }

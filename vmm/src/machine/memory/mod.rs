@@ -8,7 +8,7 @@ pub mod ranges;
 use std::fs::File;
 use std::io;
 
-use vm_memory::GuestAddress;
+use vm_memory::{GuestAddress, GuestMemory as _};
 
 use crate::virtio::Memory;
 use ranges::Ranges;
@@ -112,6 +112,25 @@ pub fn map(ranges: &Ranges, backing: &Backing) -> Result<Memory, Error> {
         );
     }
     Memory::from_regions(regions).map_err(|error| Error::Layout(error.to_string()))
+}
+
+/// Returns the pages that lie completely in the `bytes` bytes of guest memory from `address` on to the host.
+/// They then read as [`Backing`] says, until they are written. Does nothing if a part of the range is not
+/// guest memory.
+///
+/// # Errors
+/// The error of madvise(2).
+pub fn discard(memory: &Memory, address: GuestAddress, bytes: u64) -> io::Result<()> {
+    let page = mapping::PAGE;
+    let end = address.0.saturating_add(bytes) / page * page;
+    let Some(start) = address.0.checked_next_multiple_of(page) else {
+        return Ok(());
+    };
+    let length = usize::try_from(end.saturating_sub(start)).unwrap_or(usize::MAX);
+    match memory.get_slice(GuestAddress(start), length) {
+        Ok(slice) if length > 0 => mapping::free(&slice),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// A file that is shorter than its mapping would be a SIGBUS at some later access.

@@ -137,3 +137,36 @@ fn a_file_that_is_too_short_or_at_an_odd_offset_is_refused() {
     let error = map(&ranges, &file_backing(&file, u64::MAX)).unwrap_err();
     assert!(matches!(error, Error::ShortFile { .. }), "{error}");
 }
+
+#[test]
+fn discarded_pages_read_as_before_the_first_write() {
+    let file = file_with(4 << 20, &[(4096, "second"), (8192, "third")]);
+    for (backing, expected) in [
+        (Backing::Anonymous, [[0; 5], *b"other", *b"other"]),
+        (file_backing(&file, 0), [*b"secon", *b"other", *b"other"]),
+    ] {
+        let memory = map(&Ranges::of(4 << 20), &backing).unwrap();
+        for page in [1, 2, 3] {
+            memory.write_slice(b"other", GuestAddress(page * 4096)).unwrap();
+        }
+        // The last page only in part.
+        discard(&memory, GuestAddress(4096), 2 * 4096 - 1).unwrap();
+        assert_eq!([1, 2, 3].map(|page| text_at(&memory, page * 4096)), expected);
+    }
+}
+
+#[test]
+fn a_range_that_is_not_all_guest_memory_is_not_discarded() {
+    let memory = allocate(4 << 20).unwrap();
+    let last = (4 << 20) - 4096;
+    memory.write_slice(b"other", GuestAddress(last)).unwrap();
+    for (address, bytes) in [
+        (last, 8192),
+        (last, u64::MAX),
+        (u64::MAX - 1, 4096),
+        (4 << 20, 4096),
+    ] {
+        discard(&memory, GuestAddress(address), bytes).unwrap();
+    }
+    assert_eq!(text_at(&memory, last), *b"other");
+}
