@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use nix::sys::eventfd::EventFd;
 use rustix::thread::CapabilitySet;
 
-use super::calls::{self, Profile, fs, rng, vsock};
+use super::calls::{self, Profile, balloon, fs, rng, vsock};
 use super::{Confinement, Violation, enter};
 
 /// Environment of a child process: the case, see [`perform`].

@@ -9,7 +9,7 @@ use crate::jail::Confinement;
 use crate::kvm::Vm;
 use crate::kvm::vcpu::IoBuses;
 use crate::transport::mmio::{INTERRUPT_ACK, KvmNotifiers, MmioTransport, QUEUE_NOTIFY, USED_BUFFERS};
-use crate::virtio::{Device, DeviceError, Env, Memory, Report, rng};
+use crate::virtio::{Device, DeviceError, Env, Memory, Report, balloon, rng};
 
 /// Creates one device with its worker.
 pub type DeviceBuilder = Box<dyn FnOnce(&Env) -> Result<Device, DeviceError>>;
@@ -19,7 +19,7 @@ type Spawn = fn(&Env) -> Result<Device, DeviceError>;
 
 /// The devices that every VM has, because they need nothing from the host. The guest finds them after the
 /// others.
-const EVERY_VM: [Spawn; 1] = [rng::spawn];
+const EVERY_VM: [Spawn; 2] = [rng::spawn, balloon::spawn];
 
 /// Creates the devices with their workers, in the order of their MMIO windows: those of `builders`, then those
 /// that every VM has.

@@ -69,6 +69,7 @@
     )
 )]
 
+pub mod balloon;
 mod config_space;
 mod device;
 pub mod fs;

@@ -3,6 +3,7 @@
 //! [`crate::virtio::Spec`]; a new device adds a file here, and its line in [`ALL`]. [`super::filter`] compiles
 //! the tables; no call may be listed twice in a profile.
 
+pub mod balloon;
 mod common;
 mod control;
 pub mod fs;
@@ -53,6 +54,7 @@ pub static CONTROL: Profile = Profile {
 pub static ALL: &[&Profile] = &[
     &VCPU,
     &CONTROL,
+    &balloon::PROFILE,
     &fs::PROFILE,
     &rng::PROFILE,
     &vsock::PROFILE,

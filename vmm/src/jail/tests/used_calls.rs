@@ -7,7 +7,8 @@ use crate::virtio::testing::recorded_calls;
 /// each with the place.
 type Row = (&'static Profile, &'static str, &'static [(i64, &'static str)]);
 
-const DEVICES: [Row; 4] = [
+const DEVICES: [Row; 5] = [
+    (&balloon::PROFILE, "virtio::balloon::tests::", &[]),
     (&rng::PROFILE, "virtio::rng::tests::", &[]),
     (&vsock::PROFILE, "virtio::vsock::tests::", &[]),
     (&vsock::STANDALONE, "virtio::vsock::tests::", &[]),
