@@ -1,6 +1,6 @@
 //! AML of the VM generation id ("Virtual Machine Generation ID", Microsoft 2012): the device that names the
 //! address of the id, and the Generic Event Device (ACPI 6.5, 5.6.9) whose interrupt notifies the guest's
-//! driver that the id has changed. Called by [`super::dsdt`]; [`crate::devices::generation_id`] writes the
+//! driver that the id has changed. Called by [`mod@super::dsdt`]; [`crate::devices::generation_id`] writes the
 //! id and raises the interrupt.
 
 use acpi_tables::Aml;
