@@ -1,5 +1,5 @@
-//! What the agent does as PID 1 of the guest: mounts file systems, sets kernel parameters, clock and host
-//! name, and powers the guest off. Called by `main` and by the Setup request; never by an agent that runs
+//! What the agent does as PID 1 of the guest: mounts file systems, sets kernel parameters and the host name,
+//! and powers the guest off. Called by `main` and by the Setup request; never by an agent that runs
 //! standalone.
 
 use std::ffi::CStr;
@@ -12,7 +12,7 @@ use nacre_protocol::guest::{SHARED_MOUNT, SHARED_TAG};
 use rustix::fs::CWD;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
 use rustix::process::{Resource, Rlimit, setrlimit};
-use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::cgroup;
 use crate::error::Error;
@@ -92,14 +92,6 @@ pub fn prepare_for_containers() -> Result<(), Error> {
         .map_err(Error::system(format!("setting resource limit {resource:?}")))?;
     }
     crate::runtime::bring_loopback_up().map_err(Error::system("bringing the loopback device up"))
-}
-
-/// Sets the guest's wall clock.
-pub fn set_clock(since_epoch: Duration) -> Result<(), Error> {
-    let time = Timespec::try_from(since_epoch).map_err(|_| Error::BadRequest {
-        what: format!("realtime_ns: {since_epoch:?} since the epoch does not fit a timespec"),
-    })?;
-    clock_settime(ClockId::Realtime, time).map_err(Error::system("setting the clock"))
 }
 
 /// Sets the guest's host name; an empty `name` leaves it unchanged.

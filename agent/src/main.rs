@@ -7,6 +7,7 @@
 
 mod async_fd;
 mod cgroup;
+mod clock;
 mod command;
 mod connection;
 mod container;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use nacre_protocol::vsock::AGENT_PORT;
 
+use crate::clock::Clock;
 use crate::container::Containers;
 use crate::dial::Dialer;
 use crate::reaper::Reaper;
@@ -143,7 +145,8 @@ async fn serve(dialer: &Dialer, started_us: u64) -> Result<()> {
         started_us,
         dialed_us: guest_init::monotonic_us(),
     };
-    let methods = Service::methods(Arc::clone(&containers), times, is_guest_init);
+    let clock = is_guest_init.then(Clock::start);
+    let methods = Service::methods(Arc::clone(&containers), times, clock);
     let mut serving = connection::serve(stream, methods).await?;
     if is_guest_init {
         guest_init::prepare_for_containers()?;

@@ -72,7 +72,8 @@ fn exit_status(exited: Option<i32>, signal: Option<i32>) -> Option<u32> {
     u32::try_from(exited.or_else(|| signal.map(|signal| signal.saturating_add(128)))?).ok()
 }
 
-fn realtime_ns() -> i64 {
+/// The wall clock, nanoseconds since the epoch.
+pub fn realtime_ns() -> i64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     now.tv_sec
         .saturating_mul(1_000_000_000)

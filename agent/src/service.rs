@@ -8,16 +8,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use nacre_protocol::BUILD_ID;
 use nacre_protocol::agent::{
-    Agent, ContainerRef, ContainerStatsResponse, CreateContainerRequest, CreateContainerResponse, Empty,
-    KillProcessRequest, ListPidsResponse, ProcessRef, ResizePtyRequest, SetupRequest, SetupResponse,
-    StartExecRequest, StartExecResponse, UpdateContainerRequest, UpdateContainerResponse, WaitOomRequest,
-    WaitOomResponse, WaitProcessResponse, create_agent,
+    Agent, ContainerRef, ContainerStatsResponse, CorrectClockRequest, CreateContainerRequest,
+    CreateContainerResponse, Empty, KillProcessRequest, ListPidsResponse, ProcessRef, ReadClockResponse,
+    ResizePtyRequest, SetupRequest, SetupResponse, StartExecRequest, StartExecResponse,
+    UpdateContainerRequest, UpdateContainerResponse, WaitOomRequest, WaitOomResponse, WaitProcessResponse,
+    create_agent,
 };
 use ttrpc::asynchronous::{Service as Methods, TtrpcContext};
 
+use crate::clock::{Clock, Measurement};
 use crate::container::{Containers, check_signal};
 use crate::error::Error;
 use crate::guest_init;
+use crate::reaper::realtime_ns;
 
 /// Longest build id of a shim that an error message repeats, in characters.
 const MAX_BUILD_ID: usize = 100;
@@ -35,8 +38,8 @@ pub struct Times {
 pub struct Service {
     containers: Arc<Containers>,
     times: Times,
-    /// Whether this agent is PID 1 of a guest, and so sets the clock and the host name.
-    is_guest_init: bool,
+    /// None unless this agent is PID 1 of a guest, and so owns the clock and the host name.
+    clock: Option<Arc<Clock>>,
 }
 
 impl Service {
@@ -44,12 +47,12 @@ impl Service {
     pub fn methods(
         containers: Arc<Containers>,
         times: Times,
-        is_guest_init: bool,
+        clock: Option<Arc<Clock>>,
     ) -> HashMap<String, Methods> {
         create_agent(Arc::new(Self {
             containers,
             times,
-            is_guest_init,
+            clock,
         }))
     }
 }
@@ -69,8 +72,8 @@ fn check_build(shim: &str) -> Result<(), Error> {
 impl Agent for Service {
     async fn setup(&self, _: &TtrpcContext, request: SetupRequest) -> ttrpc::Result<SetupResponse> {
         check_build(&request.build_id)?;
-        if self.is_guest_init {
-            guest_init::set_clock(Duration::from_nanos(request.realtime_ns.unsigned_abs()))?;
+        if let Some(clock) = &self.clock {
+            clock.set(Duration::from_nanos(request.realtime_ns.unsigned_abs()))?;
             guest_init::set_hostname(&request.hostname)?;
         }
         Ok(SetupResponse {
@@ -193,6 +196,32 @@ impl Agent for Service {
             pids,
             ..ListPidsResponse::default()
         })
+    }
+
+    async fn wait_clock_lost(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        match &self.clock {
+            Some(clock) => clock.lost().await,
+            // Without a guest, the clock is the host's.
+            None => std::future::pending().await,
+        }
+        Ok(Empty::new())
+    }
+
+    async fn read_clock(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<ReadClockResponse> {
+        Ok(ReadClockResponse {
+            realtime_ns: realtime_ns(),
+            ..ReadClockResponse::default()
+        })
+    }
+
+    async fn correct_clock(&self, _: &TtrpcContext, request: CorrectClockRequest) -> ttrpc::Result<Empty> {
+        if let Some(clock) = &self.clock {
+            clock.correct(Measurement {
+                offset_ns: request.offset_ns,
+                uncertainty_ns: request.uncertainty_ns,
+            })?;
+        }
+        Ok(Empty::new())
     }
 
     async fn delete_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {

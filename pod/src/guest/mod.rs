@@ -2,6 +2,8 @@
 //! once have a deadline; a deadline that passes is an error of its own kind, apart from a refusal and from a
 //! lost stream. Never connects, never retries.
 
+mod clock;
+
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -18,7 +20,6 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{Context, with_duration};
 
-use crate::clock;
 use crate::error::{Error, StepFailed};
 use crate::exit::Exit;
 use crate::guest_text::{MAX_MESSAGE, MAX_NAME};
@@ -216,7 +217,7 @@ impl Guest {
     pub async fn setup(&self, hostname: &str) -> Result<SetupResponse, CallError> {
         let request = SetupRequest {
             build_id: nacre_protocol::BUILD_ID.to_owned(),
-            realtime_ns: clock::realtime_ns(),
+            realtime_ns: crate::clock::realtime_ns(),
             hostname: hostname.to_owned(),
             ..Default::default()
         };

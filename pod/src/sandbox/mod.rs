@@ -16,6 +16,7 @@ mod create;
 mod delete;
 mod exec;
 mod freeze;
+mod guest_clock;
 mod kill;
 mod memory;
 mod queue;

@@ -119,6 +119,7 @@ impl Sandbox {
                 self.pod.state = PodState::Running;
                 self.write_pod();
                 self.watch_agent(guest.clone());
+                self.follow_clock(guest.clone());
                 self.progress.send_replace(Progress::Ready(guest));
                 if let Some(vm) = &self.vm {
                     let exits = vm.exits();

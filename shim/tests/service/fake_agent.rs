@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use nacre_protocol::agent::{
-    Agent, ContainerRef, ContainerStatsResponse, CreateContainerRequest, CreateContainerResponse, Empty,
-    KillProcessRequest, ListPidsResponse, ProcessRef, ResizePtyRequest, SetupRequest, SetupResponse,
-    StartExecRequest, StartExecResponse, Stdio, UpdateContainerRequest, UpdateContainerResponse,
-    WaitOomRequest, WaitOomResponse, WaitProcessResponse,
+    Agent, ContainerRef, ContainerStatsResponse, CorrectClockRequest, CreateContainerRequest,
+    CreateContainerResponse, Empty, KillProcessRequest, ListPidsResponse, ProcessRef, ReadClockResponse,
+    ResizePtyRequest, SetupRequest, SetupResponse, StartExecRequest, StartExecResponse, Stdio,
+    UpdateContainerRequest, UpdateContainerResponse, WaitOomRequest, WaitOomResponse, WaitProcessResponse,
 };
 use nacre_protocol::control::{Channel, FromVmm, Outcome};
 use nacre_protocol::guest;
@@ -32,6 +32,11 @@ const INIT_PID: u32 = 7;
 /// Repeated [`LONG_COUNT`] times, a text of 3 MiB with control characters, as a hostile agent may send.
 const LONG_TEXT: &str = "\x1b[31m\n";
 const LONG_COUNT: usize = (3 << 20) / LONG_TEXT.len();
+
+/// A guest that cannot read the host's clock, and whose own is behind it by [`CLOCK_LAG_NS`]. Its start of a
+/// container returns once that was corrected.
+const SLOW_CLOCK: &str = "fake=slow-clock";
+const CLOCK_LAG_NS: i64 = 5_000_000_000;
 
 struct Container {
     init: Arc<Process>,
@@ -60,6 +65,8 @@ pub struct FakeAgent {
     stream_table: StreamTable,
     behaviour: String,
     containers: Mutex<HashMap<String, Arc<Container>>>,
+    /// What the clock was last corrected by, nanoseconds.
+    clock_offset: watch::Sender<Option<i64>>,
 }
 
 fn refuse<T>(code: ttrpc::Code, message: impl Into<String>) -> ttrpc::Result<T> {
@@ -89,6 +96,7 @@ impl FakeAgent {
             stream_table,
             behaviour,
             containers: Mutex::default(),
+            clock_offset: watch::Sender::default(),
         }
     }
 
@@ -209,6 +217,14 @@ impl Agent for FakeAgent {
 
     async fn start_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
         let container = self.find(&request.container_id)?;
+        if self.behaviour == SLOW_CLOCK {
+            let mut offset = self.clock_offset.subscribe();
+            let offset = offset.wait_for(Option::is_some).await.unwrap().unwrap_or(0);
+            // The round trip of the measurement is at most 40 ms.
+            if (offset - CLOCK_LAG_NS).abs() > 20_000_000 {
+                return refuse(ttrpc::Code::INTERNAL, format!("corrected by {offset} ns"));
+            }
+        }
         let init = Arc::clone(&container.init);
         if init.arguments[0] == "exit-at-once" {
             init.end(0);
@@ -382,6 +398,25 @@ impl Agent for FakeAgent {
             }),
             Err(_) => refuse(ttrpc::Code::NOT_FOUND, "deleted"),
         }
+    }
+
+    async fn wait_clock_lost(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        if self.behaviour == SLOW_CLOCK {
+            return Ok(Empty::new());
+        }
+        std::future::pending().await
+    }
+
+    async fn read_clock(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<ReadClockResponse> {
+        Ok(ReadClockResponse {
+            realtime_ns: nacre_pod::clock::realtime_ns() - CLOCK_LAG_NS,
+            ..Default::default()
+        })
+    }
+
+    async fn correct_clock(&self, _: &TtrpcContext, request: CorrectClockRequest) -> ttrpc::Result<Empty> {
+        self.clock_offset.send_replace(Some(request.offset_ns));
+        Ok(Empty::new())
     }
 
     async fn delete_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {

@@ -26,7 +26,19 @@ cases![
     a_created_container_can_be_deleted,
     containers_of_a_pod_join_its_shim,
     the_vmm_gets_the_spec_s_oom_score_adj,
+    a_guest_without_the_host_s_clock_is_corrected,
 ];
+
+/// The fake agent lets the container start once its clock was corrected by the right amount.
+async fn a_guest_without_the_host_s_clock_is_corrected() -> Result<()> {
+    let config = "kernel_params = \"fake=slow-clock\"\n";
+    let (pod, client) = Pod::start("clock", config, &["exit", "0"]).await?;
+    client.create(soon(), &pod.creation()).await?;
+    pod.start_task(&client).await?;
+    ensure!(pod.wait(&client).await?.exit_status == 0);
+    pod.delete(&client).await?;
+    pod.finish(&client).await
+}
 
 async fn a_life_and_its_events() -> Result<()> {
     let (mut pod, client) = Pod::start("life", "", &["exit", "7"]).await?;

@@ -7,6 +7,7 @@
 
 mod bad_specs;
 mod calls;
+mod clocks;
 mod events;
 mod execs;
 mod faults;
@@ -70,6 +71,7 @@ fn tests() -> Vec<Test> {
         execs::TESTS,
         events::TESTS,
         calls::TESTS,
+        clocks::TESTS,
         pods::TESTS,
         bad_specs::TESTS,
         faults::TESTS,
