@@ -16,6 +16,7 @@ mod dial;
 mod error;
 mod exec;
 mod guest_init;
+mod keyring;
 mod reaper;
 mod report;
 mod runtime;

@@ -370,3 +370,38 @@ fn the_error_for_a_very_long_command_is_short() {
         );
     });
 }
+
+#[test]
+fn each_container_has_a_session_keyring_that_its_execs_join() {
+    run(async {
+        let mut guest = Guest::start().await;
+        for id in ["keys-one", "keys-two"] {
+            let mut container = Container::new(id, FOREVER);
+            container.spec["linux"]["maskedPaths"] = json!([]);
+            guest.create_as(container).await.unwrap();
+            guest.start_container(id).await.unwrap();
+        }
+        // The second exec shows whether the first one has made another keyring.
+        let mut keyrings = Vec::new();
+        for name in ["x", "y"] {
+            let command = ["grep", "_ses.keys-", "/proc/keys"];
+            let (_, mut stdio) = guest.exec("keys-two", name, &command).await.unwrap();
+            let listed = stdio.stdout().await;
+            keyrings = listed
+                .lines()
+                .map(|line| {
+                    let fields: Vec<&str> = line.split_whitespace().collect();
+                    fields[4..].join(" ")
+                })
+                .collect();
+        }
+        keyrings.sort();
+        assert_eq!(
+            keyrings,
+            [
+                "3f1b0000 0 0 keyring _ses.keys-one: empty",
+                "3f1b0000 0 0 keyring _ses.keys-two: empty"
+            ]
+        );
+    });
+}

@@ -61,6 +61,7 @@ impl Containers {
         let find_home = complete_process(&mut process);
         let dialed = stdio::dial(&self.dialer, request.stdio.get_or_default())?;
         let exec_request = ExecRequest {
+            container_id: &container.id,
             process: &process,
             find_home,
             spec: &container.spec,

@@ -37,9 +37,9 @@ use super::fork::close_others;
 use super::{ExecRequest, FromChild};
 use crate::command::{Command, open_in_container, reopen_null};
 use crate::error::truncate;
-use crate::scheduler;
 use crate::spec::has_namespace;
 use crate::terminal::Terminal;
+use crate::{keyring, scheduler};
 
 /// Exit status of a child that could not execute its command. The agent discards it.
 const FAILED: i32 = 255;
@@ -98,6 +98,7 @@ fn execute_command(
             .set_rlimit(limit)
             .map_err(|error| Failure::Step(format!("rlimit {}: {error}", limit.typ())))?;
     }
+    keyring::join(request.container_id).map_err(at("session keyring"))?;
     move_into_thread_name_spaces(request.init.1, namespaces(spec))
         .map_err(at("entering the container's namespaces"))?;
     rustix::process::setsid().map_err(at("setsid"))?;

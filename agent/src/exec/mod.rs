@@ -33,6 +33,8 @@ use crate::spec::has_namespace;
 
 /// What the child needs to become an exec process.
 pub struct ExecRequest<'a> {
+    /// The container's id.
+    pub container_id: &'a str,
     /// The process object, with the container's values for the properties that the request left out.
     pub process: &'a Process,
     /// HOME must be looked up in the container's /etc/passwd.

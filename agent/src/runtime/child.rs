@@ -18,9 +18,9 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::console::Console;
 use super::executor::CommandExecutor;
 use super::{Create, FromHelper, LATE_FILTER, bring_loopback_up, console, error_log, propagation, workdir};
-use crate::devices;
 use crate::error::truncate;
 use crate::spec::UtsNames;
+use crate::{devices, keyring};
 
 /// Creates the container that the agent requests, and waits until the agent closes the socket. Returns the
 /// process's exit status.
@@ -71,6 +71,8 @@ fn create_container(create: &Create, stdio: [OwnedFd; 3]) -> Result<(i32, Option
         .terminal
         .map(|terminal| console::listen(&create.bundle, terminal))
         .transpose()?;
+    // Its children inherit it.
+    keyring::create(&create.id).map_err(|error| format!("session keyring: {error}"))?;
     let [stdin, stdout, stderr] = stdio;
     let mut container = ContainerBuilder::new(create.id.clone(), SyscallType::Linux)
         .with_root_path(&create.state)?

@@ -69,6 +69,12 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "cat /proc/self/cgroup",
     ),
     script(
+        "a session keyring of the container's own",
+        &["Task.Create"],
+        &LIMITS,
+        "awk '$9 ~ /^_ses[.]/ {print $5, $6, $7, $8}' /proc/keys | sort -u",
+    ),
+    script(
         "memory limits",
         &[
             "linux.resources.memory.limit",

@@ -157,7 +157,8 @@ pub const USERS: Spec = Spec {
     },
 };
 
-/// Resource limits, and a cgroup namespace and cgroup mount in which the container can read them.
+/// Resource limits, a cgroup namespace and cgroup mount in which the container can read them, and no masked
+/// paths.
 pub const LIMITS: Spec = Spec {
     name: "limits",
     change: |spec| {
@@ -175,5 +176,6 @@ pub const LIMITS: Spec = Spec {
         resources["cpu"] = json!({"shares": 512, "quota": 50_000, "period": 100_000});
         resources["pids"] = json!({"limit": 20});
         resources["unified"] = json!({"memory.high": "60000000"});
+        spec["linux"]["maskedPaths"] = json!([]);
     },
 };
