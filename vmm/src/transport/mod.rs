@@ -1,5 +1,7 @@
-//! Virtio transports: how a device and its driver communicate. virtio-mmio is the only one; devices do not
-//! depend on it. The guest chooses all register values, so no code here may panic on any.
+//! Virtio transports: how a device and its driver communicate. Devices do not depend on them. The guest
+//! chooses all register values, so no code here may panic on any.
+//!
+//! [`status`] has the driver's initialization sequence, [`queue`] checks a queue's setup; both are pure.
 #![cfg_attr(
     not(test),
     deny(
@@ -12,3 +14,5 @@
 )]
 
 pub mod mmio;
+mod queue;
+mod status;

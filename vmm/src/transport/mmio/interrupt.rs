@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::status;
 use crate::log::LimitedLog;
+use crate::transport::status;
 use crate::virtio::Interrupt;
 
 /// Reason: the device has used a buffer of at least one queue (InterruptStatus bit 0).

@@ -2,13 +2,10 @@
 //! configures and resets a device. Called by vCPU threads through the bus. Requests do not pass here: the
 //! driver's notifications reach the device's worker by ioeventfd, and interrupts reach the guest by irqfd.
 //!
-//! [`register`] decodes offsets, [`status`] has the driver's initialization sequence, [`queue`] checks a
-//! queue's setup, [`interrupt`] holds the pending reasons.
+//! [`register`] decodes offsets, [`interrupt`] holds the pending reasons.
 
 mod interrupt;
-mod queue;
 pub mod register;
-mod status;
 #[cfg(test)]
 mod tests;
 
@@ -17,9 +14,9 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::interrupt::MmioInterrupt;
-use self::queue::QueueSetup;
 use self::register::{Half, Read, Write};
-use self::status::{DRIVER_OK, Transition};
+use super::queue::QueueSetup;
+use super::status::{self, DRIVER_OK, Transition};
 use crate::bus::BusDevice;
 use crate::log::LimitedLog;
 use crate::virtio::{Activation, ActiveQueue, Device, Interrupt as _, Memory};
@@ -101,8 +98,8 @@ impl MmioTransport {
             Read::DeviceType => self.device.device_type(),
             Read::Vendor => VENDOR,
             Read::DeviceFeatures => match self.selected.device_features {
-                0 => low(self.device.features()),
-                1 => high(self.device.features()),
+                0 => Half::Low.of(self.device.features()),
+                1 => Half::High.of(self.device.features()),
                 _ => 0,
             },
             Read::QueueSizeMax => self.queue().map_or(0, |queue| u32::from(queue.max_size())),
@@ -121,8 +118,9 @@ impl MmioTransport {
             Write::DriverFeatures => self.accept_features(value),
             Write::QueueSelect => self.selected.queue = value,
             Write::QueueSize => self.change_queue(|queue| queue.set_size(value)),
-            Write::QueueAddress(ring, Half::Low) => self.change_queue(|queue| queue.set_low(ring, value)),
-            Write::QueueAddress(ring, Half::High) => self.change_queue(|queue| queue.set_high(ring, value)),
+            Write::QueueAddress(ring, half) => {
+                self.change_queue(|queue| queue.set_address(ring, half, value));
+            }
             Write::QueueReady => self.set_queue_ready(value == 1),
             Write::QueueNotify => self.notify(value),
             Write::InterruptAck => self.interrupt.acknowledge(value),
@@ -138,13 +136,12 @@ impl MmioTransport {
     /// Sets the selected half of the driver's features, which are fixed once FEATURES_OK is set (virtio 1.2,
     /// 3.1.1).
     fn accept_features(&mut self, value: u32) {
-        let value = u64::from(value);
         if self.status & status::FEATURES_OK != 0 {
             return self.log_misuse("sets features after FEATURES_OK");
         }
         match self.selected.driver_features {
-            0 => self.driver_features = self.driver_features & !u64::from(u32::MAX) | value,
-            1 => self.driver_features = self.driver_features & u64::from(u32::MAX) | value << 32,
+            0 => self.driver_features = Half::Low.replace(self.driver_features, value),
+            1 => self.driver_features = Half::High.replace(self.driver_features, value),
             _ if value == 0 => {}
             _ => self.log_misuse("accepts features beyond bit 63"),
         }
@@ -181,7 +178,7 @@ impl MmioTransport {
         }
         if let Err(reason) = queue.make_ready(&memory) {
             self.interrupt.signal_needs_reset();
-            self.log_misuse(reason);
+            self.log_misuse(&format!("enables an unusable queue: {reason}"));
         }
     }
 
@@ -297,12 +294,4 @@ impl BusDevice for MmioTransport {
             _ => self.log_misuse(&format!("writes {} bytes at {offset:#x}", data.len())),
         }
     }
-}
-
-fn low(value: u64) -> u32 {
-    u32::try_from(value & u64::from(u32::MAX)).unwrap_or_default()
-}
-
-fn high(value: u64) -> u32 {
-    low(value >> 32)
 }

@@ -1,7 +1,8 @@
 //! The registers of virtio-mmio (virtio 1.2, 4.2.2): decodes offsets into types. Pure; called by the
 //! transport.
 
-use super::queue::Ring;
+pub use crate::transport::queue::Half;
+use crate::virtio::rings::Ring;
 
 /// Offset of the device-specific configuration space.
 pub const CONFIG: u64 = 0x100;
@@ -58,15 +59,6 @@ pub enum Write {
     SharedMemorySelect,
     /// QueueDesc, QueueDriver, QueueDevice: half of a ring's address in the selected queue.
     QueueAddress(Ring, Half),
-}
-
-/// Half of a 64-bit register.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Half {
-    /// Bits 31:0.
-    Low,
-    /// Bits 63:32.
-    High,
 }
 
 /// Decodes the offset of a 32-bit read; None if no readable register has it.

@@ -4,15 +4,22 @@
 use std::error::Error;
 use std::io;
 
+use crate::virtio::rings::BadRings;
+
 /// The device can't continue: its rings are broken, or an operation of the host failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// The driver has not made this queue ready (virtio 1.2, 4.2.2).
     #[error("queue {0} is not ready")]
     NotReady(u16),
-    /// A ring of this queue lies outside of guest memory, or its size is not a power of two.
-    #[error("the rings of queue {0} are not in guest memory")]
-    InvalidQueue(u16),
+    /// The size or the rings of a queue are invalid (virtio 1.2, 2.7).
+    #[error("queue {index}: {source}")]
+    InvalidQueue {
+        /// The index of the queue.
+        index: u16,
+        /// What is wrong.
+        source: BadRings,
+    },
     /// An index or address in a ring is out of bounds (virtio 1.2, 2.7).
     #[error("{ring} of queue {index}: {source}")]
     Ring {

@@ -20,6 +20,7 @@ use super::token::Token;
 use super::{ActiveDevice, Command, DataPath, Fault, MAX_REPORTS, Poller};
 use crate::jail::Profile;
 use crate::process::panic_text;
+use crate::virtio::rings::Rings;
 use crate::virtio::{Activation, ActiveQueue, ConfigSpace, DeviceError, Env, Report, WorkerDeath};
 
 /// Most events that one epoll_wait returns.
@@ -259,9 +260,12 @@ fn new_poller(wake: &EventFd) -> std::io::Result<Poller> {
 fn prepare_queues(active: &mut ActiveDevice) -> Result<(), Fault> {
     let event_idx = active.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
     for entry in active.queues.iter_mut().filter(|entry| entry.queue.ready()) {
-        if !entry.queue.is_valid(&*active.memory) {
-            return Err(Fault::InvalidQueue(entry.index));
-        }
+        Rings::of(&entry.queue)
+            .check(entry.queue.max_size(), &active.memory)
+            .map_err(|source| Fault::InvalidQueue {
+                index: entry.index,
+                source,
+            })?;
         entry.queue.set_event_idx(event_idx);
         active
             .poller

@@ -2,30 +2,35 @@
 //! it makes the queue ready (virtio 1.2, 2.7). Called by the transport; never reads or writes a ring.
 
 use virtio_queue::{Queue, QueueState, QueueT as _};
-use vm_memory::{GuestAddress, GuestMemory as _};
 
 use crate::virtio::Memory;
+use crate::virtio::rings::{BadRings, Ring, Rings};
 
-/// One of the three areas of a split virtqueue.
+/// Half of a 64-bit register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ring {
-    /// Descriptor table.
-    Descriptors,
-    /// Available ring, written by the driver.
-    Available,
-    /// Used ring, written by the device.
-    Used,
+pub enum Half {
+    /// Bits 31:0.
+    Low,
+    /// Bits 63:32.
+    High,
 }
 
-impl Ring {
-    /// Alignment and length in bytes for a queue with `size` entries (virtio 1.2, 2.7).
-    fn alignment_and_length(self, size: u16) -> (u64, u64) {
-        let size = u64::from(size);
+impl Half {
+    /// `register` with this half replaced by `value`.
+    pub(super) fn replace(self, register: u64, value: u32) -> u64 {
         match self {
-            Self::Descriptors => (16, size.saturating_mul(16)),
-            Self::Available => (2, size.saturating_mul(2).saturating_add(6)),
-            Self::Used => (4, size.saturating_mul(8).saturating_add(6)),
+            Self::Low => register & !u64::from(u32::MAX) | u64::from(value),
+            Self::High => register & u64::from(u32::MAX) | u64::from(value) << 32,
         }
+    }
+
+    /// This half of `register`.
+    pub(crate) fn of(self, register: u64) -> u32 {
+        let half = match self {
+            Self::Low => register & u64::from(u32::MAX),
+            Self::High => register >> 32,
+        };
+        u32::try_from(half).unwrap_or_default()
     }
 }
 
@@ -53,6 +58,11 @@ impl QueueSetup {
         self.max_size
     }
 
+    /// As the driver wrote it; the largest size at first.
+    pub(super) fn size(&self) -> u16 {
+        u16::try_from(self.size).unwrap_or(0)
+    }
+
     pub(super) fn is_ready(&self) -> bool {
         self.ready
     }
@@ -61,34 +71,19 @@ impl QueueSetup {
         self.size = size;
     }
 
-    pub(super) fn set_low(&mut self, ring: Ring, value: u32) {
+    /// Sets one half of a ring's address.
+    pub(super) fn set_address(&mut self, ring: Ring, half: Half, value: u32) {
         let address = self.address_mut(ring);
-        *address = *address & !u64::from(u32::MAX) | u64::from(value);
+        *address = half.replace(*address, value);
     }
 
-    pub(super) fn set_high(&mut self, ring: Ring, value: u32) {
-        let address = self.address_mut(ring);
-        *address = *address & u64::from(u32::MAX) | u64::from(value) << 32;
-    }
-
-    /// Makes the queue ready if its size is valid and all of its rings are in `memory`; otherwise returns
-    /// what the driver did wrong, as the end of a log message.
-    pub(super) fn make_ready(&mut self, memory: &Memory) -> Result<(), &'static str> {
-        let size = u16::try_from(self.size).unwrap_or(0);
-        if !size.is_power_of_two() || size > self.max_size {
-            return Err("makes a queue of an invalid size ready");
-        }
-        for ring in [Ring::Descriptors, Ring::Available, Ring::Used] {
-            let (alignment, bytes) = ring.alignment_and_length(size);
-            let address = *self.address_mut(ring);
-            if !address.is_multiple_of(alignment) {
-                return Err("makes a queue with a misaligned ring ready");
-            }
-            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-            if !memory.check_range(GuestAddress(address), bytes) {
-                return Err("makes a queue with a ring outside of guest memory ready");
-            }
-        }
+    /// Makes the queue ready if its size is valid and all of its rings are in `memory`.
+    pub(super) fn make_ready(&mut self, memory: &Memory) -> Result<(), BadRings> {
+        let rings = Rings {
+            size: self.size(),
+            addresses: self.addresses,
+        };
+        rings.check(self.max_size, memory)?;
         self.ready = true;
         Ok(())
     }
