@@ -14,5 +14,6 @@
 )]
 
 pub mod mmio;
-mod queue;
+pub mod pci;
+pub(crate) mod queue;
 mod status;

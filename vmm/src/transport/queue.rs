@@ -63,6 +63,11 @@ impl QueueSetup {
         u16::try_from(self.size).unwrap_or(0)
     }
 
+    /// The addresses of descriptor table, available and used ring.
+    pub(super) fn addresses(&self) -> [u64; 3] {
+        self.addresses
+    }
+
     pub(super) fn is_ready(&self) -> bool {
         self.ready
     }

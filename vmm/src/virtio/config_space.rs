@@ -2,7 +2,8 @@
 //! transport reads and writes it for the driver, on vCPU threads; the device changes it, on any thread. It
 //! knows no field of any device.
 //!
-//! Lock order: an [`Interrupt`] is signalled under the lock, so an implementation must not call this object.
+//! Lock order: the watcher is called and an [`Interrupt`] is signalled under the lock, so neither may call this
+//! object.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,7 +28,11 @@ struct State {
     driver_wrote: bool,
     /// Set while the device is active.
     interrupt: Option<Arc<dyn Interrupt>>,
+    watcher: Option<Watcher>,
 }
+
+/// Receives the bytes and their generation; see [`ConfigSpace::watch`].
+type Watcher = Box<dyn Fn(&[u8], u32) + Send>;
 
 /// Not all of these bytes exist and may be written by the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +54,7 @@ impl ConfigSpace {
                 generation: 0,
                 driver_wrote: false,
                 interrupt: None,
+                watcher: None,
             }),
             writable,
             wake,
@@ -85,6 +91,7 @@ impl ConfigSpace {
             length: data.len(),
         })?;
         state.driver_wrote = true;
+        state.show();
         drop(state);
         // Fails only if the counter would overflow, and then the worker is awake.
         let _ = self.wake.write(1);
@@ -105,6 +112,7 @@ impl ConfigSpace {
                 length: data.len(),
             })?;
         state.generation = state.generation.wrapping_add(1);
+        state.show();
         if let Some(interrupt) = &state.interrupt {
             interrupt.signal_config();
         }
@@ -115,6 +123,14 @@ impl ConfigSpace {
     #[must_use]
     pub fn generation(&self) -> u32 {
         self.lock().generation
+    }
+
+    /// Calls `watcher` now, and after each change before the driver is interrupted: the transport shows the
+    /// driver what it gets. Replaces an earlier watcher.
+    pub fn watch(&self, watcher: impl Fn(&[u8], u32) + Send + 'static) {
+        let mut state = self.lock();
+        state.watcher = Some(Box::new(watcher));
+        state.show();
     }
 
     /// Sets the interrupt of the active device; None when it is no longer active.
@@ -134,6 +150,12 @@ impl ConfigSpace {
 }
 
 impl State {
+    fn show(&self) {
+        if let Some(watcher) = &self.watcher {
+            watcher(&self.bytes, self.generation);
+        }
+    }
+
     /// Copies `data` to `range`; None if that is None or ends beyond the bytes.
     fn replace(&mut self, range: Option<Range<usize>>, data: &[u8]) -> Option<()> {
         self.bytes.get_mut(range?)?.copy_from_slice(data);
@@ -229,6 +251,19 @@ mod tests {
         assert_eq!((space.generation(), interrupts.signals().config), (3, 1));
         assert_eq!(all(&space), [9, 9, 3, 4, 5, 6, 9, 9]);
         assert!(!space.take_driver_write());
+    }
+
+    #[test]
+    fn a_watcher_gets_the_bytes_at_once_and_after_each_change() {
+        let space = space();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        space.watch(move |bytes, generation| sender.send((bytes[4], generation)).unwrap());
+        space.write(4, &[0xa]).unwrap();
+        space.write(0, &[0xb]).unwrap_err();
+        space.update(4, &[0xc]).unwrap();
+        space.update(8, &[0xd]).unwrap_err();
+        let seen: Vec<_> = receiver.try_iter().collect();
+        assert_eq!(seen, [(5, 0), (0xa, 0), (0xc, 1)]);
     }
 
     #[test]
