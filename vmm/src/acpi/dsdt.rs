@@ -4,19 +4,18 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
+    ResourceTemplate, Scope,
 };
 
 use super::{Platform, generation_id};
-use crate::devices::power;
+use crate::devices::{pci, power};
 use crate::machine::layout;
 
 /// The AML.
 pub(super) fn body(platform: &Platform) -> Vec<u8> {
     let mut devices = Vec::new();
-    for index in 0..platform.virtio_devices.min(layout::MAX_VIRTIO_DEVICES) {
-        virtio(index, &mut devices);
-    }
+    pci_bus(&mut devices);
     if platform.serial {
         serial(&mut devices);
     }
@@ -32,22 +31,44 @@ pub(super) fn body(platform: &Platform) -> Vec<u8> {
     body
 }
 
-/// The `index`th virtio-mmio device. LNRO0005 is the id that Linux's virtio-mmio driver binds to.
-fn virtio(index: u8, aml: &mut Vec<u8>) {
-    let base = u32::try_from(layout::mmio_window(index)).unwrap_or(u32::MAX);
-    let window = u32::try_from(layout::MMIO_WINDOW_BYTES).unwrap_or(u32::MAX);
+/// The PCI bus (PCI Firmware 3.3, 4): segment, bus number and memory window. There are no interrupt pins, so
+/// no _PRT. The configuration spaces are reserved as the resource of a motherboard device (4.1.2), without
+/// which Linux does not use MCFG.
+fn pci_bus(aml: &mut Vec<u8>) {
+    let window_end = layout::PCI_WINDOW.saturating_add(layout::PCI_WINDOW_BYTES - 1);
     Device::new(
-        Path::new(&format!("V{index:03}")),
+        "PCI0".into(),
         vec![
-            &Name::new("_HID".into(), &"LNRO0005"),
-            &Name::new("_UID".into(), &index),
+            &Name::new("_HID".into(), &EISAName::new("PNP0A08")),
+            &Name::new("_CID".into(), &EISAName::new("PNP0A03")),
+            &Name::new("_UID".into(), &0u8),
+            &Name::new("_SEG".into(), &pci::SEGMENT),
+            &Name::new("_BBN".into(), &0u8),
             &Name::new("_CCA".into(), &1u8),
             &Name::new(
                 "_CRS".into(),
                 &ResourceTemplate::new(vec![
-                    &Memory32Fixed::new(true, base, window),
-                    &edge_interrupt(layout::virtio_gsi(index)),
+                    &AddressSpace::new_bus_number(0u16, 0u16),
+                    &AddressSpace::new_memory(
+                        AddressSpaceCacheable::NotCacheable,
+                        true,
+                        layout::PCI_WINDOW,
+                        window_end,
+                        None,
+                    ),
                 ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(aml);
+    let config_bytes = u32::try_from(pci::ECAM_BYTES).unwrap_or(u32::MAX);
+    Device::new(
+        "MCFG".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0C02")),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![&Memory32Fixed::new(true, layout::PCI_CONFIG, config_bytes)]),
             ),
         ],
     )
@@ -104,36 +125,27 @@ mod tests {
             .count()
     }
 
-    fn platform(virtio_devices: u8, serial: bool) -> Platform {
-        Platform {
-            vcpus: 1,
-            virtio_devices,
-            serial,
-        }
+    fn platform(serial: bool) -> Platform {
+        Platform { vcpus: 1, serial }
     }
 
     #[test]
     fn the_body_has_each_device_and_the_power_off_state() {
-        let aml = body(&platform(3, true));
-        assert_eq!(count(&aml, b"LNRO0005"), 3);
-        for name in [b"V000", b"V002", b"COM1", b"PEVT", b"GED0", b"_S5_"] {
+        let aml = body(&platform(true));
+        for name in [b"PCI0", b"MCFG", b"COM1", b"PEVT", b"GED0", b"_S5_"] {
             assert_eq!(count(&aml, name), 1, "{}", String::from_utf8_lossy(name));
         }
     }
 
     #[test]
-    fn each_virtio_device_has_its_own_window_and_interrupt() {
-        let aml = body(&platform(2, false));
+    fn the_pci_bus_has_a_segment_a_memory_window_and_reserved_configuration_spaces() {
+        let aml = body(&platform(false));
         assert_eq!(count(&aml, b"COM1"), 0, "no terminal, no serial port");
-        for index in 0..2u8 {
-            let window = u32::try_from(layout::mmio_window(index)).unwrap().to_le_bytes();
-            assert_eq!(count(&aml, &window), 1);
-            // Extended interrupt descriptor (ACPI 6.5, 6.4.3.6): consumer, edge-triggered, active high, one
-            // interrupt.
-            assert_eq!(
-                count(&aml, &[0x89, 6, 0, 3, 1, layout::virtio_gsi(index), 0, 0, 0]),
-                1
-            );
+        let window_end = layout::PCI_WINDOW + layout::PCI_WINDOW_BYTES - 1;
+        for address in [layout::PCI_CONFIG, layout::PCI_WINDOW, window_end] {
+            assert_eq!(count(&aml, &address.to_le_bytes()), 1, "{address:#x}");
         }
+        assert_eq!(count(&aml, b"_SEG\x01"), 1);
+        assert_eq!(count(&aml, b"_PRT"), 0, "no interrupt pins");
     }
 }

@@ -1,10 +1,11 @@
-//! ACPI tables of a hardware-reduced machine: the kernel finds CPUs, interrupt controllers, virtio devices,
+//! ACPI tables of a hardware-reduced machine: the kernel finds CPUs, interrupt controllers, the PCI bus,
 //! pvpanic, the VM generation id with its interrupt, and the registers for power-off and reset in them.
 //! [`build`] is pure; the machine's steps write the result to guest memory.
 //!
 //! ```text
 //! RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT     devices and \_S5 (dsdt.rs)
-//!             └─▶ MADT             local APICs, I/O APIC
+//!             ├─▶ MADT             local APICs, I/O APIC
+//!             └─▶ MCFG             the PCI bus's configuration spaces
 //! ```
 
 mod dsdt;
@@ -14,12 +15,13 @@ use acpi_tables::Aml as _;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes as _, GuestAddress};
 
-use crate::devices::power;
+use crate::devices::{pci, power};
 use crate::machine::layout;
 use crate::virtio::Memory;
 
@@ -32,8 +34,6 @@ const OEM_REVISION: u32 = 1;
 pub struct Platform {
     /// Number of vCPUs; their APIC ids count from 0.
     pub vcpus: u8,
-    /// Number of virtio-mmio devices, in the windows of [`layout::mmio_window`].
-    pub virtio_devices: u8,
     /// Describe the serial port, so that programs in the guest can open it; the kernel's console works
     /// without. Its detection costs exits, so this is set only for a terminal.
     pub serial: bool,
@@ -69,9 +69,15 @@ pub fn build(platform: &Platform) -> Tables {
     let mut madt = Vec::new();
     madt_for(platform.vcpus).to_aml_bytes(&mut madt);
     let madt = tables.append(&madt);
+    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    mcfg.add_ecam(u64::from(layout::PCI_CONFIG), pci::SEGMENT, 0, 0);
+    let mut bytes = Vec::new();
+    mcfg.to_aml_bytes(&mut bytes);
+    let mcfg = tables.append(&bytes);
     let mut root_table = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     root_table.add_entry(fadt);
     root_table.add_entry(madt);
+    root_table.add_entry(mcfg);
     let mut xsdt = Vec::new();
     root_table.to_aml_bytes(&mut xsdt);
     let xsdt = tables.append(&xsdt);
@@ -159,11 +165,7 @@ mod tests {
     use super::*;
 
     fn platform(vcpus: u8) -> Platform {
-        Platform {
-            vcpus,
-            virtio_devices: 3,
-            serial: false,
-        }
+        Platform { vcpus, serial: false }
     }
 
     fn u32_at(bytes: &[u8], at: usize) -> usize {
@@ -201,6 +203,9 @@ mod tests {
         table(&bytes, u64_at(&fadt, 140), b"DSDT");
         let madt = table(&bytes, u64_at(&xsdt, 44), b"APIC");
         assert_eq!(madt.len(), 44 + 4 * 8 + 12);
+        let mcfg = table(&bytes, u64_at(&xsdt, 52), b"MCFG");
+        assert_eq!(u64_at(&mcfg, 44), u64::from(layout::PCI_CONFIG));
+        assert_eq!(mcfg[52..56], [1, 0, 0, 0], "segment 1, bus 0");
     }
 
     #[test]
@@ -226,7 +231,6 @@ mod tests {
     fn the_tables_of_the_largest_machine_fit() {
         let tables = build(&Platform {
             vcpus: crate::config::MAX_VCPUS,
-            virtio_devices: layout::MAX_VIRTIO_DEVICES,
             serial: true,
         });
         let memory = crate::machine::memory::allocate(2 << 20).unwrap();

@@ -1,22 +1,87 @@
-//! The PCI configuration ports of a machine without PCI devices. The guest kernel has PCI support because
-//! ACPICA needs it. If these ports did not respond, it would print a message about that, with an exit for
-//! each character. Called by vCPU threads.
+//! The PCI bus: configuration space accesses by memory (ECAM) to the functions in its slots, and by ports to
+//! nothing. Called by vCPU threads.
+//!
+//! Linux accesses the first 256 bytes of a configuration space by ports whenever these work, with two exits
+//! for each access, but only in segment 0. So the devices are in segment 1, and the ports respond only because
+//! Linux would otherwise print that it found no PCI, with an exit for each character.
 
 use crate::bus::BusDevice;
 
-/// Number of ports: address and data, 4 each.
+/// Number of configuration ports: address and data, 4 each.
 pub const PORTS: u16 = 8;
+/// The segment of the devices.
+pub const SEGMENT: u16 = 1;
+/// Size of the window on the configuration spaces of one bus, in bytes.
+pub const ECAM_BYTES: u64 = 1 << 20;
+/// Most devices, one per slot.
+pub const MAX_SLOTS: u8 = 32;
 
-/// The address register can be read back; data reads as all ones, as for an empty slot.
+/// Distance of the first functions of two slots in the window, as a power of 2.
+const SLOT_SHIFT: u32 = 15;
+/// Size of a function's configuration space, in bytes.
+const FUNCTION_BYTES: u64 = 4096;
+/// Class code of a host bridge.
+const HOST_BRIDGE: [u8; 2] = 0x0600u16.to_le_bytes();
+/// Address register: the class code of the first function, enabled.
+const FIRST_CLASS: u32 = 0x8000_0008;
+
+/// The offset in the window of the configuration space in `slot`.
+#[must_use]
+pub fn slot_offset(slot: u8) -> u64 {
+    u64::from(slot) << SLOT_SHIFT
+}
+
+/// The window on the configuration spaces. Each slot has one function or is empty: then it reads as all ones.
+#[derive(Default)]
+pub struct ConfigWindow {
+    functions: Vec<Box<dyn BusDevice>>,
+}
+
+impl ConfigWindow {
+    /// Puts a function's configuration space into the next slot.
+    pub fn push(&mut self, function: Box<dyn BusDevice>) {
+        self.functions.push(function);
+    }
+
+    /// The function at `offset`, and the offset in its configuration space.
+    fn find(&mut self, offset: u64) -> Option<(&mut Box<dyn BusDevice>, u64)> {
+        let slot = usize::try_from(offset >> SLOT_SHIFT).ok()?;
+        let in_slot = offset & slot_offset(1).saturating_sub(1);
+        let function = self
+            .functions
+            .get_mut(slot)
+            .filter(|_| in_slot < FUNCTION_BYTES)?;
+        Some((function, in_slot))
+    }
+}
+
+impl BusDevice for ConfigWindow {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        match self.find(offset) {
+            Some((function, offset)) => function.read(offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let Some((function, offset)) = self.find(offset) {
+            function.write(offset, data);
+        }
+    }
+}
+
+/// The configuration ports of segment 0, which is empty. Only the class code of its first function reads as
+/// that of a host bridge: Linux looks for one to see whether the ports work.
 #[derive(Debug, Default)]
-pub struct EmptyPci {
+pub struct EmptyPorts {
     address: [u8; 4],
 }
 
-impl BusDevice for EmptyPci {
+impl BusDevice for EmptyPorts {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        match (offset, <&mut [u8; 4]>::try_from(&mut *data)) {
-            (0, Ok(word)) => *word = self.address,
+        match (offset, data.len()) {
+            (0, 4) => data.copy_from_slice(&self.address),
+            (6, 2) if u32::from_le_bytes(self.address) == FIRST_CLASS => data.copy_from_slice(&HOST_BRIDGE),
             _ => data.fill(0xff),
         }
     }
@@ -33,17 +98,54 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_address_reads_back_and_every_slot_is_empty() {
-        let mut pci = EmptyPci::default();
-        pci.write(3, &[1]);
-        pci.write(0, &0x8000_0000_u32.to_le_bytes());
+    fn the_address_reads_back_and_only_a_host_bridge_is_visible() {
+        let mut ports = EmptyPorts::default();
+        ports.write(3, &[1]);
+        ports.write(0, &0x8000_0000_u32.to_le_bytes());
         let mut word = [0; 4];
-        pci.read(0, &mut word);
+        ports.read(0, &mut word);
         assert_eq!(u32::from_le_bytes(word), 0x8000_0000);
-        pci.read(4, &mut word);
-        assert_eq!(word, [0xff; 4]);
-        let mut byte = [0];
-        pci.read(0, &mut byte);
-        assert_eq!(byte, [0xff]);
+        ports.read(4, &mut word);
+        assert_eq!(word, [0xff; 4], "its vendor");
+        let mut class = [0; 2];
+        ports.read(6, &mut class);
+        assert_eq!(class, [0xff; 2]);
+        ports.write(0, &FIRST_CLASS.to_le_bytes());
+        ports.read(6, &mut class);
+        assert_eq!(class, HOST_BRIDGE);
+    }
+
+    struct Slot(u8);
+
+    impl BusDevice for Slot {
+        fn read(&mut self, offset: u64, data: &mut [u8]) {
+            data.fill(self.0 + u8::try_from(offset & 0xf).unwrap());
+        }
+        fn write(&mut self, _offset: u64, data: &[u8]) {
+            self.0 = data[0];
+        }
+    }
+
+    #[test]
+    fn each_slot_has_one_function_and_empty_ones_read_as_ones() {
+        let mut window = ConfigWindow::default();
+        window.push(Box::new(Slot(0x10)));
+        window.push(Box::new(Slot(0x20)));
+        window.write(slot_offset(1) + 4, &[0x30]);
+        for (offset, expected) in [
+            (1, 0x11),
+            (slot_offset(1) + 2, 0x32),
+            (0xfff, 0x1f),
+            (0x1000, 0xff),
+            (slot_offset(1) - 1, 0xff),
+            (slot_offset(2), 0xff),
+            (ECAM_BYTES - 1, 0xff),
+            (u64::MAX, 0xff),
+        ] {
+            let mut byte = [0];
+            window.read(offset, &mut byte);
+            window.write(slot_offset(2), &byte);
+            assert_eq!(byte, [expected], "{offset:#x}");
+        }
     }
 }

@@ -58,8 +58,17 @@ fn perform(case: &str, event: &EventFd) -> bool {
             let accepted = rustix::net::accept_with(event, rustix::net::SocketFlags::CLOEXEC);
             accepted.err() == Some(rustix::io::Errno::NOTSOCK)
         }
+        "send an interrupt" => send_interrupt(event) == Some(libc::ENOTTY),
         other => unreachable!("unknown case {other}"),
     }
+}
+
+/// The errno of KVM_SIGNAL_MSI on a descriptor that is not a VM.
+#[allow(unsafe_code, reason = "ioctl has no safe form")]
+fn send_interrupt(event: &EventFd) -> Option<i32> {
+    // SAFETY: an eventfd knows no ioctl, so the kernel does not use the argument.
+    let result = unsafe { libc::ioctl(event.as_raw_fd(), calls::KVM_SIGNAL_MSI, 0) };
+    (result < 0).then(std::io::Error::last_os_error)?.raw_os_error()
 }
 
 /// Whether no file of any kind can be created in `directory`. Makes only calls that the file server may make.
@@ -178,12 +187,23 @@ const FORBIDDEN: [&str; 6] = [
 ];
 
 /// Calls that only some threads may make, with their profiles.
-fn restricted() -> [(&'static str, Vec<&'static Profile>); 4] {
+fn restricted() -> [(&'static str, Vec<&'static Profile>); 5] {
     [
         ("open", vec![&fs::PROFILE]),
         ("read capabilities", vec![&fs::PROFILE]),
         ("socket pair", vec![&vsock::PROFILE, &vsock::STANDALONE]),
         ("accept", vec![&vsock::STANDALONE]),
+        (
+            "send an interrupt",
+            vec![
+                &calls::VCPU,
+                &balloon::PROFILE,
+                &fs::PROFILE,
+                &rng::PROFILE,
+                &vsock::PROFILE,
+                &vsock::STANDALONE,
+            ],
+        ),
     ]
 }
 

@@ -9,14 +9,20 @@ pub mod stats;
 pub mod vcpu;
 
 use core::arch::x86_64::__cpuid;
+use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_msi};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{GuestMemory as _, GuestMemoryRegion as _};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::machine::layout;
+use crate::transport::pci::function::SendMessage;
+use crate::transport::pci::msix::Message;
+use crate::transport::pci::page::RegisterPages;
+use crate::transport::queue::Half;
 use crate::virtio::Memory;
 
 /// The capabilities that the VMM relies on, with their names in error messages.
@@ -24,11 +30,15 @@ const REQUIRED: &[(Cap, &str)] = &[
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
+    (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
     (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
     (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER"),
 ];
+/// The memory slots of registers follow those of RAM.
+const FIRST_REGISTER_SLOT: u32 = 64;
 /// KVM_GET_API_VERSION of every kernel since 2.6.22.
 pub(crate) const API_VERSION: i32 = 12;
 
@@ -68,7 +78,8 @@ pub(crate) fn error_at(action: &'static str) -> impl Fn(kvm_ioctls::Error) -> Er
 #[derive(Debug)]
 pub struct Vm {
     kvm: Kvm,
-    fd: VmFd,
+    /// Shared with the closures of [`Vm::message_sender`].
+    fd: Arc<VmFd>,
 }
 
 impl Vm {
@@ -96,7 +107,10 @@ impl Vm {
         // interrupt. No PIT.
         fd.create_irq_chip()
             .map_err(error_at("creating the interrupt controllers"))?;
-        Ok(Self { kvm, fd })
+        Ok(Self {
+            kvm,
+            fd: Arc::new(fd),
+        })
     }
 
     /// Maps all of `memory` into the guest. The caller keeps `memory` as long as the VM exists.
@@ -106,10 +120,50 @@ impl Vm {
     pub fn set_memory(&self, memory: &Memory) -> Result<(), Error> {
         for (slot, region) in (0..).zip(memory.iter()) {
             let range = (region.start_addr().0, region.len());
-            raw::set_slot(&self.fd, slot, range, region.as_ptr() as u64)
+            raw::set_slot(&self.fd, slot, 0, range, region.as_ptr() as u64)
                 .map_err(error_at("mapping guest memory"))?;
         }
         Ok(())
+    }
+
+    /// Maps the first `bytes` of `pages` into the guest at `address`, as the `index`th such mapping: the guest
+    /// reads them without an exit; its writes exit as if there were no memory.
+    ///
+    /// # Errors
+    /// [`Error::Ioctl`] if KVM refuses the memory slot.
+    pub fn map_registers(
+        &self,
+        index: u32,
+        address: u64,
+        pages: &RegisterPages,
+        bytes: u64,
+    ) -> Result<(), Error> {
+        let slot = FIRST_REGISTER_SLOT.saturating_add(index);
+        raw::set_slot(
+            &self.fd,
+            slot,
+            KVM_MEM_READONLY,
+            (address, bytes),
+            pages.host_address(),
+        )
+        .map_err(error_at("mapping registers"))
+    }
+
+    /// Sends messages to the guest's local APICs, on the calling thread: the only system call is
+    /// KVM_SIGNAL_MSI.
+    #[must_use]
+    pub fn message_sender(&self) -> SendMessage {
+        let fd = Arc::clone(&self.fd);
+        Arc::new(move |message: Message| {
+            let msi = kvm_msi {
+                address_lo: Half::Low.of(message.address),
+                address_hi: Half::High.of(message.address),
+                data: message.data,
+                ..kvm_msi::default()
+            };
+            // A result of 0 means that the guest has blocked the interrupt.
+            fd.signal_msi(msi).map(drop).map_err(io::Error::from)
+        })
     }
 
     /// Creates the vCPU with APIC id `index`.
@@ -147,28 +201,18 @@ impl Vm {
         Ok(event)
     }
 
-    /// An eventfd that KVM writes when the guest writes the 32-bit `value` to `address`; no vCPU exits to
-    /// user space.
+    /// An eventfd that KVM writes when the guest writes to `address`, whatever it writes; no vCPU exits to user
+    /// space.
     ///
     /// # Errors
-    /// [`Error::Ioctl`] if KVM refuses, as it does for a pair that is registered already, or no descriptor is
-    /// left.
-    pub fn ioeventfd(&self, address: u64, value: u32) -> Result<EventFd, Error> {
+    /// [`Error::Ioctl`] if KVM refuses, as it does for an address that is registered already, or no descriptor
+    /// is left.
+    pub fn ioeventfd(&self, address: u64) -> Result<EventFd, Error> {
         let event = new_eventfd()?;
         self.fd
-            .register_ioevent(&event, &IoEventAddress::Mmio(address), value)
+            .register_ioevent(&event, &IoEventAddress::Mmio(address), NoDatamatch)
             .map_err(error_at("registering an ioeventfd"))?;
         Ok(event)
-    }
-
-    /// Makes KVM discard the guest's writes of the 32-bit `value` to `address`: they have no effect and no
-    /// vCPU exits to user space.
-    ///
-    /// # Errors
-    /// As for [`Vm::ioeventfd`].
-    pub fn discard_writes(&self, address: u64, value: u32) -> Result<(), Error> {
-        // KVM keeps its own reference to the eventfd until the VM is destroyed.
-        self.ioeventfd(address, value).map(drop)
     }
 }
 
@@ -228,19 +272,14 @@ pub(crate) mod tests {
         let Some(vm) = vm() else { return };
         let memory = crate::machine::memory::allocate(4 << 20).unwrap();
         vm.set_memory(&memory).unwrap();
-        for index in 0..layout::MAX_VIRTIO_DEVICES {
-            vm.irqfd(layout::virtio_gsi(index)).unwrap();
-            vm.ioeventfd(layout::mmio_window(index) + 0x50, 0).unwrap();
-        }
-        assert!(
-            vm.ioeventfd(layout::mmio_window(0) + 0x50, 0).is_err(),
-            "registered twice"
-        );
-        vm.discard_writes(layout::mmio_window(0) + 0x64, 1).unwrap();
-        assert!(
-            vm.discard_writes(layout::mmio_window(0) + 0x64, 1).is_err(),
-            "registered twice: the registration outlives its descriptor"
-        );
+        vm.irqfd(layout::SERIAL_GSI).unwrap();
+        let [bar0, bar1] = layout::pci_bars(0).map(u64::from);
+        vm.ioeventfd(bar1).unwrap();
+        vm.ioeventfd(bar1 + 4).unwrap();
+        assert!(vm.ioeventfd(bar1).is_err(), "registered twice");
+        let pages = RegisterPages::allocate(2).unwrap();
+        vm.map_registers(0, bar0, &pages, 0x2000).unwrap();
+        assert!(vm.map_registers(1, bar0, &pages, 0x1000).is_err(), "overlaps");
     }
 
     #[test]

@@ -18,18 +18,24 @@ pub(crate) fn kvm(device: OwnedFd) -> Kvm {
     unsafe { Kvm::from_raw_fd(device.into_raw_fd()) }
 }
 
-/// Maps the host memory at address `host` into the guest. `range` is the guest-physical address and the
-/// length.
-pub(crate) fn set_slot(vm: &VmFd, slot: u32, range: (u64, u64), host: u64) -> Result<(), kvm_ioctls::Error> {
+/// Maps the host memory at address `host` into the guest, with `flags` such as KVM_MEM_READONLY. `range` is
+/// the guest-physical address and the length.
+pub(crate) fn set_slot(
+    vm: &VmFd,
+    slot: u32,
+    flags: u32,
+    range: (u64, u64),
+    host: u64,
+) -> Result<(), kvm_ioctls::Error> {
     let region = kvm_userspace_memory_region {
         slot,
-        flags: 0,
+        flags,
         guest_phys_addr: range.0,
         memory_size: range.1,
         userspace_addr: host,
     };
-    // SAFETY: all callers pass a whole mapping of guest memory, which they keep as long as the VM exists. No
-    // Rust reference points into it; the VMM reads and writes it by vm-memory's volatile accesses.
+    // SAFETY: all callers pass mappings that they keep as long as the VM exists: guest memory, or pages of
+    // registers. No Rust reference points into them; the VMM accesses them by vm-memory's volatile accesses.
     unsafe { vm.set_user_memory_region(region) }
 }
 

@@ -26,9 +26,12 @@ pub enum Error {
     /// A virtio device can't be created.
     #[error(transparent)]
     Device(#[from] virtio::DeviceError),
-    /// This number of virtio devices exceeds the number of interrupts.
-    #[error("{0} virtio devices, but only {max} interrupts", max = super::layout::MAX_VIRTIO_DEVICES)]
+    /// This number of virtio devices exceeds the number of slots of the PCI bus.
+    #[error("{0} virtio devices, but only {max} PCI slots", max = crate::devices::pci::MAX_SLOTS)]
     TooManyDevices(usize),
+    /// The pages of the devices' registers can't be allocated.
+    #[error("mapping pages for registers: {0}")]
+    RegisterPages(#[from] vm_memory::mmap::MmapRegionError),
     /// The eventfd for the end of the VM can't be created.
     #[error("eventfd: {0}")]
     EventFd(#[from] io::Error),
@@ -85,6 +88,7 @@ impl Failure {
             | Error::Bus(_)
             | Error::Device(_)
             | Error::TooManyDevices(_)
+            | Error::RegisterPages(_)
             | Error::EventFd(_)
             | Error::Thread(_)
             | Error::Jail(_)

@@ -5,7 +5,7 @@ use super::vm_exit::VmExit;
 use super::{Error, layout};
 use crate::bus::Bus;
 use crate::devices::console::Console;
-use crate::devices::pci::{self, EmptyPci};
+use crate::devices::pci::{self, EmptyPorts};
 use crate::devices::power::{self, PowerRegisters};
 use crate::devices::pvpanic::PvPanic;
 use crate::devices::serial::{self, SerialInput, SerialInterrupt};
@@ -34,7 +34,7 @@ pub(super) fn create(vm: &Vm, vm_exit: &VmExit, console: &Console) -> Result<(Io
         "pci",
         u64::from(layout::PCI_PORT),
         u64::from(pci::PORTS),
-        Box::new(EmptyPci::default()),
+        Box::new(EmptyPorts::default()),
     )?;
     ports.insert(
         "power",

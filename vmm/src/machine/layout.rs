@@ -6,10 +6,13 @@
 //! 0x0009_fc00  end of conventional RAM (Linux puts its trampoline for secondary CPUs below)
 //! 0x000e_0000  ACPI tables           0x000f_f000  VM generation id, in a page of its own
 //! 0x0010_0000  RAM: the kernel at its link address (16 MiB by default), the initramfs at the end
-//! 0xd000_0000  RAM ends here at the latest; virtio-mmio windows, one page each
+//! 0xd000_0000  RAM ends here at the latest; PCI configuration space (ECAM) of one bus, 1 MiB
+//! 0xd010_0000  PCI memory window: BAR 0 of each slot, then (0xd018_0000) BAR 1 of each slot
 //! 0xfec0_0000  I/O APIC        0xfee0_0000  local APIC     0xfffb_c000  KVM's internal pages
 //! 0x1_0000_0000  the remaining RAM, then the region for hot-plugged memory (memory::ranges)
 //! ```
+
+use crate::transport::pci::config_space::BAR_BYTES;
 
 /// The GDT that the boot protocol requires.
 pub const GDT: u64 = 0x500;
@@ -34,17 +37,17 @@ pub const GENERATION_ID: u64 = 0xf_f000;
 pub const GENERATION_ID_END: u64 = 0x10_0000;
 /// Start of the RAM for kernel and initramfs.
 pub const HIGH_RAM: u64 = 0x10_0000;
-/// RAM below 4 GiB ends here at the latest; the virtio-mmio windows follow.
-pub const MMIO: u64 = 0xd000_0000;
+/// RAM below 4 GiB ends here at the latest; registers follow.
+pub const MMIO: u64 = PCI_CONFIG as u64;
 /// Start of the RAM that does not fit below [`MMIO`].
 pub const RAM_ABOVE_4G: u64 = 0x1_0000_0000;
 
-/// Size of a virtio-mmio device's window, in bytes.
-pub const MMIO_WINDOW_BYTES: u64 = 0x1000;
-/// Most virtio devices of a VM: each has an interrupt of the I/O APIC's 24.
-pub const MAX_VIRTIO_DEVICES: u8 = 16;
-/// GSI of the first virtio device; the others follow.
-pub const FIRST_VIRTIO_GSI: u8 = 5;
+/// The PCI configuration spaces, [`crate::devices::pci::ECAM_BYTES`].
+pub const PCI_CONFIG: u32 = 0xd000_0000;
+/// The memory window of the PCI bus, from which the BARs are assigned.
+pub const PCI_WINDOW: u32 = 0xd010_0000;
+/// Its size, in bytes.
+pub const PCI_WINDOW_BYTES: u32 = 0x10_0000;
 
 /// The I/O APIC's registers.
 pub const IO_APIC: u32 = 0xfec0_0000;
@@ -59,8 +62,8 @@ pub const TSS: u64 = 0xfffb_d000;
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// GSI of the serial port.
 pub const SERIAL_GSI: u8 = 4;
-/// GSI that reports a new VM generation id; above those of the virtio devices.
-pub const GENERATION_ID_GSI: u8 = 21;
+/// GSI that reports a new VM generation id.
+pub const GENERATION_ID_GSI: u8 = 5;
 /// PCI configuration address (4 ports) and data (4 ports).
 pub const PCI_PORT: u16 = 0xcf8;
 /// pvpanic's I/O port.
@@ -68,25 +71,30 @@ pub const PVPANIC_PORT: u16 = 0x505;
 /// The first of 3 I/O ports: sleep control, sleep status, reset.
 pub const POWER_PORT: u16 = 0x600;
 
-/// First address of the `index`th virtio device's window.
-#[must_use]
-pub const fn mmio_window(index: u8) -> u64 {
-    MMIO + index as u64 * MMIO_WINDOW_BYTES
-}
+const _: () = assert!(PCI_WINDOW + PCI_WINDOW_BYTES <= IO_APIC);
 
-/// GSI of the `index`th virtio device.
+/// The addresses of BAR 0 and BAR 1 of the function in `slot`. The first BARs of all slots are contiguous.
 #[must_use]
-pub const fn virtio_gsi(index: u8) -> u8 {
-    FIRST_VIRTIO_GSI + index
+pub const fn pci_bars(slot: u8) -> [u32; 2] {
+    let bar0 = PCI_WINDOW + slot as u32 * BAR_BYTES;
+    [bar0, bar0 + PCI_WINDOW_BYTES / 2]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::pci;
 
     #[test]
-    fn all_devices_fit_below_the_io_apic_and_have_an_input_of_it() {
-        assert!((virtio_gsi(MAX_VIRTIO_DEVICES)..24).contains(&GENERATION_ID_GSI));
-        assert!(mmio_window(MAX_VIRTIO_DEVICES) < u64::from(IO_APIC));
+    fn the_bars_of_all_slots_fit_into_the_window_and_do_not_overlap() {
+        let mut ranges: Vec<u32> = (0..pci::MAX_SLOTS).flat_map(pci_bars).collect();
+        ranges.sort_unstable();
+        for pair in ranges.windows(2) {
+            assert!(pair[0] + BAR_BYTES <= pair[1], "{pair:x?}");
+        }
+        assert!(ranges[0] >= PCI_WINDOW);
+        let end = ranges[ranges.len() - 1] + BAR_BYTES;
+        assert!(end <= PCI_WINDOW + PCI_WINDOW_BYTES);
+        assert!(u64::from(PCI_CONFIG) + pci::ECAM_BYTES <= u64::from(PCI_WINDOW));
     }
 }

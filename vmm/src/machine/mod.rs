@@ -102,12 +102,12 @@ pub fn build(
     let generation_id = create_generation_id(&vm, &memory).map_err(Failure::at("create devices"))?;
     let devices = virtio_devices::create(devices, confinement, &vm_exit)
         .map_err(Failure::at("create virtio devices"))?;
-    let virtio_count = virtio_devices::attach(devices, &vm, &memory, &mut buses)
+    virtio_devices::attach(devices, &vm, &memory, &mut buses)
         .map_err(Failure::at("attach virtio devices"))?;
     let buses = Arc::new(buses);
     on_step("devices created");
 
-    write_boot_data(config, &memory, initrd, virtio_count).map_err(Failure::at("write boot data"))?;
+    write_boot_data(config, &memory, initrd).map_err(Failure::at("write boot data"))?;
     let vcpus = vcpus::Plan {
         count: config.vcpus,
         entry: images.kernel.entry,
@@ -209,15 +209,9 @@ fn load_images(
 }
 
 /// Writes what the kernel reads at boot: ACPI tables, command line and zero page.
-fn write_boot_data(
-    config: &Config,
-    memory: &Memory,
-    initrd: initrd::Location,
-    virtio_devices: u8,
-) -> Result<(), Error> {
+fn write_boot_data(config: &Config, memory: &Memory, initrd: initrd::Location) -> Result<(), Error> {
     let tables = acpi::build(&acpi::Platform {
         vcpus: config.vcpus,
-        virtio_devices,
         serial: config.console == ConsoleOutput::Terminal,
     });
     tables.write(memory)?;

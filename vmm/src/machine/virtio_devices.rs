@@ -1,15 +1,24 @@
-//! The virtio devices of a VM: creates each with its worker and attaches it to an MMIO window, an interrupt
-//! and notifications. Called by the machine's steps, before any thread runs guest code.
+//! The virtio devices of a VM: creates each with its worker and puts it into a slot of the PCI bus, with
+//! registers, interrupts and notifications. Called by the machine's steps, before any thread runs guest code.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::vm_exit::VmExit;
 use super::{Error, layout};
+use crate::devices::pci::{self, ConfigWindow};
 use crate::jail::Confinement;
 use crate::kvm::Vm;
 use crate::kvm::vcpu::IoBuses;
-use crate::transport::mmio::{INTERRUPT_ACK, KvmNotifiers, MmioTransport, QUEUE_NOTIFY, USED_BUFFERS};
+use crate::transport::pci::config_space::BAR_BYTES;
+use crate::transport::pci::function::FunctionPages;
+use crate::transport::pci::page::{PAGE_BYTES, RegisterPages};
+use crate::transport::pci::{PciTransport, Placement, notify_offset};
 use crate::virtio::{Device, DeviceError, Env, Memory, Report, balloon, rng};
+
+/// Pages of BAR 0.
+const BAR0_PAGES: usize = 2;
+/// Pages that the guest reads of each function: its configuration space and BAR 0.
+const PAGES_PER_FUNCTION: usize = 1 + BAR0_PAGES;
 
 /// Creates one device with its worker.
 pub type DeviceBuilder = Box<dyn FnOnce(&Env) -> Result<Device, DeviceError>>;
@@ -21,7 +30,7 @@ type Spawn = fn(&Env) -> Result<Device, DeviceError>;
 /// others.
 const EVERY_VM: [Spawn; 2] = [rng::spawn, balloon::spawn];
 
-/// Creates the devices with their workers, in the order of their MMIO windows: those of `builders`, then those
+/// Creates the devices with their workers, in the order of their slots: those of `builders`, then those
 /// that every VM has.
 pub(super) fn create(
     builders: Vec<DeviceBuilder>,
@@ -48,39 +57,82 @@ fn worker_env(confinement: &Confinement, vm_exit: &VmExit) -> Env {
     }
 }
 
-/// Attaches each of `devices` to the MMIO bus and to KVM; returns how many there are.
+/// Puts each of `devices` into a slot of the PCI bus and attaches it to KVM.
 pub(super) fn attach(
     devices: Vec<Device>,
     vm: &Vm,
     memory: &Arc<Memory>,
     buses: &mut IoBuses,
-) -> Result<u8, Error> {
-    let count = u8::try_from(devices.len())
-        .ok()
-        .filter(|count| *count <= layout::MAX_VIRTIO_DEVICES);
-    let count = count.ok_or(Error::TooManyDevices(devices.len()))?;
-    for (index, device) in (0..count).zip(devices) {
-        let window = layout::mmio_window(index);
-        let notifiers = notifiers(&device, vm, index)?;
-        let name = device.name();
-        let transport = MmioTransport::new(device, Arc::clone(memory), notifiers);
-        buses
-            .mmio
-            .insert(name, window, layout::MMIO_WINDOW_BYTES, Box::new(transport))?;
+) -> Result<(), Error> {
+    let count = devices.len();
+    if count > usize::from(pci::MAX_SLOTS) {
+        return Err(Error::TooManyDevices(count));
     }
-    Ok(count)
+    let config_pages = RegisterPages::allocate(count.saturating_mul(PAGES_PER_FUNCTION))?;
+    let bar0_pages = config_pages.skip(count);
+    let mut window = ConfigWindow::default();
+    for (slot, device) in (0..).zip(devices) {
+        let index = usize::from(slot);
+        let pages = FunctionPages {
+            config: config_pages.skip(index),
+            bar0: bar0_pages.skip(index.saturating_mul(BAR0_PAGES)),
+        };
+        let name = device.name();
+        let placement = placement(&device, vm, slot, pages)?;
+        let [bar0, bar1] = placement.bars.map(u64::from);
+        let transport = PciTransport::new(device, Arc::clone(memory), placement);
+        let areas = PciTransport::areas(&Arc::new(Mutex::new(transport)));
+        buses.mmio.insert(name, bar0, u64::from(BAR_BYTES), areas.bar0)?;
+        buses.mmio.insert(
+            format!("{name} notifications"),
+            bar1,
+            u64::from(BAR_BYTES),
+            areas.bar1,
+        )?;
+        window.push(areas.config);
+    }
+    let ecam = u64::from(layout::PCI_CONFIG);
+    buses
+        .mmio
+        .insert("pci configuration", ecam, pci::ECAM_BYTES, Box::new(window))?;
+    map_registers(vm, &config_pages, count)
 }
 
-/// Registers the irqfd and the ioeventfds of the `index`th device with KVM.
-fn notifiers(device: &Device, vm: &Vm, index: u8) -> Result<KvmNotifiers, Error> {
-    let window = layout::mmio_window(index);
+/// Lets the guest read the registers of the devices in the first `count` slots without exits.
+fn map_registers(vm: &Vm, config_pages: &RegisterPages, count: usize) -> Result<(), Error> {
+    let bar0_bytes = (0..count).map(|_| u64::from(BAR_BYTES)).sum();
+    vm.map_registers(
+        0,
+        u64::from(layout::PCI_WINDOW),
+        &config_pages.skip(count),
+        bar0_bytes,
+    )?;
+    for (slot, index) in (0..).zip(0..count) {
+        let address = u64::from(layout::PCI_CONFIG).saturating_add(pci::slot_offset(slot));
+        let page = config_pages.skip(index);
+        vm.map_registers(
+            u32::from(slot).saturating_add(1),
+            address,
+            &page,
+            PAGE_BYTES as u64,
+        )?;
+    }
+    Ok(())
+}
+
+/// The addresses and notifications of the device in `slot`. Registers the ioeventfds with KVM.
+fn placement(device: &Device, vm: &Vm, slot: u8, pages: FunctionPages) -> Result<Placement, Error> {
+    let bars = layout::pci_bars(slot);
+    let [_, notifications] = bars;
     let mut ioeventfds = Vec::new();
     for (queue, _) in (0..).zip(device.queue_sizes()) {
-        ioeventfds.push(vm.ioeventfd(window.saturating_add(QUEUE_NOTIFY), queue)?);
+        let address = notifications.saturating_add(notify_offset(queue));
+        ioeventfds.push(vm.ioeventfd(u64::from(address))?);
     }
-    vm.discard_writes(window.saturating_add(INTERRUPT_ACK), USED_BUFFERS)?;
-    Ok(KvmNotifiers {
-        irqfd: vm.irqfd(layout::virtio_gsi(index))?,
+    Ok(Placement {
+        bars,
+        pages,
         ioeventfds,
+        send: vm.message_sender(),
     })
 }

@@ -58,7 +58,7 @@ fn create_vm(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VmFd, String> {
     let host = memory
         .get_host_address(GuestAddress(0))
         .map_err(|error| format!("address of guest memory: {error}"))?;
-    raw::set_slot(&vm, 0, (0, guest::MEMORY_BYTES as u64), host.addr() as u64)
+    raw::set_slot(&vm, 0, 0, (0, guest::MEMORY_BYTES as u64), host.addr() as u64)
         .map_err(|error| format!("KVM_SET_USER_MEMORY_REGION: {error}"))?;
     Ok(vm)
 }

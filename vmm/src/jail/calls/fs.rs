@@ -11,7 +11,7 @@ pub static PROFILE: Profile = Profile {
     name: "fs",
     capabilities: CAPABILITIES,
     own_working_directory: true,
-    calls: &[common::CALLS, worker::CALLS, CALLS],
+    calls: &[common::CALLS, worker::CALLS, worker::INTERRUPT, CALLS],
 };
 
 /// CAP_DAC_READ_SEARCH is left out because it permits open_by_handle_at, which opens any file of a file

@@ -61,6 +61,9 @@ pub static ALL: &[&Profile] = &[
     &vsock::STANDALONE,
 ];
 
+/// `_IOW(KVMIO, 0xa5, struct kvm_msi)`: sends an interrupt to the guest.
+pub(super) const KVM_SIGNAL_MSI: u64 = 0x4020_aea5;
+
 /// An allowed system call.
 #[derive(Debug, Clone, Copy)]
 pub struct Call {

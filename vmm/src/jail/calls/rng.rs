@@ -9,5 +9,5 @@ pub static PROFILE: Profile = Profile {
     name: "rng",
     capabilities: CapabilitySet::empty(),
     own_working_directory: false,
-    calls: &[common::CALLS, worker::CALLS],
+    calls: &[common::CALLS, worker::CALLS, worker::INTERRUPT],
 };

@@ -1,7 +1,7 @@
 //! System calls of a vCPU thread: KVM_RUN, and what emulated registers do when the guest accesses them: wake
 //! a worker by its eventfd, write the console. It opens no file and creates no thread.
 
-use super::{Call, any, one_of};
+use super::{Call, KVM_SIGNAL_MSI, any, one_of};
 
 /// `_IO(KVMIO, 0x80)`.
 const KVM_RUN: u64 = 0xae80;
@@ -12,8 +12,9 @@ pub const CALLS: &[Call] = &[
     one_of(
         libc::SYS_ioctl,
         1,
-        &[KVM_RUN, KVM_GET_REGS],
-        "runs the guest; reads RIP for the message about an unexpected VM exit",
+        &[KVM_RUN, KVM_GET_REGS, KVM_SIGNAL_MSI],
+        "runs the guest; reads RIP for the message about an unexpected VM exit; sends a pending interrupt that \
+         the driver unmasks",
     ),
     any(libc::SYS_pwrite64, "writes the console's ring"),
 ];

@@ -2,7 +2,7 @@
 
 use rustix::thread::CapabilitySet;
 
-use super::{Call, Profile, any, common, one_of, worker};
+use super::{Call, KVM_SIGNAL_MSI, Profile, any, common, one_of, worker};
 
 /// The worker of virtio-vsock under the shim.
 pub static PROFILE: Profile = Profile {
@@ -31,8 +31,8 @@ const STREAMS: &[Call] = &[
     one_of(
         libc::SYS_ioctl,
         1,
-        &[libc::FIONBIO],
-        "makes a stream non-blocking",
+        &[libc::FIONBIO, KVM_SIGNAL_MSI],
+        "makes a stream non-blocking; interrupts the driver",
     ),
 ];
 

@@ -7,18 +7,24 @@ use crate::virtio::testing::recorded_calls;
 /// each with the place.
 type Row = (&'static Profile, &'static str, &'static [(i64, &'static str)]);
 
+/// The tests of the devices count interrupts instead of sending them. vsock makes other ioctls.
+const INTERRUPT: (i64, &str) = (libc::SYS_ioctl, "the transport, to send an interrupt");
+
 const DEVICES: [Row; 5] = [
-    (&balloon::PROFILE, "virtio::balloon::tests::", &[]),
-    (&rng::PROFILE, "virtio::rng::tests::", &[]),
+    (&balloon::PROFILE, "virtio::balloon::tests::", &[INTERRUPT]),
+    (&rng::PROFILE, "virtio::rng::tests::", &[INTERRUPT]),
     (&vsock::PROFILE, "virtio::vsock::tests::", &[]),
     (&vsock::STANDALONE, "virtio::vsock::tests::", &[]),
     (
         &fs::PROFILE,
         "virtio::fs::tests::",
-        &[(
-            libc::SYS_prctl,
-            "libcap-ng, if it can't read /proc; so only in the jail",
-        )],
+        &[
+            INTERRUPT,
+            (
+                libc::SYS_prctl,
+                "libcap-ng, if it can't read /proc; so only in the jail",
+            ),
+        ],
     ),
 ];
 

@@ -74,7 +74,7 @@ impl Ranges {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::layout::{IO_APIC, MAX_VIRTIO_DEVICES, TSS, mmio_window};
+    use crate::machine::layout::{IO_APIC, PCI_CONFIG, PCI_WINDOW, PCI_WINDOW_BYTES, TSS};
 
     const SIZES: [u64; 8] = [
         4096,
@@ -93,8 +93,9 @@ mod tests {
             let ranges = Ranges::of(bytes);
             assert_eq!(ranges.boot_bytes(), bytes);
             for window in [
-                mmio_window(0),
-                mmio_window(MAX_VIRTIO_DEVICES),
+                PCI_CONFIG.into(),
+                PCI_WINDOW.into(),
+                (PCI_WINDOW + PCI_WINDOW_BYTES - 1).into(),
                 IO_APIC.into(),
                 TSS,
             ] {
