@@ -10,13 +10,14 @@ use super::Check;
 
 const DEVICE: &str = "/dev/kvm";
 /// The capabilities that the VMM requires.
-const NEEDED: [(Cap, &str); 9] = [
-    (Cap::Irqchip, "IRQCHIP"),
+const NEEDED: [(Cap, &str); 10] = [
+    (Cap::SplitIrqchip, "SPLIT_IRQCHIP"),
     (Cap::UserMemory, "USER_MEMORY"),
     (Cap::SetTssAddr, "SET_TSS_ADDR"),
     (Cap::ExtCpuid, "EXT_CPUID"),
     (Cap::MpState, "MP_STATE"),
-    (Cap::Irqfd, "IRQFD"),
+    (Cap::SignalMsi, "SIGNAL_MSI"),
+    (Cap::ReadonlyMem, "READONLY_MEM"),
     (Cap::Ioeventfd, "IOEVENTFD"),
     (Cap::ImmediateExit, "IMMEDIATE_EXIT"),
     (Cap::TscDeadlineTimer, "TSC_DEADLINE_TIMER"),

@@ -156,7 +156,7 @@ fn madt_for(vcpus: u8) -> MADT {
     for id in 0..vcpus {
         table.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
     }
-    table.add_structure(IoApic::new(vcpus, layout::IO_APIC, 0));
+    table.add_structure(IoApic::new(vcpus, layout::IO_APIC, u32::from(layout::GSIS.start)));
     table
 }
 

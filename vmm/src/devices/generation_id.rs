@@ -7,8 +7,8 @@ use std::io;
 use std::sync::Arc;
 
 use vm_memory::{Bytes as _, GuestAddress};
-use vmm_sys_util::eventfd::EventFd;
 
+use super::io_apic::Pin;
 use crate::machine::layout;
 use crate::virtio::Memory;
 
@@ -27,19 +27,18 @@ pub enum Error {
 }
 
 /// The id of one VM, at [`layout::GENERATION_ID`].
-#[derive(Debug)]
 pub struct GenerationId {
     memory: Arc<Memory>,
-    interrupt: EventFd,
+    interrupt: Pin,
 }
 
 impl GenerationId {
-    /// Writes the first id, which the guest finds at boot. `interrupt` is the irqfd of
+    /// Writes the first id, which the guest finds at boot. `interrupt` is the pin of
     /// [`layout::GENERATION_ID_GSI`].
     ///
     /// # Errors
     /// [`Error::Entropy`] or [`Error::Memory`].
-    pub fn create(memory: Arc<Memory>, interrupt: EventFd) -> Result<Self, Error> {
+    pub fn create(memory: Arc<Memory>, interrupt: Pin) -> Result<Self, Error> {
         let id = Self { memory, interrupt };
         id.write_random()?;
         Ok(id)
@@ -51,7 +50,7 @@ impl GenerationId {
     /// [`Error`]; only [`Error::Interrupt`] leaves a new id behind.
     pub fn renew(&self) -> Result<(), Error> {
         self.write_random()?;
-        self.interrupt.write(1).map_err(Error::Interrupt)
+        self.interrupt.raise().map_err(Error::Interrupt)
     }
 
     /// 128 random bits, as the specification requires: no two VMs, and no two lives of one, have the same id.
@@ -67,7 +66,22 @@ impl GenerationId {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
     use super::*;
+    use crate::bus::BusDevice as _;
+    use crate::devices::io_apic::IoApic;
+    use crate::transport::pci::msix::Message;
+
+    /// An I/O APIC whose only pin, 5, is not masked, and its messages.
+    fn io_apic() -> (IoApic, Receiver<Message>) {
+        let (sender, messages) = channel();
+        let send = move |message| sender.send(message).map_err(io::Error::other);
+        let mut io_apic = IoApic::new(5..6, Arc::new(send));
+        io_apic.write(0, &[0x10, 0, 0, 0]);
+        io_apic.write(0x10, &[0x31, 0, 0, 0]);
+        (io_apic, messages)
+    }
 
     fn read(memory: &Memory) -> [u8; 16] {
         memory.read_obj(GuestAddress(layout::GENERATION_ID)).unwrap()
@@ -76,22 +90,22 @@ mod tests {
     #[test]
     fn each_id_is_new_and_only_a_change_interrupts_the_guest() {
         let memory = Arc::new(crate::machine::memory::allocate(2 << 20).unwrap());
-        let interrupt = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let id = GenerationId::create(Arc::clone(&memory), interrupt.try_clone().unwrap()).unwrap();
+        let (io_apic, interrupts) = io_apic();
+        let id = GenerationId::create(Arc::clone(&memory), io_apic.pin(5)).unwrap();
         let first = read(&memory);
         assert_ne!(first, [0; 16]);
-        assert!(interrupt.read().is_err(), "no interrupt at boot");
+        assert!(interrupts.try_recv().is_err(), "no interrupt at boot");
         id.renew().unwrap();
         assert_ne!(read(&memory), first);
-        assert_eq!(interrupt.read().unwrap(), 1);
+        assert_eq!(interrupts.try_iter().count(), 1);
     }
 
     #[test]
     fn memory_without_room_for_the_id_is_an_error() {
         let memory = Arc::new(crate::machine::memory::allocate(4096).unwrap());
-        let interrupt = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let (io_apic, _) = io_apic();
         assert!(matches!(
-            GenerationId::create(memory, interrupt),
+            GenerationId::create(memory, io_apic.pin(5)),
             Err(Error::Memory(_))
         ));
     }

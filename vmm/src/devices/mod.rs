@@ -1,6 +1,6 @@
-//! Devices without virtio. Those on the buses ([`crate::bus`]) are the serial port, pvpanic, the power registers
-//! and the PCI bus; vCPU threads call them on each access. The VM generation id is in memory. The guest chooses
-//! all values, so no code here may panic on any.
+//! Devices without virtio. Those on the buses ([`crate::bus`]) are the serial port, pvpanic, the power
+//! registers, the I/O APIC and the PCI bus; vCPU threads call them on each access. The VM generation id is in
+//! memory. The guest chooses all values, so no code here may panic on any.
 #![cfg_attr(
     not(test),
     deny(
@@ -14,6 +14,7 @@
 
 pub mod console;
 pub mod generation_id;
+pub mod io_apic;
 pub mod pci;
 pub mod power;
 pub mod pvpanic;

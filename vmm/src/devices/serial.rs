@@ -6,23 +6,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::console::Console;
+use super::io_apic::Pin;
 use crate::bus::BusDevice;
 
 /// Number of I/O ports.
 pub const PORTS: u16 = 8;
 
-/// The port's interrupt: its irqfd.
-#[derive(Debug)]
-pub struct SerialInterrupt(pub EventFd);
+/// The port's interrupt.
+pub struct SerialInterrupt(pub Pin);
 
 impl Trigger for SerialInterrupt {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
+        self.0.raise()
     }
 }
 
@@ -91,10 +90,8 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(nacre_protocol::console::RING_BYTES).unwrap();
         let console = Console::new(Some(file.try_clone().unwrap()), ConsoleOutput::RingOnly);
-        let (mut port, input) = create(
-            SerialInterrupt(EventFd::new(libc::EFD_NONBLOCK).unwrap()),
-            console,
-        );
+        let io_apic = crate::devices::io_apic::IoApic::new(0..1, Arc::new(|_| Ok(())));
+        let (mut port, input) = create(SerialInterrupt(io_apic.pin(0)), console);
         port.write(0, b"h");
         port.write(0, b"i\n");
         port.write(999, b"x");

@@ -1,4 +1,4 @@
-//! The VM as a KVM object: in-kernel interrupt controllers, memory slots, irqfds and ioeventfds. Called by
+//! The VM as a KVM object: local APICs, memory slots, interrupts and ioeventfds. Called by
 //! the machine's steps. The guest itself runs in [`vcpu`].
 
 pub mod cpuid;
@@ -13,7 +13,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_msi};
+use kvm_bindings::{
+    KVM_CAP_PMU_CAPABILITY, KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
+    kvm_msi,
+};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{GuestMemory as _, GuestMemoryRegion as _};
 use vmm_sys_util::eventfd::EventFd;
@@ -28,8 +31,7 @@ use crate::virtio::Memory;
 /// The capabilities that the VMM relies on, with their names in error messages.
 const REQUIRED: &[(Cap, &str)] = &[
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
-    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
     (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
     (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
@@ -103,10 +105,13 @@ impl Vm {
             .map_err(error_at("setting the identity map's address"))?;
         fd.set_tss_address(tss)
             .map_err(error_at("setting the TSS address"))?;
-        // Both the local APICs and the I/O APIC, as a controller in user space would cost exits for each
-        // interrupt. No PIT.
-        fd.create_irq_chip()
-            .map_err(error_at("creating the interrupt controllers"))?;
+        // The local APICs only; devices send messages to them. The I/O APIC is one of the VMM's devices, and
+        // KVM reserves no interrupt route for it. No PIC and no PIT.
+        fd.enable_cap(&kvm_enable_cap {
+            cap: KVM_CAP_SPLIT_IRQCHIP,
+            ..Default::default()
+        })
+        .map_err(error_at("creating the interrupt controllers"))?;
         Ok(Self {
             kvm,
             fd: Arc::new(fd),
@@ -189,18 +194,6 @@ impl Vm {
         Ok(supported)
     }
 
-    /// An eventfd whose writes raise the interrupt `gsi`, edge-triggered.
-    ///
-    /// # Errors
-    /// [`Error::Ioctl`] if KVM refuses or no descriptor is left.
-    pub fn irqfd(&self, gsi: u8) -> Result<EventFd, Error> {
-        let event = new_eventfd()?;
-        self.fd
-            .register_irqfd(&event, u32::from(gsi))
-            .map_err(error_at("registering an irqfd"))?;
-        Ok(event)
-    }
-
     /// An eventfd that KVM writes when the guest writes to `address`, whatever it writes; no vCPU exits to user
     /// space.
     ///
@@ -268,11 +261,10 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn memory_irqfds_and_ioeventfds_can_be_registered() {
+    fn memory_registers_and_ioeventfds_can_be_registered() {
         let Some(vm) = vm() else { return };
         let memory = crate::machine::memory::allocate(4 << 20).unwrap();
         vm.set_memory(&memory).unwrap();
-        vm.irqfd(layout::SERIAL_GSI).unwrap();
         let [bar0, bar1] = layout::pci_bars(0).map(u64::from);
         vm.ioeventfd(bar1).unwrap();
         vm.ioeventfd(bar1 + 4).unwrap();

@@ -1,21 +1,25 @@
-//! The port I/O devices that every VM has, at the ports of [`layout`]. Called by the machine's steps; virtio
-//! devices are added to the MMIO bus by [`super::virtio_devices`].
+//! The devices that every VM has besides the virtio devices, at the ports and addresses of [`layout`]. Called by
+//! the machine's steps; [`super::virtio_devices`] adds the PCI bus.
 
 use super::vm_exit::VmExit;
 use super::{Error, layout};
 use crate::bus::Bus;
 use crate::devices::console::Console;
+use crate::devices::io_apic::{self, IoApic};
 use crate::devices::pci::{self, EmptyPorts};
 use crate::devices::power::{self, PowerRegisters};
 use crate::devices::pvpanic::PvPanic;
 use crate::devices::serial::{self, SerialInput, SerialInterrupt};
-use crate::kvm::Vm;
 use crate::kvm::vcpu::{IoBuses, OtherExits};
 
-/// Creates both buses: the port bus with its devices, and the empty MMIO bus. Returns the serial port's
-/// receiving side with them.
-pub(super) fn create(vm: &Vm, vm_exit: &VmExit, console: &Console) -> Result<(IoBuses, SerialInput), Error> {
-    let interrupt = SerialInterrupt(vm.irqfd(layout::SERIAL_GSI)?);
+/// Creates both buses with these devices, of which `io_apic` is one. Returns the serial port's receiving side
+/// with them.
+pub(super) fn create(
+    io_apic: IoApic,
+    vm_exit: &VmExit,
+    console: &Console,
+) -> Result<(IoBuses, SerialInput), Error> {
+    let interrupt = SerialInterrupt(io_apic.pin(layout::SERIAL_GSI));
     let (serial, serial_input) = serial::create(interrupt, console.clone());
     let mut ports = Bus::new("port");
     ports.insert(
@@ -42,9 +46,16 @@ pub(super) fn create(vm: &Vm, vm_exit: &VmExit, console: &Console) -> Result<(Io
         u64::from(power::PORTS),
         Box::new(PowerRegisters::new(vm_exit.clone())),
     )?;
+    let mut mmio = Bus::new("mmio");
+    mmio.insert(
+        "io apic",
+        u64::from(layout::IO_APIC),
+        io_apic::BYTES,
+        Box::new(io_apic),
+    )?;
     let buses = IoBuses {
         ports,
-        mmio: Bus::new("mmio"),
+        mmio,
         other_exits: OtherExits::default(),
     };
     Ok((buses, serial_input))

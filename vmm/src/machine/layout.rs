@@ -12,6 +12,8 @@
 //! 0x1_0000_0000  the remaining RAM, then the region for hot-plugged memory (memory::ranges)
 //! ```
 
+use std::ops::Range;
+
 use crate::transport::pci::config_space::BAR_BYTES;
 
 /// The GDT that the boot protocol requires.
@@ -60,6 +62,8 @@ pub const TSS: u64 = 0xfffb_d000;
 
 /// The serial port's first I/O port, of 8.
 pub const SERIAL_PORT: u16 = 0x3f8;
+/// The GSIs, each a pin of the I/O APIC. The virtio devices have none.
+pub const GSIS: Range<u8> = SERIAL_GSI..GENERATION_ID_GSI + 1;
 /// GSI of the serial port.
 pub const SERIAL_GSI: u8 = 4;
 /// GSI that reports a new VM generation id.

@@ -27,6 +27,7 @@ use crate::boot::{self, cmdline, initrd, kernel, zero_page};
 use crate::config::{Config, ConsoleOutput};
 use crate::devices::console::Console;
 use crate::devices::generation_id::{self, GenerationId};
+use crate::devices::io_apic::IoApic;
 use crate::devices::serial::SerialInput;
 use crate::jail::Confinement;
 use crate::kvm::Vm;
@@ -97,9 +98,10 @@ pub fn build(
 
     let vm_exit = VmExit::new().map_err(Failure::at("create devices"))?;
     let console = Console::new(console_ring, config.console);
+    let io_apic = IoApic::new(layout::GSIS, vm.message_sender());
+    let generation_id = create_generation_id(&io_apic, &memory).map_err(Failure::at("create devices"))?;
     let (mut buses, serial_input) =
-        io_devices::create(&vm, &vm_exit, &console).map_err(Failure::at("create devices"))?;
-    let generation_id = create_generation_id(&vm, &memory).map_err(Failure::at("create devices"))?;
+        io_devices::create(io_apic, &vm_exit, &console).map_err(Failure::at("create devices"))?;
     let devices = virtio_devices::create(devices, confinement, &vm_exit)
         .map_err(Failure::at("create virtio devices"))?;
     virtio_devices::attach(devices, &vm, &memory, &mut buses)
@@ -191,8 +193,8 @@ fn create_vm(kvm: OwnedFd, memory: &Memory) -> Result<Vm, Error> {
     Ok(vm)
 }
 
-fn create_generation_id(vm: &Vm, memory: &Arc<Memory>) -> Result<GenerationId, Error> {
-    let interrupt = vm.irqfd(layout::GENERATION_ID_GSI)?;
+fn create_generation_id(io_apic: &IoApic, memory: &Arc<Memory>) -> Result<GenerationId, Error> {
+    let interrupt = io_apic.pin(layout::GENERATION_ID_GSI);
     Ok(GenerationId::create(Arc::clone(memory), interrupt)?)
 }
 

@@ -17,7 +17,7 @@ pub enum Half {
 
 impl Half {
     /// `register` with this half replaced by `value`.
-    pub(super) fn replace(self, register: u64, value: u32) -> u64 {
+    pub(crate) fn replace(self, register: u64, value: u32) -> u64 {
         match self {
             Self::Low => register & !u64::from(u32::MAX) | u64::from(value),
             Self::High => register & u64::from(u32::MAX) | u64::from(value) << 32,

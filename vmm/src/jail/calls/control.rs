@@ -1,7 +1,7 @@
 //! System calls of the main thread once the VM runs: the control socket, the console's input when the VMM
 //! runs standalone, and the VM's exit.
 
-use super::{Call, any};
+use super::{Call, KVM_SIGNAL_MSI, any, one_of};
 
 pub const CALLS: &[Call] = &[
     any(
@@ -13,6 +13,12 @@ pub const CALLS: &[Call] = &[
     any(
         libc::SYS_pread64,
         "reads KVM's statistics, for the counts of VM exits",
+    ),
+    one_of(
+        libc::SYS_ioctl,
+        1,
+        &[KVM_SIGNAL_MSI],
+        "interrupts the driver of the serial port",
     ),
     any(libc::SYS_pwrite64, "writes the console's last line to its ring"),
 ];
