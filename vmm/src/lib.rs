@@ -21,6 +21,7 @@ pub mod kvm;
 mod log;
 pub mod machine;
 pub mod main_loop;
+pub mod msi;
 pub mod probe;
 pub mod process;
 pub mod shim_managed;

@@ -13,11 +13,15 @@
     )
 )]
 
+mod half;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::log::LimitedLog;
+
+pub use self::half::Half;
 
 /// A device with registers. The bus passes only accesses of 1 to 8 bytes that lie within the device's range.
 pub trait BusDevice: Send {

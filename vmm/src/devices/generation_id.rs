@@ -71,7 +71,7 @@ mod tests {
     use super::*;
     use crate::bus::BusDevice as _;
     use crate::devices::io_apic::IoApic;
-    use crate::transport::pci::msix::Message;
+    use crate::msi::Message;
 
     /// An I/O APIC whose only pin, 5, is not masked, and its messages.
     fn io_apic() -> (IoApic, Receiver<Message>) {

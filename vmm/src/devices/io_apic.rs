@@ -10,9 +10,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bus::BusDevice;
-use crate::transport::pci::function::SendMessage;
-use crate::transport::pci::msix::Message;
-use crate::transport::queue::Half;
+use crate::bus::Half;
+use crate::msi::Message;
+use crate::msi::SendMessage;
 
 /// Size of the registers, in bytes.
 pub const BYTES: u64 = 0x20;

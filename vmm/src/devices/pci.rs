@@ -2,7 +2,7 @@
 //! nothing. Called by vCPU threads.
 //!
 //! Linux accesses the first 256 bytes of a configuration space by ports whenever these work, with two exits
-//! for each access, but only in segment 0. So the devices are in segment 1, and the ports respond only because
+//! for each access, but only in segment 0. So the devices are in segment 1. The ports respond only because
 //! Linux would otherwise print that it found no PCI, with an exit for each character.
 
 use crate::bus::BusDevice;

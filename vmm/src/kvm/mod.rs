@@ -21,11 +21,11 @@ use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{GuestMemory as _, GuestMemoryRegion as _};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::bus::Half;
 use crate::machine::layout;
-use crate::transport::pci::function::SendMessage;
-use crate::transport::pci::msix::Message;
+use crate::msi::Message;
+use crate::msi::SendMessage;
 use crate::transport::pci::page::RegisterPages;
-use crate::transport::queue::Half;
 use crate::virtio::Memory;
 
 /// The capabilities that the VMM relies on, with their names in error messages.
@@ -131,8 +131,8 @@ impl Vm {
         Ok(())
     }
 
-    /// Maps the first `bytes` of `pages` into the guest at `address`, as the `index`th such mapping: the guest
-    /// reads them without an exit; its writes exit as if there were no memory.
+    /// Maps the first `bytes` of `pages` into the guest at `address`, as the `index`th such mapping. The
+    /// guest reads them without an exit; its writes exit as if there were no memory.
     ///
     /// # Errors
     /// [`Error::Ioctl`] if KVM refuses the memory slot.
@@ -194,12 +194,12 @@ impl Vm {
         Ok(supported)
     }
 
-    /// An eventfd that KVM writes when the guest writes to `address`, whatever it writes; no vCPU exits to user
-    /// space.
+    /// An eventfd that KVM writes when the guest writes to `address`, whatever it writes; no vCPU exits to
+    /// user space.
     ///
     /// # Errors
-    /// [`Error::Ioctl`] if KVM refuses, as it does for an address that is registered already, or no descriptor
-    /// is left.
+    /// [`Error::Ioctl`] if KVM refuses, as it does for an address that is registered already, or no
+    /// descriptor is left.
     pub fn ioeventfd(&self, address: u64) -> Result<EventFd, Error> {
         let event = new_eventfd()?;
         self.fd
@@ -272,6 +272,19 @@ pub(crate) mod tests {
         let pages = RegisterPages::allocate(2).unwrap();
         vm.map_registers(0, bar0, &pages, 0x2000).unwrap();
         assert!(vm.map_registers(1, bar0, &pages, 0x1000).is_err(), "overlaps");
+    }
+
+    #[test]
+    fn a_message_is_accepted_for_a_vcpu_that_exists_only() {
+        let Some(vm) = vm() else { return };
+        let send = vm.message_sender();
+        let message = Message {
+            address: 0xfee0_0000,
+            data: 0x31,
+        };
+        assert!(send(message).is_err(), "there is no vCPU");
+        let _vcpu = vm.create_vcpu(0).unwrap();
+        send(message).unwrap();
     }
 
     #[test]

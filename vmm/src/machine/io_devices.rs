@@ -1,5 +1,5 @@
-//! The devices that every VM has besides the virtio devices, at the ports and addresses of [`layout`]. Called by
-//! the machine's steps; [`super::virtio_devices`] adds the PCI bus.
+//! The devices that every VM has besides the virtio devices, at the ports and addresses of [`layout`]. Called
+//! by the machine's steps; [`super::virtio_devices`] adds the PCI bus.
 
 use super::vm_exit::VmExit;
 use super::{Error, layout};

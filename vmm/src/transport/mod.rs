@@ -1,5 +1,5 @@
-//! Virtio transports: how a device and its driver communicate. Devices do not depend on them. The guest
-//! chooses all register values, so no code here may panic on any.
+//! The virtio transport: how a device and its driver communicate. virtio-pci is the only one; devices do not
+//! depend on it. The guest chooses all register values, so no code here may panic on any.
 //!
 //! [`status`] has the driver's initialization sequence, [`queue`] checks a queue's setup; both are pure.
 #![cfg_attr(
@@ -13,7 +13,6 @@
     )
 )]
 
-pub mod mmio;
 pub mod pci;
-pub(crate) mod queue;
+mod queue;
 mod status;

@@ -3,43 +3,15 @@
 
 use virtio_queue::{Queue, QueueState, QueueT as _};
 
+use crate::bus::Half;
 use crate::virtio::Memory;
 use crate::virtio::rings::{BadRings, Ring, Rings};
-
-/// Half of a 64-bit register.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Half {
-    /// Bits 31:0.
-    Low,
-    /// Bits 63:32.
-    High,
-}
-
-impl Half {
-    /// `register` with this half replaced by `value`.
-    pub(crate) fn replace(self, register: u64, value: u32) -> u64 {
-        match self {
-            Self::Low => register & !u64::from(u32::MAX) | u64::from(value),
-            Self::High => register & u64::from(u32::MAX) | u64::from(value) << 32,
-        }
-    }
-
-    /// This half of `register`.
-    pub(crate) fn of(self, register: u64) -> u32 {
-        let half = match self {
-            Self::Low => register & u64::from(u32::MAX),
-            Self::High => register >> 32,
-        };
-        u32::try_from(half).unwrap_or_default()
-    }
-}
 
 /// The registers of a queue.
 #[derive(Debug)]
 pub(super) struct QueueSetup {
     max_size: u16,
-    /// As the driver wrote it; a valid one fits into 16 bits.
-    size: u32,
+    size: u16,
     addresses: [u64; 3],
     ready: bool,
 }
@@ -48,19 +20,15 @@ impl QueueSetup {
     pub(super) fn new(max_size: u16) -> Self {
         Self {
             max_size,
-            size: u32::from(max_size),
+            size: max_size,
             addresses: [0; 3],
             ready: false,
         }
     }
 
-    pub(super) fn max_size(&self) -> u16 {
-        self.max_size
-    }
-
     /// As the driver wrote it; the largest size at first.
     pub(super) fn size(&self) -> u16 {
-        u16::try_from(self.size).unwrap_or(0)
+        self.size
     }
 
     /// The addresses of descriptor table, available and used ring.
@@ -72,7 +40,7 @@ impl QueueSetup {
         self.ready
     }
 
-    pub(super) fn set_size(&mut self, size: u32) {
+    pub(super) fn set_size(&mut self, size: u16) {
         self.size = size;
     }
 
@@ -93,10 +61,6 @@ impl QueueSetup {
         Ok(())
     }
 
-    pub(super) fn set_not_ready(&mut self) {
-        self.ready = false;
-    }
-
     pub(super) fn reset(&mut self) {
         *self = Self::new(self.max_size);
     }
@@ -114,7 +78,7 @@ impl QueueSetup {
             next_used: 0,
             // The device's worker sets this from the negotiated features.
             event_idx_enabled: false,
-            size: u16::try_from(self.size).unwrap_or(0),
+            size: self.size,
             ready: true,
             desc_table,
             avail_ring,

@@ -2,8 +2,8 @@
 //! transport reads and writes it for the driver, on vCPU threads; the device changes it, on any thread. It
 //! knows no field of any device.
 //!
-//! Lock order: the watcher is called and an [`Interrupt`] is signalled under the lock, so neither may call this
-//! object.
+//! Lock order: the watcher is called and an [`Interrupt`] is signalled under the lock, so neither may call
+//! this object.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

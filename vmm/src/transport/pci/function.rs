@@ -6,16 +6,16 @@
 //! Lock order: the transport's lock, the lock of the device's [`crate::virtio::ConfigSpace`], this one. While
 //! this one is held, a message may be sent, and nothing waits for the worker.
 
-use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::config_space::{
     BarAccess, DEVICE_CONFIG, DEVICE_CONFIG_BYTES, ISR, Identity, MSIX_PENDING, MSIX_TABLE, PciConfigSpace,
 };
-use super::msix::{Message, Msix, NO_VECTOR};
+use super::msix::{Msix, NO_VECTOR};
 use super::page::RegisterPages;
 use super::register::{COMMON_BYTES, DeviceRegisters, DriverRegisters, encode};
 use crate::log::LimitedLog;
+use crate::msi::{Message, SendMessage};
 use crate::transport::status::NEEDS_RESET;
 use crate::virtio::Interrupt;
 
@@ -23,9 +23,6 @@ use crate::virtio::Interrupt;
 const ISR_QUEUE: u8 = 1;
 /// ISR status: the configuration or the device status has changed.
 const ISR_CONFIG: u8 = 2;
-
-/// Sends a message to the guest's interrupt controllers.
-pub type SendMessage = Arc<dyn Fn(Message) -> io::Result<()> + Send + Sync>;
 
 /// The pages that mirror a function's registers.
 #[derive(Clone, Copy)]

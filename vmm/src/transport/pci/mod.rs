@@ -3,13 +3,15 @@
 //! worker by ioeventfd, and the worker sends its interrupts itself.
 //!
 //! ```text
-//! BAR 0  page 0: common configuration, device configuration (0x100)    page 1: MSI-X table, pending bits (0x800)
-//! BAR 1  page 0: notifications, 4 bytes per queue                      page 1: ISR status
+//! BAR 0  page 0: common configuration, device configuration (0x100)
+//!        page 1: MSI-X table, pending bits (0x800)
+//! BAR 1  page 0: notifications, 4 bytes per queue
+//!        page 1: ISR status
 //! ```
 //!
-//! The guest reads the configuration space and BAR 0 without a VM exit ([`page`]). Reads in BAR 1 exit, as the
-//! ISR status is cleared by reading it; a driver that uses MSI-X never reads there. A driver that does not use
-//! MSI-X finds the reasons in the ISR status, but gets no interrupt: there is no interrupt pin.
+//! The guest reads the configuration space and BAR 0 without a VM exit ([`page`]). Reads in BAR 1 exit, as
+//! the ISR status is cleared by reading it; a driver that uses MSI-X never reads there. A driver that does
+//! not use MSI-X finds the reasons in the ISR status, but gets no interrupt: there is no interrupt pin.
 //!
 //! [`register`] decodes writes, [`config_space`] and [`msix`] are the PCI part; these three are pure.
 //! [`function`] combines what the guest reads, and raises interrupts.
@@ -29,12 +31,13 @@ use vmm_sys_util::eventfd::EventFd;
 use self::config_space::{
     BarAccess, DEVICE_CONFIG, ISR, Identity, MSIX_PENDING, MSIX_TABLE, NOTIFY_MULTIPLIER,
 };
-use self::function::{FunctionPages, PciFunction, SendMessage};
+use self::function::{FunctionPages, PciFunction};
 use self::register::{COMMON_BYTES, DriverRegisters, QueueRegisters, Write, decode_write};
-use super::queue::{Half, QueueSetup};
+use super::queue::QueueSetup;
 use super::status::{self, DRIVER_OK, Transition};
-use crate::bus::BusDevice;
+use crate::bus::{BusDevice, Half};
 use crate::log::LimitedLog;
+use crate::msi::SendMessage;
 use crate::virtio::{Activation, ActiveQueue, Device, Interrupt as _, Memory};
 
 /// VIRTIO_F_VERSION_1: compliance with virtio 1.0 and later (virtio 1.2, 6).
@@ -201,7 +204,7 @@ impl PciTransport {
             Write::ConfigVector(vector) => self.function.set_config_vector(vector),
             Write::DeviceStatus(value) => self.set_status(value),
             Write::QueueSelect(value) => self.selected.queue = value,
-            Write::QueueSize(value) => self.change_queue(|queue| queue.set_size(u32::from(value))),
+            Write::QueueSize(value) => self.change_queue(|queue| queue.set_size(value)),
             Write::QueueVector(vector) => {
                 if !self.function.set_queue_vector(self.selected.queue, vector) {
                     self.log_misuse("maps a queue that does not exist to a vector");
@@ -274,7 +277,7 @@ impl PciTransport {
     fn set_status(&mut self, value: u8) {
         let features_valid = self.driver_features & !self.device.features() == 0
             && self.driver_features & VERSION_1 == VERSION_1;
-        match status::transition(self.status, u32::from(value), features_valid) {
+        match status::transition(self.status, value, features_valid) {
             Transition::Reset => self.reset(),
             Transition::Set(status) => self.status = status,
             Transition::Activate(status) => {

@@ -2,21 +2,15 @@
 //! Messages go to a closure, so nothing here depends on KVM. Called by the function, which holds a lock: a
 //! vector that is masked sends no message once the driver's write has returned.
 
+use crate::bus::Half;
+use crate::msi::Message;
+
 /// VIRTIO_MSI_NO_VECTOR: no interrupt is mapped (virtio 1.2, 4.1.5.1.2).
 pub const NO_VECTOR: u16 = 0xffff;
 /// Size of a table entry, in bytes: address, data, vector control.
 pub const ENTRY_BYTES: usize = 16;
 /// Bit 0 of the vector control: the vector is masked. All other bits are reserved.
 const MASKED: u32 = 1;
-
-/// A message signalled interrupt: the write to memory that a function would make.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Message {
-    /// The address, which names the destination on x86.
-    pub address: u64,
-    /// The data, which contains the interrupt vector on x86.
-    pub data: u32,
-}
 
 /// A table entry with its pending bit.
 #[derive(Debug, Clone, Copy)]
@@ -76,8 +70,8 @@ impl Msix {
         self.control.enabled
     }
 
-    /// Raises `vector`: passes its message to `send`, or sets its pending bit if it is masked; false if it did
-    /// that. Has no effect if there is no such vector or MSI-X is disabled.
+    /// Raises `vector`: passes its message to `send`, or sets its pending bit if it is masked; false if it
+    /// did that. Has no effect if there is no such vector or MSI-X is disabled.
     pub fn raise(&mut self, vector: u16, send: &mut dyn FnMut(Message)) -> bool {
         let control = self.control;
         let vector = self
@@ -153,7 +147,6 @@ impl Msix {
 impl Vector {
     /// Sets 32 bits of the entry, counted from 0.
     fn set_field(&mut self, field: usize, value: u32) {
-        use crate::transport::queue::Half;
         match field {
             0 => self.message.address = Half::Low.replace(self.message.address, value & !3),
             1 => self.message.address = Half::High.replace(self.message.address, value),

@@ -1,7 +1,7 @@
 //! The common configuration structure (virtio 1.2, 4.1.4.3): decodes writes into types, and encodes what the
 //! structure reads as. Pure; called by the transport.
 
-use crate::transport::queue::Half;
+use crate::bus::Half;
 use crate::virtio::rings::Ring;
 
 /// Length of the structure, in bytes.

@@ -8,9 +8,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::jail::Confinement;
 use crate::jail::calls::rng;
+use crate::msi::Message;
 use crate::transport::pci::config_space::{BAR_BYTES, ISR};
 use crate::transport::pci::function::{FunctionPages, PciFunction};
-use crate::transport::pci::msix::Message;
 use crate::transport::pci::page::RegisterPages;
 use crate::transport::pci::register::COMMON_BYTES;
 use crate::transport::pci::{Areas, PciTransport, Placement, VERSION_1};
