@@ -1,7 +1,8 @@
 //! Port I/O and MMIO: finds the device at the address of a guest's access. Called by vCPU threads after an
 //! exit. An access that no device claims reads as all ones; such a write is dropped.
 //!
-//! Lock order: each device has one lock, taken only here and only one at a time.
+//! Lock order: each device has one lock, taken only here and only one at a time. A transport has a second one
+//! ([`crate::transport::pci`]), taken after it; the machine, which pauses the device, takes only that one.
 #![cfg_attr(
     not(test),
     deny(

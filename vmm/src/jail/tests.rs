@@ -44,6 +44,7 @@ fn perform(case: &str, event: &EventFd) -> bool {
             rustix::thread::capability_is_in_bounding_set(CapabilitySet::CHOWN).is_ok()
                 && rustix::thread::capability_is_in_ambient_set(CapabilitySet::CHOWN).is_ok()
         }
+        "another signal" => nix::sys::signal::raise(nix::sys::signal::Signal::SIGWINCH).is_ok(),
         "raise a capability" => {
             rustix::thread::configure_capability_in_ambient_set(CapabilitySet::CHOWN, true).is_ok()
         }
@@ -177,13 +178,14 @@ fn killed_by_sigsys(status: ExitStatus) -> bool {
 }
 
 /// Calls that no thread may make.
-const FORBIDDEN: [&str; 6] = [
+const FORBIDDEN: [&str; 7] = [
     "inet socket",
     "exec",
     "executable memory",
     "thread",
     "other ioctl",
     "raise a capability",
+    "another signal",
 ];
 
 /// Calls that only some threads may make, with their profiles.

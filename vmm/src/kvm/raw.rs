@@ -7,10 +7,17 @@
 )]
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{kvm_run, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, KvmRunWrapper, VcpuFd, VmFd};
+
+/// The part of a vCPU's area that has `kvm_run`: one page.
+const KVM_RUN_BYTES: usize = 4096;
+const _: () = assert!(size_of::<kvm_run>() <= KVM_RUN_BYTES);
 
 /// Wraps the descriptor of `/dev/kvm`.
 pub(crate) fn kvm(device: OwnedFd) -> Kvm {
@@ -37,6 +44,48 @@ pub(crate) fn set_slot(
     // SAFETY: all callers pass mappings that they keep as long as the VM exists: guest memory, or pages of
     // registers. No Rust reference points into them; the VMM accesses them by vm-memory's volatile accesses.
     unsafe { vm.set_user_memory_region(region) }
+}
+
+/// `kvm_run.immediate_exit` of one vCPU, shared by its thread and whoever gives that orders. It is a second
+/// mapping of the page that kvm-ioctls has mapped, which stays valid after the vCPU's thread has exited.
+#[derive(Debug)]
+pub(crate) struct ImmediateExit {
+    flag: NonNull<AtomicU8>,
+    /// Keeps the mapping.
+    _page: KvmRunWrapper,
+}
+
+// SAFETY: the flag is only accessed atomically; the mapping may be unmapped by any thread.
+unsafe impl Send for ImmediateExit {}
+// SAFETY: as above.
+unsafe impl Sync for ImmediateExit {}
+
+impl ImmediateExit {
+    /// Maps the first page of `vcpu`'s area, which has all of `kvm_run`.
+    pub(crate) fn map(vcpu: &VcpuFd) -> io::Result<Self> {
+        let mut page = KvmRunWrapper::mmap_from_fd(vcpu, KVM_RUN_BYTES)
+            .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        let flag = NonNull::from(&mut page.as_mut_ref().immediate_exit).cast();
+        Ok(Self { flag, _page: page })
+    }
+
+    /// Makes the next KVM_RUN of this vCPU return EINTR as soon as it has completed the guest's pending
+    /// access, if there is one. One that has already entered the guest needs a signal besides.
+    pub(crate) fn set(&self) {
+        self.flag().store(1, Ordering::SeqCst);
+    }
+
+    /// Lets KVM_RUN enter the guest. What this thread reads afterwards is not older than a
+    /// [`ImmediateExit::set`] that this overwrites; a plain store would not give that order.
+    pub(crate) fn clear(&self) {
+        self.flag().swap(0, Ordering::SeqCst);
+    }
+
+    fn flag(&self) -> &AtomicU8 {
+        // SAFETY: the pointer is inside the mapping that `self` owns, and a byte is always aligned and valid.
+        // KVM reads it; other than that, only this type's atomic accesses use this mapping.
+        unsafe { self.flag.as_ref() }
+    }
 }
 
 /// `kvm_run.internal.suberror`. Call it after KVM_RUN has returned KVM_EXIT_INTERNAL_ERROR.

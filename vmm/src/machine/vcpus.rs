@@ -1,21 +1,28 @@
-//! Creates all vCPUs with their threads, and starts them together. Called by the machine's steps; what a
-//! thread does is in [`crate::kvm::vcpu`].
+//! Creates all vCPUs with their threads, starts, pauses and resumes them together. Called by the machine;
+//! what a thread does is in [`crate::kvm::vcpu`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use super::Error;
+use super::pause::{Pausable, PauseError};
 use super::vm_exit::VmExit;
 use crate::jail::Confinement;
 use crate::kvm::stats::Statistics;
-use crate::kvm::vcpu::{IoBuses, StartSync, Vcpu};
+use crate::kvm::vcpu::orders::VcpuThread;
+use crate::kvm::vcpu::{IoBuses, Vcpu};
 use crate::kvm::{Vm, cpuid, error_at, registers};
+
+/// How long a pause waits for the vCPUs. A vCPU leaves the guest within microseconds; it takes longer only if
+/// it waits for a device's worker, as it does when the guest resets a device.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the vCPUs are created from.
 pub(super) struct Plan<'a> {
-    /// Number of vCPUs.
+    /// Number of vCPUs, with those that are offline at boot.
     pub(super) count: u8,
     /// Physical address of the kernel's 64-bit entry point, where vCPU 0 starts.
     pub(super) entry: u64,
@@ -25,18 +32,18 @@ pub(super) struct Plan<'a> {
 }
 
 /// The main thread's handles on the vCPU threads.
-pub(super) struct VcpuThreads {
-    /// One per thread that waits to be started.
-    start: Vec<Sender<()>>,
+pub(super) struct Vcpus {
+    threads: Vec<VcpuThread>,
     statistics: Vec<Statistics>,
+    pause_timeout: Duration,
 }
 
 impl Plan<'_> {
-    /// Creates the vCPUs and their threads; returns once all of these are confined and wait for the start.
-    pub(super) fn spawn(&self, confinement: &Confinement) -> Result<VcpuThreads, Error> {
+    /// Creates the vCPUs and their threads; returns once all of these are confined. They are paused.
+    pub(super) fn spawn(&self, confinement: &Confinement) -> Result<Vcpus, Error> {
         let supported = self.vm.supported_cpuid()?;
         let (confined, all_confined) = channel();
-        let (mut senders, mut statistics) = (Vec::new(), Vec::new());
+        let (mut threads, mut statistics) = (Vec::new(), Vec::new());
         for index in 0..self.count {
             let fd = self.vm.create_vcpu(index)?;
             let cpuid = cpuid::for_vcpu(&supported, index, self.count)?;
@@ -46,19 +53,14 @@ impl Plan<'_> {
                 registers::set_entry(&fd, self.entry)?;
             }
             statistics.extend(Statistics::open(&fd));
-            let (sender, start) = channel();
-            senders.push(sender);
             let vcpu = Vcpu {
                 index,
                 fd,
                 buses: Arc::clone(self.buses),
                 vm_exit: self.vm_exit.clone(),
             };
-            let sync = StartSync {
-                confined: confined.clone(),
-                start,
-            };
-            vcpu.spawn(sync, confinement.clone()).map_err(Error::Thread)?;
+            let thread = vcpu.spawn(confined.clone(), confinement.clone());
+            threads.push(thread.map_err(Error::Thread)?);
         }
         drop(confined);
         for _ in 0..self.count {
@@ -66,23 +68,15 @@ impl Plan<'_> {
                 .recv()
                 .map_err(|_| Error::Thread(io::ErrorKind::BrokenPipe.into()))??;
         }
-        Ok(VcpuThreads {
-            start: senders,
+        Ok(Vcpus {
+            threads,
             statistics,
+            pause_timeout: PAUSE_TIMEOUT,
         })
     }
 }
 
-impl VcpuThreads {
-    /// Lets every thread enter the guest. Ends the VM with a fault if a thread has exited.
-    pub(super) fn start(&mut self, vm_exit: &VmExit) {
-        for sender in self.start.drain(..) {
-            if sender.send(()).is_err() {
-                vm_exit.set_fault("vCPU", "its thread exited before the guest ran");
-            }
-        }
-    }
-
+impl Vcpus {
     /// Adds KVM's counters, summed over all vCPUs, to `counts`.
     pub(super) fn add_kvm_counts(&self, counts: &mut BTreeMap<String, u64>) {
         for statistics in &self.statistics {
@@ -90,5 +84,158 @@ impl VcpuThreads {
                 eprintln!("nacre-vmm: reading KVM's statistics: {error}");
             }
         }
+    }
+}
+
+impl Pausable for Vcpus {
+    /// Pauses all vCPUs. If this fails, some may be paused.
+    fn pause(&mut self) -> Result<(), PauseError> {
+        let deadline = Instant::now() + self.pause_timeout;
+        let (answer, paused) = channel();
+        let mut running = BTreeSet::new();
+        for thread in &self.threads {
+            let index = thread.index();
+            let sent = thread.pause(answer.clone());
+            sent.map_err(|_| PauseError::VcpuExited(index))?;
+            running.insert(index);
+        }
+        drop(answer);
+        while let Some(first) = running.first().copied() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match paused.recv_timeout(left) {
+                Ok(index) => running.remove(&index),
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(PauseError::VcpuRuns {
+                        index: first,
+                        timeout: self.pause_timeout,
+                    });
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(PauseError::VcpuExited(first)),
+            };
+        }
+        Ok(())
+    }
+
+    /// Lets every thread enter the guest, also after a pause that has failed.
+    fn resume(&mut self) -> Result<(), PauseError> {
+        for thread in &self.threads {
+            thread.run().map_err(|_| PauseError::VcpuExited(thread.index()))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::Receiver;
+
+    use vm_memory::{Bytes as _, GuestAddress};
+
+    use super::*;
+    use crate::bus::{Bus, BusDevice};
+    use crate::kvm::vcpu::OtherExits;
+    use crate::virtio::Memory;
+
+    const ENTRY: u64 = 0x10_0000;
+    /// Where the guest counts.
+    const DATA: GuestAddress = GuestAddress(0x10_1000);
+
+    /// A device whose first read waits until the test lets it go on; later ones don't wait.
+    struct Slow(Receiver<()>);
+
+    impl BusDevice for Slow {
+        fn read(&mut self, _offset: u64, _data: &mut [u8]) {
+            let _ = self.0.recv();
+        }
+
+        fn write(&mut self, _offset: u64, _data: &[u8]) {}
+    }
+
+    /// Two vCPUs. The first executes `code`, the second waits to be started. The port 0x90 is a [`Slow`].
+    fn vcpus(code: &[u8], slow: Receiver<()>) -> Option<(Vcpus, Memory, VmExit, Vm)> {
+        let vm = crate::kvm::tests::vm()?;
+        let memory = crate::machine::memory::allocate(2 << 20).unwrap();
+        memory.write_slice(code, GuestAddress(ENTRY)).unwrap();
+        let no_initrd = crate::boot::initrd::Location { address: 0, bytes: 0 };
+        crate::boot::zero_page::write(&memory, "", no_initrd, 0).unwrap();
+        vm.set_memory(&memory).unwrap();
+        let vm_exit = VmExit::new().unwrap();
+        let mut ports = Bus::new("port");
+        ports.insert("slow", 0x90, 1, Box::new(Slow(slow))).unwrap();
+        let buses = Arc::new(IoBuses {
+            ports,
+            mmio: Bus::new("mmio"),
+            other_exits: OtherExits::default(),
+        });
+        let plan = Plan {
+            count: 2,
+            entry: ENTRY,
+            vm: &vm,
+            buses: &buses,
+            vm_exit: &vm_exit,
+        };
+        let vcpus = plan.spawn(&Confinement::none()).unwrap();
+        Some((vcpus, memory, vm_exit, vm))
+    }
+
+    /// Waits until the guest has changed its counter from `before`.
+    fn wait_for_count(memory: &Memory, vm_exit: &VmExit, before: u64) {
+        use std::os::fd::AsFd as _;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while memory.read_obj::<u64>(DATA).unwrap() == before {
+            let mut fds = [nix::poll::PollFd::new(
+                vm_exit.as_fd(),
+                nix::poll::PollFlags::POLLIN,
+            )];
+            assert_eq!(
+                nix::poll::poll(&mut fds, 1u16).unwrap(),
+                0,
+                "{:?}",
+                vm_exit.outcome()
+            );
+            assert!(Instant::now() < deadline, "the guest does not count");
+        }
+    }
+
+    #[test]
+    fn a_vcpu_that_waits_for_a_device_is_named_and_runs_on_later() {
+        // inc qword [0x101000]; mov edx, 0x90; in al, dx; jmp to the start
+        let code = b"\x48\xff\x04\x25\x00\x10\x10\x00\xba\x90\x00\x00\x00\xec\xeb\xf0";
+        let (release, slow) = channel();
+        let Some((mut vcpus, memory, vm_exit, _vm)) = vcpus(code, slow) else {
+            return;
+        };
+        vcpus.resume().unwrap();
+        wait_for_count(&memory, &vm_exit, 0);
+        vcpus.pause_timeout = Duration::from_millis(50);
+        let error = vcpus.pause().unwrap_err().to_string();
+        assert_eq!(error, "vCPU 0 has not paused within 50ms");
+        // As the machine undoes it.
+        vcpus.resume().unwrap();
+        drop(release);
+        wait_for_count(&memory, &vm_exit, 1);
+        vcpus.pause_timeout = PAUSE_TIMEOUT;
+        vcpus.pause().unwrap();
+        let counter = memory.read_obj(DATA).unwrap();
+        vcpus.pause().unwrap();
+        assert_eq!(memory.read_obj::<u64>(DATA).unwrap(), counter);
+        vcpus.resume().unwrap();
+        wait_for_count(&memory, &vm_exit, counter);
+        vcpus.pause().unwrap();
+    }
+
+    #[test]
+    fn a_vcpu_whose_thread_has_exited_is_named() {
+        // inc qword [0x101000]; jmp to the start
+        let code = b"\x48\xff\x04\x25\x00\x10\x10\x00\xeb\xf6";
+        let Some((mut vcpus, memory, vm_exit, _vm)) = vcpus(code, channel().1) else {
+            return;
+        };
+        vcpus.resume().unwrap();
+        wait_for_count(&memory, &vm_exit, 0);
+        vm_exit.set_fault("test", "ended");
+        // The threads exit when they leave the guest.
+        let error = vcpus.pause().unwrap_err();
+        assert!(matches!(error, PauseError::VcpuExited(_)), "{error}");
     }
 }

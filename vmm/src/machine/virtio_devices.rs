@@ -1,8 +1,9 @@
 //! The virtio devices of a VM: creates each with its worker and puts it into a slot of the PCI bus, with
 //! registers, interrupts and notifications. Called by the machine's steps, before any thread runs guest code.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::pause::{Pausable, PauseError};
 use super::vm_exit::VmExit;
 use super::{Error, layout};
 use crate::devices::pci::{self, ConfigWindow};
@@ -57,13 +58,33 @@ fn worker_env(confinement: &Confinement, vm_exit: &VmExit) -> Env {
     }
 }
 
+/// A device with its transport, which the buses have, too.
+pub(super) struct AttachedDevice(Arc<Mutex<PciTransport>>);
+
+impl Pausable for AttachedDevice {
+    fn pause(&mut self) -> Result<(), PauseError> {
+        // The state of the queues is for a snapshot; the worker keeps them.
+        let _ = lock(&self.0).device().pause()?;
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), PauseError> {
+        Ok(lock(&self.0).device().resume()?)
+    }
+}
+
+/// Locked by a vCPU thread during an access of the guest, so the vCPUs are paused before the devices.
+fn lock(transport: &Mutex<PciTransport>) -> MutexGuard<'_, PciTransport> {
+    transport.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Puts each of `devices` into a slot of the PCI bus and attaches it to KVM.
 pub(super) fn attach(
     devices: Vec<Device>,
     vm: &Vm,
     memory: &Arc<Memory>,
     buses: &mut IoBuses,
-) -> Result<(), Error> {
+) -> Result<Vec<AttachedDevice>, Error> {
     let count = devices.len();
     if count > usize::from(pci::MAX_SLOTS) {
         return Err(Error::TooManyDevices(count));
@@ -71,6 +92,7 @@ pub(super) fn attach(
     let config_pages = RegisterPages::allocate(count.saturating_mul(PAGES_PER_FUNCTION))?;
     let bar0_pages = config_pages.skip(count);
     let mut window = ConfigWindow::default();
+    let mut attached = Vec::with_capacity(count);
     for (slot, device) in (0..).zip(devices) {
         let index = usize::from(slot);
         let pages = FunctionPages {
@@ -81,7 +103,9 @@ pub(super) fn attach(
         let placement = placement(&device, vm, slot, pages)?;
         let [bar0, bar1] = placement.bars.map(u64::from);
         let transport = PciTransport::new(device, Arc::clone(memory), placement);
-        let areas = PciTransport::areas(&Arc::new(Mutex::new(transport)));
+        let transport = Arc::new(Mutex::new(transport));
+        let areas = PciTransport::areas(&transport);
+        attached.push(AttachedDevice(transport));
         buses.mmio.insert(name, bar0, u64::from(BAR_BYTES), areas.bar0)?;
         buses.mmio.insert(
             format!("{name} notifications"),
@@ -95,7 +119,8 @@ pub(super) fn attach(
     buses
         .mmio
         .insert("pci configuration", ecam, pci::ECAM_BYTES, Box::new(window))?;
-    map_registers(vm, &config_pages, count)
+    map_registers(vm, &config_pages, count)?;
+    Ok(attached)
 }
 
 /// Lets the guest read the registers of the devices in the first `count` slots without exits.

@@ -2,6 +2,7 @@
 //! panic.
 
 use super::{Call, any, one_of, without};
+use crate::kvm::vcpu::orders::KICK_SIGNAL;
 
 /// PROT_EXEC of mmap and mprotect.
 const EXEC: u64 = libc::PROT_EXEC as u64;
@@ -54,10 +55,13 @@ pub const CALLS: &[Call] = &[
         "the clock, if the vDSO can't read it (unstable TSC, nested hosts)",
     ),
     // Signals and exit.
-    any(libc::SYS_rt_sigreturn, "return from a signal handler"),
+    any(
+        libc::SYS_rt_sigreturn,
+        "return from a signal handler: a vCPU's thread was made to leave the guest",
+    ),
     any(
         libc::SYS_rt_sigprocmask,
-        "exit of a thread and abort() block signals",
+        "exit of a thread, pthread_kill() and abort() block signals",
     ),
     any(
         libc::SYS_sigaltstack,
@@ -71,8 +75,13 @@ pub const CALLS: &[Call] = &[
         libc::SYS_gettid,
         "abort(), and thread ids in the message of a panic",
     ),
-    any(libc::SYS_getpid, "abort()"),
-    any(libc::SYS_tgkill, "abort()"),
+    any(libc::SYS_getpid, "abort(), and the signal to a vCPU's thread"),
+    one_of(
+        libc::SYS_tgkill,
+        2,
+        &[libc::SIGABRT as u64, KICK_SIGNAL as u64],
+        "abort(); makes a vCPU's thread leave the guest",
+    ),
     any(libc::SYS_exit, "exit of a thread"),
     any(libc::SYS_exit_group, "exit of the process"),
 ];

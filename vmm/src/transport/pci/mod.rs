@@ -124,6 +124,11 @@ impl PciTransport {
         transport
     }
 
+    /// The device itself, for the machine.
+    pub fn device(&mut self) -> &mut Device {
+        &mut self.device
+    }
+
     /// The address ranges of `transport`, for the bus. vCPU threads access it one after the other.
     #[must_use]
     pub fn areas(transport: &Arc<Mutex<Self>>) -> Areas {
