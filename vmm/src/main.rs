@@ -72,6 +72,10 @@ struct StandaloneArguments {
     /// Exit as soon as the guest's agent connects, and print how long that and the steps before took.
     #[arg(long)]
     until_ready: bool,
+    /// Once the guest's agent has connected, pause and resume the guest COUNT times and print how long that
+    /// took.
+    #[arg(long, value_name = "COUNT", conflicts_with = "until_ready")]
+    pause_resume: Option<u32>,
     /// Print the number of VM exits of each kind before exiting.
     #[arg(long)]
     exits: bool,

@@ -8,12 +8,10 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use nacre_protocol::control::{Error as ChannelError, Outcome};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::commands::{Command, Lines};
 use crate::control::{Control, Error};
 use crate::machine::Machine;
-use crate::machine::vm_exit::borrow_eventfd;
 
 /// Why the loop ended; the process then exits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +20,7 @@ pub enum StopReason {
     VmExited(Outcome),
     /// The shim closed the control socket or sent an invalid message; the VM does not run without a shim.
     ShimGone(String),
-    /// [`Inputs::stop_request`] was written.
+    /// [`Inputs::stop_request`] is readable.
     Requested,
 }
 
@@ -33,8 +31,8 @@ pub struct Inputs<'a> {
     pub control: Option<&'a Control>,
     /// What standard input is for.
     pub stdin: StandardInput,
-    /// Ends the loop when it is written.
-    pub stop_request: Option<&'a EventFd>,
+    /// Ends the loop when it is readable; the loop does not read it.
+    pub stop_request: Option<BorrowedFd<'a>>,
 }
 
 /// What the loop does with standard input.
@@ -102,7 +100,7 @@ fn wait(machine: &Machine, inputs: &Inputs<'_>) -> Result<Vec<Source>, Errno> {
     let candidates: [(Source, Option<BorrowedFd<'_>>); 4] = [
         (Source::VmExit, Some(machine.vm_exit().as_fd())),
         (Source::Control, inputs.control.map(|control| control.as_fd())),
-        (Source::StopRequest, inputs.stop_request.map(borrow_eventfd)),
+        (Source::StopRequest, inputs.stop_request),
         (
             Source::Stdin,
             (inputs.stdin != StandardInput::Unused).then(|| stdin.as_fd()),

@@ -1,6 +1,8 @@
 //! The standalone mode, without a shim: the configuration comes from the command line, and the result goes to
 //! standard error and the exit code. For debugging and for measuring a boot; the shim never uses it.
 
+mod pause_resume;
+
 use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -15,11 +17,13 @@ use nacre_protocol::vsock::AGENT_PORT;
 use nacre_vmm::config::{Config, ConsoleOutput};
 use nacre_vmm::jail::calls::CONTROL;
 use nacre_vmm::jail::{self, Confinement, Violation};
+use nacre_vmm::machine::vm_exit::borrow_eventfd;
 use nacre_vmm::machine::{self, DeviceBuilder, Failure, Resources};
 use nacre_vmm::main_loop::{self, Inputs, StandardInput, StopReason};
 use nacre_vmm::virtio::{fs, vsock};
 use vmm_sys_util::eventfd::EventFd;
 
+use self::pause_resume::Cycles;
 use crate::StandaloneArguments;
 
 /// How many of the guest's vsock connections are accepted in all; each costs a descriptor.
@@ -28,17 +32,14 @@ const MAX_STREAMS: usize = 64;
 /// Runs the VM that `arguments` describe until it ends; returns the exit code.
 pub fn run(arguments: &StandaloneArguments) -> anyhow::Result<u8> {
     let config = config(arguments)?;
-    let stop_request = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("creating an eventfd")?;
+    let connected = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("creating an eventfd")?;
     let guest_started = Arc::new(OnceLock::new());
     let acceptor = StreamAcceptor {
         guest_started: Arc::clone(&guest_started),
-        stop_request: if arguments.until_ready {
-            Some(stop_request.try_clone()?)
-        } else {
-            None
-        },
+        connected: connected.try_clone()?,
         streams: Vec::new(),
     };
+    let cycles = arguments.pause_resume.map(Cycles::new).transpose()?;
     let resources = resources(arguments, acceptor)?;
     let confinement = confinement(arguments)?;
     let mut steps = vec![("jail closed", Instant::now())];
@@ -52,10 +53,19 @@ pub fn run(arguments: &StandaloneArguments) -> anyhow::Result<u8> {
     machine.run();
     let inputs = Inputs {
         stdin: standard_input(arguments),
-        stop_request: Some(&stop_request),
         ..Inputs::default()
     };
-    let reason = main_loop::run(&machine, inputs).context("waiting for the guest")?;
+    let until_connected = Inputs {
+        stop_request: (arguments.until_ready || cycles.is_some()).then(|| borrow_eventfd(&connected)),
+        ..inputs
+    };
+    let mut reason = main_loop::run(&machine, until_connected).context("waiting for the guest")?;
+    if let (Some(cycles), StopReason::Requested) = (cycles, &reason) {
+        reason = match cycles.run(&mut machine, inputs)? {
+            Some(reason) => reason,
+            None => main_loop::run(&machine, inputs).context("waiting for the guest")?,
+        };
+    }
     if arguments.exits {
         for (kind, count) in machine.exit_counts() {
             eprintln!("{count:>10} {kind}");
@@ -174,8 +184,8 @@ fn confinement(arguments: &StandaloneArguments) -> anyhow::Result<Confinement> {
 /// connects.
 struct StreamAcceptor {
     guest_started: Arc<OnceLock<Instant>>,
-    /// Written when the agent has connected, if that is to end the VM.
-    stop_request: Option<EventFd>,
+    /// Written when the agent has connected.
+    connected: EventFd,
     streams: Vec<OwnedFd>,
 }
 
@@ -192,7 +202,7 @@ impl vsock::Host for StreamAcceptor {
                 .get()
                 .map_or(0, |started| started.elapsed().as_millis());
             eprintln!("nacre-vmm: the agent connected {boot_ms} ms after the guest's first instruction");
-            if let Some(Err(error)) = self.stop_request.as_ref().map(|event| event.write(1)) {
+            if let Err(error) = self.connected.write(1) {
                 eprintln!("nacre-vmm: waking the main thread: {error}");
             }
         }

@@ -70,8 +70,10 @@ impl AsFd for VmExit {
     }
 }
 
+/// The descriptor of `event`.
 #[allow(unsafe_code, reason = "EventFd exposes its descriptor only as a number")]
-pub(crate) fn borrow_eventfd(event: &EventFd) -> BorrowedFd<'_> {
+#[must_use]
+pub fn borrow_eventfd(event: &EventFd) -> BorrowedFd<'_> {
     use std::os::fd::AsRawFd as _;
     // SAFETY: the descriptor belongs to `event`, which outlives the borrow.
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
