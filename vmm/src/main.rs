@@ -52,9 +52,13 @@ struct StandaloneArguments {
     /// Guest memory in MiB.
     #[arg(long, value_name = "N", default_value_t = 512)]
     memory_mib: u32,
-    /// Number of vCPUs, 1 to 32.
+    /// Number of vCPUs that are online at boot, 1 to 32.
     #[arg(long, value_name = "N", default_value_t = 1)]
     vcpus: u8,
+    /// Number of vCPUs that exist, so that the guest can bring more online later; as many as --vcpus if not
+    /// given.
+    #[arg(long, value_name = "N")]
+    max_vcpus: Option<u8>,
     /// Connect the guest's serial console to this terminal, with all kernel messages.
     #[arg(long)]
     console: bool,

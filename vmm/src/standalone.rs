@@ -111,7 +111,7 @@ fn config(arguments: &StandaloneArguments) -> anyhow::Result<Config> {
         pod: "standalone".to_owned(),
         memory_mib: arguments.memory_mib,
         vcpus: arguments.vcpus,
-        max_vcpus: arguments.vcpus,
+        max_vcpus: arguments.max_vcpus.unwrap_or(arguments.vcpus),
         extra_cmdline: format!("{parameters}{}", arguments.cmdline),
         console,
     };

@@ -32,7 +32,7 @@ const OEM_REVISION: u32 = 1;
 /// The hardware that the tables describe.
 #[derive(Debug, Clone, Copy)]
 pub struct Platform {
-    /// Number of vCPUs; their APIC ids count from 0.
+    /// Number of vCPUs, with those that are offline at boot; their APIC ids count from 0.
     pub vcpus: u8,
     /// Describe the serial port, so that programs in the guest can open it; the kernel's console works
     /// without. Its detection costs exits, so this is set only for a terminal.

@@ -42,6 +42,10 @@ pub fn compose(config: &Config) -> Result<String, Error> {
         ConsoleOutput::RingOnly => parameters.extend(["console=ttyS0", "quiet", "loglevel=4"]),
         ConsoleOutput::Stderr | ConsoleOutput::Terminal => parameters.push("console=ttyS0"),
     }
+    // The other vCPUs are present but offline, until the guest writes 1 to
+    // /sys/devices/system/cpu/cpuN/online.
+    let online = (config.vcpus < config.max_vcpus).then(|| format!("maxcpus={}", config.vcpus));
+    parameters.extend(online.as_deref());
     parameters.extend(
         config
             .extra_cmdline
@@ -84,6 +88,17 @@ mod tests {
             ..config("")
         };
         assert!(!compose(&loud).unwrap().contains("quiet"));
+    }
+
+    #[test]
+    fn only_a_vm_with_more_vcpus_than_are_online_at_boot_limits_them() {
+        assert!(!compose(&config("")).unwrap().contains("maxcpus"));
+        let more = Config {
+            vcpus: 2,
+            max_vcpus: 8,
+            ..config("")
+        };
+        assert!(compose(&more).unwrap().contains(" maxcpus=2"));
     }
 
     #[test]

@@ -119,7 +119,7 @@ pub fn build(
 
     write_boot_data(config, &memory, initrd).map_err(Failure::at("write boot data"))?;
     let vcpus = vcpus::Plan {
-        count: config.vcpus,
+        count: config.max_vcpus,
         entry: images.kernel.entry,
         vm: &vm,
         buses: &buses,
@@ -275,7 +275,7 @@ fn load_images(
 /// Writes what the kernel reads at boot: ACPI tables, command line and zero page.
 fn write_boot_data(config: &Config, memory: &Memory, initrd: initrd::Location) -> Result<(), Error> {
     let tables = acpi::build(&acpi::Platform {
-        vcpus: config.vcpus,
+        vcpus: config.max_vcpus,
         serial: config.console == ConsoleOutput::Terminal,
     });
     tables.write(memory)?;
