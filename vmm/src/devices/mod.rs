@@ -12,6 +12,7 @@
     )
 )]
 
+pub mod cmos;
 pub mod console;
 pub mod generation_id;
 pub mod io_apic;

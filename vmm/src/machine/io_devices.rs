@@ -4,6 +4,7 @@
 use super::vm_exit::VmExit;
 use super::{Error, layout};
 use crate::bus::Bus;
+use crate::devices::cmos::{self, NoCmos};
 use crate::devices::console::Console;
 use crate::devices::io_apic::{self, IoApic};
 use crate::devices::pci::{self, EmptyPorts};
@@ -39,6 +40,12 @@ pub(super) fn create(
         u64::from(layout::PCI_PORT),
         u64::from(pci::PORTS),
         Box::new(EmptyPorts::default()),
+    )?;
+    ports.insert(
+        "cmos",
+        u64::from(layout::CMOS_PORT),
+        u64::from(cmos::PORTS),
+        Box::new(NoCmos),
     )?;
     ports.insert(
         "power",

@@ -68,6 +68,8 @@ pub const GSIS: Range<u8> = SERIAL_GSI..GENERATION_ID_GSI + 1;
 pub const SERIAL_GSI: u8 = 4;
 /// GSI that reports a new VM generation id.
 pub const GENERATION_ID_GSI: u8 = 5;
+/// Index and data of the CMOS memory.
+pub const CMOS_PORT: u16 = 0x70;
 /// PCI configuration address (4 ports) and data (4 ports).
 pub const PCI_PORT: u16 = 0xcf8;
 /// pvpanic's I/O port.
