@@ -83,7 +83,7 @@ test: setup
 
 test-all: setup
 	@$(MAKE) --no-print-directory install
-	@tests/all unit guests e2e parity lab other-containerds long-guests
+	@tests/all unit guests e2e parity lab two-vcpus other-containerds long-guests
 
 bench: setup
 	@$(MAKE) --no-print-directory install

@@ -2,8 +2,8 @@
 //! working KVM and sets CONTAINERD_ADDRESS and PATH. Tests run one at a time, and each must leave nothing
 //! behind on the host.
 //!
-//! `nacre-e2e [--core] [--list] [NAME…]` runs all tests, the core ones, or those named: by a whole name, or
-//! by a part of it.
+//! `nacre-e2e [--core] [--vcpus N] [--list] [NAME…]` runs all tests, the core ones, or those named: by a
+//! whole name, or by a part of it.
 
 mod bad_specs;
 mod calls;
@@ -56,6 +56,10 @@ struct Arguments {
     /// Run only the tests that must pass under every version of containerd.
     #[arg(long)]
     core: bool,
+    /// Give each guest N vCPUs by config.toml, which must not exist. Only with --core, since other tests
+    /// write a config.toml themselves.
+    #[arg(long, value_name = "N", requires = "core")]
+    vcpus: Option<u8>,
     /// Print the tests without running them.
     #[arg(long)]
     list: bool,
@@ -97,7 +101,7 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    match run(&chosen, &arguments.selection) {
+    match run(&chosen, &arguments) {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
@@ -107,8 +111,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(tests: &[Test], selection: &Selection) -> Result<usize> {
+fn run(tests: &[Test], arguments: &Arguments) -> Result<usize> {
     println!("containerd: {}", setup::containerd_version()?);
+    // Removed when this returns.
+    let _config = match arguments.vcpus {
+        Some(vcpus) => Some(setup::Config::with(&format!("vcpus = {vcpus}\n"))?),
+        None => None,
+    };
     let names: Vec<&str> = tests.iter().map(|test| test.name).collect();
-    runner::run_all(&names, selection, |index| (tests[index].run)())
+    runner::run_all(&names, &arguments.selection, |index| (tests[index].run)())
 }
