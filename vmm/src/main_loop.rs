@@ -60,7 +60,7 @@ enum Source {
 ///
 /// # Errors
 /// The errno of poll(2).
-pub fn run(machine: &Machine, mut inputs: Inputs<'_>) -> Result<StopReason, Errno> {
+pub fn run(machine: &mut Machine, mut inputs: Inputs<'_>) -> Result<StopReason, Errno> {
     let mut lines = Lines::default();
     loop {
         for source in wait(machine, &inputs)? {

@@ -139,7 +139,7 @@ fn run_machine(mut machine: Machine, control: &Control) -> ! {
         control: Some(control),
         ..Inputs::default()
     };
-    match main_loop::run(&machine, inputs) {
+    match main_loop::run(&mut machine, inputs) {
         Ok(StopReason::VmExited(outcome)) => control.end(outcome),
         Ok(StopReason::ShimGone(reason)) => {
             eprintln!("nacre-vmm: exiting because of the shim: {reason}");

@@ -59,11 +59,11 @@ pub fn run(arguments: &StandaloneArguments) -> anyhow::Result<u8> {
         stop_request: (arguments.until_ready || cycles.is_some()).then(|| borrow_eventfd(&connected)),
         ..inputs
     };
-    let mut reason = main_loop::run(&machine, until_connected).context("waiting for the guest")?;
+    let mut reason = main_loop::run(&mut machine, until_connected).context("waiting for the guest")?;
     if let (Some(cycles), StopReason::Requested) = (cycles, &reason) {
         reason = match cycles.run(&mut machine, inputs)? {
             Some(reason) => reason,
-            None => main_loop::run(&machine, inputs).context("waiting for the guest")?,
+            None => main_loop::run(&mut machine, inputs).context("waiting for the guest")?,
         };
     }
     if arguments.exits {

@@ -258,6 +258,55 @@ fn requests_are_answered_once_and_in_order_the_unknown_ones_by_an_error() {
     assert_eq!(vmm.close().code(), Some(0));
 }
 
+/// `in al, 0x99`, in a loop: each round is a VM exit.
+const BUSY_GUEST: &[u8] = &[0xe4, 0x99, 0xeb, 0xfc];
+
+impl Vmm {
+    /// Sends a request and returns its result.
+    fn request(&self, request: Request) -> Result<Answer, ErrorText> {
+        self.send_request(1, request);
+        self.answer().1
+    }
+
+    /// The number of exits of [`BUSY_GUEST`]'s reads so far.
+    fn reads(&self) -> u64 {
+        let Ok(Answer::Exits(counts)) = self.request(Request::Exits) else {
+            panic!()
+        };
+        counts.get("port read unclaimed").copied().unwrap_or_default()
+    }
+}
+
+#[test]
+fn a_paused_guest_stands_still_until_it_is_resumed() {
+    let Some(vmm) = Vmm::running(BUSY_GUEST) else {
+        return;
+    };
+    let advances = |from: u64| (0..100_000).any(|_| vmm.reads() > from);
+    for _ in 0..20 {
+        // Each of the two has no effect the second time.
+        for _ in 0..2 {
+            assert_eq!(vmm.request(Request::Pause), Ok(Answer::Done));
+        }
+        let reads = vmm.reads();
+        assert!((0..10).all(|_| vmm.reads() == reads), "a paused guest ran");
+        for _ in 0..2 {
+            assert_eq!(vmm.request(Request::Resume), Ok(Answer::Done));
+        }
+        assert!(advances(reads), "a resumed guest stands still");
+    }
+    assert_eq!(vmm.close().code(), Some(0));
+}
+
+#[test]
+fn a_paused_vm_ends_with_the_shim() {
+    for guest in [BUSY_GUEST, IDLE_GUEST] {
+        let Some(vmm) = Vmm::running(guest) else { return };
+        assert_eq!(vmm.request(Request::Pause), Ok(Answer::Done));
+        assert_eq!(vmm.close().code(), Some(0));
+    }
+}
+
 #[test]
 fn a_packet_that_is_no_message_ends_the_vm() {
     for packet in [

@@ -172,10 +172,7 @@ impl Vm {
     /// Asks the VMM for its counts of VM exits, now. The future is their number by kind.
     pub fn exits(&self) -> impl Future<Output = Result<BTreeMap<String, u64>, RequestError>> + 'static {
         let answer = self.requests.send(Request::Exits, REQUEST_DEADLINE);
-        async move {
-            let Answer::Exits(exits) = answer.await?;
-            Ok(bounded_exits(exits))
-        }
+        async move { exits_in(answer.await?) }
     }
 
     /// The last 20 lines of the guest's console, without control characters.
@@ -192,12 +189,15 @@ impl Vm {
     }
 }
 
-fn bounded_exits(exits: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
-    exits
-        .into_iter()
-        .take(MAX_EXIT_KINDS)
+/// The counts of VM exits in an answer of the VMM, bounded.
+fn exits_in(answer: Answer) -> Result<BTreeMap<String, u64>, RequestError> {
+    let Answer::Exits(exits) = answer else {
+        return Err(RequestError::WrongAnswer);
+    };
+    let exits = exits.into_iter().take(MAX_EXIT_KINDS);
+    Ok(exits
         .map(|(kind, count)| (printable(&kind, MAX_NAME), count))
-        .collect()
+        .collect())
 }
 
 fn pid_of(spawned: &sys::Spawned) -> u32 {
@@ -360,16 +360,12 @@ mod tests {
 
     #[test]
     fn counts_of_vm_exits_are_bounded() {
-        let exits = (0..1000)
-            .map(|n| (format!("{n}{}", "\x1b".repeat(1000)), n))
-            .collect();
-        let bounded = bounded_exits(exits);
+        let exits = (0..1000).map(|n| (format!("{n}{}", "\x1b".repeat(1000)), n));
+        let bounded = exits_in(Answer::Exits(exits.collect())).unwrap();
         assert_eq!(bounded.len(), MAX_EXIT_KINDS);
-        assert!(
-            bounded
-                .keys()
-                .all(|kind| kind.len() <= MAX_NAME && !kind.contains('\x1b'))
-        );
+        let is_bounded = |kind: &String| kind.len() <= MAX_NAME && !kind.contains('\x1b');
+        assert!(bounded.keys().all(is_bounded));
+        assert!(matches!(exits_in(Answer::Done), Err(RequestError::WrongAnswer)));
     }
 
     #[test]

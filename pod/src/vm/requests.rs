@@ -26,6 +26,8 @@ pub enum RequestError {
     Ended,
     #[error("{MAX_PENDING} requests to the VMM are waiting already")]
     TooMany,
+    #[error("the VMM's answer belongs to another request")]
+    WrongAnswer,
     #[error("sending to the VMM: {0}")]
     Send(#[from] ChannelError),
 }

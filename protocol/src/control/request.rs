@@ -14,6 +14,11 @@ use crate::text::printable;
 pub enum Request {
     /// The number of VM exits so far, answered by [`Answer::Exits`].
     Exits,
+    /// Pauses the VM: no vCPU runs the guest and no device accesses its memory when it is answered by
+    /// [`Answer::Done`]. Has no effect on a paused VM. If it fails, the guest runs on.
+    Pause,
+    /// Lets a paused VM run on, answered by [`Answer::Done`]. Has no effect on a VM that runs.
+    Resume,
 }
 
 /// The result of a [`Request`] that was carried out.
@@ -21,6 +26,8 @@ pub enum Request {
 pub enum Answer {
     /// VM exits since the guest's start, by kind.
     Exits(BTreeMap<String, u64>),
+    /// The request has no other result.
+    Done,
 }
 
 /// Why a request was not carried out: at most [`ErrorText::MAX_BYTES`] of [`printable`] text, also if the peer

@@ -123,12 +123,14 @@ impl Control {
     ///
     /// # Errors
     /// [`ChannelError::Closed`] if the shim has closed its end; otherwise the message was not valid.
-    pub fn handle_message(&self, machine: &Machine) -> Result<(), Error> {
+    pub fn handle_message(&self, machine: &mut Machine) -> Result<(), Error> {
         let (message, fds) = self.0.receive::<Received>()?;
         match message {
             ToVmm::Request { id, request } => {
                 let result = Descriptors::new(fds).finish().map_err(ErrorText::new);
-                let result = result.and(request.0).map(|request| carry_out(request, machine));
+                let result = result
+                    .and(request.0)
+                    .and_then(|request| carry_out(request, machine));
                 self.send(&FromVmm::Answer { id, result });
             }
             // The descriptors beside it are closed here.
@@ -146,10 +148,13 @@ impl Control {
 }
 
 /// Carries out `request`, on the main thread.
-fn carry_out(request: Request, machine: &Machine) -> Answer {
-    match request {
-        Request::Exits => Answer::Exits(machine.exit_counts()),
-    }
+fn carry_out(request: Request, machine: &mut Machine) -> Result<Answer, ErrorText> {
+    let done = match request {
+        Request::Exits => return Ok(Answer::Exits(machine.exit_counts())),
+        Request::Pause => machine.pause(),
+        Request::Resume => machine.resume(),
+    };
+    done.map(|()| Answer::Done).map_err(ErrorText::new)
 }
 
 impl AsFd for Control {

@@ -66,7 +66,7 @@ impl Cycles {
         Ok(stop)
     }
 
-    fn run_until_tick(&self, machine: &Machine, inputs: Inputs<'_>) -> anyhow::Result<StopReason> {
+    fn run_until_tick(&self, machine: &mut Machine, inputs: Inputs<'_>) -> anyhow::Result<StopReason> {
         match self.timer.wait() {
             // Ticks from before the guest was resumed, or none.
             Ok(()) | Err(Errno::EAGAIN) => {}
