@@ -4,7 +4,7 @@
 #   make setup     installs the missing packages (apt) and checks the Rust toolchain
 #   make demo      setup and build, then runs a container in its own microVM
 #   make test      setup and build, then the unit, guest, end-to-end and parity tests; the last line is their count
-#   make test-all  make test, then long tests, those of the lab and of other versions of containerd
+#   make test-all  make test, then the tests of the lab and of other versions of containerd
 #   make bench     measures nacre beside runc; writes target/bench/results.json and index.html
 #                  OTHER=PREFIX also measures the build that is installed at PREFIX
 #   make clean     removes what was built; the caches in ~/.cache/nacre stay
@@ -83,7 +83,7 @@ test: setup
 
 test-all: setup
 	@$(MAKE) --no-print-directory install
-	@tests/all unit guests e2e parity lab two-vcpus other-containerds long-guests
+	@tests/all unit guests e2e parity lab two-vcpus other-containerds
 
 bench: setup
 	@$(MAKE) --no-print-directory install

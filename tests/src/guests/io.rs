@@ -16,10 +16,10 @@ use super::exits::Exits;
 use super::vm::DEADLINE;
 use super::vsock::Conversation;
 use super::workload::{self, Parameters};
-use super::{Build, Guest, Options, Test, Workload, short};
+use super::{Build, Guest, Options, Test, Workload, test};
 
 /// The tests.
-pub const TESTS: &[Test] = &[short(
+pub const TESTS: &[Test] = &[test(
     "1,000 round trips over vsock, and 1,000 requests of virtio-fs",
     round_trips_and_requests,
 )];

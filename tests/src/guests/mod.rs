@@ -24,8 +24,6 @@ pub use vm::{Build, Guest, Options};
 pub struct Test {
     /// What it shows; `nacre-guests NAME` selects by it.
     pub name: &'static str,
-    /// Whether it takes more than a few seconds; `make test` leaves it out.
-    pub is_long: bool,
     /// Boots guests of the build and checks what their workloads report.
     pub run: fn(&Build) -> Result<()>,
 }
@@ -46,18 +44,6 @@ pub fn tests() -> Vec<Test> {
 
 const WORKLOADS: &[Workload] = &[vcpus::WORKLOAD, io::WORKLOAD];
 
-const fn short(name: &'static str, run: fn(&Build) -> Result<()>) -> Test {
-    Test {
-        name,
-        is_long: false,
-        run,
-    }
-}
-
-const fn long(name: &'static str, run: fn(&Build) -> Result<()>) -> Test {
-    Test {
-        name,
-        is_long: true,
-        run,
-    }
+const fn test(name: &'static str, run: fn(&Build) -> Result<()>) -> Test {
+    Test { name, run }
 }

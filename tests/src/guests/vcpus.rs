@@ -12,18 +12,18 @@ use serde_json::Value;
 
 use super::vm::DEADLINE;
 use super::workload::Parameters;
-use super::{Build, Options, Test, Workload, long, short};
+use super::{Build, Options, Test, Workload, test};
 
 /// The tests.
 pub const TESTS: &[Test] = &[
-    short("1 vCPU", |build| boot_with(build, 1)),
-    short("2 vCPUs: one package, private L1 and L2, shared L3", |build| {
+    test("1 vCPU", |build| boot_with(build, 1)),
+    test("2 vCPUs: one package, private L1 and L2, shared L3", |build| {
         boot_with(build, 2)
     }),
-    long("4 vCPUs: one package, private L1 and L2, shared L3", |build| {
+    test("4 vCPUs: one package, private L1 and L2, shared L3", |build| {
         boot_with(build, 4)
     }),
-    long("8 vCPUs: one package, private L1 and L2, shared L3", |build| {
+    test("8 vCPUs: one package, private L1 and L2, shared L3", |build| {
         boot_with(build, 8)
     }),
 ];

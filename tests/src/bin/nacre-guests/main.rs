@@ -1,8 +1,7 @@
 //! Runs the tests of real guests under standalone `nacre-vmm`, on a host with working KVM (`tests/lab/run`), one at
 //! a time. The tests are in `nacre_tests::guests`; each must leave nothing behind on the host.
 //!
-//! `nacre-guests [--short | --long] [--list] [NAME…]` runs all tests, those that take seconds, the others, or those
-//! named: by a whole name, or by a part of it.
+//! `nacre-guests [--list] [NAME…]` runs all tests, or those named: by a whole name, or by a part of it.
 
 use std::process::ExitCode;
 
@@ -15,12 +14,6 @@ use nacre_tests::{installation, runner};
 /// Tests of real guests, with the `nacre-vmm` and the guest kernel that are installed.
 #[derive(Parser)]
 struct Arguments {
-    /// Run only the tests that take a few seconds.
-    #[arg(long)]
-    short: bool,
-    /// Run only the tests that take longer.
-    #[arg(long, conflicts_with = "short")]
-    long: bool,
     /// Print the tests without running them.
     #[arg(long)]
     list: bool,
@@ -33,7 +26,6 @@ fn main() -> ExitCode {
     let all: Vec<&str> = tests().iter().map(|test| test.name).collect();
     let chosen: Vec<Test> = tests()
         .into_iter()
-        .filter(|test| !(arguments.short && test.is_long || arguments.long && !test.is_long))
         .filter(|test| arguments.selection.selects(test.name, &all))
         .collect();
     if arguments.list {
