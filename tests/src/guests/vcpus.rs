@@ -16,16 +16,17 @@ use super::{Build, Options, Test, Workload, test};
 
 /// The tests.
 pub const TESTS: &[Test] = &[
-    test("1 vCPU", |build| boot_with(build, 1)),
+    test("1 vCPU", |build| boot_with(build, 1, 1)),
     test("2 vCPUs: one package, private L1 and L2, shared L3", |build| {
-        boot_with(build, 2)
+        boot_with(build, 2, 2)
     }),
     test("4 vCPUs: one package, private L1 and L2, shared L3", |build| {
-        boot_with(build, 4)
+        boot_with(build, 4, 4)
     }),
     test("8 vCPUs: one package, private L1 and L2, shared L3", |build| {
-        boot_with(build, 8)
+        boot_with(build, 8, 8)
     }),
+    test("1 vCPU at boot, 3 more later", |build| boot_with(build, 1, 4)),
 ];
 
 /// Reports the topology and what each CPU computed.
@@ -57,15 +58,21 @@ struct Cache {
     shared_by: BTreeSet<usize>,
 }
 
-fn boot_with(build: &Build, vcpus: usize) -> Result<()> {
+/// Boots a guest with `vcpus` CPUs online, which brings the others up to `max_vcpus` online itself.
+fn boot_with(build: &Build, vcpus: usize, max_vcpus: usize) -> Result<()> {
+    let (vcpus, max) = (vcpus.to_string(), max_vcpus.to_string());
+    let mut arguments = vec!["--vcpus", &vcpus];
+    if vcpus != max {
+        arguments.extend(["--max-vcpus", &max]);
+    }
     let guest = build.boot(&Options {
         workload: WORKLOAD.name,
-        arguments: &["--vcpus", &vcpus.to_string()],
-        ..Options::default()
+        parameters: &[("online", &vcpus)],
+        arguments: &arguments,
     })?;
     let report = guest.finish(DEADLINE)?;
     let cpus: Vec<Cpu> = serde_json::from_value(report).context("parsing the report")?;
-    check(&cpus, vcpus).with_context(|| format!("{cpus:?}"))
+    check(&cpus, max_vcpus).with_context(|| format!("{cpus:?}"))
 }
 
 /// Fails unless `cpus` are `expected` working cores of one package with the caches that the guest should see.
@@ -124,7 +131,16 @@ fn checksum() -> u64 {
     })
 }
 
-fn report(_: &Parameters) -> Result<Value> {
+fn report(parameters: &Parameters) -> Result<Value> {
+    let at_boot = parse_list(&read(&Path::new(CPUS).join("online"))?)?;
+    ensure!(
+        at_boot.len() == parameters.get::<usize>("online")?,
+        "the CPUs {at_boot:?} are online at boot"
+    );
+    for number in parse_list(&read(&Path::new(CPUS).join("present"))?)?.difference(&at_boot) {
+        let file = Path::new(CPUS).join(format!("cpu{number}/online"));
+        fs::write(&file, "1").with_context(|| format!("writing {}", file.display()))?;
+    }
     let online = parse_list(&read(&Path::new(CPUS).join("online"))?)?;
     // All at once: a vCPU that does not run holds up its own thread only.
     let threads: Vec<_> = online
