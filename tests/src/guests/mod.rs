@@ -9,6 +9,7 @@
 pub mod exits;
 mod initramfs;
 pub mod io;
+pub mod pause;
 pub mod vcpus;
 mod vm;
 mod vsock;
@@ -39,10 +40,10 @@ pub struct Workload {
 
 /// All tests.
 pub fn tests() -> Vec<Test> {
-    [vcpus::TESTS, io::TESTS].concat()
+    [vcpus::TESTS, io::TESTS, pause::TESTS].concat()
 }
 
-const WORKLOADS: &[Workload] = &[vcpus::WORKLOAD, io::WORKLOAD];
+const WORKLOADS: &[Workload] = &[vcpus::WORKLOAD, io::WORKLOAD, pause::WORKLOAD];
 
 const fn test(name: &'static str, run: fn(&Build) -> Result<()>) -> Test {
     Test { name, run }
