@@ -28,6 +28,18 @@ pub fn of(pid: u64) -> Result<Memory> {
     parse(&smaps).with_context(|| format!("smaps of {pid}"))
 }
 
+/// KiB of the memory of process `pid` that is resident, guest memory included.
+///
+/// # Errors
+/// If the process does not exist or its smaps_rollup can't be parsed.
+pub fn resident_kib(pid: u32) -> Result<u64> {
+    let file = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Rss:"));
+    let kib = line.with_context(|| format!("{file} has no Rss"))?;
+    Ok(kib.trim().trim_end_matches(" kB").parse()?)
+}
+
 fn parse(smaps: &str) -> Result<Memory> {
     let mut memory = Memory {
         own_kib: 0,
@@ -54,6 +66,15 @@ fn parse(smaps: &str) -> Result<Memory> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn this_process_has_resident_memory() {
+        let before = resident_kib(std::process::id()).unwrap();
+        let allocated = std::hint::black_box(vec![1_u8; 32 << 20]);
+        assert!(resident_kib(std::process::id()).unwrap() >= before + (24 << 10));
+        drop(allocated);
+        assert!(resident_kib(0).is_err());
+    }
 
     #[test]
     fn guest_memory_is_not_counted() {

@@ -9,6 +9,7 @@
 pub mod exits;
 mod initramfs;
 pub mod io;
+pub mod memory_returns;
 pub mod pause;
 pub mod vcpus;
 mod vm;
@@ -40,10 +41,15 @@ pub struct Workload {
 
 /// All tests.
 pub fn tests() -> Vec<Test> {
-    [vcpus::TESTS, io::TESTS, pause::TESTS].concat()
+    [vcpus::TESTS, io::TESTS, pause::TESTS, memory_returns::TESTS].concat()
 }
 
-const WORKLOADS: &[Workload] = &[vcpus::WORKLOAD, io::WORKLOAD, pause::WORKLOAD];
+const WORKLOADS: &[Workload] = &[
+    vcpus::WORKLOAD,
+    io::WORKLOAD,
+    pause::WORKLOAD,
+    memory_returns::WORKLOAD,
+];
 
 const fn test(name: &'static str, run: fn(&Build) -> Result<()>) -> Test {
     Test { name, run }
