@@ -33,13 +33,14 @@ pub fn pack(program: &Path) -> Result<Vec<u8>> {
     archive.console()?;
     archive.program("init", program)?;
     let libraries = loaded_libraries()?;
+    let loader = file_name(Path::new(LOADER));
     ensure!(
-        libraries.iter().any(|file| LOADER.ends_with(&file_name(file))),
-        "this program has no dynamic loader among {libraries:?}"
+        libraries.iter().any(|file| file_name(file) == loader),
+        "this program has no dynamic loader {loader} among {libraries:?}"
     );
     for file in &libraries {
         let name = file_name(file);
-        if LOADER.ends_with(&name) {
+        if name == loader {
             archive.program(LOADER, file)?;
         } else {
             archive.program(&format!("{LIBRARIES}/{name}"), file)?;
