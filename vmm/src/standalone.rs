@@ -44,7 +44,8 @@ pub fn run(arguments: &StandaloneArguments) -> anyhow::Result<u8> {
     let confinement = confinement(arguments)?;
     let mut steps = vec![("jail closed", Instant::now())];
     let on_step = |name| steps.push((name, Instant::now()));
-    let mut machine = machine::build(&config, resources, &confinement, on_step).map_err(with_hint)?;
+    let mut machine =
+        machine::build(&config, resources, &confinement, on_step).map_err(|failure| with_hint(&failure))?;
     if arguments.until_ready {
         print_durations(&steps);
     }
@@ -221,10 +222,11 @@ fn open(path: &Path) -> anyhow::Result<File> {
     File::open(path).with_context(|| format!("opening {}", path.display()))
 }
 
-fn with_hint(failure: Failure) -> anyhow::Error {
+/// The failure's message, which contains its causes: as a source they would be printed again.
+fn with_hint(failure: &Failure) -> anyhow::Error {
     match failure.hint() {
         Some(hint) => anyhow::anyhow!("{failure}\nhint: {hint}"),
-        None => failure.into(),
+        None => anyhow::anyhow!("{failure}"),
     }
 }
 
@@ -235,5 +237,21 @@ fn exit_code(outcome: &Outcome) -> u8 {
         Outcome::Reset { .. } => 10,
         Outcome::Panic => 11,
         Outcome::Fault { .. } => 12,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nacre_vmm::virtio::DeviceError;
+
+    #[test]
+    fn a_failure_is_printed_with_each_cause_once() {
+        let error = DeviceError::at("fs", "check the tag")("too long");
+        let failure = Failure::at("create virtio devices")(error);
+        assert_eq!(
+            format!("{:#}", with_hint(&failure)),
+            "create virtio devices: virtio device fs: check the tag: too long"
+        );
     }
 }
