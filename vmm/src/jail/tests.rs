@@ -48,6 +48,7 @@ fn perform(case: &str, event: &EventFd) -> bool {
         "raise a capability" => {
             rustix::thread::configure_capability_in_ambient_set(CapabilitySet::CHOWN, true).is_ok()
         }
+        "status of an open file" => file_status(),
         "create a file" => std::fs::write("/made", "x").is_ok(),
         "fail to create files" => is_read_only(Path::new("/")),
         "socket pair" => {
@@ -96,6 +97,18 @@ fn is_read_only(directory: &Path) -> bool {
 fn socket(family: i32) -> bool {
     // SAFETY: no memory is involved.
     unsafe { libc::socket(family, libc::SOCK_STREAM, 0) >= 0 }
+}
+
+/// fstat(2), by each system call that some version of glibc makes for it.
+#[allow(unsafe_code, reason = "the C library makes only one of these calls")]
+fn file_status() -> bool {
+    let mut status = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the kernel writes a `struct stat`, which has this layout on x86-64, to a buffer of its size.
+    let fstat = unsafe { libc::syscall(libc::SYS_fstat, 2, status.as_mut_ptr()) };
+    let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+    // SAFETY: as above; the path is a literal.
+    let fstatat = unsafe { libc::syscall(libc::SYS_newfstatat, 2, path, status.as_mut_ptr(), flags) };
+    (fstat, fstatat) == (0, 0)
 }
 
 #[allow(unsafe_code, reason = "mmap has no safe form")]
@@ -189,9 +202,10 @@ const FORBIDDEN: [&str; 7] = [
 ];
 
 /// Calls that only some threads may make, with their profiles.
-fn restricted() -> [(&'static str, Vec<&'static Profile>); 4] {
+fn restricted() -> [(&'static str, Vec<&'static Profile>); 5] {
     [
         ("open", vec![&fs::PROFILE]),
+        ("status of an open file", vec![&fs::PROFILE]),
         ("read capabilities", vec![&fs::PROFILE]),
         ("socket pair", vec![&vsock::PROFILE, &vsock::STANDALONE]),
         ("accept", vec![&vsock::STANDALONE]),

@@ -37,7 +37,11 @@ const CALLS: &[Call] = &[
     ),
     any(
         libc::SYS_newfstatat,
-        "as capget: libcap-ng reads /proc/self/status where it exists, which is only in tests",
+        "as capget: libcap-ng reads /proc/self/status if that exists: in tests, and in a standalone VMM's share",
+    ),
+    any(
+        libc::SYS_fstat,
+        "as newfstatat, which the C library uses instead before glibc 2.39",
     ),
     any(libc::SYS_statx, "lookup, getattr"),
     any(libc::SYS_fstatfs, "statfs"),
