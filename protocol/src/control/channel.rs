@@ -2,9 +2,12 @@
 //! messages of its helper processes. Knows no message.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use rustix::cmsg_space;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -67,33 +70,29 @@ impl Channel {
     /// socket has no message; otherwise the message is not valid.
     pub fn receive<T: DeserializeOwned>(&self) -> Result<(T, Vec<OwnedFd>), Error> {
         let mut bytes = vec![0; MAX_MESSAGE];
-        let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
-        let (length, flags, fds) = {
-            let mut parts = [IoSliceMut::new(&mut bytes)];
-            let received = recvmsg::<UnixAddr>(
-                self.0.as_raw_fd(),
-                &mut parts,
-                Some(&mut space),
-                MsgFlags::MSG_CMSG_CLOEXEC,
-            )?;
-            let mut fds = Vec::new();
-            for message in received.cmsgs()? {
-                if let ControlMessageOwned::ScmRights(raw) = message {
-                    fds.extend(raw.into_iter().map(own));
-                }
-            }
-            (received.bytes, received.flags, fds)
-        };
-        if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
+        // Closes the descriptors that are not taken out of it, also if some did not fit.
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let received = recvmsg(&self.0, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)
+            .map_err(|error| nix::Error::from_raw(error.raw_os_error()))?;
+        if received
+            .flags
+            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+        {
             return Err(Error::TooLong);
         }
-        if length == 0 {
+        if received.bytes == 0 {
             return Err(Error::Closed);
         }
-        Ok((
-            serde_json::from_slice(bytes.get(..length).unwrap_or_default())?,
-            fds,
-        ))
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+        let message = serde_json::from_slice(bytes.get(..received.bytes).unwrap_or_default())?;
+        Ok((message, fds))
     }
 }
 
@@ -109,17 +108,13 @@ impl AsRawFd for Channel {
     }
 }
 
-#[allow(unsafe_code, reason = "recvmsg returns descriptors as numbers")]
-fn own(fd: RawFd) -> OwnedFd {
-    // SAFETY: recvmsg has just created this descriptor in this process, and nothing else owns it.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::{FromVmm, ToVmm};
     use super::*;
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+    use std::os::fd::AsFd as _;
 
     fn pair() -> (Channel, Channel) {
         let (a, b) = socketpair(
@@ -182,6 +177,24 @@ mod tests {
                 .unwrap_err()
                 .to_string()
                 .contains("Nonsense")
+        );
+    }
+    #[test]
+    fn descriptors_that_do_not_all_fit_are_closed() {
+        let (shim, vmm) = pair();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let fds = [writer.as_raw_fd(); MAX_FDS];
+        vmm.send(&FromVmm::Running, &fds).unwrap();
+        // The sender's credentials take a part of the room, so not all descriptors are received.
+        setsockopt(&shim.0, sockopt::PassCred, &true).unwrap();
+        assert!(matches!(shim.receive::<FromVmm>(), Err(Error::TooLong)));
+        drop(writer);
+        let mut pipe = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+        poll(&mut pipe, PollTimeout::ZERO).unwrap();
+        assert_eq!(
+            pipe[0].revents(),
+            Some(PollFlags::POLLHUP),
+            "a received descriptor is still open"
         );
     }
 }
