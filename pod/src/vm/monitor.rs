@@ -90,7 +90,7 @@ impl VmmMonitor {
 }
 
 /// Returns after the VMM's last message (Ended or Failed), if it has closed its socket, or if it sent
-/// something that is not a message.
+/// something that is not a message, or one with a wrong number of descriptors.
 async fn receive_until_last<E: From<Event>>(
     channel: &AsyncFd<Channel>,
     requests: &Requests,
@@ -106,6 +106,12 @@ async fn receive_until_last<E: From<Event>>(
                 return;
             }
         };
+        let expected = usize::from(matches!(message, FromVmm::Connection { .. }));
+        if fds.len() != expected {
+            let error = format!("{} descriptors, not {expected}, with {message:?}", fds.len());
+            end.protocol_error = Some(printable(&error, MAX_MESSAGE));
+            return;
+        }
         if let FromVmm::Answer { id, result } = message {
             if !requests.answer(id, result) {
                 // A VMM that sends one after the other must not occupy the only thread.
@@ -134,11 +140,8 @@ fn event(message: FromVmm, fds: Vec<OwnedFd>, end: &mut End) -> Option<Event> {
             host_port,
             guest_port,
         } => {
-            let Some(stream) = fds.into_iter().next() else {
-                let error = format!("a connection to port {host_port} without its descriptor");
-                end.protocol_error = Some(error);
-                return None;
-            };
+            // The caller has checked that there is one.
+            let stream = fds.into_iter().next()?;
             let address = StreamAddress {
                 host_port,
                 guest_port,
@@ -224,6 +227,8 @@ async fn wait_for_exit(pidfd: &OwnedFd, at_once: bool) -> Status {
 mod tests {
     use super::super::RequestError;
     use super::*;
+    use std::collections::BTreeMap;
+    use std::os::fd::AsRawFd as _;
     use std::time::Instant;
 
     use nacre_protocol::control::{Answer, Request};
@@ -357,16 +362,33 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_without_its_descriptor_ends_the_vmm() {
-        let vmm = stand_in("exec sleep 1000");
+    async fn a_missing_or_superfluous_descriptor_ends_the_vmm() {
         let connection = FromVmm::Connection {
             host_port: 5,
             guest_port: 6,
         };
-        vmm.control.send(&connection, &[]).unwrap();
-        let (_, end) = last_event(vmm.monitor).await;
-        assert!(end.protocol_error.unwrap().contains("port 5"));
-        assert_eq!(end.status, Status::Signal(libc::SIGKILL));
-        drop(vmm.control);
+        let exits = FromVmm::Answer {
+            id: 0,
+            result: Ok(Answer::Exits(BTreeMap::new())),
+        };
+        for (message, count, named) in [
+            (connection.clone(), 0, "host_port: 5"),
+            (connection, 2, "host_port: 5"),
+            (FromVmm::Running, 1, "Running"),
+            (exits, 1, "Exits"),
+        ] {
+            let vmm = stand_in("exec sleep 1000");
+            let fds = vec![vmm.control.as_raw_fd(); count];
+            vmm.control.send(&message, &fds).unwrap();
+            let (events, end) = last_event(vmm.monitor).await;
+            assert!(events.is_empty(), "{events:?}");
+            let error = end.protocol_error.unwrap();
+            assert!(
+                error.contains(named) && error.contains(&format!("{count} descriptors")),
+                "{error}"
+            );
+            assert_eq!(end.status, Status::Signal(libc::SIGKILL));
+            drop(vmm.control);
+        }
     }
 }
