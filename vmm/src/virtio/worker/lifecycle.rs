@@ -1,4 +1,4 @@
-//! The states of a worker and what each order does in each of them. Pure; the thread carries out the actions.
+//! The states of a worker and what each event does in each of them. Pure; the thread carries out the actions.
 //!
 //! ```text
 //!            activate                a DataPath method fails
@@ -8,7 +8,7 @@
 //!    │    paused     resume   │                               │
 //!    └──────── reset ─────────┴───────────────────────────────┘
 //! ```
-//! Pause and resume change no state but Held; a paused worker carries out nothing but orders.
+//! Pause and resume change no phase but Held. A paused worker carries out commands and does nothing else.
 
 /// What the worker has of the device's queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

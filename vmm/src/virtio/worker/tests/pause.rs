@@ -1,4 +1,4 @@
-//! Pause and resume with the other orders, kicks, events and writes to the configuration space.
+//! Pause and resume with the other commands, kicks, events and writes to the configuration space.
 
 use virtio_queue::QueueState;
 
@@ -130,7 +130,7 @@ fn pause_waits_for_the_request_in_progress_and_takes_no_late_answer() {
         worker.timeout = Duration::from_millis(20);
         let error = worker.pause().unwrap_err().to_string();
         assert!(error.contains("did not answer within 20ms"), "{error}");
-        // The late pause is undone by this resume, since orders are carried out one after the other.
+        // The late pause is undone by this resume, since commands are carried out one after the other.
         worker.resume().unwrap();
         release.send(()).unwrap();
         worker.timeout = DEADLINE;
