@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Activation, ActiveQueue, Device, Env, Interrupt, Memory, Report};
 use crate::jail::{Confinement, Violation, recorder};
-pub use chains::{Fields, INDIRECT, NEXT, Prng, malformed_chains, readable, writable};
+pub use chains::{Fields, INDIRECT, NEXT, Prng, WRITE, malformed_chains, readable, writable};
 pub use hammer::hammer;
 
 /// Size of the test guest's memory in bytes.
