@@ -1,14 +1,14 @@
 //! Each case runs in a child process: this test binary again with one ignored test, such as
 //! [`confined_child`], which reads from its environment what to do. Tests that enter the jail need root.
 
+mod crashes;
+mod root;
 mod used_calls;
 
-use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Output};
-use std::sync::OnceLock;
 
 use nix::sys::eventfd::EventFd;
 use rustix::thread::CapabilitySet;
@@ -37,8 +37,8 @@ fn perform(case: &str, event: &EventFd) -> bool {
         }
         "read an eventfd" => event.read() == Ok(1),
         "panic" => std::panic::catch_unwind(|| std::hint::black_box(Option::<u8>::None).unwrap()).is_err(),
-        "read address 8" => read_address_8(),
-        "touch a page beyond the end of a file" => touch_beyond_a_file(),
+        "read address 8" => crashes::read_address_8(),
+        "touch a page beyond the end of a file" => crashes::touch_beyond_a_file(),
         "abort" => std::process::abort(),
         "read capabilities" => {
             rustix::thread::capability_is_in_bounding_set(CapabilitySet::CHOWN).is_ok()
@@ -50,7 +50,7 @@ fn perform(case: &str, event: &EventFd) -> bool {
         }
         "status of an open file" => file_status(),
         "create a file" => std::fs::write("/made", "x").is_ok(),
-        "fail to create files" => is_read_only(Path::new("/")),
+        "fail to create files" => root::is_read_only(Path::new("/")),
         "socket pair" => {
             use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
             socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::empty()).is_ok()
@@ -71,26 +71,6 @@ fn send_interrupt(event: &EventFd) -> Option<i32> {
     // SAFETY: an eventfd knows no ioctl, so the kernel does not use the argument.
     let result = unsafe { libc::ioctl(event.as_raw_fd(), calls::KVM_SIGNAL_MSI, 0) };
     (result < 0).then(std::io::Error::last_os_error)?.raw_os_error()
-}
-
-/// Whether no file of any kind can be created in `directory`. Makes only calls that the file server may make.
-fn is_read_only(directory: &Path) -> bool {
-    use rustix::fs::{CWD, FileType, Mode, OFlags, mkdirat, mknodat, openat, symlinkat};
-    let path = directory.join("made");
-    let mode = Mode::from(0o600);
-    let created = [
-        openat(
-            CWD,
-            &path,
-            OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC,
-            mode,
-        )
-        .map(drop),
-        mkdirat(CWD, &path, mode),
-        symlinkat("/etc", CWD, &path),
-        mknodat(CWD, &path, FileType::Fifo, mode, 0),
-    ];
-    created == [Err(rustix::io::Errno::ROFS); 4]
 }
 
 #[allow(unsafe_code, reason = "no safe function takes the address family as a number")]
@@ -117,25 +97,6 @@ fn executable_memory() -> bool {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // SAFETY: a new anonymous mapping at an address that the kernel chooses overlaps no memory of ours.
     unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) != libc::MAP_FAILED }
-}
-
-#[allow(unsafe_code, reason = "no safe code reads from an invalid address")]
-fn read_address_8() -> bool {
-    let address = std::ptr::without_provenance::<u8>(std::hint::black_box(8));
-    // SAFETY: none: the read faults, which is what the caller wants to see.
-    unsafe { address.read_volatile() == 0 }
-}
-
-/// Reads from a mapping of an empty file, as of a file that was truncated or whose disk can't be read.
-#[allow(unsafe_code, reason = "mmap has no safe form")]
-fn touch_beyond_a_file() -> bool {
-    let [read_only, shared] = [libc::PROT_READ, libc::MAP_SHARED];
-    let file = EMPTY_FILE.get().unwrap().as_raw_fd();
-    // SAFETY: a new mapping at an address that the kernel chooses overlaps no memory of ours.
-    let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, read_only, shared, file, 0) };
-    assert_ne!(page, libc::MAP_FAILED);
-    // SAFETY: none: the read faults, which is what the caller wants to see.
-    unsafe { page.cast::<u8>().read_volatile() == 0 }
 }
 
 fn profile_by_name(name: &str) -> &'static Profile {
@@ -365,130 +326,6 @@ fn is_root() -> bool {
         println!("skipped: not root");
     }
     root
-}
-
-/// The file that [`touch_beyond_a_file`] maps, opened before the jail is entered.
-static EMPTY_FILE: OnceLock<File> = OnceLock::new();
-
-#[test]
-#[ignore = "other tests run it as a child process"]
-fn crashing_child() {
-    let case = std::env::var(CASE).unwrap();
-    let (name, case) = case.split_once(':').unwrap();
-    EMPTY_FILE.set(tempfile::tempfile().unwrap()).unwrap();
-    fork_and_wait(|| {
-        // As the shim starts a VMM: PID 1 of its PID namespace.
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID).unwrap();
-        let status = fork_and_reap(|| {
-            assert_eq!(nix::unistd::getpid().as_raw(), 1);
-            enter(None).unwrap();
-            let confinement = Confinement::closed(Violation::Kill).unwrap();
-            let event = EventFd::from_value(1).unwrap();
-            confinement.confine(profile_by_name(name)).unwrap();
-            perform(case, &event);
-        });
-        println!("{status:?}");
-    });
-}
-
-#[test]
-fn a_crash_of_a_confined_pid_1_has_its_own_signal_or_exit_code() {
-    if !is_root() {
-        return;
-    }
-    for profile in calls::ALL {
-        let name = profile.name;
-        for (case, end) in [
-            ("read address 8", "SIGSEGV"),
-            ("touch a page beyond the end of a file", "SIGBUS"),
-            ("abort", ", 134)"),
-            ("exec", "SIGSYS"),
-        ] {
-            let test = "jail::tests::crashing_child";
-            let output = run(test, &format!("{name}:{case}"), Path::new(""));
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            assert!(text.contains(end), "{name} {case}: {output:?}");
-        }
-    }
-}
-
-#[test]
-fn the_root_is_an_empty_read_only_tmpfs_or_the_share() {
-    if !is_root() {
-        return;
-    }
-    let output = run("jail::tests::jailed_child", "fail to create files", Path::new(""));
-    assert!(output.status.success(), "{output:?}");
-
-    let share = tempfile::tempdir().unwrap();
-    std::fs::write(share.path().join("in-the-share"), "").unwrap();
-    let output = run("jail::tests::jailed_child", "create a file", share.path());
-    assert!(output.status.success(), "{output:?}");
-    use std::os::unix::fs::PermissionsExt as _;
-    let made = std::fs::metadata(share.path().join("made")).unwrap();
-    assert_eq!(made.permissions().mode() & 0o777, 0o666, "the umask is 0");
-}
-
-#[test]
-#[ignore = "other tests run it as a child process"]
-fn pivoting_child() {
-    use rustix::fs::{CWD, Mode};
-    use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
-    let volume = std::env::var(DIRECTORY).unwrap();
-    fork_and_wait(|| {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let volume = open_tree(CWD, &volume, flags).unwrap();
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
-        super::root::pivot(None).unwrap();
-        assert!(is_read_only(Path::new("/")));
-        // As the shim's helper attaches a volume.
-        let writable = open_tree(CWD, "/", flags).unwrap();
-        clear_read_only(&writable);
-        rustix::fs::mkdirat(&writable, "volume", Mode::from(0o755)).unwrap();
-        move_mount(
-            &volume,
-            "",
-            CWD,
-            "/volume",
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-        )
-        .unwrap();
-        assert!(is_read_only(Path::new("/")));
-        std::fs::write("/volume/made", "x").unwrap();
-    });
-}
-
-#[allow(unsafe_code, reason = "mount_setattr has no safe form")]
-fn clear_read_only(mount: &std::os::fd::OwnedFd) {
-    let attributes = libc::mount_attr {
-        attr_set: 0,
-        attr_clr: libc::MOUNT_ATTR_RDONLY,
-        propagation: 0,
-        userns_fd: 0,
-    };
-    // SAFETY: the path is a literal, the attributes are initialised and their size is given.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-}
-
-#[test]
-fn the_root_is_read_only_and_a_volume_attached_below_it_is_not() {
-    if !is_root() {
-        return;
-    }
-    let volume = tempfile::tempdir().unwrap();
-    let output = run("jail::tests::pivoting_child", "", volume.path());
-    assert!(output.status.success(), "{output:?}");
-    assert!(volume.path().join("made").exists());
 }
 
 #[test]
