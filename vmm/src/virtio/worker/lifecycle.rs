@@ -101,64 +101,17 @@ mod tests {
         use Phase::{Active, Failed, Held, Idle};
         // For each event: the next phase and the action in Idle, Held, Active and Failed.
         type Row = [(Phase, Action); 4];
+        #[rustfmt::skip]
         let table: [(Event, bool, Row); 9] = [
-            (
-                Event::Activate,
-                false,
-                [
-                    (Active, Start),
-                    (Held, Refuse),
-                    (Active, Refuse),
-                    (Failed, Refuse),
-                ],
-            ),
-            (
-                Event::Activate,
-                true,
-                [(Held, Hold), (Held, Refuse), (Active, Refuse), (Failed, Refuse)],
-            ),
-            (
-                Event::Reset,
-                false,
-                [(Idle, Nothing), (Idle, Drop), (Idle, Stop), (Idle, Nothing)],
-            ),
-            (
-                Event::Reset,
-                true,
-                [(Idle, Nothing), (Idle, Drop), (Idle, Stop), (Idle, Nothing)],
-            ),
+            (Event::Activate, false, [(Active, Start), (Held, Refuse), (Active, Refuse), (Failed, Refuse)]),
+            (Event::Activate, true, [(Held, Hold), (Held, Refuse), (Active, Refuse), (Failed, Refuse)]),
+            (Event::Reset, false, [(Idle, Nothing), (Idle, Drop), (Idle, Stop), (Idle, Nothing)]),
+            (Event::Reset, true, [(Idle, Nothing), (Idle, Drop), (Idle, Stop), (Idle, Nothing)]),
             (Event::Pause, false, PHASES.map(|phase| (phase, Nothing))),
             (Event::Pause, true, PHASES.map(|phase| (phase, Nothing))),
-            (
-                Event::Resume,
-                true,
-                [
-                    (Idle, Nothing),
-                    (Active, Start),
-                    (Active, Nothing),
-                    (Failed, Nothing),
-                ],
-            ),
-            (
-                Event::Resume,
-                false,
-                [
-                    (Idle, Nothing),
-                    (Active, Start),
-                    (Active, Nothing),
-                    (Failed, Nothing),
-                ],
-            ),
-            (
-                Event::Fault,
-                false,
-                [
-                    (Idle, Nothing),
-                    (Held, Nothing),
-                    (Failed, Stop),
-                    (Failed, Nothing),
-                ],
-            ),
+            (Event::Resume, true, [(Idle, Nothing), (Active, Start), (Active, Nothing), (Failed, Nothing)]),
+            (Event::Resume, false, [(Idle, Nothing), (Active, Start), (Active, Nothing), (Failed, Nothing)]),
+            (Event::Fault, false, [(Idle, Nothing), (Held, Nothing), (Failed, Stop), (Failed, Nothing)]),
         ];
         for (event, paused, row) in table {
             let paused_after = match event {
