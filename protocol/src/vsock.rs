@@ -1,5 +1,5 @@
-//! vsock addresses of a pod. The guest opens every connection: the VMM passes the host's end of each to the
-//! shim, with its ports ([`crate::control::FromVmm::Connection`]).
+//! vsock addresses of a pod. The guest opens every connection: the VMM passes the host's end of each that is
+//! expected to the shim, with its ports ([`crate::control::FromVmm::Connection`]), and refuses all others.
 
 /// The host, as a guest addresses it (virtio 1.2, 5.10.4).
 pub const HOST_CID: u32 = 2;

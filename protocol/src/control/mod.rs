@@ -7,7 +7,7 @@
 //! shim ◀── Step … ─────────── vmm      a step of the start is done, with its time
 //! shim ◀── Running ────────── vmm      the VMM is confined, the guest starts
 //! shim ◀── Failed ─────────── vmm      a step of the start failed; the VMM exits
-//! shim ◀── Connection + fd ── vmm      the guest opened a vsock connection
+//! shim ◀── Connection + fd ── vmm      the guest opened a vsock connection that is expected
 //! shim ── Request ──────────▶ vmm      at any time after Configure
 //! shim ◀── Answer ─────────── vmm      to each request, by its id and in order, once the VM runs
 //! shim ◀── Ended ──────────── vmm      the guest has ended, and how; the VMM exits
@@ -69,8 +69,8 @@ pub enum FromVmm {
         /// What to do about it.
         hint: Option<String>,
     },
-    /// The guest opened a vsock connection. One descriptor is sent with the message: the host's end of the
-    /// stream.
+    /// The guest opened a vsock connection that is expected ([`DeviceConfig::Vsock`]). One descriptor is sent
+    /// with the message: the host's end of the stream. No other message to the shim has a descriptor.
     Connection {
         /// The host port that the guest connects to.
         host_port: u32,
