@@ -91,8 +91,7 @@ use crate::jail::Confinement;
 pub use config_space::{ConfigSpace, NotWritable};
 pub use device::{Device, DeviceError, Spec};
 
-/// Guest memory. It does not record which pages devices write, because nothing reads such a record. Whatever
-/// does will give this type a bitmap that can be switched on and off.
+/// Guest memory. It has no dirty bitmap, because nothing reads one.
 pub type Memory = GuestMemoryMmap;
 
 /// Notifications from a device to its driver. One implementation per transport, one double for tests.
