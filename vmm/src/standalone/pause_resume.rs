@@ -11,8 +11,9 @@ use nix::errno::Errno;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-/// The guest runs until the next of these ticks after it was resumed.
-const TICK: Duration = Duration::from_millis(1);
+/// The guest runs until the next of these ticks after it was resumed: long enough for an I/O operation or two,
+/// also under emulation, so that a pause finds some in flight.
+const TICK: Duration = Duration::from_millis(5);
 
 /// A timer with [`TICK`], and how often to pause. Created before the main thread is confined, which forbids
 /// new timers.
