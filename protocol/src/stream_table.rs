@@ -1,11 +1,12 @@
 //! The stream table: a memfd with the addresses of the streams that the agent is expected to open. The engine
 //! writes it; the VMM looks up each connection that the guest opens and refuses one that is not expected. So
-//! the connections that a container's process opens cost CPU time in the pod's cgroup, and none outside of it.
+//! the connections that a container's process opens cost CPU time in the pod's cgroup, and none outside of
+//! it.
 //!
 //! The engine adds an address before the agent learns it, so the VMM needs no message to know it in time.
 //!
-//! Layout: 128 sets of 32 addresses, each 8 bytes in little-endian order ([`StreamAddress::to_bits`]), 0 where
-//! none is. The lowest bits of an address, which is random, choose its set.
+//! Layout: 128 sets of 32 addresses, each 8 bytes in little-endian order ([`StreamAddress::to_bits`]), 0
+//! where none is. The lowest bits of an address, which is random, choose its set.
 
 use std::fs::File;
 use std::io;

@@ -1,5 +1,5 @@
-//! The loaded segments of an ELF file. Called by the benchmark, for sizes, and by [`crate::guests`], which packs
-//! programs without their debug information. Pure.
+//! The loaded segments of an ELF file. Called by the benchmark, for sizes, and by [`crate::guests`], which
+//! packs programs without their debug information. Pure.
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -48,8 +48,8 @@ pub fn segments(elf: &[u8]) -> Result<Vec<Segment>> {
     Ok(segments)
 }
 
-/// The part of an ELF file up to the end of its last loaded segment: all that execve(2) and the dynamic loader
-/// read. Debug information and symbols follow it.
+/// The part of an ELF file up to the end of its last loaded segment: all that execve(2) and the dynamic
+/// loader read. Debug information and symbols follow it.
 ///
 /// # Errors
 /// Those of [`segments`], or if a segment is beyond the end of the file.

@@ -1,5 +1,5 @@
-//! Where Nacre is installed: the prefix of the shim in PATH, as `tests/lab/run` sets it. Used by the tests and
-//! the benchmark.
+//! Where Nacre is installed: the prefix of the shim in PATH, as `tests/lab/run` sets it. Used by the tests
+//! and the benchmark.
 
 use std::fs;
 use std::path::PathBuf;

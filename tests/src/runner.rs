@@ -1,5 +1,5 @@
-//! Runs tests one after the other, compares snapshots of the host before and after each, and prints a line for
-//! each and the totals. Called by `nacre-e2e` and `nacre-guests`; `tests/all` reads the last line.
+//! Runs tests one after the other, compares snapshots of the host before and after each, and prints a line
+//! for each and the totals. Called by `nacre-e2e` and `nacre-guests`; `tests/all` reads the last line.
 
 use std::time::{Duration, Instant};
 

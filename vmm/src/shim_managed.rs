@@ -108,7 +108,8 @@ fn device(
         DeviceConfig::Fs { tag } => {
             let config = fs::Config {
                 tag,
-                // The root of this process's mount namespace, into which the shim moves the containers' mounts.
+                // The root of this process's mount namespace, into which the shim moves the containers'
+                // mounts.
                 root: "/".into(),
                 prepared: fs::Prepared::before_jail()?,
             };

@@ -1,5 +1,5 @@
-//! Measures and corrects the guest's clock by calls to the agent, for hosts whose KVM does not offer its clock
-//! to the guest (docs/architecture.md, "The guest's clock"). Called by the sandbox's task for it.
+//! Measures and corrects the guest's clock by calls to the agent, for hosts whose KVM does not offer its
+//! clock to the guest (docs/architecture.md, "The guest's clock"). Called by the sandbox's task for it.
 
 use std::time::Duration;
 
@@ -49,8 +49,8 @@ impl Guest {
     }
 }
 
-/// The difference of the clocks, from the guest's time between two times of the host, all in nanoseconds. None
-/// if the call took too long, or the host's clock was set back meanwhile.
+/// The difference of the clocks, from the guest's time between two times of the host, all in nanoseconds.
+/// None if the call took too long, or the host's clock was set back meanwhile.
 fn measurement(sent: i64, guest: i64, received: i64) -> Option<CorrectClockRequest> {
     let round_trip = u64::try_from(received.checked_sub(sent)?).ok()?;
     let uncertainty = round_trip.div_ceil(2);

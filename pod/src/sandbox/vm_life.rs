@@ -84,8 +84,8 @@ impl Sandbox {
             // Dropped if the process was removed in the meantime.
             drop(expected.send(stream));
         }
-        // Any other connection is closed by dropping it. A VMM that was taken over may send any number of them, so
-        // nothing is logged.
+        // Any other connection is closed by dropping it. A VMM that was taken over may send any number of
+        // them, so nothing is logged.
     }
 
     fn set_up_agent(&mut self, stream: OwnedFd) {

@@ -63,7 +63,8 @@ impl Requests {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends `request` now. The future waits for the answer, until `deadline` has passed since its first poll.
+    /// Sends `request` now. The future waits for the answer, until `deadline` has passed since its first
+    /// poll.
     pub fn send(
         self: &Arc<Self>,
         request: Request,
@@ -96,8 +97,8 @@ impl Requests {
         Ok(pending)
     }
 
-    /// Takes the answer to request `id`. Returns false if nobody waits for it: the deadline has passed, or the
-    /// VMM was never asked.
+    /// Takes the answer to request `id`. Returns false if nobody waits for it: the deadline has passed, or
+    /// the VMM was never asked.
     pub(super) fn answer(&self, id: u64, answer: std::result::Result<Answer, ErrorText>) -> bool {
         let mut state = self.state();
         if let Some(waiter) = state.waiters.remove(&id) {

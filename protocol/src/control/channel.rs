@@ -1,5 +1,5 @@
-//! The socket: sends and receives one message with its descriptors. Used by both ends, and by the agent for the
-//! messages of its helper processes. Knows no message.
+//! The socket: sends and receives one message with its descriptors. Used by both ends, and by the agent for
+//! the messages of its helper processes. Knows no message.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

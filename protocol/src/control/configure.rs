@@ -1,5 +1,5 @@
-//! The first message to the VMM: the VM to run, as a list of its devices and a few named files. Written by the
-//! engine, checked and carried out by the VMM. Pure.
+//! The first message to the VMM: the VM to run, as a list of its devices and a few named files. Written by
+//! the engine, checked and carried out by the VMM. Pure.
 
 use serde::{Deserialize, Serialize};
 

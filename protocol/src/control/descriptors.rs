@@ -1,5 +1,5 @@
-//! File descriptors that a message names. The message contains indices ([`FdIndex`]) into the descriptors that
-//! are sent with it. The sender collects them in [`Attachments`]; the receiver takes each one out of
+//! File descriptors that a message names. The message contains indices ([`FdIndex`]) into the descriptors
+//! that are sent with it. The sender collects them in [`Attachments`]; the receiver takes each one out of
 //! [`Descriptors`] exactly once. Nothing here sends or receives.
 
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};

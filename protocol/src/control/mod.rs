@@ -37,8 +37,8 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 /// Most file descriptors with one message, which is the kernel's limit (SCM_MAX_FD).
 pub const MAX_FDS: usize = 253;
 
-/// A message from the shim to the VMM. The VMM receives requests as [`Lenient`], so that it can answer one that
-/// it does not know.
+/// A message from the shim to the VMM. The VMM receives requests as [`Lenient`], so that it can answer one
+/// that it does not know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToVmm<R = Request> {
     /// The first message, sent once.

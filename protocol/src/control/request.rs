@@ -1,5 +1,5 @@
-//! Requests to a VMM whose VM runs, and its answers. The engine gives each request an id; the VMM answers each
-//! request exactly once, in the order in which it received them. Pure.
+//! Requests to a VMM whose VM runs, and its answers. The engine gives each request an id; the VMM answers
+//! each request exactly once, in the order in which it received them. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -30,8 +30,8 @@ pub enum Answer {
     Done,
 }
 
-/// Why a request was not carried out: at most [`ErrorText::MAX_BYTES`] of [`printable`] text, also if the peer
-/// sent more.
+/// Why a request was not carried out: at most [`ErrorText::MAX_BYTES`] of [`printable`] text, also if the
+/// peer sent more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String")]
 pub struct ErrorText(String);

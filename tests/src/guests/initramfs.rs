@@ -1,6 +1,6 @@
-//! The initramfs of a guest with a workload: `nacre-guest-workload` as /init, with the libraries that it needs.
-//! Called by [`super::Build`]. The program is linked dynamically like every test program, so `cargo build -p
-//! nacre-tests` builds it, without another target and other flags.
+//! The initramfs of a guest with a workload: `nacre-guest-workload` as /init, with the libraries that it
+//! needs. Called by [`super::Build`]. The program is linked dynamically like every test program, so `cargo
+//! build -p nacre-tests` builds it, without another target and other flags.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -49,8 +49,8 @@ pub fn pack(program: &Path) -> Result<Vec<u8>> {
     archive.finish()
 }
 
-/// The files of the dynamic loader and the libraries of this process: all other files of which it has executable
-/// mappings.
+/// The files of the dynamic loader and the libraries of this process: all other files of which it has
+/// executable mappings.
 fn loaded_libraries() -> Result<BTreeSet<PathBuf>> {
     let own = fs::read_link("/proc/self/exe")?;
     let maps = fs::read_to_string("/proc/self/maps")?;

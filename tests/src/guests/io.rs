@@ -1,6 +1,6 @@
-//! A guest that does what its test asks for over vsock: it returns a byte, or it looks up names that are missing in
-//! the shared directory, each of which is one FUSE request. The test counts and times both; the benchmark does,
-//! too.
+//! A guest that does what its test asks for over vsock: it returns a byte, or it looks up names that are
+//! missing in the shared directory, each of which is one FUSE request. The test counts and times both; the
+//! benchmark does, too.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -32,8 +32,8 @@ pub const WORKLOAD: Workload = Workload {
 
 /// Order of the test: the guest returns this byte.
 const ECHO: u8 = b'e';
-/// Order of the test, followed by a count of 4 bytes: the guest looks up as many missing names and returns how
-/// long it took, as nanoseconds in 8 bytes. All numbers are little-endian.
+/// Order of the test, followed by a count of 4 bytes: the guest looks up as many missing names and returns
+/// how long it took, as nanoseconds in 8 bytes. All numbers are little-endian.
 const LOOK_UP: u8 = b'l';
 /// How many operations a test makes.
 const OPERATIONS: u32 = 1000;

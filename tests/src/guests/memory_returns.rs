@@ -1,4 +1,5 @@
-//! A guest that uses memory and frees it: within seconds the host has it back, by the balloon's free page reporting.
+//! A guest that uses memory and frees it: within seconds the host has it back, by the balloon's free page
+//! reporting.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};

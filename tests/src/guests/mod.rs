@@ -1,10 +1,11 @@
-//! Real guests under standalone `nacre-vmm`, each with a workload of this crate as /init. `nacre-guests` runs the
-//! tests, `nacre-bench` measures with the same guests. They need no containerd.
+//! Real guests under standalone `nacre-vmm`, each with a workload of this crate as /init. `nacre-guests` runs
+//! the tests, `nacre-bench` measures with the same guests. They need no containerd.
 //!
-//! Each test has a file of its own, with its host half ([`Test`]) and its guest half ([`Workload`]). The kernel
-//! command line names the workload and its parameters. A workload reports what it saw in a file of the shared
-//! directory and powers the guest off, or prints why it failed and resets the guest ([`workload`]). Conversations go
-//! over vsock: the workload listens at [`vsock::PORT`], then dials the agent's port, which the VMM reports.
+//! Each test has a file of its own, with its host half ([`Test`]) and its guest half ([`Workload`]). The
+//! kernel command line names the workload and its parameters. A workload reports what it saw in a file of the
+//! shared directory and powers the guest off, or prints why it failed and resets the guest ([`workload`]).
+//! Conversations go over vsock: the workload listens at [`vsock::PORT`], then dials the agent's port, which
+//! the VMM reports.
 
 pub mod exits;
 mod initramfs;

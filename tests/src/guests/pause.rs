@@ -1,5 +1,6 @@
-//! A guest that is paused and resumed while it writes files and reads them back, and returns what its test sends
-//! over vsock: nothing may be lost, changed or reordered, and the guest ends as if nothing had happened.
+//! A guest that is paused and resumed while it writes files and reads them back, and returns what its test
+//! sends over vsock: nothing may be lost, changed or reordered, and the guest ends as if nothing had
+//! happened.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Write};
@@ -84,8 +85,8 @@ fn pause(build: &Build, vcpus: u32) -> Result<()> {
     Ok(())
 }
 
-/// Sends frames until `stop`, then closes the stream for writing; returns how many. `under_way` has one entry per
-/// frame that has not returned, and limits their number.
+/// Sends frames until `stop`, then closes the stream for writing; returns how many. `under_way` has one entry
+/// per frame that has not returned, and limits their number.
 fn send(mut stream: UnixStream, under_way: SyncSender<()>, stop: Arc<AtomicBool>) -> JoinHandle<Result<u64>> {
     std::thread::spawn(move || {
         let mut frames = 0;
@@ -143,8 +144,8 @@ fn return_frames(stream: &File) -> Result<u64> {
     Ok(frames)
 }
 
-/// Writes files, reads them back and removes them, until `stop`. The guest's page cache drops each file before it is
-/// read. (The host may have no O_DIRECT: tmpfs has none.)
+/// Writes files, reads them back and removes them, until `stop`. The guest's page cache drops each file
+/// before it is read. (The host may have no O_DIRECT: tmpfs has none.)
 fn write_files(stop: &AtomicBool) -> Result<u64> {
     let mut files = 0;
     let mut found = vec![0; FILE_BYTES];
@@ -170,8 +171,8 @@ fn write_files(stop: &AtomicBool) -> Result<u64> {
     Ok(files)
 }
 
-/// A frame is its number, the length of its content (8 bytes each, little-endian), and its content, which follows
-/// from the number.
+/// A frame is its number, the length of its content (8 bytes each, little-endian), and its content, which
+/// follows from the number.
 fn write_frame(stream: &mut impl Write, number: u64) -> io::Result<()> {
     let content = frame_content(number);
     let mut frame = number.to_le_bytes().to_vec();

@@ -1,5 +1,5 @@
-//! Guests with several vCPUs: every vCPU works, and the guest sees one package with as many cores as vCPUs, each
-//! with its own L1 and L2 caches, and one L3 cache that all share.
+//! Guests with several vCPUs: every vCPU works, and the guest sees one package with as many cores as vCPUs,
+//! each with its own L1 and L2 caches, and one L3 cache that all share.
 
 use std::collections::BTreeSet;
 use std::fs;

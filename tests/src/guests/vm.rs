@@ -1,5 +1,5 @@
-//! A guest under standalone `nacre-vmm`, as its test sees it: its console, its vsock port, its shared directory
-//! and its end. Everything has a deadline, and dropping a guest ends it.
+//! A guest under standalone `nacre-vmm`, as its test sees it: its console, its vsock port, its shared
+//! directory and its end. Everything has a deadline, and dropping a guest ends it.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

@@ -21,8 +21,8 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// Listens at [`PORT`], reports by dialing the agent's port that the guest is ready, and waits for the test
-    /// to connect.
+    /// Listens at [`PORT`], reports by dialing the agent's port that the guest is ready, and waits for the
+    /// test to connect.
     ///
     /// # Errors
     /// If the VM has no vsock device.

@@ -1,5 +1,5 @@
-//! What `nacre-guest-workload` does as PID 1 of a guest: mounts file systems, runs the workload that the kernel
-//! command line names, writes its report and ends the guest. Never runs on the host.
+//! What `nacre-guest-workload` does as PID 1 of a guest: mounts file systems, runs the workload that the
+//! kernel command line names, writes its report and ends the guest. Never runs on the host.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -71,8 +71,8 @@ pub fn run_as_init() {
     }
 }
 
-/// Prints `reason` on the console, by the kernel's log: unless the VMM has a terminal for it, the serial port is
-/// no tty, and writes to standard output fail.
+/// Prints `reason` on the console, by the kernel's log: unless the VMM has a terminal for it, the serial port
+/// is no tty, and writes to standard output fail.
 fn print_failure(reason: &str) {
     let Ok(mut log) = File::options().write(true).open("/dev/kmsg") else {
         return;

@@ -1,5 +1,5 @@
-//! The host side of the vsock device under the shim: which connections of the guest are expected, and how they
-//! reach the shim. Runs on the device's worker.
+//! The host side of the vsock device under the shim: which connections of the guest are expected, and how
+//! they reach the shim. Runs on the device's worker.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;

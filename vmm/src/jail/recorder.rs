@@ -1,6 +1,6 @@
-//! For tests: a confined thread whose allowed system calls are recorded. The filter is the real one, except that
-//! it asks a second, unconfined thread about each allowed call (SECCOMP_RET_USER_NOTIF), which notes its number
-//! and lets it continue.
+//! For tests: a confined thread whose allowed system calls are recorded. The filter is the real one, except
+//! that it asks a second, unconfined thread about each allowed call (SECCOMP_RET_USER_NOTIF), which notes its
+//! number and lets it continue.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -62,8 +62,8 @@ pub fn install(mut program: BpfProgram) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Records the calls that arrive at `listener` until that thread exits. Allocates nothing: the recorded thread
-/// may hold a lock of the allocator during its call.
+/// Records the calls that arrive at `listener` until that thread exits. Allocates nothing: the recorded
+/// thread may hold a lock of the allocator during its call.
 #[allow(unsafe_code, reason = "seccomp notifications have no safe form")]
 fn record(listener: &AtomicI32, file: &File) {
     let fd = loop {

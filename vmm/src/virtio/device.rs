@@ -1,9 +1,10 @@
 //! A virtio device as its transport uses it. Made from a [`Spec`] by each device's module; called on vCPU
-//! threads, whose seccomp filter is narrow: its methods take locks, allocate, send on channels, wait and write
-//! an eventfd, and make no other system call. Never accesses a queue.
+//! threads, whose seccomp filter is narrow: its methods take locks, allocate, send on channels, wait and
+//! write an eventfd, and make no other system call. Never accesses a queue.
 //!
-//! The device's own code is its [`DataPath`], which only the worker's thread has. So [`Device`] is one type for
-//! all devices, and needs neither a parameter nor a trait object in the transport, the buses or the machine.
+//! The device's own code is its [`DataPath`], which only the worker's thread has. So [`Device`] is one type
+//! for all devices, and needs neither a parameter nor a trait object in the transport, the buses or the
+//! machine.
 
 use std::error::Error;
 use std::ops::Range;
@@ -77,8 +78,8 @@ pub struct Device {
 }
 
 impl Device {
-    /// Creates the device that `spec` describes and spawns its worker. `build` constructs the data path on the
-    /// worker's thread before that is confined, so it may open what the data path needs.
+    /// Creates the device that `spec` describes and spawns its worker. `build` constructs the data path on
+    /// the worker's thread before that is confined, so it may open what the data path needs.
     ///
     /// # Errors
     /// [`DeviceError`] if the thread can't be spawned or confined, or `build` fails.
@@ -141,8 +142,8 @@ impl Device {
     /// device that is not active; a paused one stays paused.
     ///
     /// # Errors
-    /// [`DeviceError`] if the worker's thread has exited or does not answer within 10 s; it may then still use
-    /// the queues and guest memory.
+    /// [`DeviceError`] if the worker's thread has exited or does not answer within 10 s; it may then still
+    /// use the queues and guest memory.
     pub fn reset(&mut self) -> Result<(), DeviceError> {
         self.config().set_interrupt(None);
         self.worker.reset()
@@ -150,13 +151,13 @@ impl Device {
 
     /// Stops serving the queues and returns their state, in the order of their indices; no queues if the
     /// device is not active. When it returns, each request that the device has taken from a queue is
-    /// finished, and until [`Device::resume`] the worker accesses no guest memory and none of its descriptors.
-    /// Kicks, data from the host and writes to the configuration space that arrive meanwhile are handled after
-    /// that. Pausing a paused device returns the same state again.
+    /// finished, and until [`Device::resume`] the worker accesses no guest memory and none of its
+    /// descriptors. Kicks, data from the host and writes to the configuration space that arrive meanwhile are
+    /// handled after that. Pausing a paused device returns the same state again.
     ///
     /// # Errors
-    /// [`DeviceError`] if the worker's thread has exited or does not answer within 10 s; in the latter case it
-    /// pauses later, unless the device is resumed.
+    /// [`DeviceError`] if the worker's thread has exited or does not answer within 10 s; in the latter case
+    /// it pauses later, unless the device is resumed.
     pub fn pause(&mut self) -> Result<Vec<QueueState>, DeviceError> {
         self.worker.pause()
     }

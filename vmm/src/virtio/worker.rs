@@ -1,6 +1,6 @@
 //! A device's worker: one thread per device, spawned with the device, that owns the device's queues from
-//! DRIVER_OK to reset. Devices implement [`DataPath`]; this module does the rest: it confines the thread, waits
-//! for kicks, commands and the device's own descriptors, and reports failures. It never runs on a vCPU
+//! DRIVER_OK to reset. Devices implement [`DataPath`]; this module does the rest: it confines the thread,
+//! waits for kicks, commands and the device's own descriptors, and reports failures. It never runs on a vCPU
 //! thread.
 //!
 //! This file is the device's handle of the worker; [`thread`] is the thread, [`lifecycle`] its states,

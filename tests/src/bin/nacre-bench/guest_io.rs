@@ -1,5 +1,5 @@
-//! What a guest's boot, a vsock round trip and a virtio-fs request cost, without containerd: guests under standalone
-//! `nacre-vmm`, of both builds in turns.
+//! What a guest's boot, a vsock round trip and a virtio-fs request cost, without containerd: guests under
+//! standalone `nacre-vmm`, of both builds in turns.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -24,7 +24,8 @@ struct Round {
     request: Cost,
 }
 
-/// Boots guests of each build in `count` rounds and adds the medians. A round that does not count comes first.
+/// Boots guests of each build in `count` rounds and adds the medians. A round that does not count comes
+/// first.
 pub fn measure(runtimes: &MeasuredRuntimes, count: usize, results: &mut Results) -> Result<()> {
     let mut builds = Vec::new();
     for build in runtimes.builds() {

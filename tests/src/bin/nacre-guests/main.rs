@@ -1,5 +1,5 @@
-//! Runs the tests of real guests under standalone `nacre-vmm`, on a host with working KVM (`tests/lab/run`), one at
-//! a time. The tests are in `nacre_tests::guests`; each must leave nothing behind on the host.
+//! Runs the tests of real guests under standalone `nacre-vmm`, on a host with working KVM (`tests/lab/run`),
+//! one at a time. The tests are in `nacre_tests::guests`; each must leave nothing behind on the host.
 //!
 //! `nacre-guests [--list] [NAME…]` runs all tests, or those named: by a whole name, or by a part of it.
 

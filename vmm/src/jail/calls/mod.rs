@@ -1,7 +1,7 @@
 //! The profiles of the VMM's threads: what each kind of thread keeps in the jail, each system call with the
-//! reason why it is needed. A virtio device names the profile of its worker in its
-//! [`crate::virtio::Spec`]; a new device adds a file here, and its line in [`ALL`]. [`super::filter`] compiles
-//! the tables; no call may be listed twice in a profile.
+//! reason why it is needed. A virtio device names the profile of its worker in its [`crate::virtio::Spec`]; a
+//! new device adds a file here, and its line in [`ALL`]. [`super::filter`] compiles the tables; no call may
+//! be listed twice in a profile.
 
 pub mod balloon;
 mod common;
@@ -21,7 +21,8 @@ pub struct Profile {
     pub name: &'static str,
     /// Kept of the process's capabilities.
     pub capabilities: CapabilitySet,
-    /// Whether the thread gets a working directory and a umask of its own (CLONE_FS), because it changes them.
+    /// Whether the thread gets a working directory and a umask of its own (CLONE_FS), because it changes
+    /// them.
     pub own_working_directory: bool,
     /// Tables of the system calls that it may make.
     pub(super) calls: &'static [&'static [Call]],

@@ -1,5 +1,5 @@
-//! Random operations on a device: a hostile driver beside a VM that is paused and resumed at any time. Used by
-//! a test of each device. The sequence of operations is the same in every run; how the worker's thread
+//! Random operations on a device: a hostile driver beside a VM that is paused and resumed at any time. Used
+//! by a test of each device. The sequence of operations is the same in every run; how the worker's thread
 //! interleaves with it is not.
 
 use super::{BUFFERS, Device, Driver, Prng, Report, malformed_chains, readable, writable};

@@ -1,8 +1,8 @@
 //! The worker's thread: waits for kicks, commands and the device's own descriptors, and calls the data path.
 //! Started by [`super::Worker::spawn`].
 //!
-//! A paused thread waits for commands alone, not in epoll_wait: kicks and data of the host stay pending in the
-//! epoll set, and events that were already fetched are handled after the resume.
+//! A paused thread waits for commands alone, not in epoll_wait: kicks and data of the host stay pending in
+//! the epoll set, and events that were already fetched are handled after the resume.
 
 use std::error::Error;
 use std::os::fd::AsRawFd as _;

@@ -251,8 +251,8 @@ fn survives_random_operations() {
     guest.assert_alive();
 }
 
-/// A request for one of a few inodes and names, so that some succeed. No FALLOCATE, which could fill the disk,
-/// and no other size or offset beyond 64 KiB.
+/// A request for one of a few inodes and names, so that some succeed. No FALLOCATE, which could fill the
+/// disk, and no other size or offset beyond 64 KiB.
 fn random_request(prng: &mut Prng) -> Vec<u8> {
     let opcode = match prng.below(54) as u32 {
         FALLOCATE => LOOKUP,

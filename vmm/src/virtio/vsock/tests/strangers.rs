@@ -34,7 +34,8 @@ fn request(guest: &mut Guest, host_port: u32, guest_port: u32) {
     guest.send_packet(&header, &[]);
 }
 
-/// Receives a message in the shim's place, which must be a connection between these ports; returns its stream.
+/// Receives a message in the shim's place, which must be a connection between these ports; returns its
+/// stream.
 fn connection(shim: &Channel, host_port: u32, guest_port: u32) -> Vec<OwnedFd> {
     let (message, stream) = shim.receive::<FromVmm>().unwrap();
     let expected = FromVmm::Connection {
