@@ -2,8 +2,8 @@
 //! and, in standalone mode, for standard input: keys or commands. Called after [`Machine::run`]; it never
 //! runs guest code or device code.
 
-use std::io::{BufRead as _, Read as _};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::io::BufRead as _;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nacre_protocol::control::{Error as ChannelError, Outcome};
 use nix::errno::Errno;
@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::commands::{Command, Lines};
 use crate::control::{Control, Error};
+use crate::devices::serial::SerialInput;
 use crate::machine::Machine;
 
 /// Why the loop ended; the process then exits.
@@ -82,7 +83,7 @@ pub fn run(machine: &mut Machine, mut inputs: Inputs<'_>) -> Result<StopReason, 
                 Source::Stdin => {
                     let is_open = match inputs.stdin {
                         StandardInput::Unused => false,
-                        StandardInput::Console => forward_stdin(machine),
+                        StandardInput::Console => forward(&std::io::stdin(), machine.serial_input()),
                         StandardInput::Commands => run_commands(machine, &mut lines),
                     };
                     if !is_open {
@@ -121,17 +122,17 @@ fn wait(machine: &Machine, inputs: &Inputs<'_>) -> Result<Vec<Source>, Errno> {
     Ok(ready.map(|(source, _)| source).collect())
 }
 
-/// Forwards what standard input has to the guest; false at the end of input.
-fn forward_stdin(machine: &Machine) -> bool {
+/// Forwards bytes that `input` has to the guest, as many as `serial` has space for; false at the end of input.
+/// Reads the descriptor itself: [`std::io::Stdin`] would buffer the rest, and poll(2) would not report it.
+fn forward(input: &impl AsFd, serial: &SerialInput) -> bool {
     let mut buffer = [0; 16];
-    let space = machine.serial_input().free_space().min(buffer.len()).max(1);
+    let space = serial.free_space().min(buffer.len()).max(1);
     let part = buffer.get_mut(..space).unwrap_or_default();
-    match std::io::stdin().lock().read(part) {
+    match nix::unistd::read(input, part) {
+        Err(Errno::EINTR | Errno::EAGAIN) => true,
         Ok(0) | Err(_) => false,
         Ok(count) => {
-            machine
-                .serial_input()
-                .enqueue(part.get(..count).unwrap_or_default());
+            serial.enqueue(part.get(..count).unwrap_or_default());
             true
         }
     }
@@ -157,4 +158,41 @@ fn run_commands(machine: &Machine, lines: &mut Lines) -> bool {
         }
     }
     length > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::bus::BusDevice as _;
+    use crate::config::ConsoleOutput;
+    use crate::devices::console::Console;
+    use crate::devices::io_apic::IoApic;
+    use crate::devices::serial::{self, SerialInterrupt};
+
+    #[test]
+    fn pasted_text_is_forwarded_as_long_as_poll_reports_it() {
+        let io_apic = IoApic::new(0..1, Arc::new(|_| Ok(())));
+        let console = Console::new(None, ConsoleOutput::RingOnly);
+        let (mut port, input) = serial::create(SerialInterrupt(io_apic.pin(0)), console);
+        let (keyboard, mut terminal) = std::io::pipe().unwrap();
+        let pasted: Vec<u8> = (b' '..b' ' + 50).collect();
+        terminal.write_all(&pasted).unwrap();
+        let is_readable = || {
+            let mut fds = [PollFd::new(keyboard.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
+        };
+        while is_readable() {
+            assert!(forward(&keyboard, &input));
+        }
+        let mut received = vec![0; pasted.len()];
+        for byte in &mut received {
+            port.read(0, std::slice::from_mut(byte));
+        }
+        assert_eq!(received, pasted);
+        drop(terminal);
+        assert!(!forward(&keyboard, &input), "the end of input");
+    }
 }
