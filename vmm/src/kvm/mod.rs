@@ -1,5 +1,5 @@
-//! The VM as a KVM object: local APICs, memory slots, interrupts and ioeventfds. Called by
-//! the machine's steps. The guest itself runs in [`vcpu`].
+//! The VM as a KVM object: local APICs, memory slots, interrupts and ioeventfds. Called by the machine's steps.
+//! The guest itself runs in [`vcpu`].
 
 pub mod cpuid;
 pub(crate) mod raw;
@@ -38,6 +38,7 @@ const REQUIRED: &[(Cap, &str)] = &[
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
     (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
     (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 /// The memory slots of registers follow those of RAM.
 const FIRST_REGISTER_SLOT: u32 = 64;
