@@ -69,9 +69,9 @@ mod tests {
 
     #[test]
     fn this_process_has_resident_memory() {
-        let before = resident_kib(std::process::id()).unwrap();
         let allocated = std::hint::black_box(vec![1_u8; 32 << 20]);
-        assert!(resident_kib(std::process::id()).unwrap() >= before + (24 << 10));
+        // Not compared with the value before: other tests, on other threads, free memory meanwhile.
+        assert!(resident_kib(std::process::id()).unwrap() >= 32 << 10);
         drop(allocated);
         assert!(resident_kib(0).is_err());
     }
