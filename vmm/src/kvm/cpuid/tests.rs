@@ -31,7 +31,7 @@ fn cache(function: u32, index: u32, kind: u32, level: u32, sharing: u32) -> kvm_
 }
 
 /// What KVM supports on a host with these CPUs, by name. The topology leaves are those of a host CPU with APIC id
-/// 13, unless `kvm_reports_none`.
+/// 13, or empty.
 fn hosts() -> Vec<(&'static str, Vec<kvm_cpuid_entry2>)> {
     let intel = |last_leaf: u32| {
         let mut entries = vec![
