@@ -154,11 +154,17 @@ impl PciFunction {
 
     /// Sets the device configuration structure and its generation. Bytes beyond the structure's end are
     /// dropped.
+    ///
+    /// config_generation is twice `generation`, and odd while the bytes change. So a driver that reads some
+    /// of them before the change and others after it finds another value and reads again (virtio 1.2,
+    /// 4.1.4.3.1). The caller prevents that two threads call this at once.
     pub fn show_device_config(&self, bytes: &[u8], generation: u32) {
-        self.change(&[Area::Common, Area::DeviceConfig], |state| {
+        let [shown, ..] = generation.wrapping_mul(2).to_le_bytes();
+        self.change(&[Area::Common], |state| state.generation = shown.wrapping_sub(1));
+        self.change(&[Area::DeviceConfig], |state| {
             fill(&mut state.device_config, bytes.iter().copied());
-            [state.generation, ..] = generation.to_le_bytes();
         });
+        self.change(&[Area::Common], |state| state.generation = shown);
     }
 
     /// Maps configuration changes to `vector`, or to none if it does not exist.

@@ -4,6 +4,8 @@
 //!
 //! A page only mirrors registers: the VMM never reads one, so that it does not matter whether KVM can map it.
 
+use std::sync::atomic::{Ordering, fence};
+
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{MmapRegion, VolatileMemory as _};
 
@@ -46,12 +48,14 @@ impl RegisterPages {
         (self.mapping.as_ptr() as u64).saturating_add(self.first.saturating_mul(PAGE_BYTES) as u64)
     }
 
-    /// Stores `bytes` from `offset` of the first page on. Drops those beyond the last page.
+    /// Stores `bytes` from `offset` of the first page on. Drops those beyond the last page. The guest sees
+    /// them before what is stored next.
     pub fn store(&self, offset: usize, bytes: &[u8]) {
         let start = self.first.saturating_mul(PAGE_BYTES).saturating_add(offset);
         let length = bytes.len().min(self.mapping.size().saturating_sub(start));
         if let Ok(slice) = self.mapping.get_slice(start, length) {
             slice.copy_from(bytes);
+            fence(Ordering::Release);
         }
     }
 

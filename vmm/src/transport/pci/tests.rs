@@ -7,6 +7,9 @@ mod interrupts;
 mod joined;
 mod random;
 
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use self::driver::{BAR1, Driver, FEATURES, MEMORY, STATUS};
@@ -217,13 +220,55 @@ fn the_configuration_is_read_and_written_in_any_width_and_changes_are_shown() {
     driver.transport().device.config().update(0, &[9]).unwrap();
     assert_eq!(
         (driver.read8(21), driver.read8(0x100)),
-        (1, 9),
+        (2, 9),
         "before DRIVER_OK"
     );
     driver.activate();
     driver.transport().device.config().update(1, &[8]).unwrap();
-    assert_eq!((driver.read8(21), driver.read8(0x101)), (2, 8));
+    assert_eq!((driver.read8(21), driver.read8(0x101)), (4, 8));
     assert_eq!(driver.read_isr(), 2);
+}
+
+#[test]
+fn a_driver_that_reads_the_configuration_while_it_changes_sees_another_generation() {
+    const ROUNDS: u32 = 300;
+    /// Fewer than after which config_generation, a byte, repeats.
+    const CHANGES: u8 = 126;
+    let driver = Driver::new();
+    let function = Arc::clone(&driver.function);
+    let (start, started) = channel();
+    let (finish, finished) = channel();
+    let device = std::thread::spawn(move || {
+        while started.recv().is_ok() {
+            for change in 1..=CHANGES {
+                function.show_device_config(&[change; 256], change.into());
+            }
+            finish.send(()).unwrap();
+        }
+    });
+    let bar0 = driver.pages.bar0;
+    let generation = || {
+        let mut byte = [0];
+        fence(Ordering::SeqCst);
+        bar0.load(21, &mut byte);
+        fence(Ordering::SeqCst);
+        byte[0]
+    };
+    let mut data = [0; 256];
+    for _ in 0..ROUNDS {
+        driver.function.show_device_config(&[0; 256], 0);
+        start.send(()).unwrap();
+        while finished.try_recv().is_err() {
+            let before = generation();
+            bar0.load(0x100, &mut data);
+            // If it is odd, a change is under way, and may last until all is read.
+            if before.is_multiple_of(2) && before == generation() {
+                assert_eq!(data, [before / 2; 256], "generation {before}");
+            }
+        }
+    }
+    drop(start);
+    device.join().unwrap();
 }
 
 #[test]

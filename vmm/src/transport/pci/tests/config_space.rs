@@ -198,7 +198,7 @@ fn the_window_shows_what_changes_later() {
     driver.transport().device.config().update(0, &[1]).unwrap();
     assert_eq!(
         driver.read_config(WINDOW + 16, 4),
-        [1, 1, 0, 0],
+        [1, 2, 0, 0],
         "status and generation"
     );
     choose(&mut driver, 1, ISR, 1);

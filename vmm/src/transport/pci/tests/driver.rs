@@ -66,7 +66,7 @@ pub struct Driver {
     areas: Areas,
     transport: Arc<Mutex<PciTransport>>,
     pub function: Arc<PciFunction>,
-    pages: FunctionPages,
+    pub pages: FunctionPages,
     pub ioeventfds: Vec<EventFd>,
     pub messages: Receiver<Message>,
     pub reports: Receiver<Report>,
