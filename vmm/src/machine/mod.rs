@@ -169,11 +169,7 @@ impl Machine {
             RunState::Running if self.vm_exit.is_set() => return Err(PauseError::Ended),
             RunState::Running => {}
         }
-        pause_all(&mut self.parts()).map_err(|error| match self.vm_exit.is_set() {
-            // The vCPUs' threads exit at the end of the VM, so they can't pause.
-            true => PauseError::Ended,
-            false => error,
-        })?;
+        pause_all(&mut self.parts()).map_err(|error| error.unless(self.vm_exit.is_set()))?;
         self.state = RunState::Paused;
         Ok(())
     }
@@ -181,7 +177,8 @@ impl Machine {
     /// Lets a paused guest run on. Has no effect on a VM that runs.
     ///
     /// # Errors
-    /// [`PauseError`] if a thread has exited, which has ended the VM; or if the VM was not started.
+    /// [`PauseError::Ended`] if the VM has ended meanwhile, so that a thread has exited. Or the VM was not
+    /// started.
     pub fn resume(&mut self) -> Result<(), PauseError> {
         match self.state {
             RunState::NotStarted => return Err(PauseError::NotStarted),
@@ -189,7 +186,7 @@ impl Machine {
             RunState::Paused => {}
         }
         self.state = RunState::Running;
-        resume_all(&mut self.parts())
+        resume_all(&mut self.parts()).map_err(|error| error.unless(self.vm_exit.is_set()))
     }
 
     /// What is paused, in that order.

@@ -47,6 +47,13 @@ pub enum PauseError {
     Device(#[from] DeviceError),
 }
 
+impl PauseError {
+    /// This error, or [`PauseError::Ended`] if the VM has ended: that is why threads have exited.
+    pub(super) fn unless(self, ended: bool) -> Self {
+        if ended { Self::Ended } else { self }
+    }
+}
+
 /// A part of the VM that works on its own: all vCPUs together, or one device.
 pub(super) trait Pausable {
     /// Returns once this part does nothing. If this fails, the part may be running, or pause later;
@@ -127,6 +134,13 @@ mod tests {
 
     fn as_dyn(parts: &mut [Part]) -> Vec<&mut dyn Pausable> {
         parts.iter_mut().map(|part| part as &mut dyn Pausable).collect()
+    }
+
+    #[test]
+    fn the_end_of_the_vm_hides_the_errors_that_follow_from_it() {
+        let of = |ended| PauseError::VcpuExited(1).unless(ended);
+        assert!(matches!(of(true), PauseError::Ended));
+        assert!(matches!(of(false), PauseError::VcpuExited(1)));
     }
 
     #[test]

@@ -47,7 +47,11 @@ impl Cycles {
                 Err(error) => return Err(error).context("pausing the guest"),
             }
             let paused = Instant::now();
-            machine.resume().context("resuming the guest")?;
+            match machine.resume() {
+                Ok(()) => {}
+                Err(PauseError::Ended) => break,
+                Err(error) => return Err(error).context("resuming the guest"),
+            }
             resumes.push(paused.elapsed());
             pauses.push(paused - started);
             match self.run_until_tick(machine, inputs)? {
