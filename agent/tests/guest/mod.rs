@@ -10,7 +10,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nacre_protocol::agent::*;
 use nacre_protocol::vsock::{AGENT_PORT, StreamAddress};
@@ -207,23 +207,27 @@ impl Drop for Guest {
         } else {
             Path::new("/sys/fs/cgroup")
         };
-        for entry in std::fs::read_dir(root.join(&self.cgroup))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            remove_cgroup(&entry.path());
-        }
         remove_cgroup(&root.join(&self.cgroup));
     }
 }
 
-/// Removes a cgroup after waiting for the processes of a killed guest to exit.
+/// Removes a cgroup and those below it, after waiting for the processes of a killed guest to exit. One of them
+/// may still create a cgroup until then, so the children are listed again at each attempt.
 fn remove_cgroup(path: &Path) {
-    while let Err(error) = std::fs::remove_dir(path) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        for child in std::fs::read_dir(path).into_iter().flatten().flatten() {
+            if child.file_type().unwrap().is_dir() {
+                remove_cgroup(&child.path());
+            }
+        }
+        let Err(error) = std::fs::remove_dir(path) else {
+            return;
+        };
         let Ok(mut events) = std::fs::File::open(path.join("cgroup.events")) else {
             return;
         };
+        assert!(Instant::now() < deadline, "{}: {error}", path.display());
         let mut text = String::new();
         events.read_to_string(&mut text).unwrap();
         if text.contains("populated 1") {
