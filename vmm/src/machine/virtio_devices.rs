@@ -24,6 +24,11 @@ const PAGES_PER_FUNCTION: usize = 1 + BAR0_PAGES;
 /// Creates one device with its worker.
 pub type DeviceBuilder = Box<dyn FnOnce(&Env) -> Result<Device, DeviceError>>;
 
+/// Interrupt vectors of a device: one for changes of its configuration, one for all of its queues. A driver
+/// would use one per queue if there were as many, but each costs 11 exits of a boot, and gains nothing while
+/// one worker serves all queues.
+const VECTORS: u16 = 2;
+
 /// A device's `spawn`, if it needs nothing from the host.
 type Spawn = fn(&Env) -> Result<Device, DeviceError>;
 
@@ -158,6 +163,7 @@ fn placement(device: &Device, vm: &Vm, slot: u8, pages: FunctionPages) -> Result
         bars,
         pages,
         ioeventfds,
+        vectors: VECTORS,
         send: vm.message_sender(),
     })
 }

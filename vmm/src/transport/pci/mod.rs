@@ -51,6 +51,8 @@ pub struct Placement {
     pub pages: FunctionPages,
     /// One per queue: KVM writes it when the driver notifies the queue.
     pub ioeventfds: Vec<EventFd>,
+    /// Number of MSI-X vectors, from 1 to [`config_space::MAX_VECTORS`].
+    pub vectors: u16,
     /// Sends the device's interrupts.
     pub send: SendMessage,
 }
@@ -101,8 +103,7 @@ impl PciTransport {
         let identity = Identity {
             device_type: device.device_type(),
             queues,
-            // One for each queue, one for configuration changes.
-            vectors: queues.saturating_add(1).min(config_space::MAX_VECTORS),
+            vectors: placement.vectors.clamp(1, config_space::MAX_VECTORS),
             bars: placement.bars,
         };
         let function = PciFunction::new(&identity, placement.pages, placement.send);

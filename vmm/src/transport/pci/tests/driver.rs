@@ -94,6 +94,7 @@ impl Driver {
         };
         let (sender, messages) = channel();
         let placement = Placement {
+            vectors: 3,
             bars: BARS,
             pages,
             ioeventfds: ioeventfds
