@@ -83,7 +83,7 @@ test: setup
 
 test-all: setup
 	@$(MAKE) --no-print-directory install
-	@tests/all unit guests e2e parity lab two-vcpus other-containerds
+	@tests/all unit guests e2e two-vcpus parity lab other-containerds
 
 bench: setup
 	@$(MAKE) --no-print-directory install
