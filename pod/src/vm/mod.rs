@@ -17,11 +17,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::console;
-use nacre_protocol::control::{Answer, Attachments, Channel, Configure, DeviceConfig, Request, ToVmm};
+use nacre_protocol::control::{
+    Answer, Attachments, Channel, Configure, DeviceConfig, Request, ToVmm, socket_pair,
+};
 use nacre_protocol::guest::SHARED_TAG;
 use nacre_protocol::stream_table::{self, StreamTable};
 use nacre_protocol::text::printable;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
@@ -100,7 +101,7 @@ impl Vm {
         let files = Files::open(config)?;
         // If the program is missing, this error names it; after a fork only an exit code would.
         drop(open("VMM", &config.vmm, false)?);
-        let (ours, theirs) = control_pair().map_err(system("control socket"))?;
+        let (ours, theirs) = socket_pair().map_err(system("control socket"))?;
         let (stderr, stderr_writer) = io::pipe().map_err(system("pipe"))?;
         let spawned = spawn(&config.vmm, cgroup, theirs.as_fd(), stderr_writer.as_fd())?;
         drop((theirs, stderr_writer));
@@ -276,12 +277,6 @@ fn configure(
         Err(error) => return Err(error.into()),
     }
     nonblocking(channel).map_err(system("control socket"))
-}
-
-/// The control socket: the engine's end, then the VMM's.
-fn control_pair() -> nix::Result<(OwnedFd, OwnedFd)> {
-    let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
-    socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC)
 }
 
 fn open(what: &'static str, path: &Path, write: bool) -> Result<File, Error> {

@@ -152,14 +152,14 @@ impl Drop for Pending {
 
 #[cfg(test)]
 mod tests {
-    use super::super::control_pair;
     use super::*;
+    use nacre_protocol::control::socket_pair;
 
     const LONG: Duration = Duration::from_secs(60);
     const SHORT: Duration = Duration::from_millis(20);
 
     fn pair() -> (Channel, Arc<Requests>) {
-        let (ours, vmm) = control_pair().unwrap();
+        let (ours, vmm) = socket_pair().unwrap();
         let channel = super::super::nonblocking(Channel::new(ours)).unwrap();
         (Channel::new(vmm), Arc::new(Requests::new(Arc::new(channel))))
     }

@@ -5,7 +5,9 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socketpair,
+};
 use rustix::cmsg_space;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use serde::Serialize;
@@ -28,6 +30,15 @@ pub enum Error {
     /// The message exceeds [`MAX_MESSAGE`], or its descriptors [`MAX_FDS`].
     #[error("control message: expected at most {MAX_MESSAGE} bytes and {MAX_FDS} descriptors")]
     TooLong,
+}
+
+/// Both ends of a new control socket, close-on-exec.
+///
+/// # Errors
+/// As socketpair(2).
+pub fn socket_pair() -> nix::Result<(OwnedFd, OwnedFd)> {
+    let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
+    socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC)
 }
 
 /// One end of a control socket. Sends and receives whole messages; blocks if the descriptor does.
@@ -113,17 +124,11 @@ mod tests {
     use super::super::{FromVmm, ToVmm};
     use super::*;
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+    use nix::sys::socket::{setsockopt, sockopt};
     use std::os::fd::AsFd as _;
 
     fn pair() -> (Channel, Channel) {
-        let (a, b) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .unwrap();
+        let (a, b) = socket_pair().unwrap();
         (Channel::new(a), Channel::new(b))
     }
 

@@ -22,7 +22,7 @@ use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
-pub use channel::{Channel, Error};
+pub use channel::{Channel, Error, socket_pair};
 pub use configure::{Configure, DeviceConfig, DeviceListError, MAX_DEVICES};
 pub use descriptors::{Attachments, DescriptorError, Descriptors, FdIndex};
 pub use request::{Answer, ErrorText, Lenient, Request};

@@ -72,18 +72,12 @@ impl Host for ConnectionSender {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nacre_protocol::control::socket_pair;
     use nacre_protocol::stream_table::TABLE_BYTES;
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
     /// The shim's end of the socket, its table, and the device's host side.
     fn sender() -> (Channel, StreamTable, ConnectionSender) {
-        let (shim, vmm) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .unwrap();
+        let (shim, vmm) = socket_pair().unwrap();
         let file = tempfile::tempfile().unwrap();
         file.set_len(TABLE_BYTES).unwrap();
         let table = StreamTable::new(file.try_clone().unwrap());

@@ -173,18 +173,12 @@ fn own(fd: RawFd) -> OwnedFd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use nacre_protocol::control::socket_pair;
     use std::fs::File;
     use std::os::fd::{AsRawFd as _, IntoRawFd as _};
 
     fn pair() -> (Channel, Control) {
-        let (shim, vmm) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .unwrap();
+        let (shim, vmm) = socket_pair().unwrap();
         (Channel::new(shim), Control::new(vmm.into_raw_fd()))
     }
 

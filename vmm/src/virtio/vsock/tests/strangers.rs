@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::os::fd::IntoRawFd as _;
 
-use nacre_protocol::control::{Channel, FromVmm};
+use nacre_protocol::control::{Channel, FromVmm, socket_pair};
 use nacre_protocol::stream_table::{StreamTable, TABLE_BYTES};
 use nacre_protocol::vsock::{AGENT_PORT, StreamAddress};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+use nix::sys::socket::{MsgFlags, recv};
 use std::os::fd::AsRawFd as _;
 
 use super::*;
@@ -14,13 +14,7 @@ use crate::control::Control;
 
 /// A guest, the shim's end of the control socket, and the shim's stream table.
 fn guest() -> (Guest, Channel, StreamTable) {
-    let (shim, vmm) = socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )
-    .unwrap();
+    let (shim, vmm) = socket_pair().unwrap();
     let file = tempfile::tempfile().unwrap();
     file.set_len(TABLE_BYTES).unwrap();
     let table = |file: &File| StreamTable::new(file.try_clone().unwrap());
