@@ -63,17 +63,8 @@ impl ConfigSpace {
 
     /// Copies the bytes from `offset` on to `data`, with zeros beyond the end.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
-        let state = self.lock();
-        let tail = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| state.bytes.get(offset..))
-            .unwrap_or_default();
-        for (byte, value) in data
-            .iter_mut()
-            .zip(tail.iter().copied().chain(std::iter::repeat(0)))
-        {
-            *byte = value;
-        }
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        copy_padded(&self.lock().bytes, offset, data);
     }
 
     /// Writes `data` for the driver and tells the device's worker, which calls
@@ -120,7 +111,7 @@ impl ConfigSpace {
     }
 
     /// Changes with each [`ConfigSpace::update`] (virtio 1.2, 2.5.1).
-    #[must_use]
+    #[cfg(test)]
     pub fn generation(&self) -> u32 {
         self.lock().generation
     }
@@ -160,6 +151,15 @@ impl State {
     fn replace(&mut self, range: Option<Range<usize>>, data: &[u8]) -> Option<()> {
         self.bytes.get_mut(range?)?.copy_from_slice(data);
         Some(())
+    }
+}
+
+/// Copies `bytes` from `offset` on to `data`, with zeros beyond their end.
+pub(crate) fn copy_padded(bytes: &[u8], offset: usize, data: &mut [u8]) {
+    let tail = bytes.get(offset..).unwrap_or_default();
+    let padded = tail.iter().copied().chain(std::iter::repeat(0));
+    for (byte, value) in data.iter_mut().zip(padded) {
+        *byte = value;
     }
 }
 

@@ -88,6 +88,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::worker::Fault;
 use crate::jail::Confinement;
+pub(crate) use config_space::copy_padded;
 pub use config_space::{ConfigSpace, NotWritable};
 pub use device::{Device, DeviceError, Spec};
 

@@ -17,7 +17,7 @@ use super::register::{COMMON_BYTES, DeviceRegisters, DriverRegisters, encode};
 use crate::log::LimitedLog;
 use crate::msi::{Message, SendMessage};
 use crate::transport::status::NEEDS_RESET;
-use crate::virtio::Interrupt;
+use crate::virtio::{Interrupt, copy_padded};
 
 /// ISR status (virtio 1.2, 4.1.4.5): a queue has used buffers; only if MSI-X is disabled.
 const ISR_QUEUE: u8 = 1;
@@ -104,9 +104,7 @@ impl PciFunction {
 
     /// Reads the configuration space.
     pub fn read_config(&self, offset: usize, data: &mut [u8]) {
-        let state = self.lock();
-        let bytes = state.config.bytes().iter().skip(offset).copied();
-        fill(data, bytes);
+        copy_padded(self.lock().config.bytes(), offset, data);
     }
 
     /// Writes the configuration space. Returns the write to a BAR that was asked for with it.
@@ -162,7 +160,7 @@ impl PciFunction {
         let [shown, ..] = generation.wrapping_mul(2).to_le_bytes();
         self.change(&[Area::Common], |state| state.generation = shown.wrapping_sub(1));
         self.change(&[Area::DeviceConfig], |state| {
-            fill(&mut state.device_config, bytes.iter().copied());
+            copy_padded(bytes, 0, &mut state.device_config);
         });
         self.change(&[Area::Common], |state| state.generation = shown);
     }
@@ -331,7 +329,7 @@ impl State {
         let part = data.get_mut(..access.length).unwrap_or_default();
         match access.bar {
             0 => self.read_bar0(usize::try_from(access.offset).unwrap_or(usize::MAX), part),
-            _ if access.offset == ISR => fill(part, [self.isr].into_iter()),
+            _ if access.offset == ISR => copy_padded(&[self.isr], 0, part),
             _ => {}
         }
         self.config.set_window_data(&data);
@@ -351,12 +349,5 @@ impl Area {
             Self::Pending => MSIX_PENDING,
         };
         usize::try_from(offset).unwrap_or(usize::MAX)
-    }
-}
-
-/// Fills `data` with `bytes`, and with zeros after their end.
-fn fill(data: &mut [u8], bytes: impl Iterator<Item = u8>) {
-    for (byte, value) in data.iter_mut().zip(bytes.chain(std::iter::repeat(0))) {
-        *byte = value;
     }
 }
