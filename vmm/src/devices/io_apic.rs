@@ -9,10 +9,8 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::bus::BusDevice;
-use crate::bus::Half;
-use crate::msi::Message;
-use crate::msi::SendMessage;
+use crate::bus::{BusDevice, Half};
+use crate::msi::{Message, SendMessage};
 
 /// Size of the registers, in bytes.
 pub const BYTES: u64 = 0x20;

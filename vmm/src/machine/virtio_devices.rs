@@ -1,7 +1,7 @@
 //! The virtio devices of a VM: creates each with its worker and puts it into a slot of the PCI bus, with
 //! registers, interrupts and notifications. Called by the machine's steps, before any thread runs guest code.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::pause::{Pausable, PauseError};
 use super::vm_exit::VmExit;
@@ -17,7 +17,7 @@ use crate::transport::pci::{PciTransport, Placement, notify_offset};
 use crate::virtio::{Device, DeviceError, Env, Memory, Report, balloon, rng};
 
 /// Pages of BAR 0.
-const BAR0_PAGES: usize = 2;
+const BAR0_PAGES: usize = BAR_BYTES as usize / PAGE_BYTES;
 /// Pages that the guest reads of each function: its configuration space and BAR 0.
 const PAGES_PER_FUNCTION: usize = 1 + BAR0_PAGES;
 
@@ -63,24 +63,20 @@ fn worker_env(confinement: &Confinement, vm_exit: &VmExit) -> Env {
     }
 }
 
-/// A device with its transport, which the buses have, too.
+/// A device with its transport, which the buses have, too. The vCPUs are paused before it, since their
+/// threads lock the transport.
 pub(super) struct AttachedDevice(Arc<Mutex<PciTransport>>);
 
 impl Pausable for AttachedDevice {
     fn pause(&mut self) -> Result<(), PauseError> {
         // The state of the queues is for a snapshot; the worker keeps them.
-        let _ = lock(&self.0).device().pause()?;
+        let _ = PciTransport::lock(&self.0).device().pause()?;
         Ok(())
     }
 
     fn resume(&mut self) -> Result<(), PauseError> {
-        Ok(lock(&self.0).device().resume()?)
+        Ok(PciTransport::lock(&self.0).device().resume()?)
     }
-}
-
-/// Locked by a vCPU thread during an access of the guest, so the vCPUs are paused before the devices.
-fn lock(transport: &Mutex<PciTransport>) -> MutexGuard<'_, PciTransport> {
-    transport.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Puts each of `devices` into a slot of the PCI bus and attaches it to KVM.
@@ -130,7 +126,7 @@ pub(super) fn attach(
 
 /// Lets the guest read the registers of the devices in the first `count` slots without exits.
 fn map_registers(vm: &Vm, config_pages: &RegisterPages, count: usize) -> Result<(), Error> {
-    let bar0_bytes = (0..count).map(|_| u64::from(BAR_BYTES)).sum();
+    let bar0_bytes = (count as u64).saturating_mul(BAR_BYTES.into());
     vm.map_registers(
         0,
         u64::from(layout::PCI_WINDOW),

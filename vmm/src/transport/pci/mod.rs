@@ -24,7 +24,7 @@ pub mod register;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -123,6 +123,11 @@ impl PciTransport {
         config.watch(move |bytes, generation| shown.show_device_config(bytes, generation));
         transport.function.show(transport.registers());
         transport
+    }
+
+    /// Locks `transport`. A vCPU thread holds the lock during an access of the guest.
+    pub fn lock(transport: &Mutex<Self>) -> MutexGuard<'_, Self> {
+        transport.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The device itself, for the machine.
@@ -364,7 +369,7 @@ struct Area {
 
 impl BusDevice for Area {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        let transport = self.transport.lock().unwrap_or_else(PoisonError::into_inner);
+        let transport = PciTransport::lock(&self.transport);
         let function = &transport.function;
         let at = usize::try_from(offset).unwrap_or(usize::MAX);
         match self.range {
@@ -381,7 +386,7 @@ impl BusDevice for Area {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        let mut transport = self.transport.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut transport = PciTransport::lock(&self.transport);
         match self.range {
             Range::Config => transport.write_config(usize::try_from(offset).unwrap_or(usize::MAX), data),
             Range::Bar(bar) if transport.function.is_mapped(bar) => {
