@@ -283,6 +283,13 @@ impl Driver {
             .unwrap();
     }
 
+    /// Resets `device`, forgets the rings' content, and activates the device again.
+    pub fn reactivate(&mut self, device: &mut Device) {
+        device.reset().unwrap();
+        self.restart();
+        device.activate(self.activation(device.features())).unwrap();
+    }
+
     /// Writes descriptor `index` without checks.
     pub fn set_descriptor(&self, queue: usize, index: u16, fields: Fields) {
         let at = self.rings[queue].base + 16 * u64::from(index);

@@ -194,11 +194,7 @@ impl Guest {
 
     /// Resets the device and starts again with INIT.
     fn restart(&mut self) {
-        self.device.reset().unwrap();
-        self.driver.restart();
-        self.device
-            .activate(self.driver.activation(self.device.features()))
-            .unwrap();
+        self.driver.reactivate(&mut self.device);
         self.init();
     }
 

@@ -60,6 +60,15 @@ fn send(driver: &mut Driver, byte: u8) {
     driver.kick(0);
 }
 
+#[track_caller]
+fn assert_serves_after_reset(driver: &mut Driver, worker: &Worker) {
+    worker.reset().unwrap();
+    driver.restart();
+    worker.activate(driver.activation(u64::MAX)).unwrap();
+    send(driver, b'.');
+    assert_eq!(driver.wait_used(0).1, 7);
+}
+
 #[test]
 fn serves_until_reset_and_again_after() {
     let mut driver = Driver::new(&[16]);
@@ -96,11 +105,7 @@ fn a_device_that_failed_works_again_after_a_reset() {
         panic!("expected Report::Stopped");
     };
     assert_eq!(fault.to_string(), "test: asked to fail");
-    worker.reset().unwrap();
-    driver.restart();
-    worker.activate(driver.activation(u64::MAX)).unwrap();
-    send(&mut driver, b'.');
-    assert_eq!(driver.wait_used(0).1, 7);
+    assert_serves_after_reset(&mut driver, &worker);
 }
 
 #[test]

@@ -39,7 +39,9 @@ impl DataPath for TestDataPath {
     }
 }
 
-fn device(may_stop: Receiver<()>, reports: Sender<Report>) -> Device {
+/// The test device, served by `path`, and the reports of its worker.
+fn device(path: impl DataPath + Send + 'static) -> (Device, Receiver<Report>) {
+    let (reporter, reports) = channel();
     let spec = Spec {
         name: "test",
         device_type: 4,
@@ -51,9 +53,9 @@ fn device(may_stop: Receiver<()>, reports: Sender<Report>) -> Device {
     };
     let env = Env {
         confinement: Confinement::none(),
-        report: Arc::new(move |report| drop(reports.send(report))),
+        report: Arc::new(move |report| drop(reporter.send(report))),
     };
-    Device::spawn(spec, &env, || Ok(TestDataPath(may_stop))).unwrap()
+    (Device::spawn(spec, &env, || Ok(path)).unwrap(), reports)
 }
 
 pub fn event() -> EventFd {
@@ -77,10 +79,15 @@ impl Driver {
     /// A driver of the test device, with memory accesses enabled.
     pub fn new() -> Self {
         let (may_stop, stops) = channel();
-        let (reporter, reports) = channel();
-        let mut driver = Self::of(device(stops, reporter), reports);
+        let mut driver = Self::of_path(TestDataPath(stops));
         driver.may_stop = Some(may_stop);
         driver
+    }
+
+    /// A driver of the test device, served by `path`.
+    pub fn of_path(path: impl DataPath + Send + 'static) -> Self {
+        let (device, reports) = device(path);
+        Self::of(device, reports)
     }
 
     /// A driver of `device`, with memory accesses and bus mastering enabled.

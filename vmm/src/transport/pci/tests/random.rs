@@ -5,16 +5,11 @@
     reason = "random bytes, and offsets below 8 KiB"
 )]
 
-use std::sync::Arc;
-use std::sync::mpsc::channel;
-
 use super::driver::{BAR1, BARS, Driver};
-use crate::jail::Confinement;
-use crate::jail::calls::rng;
 use crate::transport::pci::config_space::BAR_BYTES;
+use crate::virtio::Interrupt as _;
 use crate::virtio::testing::Prng;
 use crate::virtio::worker::{ActiveDevice, DataPath, Fault};
-use crate::virtio::{Device, Env, Interrupt as _, Spec};
 
 const VECTORS: usize = 3;
 /// Offset in the configuration space of the window on the BARs, from its field for the BAR on, and of its
@@ -28,24 +23,6 @@ impl DataPath for IdleDataPath {
     fn on_queue(&mut self, _index: u16, _active: &mut ActiveDevice) -> Result<(), Fault> {
         Ok(())
     }
-}
-
-fn driver() -> Driver {
-    let (reporter, reports) = channel();
-    let spec = Spec {
-        name: "idle",
-        device_type: 4,
-        queue_sizes: vec![8, 16],
-        features: 1,
-        config: (0..8).collect(),
-        config_writable: 4..8,
-        profile: &rng::PROFILE,
-    };
-    let env = Env {
-        confinement: Confinement::none(),
-        report: Arc::new(move |report| drop(reporter.send(report))),
-    };
-    Driver::of(Device::spawn(spec, &env, || Ok(IdleDataPath)).unwrap(), reports)
 }
 
 /// What a driver that writes whole registers, at their addresses, reads back.
@@ -148,7 +125,7 @@ fn data(prng: &mut Prng, offset: u64) -> Vec<u8> {
 fn the_transport_survives_random_operations() {
     let operations = std::env::var("NACRE_RANDOM_OPERATIONS").map_or(20_000, |count| count.parse().unwrap());
     let mut prng = Prng(0x5eed_0006);
-    let mut driver = driver();
+    let mut driver = Driver::of_path(IdleDataPath);
     let mut model = Model::new();
     let bars = BARS.map(u32::to_le_bytes);
     for operation in 0..operations {
@@ -201,7 +178,7 @@ fn the_transport_survives_random_operations() {
 #[test]
 fn the_window_on_the_bars_survives_random_accesses() {
     let mut prng = Prng(0x5eed_0008);
-    let mut driver = driver();
+    let mut driver = Driver::of_path(IdleDataPath);
     let mut chosen_registers = 0;
     for operation in 0..5_000 {
         let register = offset(&mut prng);

@@ -25,12 +25,7 @@ fn malformed_chains_fail_cleanly() {
     for queue in [0, 1] {
         for (name, chain) in malformed_chains() {
             let mut guest = Guest::new();
-            guest.device.reset().unwrap();
-            guest.driver.restart();
-            guest
-                .device
-                .activate(guest.driver.activation(guest.device.features()))
-                .unwrap();
+            guest.driver.reactivate(&mut guest.device);
             guest.driver.offer_raw(queue, &chain);
             guest.driver.kick(queue);
             guest.driver.wait_used_or_reset(queue);

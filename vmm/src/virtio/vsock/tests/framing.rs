@@ -192,12 +192,7 @@ fn less_than_a_header_is_dropped() {
 /// A guest all of whose receive buffers are divided into parts of `lengths`, and a connection to port 7.
 fn scattered_receiver(lengths: &[u32]) -> (Guest, UnixStream) {
     let mut guest = Guest::new();
-    guest.device.reset().unwrap();
-    guest.driver.restart();
-    guest
-        .device
-        .activate(guest.driver.activation(guest.device.features()))
-        .unwrap();
+    guest.driver.reactivate(&mut guest.device);
     for slot in 0..20 {
         let at = AREA + STRIDE + slot * STRIDE;
         let chain = descriptors(&scatter(at, lengths), writable);

@@ -139,12 +139,7 @@ fn malformed_chains_fail_cleanly_in_either_queue() {
     for queue in [0, 1, 2] {
         for (name, chain) in malformed_chains() {
             let mut guest = Guest::new();
-            guest.device.reset().unwrap();
-            guest.driver.restart();
-            guest
-                .device
-                .activate(guest.driver.activation(guest.device.features()))
-                .unwrap();
+            guest.driver.reactivate(&mut guest.device);
             guest.driver.offer_raw(queue, &chain);
             guest.driver.kick(queue);
             if queue == 0 {

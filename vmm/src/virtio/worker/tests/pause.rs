@@ -110,11 +110,7 @@ fn a_device_that_failed_has_no_queues_and_works_after_resume_and_reset() {
         .wait("needs-reset", |signals| signals.needs_reset == 1);
     assert!(worker.pause().unwrap().is_empty());
     worker.resume().unwrap();
-    worker.reset().unwrap();
-    driver.restart();
-    worker.activate(driver.activation(u64::MAX)).unwrap();
-    send(&mut driver, b'.');
-    assert_eq!(driver.wait_used(0).1, 7);
+    assert_serves_after_reset(&mut driver, &worker);
 }
 
 #[test]
