@@ -1,6 +1,7 @@
 //! Runs tests one after the other, compares snapshots of the host before and after each, and prints a line
 //! for each and the totals. Called by `nacre-e2e` and `nacre-guests`; `tests/all` reads the last line.
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -11,6 +12,19 @@ use crate::selection::{Selection, command_for};
 
 /// How long the processes of a test may take to exit after it.
 const EXIT_DEADLINE: Duration = Duration::from_secs(15);
+
+/// The exit code of the test program `name`: 0 if none of its tests failed, 1 if some did, 2 after printing
+/// why they could not be run.
+pub fn exit_code(name: &str, failed: &Result<usize>) -> ExitCode {
+    match failed {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{name}: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
 
 /// Runs those of the tests `names` that no other run has taken, in order: `run` is called with the index of
 /// each. Returns the number of failures.

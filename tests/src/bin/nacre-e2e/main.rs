@@ -101,14 +101,7 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    match run(&chosen, &arguments) {
-        Ok(0) => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("nacre-e2e: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    runner::exit_code("nacre-e2e", &run(&chosen, &arguments))
 }
 
 fn run(tests: &[Test], arguments: &Arguments) -> Result<usize> {

@@ -34,14 +34,7 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    match run(&chosen, &arguments.selection) {
-        Ok(0) => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("nacre-guests: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    runner::exit_code("nacre-guests", &run(&chosen, &arguments.selection))
 }
 
 fn run(tests: &[Test], selection: &Selection) -> Result<usize> {

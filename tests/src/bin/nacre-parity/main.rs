@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use nacre_tests::containerd::{Runtime, ctr};
 use nacre_tests::parity::{Behaviour, Verdict, behaviours, compare, groups, run_group};
+use nacre_tests::runner;
 use nacre_tests::selection::{Selection, command_for};
 
 /// Compares Nacre with runc, behaviour by behaviour, under the containerd at CONTAINERD_ADDRESS.
@@ -48,14 +49,7 @@ fn main() -> ExitCode {
         None => compare_all(&chosen, &arguments.selection),
     };
     ctr::remove_leftovers();
-    match failed {
-        Ok(0) => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("nacre-parity: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    runner::exit_code("nacre-parity", &failed)
 }
 
 /// Runs those groups of `chosen` that no other run has taken under both runtimes and prints the verdicts;
