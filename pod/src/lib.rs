@@ -12,6 +12,7 @@
 //! Everything runs on one thread: the caller provides a current-thread tokio runtime, and forks (in `sys`)
 //! rely on it.
 
+mod annotations;
 mod bundle;
 mod cgroup;
 mod clean_up;
@@ -26,6 +27,7 @@ mod hooks;
 mod identity;
 pub mod log;
 mod mount;
+mod pod_spec;
 mod process_id;
 mod rootfs;
 mod sandbox;
@@ -34,6 +36,7 @@ mod streams;
 pub mod sys;
 mod vm;
 
+pub use annotations::{Role, role_in};
 pub use clean_up::{Cleaned, clean_up, recorded_address};
 pub use container::{CreateRequest, Deleted, ExecRequest, Freeze, Reply, TaskState};
 pub use error::{Error, StepFailed};
@@ -42,6 +45,7 @@ pub use exit::Exit;
 pub use guest::CgroupFiles;
 pub use identity::{Identity, config_json};
 pub use mount::Mount;
+pub use pod_spec::{Lifetime, PodSpec, SizeHints};
 pub use process_id::ProcessId;
 pub use sandbox::{Call, Handle, Listed, Sandbox, View};
 pub use streams::{StdioPaths, TerminalSize};

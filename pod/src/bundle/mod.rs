@@ -6,12 +6,14 @@ mod namespaces;
 
 use std::path::{Component, Path, PathBuf};
 
+use nacre_protocol::guest;
 use nacre_protocol::spec::{CheckedSpec, Finding, Findings, MAX_SPEC, Refused};
-use nacre_protocol::{cpu_list, guest};
 use serde_json::{Value, json};
 
+use crate::annotations;
 use crate::hooks::Hooks;
 use crate::mount::{Extent, HostMount, Mount, Rootfs};
+use crate::pod_spec::oom_score_adj;
 pub use namespaces::Pod;
 
 /// What is to be done on the host and in the guest for a container.
@@ -31,57 +33,6 @@ pub struct Plan {
     pub terminal: bool,
     /// What the spec's process.oomScoreAdj asks for the VMM; see [`oom_score_adj`].
     pub oom_score_adj: Option<i32>,
-}
-
-/// The part of the sandbox's spec that the VM's start depends on. The VM starts before containerd's Create.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct VmHints {
-    /// linux.cgroupsPath.
-    pub cgroups_path: Option<String>,
-    /// linux.resources.memory.limit, bytes.
-    pub memory_limit: Option<i64>,
-    /// linux.resources.cpu.quota, microseconds per period.
-    pub cpu_quota: Option<i64>,
-    /// linux.resources.cpu.period, microseconds.
-    pub cpu_period: Option<u64>,
-    /// linux.resources.cpu.cpus: the host's CPUs that the VM may run on, all of them if this is empty.
-    pub cpus: Vec<usize>,
-    /// The guest's host name.
-    pub hostname: Option<String>,
-    /// The process.oomScoreAdj for the VMM; see [`oom_score_adj`].
-    pub oom_score_adj: Option<i32>,
-    /// True for a sandbox of CRI, whose other containers join it.
-    pub is_pod: bool,
-}
-
-/// Reads the hints in a config.json. If it is not valid JSON there are none; Create then reports the error.
-pub fn vm_hints(config_json: &[u8]) -> VmHints {
-    let spec: Value = serde_json::from_slice(config_json).unwrap_or_default();
-    let linux = &spec["linux"];
-    let (memory, cpu) = (&linux["resources"]["memory"], &linux["resources"]["cpu"]);
-    VmHints {
-        cgroups_path: linux["cgroupsPath"].as_str().map(str::to_owned),
-        memory_limit: memory["limit"].as_i64(),
-        cpu_quota: cpu["quota"].as_i64(),
-        cpu_period: cpu["period"].as_u64(),
-        cpus: cpu["cpus"].as_str().and_then(cpu_list::parse).unwrap_or_default(),
-        hostname: spec["hostname"].as_str().map(str::to_owned),
-        oom_score_adj: oom_score_adj(&spec),
-        is_pod: spec["annotations"][CONTAINER_TYPE].is_string(),
-    }
-}
-
-/// CRI's annotation: "sandbox" or "container".
-const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
-
-/// A spec's process.oomScoreAdj, as far as it says something about the VMM. That of a CRI sandbox does not:
-/// containerd gives its pause process -998, whatever the pod's quality-of-service class is.
-fn oom_score_adj(spec: &Value) -> Option<i32> {
-    if spec["annotations"][CONTAINER_TYPE] == "sandbox" {
-        return None;
-    }
-    let adjustment = i32::try_from(spec["process"]["oomScoreAdj"].as_i64()?).ok()?;
-    (-1000..=1000).contains(&adjustment).then_some(adjustment)
 }
 
 /// Plans container `id` with the spec `spec` of `bundle`, for the VM of `pod`. Its root file system is
@@ -105,6 +56,7 @@ pub fn plan(
         findings.refuse(invalid.path, invalid.reason);
         Hooks::default()
     });
+    annotations::check(&spec["annotations"], &mut findings);
     namespaces::check(&mut spec["linux"]["namespaces"], pod, &mut findings);
     let mounts = host_mounts(bundle, &spec["mounts"], &mut findings);
     check_proc(&spec["mounts"], &mut findings);

@@ -222,42 +222,20 @@ fn a_spec_that_is_too_large_with_the_guest_s_paths_is_refused() {
 }
 
 #[test]
-fn hints_are_read_even_from_an_invalid_spec() {
-    assert_eq!(vm_hints(b"{"), VmHints::default());
-    let text = br#"{"hostname":"h","process":{"oomScoreAdj":1000},"linux":{"cgroupsPath":"/d/a","resources":{"memory":{"limit":5},"cpu":{"quota":1,"period":2,"cpus":"0,2"}}}}"#;
-    let want = VmHints {
-        cgroups_path: Some("/d/a".into()),
-        memory_limit: Some(5),
-        cpu_quota: Some(1),
-        cpu_period: Some(2),
-        cpus: vec![0, 2],
-        hostname: Some("h".into()),
-        oom_score_adj: Some(1000),
-        is_pod: false,
-    };
-    assert_eq!(vm_hints(text), want);
+fn the_oom_score_adj_is_in_the_plan() {
+    let with = spec("").replace(r#""cwd""#, r#""oomScoreAdj":-997,"cwd""#);
+    assert_eq!(planned(&with, Vec::new()).unwrap().oom_score_adj, Some(-997));
+    assert_eq!(planned(&spec(""), Vec::new()).unwrap().oom_score_adj, None);
 }
 
 #[test]
-fn the_oom_score_adj_is_a_container_s_and_never_the_pause_process_s() {
-    let with = |value: &str, kind: &str| {
-        spec(&format!(
-            r#","annotations":{{"io.kubernetes.cri.container-type":"{kind}"}}"#
-        ))
-        .replace(r#""cwd""#, &format!(r#""oomScoreAdj":{value},"cwd""#))
-    };
-    for (value, kind, want) in [
-        ("-997", "container", Some(-997)),
-        ("1000", "", Some(1000)),
-        ("-998", "sandbox", None),
-        ("1001", "", None),
-        ("4294967296", "", None),
-        (r#""5""#, "", None),
+fn annotations_of_a_pod_that_are_invalid_are_refused_by_name() {
+    for annotation in [
+        r#""io.kubernetes.cri.sandbox-memory":"1Gi""#,
+        r#""io.kubernetes.cri.container-type":"pod""#,
     ] {
-        let hints = vm_hints(with(value, kind).as_bytes());
-        assert_eq!(hints.oom_score_adj, want, "{value} {kind}");
+        let text = spec(&format!(r#","annotations":{{{annotation}}}"#));
+        let error = planned(&text, Vec::new()).unwrap_err().to_string();
+        assert!(error.starts_with("annotations[\"io.kubernetes.cri."), "{error}");
     }
-    let plan = planned(&with("-997", "container"), Vec::new()).unwrap();
-    assert_eq!(plan.oom_score_adj, Some(-997));
-    assert_eq!(planned(&spec(""), Vec::new()).unwrap().oom_score_adj, None);
 }

@@ -9,6 +9,7 @@ use crate::container::{self, Action, Rejected, answer};
 use crate::event::TaskEvent;
 use crate::exit::Exit;
 use crate::guest::CallError;
+use crate::pod_spec::Lifetime;
 use crate::process_id::{ProcessId, ProcessKey};
 use crate::{clock, log};
 
@@ -94,7 +95,7 @@ impl Sandbox {
             Action::AllDrained => {
                 // Nothing else can run in this VM, so it is ended now and is usually gone before Delete is
                 // called.
-                if id == self.identity.id && !self.hints.is_pod {
+                if id == self.identity.id && self.spec.lifetime == Lifetime::Container {
                     self.discard_vm();
                 }
             }

@@ -33,13 +33,13 @@ use nacre_protocol::spec::Finding;
 use nacre_protocol::state::{Pod, PodState, process_start_time};
 use tokio::sync::{mpsc, watch};
 
-use crate::bundle::{self, VmHints};
 use crate::cgroup::Cgroup;
 use crate::container::{self, Container, Reply, answer};
 use crate::error::StepFailed;
 use crate::event::EventSink;
 use crate::guest::Guest;
 use crate::identity::{self, Identity};
+use crate::pod_spec::PodSpec;
 use crate::process_id::{ProcessId, ProcessKey};
 use crate::streams::{ExpectedStreams, LoggedContainer, StdioPaths, Streams};
 use crate::vm::Vm;
@@ -61,7 +61,7 @@ enum Progress {
 #[derive(Debug)]
 pub struct Sandbox {
     identity: Identity,
-    hints: VmHints,
+    spec: PodSpec,
     config: Option<Config>,
     pod: Pod,
     events: Box<dyn EventSink>,
@@ -91,10 +91,10 @@ impl Sandbox {
     pub fn new(identity: Identity, events: Box<dyn EventSink>, begun_ns: u64) -> (Self, Handle) {
         let (queue, received) = Queue::new();
         let handle = Handle::new(queue.clone());
-        let hints = match std::fs::read(identity::config_json(&identity.bundle)) {
-            Ok(bytes) => bundle::vm_hints(&bytes),
+        let spec = match std::fs::read(identity::config_json(&identity.bundle)) {
+            Ok(bytes) => PodSpec::from_oci(&bytes),
             // The Sandbox API has no spec yet at this point.
-            Err(_) => VmHints::default(),
+            Err(_) => PodSpec::of_sandbox_api(),
         };
         let pod = Pod {
             id: identity.id.clone(),
@@ -111,7 +111,7 @@ impl Sandbox {
         let recorder = Recorder::new(identity.directory(), begun_ns);
         let sandbox = Self {
             identity,
-            hints,
+            spec,
             config: None,
             pod,
             events,

@@ -23,16 +23,16 @@ impl Sandbox {
     /// Starts the VMM and what watches it.
     pub(super) fn start_vm(&mut self) -> Result<(), StepFailed> {
         let config = config::load().map_err(|error| failed("read configuration", error, None))?;
-        let size = config.size(
-            self.hints.memory_limit,
-            self.hints.cpu_quota,
-            self.hints.cpu_period,
-        );
-        let cgroup = Cgroup::plan(self.hints.cgroups_path.as_deref(), &self.identity.key)
+        let hints = self.spec.size;
+        let size = config.size(hints.memory_limit, hints.cpu_quota, hints.cpu_period);
+        let cgroup = Cgroup::plan(self.spec.cgroups_path.as_deref(), &self.identity.key)
             .map_err(|error| failed("plan cgroup", error, None))?;
+        if let Some(name) = &self.spec.name {
+            log::info(format_args!("pod {name:?} in {}", self.identity.id));
+        }
         self.pod.cgroup = Some(cgroup.path().to_owned());
         self.write_pod();
-        let started = Vm::start(&config, size, &self.identity.id, &cgroup, &self.hints);
+        let started = Vm::start(&config, size, &self.identity.id, &cgroup, &self.spec);
         self.cgroup = Some(cgroup);
         let deadline = config.boot_deadline;
         self.config = Some(config);
@@ -94,7 +94,7 @@ impl Sandbox {
             Err(error) => return self.fail_vm(failed("set up guest", error, None)),
         };
         let hostname = self
-            .hints
+            .spec
             .hostname
             .clone()
             .unwrap_or_else(|| self.identity.id.clone());

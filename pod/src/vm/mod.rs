@@ -27,9 +27,9 @@ use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
-use crate::bundle::VmHints;
 use crate::cgroup::{self, Cgroup};
 use crate::guest_text::MAX_NAME;
+use crate::pod_spec::PodSpec;
 use crate::sys;
 use nacre_protocol::config::{Config, Size};
 
@@ -86,7 +86,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Starts a VMM for `pod` in `cgroup`, with the CPUs and the oom_score_adj of `hints`, and configures it.
+    /// Starts a VMM for pod `id` in `cgroup`, with the CPUs and the oom_score_adj of `spec`, and configures it.
     /// Returns it with its monitor, which must be run, and the table of the streams that it expects.
     ///
     /// # Errors
@@ -94,9 +94,9 @@ impl Vm {
     pub fn start(
         config: &Config,
         size: Size,
-        pod: &str,
+        id: &str,
         cgroup: &Cgroup,
-        hints: &VmHints,
+        spec: &PodSpec,
     ) -> Result<(Self, VmmMonitor, StreamTable), Error> {
         let files = Files::open(config)?;
         // If the program is missing, this error names it; after a fork only an exit code would.
@@ -105,8 +105,8 @@ impl Vm {
         let (stderr, stderr_writer) = io::pipe().map_err(system("pipe"))?;
         let spawned = spawn(&config.vmm, cgroup, theirs.as_fd(), stderr_writer.as_fd())?;
         drop((theirs, stderr_writer));
-        let configured = set_up(&spawned, hints).and_then(|()| {
-            let (message, attachments) = files.configuration(config, size, pod);
+        let configured = set_up(&spawned, spec).and_then(|()| {
+            let (message, attachments) = files.configuration(config, size, id);
             configure(ours, &message, &attachments)
         });
         let channel = match configured {
@@ -123,7 +123,7 @@ impl Vm {
             requests: Arc::new(Requests::new(Arc::clone(&channel))),
             console: files.console,
             stderr_tail: Arc::default(),
-            oom_score_adj: hints.oom_score_adj,
+            oom_score_adj: spec.oom_score_adj,
             killed: Arc::default(),
         };
         let monitor = VmmMonitor {
@@ -206,9 +206,9 @@ fn pid_of(spawned: &sys::Spawned) -> u32 {
 }
 
 /// Sets what the VMM's threads inherit. It waits for its configuration, so it has only one thread so far.
-fn set_up(spawned: &sys::Spawned, hints: &VmHints) -> Result<(), Error> {
-    set_oom_score_adj(pid_of(spawned), hints.oom_score_adj.unwrap_or(0));
-    set_affinity(spawned.pid, &hints.cpus)
+fn set_up(spawned: &sys::Spawned, spec: &PodSpec) -> Result<(), Error> {
+    set_oom_score_adj(pid_of(spawned), spec.oom_score_adj.unwrap_or(0));
+    set_affinity(spawned.pid, &spec.cpus)
         .map_err(system("running the VMM on the CPUs of linux.resources.cpu.cpus"))
 }
 

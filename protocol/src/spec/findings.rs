@@ -73,6 +73,12 @@ impl Refused {
         let (path, reason) = (path.into(), reason.into());
         Self(vec![Finding { path, reason }])
     }
+
+    /// The refused fields.
+    #[must_use]
+    pub fn into_findings(self) -> Vec<Finding> {
+        self.0
+    }
 }
 
 fn joined(findings: &[Finding]) -> String {
@@ -87,14 +93,16 @@ fn push(list: &mut Vec<Finding>, path: String, reason: String) {
 }
 
 /// The start of `text` in quotes.
-pub(super) fn quoted(text: &str) -> String {
+#[must_use]
+pub fn quoted(text: &str) -> String {
     let short: String = text.chars().take(MAX_QUOTED).collect();
     let rest = if short.len() < text.len() { "…" } else { "" };
     format!("{short:?}{rest}")
 }
 
 /// A value as findings show it.
-pub(super) fn shown(value: &Value) -> String {
+#[must_use]
+pub fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => quoted(text),
         Value::Number(number) => number.to_string(),

@@ -20,7 +20,7 @@ pub use checked::{
     Checked, CheckedProcess, CheckedResources, CheckedSpec, check, check_process, check_resources,
 };
 pub use devices::add_name;
-pub use findings::{Finding, Findings, Refused};
+pub use findings::{Finding, Findings, Refused, quoted, shown};
 pub use mounts::{FILE_SYSTEMS, MountKind, MountOption, OPTIONS, OptionHandling, option};
 pub use schema::{AppliedIn, Field, Handling, Kind, Leaf, Node, leaves};
 pub use table::{PROCESS, RESOURCES, SPEC};

@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use anyhow::{Context as _, bail};
 
-use nacre_pod::{Identity, clean_up, state, sys};
+use nacre_pod::{Identity, Role, clean_up, state, sys};
 
 use crate::arguments::Arguments;
 use crate::daemon;
@@ -16,8 +16,9 @@ use crate::daemon;
 pub fn run(arguments: Arguments, begun_ns: u64) -> anyhow::Result<()> {
     let bundle = std::env::current_dir().context("working directory")?;
     let spec = std::fs::read(nacre_pod::config_json(&bundle)).unwrap_or_default();
-    if let Some(sandbox) = sandbox_of(&spec).filter(|sandbox| *sandbox != arguments.id) {
-        return join(&arguments, &sandbox);
+    match nacre_pod::role_in(&spec).context("config.json")? {
+        Role::Member(sandbox) if sandbox != arguments.id => return join(&arguments, &sandbox),
+        Role::Member(_) | Role::Sandbox | Role::Standalone => {}
     }
     let identity = Identity::new(&arguments.address, &arguments.namespace, &arguments.id, bundle);
     remove_earlier_pod(&identity)?;
@@ -70,24 +71,6 @@ fn socket_address(identity: &Identity) -> String {
     format!("unix://{}", identity.socket().display())
 }
 
-/// The id of the sandbox that a container joins, by its spec's annotations; None if it starts a pod.
-fn sandbox_of(config_json: &[u8]) -> Option<String> {
-    const TYPE: &str = "io.kubernetes.cri.container-type";
-    const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
-    #[derive(serde::Deserialize)]
-    struct Spec {
-        #[serde(default)]
-        annotations: std::collections::BTreeMap<String, String>,
-    }
-    // Parsing takes longer than this search, and most specs have no such annotation.
-    config_json
-        .windows(SANDBOX.len())
-        .find(|window| *window == SANDBOX.as_bytes())?;
-    let spec: Spec = serde_json::from_slice(config_json).ok()?;
-    let is_container = spec.annotations.get(TYPE).is_some_and(|kind| kind == "container");
-    spec.annotations.get(SANDBOX).filter(|_| is_container).cloned()
-}
-
 /// Writes the address into the bundle, where containerd finds it after a restart. From 1.7 containerd writes
 /// it itself.
 fn write_address(address: &str) -> anyhow::Result<()> {
@@ -134,19 +117,6 @@ fn start_response(address: &str, max_version: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn containers_of_a_pod_name_their_sandbox() {
-        let spec = |kind: &str| {
-            format!(
-                r#"{{"annotations":{{"io.kubernetes.cri.container-type":"{kind}","io.kubernetes.cri.sandbox-id":"s1"}}}}"#
-            )
-        };
-        assert_eq!(sandbox_of(spec("container").as_bytes()), Some("s1".into()));
-        assert_eq!(sandbox_of(spec("sandbox").as_bytes()), None);
-        assert_eq!(sandbox_of(br#"{"annotations":{}}"#), None);
-        assert_eq!(sandbox_of(b"not json"), None);
-    }
 
     #[test]
     fn each_containerd_gets_the_form_that_it_reads() {

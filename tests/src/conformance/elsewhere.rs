@@ -294,8 +294,8 @@ pub const TESTS: &[Test] = &[
     test(LIVES, "a_life_and_its_events", &["Task.Connect", "Task.Shutdown"]),
     test(TASKS, "a_checkpoint_is_refused", &["Task.Checkpoint"]),
     test(
-        "shim/src/command/start.rs",
-        "containers_of_a_pod_name_their_sandbox",
+        "pod/src/annotations.rs",
+        "both_cri_services_name_the_role_of_a_container",
         &["annotations"],
     ),
 ];

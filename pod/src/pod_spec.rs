@@ -1,0 +1,245 @@
+//! What a pod's VM is started for, known before Create: the [`PodSpec`]. It is read from the OCI spec of the
+//! pod's first container; a door that has no such spec makes one of its own. The sandbox keeps it; the VM's
+//! start, its size, cgroup and network depend on it. Pure: reads no file, refuses nothing (Create does, with
+//! the field's name).
+
+use std::path::PathBuf;
+
+use nacre_protocol::cpu_list;
+use serde_json::Value;
+
+use crate::annotations::{self, Role};
+
+/// What a pod's VM is started for.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct PodSpec {
+    /// linux.cgroupsPath, in either notation.
+    pub cgroups_path: Option<String>,
+    /// What the pod's size follows from.
+    pub size: SizeHints,
+    /// The host's CPUs that the VM may run on, all of them if this is empty.
+    pub cpus: Vec<usize>,
+    /// The guest's host name.
+    pub hostname: Option<String>,
+    /// The process.oomScoreAdj for the VMM; see [`oom_score_adj`].
+    pub oom_score_adj: Option<i32>,
+    /// The host's network namespace whose links the pod gets; None for one that has none yet.
+    pub network_namespace: Option<PathBuf>,
+    /// How long the VM lives.
+    pub lifetime: Lifetime,
+    /// The pod's name in Kubernetes, "namespace/name", for the log.
+    pub name: Option<String>,
+}
+
+/// What a pod's size follows from. None and values below 1 are no limit.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct SizeHints {
+    /// Memory of all containers, bytes.
+    pub memory_limit: Option<i64>,
+    /// CPU time of all containers, microseconds per period.
+    pub cpu_quota: Option<i64>,
+    /// Microseconds.
+    pub cpu_period: Option<u64>,
+    /// CPU weight of all containers, 1024 for one CPU.
+    pub cpu_shares: Option<u64>,
+}
+
+/// How long a pod's VM lives.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// As long as the container that it was started for.
+    #[default]
+    Container,
+    /// Until the pause container is deleted. That container is its pod's sandbox and has no process.
+    PauseContainer,
+    /// Until the Sandbox API ends it.
+    SandboxApi,
+}
+
+impl PodSpec {
+    /// Reads the config.json of a pod's first container. If that is not valid, the fields are empty as far as
+    /// they can't be read; Create then reports the error.
+    pub fn from_oci(config_json: &[u8]) -> Self {
+        let spec: Value = serde_json::from_slice(config_json).unwrap_or_default();
+        let (linux, annotations) = (&spec["linux"], &spec["annotations"]);
+        let lifetime = match annotations::role(annotations) {
+            Ok(Role::Sandbox) => Lifetime::PauseContainer,
+            Ok(Role::Standalone | Role::Member(_)) | Err(_) => Lifetime::Container,
+        };
+        let of_container = size_of_container(&linux["resources"]);
+        let size = match lifetime {
+            Lifetime::PauseContainer => annotations::size(annotations).or(of_container),
+            Lifetime::Container | Lifetime::SandboxApi => of_container,
+        };
+        let cpus = linux["resources"]["cpu"]["cpus"].as_str();
+        Self {
+            cgroups_path: linux["cgroupsPath"].as_str().map(str::to_owned),
+            size,
+            cpus: cpus.and_then(cpu_list::parse).unwrap_or_default(),
+            hostname: spec["hostname"].as_str().map(str::to_owned),
+            oom_score_adj: oom_score_adj(&spec),
+            network_namespace: network_namespace(&linux["namespaces"]),
+            lifetime,
+            name: annotations::pod_name(annotations),
+        }
+    }
+
+    /// The pod of a door that has no OCI spec when the VM starts: it fills in what it knows.
+    #[must_use]
+    pub fn of_sandbox_api() -> Self {
+        Self {
+            lifetime: Lifetime::SandboxApi,
+            ..Self::default()
+        }
+    }
+}
+
+impl SizeHints {
+    /// These limits, and those of `other` where there is none.
+    fn or(self, other: Self) -> Self {
+        // A quota and its period belong together.
+        let (cpu_quota, cpu_period) = match self.cpu_quota {
+            Some(quota) => (Some(quota), self.cpu_period),
+            None => (other.cpu_quota, other.cpu_period),
+        };
+        Self {
+            memory_limit: self.memory_limit.or(other.memory_limit),
+            cpu_quota,
+            cpu_period,
+            cpu_shares: self.cpu_shares.or(other.cpu_shares),
+        }
+    }
+}
+
+/// The limits in `linux.resources`.
+fn size_of_container(resources: &Value) -> SizeHints {
+    let cpu = &resources["cpu"];
+    SizeHints {
+        memory_limit: resources["memory"]["limit"].as_i64(),
+        cpu_quota: cpu["quota"].as_i64(),
+        cpu_period: cpu["period"].as_u64(),
+        cpu_shares: cpu["shares"].as_u64(),
+    }
+}
+
+/// The path of the network namespace in `linux.namespaces`.
+fn network_namespace(namespaces: &Value) -> Option<PathBuf> {
+    let mut listed = namespaces.as_array().into_iter().flatten();
+    let network = listed.find(|namespace| namespace["type"] == "network")?;
+    let path = network["path"].as_str().filter(|path| !path.is_empty())?;
+    Some(path.into())
+}
+
+/// A spec's process.oomScoreAdj, as far as it says something about the VMM. That of a CRI sandbox does not:
+/// containerd gives its pause process -998, whatever the pod's quality-of-service class is.
+pub fn oom_score_adj(spec: &Value) -> Option<i32> {
+    if annotations::role(&spec["annotations"]) == Ok(Role::Sandbox) {
+        return None;
+    }
+    let adjustment = i32::try_from(spec["process"]["oomScoreAdj"].as_i64()?).ok()?;
+    (-1000..=1000).contains(&adjustment).then_some(adjustment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(spec: &Value) -> PodSpec {
+        PodSpec::from_oci(spec.to_string().as_bytes())
+    }
+
+    fn sandbox(rest: &[(&str, &str)]) -> Value {
+        let mut annotations = json!({"io.kubernetes.cri.container-type": "sandbox",
+            "io.kubernetes.cri.sandbox-id": "s1"});
+        for (name, value) in rest {
+            annotations[name] = json!(value);
+        }
+        json!({ "annotations": annotations })
+    }
+
+    #[test]
+    fn the_first_container_s_spec_is_read_even_if_it_is_invalid() {
+        assert_eq!(PodSpec::from_oci(b"{"), PodSpec::default());
+        let spec = json!({"hostname": "h", "process": {"oomScoreAdj": 1000}, "linux": {
+            "cgroupsPath": "/d/a",
+            "resources": {"memory": {"limit": 5}, "cpu": {"quota": 1, "period": 2, "cpus": "0,2", "shares": 3}},
+            "namespaces": [{"type": "pid"}, {"type": "network", "path": "/var/run/netns/a"}]}});
+        let want = PodSpec {
+            cgroups_path: Some("/d/a".into()),
+            size: SizeHints {
+                memory_limit: Some(5),
+                cpu_quota: Some(1),
+                cpu_period: Some(2),
+                cpu_shares: Some(3),
+            },
+            cpus: vec![0, 2],
+            hostname: Some("h".into()),
+            oom_score_adj: Some(1000),
+            network_namespace: Some("/var/run/netns/a".into()),
+            lifetime: Lifetime::Container,
+            name: None,
+        };
+        assert_eq!(read(&spec), want);
+    }
+
+    #[test]
+    fn a_new_network_namespace_has_no_path() {
+        for namespace in [json!({"type": "network"}), json!({"type": "network", "path": ""})] {
+            let spec = json!({"linux": {"namespaces": [namespace]}});
+            assert_eq!(read(&spec).network_namespace, None);
+        }
+    }
+
+    #[test]
+    fn a_sandbox_has_the_size_of_its_annotations() {
+        let mut spec = sandbox(&[
+            ("io.kubernetes.cri.sandbox-memory", "1000"),
+            ("io.kubernetes.cri.sandbox-cpu-quota", "0"),
+            ("io.kubernetes.cri.sandbox-cpu-period", "7"),
+        ]);
+        spec["linux"] =
+            json!({"resources": {"memory": {"limit": 5}, "cpu": {"quota": 3, "period": 4, "shares": 2}}});
+        let pod = read(&spec);
+        let want = SizeHints {
+            memory_limit: Some(1000),
+            cpu_quota: Some(3),
+            cpu_period: Some(4),
+            cpu_shares: Some(2),
+        };
+        assert_eq!((pod.size, pod.lifetime), (want, Lifetime::PauseContainer));
+        // The pod's size is nothing to a container that has its own VM.
+        spec["annotations"]["io.kubernetes.cri.container-type"] = json!(null);
+        assert_eq!(read(&spec).size.memory_limit, Some(5));
+    }
+
+    #[test]
+    fn crio_s_sandbox_is_a_pause_container() {
+        let spec = json!({"annotations": {"io.kubernetes.cri-o.ContainerType": "sandbox",
+            "io.kubernetes.cri-o.SandboxID": "s1", "io.kubernetes.cri-o.Namespace": "web",
+            "io.kubernetes.cri-o.KubeName": "a",
+            "pod-linux-resources.crio.io": r#"{"memory_limit_in_bytes":1000}"#}});
+        let pod = read(&spec);
+        assert_eq!(pod.lifetime, Lifetime::PauseContainer);
+        assert_eq!(pod.size.memory_limit, Some(1000));
+        assert_eq!(pod.name.as_deref(), Some("web/a"));
+    }
+
+    #[test]
+    fn the_oom_score_adj_is_a_container_s_and_never_the_pause_process_s() {
+        let with = |value: Value, mut spec: Value| {
+            spec["process"]["oomScoreAdj"] = value;
+            read(&spec).oom_score_adj
+        };
+        assert_eq!(with(json!(-998), sandbox(&[])), None);
+        for (value, want) in [
+            (json!(-997), Some(-997)),
+            (json!(1000), Some(1000)),
+            (json!(1001), None),
+            (json!(4_294_967_296_u64), None),
+            (json!("5"), None),
+        ] {
+            assert_eq!(with(value.clone(), json!({})), want, "{value}");
+        }
+    }
+}
