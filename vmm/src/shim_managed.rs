@@ -39,6 +39,9 @@ enum Refused {
     /// A descriptor is missing, or is used twice or not at all.
     #[error(transparent)]
     Descriptor(#[from] DescriptorError),
+    /// Memory can't be plugged in.
+    #[error("devices: mem: not supported")]
+    NoMemoryDevice,
     /// A file that a device needs can't be opened.
     #[error("open /proc/self/fd: {0}")]
     Open(#[from] std::io::Error),
@@ -115,6 +118,7 @@ fn device(
             };
             Box::new(|env| fs::spawn(config, env))
         }
+        DeviceConfig::Mem { .. } => return Err(Refused::NoMemoryDevice),
     })
 }
 

@@ -67,6 +67,8 @@ impl Sandbox {
                 });
             }
             vm::Event::Connection { address, stream } => self.connection(address, stream),
+            // No VM has a device that plugs memory yet.
+            vm::Event::MemoryPlugged { .. } => {}
             vm::Event::Ended(end) => {
                 let reason = self.reason(&end);
                 self.vm_ended(reason);

@@ -42,6 +42,13 @@ pub enum Event {
         /// The host's end of the stream.
         stream: OwnedFd,
     },
+    /// The guest has plugged as much memory as it was asked to last. A VMM that the guest has taken over may
+    /// send this at any time.
+    MemoryPlugged {
+        /// How much, in MiB.
+        #[expect(dead_code, reason = "for the policy that sizes a pod")]
+        mib: u32,
+    },
     /// The process has exited, or does not even react to SIGKILL. No event follows.
     Ended(End),
 }
@@ -156,6 +163,7 @@ fn event(message: FromVmm, fds: Vec<OwnedFd>, end: &mut End) -> Option<Event> {
             });
             None
         }
+        FromVmm::MemoryPlugged { mib } => Some(Event::MemoryPlugged { mib }),
         FromVmm::Ended(outcome) => {
             end.outcome = Some(bounded_outcome(outcome));
             None
@@ -283,7 +291,10 @@ mod tests {
         loop {
             match received.recv().await.unwrap() {
                 Event::Ended(end) => return (events, end),
-                event @ (Event::Step(_) | Event::Running | Event::Connection { .. }) => events.push(event),
+                event @ (Event::Step(_)
+                | Event::Running
+                | Event::Connection { .. }
+                | Event::MemoryPlugged { .. }) => events.push(event),
             }
         }
     }

@@ -7,6 +7,10 @@ use super::FdIndex;
 
 /// Most devices of a VM.
 pub const MAX_DEVICES: usize = 64;
+/// Granularity of [`DeviceConfig::Mem`]'s size in MiB: the blocks in which Linux adds memory on x86-64.
+pub const MEMORY_SECTION_MIB: u32 = 128;
+/// Most memory that can be plugged in, in MiB: 256 GiB.
+pub const MAX_PLUGGED_MIB: u32 = 256 * 1024;
 
 /// The VM to run. Each descriptor that is sent with the message is named by exactly one field, here or in
 /// [`Configure::devices`].
@@ -57,6 +61,13 @@ pub enum DeviceConfig {
         /// The tag by which the guest mounts the tree, 1 to 36 bytes.
         tag: String,
     },
+    /// virtio-mem: memory that is plugged in while the VM runs ([`super::Request::PlugMemory`]). None is at
+    /// boot.
+    Mem {
+        /// Most memory that can be plugged in besides [`Configure::memory_mib`], in MiB: a multiple of
+        /// [`MEMORY_SECTION_MIB`], at most [`MAX_PLUGGED_MIB`]. It costs the host nothing until it is used.
+        max_mib: u32,
+    },
 }
 
 impl DeviceConfig {
@@ -65,6 +76,7 @@ impl DeviceConfig {
         match self {
             Self::Vsock { .. } => ("vsock", 1),
             Self::Fs { .. } => ("fs", 1),
+            Self::Mem { .. } => ("mem", 1),
         }
     }
 }
@@ -88,10 +100,16 @@ pub enum DeviceListError {
     /// The guest could not connect to the host.
     #[error("devices: a vsock device is required")]
     NoVsock,
+    /// [`DeviceConfig::Mem::max_mib`] is out of range.
+    #[error(
+        "devices: mem: max_mib = {0}: must be a multiple of {MEMORY_SECTION_MIB} from {MEMORY_SECTION_MIB} to \
+         {MAX_PLUGGED_MIB}"
+    )]
+    PluggedMemory(u32),
 }
 
 impl Configure {
-    /// Checks the number of devices, in all and of each kind.
+    /// Checks the number of devices, in all and of each kind, and the size of memory that can be plugged in.
     ///
     /// # Errors
     /// [`DeviceListError`] with the first limit that the list violates.
@@ -105,6 +123,11 @@ impl Configure {
             let count = self.devices.iter().filter(same_kind).count();
             if count > most {
                 return Err(DeviceListError::TooManyOfKind { kind, count, most });
+            }
+            if let DeviceConfig::Mem { max_mib } = *device
+                && !(max_mib.is_multiple_of(MEMORY_SECTION_MIB) && (1..=MAX_PLUGGED_MIB).contains(&max_mib))
+            {
+                return Err(DeviceListError::PluggedMemory(max_mib));
             }
         }
         let is_vsock = |device: &DeviceConfig| matches!(device, DeviceConfig::Vsock { .. });
@@ -130,6 +153,10 @@ mod tests {
 
     fn vsock() -> Value {
         json!({"Vsock": {"stream_table": 4}})
+    }
+
+    fn mem(max_mib: u32) -> Value {
+        json!({"Mem": {"max_mib": max_mib}})
     }
 
     fn with(field: &str, value: Value) -> Result<Configure, serde_json::Error> {
@@ -158,6 +185,8 @@ mod tests {
             ("devices", json!([{"Vsock": {}}]), "stream_table"),
             ("devices", json!([{"Fs": {"tag": "t", "root": "/etc"}}]), "root"),
             ("devices", json!([{"Fs": {}}]), "tag"),
+            ("devices", json!([{"Mem": {}}]), "max_mib"),
+            ("devices", json!([{"Mem": {"max_mib": -128}}]), "-128"),
             ("devices", json!({}), "sequence"),
         ] {
             let error = with(field, value.clone()).unwrap_err().to_string();
@@ -184,6 +213,7 @@ mod tests {
                 json!([vsock(), {"Fs": {"tag": "a"}}, {"Fs": {"tag": "b"}}]),
                 twice("fs", 2),
             ),
+            (json!([vsock(), mem(128), mem(128)]), twice("mem", 2)),
             (json!(vec![vsock(); MAX_DEVICES]), twice("vsock", MAX_DEVICES)),
             (
                 json!(vec![vsock(); MAX_DEVICES + 1]),
@@ -192,6 +222,27 @@ mod tests {
         ] {
             let configure = with("devices", devices.clone()).unwrap();
             assert_eq!(configure.check_devices(), Err(expected), "{devices}");
+        }
+    }
+
+    #[test]
+    fn memory_that_can_be_plugged_in_has_limits() {
+        for (max_mib, valid) in [
+            (0, false),
+            (1, false),
+            (MEMORY_SECTION_MIB, true),
+            (MEMORY_SECTION_MIB + 2, false),
+            (MAX_PLUGGED_MIB, true),
+            (MAX_PLUGGED_MIB + MEMORY_SECTION_MIB, false),
+            (u32::MAX, false),
+        ] {
+            let configure = with("devices", json!([vsock(), mem(max_mib)])).unwrap();
+            let expected = if valid {
+                Ok(())
+            } else {
+                Err(DeviceListError::PluggedMemory(max_mib))
+            };
+            assert_eq!(configure.check_devices(), expected, "{max_mib}");
         }
     }
 }

@@ -10,6 +10,7 @@
 //! shim ◀── Connection + fd ── vmm      the guest opened a vsock connection that is expected
 //! shim ── Request ──────────▶ vmm      at any time after Configure
 //! shim ◀── Answer ─────────── vmm      to each request, by its id and in order, once the VM runs
+//! shim ◀── MemoryPlugged ──── vmm      the guest has plugged as much memory as the last request asked for
 //! shim ◀── Ended ──────────── vmm      the guest has ended, and how; the VMM exits
 //! ```
 
@@ -23,9 +24,11 @@ use std::os::fd::RawFd;
 use serde::{Deserialize, Serialize};
 
 pub use channel::{Channel, Error, socket_pair};
-pub use configure::{Configure, DeviceConfig, DeviceListError, MAX_DEVICES};
+pub use configure::{
+    Configure, DeviceConfig, DeviceListError, MAX_DEVICES, MAX_PLUGGED_MIB, MEMORY_SECTION_MIB,
+};
 pub use descriptors::{Attachments, DescriptorError, Descriptors, FdIndex};
-pub use request::{Answer, ErrorText, Lenient, Request};
+pub use request::{Answer, ErrorText, Lenient, MEMORY_BLOCK_MIB, Request};
 
 /// The descriptor of the control socket in a VMM that the shim starts (`--control-fd 3`).
 pub const CONTROL_FD: RawFd = 3;
@@ -83,6 +86,13 @@ pub enum FromVmm {
         id: u64,
         /// The result, or why the request was not carried out.
         result: Result<Answer, ErrorText>,
+    },
+    /// The guest has plugged or unplugged memory until its size was that of the last
+    /// [`Request::PlugMemory`]. Sent at most once for each such request, however often the guest plugs and
+    /// unplugs.
+    MemoryPlugged {
+        /// That size in MiB.
+        mib: u32,
     },
     /// The guest has ended; the VMM exits.
     Ended(Outcome),

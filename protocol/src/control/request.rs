@@ -9,6 +9,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::text::printable;
 
+/// Granularity of [`Request::PlugMemory`] in MiB: the smallest block that Linux plugs on x86-64.
+pub const MEMORY_BLOCK_MIB: u32 = 2;
+
 /// What the engine asks of a running VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
@@ -19,6 +22,18 @@ pub enum Request {
     Pause,
     /// Lets a paused VM run on, answered by [`Answer::Done`]. Has no effect on a VM that runs.
     Resume,
+    /// Sets how much memory is to be plugged in besides the memory at boot. [`Answer::Done`] means that the
+    /// guest is asked; [`super::FromVmm::MemoryPlugged`] that it has followed. It may follow in part or
+    /// never, above all when it should give memory back. Refused if the VM has no
+    /// [`super::DeviceConfig::Mem`], or if `mib` is not a multiple of [`MEMORY_BLOCK_MIB`] up to its
+    /// `max_mib`.
+    PlugMemory {
+        /// The wanted size of the plugged memory in MiB, not a difference.
+        mib: u32,
+    },
+    /// How much memory is plugged in, answered by [`Answer::Memory`]. Refused if the VM has no
+    /// [`super::DeviceConfig::Mem`].
+    Memory,
 }
 
 /// The result of a [`Request`] that was carried out.
@@ -26,6 +41,14 @@ pub enum Request {
 pub enum Answer {
     /// VM exits since the guest's start, by kind.
     Exits(BTreeMap<String, u64>),
+    /// Memory besides the memory at boot.
+    Memory {
+        /// The size of the last [`Request::PlugMemory`] in MiB, 0 before the first.
+        requested_mib: u32,
+        /// How much the guest has plugged, in MiB: a multiple of [`MEMORY_BLOCK_MIB`] up to
+        /// [`super::DeviceConfig::Mem`]'s `max_mib`.
+        plugged_mib: u32,
+    },
     /// The request has no other result.
     Done,
 }

@@ -153,6 +153,9 @@ fn carry_out(request: Request, machine: &mut Machine) -> Result<Answer, ErrorTex
         Request::Exits => return Ok(Answer::Exits(machine.exit_counts())),
         Request::Pause => machine.pause(),
         Request::Resume => machine.resume(),
+        Request::PlugMemory { .. } | Request::Memory => {
+            return Err(ErrorText::new("this VM has no device to plug memory"));
+        }
     };
     done.map(|()| Answer::Done).map_err(ErrorText::new)
 }
