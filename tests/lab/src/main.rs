@@ -36,7 +36,7 @@ pub const LAB_FAILED: u8 = 125;
 #[derive(Debug, Parser)]
 #[command(name = "tests/lab/run")]
 pub struct Arguments {
-    /// Version of containerd: 1.6, 1.7 or 2.1 (the newest 2.x in Debian).
+    /// Version of containerd: 1.6, 1.7, 2.1 (the newest 2.x in Debian) or 2.4 (built with Go).
     #[arg(long, default_value = "1.6")]
     containerd: String,
     /// Print where a command would run, `vm` or `direct`, and run nothing.
