@@ -20,6 +20,7 @@ use crate::clock::{Clock, Measurement};
 use crate::container::{Containers, check_signal};
 use crate::error::Error;
 use crate::guest_init;
+use crate::pod;
 use crate::reaper::realtime_ns;
 
 /// Longest build id of a shim that an error message repeats, in characters.
@@ -226,6 +227,11 @@ impl Agent for Service {
 
     async fn delete_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
         self.containers.delete(&request.container_id).await?;
+        Ok(Empty::new())
+    }
+
+    async fn forget_files(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
+        pod::forget(&request.container_id)?;
         Ok(Empty::new())
     }
 }

@@ -23,6 +23,13 @@ pub fn mount_path(container_id: &str, index: usize) -> String {
     format!("{SHARED_MOUNT}/{container_id}/{MOUNTS_DIR}/{index}")
 }
 
+/// The pod's /dev/shm in the guest, a tmpfs: the source of a bind mount in the guest's spec.
+pub const POD_SHM: &str = "/run/nacre/shm";
+
+/// The `linux.namespaces[].path`, in the guest's spec, of the namespace that a pod's containers share and no
+/// container holds.
+pub const POD_NAMESPACE: &str = "pod:";
+
 /// Prefix of a `linux.namespaces[].path` that is the namespace of another container.
 pub const NAMESPACE_OF: &str = "container:";
 

@@ -17,6 +17,7 @@ use super::{BUNDLES, Container, Containers, STATE, lock, remove_directories};
 use crate::cgroup::Cgroup;
 use crate::devices;
 use crate::error::Error;
+use crate::pod;
 use crate::runtime::{Create, CreatedInit, LATE_FILTER, newidmap};
 use crate::spec::{self, PreparedSpec};
 use crate::stdio;
@@ -36,9 +37,15 @@ impl Containers {
             return Err(Error::bad_id(id));
         }
         let mut prepared = spec::prepare(id, &request.spec)?;
-        spec::resolve_namespaces(&mut prepared.spec, |id| self.init_of(id))?;
+        spec::resolve_namespaces(&mut prepared.spec, |container| match container {
+            Some(id) => self.init_of(id),
+            None => self.shared_init.get(&self.reaper),
+        })?;
         let left_out = devices::leave_out_missing(&mut prepared.spec, prepared.devices.is_empty())?;
         prepared.ignored.extend(left_out);
+        if request.pod_shm_bytes > 0 {
+            pod::mount_shm(request.pod_shm_bytes)?;
+        }
         self.reserve(id)?;
         let created = self.create_steps(request, &prepared).await;
         match &created {

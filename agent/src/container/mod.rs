@@ -30,6 +30,7 @@ use self::state::{Input, Lifecycle, TaskState};
 use crate::cgroup::Cgroup;
 use crate::dial::Dialer;
 use crate::error::Error;
+use crate::pod::SharedInit;
 use crate::reaper::{Exit, Reaper};
 use crate::runtime::Helper;
 use crate::signal;
@@ -51,6 +52,7 @@ pub struct Containers {
     reaper: Arc<Reaper>,
     /// By id; None while the container is being created.
     table: Mutex<HashMap<String, Option<Arc<Container>>>>,
+    shared_init: SharedInit,
     /// A helper that was started ahead of the next CreateContainer.
     spare_helper: Mutex<Option<Helper>>,
 }
@@ -96,6 +98,7 @@ impl Containers {
             dialer,
             reaper,
             table: Mutex::default(),
+            shared_init: SharedInit::default(),
             spare_helper: Mutex::default(),
         })
     }

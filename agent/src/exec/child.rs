@@ -33,10 +33,10 @@ use rustix::thread::{
     set_keep_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-use super::fork::close_others;
 use super::{ExecRequest, FromChild};
 use crate::command::{Command, open_in_container, reopen_null};
 use crate::error::truncate;
+use crate::fork::close_others;
 use crate::spec::has_namespace;
 use crate::terminal::Terminal;
 use crate::{keyring, scheduler};

@@ -9,7 +9,6 @@
 //! ```
 
 mod child;
-mod fork;
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -29,6 +28,7 @@ use tokio::io::unix::AsyncFd;
 use crate::async_fd;
 use crate::cgroup::{self, Cgroup};
 use crate::error::Error;
+use crate::fork;
 use crate::spec::has_namespace;
 
 /// What the child needs to become an exec process.

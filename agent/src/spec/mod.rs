@@ -45,7 +45,7 @@ pub struct PreparedSpec {
     pub new_network: bool,
     /// The working directory to create if it is missing.
     pub working_directory: Option<WorkingDirectory>,
-    /// Names to set in a UTS namespace that the container shares with another.
+    /// Names to set in a UTS namespace that the container shares.
     pub uts_names: UtsNames,
     /// Propagation types to set once the container's mounts exist.
     pub propagation: Vec<MountPropagation>,

@@ -1,9 +1,9 @@
 //! The namespaces of a container in the guest: which are created, which are joined, which are the guest's
 //! own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use nacre_protocol::guest::NAMESPACE_OF;
+use nacre_protocol::guest::{NAMESPACE_OF, POD_NAMESPACE};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType as Kind, Spec};
 use rustix::process::Pid;
@@ -21,7 +21,7 @@ pub struct Namespaces {
     pub new_network: bool,
 }
 
-/// Names to set in a UTS namespace that the container joins; libcontainer sets them only in a new one.
+/// Names to set in a UTS namespace that the container shares; libcontainer sets them only in a new one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UtsNames {
     /// The host name.
@@ -39,60 +39,46 @@ pub fn has_namespace(spec: &Spec, kind: Kind) -> bool {
 
 /// The namespaces of `linux`, with a cgroup namespace in any case.
 ///
-/// The guest's network namespace is the pod's. A container that requests a new one shares it, because
-/// creating one takes time and the guest has no other network. Two kinds of container get a new one: those
-/// with `net.` sysctls, and those with a user namespace, which can mount sysfs only in a network namespace
-/// that it owns.
+/// The guest's initial namespaces are the pod's: a container shares those of the types that it does not list.
 pub fn prepare(linux: &Linux) -> Result<Namespaces, Error> {
     let mut all = linux.namespaces().clone().unwrap_or_default();
     for namespace in &mut all {
         let path = namespace.path().clone().unwrap_or_default();
         if path.as_os_str().is_empty() {
             namespace.set_path(None);
-        } else if other_container(namespace).is_none() {
+        } else if path != Path::new(POD_NAMESPACE) && other_container(namespace).is_none() {
             return Err(Error::bad_spec(
                 FIELD,
                 format!(
-                    "expected a path {NAMESPACE_OF}ID, got {:?}",
+                    "expected a path {NAMESPACE_OF}ID or {POD_NAMESPACE}, got {:?}",
                     path.display().to_string()
                 ),
             ));
         }
-    }
-    let is_new =
-        |kind: Kind| move |namespace: &LinuxNamespace| namespace.typ() == kind && namespace.path().is_none();
-    let has_net_sysctls = linux.sysctl().as_ref().is_some_and(|sysctls| {
-        sysctls
-            .keys()
-            .any(|key| key.starts_with("net.") || key.starts_with("net/"))
-    });
-    if !has_net_sysctls && !all.iter().any(is_new(Kind::User)) {
-        all.retain(|namespace| !is_new(Kind::Network)(namespace));
     }
     if !all.iter().any(|namespace| namespace.typ() == Kind::Cgroup) {
         // Without one, a container's cgroup mount would show the cgroups of the whole guest.
         let cgroup = LinuxNamespaceBuilder::default().typ(Kind::Cgroup).build();
         all.push(cgroup.map_err(|error: OciSpecError| Error::bad_spec(FIELD, error.to_string()))?);
     }
-    let new_network = all.iter().any(is_new(Kind::Network));
+    let new_network = all
+        .iter()
+        .any(|namespace| namespace.typ() == Kind::Network && namespace.path().is_none());
     Ok(Namespaces { all, new_network })
 }
 
 impl Namespaces {
-    /// The names of `spec` to set in a UTS namespace that the container joins.
+    /// The names of `spec` to set in a UTS namespace that the container shares: the guest's or another
+    /// container's.
     pub fn uts_names(&self, spec: &Spec) -> UtsNames {
-        if self
-            .all
-            .iter()
-            .any(|namespace| namespace.typ() == Kind::Uts && namespace.path().is_some())
-        {
-            let not_empty = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
-            UtsNames {
-                host: not_empty(spec.hostname()),
-                domain: not_empty(spec.domainname()),
-            }
-        } else {
-            UtsNames::default()
+        let is_new = |namespace: &LinuxNamespace| namespace.typ() == Kind::Uts && namespace.path().is_none();
+        if self.all.iter().any(is_new) {
+            return UtsNames::default();
+        }
+        let not_empty = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+        UtsNames {
+            host: not_empty(spec.hostname()),
+            domain: not_empty(spec.domainname()),
         }
     }
 }
@@ -102,22 +88,23 @@ fn other_container(namespace: &LinuxNamespace) -> Option<&str> {
     namespace.path().as_ref()?.to_str()?.strip_prefix(NAMESPACE_OF)
 }
 
-/// Replaces the paths of other containers' namespaces by `/proc/<pid>/ns/…`; `init_of` returns the pid of a
-/// container's init.
+/// Replaces the paths of other containers' namespaces, and of the pod's, by `/proc/<pid>/ns/…`. `holder_of`
+/// returns the pid of a container's init; without a container, the pid of the pod's own init.
 pub fn resolve_namespaces(
     spec: &mut Spec,
-    init_of: impl Fn(&str) -> Result<Pid, Error>,
+    holder_of: impl Fn(Option<&str>) -> Result<Pid, Error>,
 ) -> Result<(), Error> {
     let namespaces = spec
         .linux_mut()
         .as_mut()
         .and_then(|linux| linux.namespaces_mut().as_mut());
     for namespace in namespaces.into_iter().flatten() {
-        if let Some(id) = other_container(namespace) {
-            let pid = init_of(id)?.as_raw_nonzero();
-            let path = format!("/proc/{pid}/ns/{}", proc_name(namespace.typ()));
-            namespace.set_path(Some(PathBuf::from(path)));
+        if namespace.path().is_none() {
+            continue;
         }
+        let pid = holder_of(other_container(namespace))?.as_raw_nonzero();
+        let path = format!("/proc/{pid}/ns/{}", proc_name(namespace.typ()));
+        namespace.set_path(Some(PathBuf::from(path)));
     }
     Ok(())
 }

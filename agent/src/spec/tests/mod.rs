@@ -13,7 +13,7 @@ fn spec_json(change: impl FnOnce(&mut Value)) -> Vec<u8> {
         "ociVersion": "1.0.2",
         "process": {"args": ["true"], "cwd": "/", "user": {"uid": 7, "gid": 8}},
         "root": {"path": "/run/nacre/shared/a/rootfs"},
-        "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}, {"type": "network"}]}
+        "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}]}
     });
     change(&mut spec);
     serde_json::to_vec(&spec).unwrap()
@@ -71,11 +71,16 @@ fn given_values_are_kept() {
 }
 
 #[test]
-fn net_sysctls_need_a_network_namespace() {
-    let sysctl = json!({"kernel.msgmax": "1", "net.ipv4.ip_forward": "1"});
-    assert!(prepared(|spec| spec["linux"]["sysctl"] = sysctl).new_network);
-    let sysctl = json!({"kernel.msgmax": "1"});
-    assert!(!prepared(|spec| spec["linux"]["sysctl"] = sysctl).new_network);
+fn a_network_namespace_is_new_only_if_it_is_listed() {
+    let listed = json!([{"type": "network"}, {"type": "mount"}]);
+    assert!(prepared(|spec| spec["linux"]["namespaces"] = listed).new_network);
+    let listed = json!([{"type": "mount"}]);
+    let shared = prepared(|spec| {
+        spec["linux"]["namespaces"] = listed;
+        spec["hostname"] = "h".into();
+    });
+    assert!(!shared.new_network);
+    assert_eq!(shared.uts_names.host.as_deref(), Some("h"));
 }
 
 #[test]
@@ -197,7 +202,7 @@ fn namespaces_of_other_containers_are_those_of_their_init() {
     assert_eq!(joined.uts_names.host.as_deref(), Some("h"));
     assert!(!joined.new_network);
     resolve_namespaces(&mut joined.spec, |id| {
-        assert_eq!(id, "b");
+        assert_eq!(id, Some("b"));
         Ok(Pid::from_raw(77).unwrap())
     })
     .unwrap();
@@ -213,7 +218,10 @@ fn namespaces_of_other_containers_are_those_of_their_init() {
         })
         .collect();
     assert_eq!(paths, ["/proc/77/ns/uts", "", "/proc/77/ns/net", "", ""]);
-    let unknown = |id: &str| Err(Error::ContainerNotFound { id: id.to_owned() });
+    let unknown = |id: Option<&str>| {
+        let id = id.unwrap_or_default().to_owned();
+        Err(Error::ContainerNotFound { id })
+    };
     let error = resolve_namespaces(&mut prepared().spec, unknown).unwrap_err();
     assert!(error.to_string().contains("\"b\" not found"), "{error}");
 }

@@ -1,6 +1,7 @@
-//! clone3(2) into a cgroup, and close_range(2) for the child. The child never runs outside its container's
-//! limits, and no process is moved between cgroups, which would wait for an RCU grace period.
-#![allow(unsafe_code, reason = "clone3 and close_range have no safe wrapper")]
+//! Forks of the agent, by clone3(2): into a cgroup, for an exec process, which never runs outside its
+//! container's limits (no process is moved between cgroups, which would wait for an RCU grace period); into a
+//! new pid namespace, for the init that a pod's containers share. And close_range(2) for the child.
+#![allow(unsafe_code, reason = "clone3, close_range and signal have no safe wrapper")]
 
 use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
 
@@ -13,11 +14,21 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Forks. `child` runs in a copy of this process, in the cgroup whose directory is open as `cgroup`; if it
 /// returns, its result is the child's exit status.
 pub fn into_cgroup(cgroup: BorrowedFd<'_>, child: impl Fn() -> i32) -> Result<Pid, Errno> {
+    let cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(|_| Errno::BADF)?;
+    fork(CLONE_INTO_CGROUP, cgroup, child)
+}
+
+/// Forks. `child` runs in a copy of this process, as the init of a new pid namespace.
+pub fn into_pid_namespace(child: impl Fn() -> i32) -> Result<Pid, Errno> {
+    fork(u64::from(libc::CLONE_NEWPID.unsigned_abs()), 0, child)
+}
+
+fn fork(flags: u64, cgroup: u64, child: impl Fn() -> i32) -> Result<Pid, Errno> {
     // SAFETY: all fields are integers, and 0 means "not used" for each.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = CLONE_INTO_CGROUP;
+    arguments.flags = flags;
     arguments.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
-    arguments.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(|_| Errno::BADF)?;
+    arguments.cgroup = cgroup;
     // SAFETY: the pointer and the size are those of `arguments`, which outlives the call. Without CLONE_VM
     // the child has a copy of this memory. The agent has one thread, so the copy has no lock that a missing
     // thread holds.
@@ -44,6 +55,22 @@ pub fn close_others(kept: &mut [RawFd]) -> Result<(), Errno> {
         first = fd.saturating_add(1);
     }
     Ok(())
+}
+
+/// Closes every descriptor. Only for a forked child that uses none, as for [`close_others`].
+pub fn close_all() -> Result<(), Errno> {
+    // SAFETY: as for close_others.
+    match unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) } {
+        0 => Ok(()),
+        _ => Err(last_error()),
+    }
+}
+
+/// Has the kernel reap the children of this process, those that it inherits, too. Only for a forked child that
+/// waits for none.
+pub fn discard_children() {
+    // SAFETY: SIG_IGN is not a function, so no code runs in a handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
 }
 
 fn last_error() -> Errno {
