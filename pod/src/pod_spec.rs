@@ -1,9 +1,10 @@
 //! What a pod's VM is started for, known before Create: the [`PodSpec`]. It is read from the OCI spec of the
 //! pod's first container; a door that has no such spec makes one of its own. The sandbox keeps it; the VM's
-//! start, its size, cgroup and network depend on it. Pure: reads no file, refuses nothing (Create does, with
-//! the field's name).
+//! start, its size, cgroup and network depend on it. Refuses nothing: Create does, with the
+//! field's name.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use nacre_protocol::cpu_list;
 use serde_json::Value;
@@ -25,6 +26,9 @@ pub struct PodSpec {
     pub oom_score_adj: Option<i32>,
     /// The host's network namespace whose links the pod gets; None for one that has none yet.
     pub network_namespace: Option<PathBuf>,
+    /// Other namespaces of the host that were made for the pod, by type: CRI-O pins those of type "ipc" and
+    /// "uts" to files. The guest has its own instead.
+    pub pinned_namespaces: BTreeMap<String, PathBuf>,
     /// How long the VM lives.
     pub lifetime: Lifetime,
     /// The pod's name in Kubernetes, "namespace/name", for the log.
@@ -78,7 +82,8 @@ impl PodSpec {
             cpus: cpus.and_then(cpu_list::parse).unwrap_or_default(),
             hostname: spec["hostname"].as_str().map(str::to_owned),
             oom_score_adj: oom_score_adj(&spec),
-            network_namespace: network_namespace(&linux["namespaces"]),
+            network_namespace: namespace_path(&linux["namespaces"], "network"),
+            pinned_namespaces: pinned_namespaces(&linux["namespaces"], lifetime),
             lifetime,
             name: annotations::pod_name(annotations),
         }
@@ -122,12 +127,31 @@ fn size_of_container(resources: &Value) -> SizeHints {
     }
 }
 
-/// The path of the network namespace in `linux.namespaces`.
-fn network_namespace(namespaces: &Value) -> Option<PathBuf> {
+/// The path of the namespace of this type in `linux.namespaces`.
+fn namespace_path(namespaces: &Value, kind: &str) -> Option<PathBuf> {
     let mut listed = namespaces.as_array().into_iter().flatten();
-    let network = listed.find(|namespace| namespace["type"] == "network")?;
-    let path = network["path"].as_str().filter(|path| !path.is_empty())?;
+    let namespace = listed.find(|namespace| namespace["type"] == kind)?;
+    let path = namespace["path"].as_str().filter(|path| !path.is_empty())?;
     Some(path.into())
+}
+
+/// Only a sandbox's can be the pod's, and never a process's, such as that of the host's init.
+fn pinned_namespaces(namespaces: &Value, lifetime: Lifetime) -> BTreeMap<String, PathBuf> {
+    if lifetime != Lifetime::PauseContainer {
+        return BTreeMap::new();
+    }
+    let pinned = |kind: &str| {
+        let path = namespace_path(namespaces, kind)?;
+        (!path.starts_with("/proc")).then(|| (kind.to_owned(), path))
+    };
+    ["ipc", "uts"].into_iter().filter_map(pinned).collect()
+}
+
+/// True if two paths name the same namespace of the host: the same file, in any spelling and below any bind
+/// mount.
+pub fn is_same_namespace(a: &Path, b: &Path) -> bool {
+    let file = |path: &Path| rustix::fs::stat(path).map(|stat| (stat.st_dev, stat.st_ino));
+    a == b || matches!((file(a), file(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 /// A spec's process.oomScoreAdj, as far as it says something about the VMM. That of a CRI sandbox does not:
@@ -177,6 +201,7 @@ mod tests {
             hostname: Some("h".into()),
             oom_score_adj: Some(1000),
             network_namespace: Some("/var/run/netns/a".into()),
+            pinned_namespaces: BTreeMap::new(),
             lifetime: Lifetime::Container,
             name: None,
         };
@@ -189,6 +214,25 @@ mod tests {
             let spec = json!({"linux": {"namespaces": [namespace]}});
             assert_eq!(read(&spec).network_namespace, None);
         }
+    }
+
+    #[test]
+    fn namespaces_that_are_pinned_for_a_sandbox_are_the_pod_s() {
+        let mut spec = sandbox(&[]);
+        spec["linux"]["namespaces"] = json!([{"type": "uts", "path": "/proc/1/ns/uts"},
+            {"type": "ipc", "path": "/run/ipcns/x"}, {"type": "network", "path": "/run/netns/x"}]);
+        let pinned = BTreeMap::from([("ipc".to_owned(), PathBuf::from("/run/ipcns/x"))]);
+        assert_eq!(read(&spec).pinned_namespaces, pinned);
+        spec["annotations"] = json!({});
+        assert_eq!(read(&spec).pinned_namespaces, BTreeMap::new());
+    }
+
+    #[test]
+    fn a_namespace_has_many_paths() {
+        let same = |a: &str, b: &str| is_same_namespace(Path::new(a), Path::new(b));
+        assert!(same("/proc/self/ns/net", "/proc/thread-self/ns/net"));
+        assert!(!same("/proc/self/ns/net", "/proc/self/ns/ipc"));
+        assert!(same("/nowhere", "/nowhere") && !same("/nowhere", "/nowhere/else"));
     }
 
     #[test]

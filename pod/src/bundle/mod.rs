@@ -45,7 +45,7 @@ pub fn plan(
     bundle: &Path,
     spec: CheckedSpec,
     rootfs: Vec<Mount>,
-    pod: Option<Pod<'_>>,
+    pod: Pod<'_>,
 ) -> Result<Plan, Refused> {
     let (mut spec, ignored) = spec.into_parts();
     let mut findings = Findings {
@@ -57,7 +57,7 @@ pub fn plan(
         Hooks::default()
     });
     annotations::check(&spec["annotations"], &mut findings);
-    namespaces::check(&mut spec["linux"]["namespaces"], pod, &mut findings);
+    namespaces::check(id, &mut spec["linux"]["namespaces"], pod, &mut findings);
     let mounts = host_mounts(bundle, &spec["mounts"], &mut findings);
     check_proc(&spec["mounts"], &mut findings);
     check_cpus(id, &spec, pod, &mut findings);
@@ -95,9 +95,9 @@ pub fn plan(
 }
 
 /// A VM's CPUs are those of the spec it was started for, so a later container of the pod can't choose others.
-fn check_cpus(id: &str, spec: &Value, pod: Option<Pod<'_>>, findings: &mut Findings) {
+fn check_cpus(id: &str, spec: &Value, pod: Pod<'_>, findings: &mut Findings) {
     let cpus = spec["linux"]["resources"]["cpu"]["cpus"].as_str();
-    if cpus.is_some_and(|cpus| !cpus.is_empty()) && pod.is_some_and(|pod| pod.sandbox != id) {
+    if cpus.is_some_and(|cpus| !cpus.is_empty()) && pod.sandbox != id {
         findings.ignore(
             "linux.resources.cpu.cpus",
             "the CPUs of the pod's VM are those of the pod's first container",

@@ -1,6 +1,9 @@
 //! Plans of whole specs.
 
+use std::sync::LazyLock;
+
 use super::*;
+use crate::pod_spec::PodSpec;
 use nacre_protocol::spec;
 
 const NAMESPACES: &str =
@@ -19,8 +22,18 @@ fn planned(text: &str, rootfs: Vec<Mount>) -> Result<Plan, Refused> {
         Path::new("/bundle"),
         spec::check(text.as_bytes())?,
         rootfs,
-        None,
+        pod("s"),
     )
+}
+
+fn pod(sandbox: &str) -> Pod<'_> {
+    static SPEC: LazyLock<PodSpec> = LazyLock::new(PodSpec::default);
+    Pod {
+        pid: 5,
+        sandbox,
+        spec: &SPEC,
+        is_same: |a, b| a == b,
+    }
 }
 
 fn guest_spec(plan: &Plan) -> Value {
@@ -107,12 +120,10 @@ fn namespaces_are_new_or_the_pod_s() {
     );
     let more = r#"{"type":"uts","path":"/proc/5/ns/uts"},{"type":"user"},{"type":"time"},{"type":"cgroup"}"#;
     let text = spec("").replace(r#"{"type":"uts"}"#, more);
-    let pod = Some(Pod { pid: 5, sandbox: "s" });
-    let checked = spec::check(text.as_bytes()).unwrap();
-    let plan = plan("a", Path::new("/bundle"), checked, Vec::new(), pod).unwrap();
+    let plan = planned(&text, Vec::new()).unwrap();
     let namespaces = &guest_spec(&plan)["linux"]["namespaces"];
-    assert_eq!(namespaces[4], json!({"type": "uts", "path": "container:s"}));
-    assert_eq!(namespaces.as_array().unwrap().len(), 8);
+    // The pod's UTS namespace is the guest's.
+    assert_eq!(namespaces.as_array().unwrap().len(), 7);
 }
 
 #[test]
@@ -124,13 +135,12 @@ fn cpus_are_the_vm_s_and_the_pod_s_first_container_s() {
         )
     };
     let planned = |id: &str, text: &str| {
-        let pod = Some(Pod { pid: 5, sandbox: "s" });
         plan(
             id,
             Path::new("/bundle"),
             spec::check(text.as_bytes())?,
             Vec::new(),
-            pod,
+            pod("s"),
         )
     };
     let first = planned("s", &cpus("0-1")).unwrap();

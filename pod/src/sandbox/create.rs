@@ -18,7 +18,9 @@ use crate::error::{Error, StepFailed};
 use crate::event::TaskEvent;
 use crate::guest::{CallError, Guest};
 use crate::hooks::Point;
+use crate::pod_spec::is_same_namespace;
 use crate::process_id::{ProcessId, ProcessKey};
+use crate::vm::Vm;
 use crate::{clock, identity, log, rootfs};
 
 /// How long to wait for the reason of the VM's end after the agent's stream is lost: most likely it is on its
@@ -72,10 +74,12 @@ impl Sandbox {
         let file = identity::config_json(&request.bundle);
         let spec = std::fs::read(&file)
             .map_err(|error| failed("read spec", format_args!("{}: {error}", file.display()), None))?;
-        let pod = self.vm.as_ref().map(|vm| Pod {
-            pid: vm.pid(),
+        let pod = Pod {
+            pid: self.vm.as_ref().map_or(0, Vm::pid),
             sandbox: &self.identity.id,
-        });
+            spec: &self.spec,
+            is_same: is_same_namespace,
+        };
         let plan = bundle::plan(
             &request.id,
             &request.bundle,
@@ -102,7 +106,7 @@ impl Sandbox {
             id: request.id.clone(),
             plan,
             stdio,
-            pid: self.vm.as_ref().map_or(0, |vm| vm.pid()),
+            pid: self.vm.as_ref().map_or(0, Vm::pid),
             vmm: self.vm.as_ref().map(|vm| vm.shared_pidfd()),
             progress: self.progress.subscribe(),
             queue: self.queue.clone(),
