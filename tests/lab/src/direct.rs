@@ -29,8 +29,12 @@ pub fn run(arguments: &Arguments, checkout: &Path) -> Result<u8> {
     let mut file = File::from(memfd_create("nacre-lab-job", MemfdFlags::CLOEXEC)?);
     serde_json::to_writer(&file, &job)?;
     file.seek(SeekFrom::Start(0))?;
-    unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS)
-        .context("creating a private PID and mount namespace (the lab needs root)")?;
+    let mut private = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
+    if arguments.cri {
+        // The pods' bridge, addresses and iptables rules are not this machine's.
+        private |= CloneFlags::CLONE_NEWNET;
+    }
+    unshare(private).context("creating a private PID and mount namespace (the lab needs root)")?;
     let status = with_death_signal(std::env::current_exe()?)
         .args(["--inside-direct", &inherit(&file)?])
         .status()

@@ -2,7 +2,7 @@
 //! host is this machine if its KVM runs Linux, otherwise a VM under software emulation. Called by
 //! `tests/lab/run`.
 //!
-//! The program has two roles. On this machine it decides where the command runs, starts the VM and copies the
+//! The program has two roles, and with `--cri` it is also a CNI plugin (`inside::cni`). On this machine it decides where the command runs, starts the VM and copies the
 //! standard streams. Where the command runs (`--inside`: PID 1 of the VM, `--inside-direct`: first process of
 //! a private PID namespace) it starts containerd and the command. Standard output belongs to the command:
 //! only `--where` prints to it.
@@ -39,6 +39,9 @@ pub struct Arguments {
     /// Version of containerd: 1.6, 1.7, 2.1 (the newest 2.x in Debian) or 2.4 (built with Go).
     #[arg(long, default_value = "1.6")]
     containerd: String,
+    /// Enable containerd's CRI plugin, with the runtime handlers runc and nacre and a CNI network.
+    #[arg(long)]
+    cri: bool,
     /// Print where a command would run, `vm` or `direct`, and run nothing.
     #[arg(long = "where")]
     place: bool,
@@ -74,6 +77,9 @@ pub struct Arguments {
 }
 
 fn main() -> ExitCode {
+    if std::env::var_os("CNI_COMMAND").is_some() {
+        return inside::cni::main();
+    }
     let arguments = Arguments::parse();
     if arguments.inside {
         inside::vm::main();

@@ -102,7 +102,7 @@ pub fn part(parts: &HashMap<String, PathBuf>, name: &str) -> Result<PathBuf> {
 
 /// The job for a run on this machine; a run in a VM adds the modules and the terminal.
 pub fn job(arguments: &Arguments, checkout: &Path) -> Result<Job> {
-    let image = part(&prepare(checkout, &["image"])?, "image")?;
+    let images = prepare(checkout, &["image"])?;
     let containerd = part(&prepare(checkout, &["containerd", &arguments.containerd])?, "bin")?;
     let environment: Vec<(OsString, OsString)> = std::env::vars_os().collect();
     Ok(Job {
@@ -113,7 +113,8 @@ pub fn job(arguments: &Arguments, checkout: &Path) -> Result<Job> {
         containerd,
         containerd_version: arguments.containerd.clone(),
         name: arguments.name.clone(),
-        image,
+        image: part(&images, "image")?,
+        pod_images: arguments.cri.then(|| part(&images, "pod_images")).transpose()?,
         modules: None,
         terminal: None,
     })

@@ -41,6 +41,8 @@ pub struct Job {
     pub name: Option<String>,
     /// The busybox image, an OCI archive.
     pub image: PathBuf,
+    /// The images of pods, an OCI archive, if containerd's CRI plugin is wanted.
+    pub pod_images: Option<PathBuf>,
     /// `lib/modules` of the VM's kernel package; None on this machine.
     pub modules: Option<PathBuf>,
     /// Rows and columns of the command's terminal; None if it gets pipes.

@@ -1,5 +1,4 @@
-//! Starts a private containerd, waits for its readiness notification (sd_notify) and imports the busybox
-//! image.
+//! Starts a private containerd, waits for its readiness notification (sd_notify) and imports the images.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -13,32 +12,38 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::cri;
 use crate::wire::Job;
 
-const DIRECTORY: &str = "/run/containerd/lab";
+/// Files of the lab's containerd.
+pub const DIRECTORY: &str = "/run/containerd/lab";
 /// containerd's output, which includes the logs of the shims.
 pub const LOG: &str = "/run/containerd/lab/containerd.log";
 /// Bound for containerd's start, which takes 2 to 4 s under emulation.
 const DEADLINE: Duration = Duration::from_secs(90);
 
-/// CRI and unused snapshotters are disabled because they slow the start. The plugins have different names in
+/// CRI is disabled unless it is wanted, because it slows the start. The plugins have different names in
 /// containerd 1.x and 2.x; unknown names are ignored.
-const CONFIG: &str = r#"version = 2
-disabled_plugins = [
+const CRI_PLUGINS: &str = r#"
   "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
-  "io.containerd.podsandbox.controller.v1.podsandbox",
+  "io.containerd.podsandbox.controller.v1.podsandbox","#;
+
+/// Unused snapshotters and others, disabled for the same reason.
+const UNUSED_PLUGINS: &str = r#"
   "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
   "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs",
   "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp", "io.containerd.nri.v1.nri",
   "io.containerd.internal.v1.restart", "io.containerd.monitor.container.v1.restart",
-]
 "#;
 
 /// Starts containerd and imports the image. containerd is a child of PID 1 of the run and ends with it.
 pub fn start(job: &Job, environment: &[(OsString, OsString)]) -> Result<()> {
     fs::create_dir_all(DIRECTORY)?;
     let config = Path::new(DIRECTORY).join("config.toml");
-    fs::write(&config, CONFIG)?;
+    fs::write(&config, configuration(job))?;
+    if job.pod_images.is_some() {
+        cri::network()?;
+    }
     let notify = Path::new(DIRECTORY).join("notify");
     let socket = UnixDatagram::bind(&notify)?;
     let log = File::create(LOG)?;
@@ -56,7 +61,18 @@ pub fn start(job: &Job, environment: &[(OsString, OsString)]) -> Result<()> {
         .with_context(|| format!("starting {}", job.containerd.join("containerd").display()))?;
     wait_ready(&socket, &child)
         .with_context(|| format!("the last lines of containerd's log:\n{}", log_tail()))?;
-    import(job, environment)
+    import(job, environment, "default", &job.image)?;
+    match &job.pod_images {
+        Some(images) => import(job, environment, "k8s.io", images),
+        None => Ok(()),
+    }
+}
+
+fn configuration(job: &Job) -> String {
+    match job.pod_images {
+        Some(_) => cri::configuration(&job.containerd_version, UNUSED_PLUGINS),
+        None => format!("version = 2\ndisabled_plugins = [{CRI_PLUGINS}{UNUSED_PLUGINS}]\n"),
+    }
 }
 
 /// Waits for READY=1; fails if containerd exits first.
@@ -88,10 +104,10 @@ fn wait_ready(socket: &UnixDatagram, child: &Child) -> Result<()> {
     }
 }
 
-fn import(job: &Job, environment: &[(OsString, OsString)]) -> Result<()> {
+fn import(job: &Job, environment: &[(OsString, OsString)], namespace: &str, archive: &Path) -> Result<()> {
     let output = Command::new(job.containerd.join("ctr"))
-        .args(["image", "import"])
-        .arg(&job.image)
+        .args(["--namespace", namespace, "image", "import"])
+        .arg(archive)
         .env_clear()
         .envs(environment.iter().cloned())
         .stdin(Stdio::null())
@@ -99,7 +115,8 @@ fn import(job: &Job, environment: &[(OsString, OsString)]) -> Result<()> {
         .context("starting ctr")?;
     ensure!(
         output.status.success(),
-        "importing the busybox image failed: {}{}",
+        "importing {} failed: {}{}",
+        archive.display(),
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );

@@ -1,8 +1,10 @@
 //! The driver's role where the command runs: mounts file systems, starts containerd, imports the image, runs
 //! the command. The VM and this machine differ in the mounts and the standard streams only.
 
+pub mod cni;
 pub mod command;
 pub mod containerd;
+pub mod cri;
 pub mod direct;
 pub mod mounts;
 pub mod vm;

@@ -13,6 +13,9 @@ use crate::wire::{Job, TAG_TARGET};
 /// Directories that get a private tmpfs in a run on this machine.
 const PRIVATE: [&str; 3] = ["/run/containerd", "/run/nacre", "/var/lib/containerd"];
 
+/// The same, if containerd runs pods.
+const PRIVATE_OF_PODS: [&str; 2] = ["/run/netns", "/var/lib/cni"];
+
 /// Mounts the VM's file systems. containerd's directories are on tmpfs because overlayfs cannot stack on the
 /// VM's overlay.
 pub fn vm(job: &Job) -> Result<()> {
@@ -49,7 +52,12 @@ pub fn direct(job: &Job) -> Result<()> {
         None::<&str>,
     )?;
     mount_new("proc", "/proc", "")?;
-    for directory in PRIVATE {
+    let pods: &[&str] = if job.pod_images.is_some() {
+        &PRIVATE_OF_PODS
+    } else {
+        &[]
+    };
+    for directory in PRIVATE.iter().chain(pods) {
         mount_new("tmpfs", directory, "mode=711")?;
     }
     private_configuration(job)
