@@ -1,10 +1,10 @@
-//! Compares a behaviour's outcome under runc with that under Nacre. `nacre-parity` calls it. Does no I/O.
+//! Compares an outcome under runc with that under Nacre. `nacre-parity` and `nacre-cri` call it. Does no I/O.
 
 use std::fmt;
 
 use anyhow::Result;
 
-use super::{Behaviour, Outcome};
+use super::{AllowedDifference, Outcome};
 
 /// The result of a comparison.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,10 +18,15 @@ pub enum Verdict {
     Different(String),
 }
 
-/// Compares the outcomes under runc and under Nacre. An error on either side never counts as equal.
-pub fn compare(behaviour: &Behaviour, runc: &Result<Outcome>, nacre: &Result<Outcome>) -> Verdict {
+/// Compares the outcomes under runc and under Nacre, which may differ as `allowed` says. An error on either side
+/// never counts as equal.
+pub fn compare(
+    allowed: Option<&AllowedDifference>,
+    runc: &Result<Outcome>,
+    nacre: &Result<Outcome>,
+) -> Verdict {
     let same = matches!((runc, nacre), (Ok(runc), Ok(nacre)) if runc == nacre);
-    match &behaviour.allowed_difference {
+    match allowed {
         None if same => Verdict::Equal,
         Some(allowed) if same => Verdict::Different(format!(
             "equal, although a difference is allowed ({})\n{}",
@@ -80,14 +85,13 @@ mod tests {
     use anyhow::anyhow;
 
     use super::*;
-    use crate::parity::calls;
 
     fn verdict(difference_allowed: bool, runc: Result<Outcome>, nacre: Result<Outcome>) -> Verdict {
-        let mut behaviour = calls("x", &["y"], |_| Ok(Outcome::default()));
-        if difference_allowed {
-            behaviour = behaviour.allow_difference("a reason", "word");
-        }
-        compare(&behaviour, &runc, &nacre)
+        let allowed = AllowedDifference {
+            reason: "a reason",
+            nacre_output: "word",
+        };
+        compare(difference_allowed.then_some(&allowed), &runc, &nacre)
     }
 
     #[test]

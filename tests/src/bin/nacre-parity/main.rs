@@ -70,7 +70,7 @@ fn compare_all(chosen: &[&'static Behaviour], selection: &Selection) -> Result<u
             _ => String::new(),
         };
         for (behaviour, (runc, nacre)) in group.iter().zip(runc.iter().zip(&nacre)) {
-            match compare(behaviour, runc, nacre) {
+            match compare(behaviour.allowed_difference.as_ref(), runc, nacre) {
                 Verdict::Equal => {
                     equal += 1;
                     println!("equal      {}{took}", behaviour.name);
