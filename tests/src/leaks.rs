@@ -1,5 +1,5 @@
-//! Finds what a test leaves behind on the host: processes, mounts, sockets, cgroups, files. [`crate::runner`]
-//! takes a snapshot before each test and compares the host with it afterwards.
+//! Finds what a test leaves behind on the host: processes, mounts, sockets, cgroups, network interfaces, files.
+//! [`crate::runner`] and `nacre-cri` take a snapshot before each test and compare the host with it afterwards.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,6 +11,22 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::containerd::ctr::wait_readable;
+
+/// Directories below which nothing may be left: of shims, of CNI, and what CRI has for each pod. Network
+/// namespaces are files in /run/netns.
+const DIRECTORIES: [&str; 8] = [
+    nacre_protocol::state::STATE_ROOT,
+    "/run/containerd/s",
+    "/run/netns",
+    "/var/lib/cni/results",
+    "/run/containerd/lab/addresses",
+    "/run/containerd/io.containerd.grpc.v1.cri",
+    "/var/lib/containerd/io.containerd.grpc.v1.cri",
+    "/run/containerd/io.containerd.runtime.v2.task/k8s.io",
+];
+
+/// Files in which CNI's host-local keeps the address that it gave last.
+const LAST_ADDRESS: &str = "last_reserved_ip";
 
 /// A description of each object on the host that Nacre or a container could leave behind.
 #[derive(Debug)]
@@ -36,18 +52,23 @@ impl Snapshot {
                 seen.insert(format!("socket {path}"));
             }
         }
+        for link in fs::read_dir("/sys/class/net")? {
+            seen.insert(format!("interface {}", link?.file_name().to_string_lossy()));
+        }
         let mut cgroups = Vec::new();
         walk(Path::new("/sys/fs/cgroup"), &mut cgroups, true);
         seen.extend(cgroups.iter().map(|path| format!("cgroup {}", path.display())));
         let mut files = Vec::new();
-        walk(Path::new(nacre_protocol::state::STATE_ROOT), &mut files, false);
-        walk(Path::new("/run/containerd/s"), &mut files, false);
+        for directory in DIRECTORIES {
+            walk(Path::new(directory), &mut files, false);
+        }
         // Failure records outlive their pods by design.
         let failures = Path::new(nacre_protocol::state::STATE_ROOT).join(nacre_protocol::state::FAILURES_DIR);
         seen.extend(
             files
                 .iter()
                 .filter(|path| !path.starts_with(&failures))
+                .filter(|path| !path.to_string_lossy().contains(LAST_ADDRESS))
                 .map(|path| format!("file {}", path.display())),
         );
         Ok(Self(seen))
