@@ -3,6 +3,7 @@
 
 pub mod conformance;
 pub mod containerd;
+pub mod cri;
 pub mod elf;
 pub mod guests;
 pub mod installation;

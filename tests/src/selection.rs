@@ -35,6 +35,11 @@ impl Selection {
         self.names.is_empty() || self.names.iter().any(selected)
     }
 
+    /// Whether the command line has the whole name `name`.
+    pub fn names_one(&self, name: &str) -> bool {
+        self.names.iter().any(|wanted| wanted == name)
+    }
+
     /// Takes test number `number` from the queue; false if another run has it. Without a queue, always true.
     ///
     /// # Errors
@@ -73,7 +78,11 @@ fn command_line(version: Option<&str>, program: &Path, name: &str) -> String {
         Some(version) => format!("--containerd {version} "),
     };
     let name = name.replace('\'', r"'\''");
-    format!("tests/lab/run {version}-- {} '{name}'", program.display())
+    let cri = match program.file_name() == Some("nacre-cri".as_ref()) {
+        true => "--cri ",
+        false => "",
+    };
+    format!("tests/lab/run {version}{cri}-- {} '{name}'", program.display())
 }
 
 #[cfg(test)]
@@ -124,6 +133,10 @@ mod tests {
         assert_eq!(
             command_line(Some("2.1"), program, "a pod's end"),
             r"tests/lab/run --containerd 2.1 -- target/debug/nacre-e2e 'a pod'\''s end'"
+        );
+        assert_eq!(
+            command_line(Some("1.7"), Path::new("target/debug/nacre-cri"), "x"),
+            "tests/lab/run --containerd 1.7 --cri -- target/debug/nacre-cri 'x'"
         );
         assert_eq!(
             command_line(Some("1.6"), program, "x"),

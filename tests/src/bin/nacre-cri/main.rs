@@ -1,0 +1,195 @@
+//! Runs each case of the CRI suite under runc and under Nacre and prints one row for each: equal, allowed,
+//! alone (Nacre only), or DIFFERENT with both outcomes. Run by `tests/lab/run --cri`.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, ValueEnum};
+use nacre_tests::containerd::Runtime;
+use nacre_tests::cri::node::{CGROUP, Node};
+use nacre_tests::cri::{Case, cases, groups, run_group};
+use nacre_tests::leaks::Snapshot;
+use nacre_tests::parity::{Outcome, Verdict, compare};
+use nacre_tests::runner;
+use nacre_tests::selection::{Selection, command_for};
+use serde_json::Value;
+
+/// How long the processes of a group's pods may take to exit after it.
+const EXIT_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Compares Nacre with runc, case by case, through the CRI of the containerd at CONTAINERD_ADDRESS.
+#[derive(Parser)]
+struct Arguments {
+    /// Print the cases, without running them.
+    #[arg(long)]
+    list: bool,
+    /// Run under one runtime only and print the outcomes.
+    #[arg(long)]
+    only: Option<OnlyRuntime>,
+    /// Also run the cases that take long.
+    #[arg(long)]
+    long: bool,
+    /// The runtime handler of Nacre's pods: nacre, or nacre-sandbox, which has no pause container.
+    #[arg(long, default_value = "nacre")]
+    handler: String,
+    #[command(flatten)]
+    selection: Selection,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum OnlyRuntime {
+    Nacre,
+    Runc,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let version = std::env::var("NACRE_LAB_CONTAINERD").unwrap_or_else(|_| "1.6".to_owned());
+    let names: Vec<&str> = cases().iter().map(|case| case.name).collect();
+    let chosen: Vec<&'static Case> = cases()
+        .into_iter()
+        .filter(|case| arguments.selection.selects(case.name, &names))
+        .filter(|case| arguments.long || !case.long || arguments.selection.names_one(case.name))
+        .filter(|case| case.runs_under(&version))
+        .collect();
+    if arguments.list {
+        for case in &chosen {
+            println!("{}", case.name);
+        }
+        return ExitCode::SUCCESS;
+    }
+    runner::exit_code("nacre-cri", &run(&arguments, &chosen))
+}
+
+/// Both nodes; a runtime that is not wanted has none.
+struct Nodes {
+    runc: Option<Node>,
+    nacre: Option<Node>,
+}
+
+fn run(arguments: &Arguments, chosen: &[&'static Case]) -> Result<usize> {
+    let started = Instant::now();
+    prepare_cgroup()?;
+    let nodes = Nodes {
+        runc: (arguments.only != Some(OnlyRuntime::Nacre))
+            .then(|| Node::new(Runtime::Runc, "runc"))
+            .transpose()?,
+        nacre: (arguments.only != Some(OnlyRuntime::Runc))
+            .then(|| Node::new(Runtime::Nacre, &arguments.handler))
+            .transpose()?,
+    };
+    // The first pod and container make what stays: the bridge, directories of containerd.
+    if let Some(node) = nodes.runc.as_ref().or(nodes.nacre.as_ref()) {
+        let pod = node.pod(Value::Null).context("a first pod")?;
+        pod.create("true", Value::Null).context("a first container")?;
+        pod.remove()?;
+    }
+    let (mut passed, mut failed) = (0, Vec::new());
+    for (number, group) in groups(chosen).into_iter().enumerate() {
+        if !arguments.selection.take(number)? {
+            continue;
+        }
+        let at = Instant::now();
+        let outcomes = run_both(&group, &nodes);
+        for (case, (runc, nacre)) in group.iter().zip(&outcomes) {
+            if report(case, runc.as_ref(), nacre.as_ref(), arguments.only.is_some()) {
+                passed += 1;
+            } else {
+                println!("    alone: {}", command_for(case.name));
+                failed.push(case.name);
+            }
+        }
+        println!("           ({:.1} s)", at.elapsed().as_secs_f64());
+    }
+    println!(
+        "{} cases in {:.0} s",
+        passed + failed.len(),
+        started.elapsed().as_secs_f64()
+    );
+    for name in &failed {
+        println!("failed: {name}");
+    }
+    println!("{passed} passed, {} failed", failed.len());
+    Ok(failed.len())
+}
+
+/// The cgroup of all pods, with every controller for its children.
+fn prepare_cgroup() -> Result<()> {
+    let directory = format!("/sys/fs/cgroup{CGROUP}");
+    std::fs::create_dir_all(&directory)?;
+    let controllers = std::fs::read_to_string(format!("{directory}/cgroup.controllers"))?;
+    let enable: Vec<String> = controllers
+        .split_whitespace()
+        .map(|name| format!("+{name}"))
+        .collect();
+    let file = format!("{directory}/cgroup.subtree_control");
+    std::fs::write(&file, enable.join(" ")).with_context(|| format!("writing {file}"))
+}
+
+type Outcomes = Vec<(Option<Result<Outcome>>, Option<Result<Outcome>>)>;
+
+/// The outcomes of `group` under runc and under Nacre, each under the leak check.
+fn run_both(group: &[&'static Case], nodes: &Nodes) -> Outcomes {
+    let under = |node: &Option<Node>, cases: &[&'static Case]| match node {
+        Some(node) => run_checked(cases, node).into_iter().map(Some).collect(),
+        None => cases.iter().map(|_| None).collect::<Vec<_>>(),
+    };
+    let compared: Vec<&'static Case> = group.iter().copied().filter(|case| !case.only_nacre).collect();
+    let mut runc = under(&nodes.runc, &compared).into_iter();
+    let nacre = under(&nodes.nacre, group);
+    let pairs = group.iter().zip(nacre).map(|(case, nacre)| {
+        let runc = if case.only_nacre {
+            None
+        } else {
+            runc.next().flatten()
+        };
+        (runc, nacre)
+    });
+    pairs.collect()
+}
+
+/// Runs `cases`; what they leave behind makes the last of them fail.
+fn run_checked(cases: &[&'static Case], node: &Node) -> Vec<Result<Outcome>> {
+    if cases.is_empty() {
+        return Vec::new();
+    }
+    let before = Snapshot::take().context("taking a snapshot of the host before the group");
+    let mut outcomes = run_group(cases, node);
+    let left = before.and_then(|before| {
+        node.remove_leftovers()?;
+        before
+            .compare(EXIT_DEADLINE)
+            .with_context(|| format!("the pods of {}", node.handler))
+    });
+    if let (Err(error), Some(last)) = (left, outcomes.last_mut()) {
+        *last = match std::mem::replace(last, Ok(Outcome::default())) {
+            Ok(_) => Err(error),
+            Err(first) => Err(first.context(format!("{error:#}"))),
+        };
+    }
+    outcomes
+}
+
+/// Prints a row for `case`; true if it passed.
+fn report(case: &Case, runc: Option<&Result<Outcome>>, nacre: Option<&Result<Outcome>>, show: bool) -> bool {
+    let verdict = match (runc, nacre) {
+        (Some(runc), Some(nacre)) => compare(case.allowed_difference.as_ref(), runc, nacre),
+        (Some(Ok(_)), None) | (None, Some(Ok(_))) => Verdict::Equal,
+        (Some(Err(error)), None) | (None, Some(Err(error))) => Verdict::Different(format!("{error:#}")),
+        (None, None) => Verdict::Equal,
+    };
+    let (word, more) = match &verdict {
+        Verdict::Equal if runc.is_some() && nacre.is_some() => ("equal", String::new()),
+        Verdict::Equal => ("alone", String::new()),
+        Verdict::Allowed(reason) => ("allowed", format!(" ({reason})")),
+        Verdict::Different(_) => ("DIFFERENT", String::new()),
+    };
+    println!("{word:10} {}{more}", case.name);
+    if let Verdict::Different(outcomes) = &verdict {
+        println!("    {}", outcomes.trim_end().replace('\n', "\n    "));
+    } else if show && let Some(Ok(outcome)) = runc.or(nacre) {
+        println!("    {}", outcome.to_string().trim_end().replace('\n', "\n    "));
+    }
+    !matches!(verdict, Verdict::Different(_))
+}

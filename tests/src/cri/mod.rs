@@ -1,0 +1,136 @@
+//! The CRI suite: what a Kubernetes node asks of containerd, as cases that run with runc and with Nacre in one
+//! lab run and are compared. The program is `nacre-cri`; docs/lab.md tells how to run it.
+
+mod cases;
+mod grpc;
+mod log;
+pub mod node;
+mod run;
+mod wire;
+
+pub use cases::cases;
+pub use run::{groups, run_group};
+
+use anyhow::Result;
+use serde_json::Value;
+
+use crate::parity::{AllowedDifference, Outcome};
+use node::Node;
+
+/// Something that a pod's owner can observe.
+pub struct Case {
+    /// Unique; `nacre-cri NAME` selects by it.
+    pub name: &'static str,
+    /// How it is observed.
+    pub procedure: Procedure,
+    /// The first version of containerd, as `2.1`, that has what the case needs.
+    pub since: &'static str,
+    /// Whether it takes more than half a minute: only `--long` runs it.
+    pub long: bool,
+    /// Whether runc has nothing to compare with: it runs under Nacre alone, and what it ensures is the test.
+    pub only_nacre: bool,
+    /// Set if Nacre is allowed to differ from runc.
+    pub allowed_difference: Option<AllowedDifference>,
+}
+
+/// How a case is observed.
+pub enum Procedure {
+    /// `sh -c SCRIPT`, run to its end as a container of a shared pod; the function returns the change of its
+    /// configuration.
+    Container(&'static PodKind, fn() -> Value, &'static str),
+    /// `sh -c SCRIPT`, executed in a container that the shared pod has for that.
+    Exec(&'static PodKind, &'static str),
+    /// A function that makes calls.
+    Calls(fn(&Node) -> Result<Outcome>),
+}
+
+/// A kind of pod that cases share.
+pub struct PodKind {
+    /// Unique.
+    pub name: &'static str,
+    /// The change of the pod's configuration.
+    pub change: fn() -> Value,
+}
+
+const fn case(name: &'static str, procedure: Procedure) -> Case {
+    Case {
+        name,
+        procedure,
+        since: "1.6",
+        long: false,
+        only_nacre: false,
+        allowed_difference: None,
+    }
+}
+
+const fn container(
+    name: &'static str,
+    pod: &'static PodKind,
+    change: fn() -> Value,
+    script: &'static str,
+) -> Case {
+    case(name, Procedure::Container(pod, change, script))
+}
+
+const fn exec(name: &'static str, pod: &'static PodKind, script: &'static str) -> Case {
+    case(name, Procedure::Exec(pod, script))
+}
+
+const fn calls(name: &'static str, function: fn(&Node) -> Result<Outcome>) -> Case {
+    case(name, Procedure::Calls(function))
+}
+
+impl Case {
+    /// Needs containerd `version`.
+    const fn since(mut self, version: &'static str) -> Self {
+        self.since = version;
+        self
+    }
+
+    /// Takes long.
+    const fn long(mut self) -> Self {
+        self.long = true;
+        self
+    }
+
+    /// Has nothing that runc could be compared with.
+    const fn only_nacre(mut self) -> Self {
+        self.only_nacre = true;
+        self
+    }
+
+    /// Nacre may differ for `reason`, if its output or error contains `nacre_output`.
+    const fn allow_difference(mut self, reason: &'static str, nacre_output: &'static str) -> Self {
+        self.allowed_difference = Some(AllowedDifference { reason, nacre_output });
+        self
+    }
+
+    /// Whether containerd `version` has what it needs.
+    pub fn runs_under(&self, version: &str) -> bool {
+        fn numbers(version: &str) -> Vec<u32> {
+            version
+                .split('.')
+                .filter_map(|number| number.parse().ok())
+                .collect()
+        }
+        numbers(version) >= numbers(self.since)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_versions_are_compared_by_number() {
+        let all = cases();
+        let mut names: Vec<&str> = all.iter().map(|case| case.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all.len());
+        let case = calls("x", |_| Ok(Outcome::default())).since("1.10");
+        for (version, runs) in [("1.9", false), ("1.10", true), ("2.1", true)] {
+            assert_eq!(case.runs_under(version), runs, "{version}");
+        }
+    }
+}
