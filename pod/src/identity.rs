@@ -37,7 +37,7 @@ impl Identity {
         state::pod_dir(&self.key)
     }
 
-    /// The pod's ttrpc socket. The path has 36 bytes; the longest that a socket may have is 107 (unix(7)).
+    /// The pod's ttrpc socket, or a symbolic link to it if containerd wants it elsewhere. The path has 36 bytes; the longest that a socket may have is 107 (unix(7)).
     pub fn socket(&self) -> PathBuf {
         self.directory().join(state::SOCKET_FILE)
     }

@@ -7,7 +7,9 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use nacre_protocol::state::{self, Failure, MAX_FAILURES, POD_FILE, Pod, TIMELINE_FILE, Timeline};
+use nacre_protocol::state::{
+    self, Failure, MAX_FAILURES, POD_FILE, Pod, SOCKET_FILE, TIMELINE_FILE, Timeline,
+};
 use serde::Serialize;
 
 /// A file that could not be read, written or removed.
@@ -122,11 +124,15 @@ fn remove_file(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes a pod's `directory`, if it exists.
+/// Removes a pod's `directory`, if it exists, and its socket, if that is elsewhere.
 ///
 /// # Errors
-/// [`Error`] with the directory.
+/// [`Error`] with the directory or the socket.
 pub fn remove_directory(directory: &Path) -> Result<(), Error> {
+    // Fails unless the socket is elsewhere.
+    if let Ok(socket) = fs::read_link(directory.join(SOCKET_FILE)) {
+        remove_file(&socket)?;
+    }
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(directory)(error)),
         _ => Ok(()),
@@ -159,6 +165,18 @@ mod tests {
             .collect();
         left.sort();
         assert_eq!(left, ["3.json", "4.json"]);
+    }
+
+    #[test]
+    fn a_socket_elsewhere_is_removed_with_the_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let (directory, socket) = (root.path().join("pod"), root.path().join("socket"));
+        fs::create_dir(&directory).unwrap();
+        fs::write(&socket, "").unwrap();
+        std::os::unix::fs::symlink(&socket, directory.join(SOCKET_FILE)).unwrap();
+        remove_directory(&directory).unwrap();
+        assert!(!socket.exists() && !directory.exists());
+        remove_directory(&directory).unwrap();
     }
 
     #[test]

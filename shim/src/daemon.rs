@@ -1,5 +1,5 @@
 //! The daemon of a pod. `start` forks it; it leaves containerd's session and standard streams, serves the
-//! Task service on the socket that `start` has bound, and exits with its sandbox.
+//! Task and Sandbox services on the socket that `start` has bound, and exits with its sandbox.
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -28,6 +28,8 @@ pub struct Start {
     pub listener: UnixListener,
     /// containerd's pid.
     pub containerd: Option<nix::unistd::Pid>,
+    /// The types of the runtime's options, which this program does not have.
+    pub extensions: Vec<String>,
     /// When containerd executed the shim, monotonic nanoseconds.
     pub begun_ns: u64,
 }
@@ -95,6 +97,9 @@ fn serve(start: Start) -> anyhow::Result<()> {
         .enable_time()
         .build()
         .context("starting the tokio runtime")?;
+    for name in &start.extensions {
+        log::info(format_args!("bootstrap extension {name:?} is ignored"));
+    }
     runtime.block_on(async {
         let address = std::env::var("TTRPC_ADDRESS")
             .ok()
@@ -106,12 +111,12 @@ fn serve(start: Start) -> anyhow::Result<()> {
         let mut server = Server::new()
             .add_listener(listener)
             .register_service(service::services(&handle, &wake));
-        server.start().await.context("starting the Task service")?;
+        server.start().await.context("starting the services")?;
         sandbox.run().await;
         // Waits until the answer to Shutdown is written, not until clients close their connections.
         let last = async {
             if let Err(error) = server.shutdown().await {
-                log::warn(format_args!("shutting down the Task service: {error}"));
+                log::warn(format_args!("shutting down the services: {error}"));
             }
             delivered.await
         };

@@ -4,11 +4,13 @@
 //! thread or runtime is started before the fork.
 
 mod arguments;
+mod bootstrap;
 mod command;
 mod daemon;
 mod events;
 mod messages;
 mod metrics;
+mod proto;
 mod service;
 mod status;
 

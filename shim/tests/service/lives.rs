@@ -317,7 +317,7 @@ async fn a_created_container_can_be_deleted() -> Result<()> {
 
 /// Runs `start` for container `inner` in `bundle`, as containerd does for a container that joins a pod;
 /// returns its output.
-fn start_inner(pod: &Pod, bundle: &std::path::Path) -> Result<serde_json::Value> {
+fn start_inner(pod: &Pod, bundle: &std::path::Path) -> Result<String> {
     let started = std::process::Command::new(pod.path().join("bin/containerd-shim-nacre-v2"))
         .args([
             "-namespace",
@@ -327,10 +327,9 @@ fn start_inner(pod: &Pod, bundle: &std::path::Path) -> Result<serde_json::Value>
         ])
         .args(["-id", "inner", "start"])
         .current_dir(bundle)
-        .env("MAX_SHIM_VERSION", "3")
         .output()?;
     ensure!(started.status.success(), "{started:?}");
-    Ok(serde_json::from_slice(&started.stdout)?)
+    Ok(String::from_utf8(started.stdout)?)
 }
 
 async fn containers_of_a_pod_join_its_shim() -> Result<()> {
@@ -363,10 +362,7 @@ async fn containers_of_a_pod_join_its_shim() -> Result<()> {
     std::fs::create_dir(&bundle)?;
     std::fs::write(bundle.join("config.json"), spec.to_string())?;
     let answer = start_inner(&pod, &bundle)?;
-    ensure!(
-        answer["address"] == pod.address && answer["version"] == 3,
-        "{answer}"
-    );
+    ensure!(answer == pod.address, "{answer}");
     let mut creation = pod.creation();
     creation.id = "inner".into();
     creation.bundle = bundle.display().to_string();
