@@ -72,6 +72,12 @@ pub enum Error {
     /// The helper that runs libcontainer exited without a reply.
     #[error("the container helper exited without a reply: {0}")]
     HelperDied(String),
+    /// Nothing accepts a forwarded connection.
+    #[error("connecting to port {port} of localhost: {source}")]
+    Unreachable { port: u16, source: io::Error },
+    /// A forwarded connection was reset, by the server or by the host.
+    #[error("forwarding a connection to port {port}: {source}")]
+    Reset { port: u16, source: io::Error },
     /// A system call failed.
     #[error("{what}: {source}")]
     System { what: String, source: io::Error },
@@ -131,6 +137,8 @@ impl Error {
             Self::BuildMismatch { .. } | Self::WrongState { .. } | Self::NoTerminal => {
                 Code::FAILED_PRECONDITION
             }
+            Self::Unreachable { .. } => Code::UNAVAILABLE,
+            Self::Reset { .. } => Code::ABORTED,
             Self::Runtime(_) | Self::HelperDied(_) | Self::System { .. } | Self::File { .. } => {
                 Code::INTERNAL
             }
@@ -220,6 +228,25 @@ mod tests {
         });
         assert_eq!(code, Code::FAILED_PRECONDITION);
         assert_eq!(text, "cannot delete container \"a\": it is running");
+    }
+
+    #[test]
+    fn forwarded_connections() {
+        let source = || io::Error::from_raw_os_error(111);
+        let (code, text) = status(Error::Unreachable {
+            port: 80,
+            source: source(),
+        });
+        assert_eq!(code, Code::UNAVAILABLE);
+        assert!(
+            text.starts_with("connecting to port 80 of localhost: Connection refused"),
+            "{text}"
+        );
+        let (code, _) = status(Error::Reset {
+            port: 80,
+            source: source(),
+        });
+        assert_eq!(code, Code::ABORTED);
     }
 
     #[test]

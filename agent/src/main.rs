@@ -11,11 +11,13 @@ mod clock;
 mod command;
 mod connection;
 mod container;
+mod copy;
 mod devices;
 mod dial;
 mod error;
 mod exec;
 mod fork;
+mod forward;
 mod guest_init;
 mod keyring;
 mod pod;
@@ -149,7 +151,7 @@ async fn serve(dialer: &Dialer, started_us: u64) -> Result<()> {
         dialed_us: guest_init::monotonic_us(),
     };
     let clock = is_guest_init.then(Clock::start);
-    let methods = Service::methods(Arc::clone(&containers), times, clock);
+    let methods = Service::methods(Arc::clone(&containers), dialer.clone(), times, clock);
     let mut serving = connection::serve(stream, methods).await?;
     if is_guest_init {
         guest_init::prepare_for_containers()?;

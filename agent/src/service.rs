@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use nacre_protocol::BUILD_ID;
 use nacre_protocol::agent::{
     Agent, ContainerRef, ContainerStatsResponse, CorrectClockRequest, CreateContainerRequest,
-    CreateContainerResponse, Empty, KillProcessRequest, ListPidsResponse, ProcessRef, ReadClockResponse,
-    ResizePtyRequest, SetupRequest, SetupResponse, StartExecRequest, StartExecResponse,
+    CreateContainerResponse, Empty, ForwardRequest, KillProcessRequest, ListPidsResponse, ProcessRef,
+    ReadClockResponse, ResizePtyRequest, SetupRequest, SetupResponse, StartExecRequest, StartExecResponse,
     UpdateContainerRequest, UpdateContainerResponse, WaitOomRequest, WaitOomResponse, WaitProcessResponse,
     create_agent,
 };
@@ -18,7 +18,9 @@ use ttrpc::asynchronous::{Service as Methods, TtrpcContext};
 
 use crate::clock::{Clock, Measurement};
 use crate::container::{Containers, check_signal};
+use crate::dial::Dialer;
 use crate::error::Error;
+use crate::forward::forward;
 use crate::guest_init;
 use crate::pod;
 use crate::reaper::realtime_ns;
@@ -38,6 +40,7 @@ pub struct Times {
 /// The service's state.
 pub struct Service {
     containers: Arc<Containers>,
+    dialer: Dialer,
     times: Times,
     /// None unless this agent is PID 1 of a guest, and so owns the clock and the host name.
     clock: Option<Arc<Clock>>,
@@ -47,11 +50,13 @@ impl Service {
     /// The service's methods by name.
     pub fn methods(
         containers: Arc<Containers>,
+        dialer: Dialer,
         times: Times,
         clock: Option<Arc<Clock>>,
     ) -> HashMap<String, Methods> {
         create_agent(Arc::new(Self {
             containers,
+            dialer,
             times,
             clock,
         }))
@@ -222,6 +227,11 @@ impl Agent for Service {
                 uncertainty_ns: request.uncertainty_ns,
             })?;
         }
+        Ok(Empty::new())
+    }
+
+    async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
+        forward(&self.dialer, &request).await?;
         Ok(Empty::new())
     }
 

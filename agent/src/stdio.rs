@@ -6,8 +6,6 @@
 //! own, and each packet costs an exit of the VM. Nothing is buffered beyond the pipe and one chunk: if the
 //! host does not read, the writer blocks. Used for a container's init and for exec processes.
 
-mod copy;
-
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
@@ -18,8 +16,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
-use self::copy::Pair;
 use crate::async_fd;
+use crate::copy::Pair;
 use crate::dial::{Dialer, Dialing};
 use crate::error::Error;
 

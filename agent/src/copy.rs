@@ -1,5 +1,5 @@
 //! Copies bytes between two non-blocking descriptors in the event loop. Used for the standard streams of a
-//! process; never buffers more than one chunk, and never interprets a byte.
+//! process and for forwarded connections; never buffers more than one chunk, and never interprets a byte.
 
 use std::io;
 use std::os::fd::OwnedFd;
