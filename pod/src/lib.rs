@@ -6,6 +6,7 @@
 //! door ──Handle::call(Call)──▶ sandbox ──┬─▶ vm        starts and watches nacre-vmm
 //!      ◀──EventSink::publish── (one task, ├─▶ guest     the agent's ttrpc client
 //!                               one queue)├─▶ rootfs    detached host mounts, moved into the VMM's namespace
+//!                                         ├─▶ forward   port-forward: the host's localhost to the guest's
 //!                                         ├─▶ streams   FIFOs, files and loggers of standard streams
 //!                                         └─▶ container what a container and its processes may do when
 //! ```
@@ -21,6 +22,7 @@ mod container;
 mod error;
 mod event;
 mod exit;
+mod forward;
 mod guest;
 mod guest_text;
 mod hooks;

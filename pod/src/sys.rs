@@ -1,11 +1,13 @@
 //! All system calls of the engine that need `unsafe`, each behind a safe function: fork, clone3 into a
-//! cgroup, mount_setattr. Nothing here makes a decision. The shim has one thread, always (no blocking pool,
+//! cgroup, mount_setattr, bpf. Nothing here makes a decision. The shim has one thread, always (no blocking pool,
 //! no std threads), so a forked child may go on running Rust code: no lock is held by a thread that the child
 //! does not have.
 #![allow(
     unsafe_code,
     reason = "fork, clone3 and mount_setattr have no safe form; each is wrapped here once"
 )]
+
+pub mod bpf;
 
 use std::ffi::{CStr, CString};
 use std::fs::File;

@@ -11,10 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::agent::{
-    AgentClient, ContainerRef, CreateContainerRequest, KillProcessRequest, ProcessRef, ResizePtyRequest,
-    SetupRequest, SetupResponse, StartExecRequest, Stdio, UpdateContainerRequest, WaitOomRequest,
+    AgentClient, ContainerRef, CreateContainerRequest, Family, ForwardRequest, KillProcessRequest,
+    ProcessRef, ResizePtyRequest, SetupRequest, SetupResponse, StartExecRequest, Stdio,
+    UpdateContainerRequest, WaitOomRequest,
 };
 use nacre_protocol::text::printable;
+use nacre_protocol::vsock::StreamAddress;
 use tokio::sync::{Notify, oneshot};
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
@@ -401,6 +403,22 @@ impl Guest {
             .pids;
         pids.truncate(MAX_PIDS);
         Ok(pids)
+    }
+
+    /// Has the agent connect to `port` of localhost and copy to and from its stream at `stream`; waits, without
+    /// a deadline, until both directions have ended.
+    ///
+    /// # Errors
+    /// [`CallError`], with UNAVAILABLE if nothing accepts the connection and ABORTED if it was reset.
+    pub async fn forward(&self, family: Family, port: u16, stream: StreamAddress) -> Result<(), CallError> {
+        let request = ForwardRequest {
+            family: family.into(),
+            port: port.into(),
+            stream: stream.to_bits(),
+            ..Default::default()
+        };
+        self.client.forward(Context::default(), &request).await?;
+        Ok(())
     }
 
     /// Removes a stopped container.

@@ -15,6 +15,7 @@ mod calls;
 mod create;
 mod delete;
 mod exec;
+mod forward;
 mod freeze;
 mod guest_clock;
 mod kill;
@@ -167,6 +168,8 @@ impl Sandbox {
             }
             Event::FreezeAnswered(key, result) => self.freeze_answered(&key, result),
             Event::OutOfMemory(key, kills) => self.out_of_memory(&key, kills),
+            Event::ForwardAccepted(connection) => self.forward_accepted(connection),
+            Event::ForwardEnded(address) => self.forward_ended(&address),
             Event::AgentLost(reason) => self.agent_lost(&reason),
             Event::VmFailed(failed) => self.fail_vm(failed),
         }

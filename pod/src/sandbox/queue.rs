@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nacre_protocol::agent::SetupResponse;
+use nacre_protocol::vsock::StreamAddress;
 use tokio::sync::mpsc;
 
 use super::Call;
 use crate::error::{Error, StepFailed};
 use crate::exit::Exit;
+use crate::forward::Connection;
 use crate::guest::{CallError, Guest};
 use crate::process_id::ProcessKey;
 use crate::vm::{self, RequestError};
@@ -46,6 +48,10 @@ pub enum Event {
     FreezeAnswered(ProcessKey, Result<(), Error>),
     /// The guest has OOM-killed this many processes of the container with this init.
     OutOfMemory(ProcessKey, u64),
+    /// A client has connected to the localhost of the pod's network namespace.
+    ForwardAccepted(Connection),
+    /// A forwarded connection has ended; this was the address of its stream.
+    ForwardEnded(StreamAddress),
     /// The agent's stream is lost.
     AgentLost(String),
     /// The VM can't go on, for this reason.

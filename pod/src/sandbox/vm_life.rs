@@ -123,6 +123,7 @@ impl Sandbox {
                 self.watch_agent(guest.clone());
                 self.follow_clock(guest.clone());
                 self.progress.send_replace(Progress::Ready(guest));
+                self.start_forwarding();
                 if let Some(vm) = &self.vm {
                     let exits = vm.exits();
                     self.queue

@@ -217,7 +217,10 @@ impl Drop for Streams {
 }
 
 /// A new address from the kernel's random numbers.
-fn random_address() -> std::io::Result<StreamAddress> {
+///
+/// # Errors
+/// As getrandom(2).
+pub fn random_address() -> std::io::Result<StreamAddress> {
     loop {
         let mut bytes = [0; 8];
         let length = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;

@@ -1,0 +1,142 @@
+//! Makes the listening sockets in the pod's network namespace on the host, and has the kernel hand all new
+//! connections to localhost over to them. A forked child does it, since a process cannot leave a namespace
+//! unnoticed. The sockets and the BPF link are all that there is: when the shim closes them, or is killed,
+//! the namespace is as it was found.
+
+use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use nacre_protocol::control::{Channel, socket_pair};
+use nix::sched::{CloneFlags, setns};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
+
+use super::program::{self, IPV4_INDEX, IPV6_INDEX};
+use crate::sys::{self, bpf};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// The listening sockets of a pod. The kernel hands connections over as long as this exists.
+#[derive(Debug)]
+pub struct Listening {
+    /// Takes the connections to 127.0.0.0/8.
+    pub ipv4: OwnedFd,
+    /// Takes the connections to ::1; None if the host has no IPv6.
+    pub ipv6: Option<OwnedFd>,
+    /// Attaches the program to the namespace.
+    pub link: OwnedFd,
+}
+
+/// Listens in the network namespace `namespace`, a file such as `/run/netns/x`.
+///
+/// # Errors
+/// The step that failed, and why.
+pub async fn listen_in(namespace: &Path) -> Result<Listening, String> {
+    let (ours, theirs) = socket_pair().map_err(|error| format!("creating a socket pair: {error}"))?;
+    let child = sys::in_child(move || {
+        let made = Listening::in_namespace(namespace)?;
+        let fds: Vec<_> = [&made.link, &made.ipv4]
+            .into_iter()
+            .chain(&made.ipv6)
+            .map(|fd| fd.as_raw_fd())
+            .collect();
+        let sent = Channel::new(theirs).send(&(), &fds);
+        sent.map_err(|error| error.to_string())
+    });
+    child
+        .await
+        .map_err(|error| format!("running a child process: {error}"))??;
+    let ((), fds) = Channel::new(ours)
+        .receive()
+        .map_err(|error| format!("receiving the sockets: {error}"))?;
+    let mut fds = fds.into_iter();
+    let (Some(link), Some(ipv4), ipv6) = (fds.next(), fds.next(), fds.next()) else {
+        return Err("the child process sent no sockets".into());
+    };
+    Ok(Listening { ipv4, ipv6, link })
+}
+
+/// For `map_err`: names the step that failed.
+fn step<E: std::fmt::Display>(name: &str) -> impl FnOnce(E) -> String {
+    move |error| format!("{name}: {error}")
+}
+
+impl Listening {
+    /// The child's part.
+    fn in_namespace(path: &Path) -> Result<Self, String> {
+        let namespace = File::open(path).map_err(|error| format!("opening {}: {error}", path.display()))?;
+        if is_own(&namespace).map_err(step("comparing network namespaces"))? {
+            return Err(format!("{} is the host's network namespace", path.display()));
+        }
+        setns(&namespace, CloneFlags::CLONE_NEWNET)
+            .map_err(|error| format!("entering the network namespace {}: {error}", path.display()))?;
+        let ipv4 = listener((Ipv4Addr::LOCALHOST, 0).into()).map_err(step("listening on 127.0.0.1"))?;
+        let ipv6 = match listener((Ipv6Addr::LOCALHOST, 0).into()) {
+            Ok(socket) => Some(socket),
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
+            Err(error) => return Err(step("listening on ::1")(error)),
+        };
+        let map = bpf::create_socket_map(2).map_err(step("creating a BPF socket map"))?;
+        let set = |index, socket: &OwnedFd| {
+            bpf::set_socket(map.as_fd(), index, socket).map_err(step("filling a BPF socket map"))
+        };
+        set(IPV4_INDEX, &ipv4)?;
+        if let Some(ipv6) = &ipv6 {
+            set(IPV6_INDEX, ipv6)?;
+        }
+        let code = program::instructions(bpf::number(&map));
+        let program = bpf::load_socket_lookup(&code).map_err(step("loading a BPF program"))?;
+        let link = bpf::link_to_namespace(program, namespace)
+            .map_err(step("attaching a BPF program to the network namespace"))?;
+        Ok(Self { ipv4, ipv6, link })
+    }
+}
+
+/// Whether `namespace` is the one that this process is in, whose localhost is not the pod's.
+fn is_own(namespace: &File) -> io::Result<bool> {
+    let (own, other) = (std::fs::metadata("/proc/self/ns/net")?, namespace.metadata()?);
+    Ok((own.dev(), own.ino()) == (other.dev(), other.ino()))
+}
+
+/// A listening socket on `address`, which need not be up yet: CNI may bring up the loopback device later.
+fn listener(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    if address.is_ipv4() {
+        sockopt::set_ip_freebind(&socket, true)?;
+    } else {
+        sockopt::set_ipv6_freebind(&socket, true)?;
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    // Connections inherit it.
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    bind(&socket, &address)?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_path_that_is_no_network_namespace_of_a_pod_is_refused() {
+        for (path, named) in [
+            ("/no/such/file", "opening /no/such/file: No such file"),
+            ("/proc/self/ns/net", "is the host's network namespace"),
+            ("/proc/self/ns/uts", "entering the network namespace /proc/self/ns/uts"),
+        ] {
+            let reason = listen_in(Path::new(path)).await.unwrap_err();
+            assert!(reason.contains(named), "{path}: {reason}");
+        }
+    }
+}
