@@ -1,11 +1,16 @@
 //! Host mounts for a container: created detached (no process on the host sees them), then moved into the
-//! VMM's mount namespace, where they are part of the tree that the guest sees. The kernel removes them with
-//! that namespace, when the VMM exits. Called by the sandbox's create flow with the plan that `bundle` has
-//! made; never opens a file of the guest.
+//! VMM's mount namespace, where they are part of the tree that the guest sees. They are removed when the
+//! container is deleted; the kernel removes what is left with that namespace, when the VMM exits. Called by the
+//! sandbox's create flow with the plan that `bundle` has made, and by its delete flow; never opens a file of
+//! the guest.
 
 mod detached;
 mod move_mounts;
+mod remove_mounts;
 mod staged;
+#[cfg(test)]
+mod stand_in;
+mod tree;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -32,6 +37,8 @@ pub enum Error {
     Staged(String),
     #[error("in the VMM's mount namespace: {0}")]
     MoveMount(String),
+    #[error("removing mounts in the VMM's mount namespace: {0}")]
+    RemoveMount(String),
 }
 
 /// A stack of detached mounts and its mount point in the tree that the guest sees.
@@ -86,4 +93,14 @@ pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<V
     Ok(placements)
 }
 
+/// The mount points that [`detach`] has for a container.
+pub fn mount_points(id: &str, mounts: &[HostMount]) -> Vec<PathBuf> {
+    let directory = PathBuf::from(id);
+    let host = |mount: &HostMount| directory.join(guest::MOUNTS_DIR).join(mount.index.to_string());
+    let mut points = vec![directory.join(guest::ROOTFS_DIR)];
+    points.extend(mounts.iter().map(host));
+    points
+}
+
 pub use move_mounts::move_into_vmm;
+pub use remove_mounts::remove_from_vmm;

@@ -2,23 +2,20 @@
 //! namespace. Called by the sandbox's create flow. The work is done by a forked child, because a process
 //! can't leave a mount namespace again.
 //!
-//! The guest may have made files in that tree, so nothing found there is trusted: no symbolic link is
-//! followed, no file is opened for reading or writing (opening a FIFO would block), and a mount point that
-//! exists must have the expected type. The VMM's root mount is read-only; the child makes mount points
-//! through a writable clone of it, which no other process sees.
+//! A mount point that exists must have the expected type.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Component, PathBuf};
+use std::path::PathBuf;
 
-use nix::sched::{CloneFlags, setns};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::mount::{MoveMountFlags, move_mount};
 
+use super::tree::{Tree, names, open_below};
 use super::{Error, Placement};
-use crate::sys::{self, Attributes};
+use crate::sys;
 
 /// Moves `placements` into the mount namespace of the process behind `vmm` (a pidfd).
 ///
@@ -27,13 +24,7 @@ use crate::sys::{self, Attributes};
 /// path that failed.
 pub async fn move_into_vmm(vmm: BorrowedFd<'_>, placements: &[Placement]) -> Result<(), Error> {
     sys::in_child(|| {
-        let host = root_identity()?;
-        setns(vmm, CloneFlags::CLONE_NEWNS).map_err(|error| format!("setns: {error}"))?;
-        // Otherwise the mounts would appear on the host and stay there.
-        if root_identity()? == host {
-            return Err("the VMM has not left the host's mount namespace".to_owned());
-        }
-        let tree = Tree::open().map_err(|error| format!("/: {error}"))?;
+        let tree = Tree::enter(vmm)?;
         placements.iter().try_for_each(|placement| tree.mount(placement))
     })
     .await
@@ -41,34 +32,7 @@ pub async fn move_into_vmm(vmm: BorrowedFd<'_>, placements: &[Placement]) -> Res
     .map_err(Error::MoveMount)
 }
 
-/// Device and inode of "/".
-fn root_identity() -> Result<(u64, u64), String> {
-    let root = rustix::fs::stat("/").map_err(|error| format!("stat of /: {error}"))?;
-    Ok((root.st_dev, root.st_ino))
-}
-
-/// The root of the VMM's mount namespace, twice.
-struct Tree {
-    /// As the VMM and the guest see it: mounts go here.
-    root: OwnedFd,
-    /// A detached, writable clone without the mounts below it: mount points are made here.
-    writable: OwnedFd,
-}
-
 impl Tree {
-    fn open() -> io::Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open("/", flags, Mode::empty())?;
-        let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let writable = open_tree(CWD, "/", clone)?;
-        let attributes = Attributes {
-            clear: libc::MOUNT_ATTR_RDONLY,
-            ..Attributes::default()
-        };
-        sys::set_attributes(&writable, attributes)?;
-        Ok(Self { root, writable })
-    }
-
     /// Makes the mount point of `placement` and stacks its mounts on it.
     fn mount(&self, placement: &Placement) -> Result<(), String> {
         self.make_mount_point(placement)?;
@@ -77,15 +41,7 @@ impl Tree {
     }
 
     fn make_mount_point(&self, placement: &Placement) -> Result<(), String> {
-        let mut names: Vec<&OsStr> = Vec::new();
-        for component in placement.target.components() {
-            match component {
-                Component::Normal(name) => names.push(name),
-                Component::RootDir | Component::CurDir | Component::ParentDir | Component::Prefix(_) => {
-                    return Err(format!("not a plain relative path: {:?}", placement.target));
-                }
-            }
-        }
+        let names = names(&placement.target)?;
         let mut path = PathBuf::from("/");
         let mut directory = self.writable.try_clone().map_err(|error| format!("/: {error}"))?;
         for (index, name) in names.iter().enumerate() {
@@ -102,15 +58,7 @@ impl Tree {
 
     /// Each mount covers the one before it.
     fn stack(&self, placement: &Placement) -> io::Result<()> {
-        // O_PATH opens no FIFO and no device. A mount from an earlier container of the same id may be
-        // crossed.
-        let target = rustix::fs::openat2(
-            &self.root,
-            &placement.target,
-            OFlags::PATH | OFlags::CLOEXEC,
-            Mode::empty(),
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
-        )?;
+        let target = open_below(&self.root, &placement.target, OFlags::empty())?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         for mount in &placement.mounts {
             move_mount(mount, "", &target, "", flags)?;
