@@ -60,6 +60,17 @@ pub enum Error {
         /// What the call would do to it, such as "deleted".
         wanted: &'static str,
     },
+    /// The pod's pause container has no process.
+    #[error(
+        "{id} is the pod's pause container, which has no process and no files: it can't be {wanted}; use one of \
+         the pod's other containers"
+    )]
+    PauseContainer {
+        /// The container's id.
+        id: String,
+        /// What the call would do to it, such as "paused".
+        wanted: &'static str,
+    },
     /// Counters of a stopped container: the guest's kernel dropped them with its cgroup.
     #[error("no counters: {0} is stopped")]
     NoCounters(ProcessId),

@@ -10,7 +10,7 @@ fn code(error: &Error) -> Code {
     match error {
         Error::NoTask(_) | Error::NoProcess(_) | Error::Finished(_) | Error::NoCounters(_) => Code::NOT_FOUND,
         Error::Exists(_) => Code::ALREADY_EXISTS,
-        Error::State { .. } => Code::FAILED_PRECONDITION,
+        Error::State { .. } | Error::PauseContainer { .. } => Code::FAILED_PRECONDITION,
         Error::InvalidId(_) | Error::Refused(_) => Code::INVALID_ARGUMENT,
         Error::NotImplemented(_) => Code::UNIMPLEMENTED,
         Error::Step(_) => Code::UNKNOWN,

@@ -10,10 +10,10 @@ use nacre_protocol::guest;
 use nacre_protocol::spec::{CheckedSpec, Finding, Findings, MAX_SPEC, Refused};
 use serde_json::{Value, json};
 
-use crate::annotations;
+use crate::annotations::{self, Role};
 use crate::hooks::Hooks;
 use crate::mount::{Extent, HostMount, Mount, Rootfs};
-use crate::pod_spec::oom_score_adj;
+use crate::pod_spec::{Lifetime, oom_score_adj};
 pub use namespaces::Pod;
 
 /// What is to be done on the host and in the guest for a container.
@@ -29,6 +29,8 @@ pub struct Plan {
     pub ignored: Vec<Finding>,
     /// Hooks that run on the host.
     pub hooks: Hooks,
+    /// The container is the pod's pause container: it has no process in the guest.
+    pub is_pause: bool,
     /// The spec's process.terminal.
     pub terminal: bool,
     /// What the spec's process.oomScoreAdj asks for the VMM; see [`oom_score_adj`].
@@ -57,6 +59,7 @@ pub fn plan(
         Hooks::default()
     });
     annotations::check(&spec["annotations"], &mut findings);
+    check_role(id, &spec["annotations"], pod, &mut findings);
     namespaces::check(id, &mut spec["linux"]["namespaces"], pod, &mut findings);
     let mounts = host_mounts(bundle, &spec["mounts"], &mut findings);
     check_proc(&spec["mounts"], &mut findings);
@@ -89,9 +92,18 @@ pub fn plan(
         mounts,
         ignored,
         hooks,
+        is_pause: id == pod.sandbox && pod.spec.lifetime == Lifetime::PauseContainer,
         terminal,
         oom_score_adj,
     })
+}
+
+/// A pod has one sandbox: the container that its VM was started for.
+fn check_role(id: &str, annotations: &Value, pod: Pod<'_>, findings: &mut Findings) {
+    if id != pod.sandbox && annotations::role(annotations) == Ok(Role::Sandbox) {
+        let reason = format!("a second sandbox in the pod of {:?}", pod.sandbox);
+        findings.refuse("annotations", reason);
+    }
 }
 
 /// A VM's CPUs are those of the spec it was started for, so a later container of the pod can't choose others.

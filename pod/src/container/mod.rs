@@ -89,6 +89,8 @@ pub struct Container {
     pub oom_events: u32,
     /// Hooks that run on the host.
     pub hooks: Hooks,
+    /// Its mount points in the tree that the guest sees; none for the pause container.
+    pub mount_points: Vec<PathBuf>,
     /// The caller of Create.
     pub creating: Option<Reply<u32>>,
     /// Dropped to cancel the creation.

@@ -418,6 +418,13 @@ impl Guest {
             ..Default::default()
         };
         self.client.forward(Context::default(), &request).await?;
+    /// Drops what the guest has cached of a removed container's files, which must be gone from the shared tree.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn forget_files(&self, id: &str) -> Result<(), CallError> {
+        self.within_deadline(self.client.forget_files(context(), &reference(id)))
+            .await?;
         Ok(())
     }
 

@@ -143,6 +143,9 @@ impl Sandbox {
 
     /// Waits in the guest for the exit of a process.
     fn watch_exit(&mut self, id: &str, exec: &str) {
+        if self.is_pause(id) {
+            return;
+        }
         let Some(key) = self.find_process_mut(id, exec).map(|process| process.key.clone()) else {
             return;
         };

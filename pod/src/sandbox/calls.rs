@@ -166,6 +166,9 @@ impl Sandbox {
     }
 
     fn pids(&self, id: &str, reply: Reply<Vec<Listed>>) {
+        if self.is_pause(id) {
+            return answer(reply, self.pause_pids(id));
+        }
         let begun = self.container(id).and_then(|container| {
             // containerd asks a shim that it finds after a restart: without processes it cleans up.
             let state = container.lifecycle.init().state;
@@ -200,6 +203,9 @@ impl Sandbox {
     }
 
     fn update(&self, id: &str, resources: &[u8], reply: Reply<()>) {
+        if let Err(error) = self.refuse_pause(id, "updated") {
+            return answer(reply, Err(error));
+        }
         let begun = self
             .container(id)
             .and_then(|container| match container.lifecycle.init().state {
@@ -229,6 +235,9 @@ impl Sandbox {
                 TaskState::Creating => Err(container.refuse("measured")),
                 TaskState::Exiting | TaskState::Stopped => Err(Error::NoCounters(ProcessId::init(id))),
             });
+        if begun.is_ok() && self.is_pause(id) {
+            return self.pod_stats(reply);
+        }
         let id = id.to_owned();
         match begun {
             Ok(guest) => ask(reply, "read counters", async move { guest.stats(&id).await }),

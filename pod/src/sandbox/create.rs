@@ -3,6 +3,7 @@
 //! namespace is ready, runs the hooks, and asks the agent for the container when the agent is ready.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use nacre_protocol::{container_id, spec};
 use tokio::sync::{oneshot, watch};
 
 use super::queue::{Event, Queue};
-use super::{Progress, Sandbox, failed, log_ignored_fields};
+use super::{Progress, Sandbox, delete, failed, log_ignored_fields};
 use crate::bundle::{self, Plan, Pod};
 use crate::container::{self, Container, CreateRequest, Lifecycle, Process, Reply, answer};
 use crate::error::{Error, StepFailed};
@@ -41,6 +42,7 @@ impl Sandbox {
                     oom_kills: 0,
                     oom_events: 0,
                     hooks: job.plan.hooks.clone(),
+                    mount_points: job.mount_points.clone(),
                     creating: Some(reply),
                     cancel_create: Some(cancel_create),
                     kill_enforced: false,
@@ -66,6 +68,13 @@ impl Sandbox {
         }
         if self.containers.contains_key(&request.id) {
             return Err(Error::Exists(ProcessId::init(&request.id)));
+        }
+        if self.deleting.contains(&request.id) {
+            return Err(Error::State {
+                name: ProcessId::init(&request.id),
+                state: "being deleted",
+                wanted: "created",
+            });
         }
         if self.closing {
             return Err(Error::Closing);
@@ -102,6 +111,11 @@ impl Sandbox {
         }
         let key = self.new_key(ProcessId::init(&request.id));
         let init = Process::new(key, request.paths.clone(), streams);
+        let mount_points = if plan.is_pause {
+            Vec::new()
+        } else {
+            rootfs::mount_points(&request.id, &plan.mounts)
+        };
         let job = Job {
             id: request.id.clone(),
             plan,
@@ -110,20 +124,22 @@ impl Sandbox {
             vmm: self.vm.as_ref().map(|vm| vm.shared_pidfd()),
             progress: self.progress.subscribe(),
             queue: self.queue.clone(),
-            has_mounts: false,
+            mount_points,
+            may_have_mounts: false,
+            hooks_ran: false,
         };
         Ok((init, job))
     }
 
     /// The job of a Create ended.
-    pub(super) fn created(&mut self, key: &ProcessKey, result: Result<u32, Error>) {
+    pub(super) fn created(&mut self, key: &ProcessKey, result: Result<Option<u32>, Error>) {
         let id = &key.name.container;
         let Some(container) = self.container_of_key(key) else {
             return;
         };
         match result {
             Ok(guest_pid) => {
-                container.init.guest_pid = Some(guest_pid);
+                container.init.guest_pid = guest_pid;
                 self.advance(key, container::Event::Created);
             }
             Err(error) => {
@@ -142,9 +158,11 @@ impl Sandbox {
             return;
         };
         let (pid, key) = (container.pid, container.init.key.clone());
-        let guest_pid = container.init.guest_pid.unwrap_or_default();
         self.recorder.step("container created", clock::monotonic_ns());
-        log::info(format_args!("{id} created, pid {guest_pid} in the guest"));
+        match container.init.guest_pid {
+            Some(guest_pid) => log::info(format_args!("{id} created, pid {guest_pid} in the guest")),
+            None => log::info(format_args!("{id} created, the pod's pause container")),
+        }
         container.is_published = true;
         self.events.publish(&TaskEvent::Created {
             request: &container.request,
@@ -153,7 +171,9 @@ impl Sandbox {
         if let Some(reply) = container.creating.take() {
             answer(reply, Ok(pid));
         }
-        self.watch_oom_kills(&key, 0);
+        if !self.is_pause(id) {
+            self.watch_oom_kills(&key, 0);
+        }
     }
 
     pub(super) fn refuse_create(&mut self, id: &str) {
@@ -177,33 +197,40 @@ struct Job {
     vmm: Option<Arc<OwnedFd>>,
     progress: watch::Receiver<Progress>,
     queue: Queue,
-    /// The container's mounts are in the VMM's namespace.
-    has_mounts: bool,
+    /// The container's mount points in the tree that the guest sees.
+    mount_points: Vec<PathBuf>,
+    /// Mounts of the container may be in the VMM's namespace.
+    may_have_mounts: bool,
+    /// A hook of the creation may have run.
+    hooks_ran: bool,
 }
 
 impl Job {
     /// Makes the container, unless `cancelled` is closed before the agent is asked for it. An agent that was
     /// asked is waited for: the sandbox then removes what it made.
-    async fn run(mut self, cancelled: oneshot::Receiver<()>) -> Result<u32, Error> {
+    async fn run(mut self, cancelled: oneshot::Receiver<()>) -> Result<Option<u32>, Error> {
         let guest = tokio::select! {
             // Resolves with an error when the sender is dropped: that is the signal.
             _ = cancelled => Err(Error::Cancelled(ProcessId::init(&self.id))),
             prepared = self.prepare() => prepared,
         };
         let result = match guest {
-            Ok(guest) => self.ask(guest).await,
+            Ok(_) if self.plan.is_pause => Ok(None),
+            Ok(guest) => self.ask(guest).await.map(Some),
             Err(error) => Err(error),
         };
-        // Without mounts, no hook of the creation has run.
-        if result.is_err() && self.has_mounts {
-            self.plan.hooks.run_all(Point::Poststop, self.pid).await;
+        if result.is_err() {
+            self.undo().await;
         }
         result
     }
 
     /// Everything that comes before the agent's part.
     async fn prepare(&mut self) -> Result<Guest, Error> {
-        self.make_mounts().await?;
+        if !self.plan.is_pause {
+            self.make_mounts().await?;
+        }
+        self.hooks_ran = true;
         for point in [Point::Prestart, Point::CreateRuntime] {
             let run = self.plan.hooks.run(point, self.pid).await;
             run.map_err(|error| failed("run hooks", error, None))?;
@@ -218,15 +245,25 @@ impl Job {
             .map_err(|error| failed("mount root file system", error, None))?;
         self.step("host mounts made").await;
         self.running().await?;
-        let vmm = self.vmm.take().ok_or(Error::Closing)?;
+        let vmm = self.vmm.clone().ok_or(Error::Closing)?;
+        self.may_have_mounts = true;
         if let Err(error) = rootfs::move_into_vmm(vmm.as_fd(), &placements).await {
             let step = failed("place root file system", error, None);
             return Err(ended(&mut self.progress).await.unwrap_or(step).into());
         }
         drop(placements);
-        self.has_mounts = true;
         self.step("host mounts placed").await;
         Ok(())
+    }
+
+    /// Removes what a creation that failed or was cancelled has left.
+    async fn undo(&mut self) {
+        if let Some(vmm) = self.vmm.as_ref().filter(|_| self.may_have_mounts) {
+            delete::remove_files(vmm, &self.id, &self.mount_points, &self.progress).await;
+        }
+        if self.hooks_ran {
+            self.plan.hooks.run_all(Point::Poststop, self.pid).await;
+        }
     }
 
     async fn ask(&mut self, guest: Guest) -> Result<u32, Error> {

@@ -1,6 +1,12 @@
 //! Delete: of an exec process, of a container with what is left of it in the guest, and of a container that
 //! is still being created, which cancels the creation.
 
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+
+use tokio::sync::watch;
+
+use super::queue::Event;
 use super::{Progress, Sandbox};
 use crate::container::{self, Deleted, Process, ProcessState, Reply, TaskState, answer};
 use crate::error::Error;
@@ -8,8 +14,9 @@ use crate::event::TaskEvent;
 use crate::exit::Exit;
 use crate::guest::{CallError, Guest, SIGKILL};
 use crate::hooks::Point;
-use crate::log;
 use crate::process_id::ProcessId;
+use crate::vm::Vm;
+use crate::{log, rootfs};
 
 impl Sandbox {
     pub(super) fn delete(&mut self, name: &ProcessId, reply: Reply<Deleted>) {
@@ -116,11 +123,23 @@ impl Sandbox {
             return answer(reply, Ok(deleted));
         }
         let id = id.to_owned();
-        tokio::spawn(async move {
-            let result = delete_in_guest(guest, &id).await;
+        let vmm = self.vm.as_ref().map(Vm::shared_pidfd);
+        let progress = self.progress.subscribe();
+        self.deleting.insert(id.clone());
+        self.queue.send_result(async move {
+            let result = delete_in_guest(guest.as_ref(), &id).await;
+            if let (Some(vmm), Some(_)) = (vmm, guest) {
+                remove_files(&vmm, &id, &container.mount_points, &progress).await;
+            }
             hooks.run_all(Point::Poststop, pid).await;
-            answer(reply, result.map(|()| deleted));
+            Event::Deleted(id, reply, result.map(|()| deleted))
         });
+    }
+
+    /// Nothing is left of the container: its id may be used again.
+    pub(super) fn deleted(&mut self, id: &str, reply: Reply<Deleted>, result: Result<Deleted, Error>) {
+        self.deleting.remove(id);
+        answer(reply, result);
     }
 
     /// Drops a process that was removed, and answers whoever still waits for something of it.
@@ -151,7 +170,39 @@ impl Sandbox {
     }
 }
 
-async fn delete_in_guest(guest: Option<Guest>, id: &str) -> Result<(), Error> {
+/// Removes a container's mounts from the VMM's mount namespace, and what the guest has cached of their files,
+/// for each of which the VMM has a descriptor. A failure is logged: the container is gone all the same, and the
+/// rest ends with the VM.
+pub(super) async fn remove_files(
+    vmm: &OwnedFd,
+    id: &str,
+    mount_points: &[PathBuf],
+    progress: &watch::Receiver<Progress>,
+) {
+    if mount_points.is_empty() {
+        return;
+    }
+    let removed = rootfs::remove_from_vmm(vmm.as_fd(), mount_points).await;
+    let guest = match &*progress.borrow() {
+        Progress::Ready(guest) => Some(guest.clone()),
+        // The guest has not seen the files.
+        Progress::Starting | Progress::Running => None,
+        Progress::Ended(_) => return,
+    };
+    if let Err(error) = removed {
+        return log::error(format_args!("delete {id}: {error}"));
+    }
+    let Some(guest) = guest else { return };
+    match guest.forget_files(id).await {
+        Ok(()) | Err(CallError::Lost(_)) => {}
+        Err(error) => {
+            let error = error.into_error("forget files");
+            log::error(format_args!("delete {id}: {error}"));
+        }
+    }
+}
+
+async fn delete_in_guest(guest: Option<&Guest>, id: &str) -> Result<(), Error> {
     let Some(guest) = guest else { return Ok(()) };
     match guest.delete(id).await {
         // Lost with the VM: there is nothing left to delete.

@@ -25,6 +25,7 @@ impl Sandbox {
 
     fn add_exec(&mut self, request: ExecRequest) -> Result<(), Error> {
         let name = request.name;
+        self.refuse_pause(&name.container, "joined by an exec process")?;
         let container = self.container(&name.container)?;
         if name.exec.is_empty() {
             return Err(Error::InvalidId(name.exec));

@@ -17,6 +17,9 @@ impl Sandbox {
     }
 
     fn begin_freeze(&mut self, id: &str, event: container::Event, wanted: &'static str, reply: Reply<()>) {
+        if let Err(error) = self.refuse_pause(id, wanted) {
+            return answer(reply, Err(error));
+        }
         let refused = match self.container(id) {
             Ok(container) => container.refuse(wanted),
             Err(error) => return answer(reply, Err(error)),

@@ -17,6 +17,9 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Sandbox {
     pub(super) fn kill(&mut self, name: ProcessId, signal: u32, all: bool, reply: Reply<()>) {
+        if self.is_pause(&name.container) && name.is_init() {
+            return self.kill_pause(&name.container, signal, reply);
+        }
         let guest = match self.check_kill(&name) {
             Ok(guest) => guest,
             Err(error) => return answer(reply, Err(error)),

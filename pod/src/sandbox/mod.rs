@@ -7,7 +7,7 @@
 //!        └──────────────────┴───────Ended───────────┴─▶ Ended (the reason stays)
 //! ```
 //! `calls` answers what needs no change of state, `create`, `exec`, `start`, `freeze`, `kill` and `delete`
-//! begin changes, `actions` carries out what a container's state machine decides, `vm_life` follows the VM.
+//! begin changes, `pause` answers for the pause container, `actions` carries out what a container's state machine decides, `vm_life` follows the VM.
 
 mod actions;
 mod call;
@@ -20,12 +20,13 @@ mod freeze;
 mod guest_clock;
 mod kill;
 mod memory;
+mod pause;
 mod queue;
 mod start;
 mod timeline;
 mod vm_life;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use nacre_protocol::agent::Stdio;
@@ -73,6 +74,8 @@ pub struct Sandbox {
     vm: Option<Vm>,
     cgroup: Option<Cgroup>,
     containers: BTreeMap<String, Container>,
+    /// Ids of containers that are no longer in the table and not yet removed from the guest and the VMM.
+    deleting: BTreeSet<String>,
     /// The streams that the agent is expected to open.
     expected_streams: ExpectedStreams,
     next_serial: u64,
@@ -123,6 +126,7 @@ impl Sandbox {
             vm: None,
             cgroup: None,
             containers: BTreeMap::new(),
+            deleting: BTreeSet::new(),
             expected_streams: ExpectedStreams::default(),
             next_serial: 0,
             agent_seen: false,
@@ -166,6 +170,7 @@ impl Sandbox {
                 let drained = container::Event::OutputDrained(key.name.exec.clone());
                 self.advance(&key, drained);
             }
+            Event::Deleted(id, reply, result) => self.deleted(&id, reply, result),
             Event::FreezeAnswered(key, result) => self.freeze_answered(&key, result),
             Event::OutOfMemory(key, kills) => self.out_of_memory(&key, kills),
             Event::ForwardAccepted(connection) => self.forward_accepted(connection),

@@ -9,6 +9,7 @@ use nacre_protocol::vsock::StreamAddress;
 use tokio::sync::mpsc;
 
 use super::Call;
+use crate::container::{Deleted, Reply};
 use crate::error::{Error, StepFailed};
 use crate::exit::Exit;
 use crate::forward::Connection;
@@ -32,8 +33,8 @@ pub enum Event {
     AgentSetUp(Box<Result<(Guest, SetupResponse), CallError>>),
     /// The VMM counted the VM exits of the boot by kind, or could not.
     BootExits(Result<BTreeMap<String, u64>, RequestError>),
-    /// The job of a Create ended: init's pid in the guest.
-    Created(ProcessKey, Result<u32, Error>),
+    /// The job of a Create ended: init's pid in the guest, None for the pause container.
+    Created(ProcessKey, Result<Option<u32>, Error>),
     /// The guest answered a start: an exec process's pid in the guest, None for init.
     Started(ProcessKey, Result<Option<u32>, Error>),
     /// The guest reported an exit.
@@ -44,6 +45,9 @@ pub enum Event {
     KillExpired(ProcessKey),
     /// All output of an ended process is written, or its deadline has passed.
     Drained(ProcessKey),
+    /// The container with this id is removed from the guest and the VMM, or could not be: the answer to its
+    /// Delete.
+    Deleted(String, Reply<Deleted>, Result<Deleted, Error>),
     /// The guest answered Pause or Resume of the container with this init.
     FreezeAnswered(ProcessKey, Result<(), Error>),
     /// The guest has OOM-killed this many processes of the container with this init.

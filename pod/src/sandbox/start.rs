@@ -50,6 +50,9 @@ impl Sandbox {
     }
 
     pub(super) fn start_in_guest(&mut self, id: &str, exec: &str) {
+        if self.is_pause(id) {
+            return self.start_pause(id);
+        }
         let Ok(guest) = self.guest() else { return };
         let Some(container) = self.containers.get_mut(id) else {
             return;

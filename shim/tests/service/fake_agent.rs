@@ -419,6 +419,10 @@ impl Agent for FakeAgent {
         Ok(Empty::new())
     }
 
+    async fn forget_files(&self, _: &TtrpcContext, _: ContainerRef) -> ttrpc::Result<Empty> {
+        Ok(Empty::new())
+    }
+
     async fn delete_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
         self.find(&request.container_id)?;
         self.containers.lock().unwrap().remove(&request.container_id);
