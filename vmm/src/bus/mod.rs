@@ -145,7 +145,9 @@ impl Bus {
             for (verb, counter) in [("read", &counters.reads), ("write", &counters.writes)] {
                 let count = counter.load(Ordering::Relaxed);
                 if count > 0 {
-                    counts.insert(format!("{} {verb} {name}", self.kind), count);
+                    // Several devices may have the same name.
+                    let sum = counts.entry(format!("{} {verb} {name}", self.kind)).or_default();
+                    *sum = sum.saturating_add(count);
                 }
             }
         }

@@ -4,8 +4,10 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{QueueOwnedT as _, QueueT as _};
+use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::token::Token;
@@ -77,6 +79,8 @@ pub struct ActiveDevice {
     pub poller: Arc<Poller>,
     pub(super) interrupt: Arc<dyn Interrupt>,
     pub(super) queues: Vec<ActiveQueue>,
+    /// By queue: the index of the used ring at the last [`ActiveDevice::notify`].
+    pub(super) notified: Vec<u16>,
 }
 
 impl ActiveDevice {
@@ -122,7 +126,27 @@ impl ActiveDevice {
     /// # Errors
     /// [`Fault`] if the queue is not ready.
     pub fn undo_pop(&mut self, index: u16) -> Result<(), Fault> {
-        self.queue(index)?.queue.go_to_previous_position();
+        self.undo_pops(index, 1)
+    }
+
+    /// Undoes the last `count` pops of queue `index`: the next pops return the same chains in the same order.
+    ///
+    /// # Errors
+    /// [`Fault`] if the queue is not ready.
+    pub fn undo_pops(&mut self, index: u16, count: u16) -> Result<(), Fault> {
+        let queue = &mut self.queue(index)?.queue;
+        queue.set_next_avail(queue.next_avail().wrapping_sub(count));
+        Ok(())
+    }
+
+    /// Reverts [`ActiveDevice::undo_pops`] without reading the chains again: to be called before any other
+    /// pop, by a data path that remembers what it had popped.
+    ///
+    /// # Errors
+    /// [`Fault`] if the queue is not ready.
+    pub fn redo_pops(&mut self, index: u16, count: u16) -> Result<(), Fault> {
+        let queue = &mut self.queue(index)?.queue;
+        queue.set_next_avail(queue.next_avail().wrapping_add(count));
         Ok(())
     }
 
@@ -139,22 +163,86 @@ impl ActiveDevice {
             .map_err(broken("used ring", index))
     }
 
+    /// Puts several chains into the used ring at once, as [`ActiveDevice::push`] does with one: the driver
+    /// sees all of them or none.
+    ///
+    /// # Errors
+    /// [`Fault`] if a head or the used ring is out of bounds.
+    pub fn push_all(&mut self, index: u16, chains: &[(u16, u32)]) -> Result<(), Fault> {
+        let memory = Arc::clone(&self.memory);
+        let queue = &mut self.queue(index)?.queue;
+        let Some((last, earlier)) = chains.split_last() else {
+            return Ok(());
+        };
+        let first = queue.next_used();
+        for (head, length) in earlier {
+            if *head >= queue.size() {
+                return Err(broken("used ring", index)(
+                    virtio_queue::Error::InvalidDescriptorIndex,
+                ));
+            }
+            let position = u64::from(queue.next_used().checked_rem(queue.size()).unwrap_or_default());
+            // The elements, of 8 bytes, follow two fields of 2 bytes (virtio 1.2, 2.7.8).
+            let element = queue
+                .used_ring()
+                .saturating_add(4)
+                .saturating_add(position.saturating_mul(8));
+            let fields = [u32::from(*head).to_le(), length.to_le()];
+            memory
+                .write_obj(fields, GuestAddress(element))
+                .map_err(|error| broken("used ring", index)(virtio_queue::Error::GuestMemory(error)))?;
+            queue.set_next_used(queue.next_used().wrapping_add(1));
+        }
+        let (head, length) = *last;
+        // Writes the last element, and then the index that makes all of them visible.
+        let pushed = queue.add_used(&*memory, head, length);
+        if pushed.is_err() {
+            queue.set_next_used(first);
+        }
+        pushed.map_err(broken("used ring", index))
+    }
+
     /// Interrupts the driver if it wants an interrupt for a chain pushed to queue `index` since the last call
     /// (virtio 1.2, 2.7.7).
     ///
     /// # Errors
     /// [`Fault`] if the available ring is broken.
     pub fn notify(&mut self, index: u16) -> Result<(), Fault> {
-        let memory = Arc::clone(&self.memory);
-        let wanted = self
-            .queue(index)?
-            .queue
-            .needs_notification(&*memory)
-            .map_err(broken("available ring", index))?;
+        // The used ring must be complete before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let queue = &self.queue(index)?.queue;
+        let (new, wanted_at) = (queue.next_used(), self.used_event(index)?);
+        let old = self
+            .notified
+            .get_mut(usize::from(index))
+            .map(|notified| std::mem::replace(notified, new));
+        // With an event index, the driver wants an interrupt if the used ring has passed it since.
+        let wanted = wanted_at.is_none_or(|event| {
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old.unwrap_or(new))
+        });
         if wanted {
             self.interrupt.signal_queue(index);
         }
         Ok(())
+    }
+
+    /// The driver's used_event of queue `index` (virtio 1.2, 2.7.7); None if event indices were not
+    /// negotiated.
+    fn used_event(&mut self, index: u16) -> Result<Option<u16>, Fault> {
+        let memory = Arc::clone(&self.memory);
+        let queue = &self.queue(index)?.queue;
+        if !queue.event_idx_enabled() {
+            return Ok(None);
+        }
+        // It follows the ring of heads, each of 2 bytes, and two more fields.
+        let at = queue
+            .avail_ring()
+            .saturating_add(4)
+            .saturating_add(u64::from(queue.size()).saturating_mul(2));
+        let event = memory.load(GuestAddress(at), Ordering::Relaxed);
+        let event = event
+            .map_err(|error| broken("available ring", index)(virtio_queue::Error::GuestMemory(error)))?;
+        Ok(Some(u16::from_le(event)))
     }
 
     /// Asks the driver not to kick queue `index` (virtio 1.2, 2.7.10). The driver may kick nevertheless.

@@ -192,6 +192,11 @@ impl<D: DataPath> WorkerThread<D> {
             config: Arc::clone(&self.setup.config),
             poller: Arc::clone(&self.poller),
             interrupt: activation.interrupt,
+            notified: activation
+                .queues
+                .iter()
+                .map(|entry| entry.queue.next_used())
+                .collect(),
             queues: activation.queues,
         };
         let started = prepare_queues(&mut active).and_then(|()| self.path.start(&mut active));
