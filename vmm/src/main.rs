@@ -69,6 +69,10 @@ struct StandaloneArguments {
     /// A directory to share with the guest, which mounts it as virtiofs with the tag "nacre".
     #[arg(long, value_name = "DIR")]
     share: Option<PathBuf>,
+    /// A tap to connect the guest to, which is created if there is none; may be given several times. The
+    /// guest's address is 02:00:00:00:00:NN, where NN counts from 1, unless it is given.
+    #[arg(long, value_name = "NAME[,mac=MAC]")]
+    tap: Vec<standalone::TapOption>,
     /// A Unix socket to create: a client that connects and writes "CONNECT <port>" reaches that vsock port of
     /// the guest.
     #[arg(long, value_name = "PATH")]

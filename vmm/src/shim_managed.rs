@@ -16,7 +16,7 @@ use crate::jail::{self, Confinement, Violation};
 use crate::machine::{self, DeviceBuilder, Failure, Machine, Resources};
 use crate::main_loop::{self, Inputs, StopReason};
 use crate::process::exit_now;
-use crate::virtio::{fs, vsock};
+use crate::virtio::{fs, net, vsock};
 
 /// A failed step before [`machine::build`], with its error.
 struct StepError(&'static str, Box<dyn StdError>);
@@ -42,6 +42,9 @@ enum Refused {
     /// Memory can't be plugged in.
     #[error("devices: mem: not supported")]
     NoMemoryDevice,
+    /// A network device has an invalid value, or a descriptor that is not a tap.
+    #[error("devices: {0}")]
+    Net(#[from] net::ConfigError),
     /// A file that a device needs can't be opened.
     #[error("open /proc/self/fd: {0}")]
     Open(#[from] std::io::Error),
@@ -119,6 +122,13 @@ fn device(
             Box::new(|env| fs::spawn(config, env))
         }
         DeviceConfig::Mem { .. } => return Err(Refused::NoMemoryDevice),
+        DeviceConfig::Net { taps, mac, mtu } => {
+            let taps = taps
+                .into_iter()
+                .map(|tap| descriptors.take("devices: net: taps", tap));
+            let config = net::Config::new(taps.collect::<Result<_, _>>()?, mac, mtu)?;
+            Box::new(|env| net::spawn(config, env))
+        }
     })
 }
 

@@ -2,6 +2,7 @@
 //! standard error and the exit code. For debugging and for measuring a boot; the shim never uses it.
 
 mod pause_resume;
+mod tap;
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
@@ -20,10 +21,11 @@ use nacre_vmm::jail::{self, Confinement, Violation};
 use nacre_vmm::machine::vm_exit::borrow_eventfd;
 use nacre_vmm::machine::{self, DeviceBuilder, Failure, Resources};
 use nacre_vmm::main_loop::{self, Inputs, StandardInput, StopReason};
-use nacre_vmm::virtio::{fs, vsock};
+use nacre_vmm::virtio::{fs, net, vsock};
 use vmm_sys_util::eventfd::EventFd;
 
 use self::pause_resume::Cycles;
+pub use self::tap::TapOption;
 use crate::StandaloneArguments;
 
 /// How many of the guest's vsock connections are accepted in all; each costs a descriptor.
@@ -137,7 +139,8 @@ fn resources(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyho
     })
 }
 
-/// The devices that the shim configures, too; virtio-fs only with `--share`.
+/// The devices that the shim configures, too; virtio-fs only with `--share`, virtio-net with
+/// `--tap`.
 fn devices(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow::Result<Vec<DeviceBuilder>> {
     let vsock = vsock::Config {
         host: Box::new(acceptor),
@@ -147,6 +150,10 @@ fn devices(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow:
     if let Some(share) = &arguments.share {
         let config = fs_config(share, arguments.no_jail)?;
         devices.push(Box::new(|env| fs::spawn(config, env)));
+    }
+    for (number, tap) in (1..).zip(&arguments.tap) {
+        let config = tap.open(number)?;
+        devices.push(Box::new(|env| net::spawn(config, env)));
     }
     Ok(devices)
 }

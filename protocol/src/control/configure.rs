@@ -11,6 +11,12 @@ pub const MAX_DEVICES: usize = 64;
 pub const MEMORY_SECTION_MIB: u32 = 128;
 /// Most memory that can be plugged in, in MiB: 256 GiB.
 pub const MAX_PLUGGED_MIB: u32 = 256 * 1024;
+/// Most network devices of a VM.
+pub const MAX_NETS: usize = 16;
+/// Most taps, and so queue pairs, of a network device.
+pub const MAX_TAPS: usize = 8;
+/// Smallest MTU of a network device, as IPv4 requires.
+pub const MIN_MTU: u16 = 68;
 
 /// The VM to run. Each descriptor that is sent with the message is named by exactly one field, here or in
 /// [`Configure::devices`].
@@ -68,6 +74,17 @@ pub enum DeviceConfig {
         /// [`MEMORY_SECTION_MIB`], at most [`MAX_PLUGGED_MIB`]. It costs the host nothing until it is used.
         max_mib: u32,
     },
+    /// virtio-net.
+    Net {
+        /// The tap of each queue pair, 1..=[`MAX_TAPS`]: a file of /dev/net/tun with the flags IFF_TAP,
+        /// IFF_NO_PI and IFF_VNET_HDR, and IFF_MULTI_QUEUE if there are several. The VMM makes it
+        /// non-blocking and sets the header's size.
+        taps: Vec<FdIndex>,
+        /// The guest's address: unicast, and not all zeros.
+        mac: [u8; 6],
+        /// The MTU that the guest's driver sets, at least [`MIN_MTU`].
+        mtu: u16,
+    },
 }
 
 impl DeviceConfig {
@@ -77,6 +94,7 @@ impl DeviceConfig {
             Self::Vsock { .. } => ("vsock", 1),
             Self::Fs { .. } => ("fs", 1),
             Self::Mem { .. } => ("mem", 1),
+            Self::Net { .. } => ("net", MAX_NETS),
         }
     }
 }
@@ -147,7 +165,7 @@ mod tests {
         json!({
             "build_id": "b", "pod": "p", "memory_mib": 64, "vcpus": 1, "max_vcpus": 2, "extra_cmdline": "",
             "console_to_stderr": false, "kvm": 0, "kernel": 1, "initrd": 2, "console_ring": 3,
-            "devices": [vsock(), {"Fs": {"tag": "t"}}],
+            "devices": [vsock(), {"Fs": {"tag": "t"}}, net()],
         })
     }
 
@@ -157,6 +175,10 @@ mod tests {
 
     fn mem(max_mib: u32) -> Value {
         json!({"Mem": {"max_mib": max_mib}})
+    }
+
+    fn net() -> Value {
+        json!({"Net": {"taps": [5, 6], "mac": [2, 0, 0, 0, 0, 1], "mtu": 1500}})
     }
 
     fn with(field: &str, value: Value) -> Result<Configure, serde_json::Error> {
@@ -187,6 +209,21 @@ mod tests {
             ("devices", json!([{"Fs": {}}]), "tag"),
             ("devices", json!([{"Mem": {}}]), "max_mib"),
             ("devices", json!([{"Mem": {"max_mib": -128}}]), "-128"),
+            (
+                "devices",
+                json!([{"Net": {"taps": [], "mac": [2, 0, 0, 0, 0, 1]}}]),
+                "mtu",
+            ),
+            (
+                "devices",
+                json!([{"Net": {"taps": [256], "mac": [2, 0, 0, 0, 0, 1], "mtu": 1500}}]),
+                "256",
+            ),
+            (
+                "devices",
+                json!([{"Net": {"taps": [5], "mac": [2, 0, 0], "mtu": 1500}}]),
+                "length 3",
+            ),
             ("devices", json!({}), "sequence"),
         ] {
             let error = with(field, value.clone()).unwrap_err().to_string();
@@ -214,6 +251,14 @@ mod tests {
                 twice("fs", 2),
             ),
             (json!([vsock(), mem(128), mem(128)]), twice("mem", 2)),
+            (
+                json!([vec![vsock()], vec![net(); MAX_NETS + 1]].concat()),
+                DeviceListError::TooManyOfKind {
+                    kind: "net",
+                    count: MAX_NETS + 1,
+                    most: MAX_NETS,
+                },
+            ),
             (json!(vec![vsock(); MAX_DEVICES]), twice("vsock", MAX_DEVICES)),
             (
                 json!(vec![vsock(); MAX_DEVICES + 1]),

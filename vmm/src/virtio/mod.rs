@@ -73,6 +73,7 @@ pub mod balloon;
 mod config_space;
 mod device;
 pub mod fs;
+pub mod net;
 pub mod rings;
 pub mod rng;
 #[cfg(test)]

@@ -93,7 +93,7 @@ pub fn is_confined(path: &str) -> bool {
 #[derive(Debug, Default, Clone)]
 pub struct Signals {
     /// Used buffer notifications, by queue.
-    pub queues: [u64; 4],
+    pub queues: [u64; 8],
     /// Configuration change notifications.
     pub config: u64,
     pub needs_reset: u64,

@@ -7,6 +7,7 @@ pub mod balloon;
 mod common;
 mod control;
 pub mod fs;
+pub mod net;
 pub mod rng;
 mod vcpu;
 pub mod vsock;
@@ -57,6 +58,7 @@ pub static ALL: &[&Profile] = &[
     &CONTROL,
     &balloon::PROFILE,
     &fs::PROFILE,
+    &net::PROFILE,
     &rng::PROFILE,
     &vsock::PROFILE,
     &vsock::STANDALONE,

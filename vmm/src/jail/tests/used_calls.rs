@@ -12,8 +12,9 @@ type Row = (&'static Profile, &'static str, &'static [(i64, &'static str)]);
 /// The tests of the devices count interrupts instead of sending them. vsock makes other ioctls.
 const INTERRUPT: (i64, &str) = (libc::SYS_ioctl, "the transport, to send an interrupt");
 
-const DEVICES: [Row; 5] = [
+const DEVICES: [Row; 6] = [
     (&balloon::PROFILE, "virtio::balloon::tests::", &[INTERRUPT]),
+    (&net::PROFILE, "virtio::net::tests::", &[]),
     (&rng::PROFILE, "virtio::rng::tests::", &[INTERRUPT]),
     (&vsock::PROFILE, "virtio::vsock::tests::", &[]),
     (&vsock::STANDALONE, "virtio::vsock::tests::", &[]),
