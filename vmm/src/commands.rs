@@ -12,21 +12,29 @@ const MAX_LINE: usize = 256;
 pub enum Command {
     /// `renew-generation-id`: gives the VM a new generation id, as if it had been restored from a snapshot.
     RenewGenerationId,
+    /// `plug-memory N`: asks the guest to have N MiB plugged in.
+    PlugMemory {
+        /// The wanted size in MiB, not a difference.
+        mib: u32,
+    },
 }
 
 /// A line that is not a command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown command {0:?}, expected renew-generation-id")]
+#[error("unknown command {0:?}, expected renew-generation-id, or plug-memory and a number of MiB")]
 pub struct Unknown(pub String);
 
 impl FromStr for Command {
     type Err = Unknown;
 
     fn from_str(line: &str) -> Result<Self, Unknown> {
-        match line.trim() {
-            "renew-generation-id" => Ok(Self::RenewGenerationId),
-            other => Err(Unknown(other.to_owned())),
-        }
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let command = match *words {
+            ["renew-generation-id"] => Some(Self::RenewGenerationId),
+            ["plug-memory", mib] => mib.parse().ok().map(|mib| Self::PlugMemory { mib }),
+            _ => None,
+        };
+        command.ok_or_else(|| Unknown(line.trim().to_owned()))
     }
 }
 
@@ -68,6 +76,19 @@ mod tests {
                 Ok(Command::RenewGenerationId)
             ]
         );
+    }
+
+    #[test]
+    fn memory_is_plugged_by_a_number() {
+        assert_eq!("plug-memory 512".parse(), Ok(Command::PlugMemory { mib: 512 }));
+        for unknown in [
+            "plug-memory",
+            "plug-memory -1",
+            "plug-memory 1 2",
+            "plug-memory 4294967296",
+        ] {
+            assert_eq!(unknown.parse::<Command>(), Err(Unknown(unknown.to_owned())));
+        }
     }
 
     #[test]

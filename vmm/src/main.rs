@@ -52,6 +52,10 @@ struct StandaloneArguments {
     /// Guest memory in MiB.
     #[arg(long, value_name = "N", default_value_t = 512)]
     memory_mib: u32,
+    /// Most memory that can be plugged in besides --memory-mib while the guest runs, in MiB, a multiple of 128;
+    /// --commands plugs it.
+    #[arg(long, value_name = "N")]
+    max_plugged_mib: Option<u32>,
     /// Number of vCPUs that are online at boot, 1 to 32.
     #[arg(long, value_name = "N", default_value_t = 1)]
     vcpus: u8,
@@ -63,7 +67,8 @@ struct StandaloneArguments {
     #[arg(long)]
     console: bool,
     /// Read commands from standard input while the guest runs, one per line: renew-generation-id gives the VM
-    /// a new generation id and notifies the guest, as restoring it from a snapshot would.
+    /// a new generation id and notifies the guest, as restoring it from a snapshot would; plug-memory N asks the
+    /// guest to have N MiB plugged in besides its memory at boot (--max-plugged-mib).
     #[arg(long, conflicts_with = "console")]
     commands: bool,
     /// A directory to share with the guest, which mounts it as virtiofs with the tag "nacre".

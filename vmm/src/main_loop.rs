@@ -140,7 +140,7 @@ fn forward(input: &impl AsFd, serial: &SerialInput) -> bool {
 
 /// Carries out the commands that standard input has, and reports each on standard error; false at the end of
 /// input.
-fn run_commands(machine: &Machine, lines: &mut Lines) -> bool {
+fn run_commands(machine: &mut Machine, lines: &mut Lines) -> bool {
     let mut stdin = std::io::stdin().lock();
     let Ok(bytes) = stdin.fill_buf() else {
         return false;
@@ -155,6 +155,12 @@ fn run_commands(machine: &Machine, lines: &mut Lines) -> bool {
                 Ok(()) => eprintln!("nacre-vmm: the VM has a new generation id"),
                 Err(error) => eprintln!("nacre-vmm: {error}"),
             },
+            // Once the guest has it, the device reports that.
+            Ok(Command::PlugMemory { mib }) => {
+                if let Err(error) = machine.plug_memory(mib) {
+                    eprintln!("nacre-vmm: {error}");
+                }
+            }
         }
     }
     length > 0

@@ -17,6 +17,7 @@ use crate::machine::{self, DeviceBuilder, Failure, Machine, Resources};
 use crate::main_loop::{self, Inputs, StopReason};
 use crate::process::exit_now;
 use crate::virtio::{fs, net, vsock};
+use crate::virtio::{fs, mem, vsock};
 
 /// A failed step before [`machine::build`], with its error.
 struct StepError(&'static str, Box<dyn StdError>);
@@ -128,6 +129,12 @@ fn device(
                 .map(|tap| descriptors.take("devices: net: taps", tap));
             let config = net::Config::new(taps.collect::<Result<_, _>>()?, mac, mtu)?;
             Box::new(|env| net::spawn(config, env))
+        DeviceConfig::Mem { max_mib } => {
+            let config = mem::Config {
+                max_bytes: u64::from(max_mib) << 20,
+                on_reached: control.memory_reporter(),
+            };
+            Box::new(|env| mem::spawn(config, env))
         }
     })
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use nacre_protocol::control::Outcome;
+use nacre_protocol::control::{DeviceListError, Outcome, is_pluggable};
 use nacre_protocol::guest::SHARED_TAG;
 use nacre_protocol::vsock::AGENT_PORT;
 use nacre_vmm::config::{Config, ConsoleOutput};
@@ -22,6 +22,7 @@ use nacre_vmm::machine::vm_exit::borrow_eventfd;
 use nacre_vmm::machine::{self, DeviceBuilder, Failure, Resources};
 use nacre_vmm::main_loop::{self, Inputs, StandardInput, StopReason};
 use nacre_vmm::virtio::{fs, net, vsock};
+use nacre_vmm::virtio::{fs, mem, vsock};
 use vmm_sys_util::eventfd::EventFd;
 
 use self::pause_resume::Cycles;
@@ -154,8 +155,24 @@ fn devices(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow:
     for (number, tap) in (1..).zip(&arguments.tap) {
         let config = tap.open(number)?;
         devices.push(Box::new(|env| net::spawn(config, env)));
+    if let Some(max_mib) = arguments.max_plugged_mib {
+        let config = mem_config(max_mib)?;
+        devices.push(Box::new(|env| mem::spawn(config, env)));
     }
     Ok(devices)
+}
+
+fn mem_config(max_mib: u32) -> anyhow::Result<mem::Config> {
+    if !is_pluggable(max_mib) {
+        bail!(
+            "--max-plugged-mib {max_mib}: {}",
+            DeviceListError::PluggedMemory(max_mib)
+        );
+    }
+    Ok(mem::Config {
+        max_bytes: u64::from(max_mib) << 20,
+        on_reached: Box::new(|bytes| eprintln!("nacre-vmm: {} MiB are plugged in", bytes >> 20)),
+    })
 }
 
 /// The jail makes the shared directory its root, so the device's root is `/` unless there is no jail.

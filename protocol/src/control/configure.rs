@@ -87,6 +87,12 @@ pub enum DeviceConfig {
     },
 }
 
+/// Whether [`DeviceConfig::Mem`] may have this size.
+#[must_use]
+pub fn is_pluggable(max_mib: u32) -> bool {
+    max_mib.is_multiple_of(MEMORY_SECTION_MIB) && (1..=MAX_PLUGGED_MIB).contains(&max_mib)
+}
+
 impl DeviceConfig {
     /// The name of the device's kind, and how many of that kind a VM may have.
     fn kind(&self) -> (&'static str, usize) {
@@ -143,7 +149,7 @@ impl Configure {
                 return Err(DeviceListError::TooManyOfKind { kind, count, most });
             }
             if let DeviceConfig::Mem { max_mib } = *device
-                && !(max_mib.is_multiple_of(MEMORY_SECTION_MIB) && (1..=MAX_PLUGGED_MIB).contains(&max_mib))
+                && !is_pluggable(max_mib)
             {
                 return Err(DeviceListError::PluggedMemory(max_mib));
             }

@@ -25,6 +25,9 @@ const ALWAYS: &[&str] = &[
     // Keep lock prefixes. For a single CPU Linux would patch thousands of them out, each with a switch of
     // address spaces, and the agent may bring more CPUs online later.
     "noreplace-smp",
+    // Make three quarters of the memory that is plugged in movable, so that it can be unplugged again. All of
+    // it would be too much: page tables, inodes and sockets need the other kind.
+    "memory_hotplug.online_policy=auto-movable",
     // Credit RDRAND, so that the random number generator is ready at once; virtio-rng adds the host's
     // entropy.
     "random.trust_cpu=on",

@@ -16,6 +16,7 @@ use nacre_protocol::text::printable;
 
 use crate::machine::{Failure, Machine};
 use crate::process::exit_now;
+use crate::virtio::mem::OnReached;
 use connections::ConnectionSender;
 
 /// Longest build id of a shim in an error, bytes.
@@ -59,6 +60,13 @@ impl Control {
     #[must_use]
     pub fn connection_sender(&self, expected: StreamTable) -> ConnectionSender {
         ConnectionSender::new(Arc::clone(&self.0), expected)
+    }
+
+    /// Reports to the shim that as much memory is plugged as it asked for, in bytes.
+    #[must_use]
+    pub fn memory_reporter(&self) -> OnReached {
+        let control = self.clone();
+        Box::new(move |bytes| control.send(&FromVmm::MemoryPlugged { mib: mib(bytes) }))
     }
 
     /// Blocks until the first message arrives, which must be `Configure`. Compares the builds before it looks
@@ -149,15 +157,24 @@ impl Control {
 
 /// Carries out `request`, on the main thread.
 fn carry_out(request: Request, machine: &mut Machine) -> Result<Answer, ErrorText> {
-    let done = match request {
+    match request {
         Request::Exits => return Ok(Answer::Exits(machine.exit_counts())),
-        Request::Pause => machine.pause(),
-        Request::Resume => machine.resume(),
-        Request::PlugMemory { .. } | Request::Memory => {
-            return Err(ErrorText::new("this VM has no device to plug memory"));
+        Request::Pause => machine.pause().map_err(ErrorText::new)?,
+        Request::Resume => machine.resume().map_err(ErrorText::new)?,
+        Request::PlugMemory { mib } => machine.plug_memory(mib).map_err(ErrorText::new)?,
+        Request::Memory => {
+            let sizes = machine.plugged_memory().map_err(ErrorText::new)?;
+            return Ok(Answer::Memory {
+                requested_mib: mib(sizes.requested),
+                plugged_mib: mib(sizes.plugged),
+            });
         }
-    };
-    done.map(|()| Answer::Done).map_err(ErrorText::new)
+    }
+    Ok(Answer::Done)
+}
+
+fn mib(bytes: u64) -> u32 {
+    u32::try_from(bytes >> 20).unwrap_or(u32::MAX)
 }
 
 impl AsFd for Control {

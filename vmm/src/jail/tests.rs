@@ -14,6 +14,7 @@ use nix::sys::eventfd::EventFd;
 use rustix::thread::CapabilitySet;
 
 use super::calls::{self, Profile, balloon, fs, net, rng, vsock};
+use super::calls::{self, Profile, balloon, fs, mem, rng, vsock};
 use super::{Confinement, Violation, enter};
 
 /// Environment of a child process: the case, see [`perform`].

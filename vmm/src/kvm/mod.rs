@@ -40,8 +40,10 @@ const REQUIRED: &[(Cap, &str)] = &[
     (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
-/// The memory slots of registers follow those of RAM.
+/// The memory slots of registers follow those of RAM at boot.
 const FIRST_REGISTER_SLOT: u32 = 64;
+/// The memory slots of RAM that is added later follow those of registers. KVM before 5.12 has 509 slots.
+const FIRST_ADDED_SLOT: u32 = 128;
 /// KVM_GET_API_VERSION of every kernel since 2.6.22.
 pub(crate) const API_VERSION: i32 = 12;
 
@@ -130,6 +132,17 @@ impl Vm {
                 .map_err(error_at("mapping guest memory"))?;
         }
         Ok(())
+    }
+
+    /// Maps `range`, a guest-physical address and a length, to the host memory at address `host`, as the
+    /// `index`th such mapping. Callable while the guest runs. The caller keeps the memory as long as the VM
+    /// exists.
+    ///
+    /// # Errors
+    /// [`Error::Ioctl`] if KVM refuses the memory slot, as it does when there are too many.
+    pub fn add_memory(&self, index: u32, range: (u64, u64), host: u64) -> Result<(), Error> {
+        let slot = FIRST_ADDED_SLOT.saturating_add(index);
+        raw::set_slot(&self.fd, slot, 0, range, host).map_err(error_at("mapping more guest memory"))
     }
 
     /// Maps the first `bytes` of `pages` into the guest at `address`, as the `index`th such mapping. The

@@ -9,6 +9,7 @@ mod io_devices;
 pub mod layout;
 pub mod memory;
 mod pause;
+mod plug;
 mod vcpus;
 mod virtio_devices;
 pub mod vm_exit;
@@ -22,6 +23,8 @@ use std::sync::Arc;
 pub use self::error::{Error, Failure};
 pub use self::pause::PauseError;
 use self::pause::{Pausable, RunState, pause_all, resume_all};
+use self::plug::Plug;
+pub use self::plug::PlugError;
 use self::vcpus::Vcpus;
 use self::virtio_devices::AttachedDevice;
 pub use self::virtio_devices::DeviceBuilder;
@@ -36,7 +39,8 @@ use crate::devices::serial::SerialInput;
 use crate::jail::Confinement;
 use crate::kvm::Vm;
 use crate::kvm::vcpu::IoBuses;
-use crate::virtio::Memory;
+use crate::virtio::mem::Sizes;
+use crate::virtio::{Device, Memory};
 
 /// Open files and devices that a machine is built from.
 pub struct Resources {
@@ -65,10 +69,11 @@ pub struct Machine {
     vcpus: Vcpus,
     /// In the order of their addresses.
     devices: Vec<AttachedDevice>,
+    plug: Option<Plug>,
     state: RunState,
-    // Kept open because KVM and the devices use them.
-    _vm: Vm,
-    _memory: Arc<Memory>,
+    vm: Vm,
+    /// All of guest memory. KVM and the devices use it.
+    memory: Arc<Memory>,
 }
 
 /// The kernel's headers and the initramfs's size.
@@ -110,8 +115,9 @@ pub fn build(
     let generation_id = create_generation_id(&io_apic, &memory).map_err(Failure::at("create devices"))?;
     let (mut buses, serial_input) =
         io_devices::create(io_apic, &vm_exit, &console).map_err(Failure::at("create devices"))?;
-    let devices = virtio_devices::create(devices, confinement, &vm_exit)
-        .map_err(Failure::at("create virtio devices"))?;
+    let env = virtio_devices::env(confinement, &vm_exit, config.memory_bytes());
+    let devices = virtio_devices::create(devices, &env).map_err(Failure::at("create virtio devices"))?;
+    let plugger = devices.iter().find_map(Device::plugger).cloned();
     let devices = virtio_devices::attach(devices, &vm, &memory, &mut buses)
         .map_err(Failure::at("attach virtio devices"))?;
     let buses = Arc::new(buses);
@@ -136,9 +142,10 @@ pub fn build(
         buses: ManuallyDrop::new(buses),
         vcpus,
         devices,
+        plug: plugger.map(Plug::new),
         state: RunState::NotStarted,
-        _vm: vm,
-        _memory: memory,
+        vm,
+        memory,
     })
 }
 
@@ -187,6 +194,26 @@ impl Machine {
         }
         self.state = RunState::Running;
         resume_all(&mut self.parts()).map_err(|error| error.unless(self.vm_exit.is_set()))
+    }
+
+    /// Asks the guest to have `mib` MiB plugged in besides the memory at boot, a multiple of
+    /// [`nacre_protocol::control::MEMORY_BLOCK_MIB`]. Returns when the guest has been asked; a paused one is
+    /// asked when it runs on.
+    ///
+    /// # Errors
+    /// [`PlugError`]: the size is out of range, the host has no memory, or a device did not answer within
+    /// 10 s. The guest keeps what it has, and this may be called again.
+    pub fn plug_memory(&mut self, mib: u32) -> Result<(), PlugError> {
+        let plug = self.plug.as_mut().ok_or(PlugError::NoDevice)?;
+        plug.request(mib, &self.vm, &mut self.memory, &self.devices)
+    }
+
+    /// How much memory is to be plugged in, and how much is.
+    ///
+    /// # Errors
+    /// [`PlugError::NoDevice`].
+    pub fn plugged_memory(&self) -> Result<Sizes, PlugError> {
+        Ok(self.plug.as_ref().ok_or(PlugError::NoDevice)?.sizes())
     }
 
     /// What is paused, in that order.

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use super::memory::ranges::Ranges;
 use super::pause::{Pausable, PauseError};
 use super::vm_exit::VmExit;
 use super::{Error, layout};
@@ -38,19 +39,15 @@ const EVERY_VM: [Spawn; 2] = [rng::spawn, balloon::spawn];
 
 /// Creates the devices with their workers, in the order of their slots: those of `builders`, then those
 /// that every VM has.
-pub(super) fn create(
-    builders: Vec<DeviceBuilder>,
-    confinement: &Confinement,
-    vm_exit: &VmExit,
-) -> Result<Vec<Device>, Error> {
-    let env = worker_env(confinement, vm_exit);
-    let configured = builders.into_iter().map(|build| build(&env));
-    let devices = configured.chain(EVERY_VM.into_iter().map(|spawn| spawn(&env)));
+pub(super) fn create(builders: Vec<DeviceBuilder>, env: &Env) -> Result<Vec<Device>, Error> {
+    let configured = builders.into_iter().map(|build| build(env));
+    let devices = configured.chain(EVERY_VM.into_iter().map(|spawn| spawn(env)));
     Ok(devices.collect::<Result<_, _>>()?)
 }
 
-/// The confinement of the workers, and what happens when one fails.
-fn worker_env(confinement: &Confinement, vm_exit: &VmExit) -> Env {
+/// The confinement of the workers, what happens when one fails, and where a VM that has `boot_bytes` of RAM at
+/// boot may have more.
+pub(super) fn env(confinement: &Confinement, vm_exit: &VmExit, boot_bytes: u64) -> Env {
     let vm_exit = vm_exit.clone();
     Env {
         confinement: confinement.clone(),
@@ -60,12 +57,20 @@ fn worker_env(confinement: &Confinement, vm_exit: &VmExit) -> Env {
             Report::Stopped { device, fault } => eprintln!("nacre-vmm: virtio {device} stopped: {fault}"),
             Report::Died { device, death } => vm_exit.set_fault(format!("virtio {device}"), death),
         }),
+        hotplug: Ranges::of(boot_bytes).hotplug,
     }
 }
 
 /// A device with its transport, which the buses have, too. The vCPUs are paused before it, since their
 /// threads lock the transport.
 pub(super) struct AttachedDevice(Arc<Mutex<PciTransport>>);
+
+impl AttachedDevice {
+    /// Gives the device guest memory that has grown.
+    pub(super) fn set_memory(&self, memory: &Arc<Memory>) -> Result<(), DeviceError> {
+        PciTransport::lock(&self.0).set_memory(memory)
+    }
+}
 
 impl Pausable for AttachedDevice {
     fn pause(&mut self) -> Result<(), PauseError> {

@@ -96,18 +96,19 @@ impl ConfigSpace {
     /// [`NotWritable`] if the configuration space ends before the last byte; nothing is then changed.
     pub fn update(&self, offset: u64, data: &[u8]) -> Result<(), NotWritable> {
         let mut state = self.lock();
-        state
-            .replace(range_of(offset, data.len()), data)
-            .ok_or(NotWritable {
-                offset,
-                length: data.len(),
-            })?;
-        state.generation = state.generation.wrapping_add(1);
-        state.show();
+        state.change(offset, data)?;
         if let Some(interrupt) = &state.interrupt {
             interrupt.signal_config();
         }
         Ok(())
+    }
+
+    /// As [`ConfigSpace::update`], without the interrupt: for what the driver's own request has changed.
+    ///
+    /// # Errors
+    /// As [`ConfigSpace::update`].
+    pub fn reflect(&self, offset: u64, data: &[u8]) -> Result<(), NotWritable> {
+        self.lock().change(offset, data)
     }
 
     /// Changes with each [`ConfigSpace::update`] (virtio 1.2, 2.5.1).
@@ -145,6 +146,16 @@ impl State {
         if let Some(watcher) = &self.watcher {
             watcher(&self.bytes, self.generation);
         }
+    }
+
+    /// Writes `data` for the device and changes the generation.
+    fn change(&mut self, offset: u64, data: &[u8]) -> Result<(), NotWritable> {
+        let length = data.len();
+        self.replace(range_of(offset, length), data)
+            .ok_or(NotWritable { offset, length })?;
+        self.generation = self.generation.wrapping_add(1);
+        self.show();
+        Ok(())
     }
 
     /// Copies `data` to `range`; None if that is None or ends beyond the bytes.
@@ -251,6 +262,16 @@ mod tests {
         assert_eq!((space.generation(), interrupts.signals().config), (3, 1));
         assert_eq!(all(&space), [9, 9, 3, 4, 5, 6, 9, 9]);
         assert!(!space.take_driver_write());
+    }
+
+    #[test]
+    fn a_reflected_change_does_not_interrupt_the_driver() {
+        let (space, interrupts) = (space(), Arc::new(Interrupts::default()));
+        space.set_interrupt(Some(Arc::clone(&interrupts) as Arc<dyn Interrupt>));
+        space.reflect(0, &[9]).unwrap();
+        assert!(space.reflect(8, &[9]).is_err());
+        assert_eq!((space.generation(), interrupts.signals().config), (1, 0));
+        assert_eq!(all(&space), [9, 2, 3, 4, 5, 6, 7, 8]);
     }
 
     #[test]

@@ -14,8 +14,9 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueState;
 
+use super::mem::Plugger;
 use super::worker::{DataPath, Worker};
-use super::{Activation, ConfigSpace, Env};
+use super::{Activation, ConfigSpace, Env, Memory};
 use crate::jail::Profile;
 
 /// What every device offers: it complies with virtio 1.0 and later, and the worker handles indirect
@@ -74,6 +75,7 @@ pub struct Device {
     device_type: u32,
     queue_sizes: Vec<u16>,
     features: u64,
+    plugger: Option<Plugger>,
     worker: Worker,
 }
 
@@ -93,7 +95,22 @@ impl Device {
             device_type: spec.device_type,
             queue_sizes: spec.queue_sizes,
             features: spec.features | COMMON_FEATURES,
+            plugger: None,
         })
+    }
+
+    /// The device, which plugs memory by `plugger`.
+    pub(super) fn with_plugger(self, plugger: Plugger) -> Self {
+        Self {
+            plugger: Some(plugger),
+            ..self
+        }
+    }
+
+    /// Plugs memory, if this is virtio-mem.
+    #[must_use]
+    pub fn plugger(&self) -> Option<&Plugger> {
+        self.plugger.as_ref()
     }
 
     /// See [`Spec::name`].
@@ -168,6 +185,17 @@ impl Device {
     /// [`DeviceError`] if the worker's thread has exited.
     pub fn resume(&mut self) -> Result<(), DeviceError> {
         self.worker.resume()
+    }
+
+    /// Replaces guest memory by `memory`, which has grown: it has the regions of an earlier activation, and
+    /// more. When it returns, the driver may use all of it for buffers. Has no effect on a device that is not
+    /// active. A paused device takes it at once.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the worker's thread has exited or does not answer within 10 s; in the latter case
+    /// it takes the memory later.
+    pub fn set_memory(&mut self, memory: Arc<Memory>) -> Result<(), DeviceError> {
+        self.worker.set_memory(memory)
     }
 
     /// Changes how long reset and pause wait, so that a test need not.

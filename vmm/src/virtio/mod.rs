@@ -74,6 +74,7 @@ mod config_space;
 mod device;
 pub mod fs;
 pub mod net;
+pub mod mem;
 pub mod rings;
 pub mod rng;
 #[cfg(test)]
@@ -89,6 +90,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::worker::Fault;
 use crate::jail::Confinement;
+use crate::machine::memory::ranges::Range;
 pub(crate) use config_space::copy_padded;
 pub use config_space::{ConfigSpace, NotWritable};
 pub use device::{Device, DeviceError, Spec};
@@ -136,6 +138,8 @@ pub struct Env {
     pub confinement: Confinement,
     /// Receives a worker's failures. Called on the worker's thread; must not block.
     pub report: Arc<dyn Fn(Report) + Send + Sync>,
+    /// Where memory may be plugged in.
+    pub hotplug: Range,
 }
 
 /// A failure that a device's worker reports to the VM.

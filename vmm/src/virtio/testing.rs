@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Activation, ActiveQueue, Device, Env, Interrupt, Memory, Report};
 use crate::jail::{Confinement, Violation, recorder};
+use crate::machine::memory::ranges::Range;
 pub use chains::{Fields, INDIRECT, NEXT, Prng, WRITE, malformed_chains, readable, writable};
 pub use hammer::hammer;
 
@@ -28,6 +29,11 @@ pub const MEMORY_SIZE: u64 = 32 << 20;
 pub const BUFFERS: u64 = 4 << 20;
 /// A test fails if it waits longer than this.
 pub const DEADLINE: Duration = Duration::from_secs(20);
+/// Where memory may be plugged in: the upper half of memory, which a test may use as if it were mapped.
+pub const HOTPLUG: Range = Range {
+    start: MEMORY_SIZE / 2,
+    bytes: MEMORY_SIZE / 2,
+};
 /// Bytes of guest memory for the rings of one queue.
 const QUEUE_STRIDE: u64 = 0x2_0000;
 /// Descriptors per slot of a descriptor table: the longest chain that [`Driver::offer`] makes.
@@ -219,6 +225,7 @@ impl Driver {
         Env {
             confinement,
             report: Arc::new(report),
+            hotplug: HOTPLUG,
         }
     }
 

@@ -74,6 +74,13 @@ pub trait DataPath {
     fn on_config_write(&mut self, _active: &mut ActiveDevice) -> Result<(), Fault> {
         Ok(())
     }
+    /// Guest memory has grown: [`ActiveDevice::memory`] has all that it had, and more.
+    ///
+    /// # Errors
+    /// [`Fault`] if the device can't continue.
+    fn on_memory(&mut self, _active: &mut ActiveDevice) -> Result<(), Fault> {
+        Ok(())
+    }
     /// The queues are about to be taken away: drop everything that belongs to this activation.
     fn stop(&mut self, _active: &mut ActiveDevice) {}
 }
@@ -87,6 +94,8 @@ enum Command {
     /// Answered with the state of the queues.
     Pause(SyncSender<Vec<QueueState>>),
     Resume,
+    /// Guest memory has grown. Answered when the data path has it.
+    Memory(Arc<Memory>, SyncSender<()>),
     Exit,
 }
 
@@ -220,6 +229,16 @@ impl Worker {
     pub fn resume(&self) -> Result<(), DeviceError> {
         self.send_command(Command::Resume)
             .map_err(DeviceError::at(self.name, "resume"))
+    }
+
+    /// Gives the worker guest memory that has grown; returns once it uses it. See
+    /// [`super::Device::set_memory`].
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the worker's thread has exited or does not answer within 10 s.
+    pub fn set_memory(&self, memory: Arc<Memory>) -> Result<(), DeviceError> {
+        self.ask(|taken| Command::Memory(memory, taken))
+            .map_err(DeviceError::at(self.name, "use more guest memory"))
     }
 
     /// Sends a command and waits for its answer.

@@ -8,6 +8,7 @@ mod common;
 mod control;
 pub mod fs;
 pub mod net;
+pub mod mem;
 pub mod rng;
 mod vcpu;
 pub mod vsock;
@@ -59,6 +60,7 @@ pub static ALL: &[&Profile] = &[
     &balloon::PROFILE,
     &fs::PROFILE,
     &net::PROFILE,
+    &mem::PROFILE,
     &rng::PROFILE,
     &vsock::PROFILE,
     &vsock::STANDALONE,
@@ -66,6 +68,9 @@ pub static ALL: &[&Profile] = &[
 
 /// `_IOW(KVMIO, 0xa5, struct kvm_msi)`: sends an interrupt to the guest.
 pub(super) const KVM_SIGNAL_MSI: u64 = 0x4020_aea5;
+
+/// `_IOW(KVMIO, 0x46, struct kvm_userspace_memory_region)`: maps host memory into the guest.
+pub(super) const KVM_SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
 
 /// An allowed system call.
 #[derive(Debug, Clone, Copy)]

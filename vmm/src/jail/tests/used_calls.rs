@@ -15,6 +15,11 @@ const INTERRUPT: (i64, &str) = (libc::SYS_ioctl, "the transport, to send an inte
 const DEVICES: [Row; 6] = [
     (&balloon::PROFILE, "virtio::balloon::tests::", &[INTERRUPT]),
     (&net::PROFILE, "virtio::net::tests::", &[]),
+    (
+        &mem::PROFILE,
+        "virtio::mem::tests::",
+        &[INTERRUPT, (libc::SYS_sendmsg, "the control socket")],
+    ),
     (&rng::PROFILE, "virtio::rng::tests::", &[INTERRUPT]),
     (&vsock::PROFILE, "virtio::vsock::tests::", &[]),
     (&vsock::STANDALONE, "virtio::vsock::tests::", &[]),

@@ -51,19 +51,47 @@ pub fn map(bytes: u64, backing: &Backing, position: u64) -> Result<MmapRegion, E
                 .ok_or_else(too_large)?,
         },
     };
-    let memory = map_aligned(size, source).map_err(failed)?;
+    let memory = map_aligned(size, source, READ_WRITE).map_err(failed)?;
+    region(memory, size, source.flags)
+}
+
+/// Reserves `bytes` of addresses for anonymous memory at a multiple of [`HUGE_PAGE`], with `policy`. They are
+/// not accessible and cost nothing until [`provide`]. Never unmapped.
+pub fn reserve(bytes: u64, policy: PagePolicy) -> Result<*mut libc::c_void, Error> {
+    let failed = |source| Error::Map { bytes, source };
+    let size = usize::try_from(bytes).map_err(|_| failed(io::Error::from_raw_os_error(libc::EOVERFLOW)))?;
+    let reserved = map_aligned(size, ZEROS, libc::PROT_NONE).map_err(failed)?;
+    apply_to(policy, reserved, size)?;
+    Ok(reserved)
+}
+
+/// Makes the first `bytes` of `reserved` accessible, which is at least as long, and returns them. May be
+/// called again with more bytes; the content stays.
+pub fn provide(reserved: *mut libc::c_void, bytes: u64) -> Result<MmapRegion, Error> {
+    let failed = |source| Error::Map { bytes, source };
+    let size = usize::try_from(bytes).map_err(|_| failed(io::Error::from_raw_os_error(libc::EOVERFLOW)))?;
+    // SAFETY: the range is the start of a mapping that [`reserve`] has made for this. Nothing loses access.
+    let result = unsafe { libc::mprotect(reserved, size, READ_WRITE) };
+    if result != 0 {
+        return Err(failed(io::Error::last_os_error()));
+    }
+    region(reserved, size, ZEROS.flags)
+}
+
+/// The `size` bytes of a mapping at `memory` as a region.
+fn region(memory: *mut libc::c_void, size: usize, flags: i32) -> Result<MmapRegion, Error> {
     let builder = MmapRegionBuilder::new(size)
         .with_mmap_prot(READ_WRITE)
-        .with_mmap_flags(source.flags);
-    // SAFETY: `memory` is a new mapping of `size` bytes; no other code has its address, and it is never
-    // unmapped.
+        .with_mmap_flags(flags);
+    // SAFETY: `memory` is a mapping of at least `size` bytes. It is never unmapped, and used as guest memory
+    // alone: only by vm-memory's volatile accesses, and by KVM.
     let builder = unsafe { builder.with_raw_mmap_pointer(memory.cast()) };
     builder
         .build()
-        .map_err(|error| Error::Layout(format!("{bytes} bytes: {error}")))
+        .map_err(|error| Error::Layout(format!("{size} bytes: {error}")))
 }
 
-fn map_aligned(size: usize, source: Source) -> io::Result<*mut libc::c_void> {
+fn map_aligned(size: usize, source: Source, protection: i32) -> io::Result<*mut libc::c_void> {
     let reserved_size = size
         .checked_add(HUGE_PAGE)
         .ok_or_else(|| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
@@ -71,7 +99,7 @@ fn map_aligned(size: usize, source: Source) -> io::Result<*mut libc::c_void> {
     let reserved = mmap(null_mut(), reserved_size, libc::PROT_NONE, ZEROS)?;
     let aligned = reserved.with_addr(reserved.addr().next_multiple_of(HUGE_PAGE));
     let flags = source.flags | libc::MAP_FIXED;
-    mmap(aligned, size, READ_WRITE, Source { flags, ..source })
+    mmap(aligned, size, protection, Source { flags, ..source })
 }
 
 fn mmap(
@@ -92,14 +120,19 @@ fn mmap(
 
 /// Applies `policy` to all pages of `region`.
 pub fn apply(policy: PagePolicy, region: &MmapRegion) -> Result<(), Error> {
-    advise(region, libc::MADV_DONTDUMP).map_err(|source| Error::Advise {
+    apply_to(policy, region.as_ptr().cast(), region.size())
+}
+
+fn apply_to(policy: PagePolicy, start: *mut libc::c_void, size: usize) -> Result<(), Error> {
+    let advise = |advice| advise(start, size, advice);
+    advise(libc::MADV_DONTDUMP).map_err(|source| Error::Advise {
         advice: "MADV_DONTDUMP",
         source,
     })?;
     if !policy.huge_pages {
         return Ok(());
     }
-    match advise(region, libc::MADV_HUGEPAGE) {
+    match advise(libc::MADV_HUGEPAGE) {
         // A kernel without transparent huge pages, of which `nacre doctor` warns.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         advised => advised.map_err(|source| Error::Advise {
@@ -109,9 +142,9 @@ pub fn apply(policy: PagePolicy, region: &MmapRegion) -> Result<(), Error> {
     }
 }
 
-fn advise(region: &MmapRegion, advice: i32) -> io::Result<()> {
-    // SAFETY: the range is the whole mapping of `region`; neither advice changes the content of a page.
-    let result = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) };
+fn advise(start: *mut libc::c_void, size: usize, advice: i32) -> io::Result<()> {
+    // SAFETY: the range is a whole mapping of this module; neither advice changes the content of a page.
+    let result = unsafe { libc::madvise(start, size, advice) };
     if result == 0 {
         return Ok(());
     }

@@ -2,6 +2,7 @@
 //! ([`Backing`]), and in which pages the host provides it ([`PagePolicy`]); [`mapping`] carries that out.
 //! Called by the machine's steps; reads and writes none of it.
 
+pub mod hotplug;
 mod mapping;
 pub mod ranges;
 

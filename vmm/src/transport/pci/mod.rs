@@ -38,7 +38,7 @@ use super::status::{self, DRIVER_OK, Transition};
 use crate::bus::{BusDevice, Half};
 use crate::log::LimitedLog;
 use crate::msi::SendMessage;
-use crate::virtio::{Activation, ActiveQueue, Device, Interrupt as _, Memory};
+use crate::virtio::{Activation, ActiveQueue, Device, DeviceError, Interrupt as _, Memory};
 
 /// VIRTIO_F_VERSION_1: compliance with virtio 1.0 and later (virtio 1.2, 6).
 const VERSION_1: u64 = 1 << 32;
@@ -133,6 +133,15 @@ impl PciTransport {
     /// The device itself, for the machine.
     pub fn device(&mut self) -> &mut Device {
         &mut self.device
+    }
+
+    /// Replaces guest memory by `memory`, which has grown, for this activation of the device and later ones.
+    ///
+    /// # Errors
+    /// As [`Device::set_memory`].
+    pub fn set_memory(&mut self, memory: &Arc<Memory>) -> Result<(), DeviceError> {
+        self.memory = Arc::clone(memory);
+        self.device.set_memory(Arc::clone(memory))
     }
 
     /// The address ranges of `transport`, for the bus. vCPU threads access it one after the other.

@@ -171,6 +171,10 @@ impl DataPath for FsDataPath {
         })
     }
 
+    fn on_memory(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
+        self.start(active)
+    }
+
     /// Inodes and open files are kept until the next driver's INIT request, which drops them.
     fn stop(&mut self, _active: &mut ActiveDevice) {
         self.view = None;

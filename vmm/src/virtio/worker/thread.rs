@@ -21,7 +21,7 @@ use super::{ActiveDevice, Command, DataPath, Fault, MAX_REPORTS, Poller};
 use crate::jail::Profile;
 use crate::process::panic_text;
 use crate::virtio::rings::Rings;
-use crate::virtio::{Activation, ActiveQueue, ConfigSpace, DeviceError, Env, Report, WorkerDeath};
+use crate::virtio::{Activation, ActiveQueue, ConfigSpace, DeviceError, Env, Memory, Report, WorkerDeath};
 
 /// Most events that one epoll_wait returns.
 const EVENTS_PER_WAIT: usize = 32;
@@ -162,6 +162,10 @@ impl<D: DataPath> WorkerThread<D> {
                     let _ = paused.try_send(self.queue_states());
                 }
                 Command::Resume => self.handle(Event::Resume, None),
+                Command::Memory(memory, taken) => {
+                    self.set_memory(memory);
+                    let _ = taken.try_send(());
+                }
                 Command::Exit => return false,
             }
         }
@@ -182,6 +186,16 @@ impl<D: DataPath> WorkerThread<D> {
             Action::Stop => self.stop(),
             Action::Drop => self.held = None,
             Action::Refuse => self.report_stopped(Fault::AlreadyActive),
+        }
+    }
+
+    /// Replaces guest memory by `memory`, which contains it, in the activation that there is.
+    fn set_memory(&mut self, memory: Arc<Memory>) {
+        if let Some(active) = &mut self.active {
+            active.memory = memory;
+            self.call(D::on_memory);
+        } else if let Some(held) = &mut self.held {
+            held.memory = memory;
         }
     }
 

@@ -54,6 +54,7 @@ fn device(path: impl DataPath + Send + 'static) -> (Device, Receiver<Report>) {
     let env = Env {
         confinement: Confinement::none(),
         report: Arc::new(move |report| drop(reporter.send(report))),
+        hotplug: crate::virtio::testing::HOTPLUG,
     };
     (Device::spawn(spec, &env, || Ok(path)).unwrap(), reports)
 }

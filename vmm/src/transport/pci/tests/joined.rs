@@ -22,6 +22,7 @@ fn serves(rings: [u64; 3]) -> bool {
     let env = Env {
         confinement: Confinement::none(),
         report: Arc::new(move |report| drop(reporter.send(report))),
+        hotplug: crate::virtio::testing::HOTPLUG,
     };
     let mut driver = Driver::of(rng::spawn(&env).unwrap(), reports);
     driver.negotiate(VERSION_1);
