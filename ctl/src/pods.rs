@@ -241,6 +241,7 @@ pub mod tests {
             shim_start_time: process_start_time(std::process::id()),
             vmm_pid: Some(std::process::id()),
             cgroup: None,
+            network: None,
             created,
             state: PodState::Running,
         };

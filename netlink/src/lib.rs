@@ -14,6 +14,7 @@ mod message;
 pub mod neighbour;
 pub mod redirect;
 pub mod route;
+pub mod rule;
 mod socket;
 
 pub use message::Message;

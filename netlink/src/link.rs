@@ -45,9 +45,9 @@ pub struct Found {
     /// The index of the bridge or bond that it is a port of; 0 if it is none.
     pub master: u32,
     /// ARPHRD_*.
-    medium: u16,
+    pub medium: u16,
     /// IFF_*.
-    flags: u32,
+    pub flags: u32,
 }
 
 impl Found {
@@ -145,10 +145,10 @@ pub fn set_mtu(index: u32, mtu: u32) -> Message {
     change(index, 0).with_u32(MTU, mtu)
 }
 
-/// Sets how many packets a link's queue may hold.
+/// Sets a link's MTU, in bytes, and how many packets its queue may hold.
 #[must_use]
-pub fn set_queue_length(index: u32, packets: u32) -> Message {
-    change(index, 0).with_u32(QUEUE_LENGTH, packets)
+pub fn set_size(index: u32, mtu: u32, queue_length: u32) -> Message {
+    set_mtu(index, mtu).with_u32(QUEUE_LENGTH, queue_length)
 }
 
 /// Keeps the kernel from giving a link IPv6 addresses of its own when it comes up.

@@ -147,6 +147,7 @@ mod tests {
             shim_start_time,
             vmm_pid: None,
             cgroup: None,
+            network: None,
             created: 0,
             state: PodState::Running,
         }

@@ -30,6 +30,7 @@ mod hooks;
 mod identity;
 pub mod log;
 mod mount;
+mod network;
 mod pod_spec;
 mod process_id;
 mod rootfs;

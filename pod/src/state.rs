@@ -192,6 +192,7 @@ mod tests {
             shim_start_time: None,
             vmm_pid: None,
             cgroup: Some("/sys/fs/cgroup/x".into()),
+            network: None,
             created: 1,
             state: PodState::Creating,
         };

@@ -8,6 +8,8 @@
 )]
 
 pub mod bpf;
+mod child_files;
+mod tap;
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -21,6 +23,9 @@ use nix::unistd::{ForkResult, Pid, fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open};
 use tokio::io::unix::AsyncFd;
+
+pub use child_files::in_child_with_files;
+pub use tap::Tap;
 
 /// How long the work of [`in_child`] may take.
 const CHILD_DEADLINE: Duration = Duration::from_secs(10);
@@ -57,7 +62,27 @@ async fn in_child_within(
     deadline: Duration,
     work: impl FnOnce() -> Result<(), String>,
 ) -> io::Result<Result<(), String>> {
-    let (mut reader, mut writer) = io::pipe()?;
+    let (child, reader) = fork_for(work)?;
+    let status = ForkedChild(watch(child)?).wait(deadline).await?;
+    reason_of(status, reader)
+}
+
+/// As [`in_child`], for commands that run without a runtime.
+///
+/// # Errors
+/// As [`in_child`].
+pub fn in_child_blocking(work: impl FnOnce() -> Result<(), String>) -> io::Result<Result<(), String>> {
+    let (child, reader) = fork_for(work)?;
+    if !wait_readable(&child, Instant::now() + CHILD_DEADLINE)? {
+        end_child(&child);
+        return Err(too_late(CHILD_DEADLINE));
+    }
+    reason_of(reap(&child)?, reader)
+}
+
+/// Forks a child that does `work`; returns its pidfd, and a pipe with the reason if `work` fails.
+fn fork_for(work: impl FnOnce() -> Result<(), String>) -> io::Result<(OwnedFd, io::PipeReader)> {
+    let (reader, mut writer) = io::pipe()?;
     let child = fork_into(move || {
         let reason = work().err().unwrap_or_default();
         let bytes = reason.as_bytes();
@@ -65,16 +90,21 @@ async fn in_child_within(
         let _ = writer.write_all(bytes.get(..MAX_REASON).unwrap_or(bytes));
         i32::from(!reason.is_empty())
     })?;
+    Ok((pidfd_of(child)?, reader))
+}
+
+fn pidfd_of(child: Pid) -> io::Result<OwnedFd> {
     let child = rustix::process::Pid::from_raw(child.as_raw()).ok_or_else(|| io::Error::other("no pid"))?;
-    let child = ForkedChild(watch(pidfd_open(child, PidfdFlags::empty())?)?);
-    match tokio::time::timeout(deadline, child.0.readable()).await {
-        Ok(ready) => drop(ready?),
-        Err(_elapsed) => {
-            let late = format!("the child process did not finish within {deadline:?} and was killed");
-            return Err(io::Error::new(io::ErrorKind::TimedOut, late));
-        }
-    }
-    let status = child.reap()?;
+    Ok(pidfd_open(child, PidfdFlags::empty())?)
+}
+
+fn too_late(deadline: Duration) -> io::Error {
+    let late = format!("the child process did not finish within {deadline:?} and was killed");
+    io::Error::new(io::ErrorKind::TimedOut, late)
+}
+
+/// The result of a child of [`fork_for`] that has exited.
+fn reason_of(status: WaitIdStatus, mut reader: io::PipeReader) -> io::Result<Result<(), String>> {
     if status.exit_status() == Some(0) {
         return Ok(Ok(()));
     }
@@ -93,8 +123,12 @@ async fn in_child_within(
 struct ForkedChild(AsyncFd<OwnedFd>);
 
 impl ForkedChild {
-    /// Takes the exit status of a child that has exited.
-    fn reap(self) -> io::Result<WaitIdStatus> {
+    /// Waits until the child has exited; returns its exit status.
+    async fn wait(self, deadline: Duration) -> io::Result<WaitIdStatus> {
+        match tokio::time::timeout(deadline, self.0.readable()).await {
+            Ok(ready) => drop(ready?),
+            Err(_elapsed) => return Err(too_late(deadline)),
+        }
         reap(self.0.get_ref())
     }
 }

@@ -77,10 +77,24 @@ pub struct Pod {
     pub vmm_pid: Option<u32>,
     /// The pod's cgroup, an absolute path in the cgroup2 file system.
     pub cgroup: Option<PathBuf>,
+    /// The network namespace whose links are tied to the VM's; written before anything in it is changed.
+    #[serde(default)]
+    pub network: Option<NetworkNamespace>,
     /// Seconds since the epoch.
     pub created: u64,
     /// How far the pod's life has come.
     pub state: PodState,
+}
+
+/// A network namespace of the host. The path may lead to another one later, so the file identifies it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkNamespace {
+    /// Where it was found.
+    pub path: PathBuf,
+    /// The device number of its file.
+    pub device: u64,
+    /// The inode number of its file.
+    pub inode: u64,
 }
 
 /// How far a pod's life has come, as in `pod.json`: "creating", "running" or "stopped".

@@ -109,6 +109,7 @@ impl Sandbox {
             shim_start_time: process_start_time(std::process::id()),
             vmm_pid: None,
             cgroup: None,
+            network: None,
             created: clock::realtime().as_secs(),
             state: PodState::Creating,
         };

@@ -1,0 +1,71 @@
+//! Removes the redirections of a pod from its network namespace. Its taps are gone when nobody has their
+//! descriptors any more, with the VMM. Safe at any time: what is not there is no error, neither a namespace
+//! that was deleted nor a link.
+
+use nacre_netlink::{Error as NetlinkError, Socket, link, redirect};
+use nacre_protocol::state::NetworkNamespace;
+
+use super::Namespace;
+use crate::sys;
+
+/// Removes what was made for the pod with `key` in the namespace `record`.
+///
+/// # Errors
+/// The reason, with the namespace's path.
+pub async fn release(record: &NetworkNamespace, key: &str) -> Result<(), String> {
+    let Some(namespace) = Namespace::recorded(record) else {
+        return Ok(());
+    };
+    let key = key.to_owned();
+    let done = sys::in_child(move || in_namespace(&namespace, &key)).await;
+    done.map_err(|error| format!("running a child process: {error}"))?
+}
+
+/// As [`release`], for commands that run without a runtime.
+///
+/// # Errors
+/// As [`release`].
+pub fn release_blocking(record: &NetworkNamespace, key: &str) -> Result<(), String> {
+    let Some(namespace) = Namespace::recorded(record) else {
+        return Ok(());
+    };
+    let done = sys::in_child_blocking(|| in_namespace(&namespace, key));
+    done.map_err(|error| format!("running a child process: {error}"))?
+}
+
+fn in_namespace(namespace: &Namespace, key: &str) -> Result<(), String> {
+    let released = namespace
+        .enter()
+        .map_err(|error| error.to_string())
+        .and_then(|()| {
+            let mut socket = Socket::open().map_err(|error| error.to_string())?;
+            remove_redirections(&mut socket, key.as_bytes()).map_err(|error| error.to_string())
+        });
+    let path = namespace.path().display();
+    released.map_err(|reason| format!("network namespace {path}: removing the redirections: {reason}"))
+}
+
+/// Removes the ingress qdiscs with a filter of `owner` in the namespace that the process is in.
+pub fn remove_redirections(socket: &mut Socket, owner: &[u8]) -> Result<(), NetlinkError> {
+    let links = socket.dump(link::list(), usize::MAX, |body| Some(link::parse(body)?.index))?;
+    for index in links {
+        // A link may go at any time.
+        let owners = match socket.dump(redirect::list(index), usize::MAX, redirect::parse) {
+            Ok(owners) => owners,
+            Err(error) if is_gone(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        if !owners.iter().any(|found| found == owner) {
+            continue;
+        }
+        match socket.request(redirect::remove_qdisc(index)) {
+            Err(error) if !is_gone(&error) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn is_gone(error: &NetlinkError) -> bool {
+    matches!(error.errno(), Some(libc::ENODEV | libc::ENOENT | libc::EINVAL))
+}
