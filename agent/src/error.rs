@@ -66,6 +66,9 @@ pub enum Error {
         state: &'static str,
         action: &'static str,
     },
+    /// A part of the pod's network cannot be set up.
+    #[error("set up network: {0}")]
+    Network(String),
     /// libcontainer, or a step of an exec, failed.
     #[error("{0}")]
     Runtime(String),
@@ -142,6 +145,11 @@ impl Error {
             Self::Runtime(_) | Self::HelperDied(_) | Self::System { .. } | Self::File { .. } => {
                 Code::INTERNAL
             }
+            Self::Network(_)
+            | Self::Runtime(_)
+            | Self::HelperDied(_)
+            | Self::System { .. }
+            | Self::File { .. } => Code::INTERNAL,
         }
     }
 }

@@ -21,6 +21,7 @@ mod forward;
 mod guest_init;
 mod keyring;
 mod pod;
+mod network;
 mod reaper;
 mod report;
 mod runtime;

@@ -10,6 +10,7 @@ use nacre_protocol::BUILD_ID;
 use nacre_protocol::agent::{
     Agent, ContainerRef, ContainerStatsResponse, CorrectClockRequest, CreateContainerRequest,
     CreateContainerResponse, Empty, ForwardRequest, KillProcessRequest, ListPidsResponse, ProcessRef,
+    CreateContainerResponse, Empty, KillProcessRequest, ListPidsResponse, Network, ProcessRef,
     ReadClockResponse, ResizePtyRequest, SetupRequest, SetupResponse, StartExecRequest, StartExecResponse,
     UpdateContainerRequest, UpdateContainerResponse, WaitOomRequest, WaitOomResponse, WaitProcessResponse,
     create_agent,
@@ -23,6 +24,7 @@ use crate::error::Error;
 use crate::forward::forward;
 use crate::guest_init;
 use crate::pod;
+use crate::network;
 use crate::reaper::realtime_ns;
 
 /// Longest build id of a shim that an error message repeats, in characters.
@@ -81,6 +83,7 @@ impl Agent for Service {
         if let Some(clock) = &self.clock {
             clock.set(Duration::from_nanos(request.realtime_ns.unsigned_abs()))?;
             guest_init::set_hostname(&request.hostname)?;
+            network::set_up(&request.network)?;
         }
         Ok(SetupResponse {
             build_id: BUILD_ID.to_owned(),
@@ -232,6 +235,10 @@ impl Agent for Service {
 
     async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
         forward(&self.dialer, &request).await?;
+    async fn configure_network(&self, _: &TtrpcContext, request: Network) -> ttrpc::Result<Empty> {
+        if self.clock.is_some() {
+            network::set_up_attached(&request)?;
+        }
         Ok(Empty::new())
     }
 

@@ -15,6 +15,7 @@ pub mod neighbour;
 pub mod redirect;
 pub mod route;
 pub mod rule;
+pub mod show;
 mod socket;
 
 pub use message::Message;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nacre_netlink::link::Found as Link;
-use nacre_netlink::{address, route};
+use nacre_netlink::{address, route, show};
 use nacre_protocol::agent::{self, Address, Network, Route};
 
 use super::read::Found;
@@ -202,7 +202,7 @@ impl Routes {
         for found in found {
             if let Some(property) = found.unsupported {
                 return Err(Error::Unsupported {
-                    object: format!("route to {}", prefix(&found.route)),
+                    object: format!("route to {}", show::destination(&found.route)),
                     reason: format!("it has {property}, which a guest does not get"),
                 });
             }
@@ -279,17 +279,4 @@ fn network_of(address: &[u8], length: u32) -> Vec<u8> {
         byte & mask
     };
     address.iter().map(&mut masked).collect()
-}
-
-/// A route's destination as text.
-fn prefix(route: &Route) -> String {
-    let text = match (
-        <[u8; 4]>::try_from(&route.destination[..]),
-        <[u8; 16]>::try_from(&route.destination[..]),
-    ) {
-        (Ok(ipv4), _) => std::net::Ipv4Addr::from(ipv4).to_string(),
-        (_, Ok(ipv6)) => std::net::Ipv6Addr::from(ipv6).to_string(),
-        _ => return "default".to_owned(),
-    };
-    format!("{text}/{}", route.prefix_length)
 }
