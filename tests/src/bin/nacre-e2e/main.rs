@@ -12,6 +12,7 @@ mod events;
 mod execs;
 mod faults;
 mod files;
+mod forward;
 mod operator;
 mod pods;
 mod runs;
@@ -71,6 +72,7 @@ fn tests() -> Vec<Test> {
     [
         runs::TESTS,
         files::TESTS,
+        forward::TESTS,
         streams::TESTS,
         execs::TESTS,
         events::TESTS,
