@@ -119,10 +119,15 @@ async fn accept_next(socket: &AsyncFd<OwnedFd>) -> std::io::Result<OwnedFd> {
 }
 
 impl Connection {
+    /// What the client has connected to.
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
     /// Has `guest` connect to the target, and copies until both directions have ended. The guest's stream, at
     /// `address`, comes through `opened`. A connection that fails is reset.
     pub async fn serve(self, guest: &Guest, address: StreamAddress, opened: oneshot::Receiver<OwnedFd>) {
-        let Target { family, port } = self.target;
+        let Target { family, port } = self.target();
         if let Err(reason) = self.copy(guest, address, opened).await {
             log::info(format_args!("forwarding to port {port} of {family:?}: {reason}"));
         }

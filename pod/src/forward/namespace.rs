@@ -82,15 +82,15 @@ impl Listening {
         };
         let map = bpf::create_socket_map(2).map_err(step("creating a BPF socket map"))?;
         let set = |index, socket: &OwnedFd| {
-            bpf::set_socket(map.as_fd(), index, socket).map_err(step("filling a BPF socket map"))
+            bpf::set_socket(map.as_fd(), index, socket.as_fd()).map_err(step("filling a BPF socket map"))
         };
         set(IPV4_INDEX, &ipv4)?;
         if let Some(ipv6) = &ipv6 {
             set(IPV6_INDEX, ipv6)?;
         }
-        let code = program::instructions(bpf::number(&map));
+        let code = program::instructions(bpf::number(map.as_fd()));
         let program = bpf::load_socket_lookup(&code).map_err(step("loading a BPF program"))?;
-        let link = bpf::link_to_namespace(program, namespace)
+        let link = bpf::link_to_namespace(program.as_fd(), namespace.as_fd())
             .map_err(step("attaching a BPF program to the network namespace"))?;
         Ok(Self { ipv4, ipv6, link })
     }
@@ -127,16 +127,94 @@ fn listener(address: SocketAddr) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nacre_protocol::agent::Family;
+    use std::net::TcpStream;
+    use std::path::PathBuf;
+    use std::sync::mpsc;
 
     #[tokio::test]
     async fn a_path_that_is_no_network_namespace_of_a_pod_is_refused() {
         for (path, named) in [
             ("/no/such/file", "opening /no/such/file: No such file"),
             ("/proc/self/ns/net", "is the host's network namespace"),
-            ("/proc/self/ns/uts", "entering the network namespace /proc/self/ns/uts"),
+            (
+                "/proc/self/ns/uts",
+                "entering the network namespace /proc/self/ns/uts",
+            ),
         ] {
             let reason = listen_in(Path::new(path)).await.unwrap_err();
             assert!(reason.contains(named), "{path}: {reason}");
         }
+    }
+    /// The client's part: connects to two ports in a new network namespace, whose path it sends, and to a third
+    /// when nothing listens there any more.
+    fn client(namespace: &mpsc::Sender<PathBuf>, go_on: &mpsc::Receiver<()>) -> io::Result<()> {
+        nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
+        let up = std::process::Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status()?;
+        assert!(up.success());
+        let thread = std::fs::read_link("/proc/thread-self")?;
+        namespace
+            .send(Path::new("/proc").join(thread).join("ns/net"))
+            .unwrap();
+        go_on.recv().unwrap();
+        let open = (
+            TcpStream::connect("127.0.0.1:4321")?,
+            TcpStream::connect("[::1]:65000")?,
+        );
+        go_on.recv().unwrap();
+        let refused = TcpStream::connect("127.0.0.1:4321").unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        drop(open);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn any_port_of_localhost_is_accepted_until_the_link_is_closed() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let (send_namespace, namespace) = mpsc::channel();
+        let (go, go_on) = mpsc::channel();
+        let client = std::thread::spawn(move || client(&send_namespace, &go_on));
+        let listening = match listen_in(&namespace.recv().unwrap()).await {
+            Ok(listening) => listening,
+            Err(reason) => {
+                assert!(!reason.contains("listening on"), "{reason}");
+                println!("skipped: this kernel has no BPF: {reason}");
+                return;
+            }
+        };
+        go.send(()).unwrap();
+        let targets = std::sync::Mutex::new(Vec::new());
+        let accepting = listening.accept(|connection| {
+            targets.lock().unwrap().push(connection.target());
+            std::future::ready(())
+        });
+        let enough = async {
+            while targets.lock().unwrap().len() < 2 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let seen = async {
+            tokio::select! {
+                failed = accepting => panic!("{failed:?}"),
+                () = enough => {}
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), seen)
+            .await
+            .unwrap();
+        go.send(()).unwrap();
+        client.join().unwrap().unwrap();
+        let mut targets = targets.into_inner().unwrap();
+        targets.sort_by_key(|target| target.port);
+        let ports: Vec<_> = targets
+            .iter()
+            .map(|target| (target.family, target.port))
+            .collect();
+        assert_eq!(ports, [(Family::IPV4, 4321), (Family::IPV6, 65000)]);
     }
 }

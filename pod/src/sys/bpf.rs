@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "bpf(2) has no safe wrapper")]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
@@ -62,8 +62,8 @@ struct CreateLink {
 }
 
 /// A descriptor's number, as bpf(2) takes it.
-pub fn number(fd: impl AsFd) -> u32 {
-    fd.as_fd().as_raw_fd().unsigned_abs()
+pub fn number(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().unsigned_abs()
 }
 
 /// Creates a map of `entries` sockets.
@@ -86,7 +86,7 @@ pub fn create_socket_map(entries: u32) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// As bpf(2).
-pub fn set_socket(map: impl AsFd, index: u32, socket: impl AsFd) -> io::Result<()> {
+pub fn set_socket(map: BorrowedFd<'_>, index: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
     let value = u64::from(number(socket));
     let attributes = UpdateElement {
         map: number(map),
@@ -132,7 +132,7 @@ pub fn load_socket_lookup(instructions: &[u64]) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// As bpf(2).
-pub fn link_to_namespace(program: impl AsFd, namespace: impl AsFd) -> io::Result<OwnedFd> {
+pub fn link_to_namespace(program: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let attributes = CreateLink {
         program: number(program),
         target: number(namespace),
