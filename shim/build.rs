@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 
 /// Each becomes a module of its name; a service also one with the suffix `_ttrpc`.
-const FILES: [&str; 2] = ["types", "bootstrap"];
-const SERVICES: [&str; 0] = [];
+const FILES: [&str; 4] = ["types", "bootstrap", "sandbox", "cri"];
+const SERVICES: [&str; 1] = ["sandbox"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");

@@ -3,6 +3,8 @@
 //! "slice:prefix:name" (systemd), whose directories are made without D-Bus. A parent that had to be made gets
 //! an extended attribute as a mark, and is removed with its last pod. Called by the sandbox and by clean_up.
 
+mod counters;
+
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _};
 use std::path::{Component, Path, PathBuf};

@@ -41,6 +41,9 @@ pub enum Error {
     /// There is no container with this id.
     #[error("no task {0}")]
     NoTask(String),
+    /// There is no pod with this id here.
+    #[error("no sandbox {0}")]
+    NoPod(String),
     /// The container has no process with this exec id.
     #[error("no {0}")]
     NoProcess(ProcessId),
@@ -69,6 +72,12 @@ pub enum Error {
         /// The container's id.
         id: String,
         /// What the call would do to it, such as "paused".
+    /// The pod is in a state that does not allow the call.
+    #[error("the pod is {state}: it can't be {wanted}")]
+    PodState {
+        /// Its state, such as "stopped".
+        state: &'static str,
+        /// What the call would do to it, such as "started".
         wanted: &'static str,
     },
     /// Counters of a stopped container: the guest's kernel dropped them with its cgroup.

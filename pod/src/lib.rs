@@ -51,5 +51,5 @@ pub use identity::{Identity, config_json};
 pub use mount::Mount;
 pub use pod_spec::{Lifetime, PodSpec, SizeHints};
 pub use process_id::ProcessId;
-pub use sandbox::{Call, Handle, Listed, Sandbox, View};
+pub use sandbox::{Call, Handle, Listed, PodCall, PodPhase, PodView, Sandbox, View};
 pub use streams::{StdioPaths, TerminalSize};

@@ -14,7 +14,7 @@ use ttrpc::asynchronous::transport::Listener;
 use nacre_pod::{Identity, Sandbox, log};
 
 use crate::events::Publisher;
-use crate::service;
+use crate::{sandbox, service};
 
 /// How long the last answers and events may take to be delivered before the daemon exits.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
@@ -106,11 +106,13 @@ fn serve(start: Start) -> anyhow::Result<()> {
             .filter(|address| !address.is_empty());
         let (publisher, delivered) = Publisher::spawn(&start.identity.namespace, address);
         let wake = publisher.wake();
+        let (id, namespace) = (start.identity.id.clone(), start.identity.namespace.clone());
         let (sandbox, handle) = Sandbox::new(start.identity, Box::new(publisher), start.begun_ns);
         let listener = Listener::try_from(start.listener).context("registering the pod's socket")?;
         let mut server = Server::new()
             .add_listener(listener)
-            .register_service(service::services(&handle, &wake));
+            .register_service(service::services(&handle, &wake))
+            .register_service(sandbox::services(id, namespace, &handle, &wake));
         server.start().await.context("starting the services")?;
         sandbox.run().await;
         // Waits until the answer to Shutdown is written, not until clients close their connections.

@@ -11,6 +11,7 @@ mod events;
 mod messages;
 mod metrics;
 mod proto;
+mod sandbox;
 mod service;
 mod status;
 

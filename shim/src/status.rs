@@ -8,9 +8,14 @@ use nacre_pod::Error;
 /// The ttrpc code for `error`.
 fn code(error: &Error) -> Code {
     match error {
-        Error::NoTask(_) | Error::NoProcess(_) | Error::Finished(_) | Error::NoCounters(_) => Code::NOT_FOUND,
+        Error::NoTask(_)
+        | Error::NoPod(_)
+        | Error::NoProcess(_)
+        | Error::Finished(_)
+        | Error::NoCounters(_) => Code::NOT_FOUND,
         Error::Exists(_) => Code::ALREADY_EXISTS,
         Error::State { .. } | Error::PauseContainer { .. } => Code::FAILED_PRECONDITION,
+        Error::State { .. } | Error::PodState { .. } => Code::FAILED_PRECONDITION,
         Error::InvalidId(_) | Error::Refused(_) => Code::INVALID_ARGUMENT,
         Error::NotImplemented(_) => Code::UNIMPLEMENTED,
         Error::Step(_) => Code::UNKNOWN,

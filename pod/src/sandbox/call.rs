@@ -2,6 +2,7 @@
 
 use tokio::sync::oneshot;
 
+use super::pod_calls::PodCall;
 use super::queue::Queue;
 use crate::container::{CreateRequest, Deleted, ExecRequest, Freeze, Reply, TaskState};
 use crate::error::Error;
@@ -77,7 +78,9 @@ pub enum Call {
     Update(String, Vec<u8>, Reply<()>),
     /// Reads the counters of a container.
     Stats(String, Reply<CgroupFiles>),
-    /// Ends the sandbox if it has no containers, or `now`.
+    /// A call about the pod itself.
+    Pod(PodCall),
+    /// Ends the sandbox if it has no containers and is not a pod of its own ([`PodCall`]), or `now`.
     Shutdown {
         /// End it even if containers are left.
         now: bool,

@@ -41,6 +41,7 @@ impl Sandbox {
             Call::Resume(id, reply) => self.resume(&id, reply),
             Call::Update(id, resources, reply) => self.update(&id, &resources, reply),
             Call::Stats(id, reply) => self.stats(&id, reply),
+            Call::Pod(call) => self.pod_call(call),
             Call::Shutdown { now, reply } => self.shut_down(now, reply),
         }
     }
@@ -246,7 +247,7 @@ impl Sandbox {
     }
 
     fn shut_down(&mut self, now: bool, reply: Reply<()>) {
-        if !self.containers.is_empty() && !now {
+        if !now && (!self.containers.is_empty() || self.outlives_containers()) {
             return answer(reply, Ok(()));
         }
         self.discard_vm();

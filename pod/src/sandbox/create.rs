@@ -79,6 +79,7 @@ impl Sandbox {
         if self.closing {
             return Err(Error::Closing);
         }
+        self.refuse_early_container()?;
         self.recorder.step("create called", clock::monotonic_ns());
         let file = identity::config_json(&request.bundle);
         let spec = std::fs::read(&file)

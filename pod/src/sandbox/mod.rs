@@ -21,6 +21,7 @@ mod guest_clock;
 mod kill;
 mod memory;
 mod pause;
+mod pod_calls;
 mod queue;
 mod start;
 mod timeline;
@@ -47,6 +48,8 @@ use crate::streams::{ExpectedStreams, LoggedContainer, StdioPaths, Streams};
 use crate::vm::Vm;
 use crate::{clock, log};
 pub use call::{Call, Handle, Listed, View};
+use pod_calls::PodLife;
+pub use pod_calls::{PodCall, PodPhase, PodView};
 use queue::{Event, Queue};
 use timeline::Recorder;
 
@@ -85,6 +88,7 @@ pub struct Sandbox {
     /// The VM is no longer wanted: its end is not a failure.
     closing: bool,
     shutdown: Option<Reply<()>>,
+    pod_life: PodLife,
 }
 
 impl Sandbox {
@@ -97,7 +101,7 @@ impl Sandbox {
         let handle = Handle::new(queue.clone());
         let spec = match std::fs::read(identity::config_json(&identity.bundle)) {
             Ok(bytes) => PodSpec::from_oci(&bytes),
-            // The Sandbox API has no spec yet at this point.
+            // Without a spec there is no container yet: PodCall::Create describes the pod.
             Err(_) => PodSpec::of_sandbox_api(),
         };
         let pod = Pod {
@@ -134,13 +138,18 @@ impl Sandbox {
             cause: None,
             closing: false,
             shutdown: None,
+            pod_life: PodLife::default(),
         };
         (sandbox, handle)
     }
 
-    /// Starts the VM, then handles events until Shutdown was called and the VM has ended.
+    /// Starts the VM, unless a call is to start it, then handles events until Shutdown was called and the VM has
+    /// ended.
     pub async fn run(mut self) {
-        if let Err(failed) = self.start_vm() {
+        if self.awaits_pod() {
+            // The command `delete` finds this shim by it.
+            self.write_pod();
+        } else if let Err(failed) = self.start_vm() {
             self.vm_ended(failed);
         }
         while let Some(event) = self.received.recv().await {
@@ -178,6 +187,7 @@ impl Sandbox {
             Event::ForwardEnded(address) => self.forward_ended(&address),
             Event::AgentLost(reason) => self.agent_lost(&reason),
             Event::VmFailed(failed) => self.fail_vm(failed),
+            Event::PodReady(reply) => self.pod_ready(reply),
         }
     }
 

@@ -10,6 +10,8 @@ use tokio::sync::mpsc;
 
 use super::Call;
 use crate::container::{Deleted, Reply};
+use super::{Call, PodView};
+use crate::container::Reply;
 use crate::error::{Error, StepFailed};
 use crate::exit::Exit;
 use crate::forward::Connection;
@@ -58,6 +60,8 @@ pub enum Event {
     ForwardEnded(StreamAddress),
     /// The agent's stream is lost.
     AgentLost(String),
+    /// The agent is ready, and PodCall::Start waits for it.
+    PodReady(Reply<PodView>),
     /// The VM can't go on, for this reason.
     VmFailed(StepFailed),
 }

@@ -261,6 +261,7 @@ impl Sandbox {
         }
         self.progress.send_replace(Progress::Ended(Arc::new(reason)));
         self.end_all_tasks();
+        self.pod_ended();
     }
 
     fn record_failure(&self, reason: &StepFailed) {

@@ -13,6 +13,7 @@ mod hung;
 mod lives;
 mod pod;
 mod remote;
+mod sandboxes;
 mod tasks;
 
 use std::pin::Pin;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         codes::ALL,
         failures::ALL,
         hung::ALL,
+        sandboxes::ALL,
     ]
     .into_iter()
     .flatten()

@@ -139,8 +139,16 @@ impl Pod {
 
     /// Runs the shim's program in the bundle with these arguments last.
     pub fn shim(&self, arguments: &[&str]) -> Result<Output> {
+        let output = self.command(arguments).output()?;
+        ensure!(output.status.success(), "{arguments:?}: {output:?}");
+        Ok(output)
+    }
+
+    /// The command that [`Pod::shim`] runs.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let path = self.path();
-        let output = Command::new(path.join("bin/containerd-shim-nacre-v2"))
+        let mut command = Command::new(path.join("bin/containerd-shim-nacre-v2"));
+        command
             .args([
                 "-namespace",
                 "test",
@@ -152,10 +160,8 @@ impl Pod {
             .args(arguments)
             .current_dir(path.join("bundle"))
             .env("TTRPC_ADDRESS", path.join("events"))
-            .stdin(Stdio::null())
-            .output()?;
-        ensure!(output.status.success(), "{arguments:?}: {output:?}");
-        Ok(output)
+            .stdin(Stdio::null());
+        command
     }
 
     fn containerd(&self) -> String {

@@ -1,0 +1,95 @@
+//! Converts CreateSandbox to the engine's [`PodSpec`]: CRI's configuration of the pod, and its network
+//! namespace. What a VM can't give is refused by name. Called by the Sandbox service. Pure.
+
+use containerd_shim_protos::protobuf::Message as _;
+use nacre_pod::{Error, PodSpec, SizeHints};
+
+use super::update::positive;
+use crate::proto::cri::{LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use crate::proto::sandbox::CreateSandboxRequest;
+
+/// The type of CRI's configuration.
+const CONFIG: &str = "runtime.v1.PodSandboxConfig";
+/// The prefix of systemd's notation of a cgroup, as containerd's CRI writes it for containers.
+const SYSTEMD_PREFIX: &str = "cri-containerd";
+
+/// The pod that `request` describes. A client other than CRI may give no configuration.
+///
+/// # Errors
+/// [`Error::Refused`] with the field.
+pub fn pod_spec(request: &CreateSandboxRequest, namespace: &str) -> Result<PodSpec, Error> {
+    let config = config(request)?;
+    let linux = &config.linux;
+    check_namespaces(&linux.security_context.namespace_options)?;
+    let name = Some(&config.metadata)
+        .filter(|metadata| metadata.is_some())
+        .map(|metadata| format!("{}/{}", metadata.namespace, metadata.name));
+    Ok(PodSpec {
+        cgroups_path: Some(cgroups_path(&linux.cgroup_parent, namespace, &request.sandbox_id)),
+        size: size(&linux.resources),
+        cpus: Vec::new(),
+        hostname: Some(config.hostname.clone()).filter(|hostname| !hostname.is_empty()),
+        network_namespace: Some(request.netns_path.clone())
+            .filter(|path| !path.is_empty())
+            .map(Into::into),
+        name,
+        ..PodSpec::of_sandbox_api()
+    })
+}
+
+fn config(request: &CreateSandboxRequest) -> Result<PodSandboxConfig, Error> {
+    let options = &request.options;
+    if options.type_url.is_empty() {
+        return Ok(PodSandboxConfig::new());
+    }
+    // With or without a host before it.
+    if options.type_url.rsplit('/').next() != Some(CONFIG) {
+        let reason = format!("options: expected type {CONFIG}, got {:?}", options.type_url);
+        return Err(Error::Refused(reason));
+    }
+    PodSandboxConfig::parse_from_bytes(&options.value)
+        .map_err(|error| Error::Refused(format!("options: {CONFIG}: {error}")))
+}
+
+/// Refuses namespaces of the host.
+fn check_namespaces(options: &NamespaceOption) -> Result<(), Error> {
+    for (name, mode) in [
+        ("network", options.network),
+        ("pid", options.pid),
+        ("ipc", options.ipc),
+    ] {
+        if mode.enum_value() == Ok(NamespaceMode::NODE) {
+            return Err(Error::Refused(format!(
+                "linux.security_context.namespace_options.{name}: NODE: the host's {name} namespace can't be \
+                 shared with a guest"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The pod's cgroup in the notation of `linux.cgroupsPath`, as containerd's CRI writes it for containers.
+fn cgroups_path(parent: &str, namespace: &str, id: &str) -> String {
+    let last = parent.rsplit('/').next().unwrap_or_default();
+    if last.ends_with(".slice") {
+        return format!("{last}:{SYSTEMD_PREFIX}:{id}");
+    }
+    if parent.is_empty() {
+        return format!("/{namespace}/{id}");
+    }
+    format!("{}/{id}", parent.trim_end_matches('/'))
+}
+
+/// The limits of the pod's containers together. The VM's own share (`linux.overhead`) is not part of the
+/// guest's memory, but of the limits of the pod's cgroup, which kubelet sets.
+fn size(resources: &LinuxContainerResources) -> SizeHints {
+    SizeHints {
+        memory_limit: positive(resources.memory_limit_in_bytes),
+        cpu_quota: positive(resources.cpu_quota),
+        cpu_period: positive(resources.cpu_period).and_then(|period| period.try_into().ok()),
+        cpu_shares: positive(resources.cpu_shares).and_then(|shares| shares.try_into().ok()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,133 @@
+//! What CreateSandbox becomes, and what is refused.
+
+use containerd_shim_protos::protobuf::EnumOrUnknown;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use nacre_pod::Lifetime;
+
+use super::*;
+use crate::proto::cri::{LinuxPodSandboxConfig, LinuxSandboxSecurityContext, PodSandboxMetadata};
+
+fn request(config: &PodSandboxConfig) -> CreateSandboxRequest {
+    CreateSandboxRequest {
+        sandbox_id: "s1".into(),
+        netns_path: "/run/netns/a".into(),
+        options: Some(Any {
+            type_url: CONFIG.into(),
+            value: config.write_to_bytes().unwrap(),
+            ..Default::default()
+        })
+        .into(),
+        ..Default::default()
+    }
+}
+
+fn config() -> PodSandboxConfig {
+    let resources = LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 150_000,
+        memory_limit_in_bytes: 1 << 30,
+        ..Default::default()
+    };
+    let linux = LinuxPodSandboxConfig {
+        cgroup_parent: "/kubepods/burstable/pod1".into(),
+        resources: Some(resources).into(),
+        ..Default::default()
+    };
+    PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata {
+            name: "web-0".into(),
+            namespace: "shop".into(),
+            ..Default::default()
+        })
+        .into(),
+        hostname: "web-0".into(),
+        linux: Some(linux).into(),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn cri_s_configuration_becomes_the_pod() {
+    let want = PodSpec {
+        cgroups_path: Some("/kubepods/burstable/pod1/s1".into()),
+        size: SizeHints {
+            memory_limit: Some(1 << 30),
+            cpu_quota: Some(150_000),
+            cpu_period: Some(100_000),
+            cpu_shares: None,
+        },
+        hostname: Some("web-0".into()),
+        network_namespace: Some("/run/netns/a".into()),
+        lifetime: Lifetime::SandboxApi,
+        name: Some("shop/web-0".into()),
+        ..PodSpec::default()
+    };
+    assert_eq!(pod_spec(&request(&config()), "k8s.io").unwrap(), want);
+}
+
+#[test]
+fn a_client_may_give_no_configuration() {
+    let request = CreateSandboxRequest {
+        sandbox_id: "s1".into(),
+        ..Default::default()
+    };
+    let spec = pod_spec(&request, "default").unwrap();
+    assert_eq!(spec.cgroups_path.as_deref(), Some("/default/s1"));
+    assert_eq!(
+        (spec.hostname, spec.network_namespace, spec.name),
+        (None, None, None)
+    );
+    assert_eq!(spec.lifetime, Lifetime::SandboxApi);
+}
+
+#[test]
+fn a_slice_is_written_in_systemd_s_notation() {
+    let path = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice";
+    let want = "kubepods-burstable-pod1.slice:cri-containerd:s1";
+    assert_eq!(cgroups_path(path, "k8s.io", "s1"), want);
+    assert_eq!(cgroups_path("/a/", "k8s.io", "s1"), "/a/s1");
+}
+
+#[test]
+fn namespaces_of_the_host_are_refused_by_name() {
+    type Set = fn(&mut NamespaceOption);
+    let sets: [(&str, Set); 3] = [
+        ("network", |options| {
+            options.network = EnumOrUnknown::new(NamespaceMode::NODE)
+        }),
+        ("pid", |options| {
+            options.pid = EnumOrUnknown::new(NamespaceMode::NODE)
+        }),
+        ("ipc", |options| {
+            options.ipc = EnumOrUnknown::new(NamespaceMode::NODE)
+        }),
+    ];
+    for (name, set) in sets {
+        let mut options = NamespaceOption::new();
+        set(&mut options);
+        let mut config = config();
+        config.linux.mut_or_insert_default().security_context = Some(LinuxSandboxSecurityContext {
+            namespace_options: Some(options).into(),
+            ..Default::default()
+        })
+        .into();
+        let error = pod_spec(&request(&config), "k8s.io").unwrap_err().to_string();
+        let want = format!("linux.security_context.namespace_options.{name}: NODE");
+        assert!(error.starts_with(&want), "{error}");
+    }
+}
+
+#[test]
+fn other_options_are_refused() {
+    let mut request = request(&config());
+    request.options.mut_or_insert_default().type_url = "x.Config".into();
+    let error = pod_spec(&request, "k8s.io").unwrap_err().to_string();
+    assert!(
+        error.contains("expected type runtime.v1.PodSandboxConfig"),
+        "{error}"
+    );
+    request.options.mut_or_insert_default().type_url = format!("type.googleapis.com/{CONFIG}");
+    request.options.mut_or_insert_default().value = vec![0xff];
+    let error = pod_spec(&request, "k8s.io").unwrap_err().to_string();
+    assert!(error.starts_with("options: "), "{error}");
+}
