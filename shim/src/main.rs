@@ -8,6 +8,7 @@ mod bootstrap;
 mod command;
 mod daemon;
 mod events;
+mod features;
 mod messages;
 mod metrics;
 mod proto;

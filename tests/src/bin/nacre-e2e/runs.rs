@@ -146,5 +146,10 @@ fn shim_info() -> Result<()> {
         "the shim does not name its runtime: {:?}",
         output.text()
     );
+    ensure!(
+        output.text().contains(r#""namespaces":["mount","#),
+        "the shim does not list its features: {:?}",
+        output.text()
+    );
     Ok(())
 }
