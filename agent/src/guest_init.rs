@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use nacre_protocol::guest::{SHARED_MOUNT, SHARED_TAG};
+use nacre_protocol::guest::{CONTAINERS_CGROUP, SHARED_MOUNT, SHARED_TAG};
 use rustix::fs::CWD;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -26,6 +26,18 @@ const INHERITED_LIMITS: [(Resource, Option<u64>); 3] = [
     (Resource::Nproc, None),
     (Resource::Core, None),
     (Resource::Nofile, Some(1 << 20)),
+];
+
+/// Kernel parameters that a container would find larger on a host. The kernel derives its own from the memory
+/// at boot, which is small and grows.
+///
+/// - vm.overcommit_memory = 1: an allocation may exceed the memory that the guest has now. By default, the
+///   kernel refuses a single one that exceeds all of it.
+/// - kernel.threads-max: the kernel's own maximum for pids.
+const PARAMETERS: [(&str, &str); 3] = [
+    ("/proc/sys/vm/overcommit_memory", "1"),
+    ("/proc/sys/kernel/threads-max", "4194304"),
+    ("/proc/sys/fs/file-max", "9223372036854775807"),
 ];
 
 /// Changes the root from the initramfs's rootfs, on which pivot_root(2) fails with EINVAL, to a clone of that
@@ -75,12 +87,18 @@ fn mount_at(
 }
 
 /// Sets up what is needed before the first container but not before the agent answers Setup: its own OOM
-/// score, the cgroup controllers, inherited resource limits, the loopback device.
+/// score, the cgroup of all containers, kernel parameters, inherited resource limits, the loopback device.
 pub fn prepare_for_containers() -> Result<(), Error> {
     let file = "/proc/self/oom_score_adj";
     fs::write(file, "-1000").map_err(Error::file("writing", file))?;
-    let file = Path::new(cgroup::ROOT).join("cgroup.subtree_control");
-    fs::write(&file, CONTROLLERS).map_err(Error::file("writing", file))?;
+    let root = Path::new(cgroup::ROOT);
+    let containers = root.join(CONTAINERS_CGROUP);
+    enable_controllers(root)?;
+    fs::create_dir(&containers).map_err(Error::file("creating", &containers))?;
+    enable_controllers(&containers)?;
+    for (file, value) in PARAMETERS {
+        fs::write(file, value).map_err(Error::file("writing", file))?;
+    }
     for (resource, limit) in INHERITED_LIMITS {
         setrlimit(
             resource,
@@ -92,6 +110,12 @@ pub fn prepare_for_containers() -> Result<(), Error> {
         .map_err(Error::system(format!("setting resource limit {resource:?}")))?;
     }
     crate::runtime::bring_loopback_up().map_err(Error::system("bringing the loopback device up"))
+}
+
+/// Enables [`CONTROLLERS`] for the children of the cgroup in `directory`.
+fn enable_controllers(directory: &Path) -> Result<(), Error> {
+    let file = directory.join("cgroup.subtree_control");
+    fs::write(&file, CONTROLLERS).map_err(Error::file("writing", file))
 }
 
 /// Sets the guest's host name; an empty `name` leaves it unchanged.

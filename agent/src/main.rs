@@ -12,6 +12,7 @@ mod command;
 mod connection;
 mod container;
 mod copy;
+mod cpus;
 mod devices;
 mod dial;
 mod error;
@@ -22,6 +23,7 @@ mod guest_init;
 mod keyring;
 mod pod;
 mod network;
+mod memory;
 mod reaper;
 mod report;
 mod runtime;
@@ -41,10 +43,12 @@ use nacre_protocol::vsock::AGENT_PORT;
 
 use crate::clock::Clock;
 use crate::container::Containers;
+use crate::cpus::Cpus;
 use crate::dial::Dialer;
+use crate::memory::Memory;
 use crate::reaper::Reaper;
 use crate::runtime::newidmap;
-use crate::service::{Service, Times};
+use crate::service::{GuestState, Service, Times};
 
 /// Exit status for a wrong command line, as usual for programs of the shell.
 const USAGE: i32 = 2;
@@ -59,6 +63,8 @@ enum Role {
         file: &'static str,
         arguments: Vec<OsString>,
     },
+    /// Brings vCPUs online or offline: `argv[0]` is [`cpus::PROGRAM`].
+    BringCpus { arguments: Vec<OsString> },
     /// PID 1 of a guest.
     GuestInit,
     /// An agent outside a guest, for tests: `--standalone DIRECTORY`. It connects to Unix sockets in the
@@ -77,6 +83,10 @@ impl Role {
         if let Some(file) = newidmap::file(&name) {
             let arguments = arguments.collect();
             return Self::WriteIdMap { file, arguments };
+        }
+        if name == cpus::PROGRAM {
+            let arguments = arguments.collect();
+            return Self::BringCpus { arguments };
         }
         match (arguments.next(), arguments.next()) {
             (Some(flag), Some(directory)) if flag == "--standalone" => Self::Standalone {
@@ -97,6 +107,10 @@ fn main() {
         Role::WriteIdMap { file, arguments } => {
             let written = newidmap::write(file, &arguments);
             std::process::exit(i32::from(written.is_err()));
+        }
+        Role::BringCpus { arguments } => {
+            let brought = cpus::main(&arguments);
+            std::process::exit(i32::from(brought.is_err()));
         }
         Role::GuestInit => Dialer::Vsock,
         Role::Standalone { directory } => Dialer::Unix(directory),
@@ -145,6 +159,18 @@ async fn serve(dialer: &Dialer, started_us: u64) -> Result<()> {
     };
     let reaper = Arc::new(Reaper::default());
     Arc::clone(&reaper).start().context("waiting for children")?;
+    let guest = if is_guest_init {
+        Some(GuestState {
+            clock: Clock::start(),
+            memory: Memory::at_boot()?,
+            cpus: Cpus {
+                program: program.clone(),
+                reaper: Arc::clone(&reaper),
+            },
+        })
+    } else {
+        None
+    };
     let containers = Containers::new(program, dialer.clone(), reaper);
     let stream = dialing.finish().await?;
     let times = Times {
@@ -153,6 +179,7 @@ async fn serve(dialer: &Dialer, started_us: u64) -> Result<()> {
     };
     let clock = is_guest_init.then(Clock::start);
     let methods = Service::methods(Arc::clone(&containers), dialer.clone(), times, clock);
+    let methods = Service::methods(Arc::clone(&containers), times, guest);
     let mut serving = connection::serve(stream, methods).await?;
     if is_guest_init {
         guest_init::prepare_for_containers()?;

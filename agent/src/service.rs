@@ -14,17 +14,23 @@ use nacre_protocol::agent::{
     ReadClockResponse, ResizePtyRequest, SetupRequest, SetupResponse, StartExecRequest, StartExecResponse,
     UpdateContainerRequest, UpdateContainerResponse, WaitOomRequest, WaitOomResponse, WaitProcessResponse,
     create_agent,
+    CreateContainerResponse, Empty, KillProcessRequest, ListPidsResponse, ProcessRef, ReadClockResponse,
+    ResizePtyRequest, ResizeRequest, ResizeResponse, SetupRequest, SetupResponse, StartExecRequest,
+    StartExecResponse, UpdateContainerRequest, UpdateContainerResponse, WaitMemoryRequest,
+    WaitMemoryResponse, WaitOomRequest, WaitOomResponse, WaitProcessResponse, create_agent,
 };
 use ttrpc::asynchronous::{Service as Methods, TtrpcContext};
 
 use crate::clock::{Clock, Measurement};
 use crate::container::{Containers, check_signal};
 use crate::dial::Dialer;
+use crate::cpus::Cpus;
 use crate::error::Error;
 use crate::forward::forward;
 use crate::guest_init;
 use crate::pod;
 use crate::network;
+use crate::memory::Memory;
 use crate::reaper::realtime_ns;
 
 /// Longest build id of a shim that an error message repeats, in characters.
@@ -39,13 +45,23 @@ pub struct Times {
     pub dialed_us: u64,
 }
 
+/// What belongs to the guest and not to a container.
+pub struct GuestState {
+    /// The wall clock.
+    pub clock: Arc<Clock>,
+    /// The memory.
+    pub memory: Memory,
+    /// The vCPUs.
+    pub cpus: Cpus,
+}
+
 /// The service's state.
 pub struct Service {
     containers: Arc<Containers>,
     dialer: Dialer,
     times: Times,
-    /// None unless this agent is PID 1 of a guest, and so owns the clock and the host name.
-    clock: Option<Arc<Clock>>,
+    /// None unless this agent is PID 1 of a guest, and so owns it.
+    guest: Option<GuestState>,
 }
 
 impl Service {
@@ -54,14 +70,20 @@ impl Service {
         containers: Arc<Containers>,
         dialer: Dialer,
         times: Times,
-        clock: Option<Arc<Clock>>,
+        guest: Option<GuestState>,
     ) -> HashMap<String, Methods> {
         create_agent(Arc::new(Self {
             containers,
             dialer,
             times,
-            clock,
+            guest,
         }))
+    }
+
+    fn guest(&self) -> Result<&GuestState, Error> {
+        self.guest.as_ref().ok_or_else(|| Error::BadRequest {
+            what: "this agent runs standalone: it has no guest to resize".to_owned(),
+        })
     }
 }
 
@@ -80,8 +102,10 @@ fn check_build(shim: &str) -> Result<(), Error> {
 impl Agent for Service {
     async fn setup(&self, _: &TtrpcContext, request: SetupRequest) -> ttrpc::Result<SetupResponse> {
         check_build(&request.build_id)?;
-        if let Some(clock) = &self.clock {
-            clock.set(Duration::from_nanos(request.realtime_ns.unsigned_abs()))?;
+        if let Some(guest) = &self.guest {
+            guest
+                .clock
+                .set(Duration::from_nanos(request.realtime_ns.unsigned_abs()))?;
             guest_init::set_hostname(&request.hostname)?;
             network::set_up(&request.network)?;
         }
@@ -207,9 +231,32 @@ impl Agent for Service {
         })
     }
 
+    async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> ttrpc::Result<ResizeResponse> {
+        let guest = self.guest()?;
+        let memory = guest.memory.give(request.memory.get_or_default().into());
+        let (vcpus, plugged) = tokio::join!(guest.cpus.bring(request.vcpus), memory);
+        Ok(ResizeResponse {
+            vcpus: vcpus?,
+            plugged_mib: plugged?,
+            ..ResizeResponse::default()
+        })
+    }
+
+    async fn wait_memory(
+        &self,
+        _: &TtrpcContext,
+        request: WaitMemoryRequest,
+    ) -> ttrpc::Result<WaitMemoryResponse> {
+        let given = request.memory.get_or_default().into();
+        Ok(WaitMemoryResponse {
+            plugged_mib: self.guest()?.memory.wanted(given).await?,
+            ..WaitMemoryResponse::default()
+        })
+    }
+
     async fn wait_clock_lost(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
-        match &self.clock {
-            Some(clock) => clock.lost().await,
+        match &self.guest {
+            Some(guest) => guest.clock.lost().await,
             // Without a guest, the clock is the host's.
             None => std::future::pending().await,
         }
@@ -224,8 +271,8 @@ impl Agent for Service {
     }
 
     async fn correct_clock(&self, _: &TtrpcContext, request: CorrectClockRequest) -> ttrpc::Result<Empty> {
-        if let Some(clock) = &self.clock {
-            clock.correct(Measurement {
+        if let Some(guest) = &self.guest {
+            guest.clock.correct(Measurement {
                 offset_ns: request.offset_ns,
                 uncertainty_ns: request.uncertainty_ns,
             })?;

@@ -1,4 +1,5 @@
-//! Names that both the shim and the agent use: paths in the shared tree, and namespaces of other containers.
+//! Names that both the shim and the agent use: paths in the shared tree, cgroups, and namespaces of other
+//! containers.
 
 /// The virtio-fs tag of the tree of directories that the host shares with the guest.
 pub const SHARED_TAG: &str = "nacre";
@@ -38,4 +39,13 @@ pub const NAMESPACE_OF: &str = "container:";
 #[must_use]
 pub fn namespace_of(container_id: &str) -> String {
     format!("{NAMESPACE_OF}{container_id}")
+}
+
+/// The cgroup of the guest that has those of all containers, below its root cgroup.
+pub const CONTAINERS_CGROUP: &str = "containers";
+
+/// The `linux.cgroupsPath`, in the guest's spec, of a container.
+#[must_use]
+pub fn cgroup_path(container_id: &str) -> String {
+    format!("/{CONTAINERS_CGROUP}/{container_id}")
 }

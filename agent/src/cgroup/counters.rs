@@ -118,6 +118,7 @@ impl MemoryEvents {
     /// ENODEV if the cgroup was removed.
     pub async fn changed(&mut self) -> io::Result<u64> {
         self.0.ready(Interest::PRIORITY).await?.clear_ready();
+        // Only what is read is reported as a change the next time.
         let mut text = String::new();
         self.0.get_ref().rewind()?;
         self.0.get_ref().read_to_string(&mut text)?;

@@ -1,0 +1,190 @@
+//! The guest's memory as it grows and shrinks: finds out when the containers need more than the VM has
+//! ([`policy`], pure), sets the limit at which the kernel slows them down until it is plugged in, and waits
+//! for plugged memory to be usable. The service calls it; what is plugged in is the engine's decision. Nothing
+//! polls for a need: the kernel reports it. Only memory that is not needed any more is looked for by a timer,
+//! and only while some is plugged in.
+
+mod policy;
+mod uevents;
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use nacre_protocol::agent::PluggedMemory;
+use nacre_protocol::guest::cgroup_path;
+use tokio::sync::watch;
+
+use self::policy::Usage;
+use self::uevents::Uevents;
+use crate::cgroup::Cgroup;
+use crate::error::Error;
+
+const MEMINFO: &str = "/proc/meminfo";
+/// Time between two looks for memory that is not needed any more.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// How many looks in a row must find it unneeded.
+const LOOKS: u32 = 3;
+/// How long the kernel may take to make plugged memory usable.
+const ARRIVAL: Duration = Duration::from_secs(20);
+
+/// Memory that the VM has besides that at boot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Given {
+    /// What it was given, MiB.
+    pub plugged_mib: u32,
+    /// What it may be given, MiB.
+    pub most_mib: u32,
+}
+
+impl From<&PluggedMemory> for Given {
+    fn from(memory: &PluggedMemory) -> Self {
+        Self {
+            plugged_mib: memory.mib,
+            most_mib: memory.most_mib,
+        }
+    }
+}
+
+/// The guest's memory.
+pub struct Memory {
+    /// MemTotal before anything was plugged in, KiB.
+    total_at_boot: u64,
+    /// What the engine said last.
+    given: watch::Sender<Given>,
+    /// The cgroup of all containers.
+    containers: Cgroup,
+}
+
+impl Memory {
+    /// The memory of a guest that has just booted.
+    pub fn at_boot() -> Result<Self, Error> {
+        Ok(Self {
+            total_at_boot: policy::total(&read(MEMINFO)?),
+            given: watch::Sender::default(),
+            containers: Cgroup::new(Path::new(&cgroup_path(""))),
+        })
+    }
+
+    /// Takes note of what the VM has been given, and waits until it is usable, for [`ARRIVAL`] at most.
+    /// Returns the usable memory besides that at boot, MiB.
+    pub async fn give(&self, given: Given) -> Result<u32, Error> {
+        let grows = given.plugged_mib > self.given.borrow().plugged_mib;
+        let before = self.plugged_mib()?;
+        let now = if grows && !has_arrived(before, given.plugged_mib) {
+            self.arrival(given).await?
+        } else {
+            before
+        };
+        self.given.send_replace(given);
+        self.limit(given)?;
+        Ok(now)
+    }
+
+    async fn arrival(&self, given: Given) -> Result<u32, Error> {
+        let uevents = uevents()?;
+        let arrived = async {
+            loop {
+                let now = self.plugged_mib()?;
+                // The containers may use each block at once.
+                self.limit(given)?;
+                if has_arrived(now, given.plugged_mib) {
+                    return Ok(now);
+                }
+                uevents.next().await.map_err(receiving)?;
+            }
+        };
+        match tokio::time::timeout(ARRIVAL, arrived).await {
+            Ok(arrived) => arrived,
+            Err(_late) => self.plugged_mib(),
+        }
+    }
+
+    /// Waits until the containers need more memory than is plugged in, or much less: the memory besides that
+    /// at boot that they need, MiB.
+    pub async fn wanted(&self, given: Given) -> Result<u32, Error> {
+        self.given.send_replace(given);
+        let mut changes = self.given.subscribe();
+        let uevents = uevents()?;
+        let Some(mut events) = self.containers.memory_events()? else {
+            return Err(Error::Runtime("the guest has no memory controller".to_owned()));
+        };
+        let mut unneeded = 0;
+        loop {
+            let given = *changes.borrow_and_update();
+            self.limit(given)?;
+            let usage = self.usage()?;
+            if let Some(wanted) = policy::growth(usage, self.total_at_boot, given) {
+                return Ok(wanted);
+            }
+            tokio::select! {
+                changed = events.changed() => drop(changed.map_err(receiving)?),
+                next = uevents.next() => next.map_err(receiving)?,
+                // The sender is owned by `self`.
+                _ = changes.changed() => unneeded = 0,
+                () = interval(given) => {
+                    unneeded += 1;
+                    match policy::shrinkage(self.usage()?, self.total_at_boot, given) {
+                        Some(wanted) if unneeded >= LOOKS => return Ok(wanted),
+                        Some(_) => {}
+                        None => unneeded = 0,
+                    }
+                }
+            }
+        }
+    }
+
+    /// The usable memory besides that at boot, MiB.
+    fn plugged_mib(&self) -> Result<u32, Error> {
+        let plugged = policy::total(&read(MEMINFO)?).saturating_sub(self.total_at_boot);
+        Ok(u32::try_from(plugged / 1024).unwrap_or(u32::MAX))
+    }
+
+    fn usage(&self) -> Result<Usage, Error> {
+        let file = |name| read(self.containers.directory().join(name));
+        Ok(Usage::parse(
+            &read(MEMINFO)?,
+            &file("memory.current")?,
+            &file("memory.stat")?,
+        ))
+    }
+
+    /// Sets the containers' memory.high.
+    fn limit(&self, given: Given) -> Result<(), Error> {
+        let total = policy::total(&read(MEMINFO)?);
+        let high = match policy::high(total, given) {
+            Some(kib) => kib.saturating_mul(1024).to_string(),
+            None => "max".to_owned(),
+        };
+        let file = self.containers.directory().join("memory.high");
+        fs::write(&file, high).map_err(Error::file("writing", file))
+    }
+}
+
+/// Whether memory of `mib` MiB is usable if `usable` MiB are. The descriptions of its pages, one part in 64, may
+/// be in the memory itself.
+fn has_arrived(usable: u32, mib: u32) -> bool {
+    usable >= mib.saturating_sub(mib / 64)
+}
+
+fn read(file: impl AsRef<Path>) -> Result<String, Error> {
+    fs::read_to_string(&file).map_err(Error::file("reading", file.as_ref()))
+}
+
+fn uevents() -> Result<Uevents, Error> {
+    Uevents::open().map_err(Error::system("opening a socket for the kernel's uevents"))
+}
+
+fn receiving(error: io::Error) -> Error {
+    Error::system("waiting for the kernel to report memory")(error)
+}
+
+/// Waits for [`INTERVAL`] if memory is plugged in, otherwise for ever.
+async fn interval(given: Given) {
+    if given.plugged_mib == 0 {
+        return std::future::pending().await;
+    }
+    // Nothing ends it early.
+    let _ = tokio::time::timeout(INTERVAL, std::future::pending::<()>()).await;
+}
