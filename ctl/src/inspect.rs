@@ -5,12 +5,12 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use clap::Args;
-use nacre_protocol::state::{Failure, Timeline};
+use nacre_protocol::state::{Failure, PodSize, Timeline};
 use serde_json::json;
 
 use crate::pods::{self, Found};
 use crate::ps::unreadable_lines;
-use crate::text::{age, bar, bytes, printable, table};
+use crate::text::{age, bar, bytes, mib, printable, table};
 
 /// Width of the bars, cells.
 const BAR: usize = 40;
@@ -97,6 +97,10 @@ fn write_state(out: &mut String, found: &Found) {
         Ok(None) => "unknown: the pod's cgroup has no memory controller".to_owned(),
         Err(error) => format!("unknown: {}: {}", error.file.display(), error.error),
     };
+    let (vcpus, vm_memory) = pod
+        .size
+        .as_ref()
+        .map_or(("unknown".to_owned(), "unknown".to_owned()), size);
     let vmm = pod
         .vmm_pid
         .map_or("not started".to_owned(), |pid| format!("pid {pid}"));
@@ -109,12 +113,28 @@ fn write_state(out: &mut String, found: &Found) {
         ["age".to_owned(), age(pods::seconds_since(pod.created))],
         ["VMM".to_owned(), vmm],
         ["shim".to_owned(), format!("pid {}", pod.shim_pid)],
-        ["memory".to_owned(), memory],
+        ["vCPUs".to_owned(), vcpus],
+        ["VM memory".to_owned(), vm_memory],
+        ["memory used".to_owned(), memory],
         ["cgroup".to_owned(), cgroup],
         ["bundle".to_owned(), pod.bundle.display().to_string()],
         ["containerd".to_owned(), pod.containerd_address.clone()],
     ];
     write_indented(out, &table(&rows.map(Vec::from)));
+}
+
+/// A VM's vCPUs and its memory, in words.
+fn size(size: &PodSize) -> (String, String) {
+    let vcpus = format!("{} online, {} at most", size.vcpus, size.max_vcpus);
+    let plugged = size.memory_mib.saturating_sub(size.boot_mib);
+    let memory = format!(
+        "{}: {} at boot, {} plugged in; {} at most",
+        mib(size.memory_mib),
+        mib(size.boot_mib),
+        mib(plugged),
+        mib(size.max_mib)
+    );
+    (vcpus, memory)
 }
 
 fn write_failure(out: &mut String, failure: &Failure) {

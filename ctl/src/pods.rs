@@ -225,7 +225,7 @@ fn directory_entries(directory: &Path) -> Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 pub mod tests {
-    use nacre_protocol::state::{TimelineStep, process_start_time};
+    use nacre_protocol::state::{PodSize, TimelineStep, process_start_time};
 
     use super::*;
 
@@ -242,6 +242,13 @@ pub mod tests {
             vmm_pid: Some(std::process::id()),
             cgroup: None,
             network: None,
+            size: Some(PodSize {
+                vcpus: 2,
+                max_vcpus: 8,
+                boot_mib: 512,
+                memory_mib: 768,
+                max_mib: 12288,
+            }),
             created,
             state: PodState::Running,
         };

@@ -7,7 +7,7 @@ use nacre_protocol::state::Failure;
 use serde_json::{Value, json};
 
 use crate::pods::{self, Listing, Unreadable};
-use crate::text::{age, bytes, printable, table};
+use crate::text::{age, bytes, mib, printable, table};
 
 /// The pods that have a directory in `root`, oldest first.
 ///
@@ -18,7 +18,16 @@ pub fn pods(root: &Path, json: bool) -> Result<String> {
         entries,
         mut unreadable,
     } = pods::all(root)?;
-    let mut rows = vec![heading(["ID", "NAMESPACE", "STATE", "VMM PID", "MEMORY", "AGE"])];
+    let mut rows = vec![heading([
+        "ID",
+        "NAMESPACE",
+        "STATE",
+        "VMM PID",
+        "VCPUS",
+        "VM MEMORY",
+        "USED",
+        "AGE",
+    ])];
     let mut list = Vec::new();
     for found in entries {
         let pod = &found.pod;
@@ -33,12 +42,15 @@ pub fn pods(root: &Path, json: bool) -> Result<String> {
             pod.namespace.clone(),
             state.clone(),
             pod.vmm_pid.map_or("-".to_owned(), |pid| pid.to_string()),
+            pod.size.map_or("-".to_owned(), |size| size.vcpus.to_string()),
+            pod.size.map_or("-".to_owned(), |size| mib(size.memory_mib)),
             memory.map_or("-".to_owned(), bytes),
             age(seconds),
         ]);
         list.push(json!({
             "id": pod.id, "namespace": pod.namespace, "state": state, "vmm_pid": pod.vmm_pid,
-            "shim_pid": pod.shim_pid, "memory_bytes": memory, "age_seconds": seconds, "cgroup": pod.cgroup,
+            "shim_pid": pod.shim_pid, "size": pod.size, "memory_bytes": memory, "age_seconds": seconds,
+            "cgroup": pod.cgroup,
         }));
     }
     Ok(if json {
@@ -104,6 +116,7 @@ mod tests {
         let table = pods(root.path(), false).unwrap();
         assert!(table.starts_with("ID     NAMESPACE"), "{table}");
         assert!(table.contains("web-1  default    running"), "{table}");
+        assert!(table.contains("  2      768.0 MiB  "), "{table}");
         let list: Value = serde_json::from_str(&pods(root.path(), true).unwrap()).unwrap();
         assert_eq!(list[0]["id"], "web-2");
         assert!(failures(root.path(), false).unwrap().contains("SIGKILL"));

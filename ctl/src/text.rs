@@ -68,6 +68,11 @@ pub fn bytes(count: u64) -> String {
     format!("{value:.1} TiB")
 }
 
+/// A size of memory in MiB, as [`bytes`] shows it.
+pub fn mib(count: u32) -> String {
+    bytes(u64::from(count) << 20)
+}
+
 /// A duration in seconds, minutes, hours or days, rounded down; at least 2 of the unit except for seconds.
 pub fn age(seconds: u64) -> String {
     match seconds {

@@ -146,6 +146,7 @@ mod tests {
             shim_pid,
             shim_start_time,
             vmm_pid: None,
+            size: None,
             cgroup: None,
             network: None,
             created: 0,

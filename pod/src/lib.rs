@@ -35,6 +35,7 @@ mod pod_spec;
 mod process_id;
 mod rootfs;
 mod sandbox;
+mod size;
 pub mod state;
 mod streams;
 pub mod sys;

@@ -193,6 +193,7 @@ mod tests {
             vmm_pid: None,
             cgroup: Some("/sys/fs/cgroup/x".into()),
             network: None,
+            size: None,
             created: 1,
             state: PodState::Creating,
         };

@@ -2,6 +2,7 @@
 //! `PREFIX/etc/nacre/config.toml`, where `PREFIX/bin` contains the running program. If that file does not
 //! exist, it is `/etc/nacre/config.toml`. If that does not exist either, the defaults apply.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,10 +10,14 @@ use serde::Deserialize;
 
 /// Least memory of a guest, MiB: its kernel and image do not fit into less.
 pub const MIN_MEMORY_MIB: u32 = 64;
-/// Memory for the guest's kernel and agent, MiB, added to the memory limit of a pod.
-pub const GUEST_MIB: u32 = 128;
-const MAX_MEMORY_MIB: u32 = 1024 * 1024;
-const MAX_VCPUS: u8 = 32;
+/// Most memory of a guest at boot, MiB.
+pub const MAX_MEMORY_MIB: u32 = 1024 * 1024;
+/// Most vCPUs of a guest.
+pub const MAX_VCPUS: u8 = 32;
+/// Most vCPUs of a pod without a CPU quota, unless `max_vcpus` is set: on a host with many CPUs, each that is
+/// never used costs 364 KiB.
+pub const DEFAULT_MAX_VCPUS: u8 = 16;
+const DEFAULT_MAX_MEMORY_PERCENT: u8 = 75;
 const MAX_BOOT_DEADLINE_S: u32 = 600;
 
 /// The configuration of an installation.
@@ -26,10 +31,16 @@ pub struct Config {
     pub initrd: PathBuf,
     /// The VMM's executable.
     pub vmm: PathBuf,
-    /// Memory of a guest whose pod has no memory limit, MiB.
+    /// Memory at boot of a guest whose pod has no memory limit, MiB. It grows on demand.
     pub memory_mib: u32,
-    /// vCPUs of a guest whose pod has no CPU quota, 1..=32.
+    /// The share of the host's memory that a pod without a memory limit may grow to, and any pod by an update
+    /// of its limits, 1..=100.
+    pub max_memory_percent: u8,
+    /// vCPUs that are online at boot in a guest whose pod has no CPU quota, 1..=32.
     pub vcpus: u8,
+    /// vCPUs of a pod without a CPU quota, and the most that a pod can get by an update of its limits, 1..=32.
+    /// None: as many as the host has CPUs, [`DEFAULT_MAX_VCPUS`] at most.
+    pub max_vcpus: Option<u8>,
     /// Appended to the guest's kernel command line.
     pub kernel_params: String,
     /// Whether the guest's console is also copied to the shim's log.
@@ -45,7 +56,9 @@ struct File {
     initrd: Option<PathBuf>,
     vmm: Option<PathBuf>,
     memory_mib: Option<u32>,
+    max_memory_percent: Option<u8>,
     vcpus: Option<u8>,
+    max_vcpus: Option<u8>,
     kernel_params: Option<String>,
     console_to_log: Option<bool>,
     boot_deadline_s: Option<u32>,
@@ -130,80 +143,69 @@ fn parse(text: &str, file: &Path, prefix: &Path) -> Result<Config, Error> {
             .unwrap_or_else(|| prefix.join("share/nacre/initramfs.cpio")),
         vmm: read.vmm.unwrap_or_else(|| prefix.join("bin/nacre-vmm")),
         memory_mib: read.memory_mib.unwrap_or(512),
+        max_memory_percent: read.max_memory_percent.unwrap_or(DEFAULT_MAX_MEMORY_PERCENT),
         vcpus: read.vcpus.unwrap_or(1),
+        max_vcpus: read.max_vcpus,
         kernel_params: read.kernel_params.unwrap_or_default(),
         console_to_log: read.console_to_log.unwrap_or(false),
         boot_deadline: Duration::from_secs(read.boot_deadline_s.unwrap_or(30).into()),
     };
-    let refuse = |key, value: u64, reason: String| {
-        Err(Error::Value {
-            file: file.to_owned(),
-            key,
-            value: value.to_string(),
-            reason,
-        })
-    };
-    if config.memory_mib < MIN_MEMORY_MIB {
-        let reason = format!("expected at least {MIN_MEMORY_MIB}, which the guest's kernel and image need");
-        return refuse("memory_mib", config.memory_mib.into(), reason);
-    }
-    if config.memory_mib > MAX_MEMORY_MIB {
-        return refuse(
-            "memory_mib",
-            config.memory_mib.into(),
-            format!("expected at most {MAX_MEMORY_MIB}"),
-        );
-    }
-    if !(1..=MAX_VCPUS).contains(&config.vcpus) {
-        return refuse(
-            "vcpus",
-            config.vcpus.into(),
-            format!("expected a number in 1..={MAX_VCPUS}"),
-        );
-    }
-    let deadline = config.boot_deadline.as_secs();
-    if !(1..=u64::from(MAX_BOOT_DEADLINE_S)).contains(&deadline) {
-        return refuse(
-            "boot_deadline_s",
-            deadline,
-            format!("expected a number of seconds in 1..={MAX_BOOT_DEADLINE_S}"),
-        );
-    }
+    check(&config).map_err(|wrong| Error::Value {
+        file: file.to_owned(),
+        key: wrong.key,
+        value: wrong.value.to_string(),
+        reason: wrong.reason,
+    })?;
     Ok(config)
 }
 
-/// A VM's size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size {
-    /// Guest memory, MiB.
-    pub memory_mib: u32,
-    /// vCPUs.
-    pub vcpus: u8,
+/// A value that is out of its range.
+struct Wrong {
+    key: &'static str,
+    value: u64,
+    reason: String,
 }
 
-impl Config {
-    /// The size of a pod's VM: its memory limit (bytes) plus [`GUEST_MIB`], and as many vCPUs as its CPU
-    /// quota needs; the configured size for a limit that is not set.
-    #[must_use]
-    pub fn size(&self, memory_limit: Option<i64>, cpu_quota: Option<i64>, cpu_period: Option<u64>) -> Size {
-        let memory_mib = memory_limit
-            .and_then(|bytes| u64::try_from(bytes).ok())
-            .filter(|bytes| *bytes > 0)
-            .map(|bytes| bytes.div_ceil(1024 * 1024).saturating_add(GUEST_MIB.into()))
-            .map_or(self.memory_mib, |mib| {
-                u32::try_from(mib).unwrap_or(u32::MAX).min(MAX_MEMORY_MIB)
-            });
-        let vcpus = match (
-            cpu_quota.and_then(|quota| u64::try_from(quota).ok()),
-            cpu_period.unwrap_or(100_000),
-        ) {
-            (Some(quota), period) if quota > 0 && period > 0 => u8::try_from(quota.div_ceil(period))
-                .unwrap_or(MAX_VCPUS)
-                .clamp(1, MAX_VCPUS),
-            _ => self.vcpus,
-        };
-        Size { memory_mib, vcpus }
+/// Checks that each value is in its range.
+fn check(config: &Config) -> Result<(), Wrong> {
+    let in_range = |key, value: u64, range: RangeInclusive<u64>, of: &str| {
+        if range.contains(&value) {
+            return Ok(());
+        }
+        let reason = format!("expected {of} in {}..={}", range.start(), range.end());
+        Err(Wrong { key, value, reason })
+    };
+    if config.memory_mib < MIN_MEMORY_MIB {
+        return Err(Wrong {
+            key: "memory_mib",
+            value: config.memory_mib.into(),
+            reason: format!("expected at least {MIN_MEMORY_MIB}, which the guest's kernel and image need"),
+        });
     }
+    let (number, most) = ("a number", u64::from(MAX_VCPUS));
+    in_range(
+        "memory_mib",
+        config.memory_mib.into(),
+        0..=MAX_MEMORY_MIB.into(),
+        number,
+    )?;
+    in_range(
+        "max_memory_percent",
+        config.max_memory_percent.into(),
+        1..=100,
+        "a percentage",
+    )?;
+    in_range("vcpus", config.vcpus.into(), 1..=most, number)?;
+    if let Some(max) = config.max_vcpus {
+        in_range("max_vcpus", max.into(), 1..=most, number)?;
+    }
+    let longest = u64::from(MAX_BOOT_DEADLINE_S);
+    in_range(
+        "boot_deadline_s",
+        config.boot_deadline.as_secs(),
+        1..=longest,
+        "a number of seconds",
+    )
 }
 
 #[cfg(test)]
@@ -232,6 +234,11 @@ mod tests {
             ),
             ("memory_mib = 8\n", &["config.toml", "memory_mib", "8", "64"]),
             ("vcpus = 0\n", &["config.toml", "vcpus = 0"]),
+            ("max_vcpus = 33\n", &["config.toml", "max_vcpus = 33", "1..=32"]),
+            (
+                "max_memory_percent = 101\n",
+                &["config.toml", "max_memory_percent = 101", "1..=100"],
+            ),
             ("vcpus = 'two'\n", &["config.toml", "vcpus"]),
             ("boot_deadline_s = 0\n", &["config.toml", "boot_deadline_s"]),
         ] {
@@ -240,39 +247,5 @@ mod tests {
                 assert!(error.contains(word), "{text:?}: {error}");
             }
         }
-    }
-
-    #[test]
-    fn limits_decide_the_size() {
-        let config = read("").unwrap();
-        assert_eq!(
-            config.size(None, None, None),
-            Size {
-                memory_mib: 512,
-                vcpus: 1
-            }
-        );
-        assert_eq!(
-            config.size(Some(64 << 20), Some(50_000), Some(100_000)),
-            Size {
-                memory_mib: 192,
-                vcpus: 1
-            }
-        );
-        assert_eq!(
-            config.size(Some(1), Some(250_000), None),
-            Size {
-                memory_mib: 129,
-                vcpus: 3
-            }
-        );
-        assert_eq!(
-            config.size(Some(-1), Some(-1), Some(0)),
-            Size {
-                memory_mib: 512,
-                vcpus: 1
-            }
-        );
-        assert_eq!(config.size(Some(i64::MAX), Some(i64::MAX), Some(1)).vcpus, 32);
     }
 }

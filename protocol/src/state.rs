@@ -80,6 +80,9 @@ pub struct Pod {
     /// The network namespace whose links are tied to the VM's; written before anything in it is changed.
     #[serde(default)]
     pub network: Option<NetworkNamespace>,
+    /// The size of its VM.
+    #[serde(default)]
+    pub size: Option<PodSize>,
     /// Seconds since the epoch.
     pub created: u64,
     /// How far the pod's life has come.
@@ -95,6 +98,19 @@ pub struct NetworkNamespace {
     pub device: u64,
     /// The inode number of its file.
     pub inode: u64,
+/// The size of a pod's VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodSize {
+    /// vCPUs that are online.
+    pub vcpus: u8,
+    /// The most vCPUs.
+    pub max_vcpus: u8,
+    /// Memory at boot, MiB.
+    pub boot_mib: u32,
+    /// Memory that the VM has been given, MiB.
+    pub memory_mib: u32,
+    /// The most memory, MiB.
+    pub max_mib: u32,
 }
 
 /// How far a pod's life has come, as in `pod.json`: "creating", "running" or "stopped".

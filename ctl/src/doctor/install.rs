@@ -33,8 +33,8 @@ pub fn checks() -> Vec<Check> {
     match config::load() {
         Ok(config) => {
             let size = format!(
-                "{} MiB and {} vCPU(s) if a pod sets no limits",
-                config.memory_mib, config.vcpus
+                "{} MiB at boot, up to {} % of this host's memory, if a pod sets no limits",
+                config.memory_mib, config.max_memory_percent
             );
             let file = config
                 .file

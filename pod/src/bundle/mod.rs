@@ -14,6 +14,8 @@ use crate::annotations::{self, Role};
 use crate::hooks::Hooks;
 use crate::mount::{Extent, HostMount, Mount, Rootfs};
 use crate::pod_spec::{Lifetime, oom_score_adj};
+use crate::pod_spec::oom_score_adj;
+use crate::size::Limits;
 pub use namespaces::Pod;
 
 /// What is to be done on the host and in the guest for a container.
@@ -31,6 +33,8 @@ pub struct Plan {
     pub hooks: Hooks,
     /// The container is the pod's pause container: it has no process in the guest.
     pub is_pause: bool,
+    /// The limits that the VM's size follows from.
+    pub limits: Limits,
     /// The spec's process.terminal.
     pub terminal: bool,
     /// What the spec's process.oomScoreAdj asks for the VMM; see [`oom_score_adj`].
@@ -76,6 +80,7 @@ pub fn plan(
         Rootfs::Mounts(rootfs)
     };
     let terminal = spec["process"]["terminal"].as_bool().unwrap_or(false);
+    let limits = Limits::of(&spec["linux"]["resources"]);
     rewrite_for_guest(&mut spec, id, &mounts);
     let guest_spec = spec.to_string().into_bytes();
     if guest_spec.len() > MAX_SPEC {
@@ -93,6 +98,7 @@ pub fn plan(
         ignored,
         hooks,
         is_pause: id == pod.sandbox && pod.spec.lifetime == Lifetime::PauseContainer,
+        limits,
         terminal,
         oom_score_adj,
     })
@@ -180,7 +186,7 @@ fn rewrite_for_guest(spec: &mut Value, id: &str, mounts: &[HostMount]) {
         spec["mounts"][mount.index]["source"] = json!(guest::mount_path(id, mount.index));
         spec["mounts"][mount.index]["type"] = json!("bind");
     }
-    spec["linux"]["cgroupsPath"] = json!(format!("/{id}"));
+    spec["linux"]["cgroupsPath"] = json!(guest::cgroup_path(id));
     if let Some(hooks) = spec.get_mut("hooks").and_then(Value::as_object_mut) {
         hooks.retain(|point, _| !Hooks::KEYS.contains(&point.as_str()));
     }

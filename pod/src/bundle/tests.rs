@@ -45,7 +45,7 @@ fn the_guest_s_spec_has_no_path_of_the_host() {
     let plan = planned(&spec(""), Vec::new()).unwrap();
     let guest = guest_spec(&plan);
     assert_eq!(guest["root"]["path"], "/run/nacre/shared/a/rootfs");
-    assert_eq!(guest["linux"]["cgroupsPath"], "/a");
+    assert_eq!(guest["linux"]["cgroupsPath"], "/containers/a");
     let kinds: Vec<_> = guest["linux"]["namespaces"]
         .as_array()
         .unwrap()

@@ -14,6 +14,9 @@ use nacre_protocol::agent::{
     AgentClient, ContainerRef, CreateContainerRequest, Family, ForwardRequest, KillProcessRequest,
     ProcessRef, ResizePtyRequest, SetupRequest, SetupResponse, StartExecRequest, Stdio,
     UpdateContainerRequest, WaitOomRequest,
+    AgentClient, ContainerRef, CreateContainerRequest, KillProcessRequest, PluggedMemory, ProcessRef,
+    ResizePtyRequest, ResizeRequest, ResizeResponse, SetupRequest, SetupResponse, StartExecRequest, Stdio,
+    UpdateContainerRequest, WaitMemoryRequest, WaitOomRequest,
 };
 use nacre_protocol::text::printable;
 use nacre_protocol::vsock::StreamAddress;
@@ -327,6 +330,35 @@ impl Guest {
         self.within_deadline(self.client.resize_pty(context(), &request))
             .await?;
         Ok(())
+    }
+
+    /// Tells the guest how many vCPUs shall be online and how much memory it has besides that at boot, and
+    /// waits until it has them. It may have less.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn resize_vm(&self, vcpus: u8, memory: PluggedMemory) -> Result<ResizeResponse, CallError> {
+        let request = ResizeRequest {
+            vcpus: vcpus.into(),
+            memory: Some(memory).into(),
+            ..Default::default()
+        };
+        self.within_deadline(self.client.resize(context(), &request))
+            .await
+    }
+
+    /// Waits, without a deadline, until the containers need another amount of memory than `memory`, which the
+    /// VM has; returns how much they need besides that at boot, MiB.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn wait_memory(&self, memory: PluggedMemory) -> Result<u32, CallError> {
+        let request = WaitMemoryRequest {
+            memory: Some(memory).into(),
+            ..Default::default()
+        };
+        let response = self.client.wait_memory(Context::default(), &request).await?;
+        Ok(response.plugged_mib)
     }
 
     /// Freezes all processes of a container.

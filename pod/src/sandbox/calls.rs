@@ -3,9 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use nacre_protocol::spec;
-
-use super::{Call, Listed, Progress, Sandbox, View, log_ignored_fields};
+use super::{Call, Listed, Progress, Sandbox, View};
 use crate::container::{Container, Freeze, Process, Reply, TaskState, answer};
 use crate::error::Error;
 use crate::exit::Exit;
@@ -40,6 +38,7 @@ impl Sandbox {
             Call::Pause(id, reply) => self.pause(&id, reply),
             Call::Resume(id, reply) => self.resume(&id, reply),
             Call::Update(id, resources, reply) => self.update(&id, &resources, reply),
+            Call::UpdatePod(hints, reply) => self.update_pod(hints, reply),
             Call::Stats(id, reply) => self.stats(&id, reply),
             Call::Pod(call) => self.pod_call(call),
             Call::Shutdown { now, reply } => self.shut_down(now, reply),

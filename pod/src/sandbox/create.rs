@@ -107,6 +107,10 @@ impl Sandbox {
             return Err(Error::Refused(format!("process.terminal: {reason}")));
         }
         let (streams, stdio) = self.open_streams(&request.paths, &request.id)?;
+        if let Err(error) = self.add_to_size(&request.id, plan.limits) {
+            self.discard_streams(&streams);
+            return Err(error);
+        }
         if let (Some(vm), Some(adjustment)) = (&mut self.vm, plan.oom_score_adj) {
             vm.add_oom_score_adj(adjustment);
         }

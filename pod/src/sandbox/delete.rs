@@ -89,6 +89,7 @@ impl Sandbox {
         let Some(mut container) = self.containers.remove(id) else {
             return;
         };
+        self.remove_from_size(id);
         let pid = container.pid;
         let lifecycle = &container.lifecycle;
         let exit_of = |exec: &str| lifecycle.process(exec).and_then(ProcessState::exit);

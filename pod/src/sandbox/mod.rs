@@ -23,6 +23,7 @@ mod memory;
 mod pause;
 mod pod_calls;
 mod queue;
+mod resize;
 mod start;
 mod timeline;
 mod vm_life;
@@ -51,6 +52,7 @@ pub use call::{Call, Handle, Listed, View};
 use pod_calls::PodLife;
 pub use pod_calls::{PodCall, PodPhase, PodView};
 use queue::{Event, Queue};
+use resize::Sizing;
 use timeline::Recorder;
 
 /// How far the VM has come.
@@ -76,6 +78,8 @@ pub struct Sandbox {
     progress: watch::Sender<Progress>,
     vm: Option<Vm>,
     cgroup: Option<Cgroup>,
+    /// The VM's size, once the VM was started.
+    sizing: Option<Sizing>,
     containers: BTreeMap<String, Container>,
     /// Ids of containers that are no longer in the table and not yet removed from the guest and the VMM.
     deleting: BTreeSet<String>,
@@ -114,6 +118,7 @@ impl Sandbox {
             vmm_pid: None,
             cgroup: None,
             network: None,
+            size: None,
             created: clock::realtime().as_secs(),
             state: PodState::Creating,
         };
@@ -130,6 +135,7 @@ impl Sandbox {
             progress: watch::channel(Progress::Starting).0,
             vm: None,
             cgroup: None,
+            sizing: None,
             containers: BTreeMap::new(),
             deleting: BTreeSet::new(),
             expected_streams: ExpectedStreams::default(),
@@ -185,6 +191,9 @@ impl Sandbox {
             Event::OutOfMemory(key, kills) => self.out_of_memory(&key, kills),
             Event::ForwardAccepted(connection) => self.forward_accepted(connection),
             Event::ForwardEnded(address) => self.forward_ended(&address),
+            Event::Resized(resized) => self.resized(*resized),
+            Event::MemoryWanted(wanted) => self.memory_wanted(wanted),
+            Event::MemoryFollowed => self.follow_memory(),
             Event::AgentLost(reason) => self.agent_lost(&reason),
             Event::VmFailed(failed) => self.fail_vm(failed),
             Event::PodReady(reply) => self.pod_ready(reply),

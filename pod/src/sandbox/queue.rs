@@ -12,6 +12,7 @@ use super::Call;
 use crate::container::{Deleted, Reply};
 use super::{Call, PodView};
 use crate::container::Reply;
+use super::resize::Resized;
 use crate::error::{Error, StepFailed};
 use crate::exit::Exit;
 use crate::forward::Connection;
@@ -58,6 +59,12 @@ pub enum Event {
     ForwardAccepted(Connection),
     /// A forwarded connection has ended; this was the address of its stream.
     ForwardEnded(StreamAddress),
+    /// A change of the VM's size has ended.
+    Resized(Box<Resized>),
+    /// The guest needs this much memory besides that at boot, MiB, or could not be asked.
+    MemoryWanted(Result<u32, CallError>),
+    /// The guest may be asked again for its need of memory.
+    MemoryFollowed,
     /// The agent's stream is lost.
     AgentLost(String),
     /// The agent is ready, and PodCall::Start waits for it.

@@ -1,8 +1,11 @@
 //! Start: of an init process, which has been waiting for it since Create, and of an exec process, which the
 //! guest makes now.
 
+use tokio::sync::watch;
+
 use super::Sandbox;
 use super::queue::Event;
+use super::resize::{Fit, Sizing};
 use crate::container::{self, Container, Exec, Reply, TaskState, answer};
 use crate::error::Error;
 use crate::event::TaskEvent;
@@ -63,7 +66,11 @@ impl Sandbox {
                 .hooks
                 .has(Point::Poststart)
                 .then(|| container.hooks.clone());
+            let fit = self.sizing.as_ref().map(Sizing::fit);
             self.queue.send_result(async move {
+                if let Err(error) = has_size(fit).await {
+                    return Event::Started(key, Err(error));
+                }
                 let result = guest.start(&key.name.container).await;
                 if let (Ok(()), Some(hooks)) = (&result, hooks) {
                     hooks.run_all(Point::Poststart, pid).await;
@@ -120,6 +127,7 @@ impl Sandbox {
             self.events.publish(&TaskEvent::Started { id, pid });
             self.recorder.step("container started", clock::monotonic_ns());
             self.recorder.write();
+            self.follow_memory();
         } else {
             self.events.publish(&TaskEvent::ExecStarted { id, exec, pid });
         }
@@ -162,6 +170,17 @@ impl Sandbox {
                 self.expected_streams.remove(&address);
             }
         }
+    }
+}
+
+/// Waits until the VM has the size that the containers need.
+async fn has_size(fit: Option<watch::Receiver<Fit>>) -> Result<(), Error> {
+    let Some(mut fit) = fit else { return Ok(()) };
+    let known = fit.wait_for(|fit| !matches!(fit, Fit::Changing)).await;
+    match known.as_deref() {
+        Ok(Fit::Failed(error)) => Err(error.clone()),
+        Ok(Fit::Fits | Fit::Changing) => Ok(()),
+        Err(_) => Err(Error::Closing),
     }
 }
 

@@ -12,10 +12,12 @@ use nacre_protocol::vsock::{AGENT_PORT, StreamAddress};
 
 use super::actions::lost;
 use super::queue::Event;
+use super::resize::Sizing;
 use super::{Progress, Sandbox, failed, timeline};
 use crate::cgroup::Cgroup;
 use crate::error::StepFailed;
 use crate::guest::{CallError, Guest};
+use crate::size::{Host, Limits, PodSize, VmSize};
 use crate::vm::{self, End, RequestError, Vm};
 use crate::{clock, container, log};
 
@@ -23,8 +25,11 @@ impl Sandbox {
     /// Starts the VMM and what watches it.
     pub(super) fn start_vm(&mut self) -> Result<(), StepFailed> {
         let config = config::load().map_err(|error| failed("read configuration", error, None))?;
-        let hints = self.spec.size;
-        let size = config.size(hints.memory_limit, hints.cpu_quota, hints.cpu_period);
+        let (limits, host) = (Limits::from(self.spec.size), Host::read(&self.spec.cpus));
+        let size = VmSize::plan(&limits, &config, host).without_plugging();
+        let sizing = Sizing::new(PodSize::new(size, limits, host));
+        self.pod.size = Some(sizing.recorded());
+        self.sizing = Some(sizing);
         let cgroup = Cgroup::plan(self.spec.cgroups_path.as_deref(), &self.identity.key)
             .map_err(|error| failed("plan cgroup", error, None))?;
         if let Some(name) = &self.spec.name {
@@ -32,7 +37,7 @@ impl Sandbox {
         }
         self.pod.cgroup = Some(cgroup.path().to_owned());
         self.write_pod();
-        let started = Vm::start(&config, size, &self.identity.id, &cgroup, &self.spec);
+        let started = Vm::start(&config, &size, &self.identity.id, &cgroup, &self.spec);
         self.cgroup = Some(cgroup);
         let deadline = config.boot_deadline;
         self.config = Some(config);
@@ -124,6 +129,7 @@ impl Sandbox {
                 self.follow_clock(guest.clone());
                 self.progress.send_replace(Progress::Ready(guest));
                 self.start_forwarding();
+                self.fit_size();
                 if let Some(vm) = &self.vm {
                     let exits = vm.exits();
                     self.queue
@@ -260,6 +266,7 @@ impl Sandbox {
             self.write_pod();
         }
         self.progress.send_replace(Progress::Ended(Arc::new(reason)));
+        self.next_resize();
         self.end_all_tasks();
         self.pod_ended();
     }

@@ -30,8 +30,9 @@ use tokio::sync::Notify;
 use crate::cgroup::{self, Cgroup};
 use crate::guest_text::MAX_NAME;
 use crate::pod_spec::PodSpec;
+use crate::size::VmSize;
 use crate::sys;
-use nacre_protocol::config::{Config, Size};
+use nacre_protocol::config::Config;
 
 pub use end::End;
 pub use monitor::{Event, VmmMonitor};
@@ -93,7 +94,7 @@ impl Vm {
     /// [`Error`] with the file or system call that failed.
     pub fn start(
         config: &Config,
-        size: Size,
+        size: &VmSize,
         id: &str,
         cgroup: &Cgroup,
         spec: &PodSpec,
@@ -176,6 +177,12 @@ impl Vm {
         async move { exits_in(answer.await?) }
     }
 
+    /// What plugs memory into this VM.
+    #[must_use]
+    pub fn memory_control(&self) -> MemoryControl {
+        MemoryControl(Arc::clone(&self.requests))
+    }
+
     /// The last 20 lines of the guest's console, without control characters.
     #[must_use]
     pub fn console_tail(&self) -> Vec<String> {
@@ -187,6 +194,23 @@ impl Vm {
     #[must_use]
     pub fn stderr_tail(&self) -> Vec<String> {
         self.stderr_tail.lines()
+    }
+}
+
+/// Plugs memory into a VM.
+#[derive(Debug, Clone)]
+pub struct MemoryControl(Arc<Requests>);
+
+impl MemoryControl {
+    /// Sets how much memory is to be plugged in besides that at boot, MiB. The guest follows later.
+    ///
+    /// # Errors
+    /// [`RequestError`] with the VMM's reason.
+    pub async fn plug(&self, mib: u32) -> Result<(), RequestError> {
+        match self.0.send(Request::PlugMemory { mib }, REQUEST_DEADLINE).await? {
+            Answer::Done => Ok(()),
+            Answer::Exits(_) | Answer::Memory { .. } => Err(RequestError::WrongAnswer),
+        }
     }
 }
 
@@ -237,28 +261,34 @@ impl Files {
     }
 
     /// The message that configures the VMM, and the descriptors that it names.
-    fn configuration(&self, config: &Config, size: Size, pod: &str) -> (ToVmm, Attachments<'_>) {
+    fn configuration(&self, config: &Config, size: &VmSize, pod: &str) -> (ToVmm, Attachments<'_>) {
         let mut attachments = Attachments::default();
+        let mut devices = vec![
+            DeviceConfig::Vsock {
+                stream_table: attachments.add(self.stream_table.file().as_fd()),
+            },
+            DeviceConfig::Fs {
+                tag: SHARED_TAG.to_owned(),
+            },
+        ];
+        if size.pluggable_mib() > 0 {
+            devices.push(DeviceConfig::Mem {
+                max_mib: size.pluggable_mib(),
+            });
+        }
         let message = ToVmm::Configure(Configure {
             build_id: nacre_protocol::BUILD_ID.to_owned(),
             pod: pod.to_owned(),
-            memory_mib: size.memory_mib,
+            memory_mib: size.boot_mib,
             vcpus: size.vcpus,
-            max_vcpus: size.vcpus,
+            max_vcpus: size.max_vcpus,
             extra_cmdline: config.kernel_params.clone(),
             console_to_stderr: config.console_to_log,
             kvm: attachments.add(self.kvm.as_fd()),
             kernel: attachments.add(self.kernel.as_fd()),
             initrd: attachments.add(self.initrd.as_fd()),
             console_ring: attachments.add(self.console.as_fd()),
-            devices: vec![
-                DeviceConfig::Vsock {
-                    stream_table: attachments.add(self.stream_table.file().as_fd()),
-                },
-                DeviceConfig::Fs {
-                    tag: SHARED_TAG.to_owned(),
-                },
-            ],
+            devices,
         });
         (message, attachments)
     }

@@ -13,8 +13,9 @@ use async_trait::async_trait;
 use nacre_protocol::agent::{
     Agent, ContainerRef, ContainerStatsResponse, CorrectClockRequest, CreateContainerRequest,
     CreateContainerResponse, Empty, KillProcessRequest, ListPidsResponse, ProcessRef, ReadClockResponse,
-    ResizePtyRequest, SetupRequest, SetupResponse, StartExecRequest, StartExecResponse, Stdio,
-    UpdateContainerRequest, UpdateContainerResponse, WaitOomRequest, WaitOomResponse, WaitProcessResponse,
+    ResizePtyRequest, ResizeRequest, ResizeResponse, SetupRequest, SetupResponse, StartExecRequest,
+    StartExecResponse, Stdio, UpdateContainerRequest, UpdateContainerResponse, WaitMemoryRequest,
+    WaitMemoryResponse, WaitOomRequest, WaitOomResponse, WaitProcessResponse,
 };
 use nacre_protocol::control::{Channel, FromVmm, Outcome};
 use nacre_protocol::guest;
@@ -398,6 +399,18 @@ impl Agent for FakeAgent {
             }),
             Err(_) => refuse(ttrpc::Code::NOT_FOUND, "deleted"),
         }
+    }
+
+    async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> ttrpc::Result<ResizeResponse> {
+        Ok(ResizeResponse {
+            vcpus: request.vcpus,
+            plugged_mib: request.memory.mib,
+            ..Default::default()
+        })
+    }
+
+    async fn wait_memory(&self, _: &TtrpcContext, _: WaitMemoryRequest) -> ttrpc::Result<WaitMemoryResponse> {
+        std::future::pending().await
     }
 
     async fn wait_clock_lost(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

@@ -1,0 +1,401 @@
+//! The size of the pod's VM while it lives. It changes when a container comes, when limits are updated, and
+//! when the guest runs short of memory; [`crate::size`] decides how, [`job`] does it. One change at a time:
+//! further ones wait in a list. A container that comes is started when the VM has its size.
+
+mod job;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use nacre_protocol::agent::PluggedMemory;
+use nacre_protocol::spec;
+use nacre_protocol::state::PodSize as Recorded;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use self::job::{Given, Job, NewLimits};
+use super::queue::Event;
+use super::{Sandbox, log_ignored_fields};
+use crate::container::{Reply, TaskState, answer};
+use crate::error::Error;
+use crate::guest::CallError;
+use crate::log;
+use crate::pod_spec::{Lifetime, SizeHints};
+use crate::process_id::ProcessId;
+use crate::size::{Limits, PodSize, Target};
+
+/// Most changes that wait.
+const MAX_WAITING: usize = 64;
+/// The least time between two changes that the guest asks for and that are no growth. Growth ends at the
+/// ceiling, so the two together bound what a hostile guest can cause.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Why the VM's size is to change.
+#[derive(Debug)]
+pub enum Change {
+    /// Containers have come.
+    Fit,
+    /// The guest needs this much memory besides that at boot, MiB.
+    Demand(u32),
+    /// The limits of a container are updated by `linux.resources`.
+    Update(String, Value, Reply<()>),
+    /// The pod's creator says what all containers may use together from now on.
+    Pod(SizeHints, Reply<()>),
+}
+
+/// How a change ended: what the VM has been given, and why no more.
+pub type Resized = (Given, Result<(), Error>);
+
+/// Whether the VM has the size that the containers need.
+#[derive(Debug, Clone)]
+pub enum Fit {
+    /// A change is underway.
+    Changing,
+    /// It has.
+    Fits,
+    /// It could not get it.
+    Failed(Error),
+}
+
+/// The size of a pod's VM.
+#[derive(Debug)]
+pub struct Sizing {
+    needed: PodSize,
+    given: Given,
+    fit: watch::Sender<Fit>,
+    waiting: VecDeque<Change>,
+    /// The change that is underway.
+    current: Option<Change>,
+    /// The agent is asked for the guest's need of memory.
+    is_followed: bool,
+    /// When a change that the guest asked for began.
+    last_demand: Option<Instant>,
+    /// The VM can't get more memory than this, MiB: plugging has failed.
+    stuck_at: Option<u32>,
+}
+
+impl Sizing {
+    pub(super) fn new(needed: PodSize) -> Self {
+        let vm = *needed.vm();
+        Self {
+            given: Given {
+                memory_mib: vm.boot_mib,
+                ceiling_mib: vm.boot_mib,
+                vcpus: vm.vcpus,
+            },
+            needed,
+            fit: watch::Sender::new(Fit::Fits),
+            waiting: VecDeque::new(),
+            current: None,
+            is_followed: false,
+            last_demand: None,
+            stuck_at: None,
+        }
+    }
+
+    /// What the VM has, for the pod's state on disk.
+    pub(super) fn recorded(&self) -> Recorded {
+        let vm = self.needed.vm();
+        Recorded {
+            vcpus: self.given.vcpus,
+            max_vcpus: vm.max_vcpus,
+            boot_mib: vm.boot_mib,
+            memory_mib: self.given.memory_mib,
+            max_mib: vm.max_mib,
+        }
+    }
+
+    /// Whether the VM has the size that the containers need, as it changes.
+    pub(super) fn fit(&self) -> watch::Receiver<Fit> {
+        self.fit.subscribe()
+    }
+
+    /// What the VM should have if it needs `memory_mib`.
+    fn target(&self, needed: &PodSize, memory_mib: u32) -> Target {
+        let target = needed.target();
+        let ceiling_mib = match self.stuck_at {
+            Some(stuck) => target.ceiling_mib.min(stuck.max(target.memory_mib)),
+            None => target.ceiling_mib,
+        };
+        Target {
+            memory_mib: needed
+                .vm()
+                .at_least(memory_mib)
+                .clamp(target.memory_mib, ceiling_mib),
+            ceiling_mib,
+            ..target
+        }
+    }
+}
+
+impl Sandbox {
+    /// Counts the limits of container `id`, which is being created.
+    pub(super) fn add_to_size(&mut self, id: &str, limits: Limits) -> Result<(), Error> {
+        if self.spec.lifetime == Lifetime::PauseContainer && id == self.identity.id {
+            // It has no process.
+            return Ok(());
+        }
+        let Some(sizing) = &mut self.sizing else {
+            return Ok(());
+        };
+        let added = sizing.needed.set(id, limits);
+        added.map_err(|error| Error::Refused(error.to_string()))?;
+        self.fit_size();
+        Ok(())
+    }
+
+    /// Container `id` is gone. The VM keeps its size until the next change: another one may follow.
+    pub(super) fn remove_from_size(&mut self, id: &str) {
+        if let Some(sizing) = &mut self.sizing {
+            sizing.needed.remove(id);
+        }
+    }
+
+    /// Gives the VM the size that the containers need, once the agent is ready.
+    pub(super) fn fit_size(&mut self) {
+        let Some(sizing) = &mut self.sizing else { return };
+        let given = sizing.given;
+        let target = sizing.target(&sizing.needed, given.memory_mib);
+        let is_waiting = sizing.waiting.iter().any(|change| matches!(change, Change::Fit));
+        // The guest learns of its ceiling when it is first asked for its need.
+        let fits = (target.memory_mib, target.vcpus) == (given.memory_mib, given.vcpus);
+        if fits || is_waiting {
+            return self.next_resize();
+        }
+        sizing.fit.send_replace(Fit::Changing);
+        sizing.waiting.push_back(Change::Fit);
+        self.next_resize();
+    }
+
+    pub(super) fn update(&mut self, id: &str, resources: &[u8], reply: Reply<()>) {
+        match self.check_update(id, resources) {
+            Ok(resources) => self.change_size(Change::Update(id.to_owned(), resources, reply)),
+            Err(error) => answer(reply, Err(error)),
+        }
+    }
+
+    fn check_update(&self, id: &str, resources: &[u8]) -> Result<Value, Error> {
+        let container = self.container(id)?;
+        match container.lifecycle.init().state {
+            TaskState::Created | TaskState::Starting | TaskState::Running => {}
+            TaskState::Creating | TaskState::Exiting | TaskState::Stopped => {
+                return Err(container.refuse("updated"));
+            }
+        }
+        self.guest()?;
+        let checked = spec::check_resources(resources)?;
+        log_ignored_fields(&ProcessId::init(id), checked.ignored());
+        Ok(checked.value().clone())
+    }
+
+    pub(super) fn update_pod(&mut self, hints: SizeHints, reply: Reply<()>) {
+        match self.guest() {
+            Ok(_) => self.change_size(Change::Pod(hints, reply)),
+            Err(error) => answer(reply, Err(error)),
+        }
+    }
+
+    fn change_size(&mut self, change: Change) {
+        let Some(sizing) = &mut self.sizing else {
+            return refuse(change, Error::Closing);
+        };
+        if sizing.waiting.len() >= MAX_WAITING {
+            let reason = format!("{MAX_WAITING} changes of the pod's size are waiting already");
+            return refuse(change, Error::Refused(reason));
+        }
+        sizing.waiting.push_back(change);
+        self.next_resize();
+    }
+
+    /// Begins the next change, unless one is underway or the agent is not ready.
+    pub(super) fn next_resize(&mut self) {
+        let (Ok(guest), Some(vm)) = (self.guest(), &self.vm) else {
+            return self.refuse_resizes();
+        };
+        let memory = vm.memory_control();
+        let Some(sizing) = &mut self.sizing else { return };
+        while sizing.current.is_none()
+            && let Some(change) = sizing.waiting.pop_front()
+        {
+            match sizing.plan(&change) {
+                Ok((to, limits)) => {
+                    let job = Job {
+                        guest: guest.clone(),
+                        memory: memory.clone(),
+                        boot_mib: sizing.needed.vm().boot_mib,
+                        from: sizing.given,
+                        to,
+                        limits,
+                    };
+                    sizing.current = Some(change);
+                    self.queue
+                        .send_result(async move { Event::Resized(Box::new(job.run().await)) });
+                }
+                Err(error) => refuse(change, error),
+            }
+        }
+    }
+
+    /// The VM has ended: nothing waits for it any more.
+    fn refuse_resizes(&mut self) {
+        let Err(error) = self.guest() else { return };
+        let has_ended = matches!(error, Error::Step(_));
+        let waiting = self.sizing.as_mut().filter(|_| has_ended);
+        for change in waiting.into_iter().flat_map(|sizing| sizing.waiting.drain(..)) {
+            refuse(change, error.clone());
+        }
+    }
+
+    /// A change has ended.
+    pub(super) fn resized(&mut self, (given, result): Resized) {
+        let Some(sizing) = &mut self.sizing else { return };
+        let before = std::mem::replace(&mut sizing.given, given);
+        let change = sizing.current.take();
+        if let Err(error) = &result {
+            log::warn(format_args!("resizing the VM: {error}"));
+        }
+        match change {
+            Some(Change::Fit) => {
+                sizing.fit.send_replace(match result {
+                    Ok(()) => Fit::Fits,
+                    Err(error) => Fit::Failed(error),
+                });
+            }
+            Some(Change::Update(id, resources, reply)) => {
+                if result.is_ok() && self.containers.contains_key(&id) {
+                    sizing.update(&id, &resources);
+                }
+                answer(reply, result);
+                // If the guest has refused the limits, the VM grew for nothing.
+                self.fit_size();
+            }
+            Some(Change::Pod(hints, reply)) => {
+                let set = result.and_then(|()| {
+                    let set = sizing.needed.set_pod(Limits::from(hints));
+                    set.map_err(|error| Error::Refused(error.to_string()))
+                });
+                answer(reply, set);
+                self.fit_size();
+            }
+            Some(Change::Demand(_)) if result.is_err() => {
+                sizing.stuck_at = Some(before.memory_mib);
+                sizing.waiting.push_back(Change::Fit);
+            }
+            Some(Change::Demand(_)) | None => {}
+        }
+        self.record_size();
+        self.next_resize();
+        self.follow_memory();
+    }
+
+    /// Writes the VM's size to the pod's state on disk, if it is another.
+    fn record_size(&mut self) {
+        let recorded = self.sizing.as_ref().map(Sizing::recorded);
+        if recorded != self.pod.size {
+            self.pod.size = recorded;
+            self.write_pod();
+        }
+    }
+
+    /// Asks the agent for the need of memory, if the VM may get more or has more than it must.
+    pub(super) fn follow_memory(&mut self) {
+        let Ok(guest) = self.guest() else { return };
+        let Some(sizing) = &mut self.sizing else { return };
+        let target = sizing.target(&sizing.needed, sizing.given.memory_mib);
+        let is_fixed =
+            target.ceiling_mib == target.memory_mib && target.memory_mib == sizing.given.memory_mib;
+        if sizing.is_followed || is_fixed {
+            return;
+        }
+        sizing.is_followed = true;
+        sizing.given.ceiling_mib = target.ceiling_mib;
+        let boot = sizing.needed.vm().boot_mib;
+        let memory = PluggedMemory {
+            mib: sizing.given.memory_mib.saturating_sub(boot),
+            most_mib: target.ceiling_mib.saturating_sub(boot),
+            ..Default::default()
+        };
+        self.queue
+            .send_result(async move { Event::MemoryWanted(guest.wait_memory(memory).await) });
+    }
+
+    /// The guest needs another amount of memory.
+    pub(super) fn memory_wanted(&mut self, wanted: Result<u32, CallError>) {
+        let Some(sizing) = &mut self.sizing else { return };
+        let plugged_mib = match wanted {
+            Ok(plugged_mib) => plugged_mib,
+            // The VM has ended. This call has no deadline.
+            Err(CallError::Lost(_) | CallError::TimedOut) => return,
+            Err(CallError::Answer(code, message)) => {
+                return log::warn(format_args!(
+                    "the pod's memory does not grow any more: {code:?}: {message}"
+                ));
+            }
+        };
+        sizing.is_followed = false;
+        let wanted_mib = sizing.needed.vm().boot_mib.saturating_add(plugged_mib);
+        let to = sizing.target(&sizing.needed, wanted_mib);
+        let now = Instant::now();
+        let is_recent = |last: Instant| now.saturating_duration_since(last) < INTERVAL;
+        let grows = to.memory_mib > sizing.given.memory_mib;
+        if !grows && (to == sizing.given || sizing.last_demand.is_some_and(is_recent)) {
+            return self.queue.send_after(INTERVAL, Event::MemoryFollowed);
+        }
+        sizing.last_demand = Some(now);
+        self.change_size(Change::Demand(plugged_mib));
+    }
+}
+
+impl Sizing {
+    /// What the VM is to have after `change`, and the limits that the guest must apply for it.
+    fn plan(&self, change: &Change) -> Result<(Given, Option<NewLimits>), Error> {
+        match change {
+            Change::Fit => Ok((self.target(&self.needed, self.given.memory_mib), None)),
+            Change::Demand(plugged_mib) => {
+                let wanted_mib = self.needed.vm().boot_mib.saturating_add(*plugged_mib);
+                Ok((self.target(&self.needed, wanted_mib), None))
+            }
+            Change::Pod(hints, _) => {
+                let mut needed = self.needed.clone();
+                let set = needed.set_pod(Limits::from(*hints));
+                set.map_err(|error| Error::Refused(error.to_string()))?;
+                Ok((self.target(&needed, self.given.memory_mib), None))
+            }
+            Change::Update(id, resources, _) => {
+                let mut needed = self.needed.clone();
+                updated(&mut needed, id, resources).map_err(|error| Error::Refused(error.to_string()))?;
+                let to = self.target(&needed, self.given.memory_mib);
+                let limits = NewLimits {
+                    container: id.clone(),
+                    resources: resources.to_string().into_bytes(),
+                };
+                Ok((to, Some(limits)))
+            }
+        }
+    }
+
+    /// The limits of container `id` have been updated.
+    fn update(&mut self, id: &str, resources: &Value) {
+        if let Err(error) = updated(&mut self.needed, id, resources) {
+            log::error(format_args!("{id}: {error}"));
+        }
+    }
+}
+
+/// Updates the limits of container `id` in `needed`.
+fn updated(needed: &mut PodSize, id: &str, resources: &Value) -> Result<(), crate::size::TooLarge> {
+    let limits = needed.limits(id).updated(resources);
+    if limits == needed.limits(id) {
+        return Ok(());
+    }
+    needed.set(id, limits)?;
+    needed.forget_pod();
+    Ok(())
+}
+
+fn refuse(change: Change, error: Error) {
+    match change {
+        Change::Update(_, _, reply) | Change::Pod(_, reply) => answer(reply, Err(error)),
+        Change::Fit | Change::Demand(_) => {}
+    }
+}
