@@ -17,6 +17,7 @@ mod operator;
 mod pods;
 mod runs;
 mod setup;
+mod sizes;
 mod streams;
 
 use std::process::ExitCode;
@@ -79,6 +80,7 @@ fn tests() -> Vec<Test> {
         calls::TESTS,
         clocks::TESTS,
         pods::TESTS,
+        sizes::TESTS,
         bad_specs::TESTS,
         faults::TESTS,
         operator::TESTS,

@@ -59,7 +59,7 @@ fn with_pod(word: &str, check: impl FnOnce(&str, &Value) -> Result<()>) -> Resul
 }
 
 /// The entry of pod `id` in the output of `nacre ps`.
-fn pod(id: &str) -> Result<Value> {
+pub fn pod(id: &str) -> Result<Value> {
     let pods: Vec<Value> = serde_json::from_str(&nacre(&["ps", "--json"])?)?;
     pods.into_iter()
         .find(|pod| pod["id"] == id)

@@ -1,0 +1,201 @@
+//! Tests of a pod's size: its VM grows and shrinks with the limits of its containers and with their need, and
+//! what the guest, `nacre ps` and Stats say agrees.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use containerd_shim_protos::api::{Empty, StatsRequest, StatsResponse, UpdateTaskRequest};
+use containerd_shim_protos::cgroups_v2::metrics::Metrics;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message as _, MessageField};
+use nacre_tests::containerd::bundle::Bundle;
+use nacre_tests::containerd::ctr::{DEADLINE, Run, ctr, fresh_id, remove_detached};
+use nacre_tests::containerd::task;
+use serde_json::{Value, json};
+
+use crate::operator::pod;
+use crate::setup::Config;
+use crate::{Test, test};
+
+pub const TESTS: &[Test] = &[
+    test("a pod is resized up and down while a load runs in it", resized),
+    test("limits that the VM can't fulfil are refused", refused),
+    test(
+        "a pod without limits has as many vCPUs as it may have",
+        free_vcpus,
+    ),
+];
+
+const GIB: u64 = 1 << 30;
+
+/// A pod of one container that is removed on [`Pod::remove`].
+struct Pod {
+    id: String,
+    /// Its root file system.
+    _bundle: Bundle,
+    execs: u32,
+}
+
+impl Pod {
+    /// Runs `script` with these `linux.resources`.
+    fn start(word: &str, resources: &Value, script: &str) -> Result<Self> {
+        let id = fresh_id(word);
+        let bundle = Bundle::new(&["sh", "-c", script], |spec| {
+            spec["linux"]["resources"]["memory"] = resources["memory"].clone();
+            spec["linux"]["resources"]["cpu"] = resources["cpu"].clone();
+        })?;
+        Run {
+            config: Some(&bundle.config()?),
+            ..Run::default()
+        }
+        .detach(&id)?;
+        Ok(Self {
+            id,
+            _bundle: bundle,
+            execs: 0,
+        })
+    }
+
+    /// The output of `script` in the container.
+    fn exec(&mut self, script: &str) -> Result<String> {
+        self.execs += 1;
+        let exec = format!("x{}", self.execs);
+        let output = ctr(["task", "exec", "--exec-id", &exec, &self.id, "sh", "-c", script])?;
+        Ok(output.success()?.trim().to_owned())
+    }
+
+    /// The vCPUs that are online and the memory in MiB, as the guest counts them.
+    fn guest(&mut self) -> Result<(u64, u64)> {
+        let text = self.exec("nproc; awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo")?;
+        let mut numbers = text.lines().map(str::parse);
+        let mut next = || numbers.next().context("too few lines")?.context("no number");
+        let vcpus: u64 = next()?;
+        Ok((vcpus, next()?))
+    }
+
+    fn update(&self, resources: &Value) -> Result<Result<Empty, ttrpc::Status>> {
+        let request = UpdateTaskRequest {
+            id: self.id.clone(),
+            resources: MessageField::some(Any {
+                type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned(),
+                value: resources.to_string().into_bytes(),
+                ..Any::default()
+            }),
+            ..UpdateTaskRequest::default()
+        };
+        task::call(&self.id, "Update", &request)
+    }
+
+    fn stats(&self) -> Result<Metrics> {
+        let request = StatsRequest {
+            id: self.id.clone(),
+            ..StatsRequest::default()
+        };
+        let response: Result<StatsResponse, ttrpc::Status> = task::call(&self.id, "Stats", &request)?;
+        let response = response.map_err(|status| anyhow::anyhow!("Stats: {status:?}"))?;
+        Ok(Metrics::parse_from_bytes(&response.stats.value)?)
+    }
+
+    fn remove<T>(self, result: Result<T>) -> Result<T> {
+        let removed = remove_detached(&self.id);
+        let value = result?;
+        removed?;
+        Ok(value)
+    }
+}
+
+fn limits(memory: u64, cpus: u64) -> Value {
+    json!({"memory": {"limit": memory}, "cpu": {"quota": cpus * 100_000, "period": 100_000}})
+}
+
+/// Uses one CPU.
+const LOAD: &str = "while :; do :; done";
+
+fn resized() -> Result<()> {
+    let _config = Config::with("max_vcpus = 4\n")?;
+    let mut pod = Pod::start("resized", &limits(GIB, 2), LOAD)?;
+    let seen = up_and_down(&mut pod);
+    pod.remove(seen)
+}
+
+fn up_and_down(pod: &mut Pod) -> Result<()> {
+    let at_boot = pod.guest()?;
+    ensure!(at_boot.0 == 2 && at_boot.1 >= 1024, "at boot: {at_boot:?}");
+    agrees(pod, at_boot, GIB)?;
+    let mut used = pod.stats()?.cpu.usage_usec;
+    for (memory, cpus) in [(2 * GIB, 4), (GIB, 2), (2 * GIB, 4), (GIB, 2)] {
+        let updated = pod.update(&limits(memory, cpus))?;
+        ensure!(updated.is_ok(), "{memory} bytes and {cpus} CPUs: {updated:?}");
+        let size = pod.guest()?;
+        ensure!(size.0 == cpus, "{cpus} CPUs: the guest has {size:?}");
+        if memory > GIB {
+            ensure!(size.1 >= memory >> 20, "{memory} bytes: the guest has {size:?}");
+        }
+        agrees(pod, size, memory)?;
+        let later = pod.stats()?.cpu.usage_usec;
+        ensure!(later > used, "the load stands still at {later} µs");
+        used = later;
+    }
+    // What was unplugged is gone, though not at once: the kernel moves pages away first.
+    let until = Instant::now() + DEADLINE;
+    while pod.guest()?.1 > at_boot.1 + 64 {
+        ensure!(
+            Instant::now() < until,
+            "memory was not given back: {:?}",
+            pod.guest()?
+        );
+    }
+    Ok(())
+}
+
+/// Compares what the guest has with `nacre ps` and with Stats.
+fn agrees(container: &Pod, (vcpus, memory_mib): (u64, u64), limit: u64) -> Result<()> {
+    let listed = pod(&container.id)?;
+    ensure!(listed["size"]["vcpus"] == vcpus, "{vcpus} vCPUs: {listed:#}");
+    // The guest's kernel counts neither itself nor the descriptions of pages.
+    let vm_mib = listed["size"]["memory_mib"].as_u64().context("no memory_mib")?;
+    ensure!(
+        (memory_mib..memory_mib + memory_mib / 32 + 64).contains(&vm_mib),
+        "{memory_mib} MiB: {listed:#}"
+    );
+    let stats = container.stats()?;
+    ensure!(
+        stats.memory.usage_limit == limit,
+        "a limit of {limit}: {:?}",
+        stats.memory
+    );
+    ensure!(
+        stats.memory.usage > 0 && stats.cpu.usage_usec > 0 && stats.pids.current > 0,
+        "{stats:?}"
+    );
+    Ok(())
+}
+
+fn refused() -> Result<()> {
+    let _config = Config::with("max_vcpus = 1\nmax_memory_percent = 1\n")?;
+    let mut pod = Pod::start("refused", &limits(GIB / 2, 1), "sleep 1000000")?;
+    let seen = beyond(&mut pod);
+    pod.remove(seen)
+}
+
+fn beyond(pod: &mut Pod) -> Result<()> {
+    let before = (pod.guest()?, pod.stats()?.memory.usage_limit);
+    let status = match pod.update(&limits(GIB, 1))? {
+        Ok(_) => anyhow::bail!("a limit beyond the VM's maximum was accepted"),
+        Err(status) => status,
+    };
+    ensure!(status.code() == ttrpc::Code::INVALID_ARGUMENT, "{status:?}");
+    for word in ["linux.resources.memory.limit", "1073741824", "max_memory_percent"] {
+        ensure!(status.message().contains(word), "{word}: {status:?}");
+    }
+    let after = (pod.guest()?, pod.stats()?.memory.usage_limit);
+    ensure!(before == after, "{before:?} became {after:?}");
+    Ok(())
+}
+
+fn free_vcpus() -> Result<()> {
+    let _config = Config::with("max_vcpus = 3\n")?;
+    let output = nacre_tests::containerd::ctr::shell("vcpus", "nproc")?.success()?;
+    ensure!(output == "3\n", "nproc: {output}");
+    Ok(())
+}
