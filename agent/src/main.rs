@@ -21,9 +21,9 @@ mod fork;
 mod forward;
 mod guest_init;
 mod keyring;
-mod pod;
-mod network;
 mod memory;
+mod network;
+mod pod;
 mod reaper;
 mod report;
 mod runtime;
@@ -177,9 +177,7 @@ async fn serve(dialer: &Dialer, started_us: u64) -> Result<()> {
         started_us,
         dialed_us: guest_init::monotonic_us(),
     };
-    let clock = is_guest_init.then(Clock::start);
-    let methods = Service::methods(Arc::clone(&containers), dialer.clone(), times, clock);
-    let methods = Service::methods(Arc::clone(&containers), times, guest);
+    let methods = Service::methods(Arc::clone(&containers), dialer.clone(), times, guest);
     let mut serving = connection::serve(stream, methods).await?;
     if is_guest_init {
         guest_init::prepare_for_containers()?;

@@ -9,28 +9,24 @@ use async_trait::async_trait;
 use nacre_protocol::BUILD_ID;
 use nacre_protocol::agent::{
     Agent, ContainerRef, ContainerStatsResponse, CorrectClockRequest, CreateContainerRequest,
-    CreateContainerResponse, Empty, ForwardRequest, KillProcessRequest, ListPidsResponse, ProcessRef,
-    CreateContainerResponse, Empty, KillProcessRequest, ListPidsResponse, Network, ProcessRef,
-    ReadClockResponse, ResizePtyRequest, SetupRequest, SetupResponse, StartExecRequest, StartExecResponse,
-    UpdateContainerRequest, UpdateContainerResponse, WaitOomRequest, WaitOomResponse, WaitProcessResponse,
+    CreateContainerResponse, Empty, ForwardRequest, KillProcessRequest, ListPidsResponse, Network,
+    ProcessRef, ReadClockResponse, ResizePtyRequest, ResizeRequest, ResizeResponse, SetupRequest,
+    SetupResponse, StartExecRequest, StartExecResponse, UpdateContainerRequest, UpdateContainerResponse,
+    WaitMemoryRequest, WaitMemoryResponse, WaitOomRequest, WaitOomResponse, WaitProcessResponse,
     create_agent,
-    CreateContainerResponse, Empty, KillProcessRequest, ListPidsResponse, ProcessRef, ReadClockResponse,
-    ResizePtyRequest, ResizeRequest, ResizeResponse, SetupRequest, SetupResponse, StartExecRequest,
-    StartExecResponse, UpdateContainerRequest, UpdateContainerResponse, WaitMemoryRequest,
-    WaitMemoryResponse, WaitOomRequest, WaitOomResponse, WaitProcessResponse, create_agent,
 };
 use ttrpc::asynchronous::{Service as Methods, TtrpcContext};
 
 use crate::clock::{Clock, Measurement};
 use crate::container::{Containers, check_signal};
-use crate::dial::Dialer;
 use crate::cpus::Cpus;
+use crate::dial::Dialer;
 use crate::error::Error;
 use crate::forward::forward;
 use crate::guest_init;
-use crate::pod;
-use crate::network;
 use crate::memory::Memory;
+use crate::network;
+use crate::pod;
 use crate::reaper::realtime_ns;
 
 /// Longest build id of a shim that an error message repeats, in characters.
@@ -282,8 +278,11 @@ impl Agent for Service {
 
     async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
         forward(&self.dialer, &request).await?;
+        Ok(Empty::new())
+    }
+
     async fn configure_network(&self, _: &TtrpcContext, request: Network) -> ttrpc::Result<Empty> {
-        if self.clock.is_some() {
+        if self.guest.is_some() {
             network::set_up_attached(&request)?;
         }
         Ok(Empty::new())

@@ -72,6 +72,8 @@ pub enum Error {
         /// The container's id.
         id: String,
         /// What the call would do to it, such as "paused".
+        wanted: &'static str,
+    },
     /// The pod is in a state that does not allow the call.
     #[error("the pod is {state}: it can't be {wanted}")]
     PodState {

@@ -98,6 +98,8 @@ pub struct NetworkNamespace {
     pub device: u64,
     /// The inode number of its file.
     pub inode: u64,
+}
+
 /// The size of a pod's VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodSize {

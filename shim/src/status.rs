@@ -14,8 +14,9 @@ fn code(error: &Error) -> Code {
         | Error::Finished(_)
         | Error::NoCounters(_) => Code::NOT_FOUND,
         Error::Exists(_) => Code::ALREADY_EXISTS,
-        Error::State { .. } | Error::PauseContainer { .. } => Code::FAILED_PRECONDITION,
-        Error::State { .. } | Error::PodState { .. } => Code::FAILED_PRECONDITION,
+        Error::State { .. } | Error::PauseContainer { .. } | Error::PodState { .. } => {
+            Code::FAILED_PRECONDITION
+        }
         Error::InvalidId(_) | Error::Refused(_) => Code::INVALID_ARGUMENT,
         Error::NotImplemented(_) => Code::UNIMPLEMENTED,
         Error::Step(_) => Code::UNKNOWN,

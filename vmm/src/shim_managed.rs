@@ -16,8 +16,7 @@ use crate::jail::{self, Confinement, Violation};
 use crate::machine::{self, DeviceBuilder, Failure, Machine, Resources};
 use crate::main_loop::{self, Inputs, StopReason};
 use crate::process::exit_now;
-use crate::virtio::{fs, net, vsock};
-use crate::virtio::{fs, mem, vsock};
+use crate::virtio::{fs, mem, net, vsock};
 
 /// A failed step before [`machine::build`], with its error.
 struct StepError(&'static str, Box<dyn StdError>);
@@ -40,9 +39,6 @@ enum Refused {
     /// A descriptor is missing, or is used twice or not at all.
     #[error(transparent)]
     Descriptor(#[from] DescriptorError),
-    /// Memory can't be plugged in.
-    #[error("devices: mem: not supported")]
-    NoMemoryDevice,
     /// A network device has an invalid value, or a descriptor that is not a tap.
     #[error("devices: {0}")]
     Net(#[from] net::ConfigError),
@@ -122,13 +118,13 @@ fn device(
             };
             Box::new(|env| fs::spawn(config, env))
         }
-        DeviceConfig::Mem { .. } => return Err(Refused::NoMemoryDevice),
         DeviceConfig::Net { taps, mac, mtu } => {
             let taps = taps
                 .into_iter()
                 .map(|tap| descriptors.take("devices: net: taps", tap));
             let config = net::Config::new(taps.collect::<Result<_, _>>()?, mac, mtu)?;
             Box::new(|env| net::spawn(config, env))
+        }
         DeviceConfig::Mem { max_mib } => {
             let config = mem::Config {
                 max_bytes: u64::from(max_mib) << 20,

@@ -21,8 +21,7 @@ use nacre_vmm::jail::{self, Confinement, Violation};
 use nacre_vmm::machine::vm_exit::borrow_eventfd;
 use nacre_vmm::machine::{self, DeviceBuilder, Failure, Resources};
 use nacre_vmm::main_loop::{self, Inputs, StandardInput, StopReason};
-use nacre_vmm::virtio::{fs, net, vsock};
-use nacre_vmm::virtio::{fs, mem, vsock};
+use nacre_vmm::virtio::{fs, mem, net, vsock};
 use vmm_sys_util::eventfd::EventFd;
 
 use self::pause_resume::Cycles;
@@ -155,6 +154,7 @@ fn devices(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow:
     for (number, tap) in (1..).zip(&arguments.tap) {
         let config = tap.open(number)?;
         devices.push(Box::new(|env| net::spawn(config, env)));
+    }
     if let Some(max_mib) = arguments.max_plugged_mib {
         let config = mem_config(max_mib)?;
         devices.push(Box::new(|env| mem::spawn(config, env)));

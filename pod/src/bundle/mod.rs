@@ -14,7 +14,6 @@ use crate::annotations::{self, Role};
 use crate::hooks::Hooks;
 use crate::mount::{Extent, HostMount, Mount, Rootfs};
 use crate::pod_spec::{Lifetime, oom_score_adj};
-use crate::pod_spec::oom_score_adj;
 use crate::size::Limits;
 pub use namespaces::Pod;
 

@@ -12,11 +12,8 @@ use std::time::Duration;
 
 use nacre_protocol::agent::{
     AgentClient, ContainerRef, CreateContainerRequest, Family, ForwardRequest, KillProcessRequest,
-    ProcessRef, ResizePtyRequest, SetupRequest, SetupResponse, StartExecRequest, Stdio,
-    UpdateContainerRequest, WaitOomRequest,
-    AgentClient, ContainerRef, CreateContainerRequest, KillProcessRequest, PluggedMemory, ProcessRef,
-    ResizePtyRequest, ResizeRequest, ResizeResponse, SetupRequest, SetupResponse, StartExecRequest, Stdio,
-    UpdateContainerRequest, WaitMemoryRequest, WaitOomRequest,
+    PluggedMemory, ProcessRef, ResizePtyRequest, ResizeRequest, ResizeResponse, SetupRequest, SetupResponse,
+    StartExecRequest, Stdio, UpdateContainerRequest, WaitMemoryRequest, WaitOomRequest,
 };
 use nacre_protocol::text::printable;
 use nacre_protocol::vsock::StreamAddress;
@@ -450,6 +447,9 @@ impl Guest {
             ..Default::default()
         };
         self.client.forward(Context::default(), &request).await?;
+        Ok(())
+    }
+
     /// Drops what the guest has cached of a removed container's files, which must be gone from the shared tree.
     ///
     /// # Errors

@@ -202,31 +202,6 @@ impl Sandbox {
         }
     }
 
-    fn update(&self, id: &str, resources: &[u8], reply: Reply<()>) {
-        if let Err(error) = self.refuse_pause(id, "updated") {
-            return answer(reply, Err(error));
-        }
-        let begun = self
-            .container(id)
-            .and_then(|container| match container.lifecycle.init().state {
-                TaskState::Created | TaskState::Starting | TaskState::Running => {
-                    let checked = spec::check_resources(resources)?;
-                    log_ignored_fields(&ProcessId::init(id), checked.ignored());
-                    Ok((self.guest()?, checked.value().to_string().into_bytes()))
-                }
-                TaskState::Creating | TaskState::Exiting | TaskState::Stopped => {
-                    Err(container.refuse("updated"))
-                }
-            });
-        let id = id.to_owned();
-        match begun {
-            Ok((guest, resources)) => ask(reply, "update limits", async move {
-                guest.update(&id, resources).await
-            }),
-            Err(error) => answer(reply, Err(error)),
-        }
-    }
-
     fn stats(&self, id: &str, reply: Reply<CgroupFiles>) {
         let begun = self
             .container(id)

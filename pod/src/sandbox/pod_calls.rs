@@ -89,7 +89,7 @@ impl Sandbox {
             PodCall::View(reply) => answer(reply, self.has_pod_calls().map(|()| self.view_pod())),
             PodCall::Wait(reply) => self.wait_pod(reply),
             PodCall::Stop(reply) => self.stop_pod(reply),
-            PodCall::Stats(reply) => answer(reply, self.pod_stats()),
+            PodCall::Stats(reply) => answer(reply, self.pod_counters()),
         }
     }
 
@@ -215,7 +215,7 @@ impl Sandbox {
     }
 
     /// What this host counts: the guest's memory and CPU time, with the VMM's own.
-    fn pod_stats(&self) -> Result<CgroupFiles, Error> {
+    fn pod_counters(&self) -> Result<CgroupFiles, Error> {
         self.has_pod_calls()?;
         match &self.cgroup {
             Some(cgroup) if self.vm.is_some() => Ok(cgroup.counters()),

@@ -8,11 +8,9 @@ use nacre_protocol::agent::SetupResponse;
 use nacre_protocol::vsock::StreamAddress;
 use tokio::sync::mpsc;
 
-use super::Call;
-use crate::container::{Deleted, Reply};
-use super::{Call, PodView};
-use crate::container::Reply;
 use super::resize::Resized;
+use super::{Call, PodView};
+use crate::container::{Deleted, Reply};
 use crate::error::{Error, StepFailed};
 use crate::exit::Exit;
 use crate::forward::Connection;

@@ -73,8 +73,8 @@ pub mod balloon;
 mod config_space;
 mod device;
 pub mod fs;
-pub mod net;
 pub mod mem;
+pub mod net;
 pub mod rings;
 pub mod rng;
 #[cfg(test)]

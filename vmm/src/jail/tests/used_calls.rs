@@ -12,7 +12,7 @@ type Row = (&'static Profile, &'static str, &'static [(i64, &'static str)]);
 /// The tests of the devices count interrupts instead of sending them. vsock makes other ioctls.
 const INTERRUPT: (i64, &str) = (libc::SYS_ioctl, "the transport, to send an interrupt");
 
-const DEVICES: [Row; 6] = [
+const DEVICES: [Row; 7] = [
     (&balloon::PROFILE, "virtio::balloon::tests::", &[INTERRUPT]),
     (&net::PROFILE, "virtio::net::tests::", &[]),
     (
