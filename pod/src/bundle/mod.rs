@@ -3,7 +3,9 @@
 //! refused before anything is created.
 
 mod namespaces;
+mod pod_shm;
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use nacre_protocol::guest;
@@ -26,6 +28,8 @@ pub struct Plan {
     pub rootfs: Rootfs,
     /// Files and directories of the host that the container sees.
     pub mounts: Vec<HostMount>,
+    /// The host's tmpfs whose place the guest's /dev/shm takes, if the container has the pod's.
+    pub pod_shm: Option<PathBuf>,
     /// Fields of the spec that have no effect, and why.
     pub ignored: Vec<Finding>,
     /// Hooks that run on the host.
@@ -64,7 +68,13 @@ pub fn plan(
     annotations::check(&spec["annotations"], &mut findings);
     check_role(id, &spec["annotations"], pod, &mut findings);
     namespaces::check(id, &mut spec["linux"]["namespaces"], pod, &mut findings);
-    let mounts = host_mounts(bundle, &spec["mounts"], &mut findings);
+    let listed = spec["mounts"].as_array_mut().into_iter().flatten();
+    let of_pod = listed.map(|mount| pod_shm::replace(mount, pod)).enumerate();
+    let shm: BTreeMap<usize, PathBuf> = of_pod
+        .filter_map(|(index, source)| Some((index, source?)))
+        .collect();
+    let mut mounts = host_mounts(bundle, &spec["mounts"], &mut findings);
+    mounts.retain(|mount| !shm.contains_key(&mount.index));
     check_proc(&spec["mounts"], &mut findings);
     check_cpus(id, &spec, pod, &mut findings);
     let oom_score_adj = oom_score_adj(&spec);
@@ -94,6 +104,7 @@ pub fn plan(
         guest_spec,
         rootfs,
         mounts,
+        pod_shm: shm.into_values().next(),
         ignored,
         hooks,
         is_pause: id == pod.sandbox && pod.spec.lifetime == Lifetime::PauseContainer,
@@ -127,21 +138,26 @@ fn check_cpus(id: &str, spec: &Value, pod: Pod<'_>, findings: &mut Findings) {
 fn check_proc(mounts: &Value, findings: &mut Findings) {
     for (index, mount) in mounts.as_array().into_iter().flatten().enumerate() {
         let destination = Path::new(mount["destination"].as_str().unwrap_or_default());
-        let mut normal = PathBuf::from("/");
-        for component in destination.components() {
-            match component {
-                Component::Normal(part) => normal.push(part),
-                Component::ParentDir => {
-                    normal.pop();
-                }
-                Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
-            }
-        }
-        if normal == Path::new("/proc") && mount["type"] != "proc" {
+        if normalized(destination) == Path::new("/proc") && mount["type"] != "proc" {
             let path = format!("mounts[{index}].destination");
             findings.refuse(path, "only a proc file system can be mounted at /proc");
         }
     }
+}
+
+/// `path` as an absolute path without `.` and `..`, by its text alone.
+fn normalized(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(part) => normal.push(part),
+            Component::ParentDir => {
+                normal.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    normal
 }
 
 /// The bind mounts among `mounts`: their sources are on the host. The guest makes all other mounts.

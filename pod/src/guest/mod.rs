@@ -236,14 +236,8 @@ impl Guest {
     ///
     /// # Errors
     /// [`CallError`].
-    pub async fn create(&self, id: &str, spec: Vec<u8>, stdio: Stdio) -> Result<u32, CallError> {
-        let request = CreateContainerRequest {
-            container_id: id.to_owned(),
-            spec,
-            stdio: Some(stdio).into(),
-            ..Default::default()
-        };
-        let (client, init) = (self.client.clone(), ProcessId::init(id));
+    pub async fn create(&self, request: CreateContainerRequest) -> Result<u32, CallError> {
+        let (client, init) = (self.client.clone(), ProcessId::init(&request.container_id));
         let call = async move { client.create_container(Context::default(), &request).await };
         let late = Self::remove_late_container(self.clone(), init.clone());
         let created = self.within_deadline_or(late, call).await?;

@@ -13,7 +13,7 @@ mod stand_in;
 mod tree;
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nacre_protocol::guest;
 
@@ -100,6 +100,22 @@ pub fn mount_points(id: &str, mounts: &[HostMount]) -> Vec<PathBuf> {
     let mut points = vec![directory.join(guest::ROOTFS_DIR)];
     points.extend(mounts.iter().map(host));
     points
+}
+
+/// The size for the pod's /dev/shm, bytes: that of the tmpfs that the host has for it.
+pub fn shm_size(host: &Path) -> u64 {
+    /// What CRI and Docker give a container.
+    const USUAL: u64 = 64 << 20;
+    match rustix::fs::statfs(host) {
+        Ok(stat) if stat.f_type == libc::TMPFS_MAGIC => {
+            let size = u64::try_from(stat.f_bsize).unwrap_or_default();
+            // 0 blocks: a tmpfs without a limit.
+            Some(stat.f_blocks.saturating_mul(size))
+                .filter(|size| *size > 0)
+                .unwrap_or(USUAL)
+        }
+        Ok(_) | Err(_) => USUAL,
+    }
 }
 
 pub use move_mounts::move_into_vmm;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nacre_protocol::agent::Stdio;
+use nacre_protocol::agent::{CreateContainerRequest, Stdio};
 use nacre_protocol::{container_id, spec};
 use tokio::sync::{oneshot, watch};
 
@@ -272,11 +272,14 @@ impl Job {
     }
 
     async fn ask(&mut self, guest: Guest) -> Result<u32, Error> {
-        let spec = std::mem::take(&mut self.plan.guest_spec);
-        match guest
-            .create(&self.id, spec, std::mem::take(&mut self.stdio))
-            .await
-        {
+        let request = CreateContainerRequest {
+            container_id: self.id.clone(),
+            spec: std::mem::take(&mut self.plan.guest_spec),
+            stdio: Some(std::mem::take(&mut self.stdio)).into(),
+            pod_shm_bytes: self.plan.pod_shm.as_deref().map_or(0, rootfs::shm_size),
+            ..Default::default()
+        };
+        match guest.create(request).await {
             Ok(pid) => Ok(pid),
             Err(error @ (CallError::Answer(..) | CallError::TimedOut)) => {
                 Err(error.into_error("create container"))

@@ -1,98 +1,43 @@
-//! Several containers of one pod, as CRI makes them: a sandbox, and containers whose annotations name it.
-//! They share the sandbox's shim, VM and namespaces, and end independently of it.
+//! Pods, as CRI makes them: a sandbox, and containers whose annotations name it. They share the sandbox's shim,
+//! VM and namespaces, come and go while it lives, and leave nothing behind in the VMM, in its mount namespace or
+//! in the guest.
+
+mod pod;
 
 use anyhow::{Context as _, Result, ensure};
-use nacre_tests::containerd::bundle::Bundle;
-use nacre_tests::containerd::ctr::{Run, ctr, fresh_id, remove_detached};
+use nacre_tests::containerd::ctr::{ctr, fresh_id};
 use nacre_tests::leaks::nacre_processes;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::{Test, core};
+use crate::{Test, core, test};
+use pod::{Pod, exec};
 
-pub const TESTS: &[Test] = &[core(
-    "containers of a pod share its VM and end on their own",
-    containers_of_a_pod,
-)];
+pub const TESTS: &[Test] = &[
+    core(
+        "containers of a pod share its VM and end on their own",
+        containers_of_a_pod,
+    ),
+    core("a pause container has no process", pause_container),
+    core("containers that come and go leave nothing in a pod", come_and_go),
+    test("containers of a pod share namespaces", namespaces),
+    test("containers of a pod share /dev/shm", shared_memory),
+    test("a container that fails does not hurt its pod", failures),
+    test("20 containers run in a pod", twenty),
+];
 
-/// The namespaces that CRI shares between the containers of a pod.
-const SHARED: [(&str, &str); 3] = [("network", "net"), ("ipc", "ipc"), ("uts", "uts")];
-
-/// The annotations by which CRI names a container's sandbox.
-fn annotate(spec: &mut Value, kind: &str, sandbox: &str) {
-    spec["annotations"] = json!({
-        "io.kubernetes.cri.container-type": kind,
-        "io.kubernetes.cri.sandbox-id": sandbox,
-    });
-}
-
-/// A container that joins the sandbox whose task has the pid `pid`.
-fn member(sandbox: &str, pid: u32, script: &str) -> Result<Bundle> {
-    Bundle::new(&["sh", "-c", script], |spec| {
-        annotate(spec, "container", sandbox);
-        for namespace in spec["linux"]["namespaces"].as_array_mut().into_iter().flatten() {
-            let shared = SHARED.iter().find(|(kind, _)| namespace["type"] == *kind);
-            if let Some((_, name)) = shared {
-                namespace["path"] = json!(format!("/proc/{pid}/ns/{name}"));
-            }
-        }
-    })
-}
-
-/// The pid of task `id`, as containerd lists it.
-fn pid(id: &str) -> Result<u32> {
-    let listed = ctr(["task", "list"])?.success()?;
-    let line = listed.lines().find(|line| line.starts_with(id));
-    let line = line.with_context(|| format!("{id} is not listed: {listed}"))?;
-    Ok(line
-        .split_whitespace()
-        .nth(1)
-        .context("no pid is listed")?
-        .parse()?)
-}
-
-fn exec(id: &str, exec_id: &str, script: &str) -> Result<String> {
-    let output = ctr(["task", "exec", "--exec-id", exec_id, id, "sh", "-c", script])?.success()?;
-    Ok(output.trim().to_owned())
-}
-
+/// Two containers in the pod: the first exits by itself, the second is killed. The pod lives on.
 fn containers_of_a_pod() -> Result<()> {
-    let sandbox = fresh_id("sandbox");
-    let bundle = Bundle::new(&["sleep", "1000000"], |spec| {
-        annotate(spec, "sandbox", &sandbox);
-        spec["hostname"] = json!("the-pod");
-    })?;
-    Run {
-        config: Some(&bundle.config()?),
-        ..Run::default()
-    }
-    .detach(&sandbox)?;
-    let seen = members(&sandbox);
-    remove_detached(&sandbox)?;
-    seen
-}
-
-/// Runs two containers in the pod: the first exits by itself, the second is killed. The sandbox runs on.
-fn members(sandbox: &str) -> Result<()> {
-    let pid = pid(sandbox)?;
+    let pod = Pod::start("shares", |spec| spec["hostname"] = json!("the-pod"))?;
     let look = "echo $$ > /own; cat /proc/sys/kernel/random/boot_id; hostname; read line; echo $line; exit 7";
-    let (first, second) = (member(sandbox, pid, look)?, member(sandbox, pid, look)?);
-    let mut running = Vec::new();
-    for (word, bundle) in [("first", &first), ("second", &second)] {
-        let run = Run {
-            config: Some(&bundle.config()?),
-            ..Run::default()
-        };
-        running.push(run.spawn(&fresh_id(word))?);
-    }
-    let boot = exec(sandbox, "boot", "cat /proc/sys/kernel/random/boot_id")?;
+    let (first, second) = (pod.member(look, |_| {})?, pod.member(look, |_| {})?);
+    let mut running = vec![pod.spawn(&first, "first")?, pod.spawn(&second, "second")?];
+    let mut boots = Vec::new();
     for container in &mut running {
-        let (theirs, host) = (container.line()?, container.line()?);
-        ensure!(
-            theirs == boot,
-            "boot id {theirs} in a container, {boot} in its sandbox"
-        );
+        let (boot, host) = (container.line()?, container.line()?);
         ensure!(host == "the-pod", "host name {host} in a container of the pod");
+        boots.push(boot);
     }
+    ensure!(boots[0] == boots[1], "boot ids {boots:?}");
     let processes = nacre_processes()?;
     ensure!(
         processes.len() == 2,
@@ -110,14 +55,193 @@ fn members(sandbox: &str) -> Result<()> {
         output.code == Some(7) && output.text() == "bye\n",
         "the first container: {output:?}"
     );
-    let again = exec(sandbox, "again", "cat /proc/sys/kernel/random/boot_id")?;
-    ensure!(again == boot, "the sandbox's VM was started anew");
     second.kill("SIGKILL")?;
     let output = second.wait_with_output()?;
     ensure!(output.code == Some(137), "the second container: {output:?}");
-    ensure!(
-        exec(sandbox, "last", "echo up")? == "up",
-        "the sandbox does not run any more"
-    );
+    let boot = pod.run("boot", "cat /proc/sys/kernel/random/boot_id", |_| {})?;
+    ensure!(boot.trim() == boots[0], "the pod's VM was started anew");
+    pod.remove()
+}
+
+fn pause_container() -> Result<()> {
+    for (signal, want) in [("SIGTERM", 0), ("SIGKILL", 137)] {
+        let pod = Pod::start("pause", |_| {})?;
+        let refused = ctr(["task", "exec", "--exec-id", "x", &pod.id, "true"])?;
+        ensure!(
+            refused.code != Some(0) && refused.stderr.contains("pause container"),
+            "exec in the pause container: {refused:?}"
+        );
+        let listed = ctr(["task", "ps", &pod.id])?.success()?;
+        let pid = pod.pid.to_string();
+        ensure!(listed.lines().count() == 2 && listed.contains(&pid), "{listed}");
+        ensure!(ctr(["task", "metrics", &pod.id])?.success()?.contains("memory"));
+        ctr(["task", "kill", "-s", "SIGUSR1", &pod.id])?.success()?;
+        pod.run("after", "true", |_| {})?;
+        ctr(["task", "kill", "-s", signal, &pod.id])?.success()?;
+        let deleted = ctr(["task", "delete", &pod.id])?;
+        ensure!(deleted.code == Some(want), "{signal}: {deleted:?}");
+        let again = ctr(["task", "delete", &pod.id])?;
+        ensure!(
+            again.code == Some(1) && again.stderr.contains("not found"),
+            "{again:?}"
+        );
+        ctr(["containers", "delete", &pod.id])?.success()?;
+    }
     Ok(())
+}
+
+/// 50 containers, one after the other, the last 20 of one id, each reading its whole root file system and a
+/// volume; then 10 whose creation fails.
+fn come_and_go() -> Result<()> {
+    const WORK: &str =
+        "find / -xdev -type f | while read f; do head -c 1 $f; done >/dev/null; cat /volume/file";
+    let pod = Pod::start("leaves", |_| {})?;
+    let run = |id: &str| -> Result<()> {
+        let bundle = pod.member(WORK, pod::with_volume)?;
+        let output = pod.output(&bundle, id)?.success()?;
+        ensure!(output == "the host's\n", "{output}");
+        Ok(())
+    };
+    run(&fresh_id("warm"))?;
+    let before = pod.figures()?;
+    let once = fresh_id("once");
+    for index in 0..50 {
+        let id = if index < 30 {
+            fresh_id("each")
+        } else {
+            once.clone()
+        };
+        run(&id).with_context(|| format!("container {index}"))?;
+    }
+    for _ in 0..10 {
+        let failed = pod.output(
+            &pod.member("true", |spec| spec["process"]["args"] = json!(["/none"]))?,
+            &once,
+        )?;
+        ensure!(failed.code != Some(0), "{failed:?}");
+    }
+    let after = pod.figures()?;
+    println!("  before 60 containers: {before}\n  after: {after}");
+    before.compare(&after)?;
+    pod.remove()
+}
+
+fn namespaces() -> Result<()> {
+    let pod = Pod::start("spaces", |_| {})?;
+    let kinds = "for n in ipc net uts; do readlink /proc/self/ns/$n; done";
+    let (one, two) = (pod.run("one", kinds, |_| {})?, pod.run("two", kinds, |_| {})?);
+    ensure!(one == two && one.lines().count() == 3, "{one} {two}");
+    // New ones in the same VM are the container's own.
+    let own = pod.run("own", kinds, |spec| {
+        pod::set_path(spec, &["ipc", "network", "uts"], "")
+    })?;
+    for line in one.lines() {
+        ensure!(!own.contains(line), "{own} {one}");
+    }
+    let all =
+        |spec: &mut serde_json::Value| pod::set_path(spec, &["pid"], &format!("/proc/{}/ns/pid", pod.pid));
+    // Its background process outlives the shell that started it, and is reaped by the pod's init.
+    let first = pod.member("(sleep 0.3 &); echo up; read line", all)?;
+    let mut first = pod.spawn(&first, "pids")?;
+    ensure!(first.line()? == "up");
+    let seen = pod.run("sees", "cat /proc/1/comm; sleep 1; ps", all)?;
+    ensure!(
+        seen.starts_with("pause\n") && seen.contains("read line"),
+        "{seen}"
+    );
+    ensure!(
+        !seen.contains("sleep 0.3") && !seen.contains("[sleep]"),
+        "not reaped: {seen}"
+    );
+    ensure!(exec(&first.id, "x", "ls -l /proc/1/root")?.contains("denied"));
+    first.feed(Vec::new())?;
+    first.wait_with_output()?;
+    pod.remove()
+}
+
+fn shared_memory() -> Result<()> {
+    let pod = Pod::start("shm", |_| {})?;
+    let shm = pod.make_shm("8m")?;
+    let mount = |spec: &mut serde_json::Value| pod::replace_shm(spec, &shm.path().display().to_string());
+    let size = pod.run("writes", "echo hello > /dev/shm/word; df -k /dev/shm", mount)?;
+    ensure!(size.contains(" 8192 "), "{size}");
+    let word = pod.run("reads", "cat /dev/shm/word; grep /dev/shm /proc/mounts", mount)?;
+    ensure!(word.starts_with("hello\n") && word.contains("tmpfs"), "{word}");
+    let full = pod.run(
+        "fills",
+        "dd if=/dev/zero of=/dev/shm/big bs=1M count=20 2>&1; rm /dev/shm/big",
+        mount,
+    )?;
+    ensure!(full.contains("No space"), "{full}");
+    ensure!(std::fs::read_dir(shm.path())?.count() == 0, "files on the host");
+    drop(shm);
+    pod.remove()
+}
+
+fn failures() -> Result<()> {
+    let pod = Pod::start("failures", |_| {})?;
+    let mut other = pod.spawn(&pod.member("echo up; read line; echo $line", |_| {})?, "other")?;
+    ensure!(other.line()? == "up");
+    let id = fresh_id("fails");
+    for (change, want) in [
+        (json!({"process": {"args": ["/none"]}}), "/none"),
+        (json!({"process": {"cwd": "/etc/passwd"}}), "process.cwd"),
+        (
+            json!({"linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}]}}),
+            "leave out hostNetwork: true",
+        ),
+        (
+            json!({"annotations": {"io.kubernetes.cri.sandbox-memory": "1Gi"}}),
+            "sandbox-memory",
+        ),
+        (
+            json!({"mounts": [{"destination": "/x", "type": "bind", "source": "/none", "options": ["bind"]}]}),
+            "/none",
+        ),
+    ] {
+        let member = pod.member("true", |spec| pod::merge(spec, &change))?;
+        let failed = pod.output(&member, &id)?;
+        ensure!(
+            failed.code != Some(0) && failed.stderr.contains(want),
+            "{want}: {failed:?}"
+        );
+    }
+    // An init container that fails, until it does not, under one id.
+    for status in [3, 1, 0] {
+        let member = pod.member(&format!("exit {status}"), |_| {})?;
+        let output = pod.output(&member, &id)?;
+        ensure!(output.code == Some(status), "{output:?}");
+    }
+    other.feed(b"still here\n".to_vec())?;
+    ensure!(other.line()? == "still here");
+    other.wait_with_output()?;
+    let gone = fresh_id("gone");
+    let orphan = pod.member("true", |spec| {
+        spec["annotations"]["io.kubernetes.cri.sandbox-id"] = json!("nobody")
+    })?;
+    let failed = pod.output(&orphan, &gone)?;
+    ensure!(
+        failed.code != Some(0) && failed.stderr.contains("sandbox nobody"),
+        "{failed:?}"
+    );
+    pod.remove()
+}
+
+fn twenty() -> Result<()> {
+    let pod = Pod::start("twenty", |_| {})?;
+    let member = pod.member("echo up; read line; echo $line", |_| {})?;
+    let mut running = Vec::new();
+    for _ in 0..20 {
+        running.push(pod.spawn(&member, "of-twenty")?);
+    }
+    for container in &mut running {
+        ensure!(container.line()? == "up");
+    }
+    println!("  with 20 containers: {}", pod.figures()?);
+    for (index, mut container) in running.into_iter().enumerate() {
+        container.feed(format!("{index}\n").into_bytes())?;
+        let output = container.wait_with_output()?;
+        ensure!(output.text() == format!("{index}\n"), "{output:?}");
+    }
+    pod.remove()
 }
