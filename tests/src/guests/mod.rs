@@ -10,6 +10,7 @@
 pub mod exits;
 mod initramfs;
 pub mod io;
+pub mod memory_plugs;
 pub mod memory_returns;
 pub mod pause;
 pub mod vcpus;
@@ -42,7 +43,14 @@ pub struct Workload {
 
 /// All tests.
 pub fn tests() -> Vec<Test> {
-    [vcpus::TESTS, io::TESTS, pause::TESTS, memory_returns::TESTS].concat()
+    [
+        vcpus::TESTS,
+        io::TESTS,
+        pause::TESTS,
+        memory_returns::TESTS,
+        memory_plugs::TESTS,
+    ]
+    .concat()
 }
 
 const WORKLOADS: &[Workload] = &[
@@ -50,6 +58,7 @@ const WORKLOADS: &[Workload] = &[
     io::WORKLOAD,
     pause::WORKLOAD,
     memory_returns::WORKLOAD,
+    memory_plugs::WORKLOAD,
 ];
 
 const fn test(name: &'static str, run: fn(&Build) -> Result<()>) -> Test {

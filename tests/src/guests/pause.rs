@@ -22,7 +22,7 @@ use serde_json::Value;
 use super::vm::DEADLINE;
 use super::vsock::Conversation;
 use super::workload::{self, Parameters};
-use super::{Build, Options, Test, Workload, test};
+use super::{Build, Guest, Options, Test, Workload, test};
 
 /// The tests.
 pub const TESTS: &[Test] = &[
@@ -41,7 +41,7 @@ const COUNT: u32 = 1000;
 /// How long that may take.
 const PAUSES_DEADLINE: Duration = Duration::from_secs(240);
 /// Bytes of a file that the guest writes.
-const FILE_BYTES: usize = 16 * 1024;
+pub(super) const FILE_BYTES: usize = 16 * 1024;
 /// How many frames may be under way at once: few, so that files are written as often as frames return.
 const WINDOW: usize = 4;
 /// Most bytes of a frame's content.
@@ -57,14 +57,22 @@ struct Report {
 }
 
 fn pause(build: &Build, vcpus: u32) -> Result<()> {
+    let (vcpus, count) = (vcpus.to_string(), COUNT.to_string());
+    during_io(build, &["--vcpus", &vcpus, "--pause-resume", &count], |guest| {
+        guest.wait_for(&format!("paused and resumed {count} times"), PAUSES_DEADLINE)
+    })
+}
+
+/// Boots a guest with `arguments` and calls `disturb` while the guest does I/O, all of which must succeed.
+/// Prints what `disturb` returns.
+pub(super) fn during_io(
+    build: &Build,
+    arguments: &[&str],
+    disturb: impl FnOnce(&mut Guest) -> Result<String>,
+) -> Result<()> {
     let mut guest = build.boot(&Options {
         workload: WORKLOAD.name,
-        arguments: &[
-            "--vcpus",
-            &vcpus.to_string(),
-            "--pause-resume",
-            &COUNT.to_string(),
-        ],
+        arguments,
         ..Options::default()
     })?;
     let stream = guest.connect()?;
@@ -72,7 +80,7 @@ fn pause(build: &Build, vcpus: u32) -> Result<()> {
     let (under_way, arrived) = sync_channel(WINDOW);
     let sent = send(stream.try_clone()?, under_way, Arc::clone(&stop));
     let returned = receive(stream, arrived);
-    let line = guest.wait_for(&format!("paused and resumed {COUNT} times"), PAUSES_DEADLINE);
+    let line = disturb(&mut guest);
     stop.store(true, Ordering::Relaxed);
     let line = line?;
     println!("        {line}");
@@ -211,7 +219,7 @@ fn frame_content(number: u64) -> Vec<u8> {
 }
 
 /// `length` bytes that differ between numbers and between pages: a window of a fixed random text.
-fn content(number: u64, length: usize) -> Vec<u8> {
+pub(super) fn content(number: u64, length: usize) -> Vec<u8> {
     static TEXT: OnceLock<Vec<u8>> = OnceLock::new();
     const PERIOD: usize = 65_521;
     let text = TEXT.get_or_init(|| {

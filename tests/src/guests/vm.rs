@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -79,11 +79,12 @@ impl Build {
             .arg("--vsock-uds")
             .arg(&socket);
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("executing {}", self.vmm.display()))?;
+        let stdin = child.stdin.take().context("no standard input")?;
         let stderr = child.stderr.take().context("no standard error")?;
         let (sender, lines) = channel();
         // The thread ends with the VMM, which closes its standard error, or when nobody listens.
@@ -97,6 +98,7 @@ impl Build {
         });
         Ok(Guest {
             child,
+            stdin,
             lines,
             log: Vec::new(),
             shared,
@@ -121,6 +123,8 @@ pub struct Options<'a> {
 #[derive(Debug)]
 pub struct Guest {
     child: Child,
+    /// For [`Guest::command`].
+    stdin: ChildStdin,
     /// Lines of the VMM's standard error, which has the guest's console, too.
     lines: Receiver<String>,
     /// Those that were read.
@@ -167,6 +171,14 @@ impl Guest {
             "the VMM answered {answer:?} to CONNECT"
         );
         Ok(stream)
+    }
+
+    /// Sends `line` to a VMM that was started with `--commands`.
+    ///
+    /// # Errors
+    /// If the VMM has exited.
+    pub fn command(&mut self, line: &str) -> Result<()> {
+        writeln!(self.stdin, "{line}").with_context(|| format!("sending {line:?} to the VMM"))
     }
 
     /// Waits for a line of the VMM or of the console that contains `text`, and returns it.
