@@ -47,8 +47,12 @@ pub fn configuration(version: &str, unused: &str) -> String {
              [plugins.\"{images}\".pinned_images]\n  sandbox = \"{PAUSE_IMAGE}\"\n"
         ));
     }
+    let programs = match first {
+        true => format!("bin_dir = \"{DIRECTORY}/cni-bin\""),
+        false => format!("bin_dirs = [\"{DIRECTORY}/cni-bin\"]"),
+    };
     text.push_str(&format!(
-        "[plugins.\"{cri}\".cni]\n  bin_dir = \"{DIRECTORY}/cni-bin\"\n  conf_dir = \"{DIRECTORY}/cni\"\n\
+        "[plugins.\"{cri}\".cni]\n  {programs}\n  conf_dir = \"{DIRECTORY}/cni\"\n\
          [plugins.\"{cri}\".containerd]\n  default_runtime_name = \"runc\"\n"
     ));
     if first {
@@ -142,7 +146,7 @@ mod tests {
 
     #[test]
     fn each_version_has_its_names_of_plugins_and_one_handler_per_runtime() {
-        for (version, format, handlers) in [("1.6", 2, 2), ("1.7", 2, 2), ("2.1", 3, 3)] {
+        for (version, format, handlers) in [("1.6", 2, 2), ("1.7", 2, 2), ("2.1", 3, 3), ("2.4", 3, 3)] {
             let text = configuration(version, "");
             assert!(text.starts_with(&format!("version = {format}\n")), "{text}");
             assert_eq!(text.matches("runtime_type = ").count(), handlers, "{version}");
