@@ -6,9 +6,10 @@ mod grpc;
 mod log;
 pub mod node;
 mod run;
+mod session;
 mod wire;
 
-pub use cases::cases;
+pub use cases::{cases, echo_datagrams};
 pub use run::{groups, run_group};
 
 use anyhow::Result;

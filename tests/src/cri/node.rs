@@ -107,7 +107,11 @@ impl Node {
         let mut config = json!({
             "metadata": {"name": name, "uid": format!("uid-{name}"), "namespace": NAMESPACE},
             "log_directory": self.logs.path().join(&name),
-            "linux": {"cgroup_parent": CGROUP},
+            "linux": {
+                "cgroup_parent": CGROUP,
+                // As kubelet asks for by default; the interface's own default shares processes.
+                "security_context": {"namespace_options": {"pid": "CONTAINER"}},
+            },
         });
         merge(&mut config, change);
         config
@@ -224,6 +228,9 @@ impl<'n> Pod<'n> {
             "metadata": {"name": name},
             "image": {"image": IMAGE},
             "log_path": format!("{name}.log"),
+            "linux": {"security_context": {
+                "namespace_options": self.config["linux"]["security_context"]["namespace_options"],
+            }},
         });
         if !script.is_empty() {
             config["command"] = json!(["sh", "-c", script]);
@@ -268,6 +275,11 @@ impl<'n> Pod<'n> {
     /// If containerd refuses it.
     pub fn stop(&self) -> Result<()> {
         self.node.call("StopPodSandbox", self.request()).map(drop)
+    }
+
+    /// Says that the case has removed it.
+    pub fn is_removed(&self) {
+        self.removed.set(true);
     }
 
     /// Stops and removes the pod.

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 use nacre_tests::containerd::Runtime;
 use nacre_tests::cri::node::{CGROUP, Node};
-use nacre_tests::cri::{Case, cases, groups, run_group};
+use nacre_tests::cri::{Case, cases, echo_datagrams, groups, run_group};
 use nacre_tests::leaks::Snapshot;
 use nacre_tests::parity::{Outcome, Verdict, compare};
 use nacre_tests::runner;
@@ -33,6 +33,9 @@ struct Arguments {
     /// The runtime handler of Nacre's pods: nacre, or nacre-sandbox, which has no pause container.
     #[arg(long, default_value = "nacre")]
     handler: String,
+    /// Answer datagrams at this port with themselves; cases run this in pods.
+    #[arg(long, hide = true)]
+    echo_datagrams: Option<u16>,
     #[command(flatten)]
     selection: Selection,
 }
@@ -45,6 +48,9 @@ enum OnlyRuntime {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(port) = arguments.echo_datagrams {
+        return runner::exit_code("nacre-cri", &echo_datagrams(port).map(|()| 0));
+    }
     let version = std::env::var("NACRE_LAB_CONTAINERD").unwrap_or_else(|_| "1.6".to_owned());
     let names: Vec<&str> = cases().iter().map(|case| case.name).collect();
     let chosen: Vec<&'static Case> = cases()

@@ -1,22 +1,205 @@
-//! The life of containers: states, ends, restarts.
+//! The life of containers in a pod: states, restarts, init containers, many of them.
 
-use anyhow::Result;
-use serde_json::json;
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
 
+use super::without_numbers;
 use crate::cri::node::Node;
 use crate::cri::{Case, calls};
 use crate::parity::Outcome;
 
-pub const CASES: &[Case] = &[calls("container: states", states)];
+pub const CASES: &[Case] = &[
+    calls("container: states and times", states),
+    calls("container: calls at the wrong time", wrong_time),
+    calls("container: listed by id, state and pod", listed),
+    calls("container: restarted as a next attempt", restarted),
+    calls("container: init containers prepare a volume", init_containers),
+    calls("container: a failed one does not hurt the others", failed_one),
+    calls("container: 20 in a pod", twenty),
+    calls("container: events", events).since("1.7"),
+];
 
 fn states(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(json!({}))?;
+    let pod = node.pod(Value::Null)?;
     let mut seen = Vec::new();
-    let container = pod.create("exit 5", json!({}))?;
-    seen.push(container.status()?["state"].clone());
-    container.start()?;
-    let status = container.wait(|status| status["state"] == "CONTAINER_EXITED")?;
-    seen.push(json!([status["state"], status["exit_code"], status["reason"]]));
+    let config =
+        json!({"labels": {"app": "web"}, "annotations": {"note": "a b"}, "metadata": {"attempt": 3}});
+    for script in ["sleep 0.5; exit 0", "sleep 0.5; exit 5"] {
+        let container = pod.create(script, config.clone())?;
+        let status = container.status()?;
+        seen.push(json!([status["state"], status["labels"], status["annotations"]]));
+        container.start()?;
+        let status = container.wait(|status| status["state"] == "CONTAINER_EXITED")?;
+        seen.push(json!([
+            status["state"],
+            status["exit_code"],
+            status["reason"],
+            status["message"]
+        ]));
+        let times = ["created_at", "started_at", "finished_at"].map(|time| status[time].as_i64());
+        ensure!(times.is_sorted() && times[0] > Some(0), "{times:?}");
+        container.remove()?;
+    }
     pod.remove()?;
     Ok(Outcome::text(json!(seen).to_string()))
+}
+
+fn wrong_time(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let container = pod.create("exec sleep 1000000", Value::Null)?;
+    let mut seen = Vec::new();
+    let mut refused = |method: &str, request: Value| -> Result<()> {
+        let status = node.refused(method, request)?;
+        seen.push(format!("{method}: {}", status.code));
+        Ok(())
+    };
+    refused("ExecSync", json!({"container_id": container.id, "cmd": ["true"]}))?;
+    container.start()?;
+    refused("StartContainer", container.request())?;
+    container.stop(0)?;
+    container.stop(0)?;
+    refused("StartContainer", container.request())?;
+    refused("ExecSync", json!({"container_id": container.id, "cmd": ["true"]}))?;
+    container.remove()?;
+    container.remove()?;
+    refused("ContainerStatus", container.request())?;
+    // One that runs is killed first.
+    pod.start("exec sleep 1000000", Value::Null)?.remove()?;
+    // One that never ran can be stopped.
+    let created = pod.create("true", Value::Null)?;
+    created.stop(1)?;
+    seen.push(created.status()?["state"].to_string());
+    pod.remove()?;
+    Ok(Outcome::text(seen.join("\n")))
+}
+
+fn listed(node: &Node) -> Result<Outcome> {
+    let (pod, other) = (node.pod(Value::Null)?, node.pod(Value::Null)?);
+    let running = pod.start("exec sleep 1000000", Value::Null)?;
+    pod.create("true", Value::Null)?;
+    other.create("true", Value::Null)?;
+    let count = |filter: Value| -> Result<usize> {
+        let answer = node.call("ListContainers", json!({"filter": filter}))?;
+        Ok(answer["containers"].as_array().context("no list")?.len())
+    };
+    let seen = [
+        count(json!({"pod_sandbox_id": pod.id}))?,
+        count(json!({"pod_sandbox_id": pod.id, "state": {"state": "CONTAINER_RUNNING"}}))?,
+        count(json!({"pod_sandbox_id": pod.id, "state": {"state": "CONTAINER_CREATED"}}))?,
+        count(json!({"id": running.id}))?,
+        count(json!({"pod_sandbox_id": other.id}))?,
+    ];
+    other.remove()?;
+    pod.remove()?;
+    Ok(Outcome::text(format!("{seen:?}")))
+}
+
+fn restarted(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let volume = tempfile::tempdir()?;
+    let mut seen = String::new();
+    let mut names = Vec::new();
+    for attempt in 0..3 {
+        let script = "date +%s >>/volume/starts; ls /tmp; touch /tmp/mine; wc -l </volume/starts; exit 1";
+        let config = json!({
+            "metadata": {"name": "app", "attempt": attempt},
+            "log_path": format!("app-{attempt}.log"),
+            "mounts": [{"container_path": "/volume", "host_path": volume.path()}],
+        });
+        let container = pod.start(script, config.clone())?;
+        let outcome = container.ended()?;
+        seen.push_str(&outcome.to_string());
+        // The attempt is part of the name, and the old container keeps it.
+        if attempt == 0 {
+            let request = json!({"pod_sandbox_id": pod.id, "config": {"metadata": {"name": "app"}, "image": {"image": "busybox"}}, "sandbox_config": pod.config});
+            seen.push_str(&without_numbers(
+                &node.refused("CreateContainer", request)?.message,
+            ));
+        }
+        names.push(container.id.clone());
+    }
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn init_containers(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let volume = tempfile::tempdir()?;
+    let mount = json!({"mounts": [{"container_path": "/volume", "host_path": volume.path()}]});
+    let mut seen = String::new();
+    for script in [
+        "echo one >/volume/a; ln -s a /volume/b",
+        "cat /volume/b; echo two >>/volume/a; mkdir /volume/d; chmod 700 /volume/d",
+        "cat /volume/b; stat -c '%a %F' /volume/d",
+    ] {
+        seen.push_str(&pod.run(script, mount.clone())?.to_string());
+    }
+    pod.remove()?;
+    seen.push_str(&std::fs::read_to_string(volume.path().join("b"))?);
+    Ok(Outcome::text(seen))
+}
+
+fn failed_one(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let steady = pod.start(
+        "trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done",
+        Value::Null,
+    )?;
+    steady.prints("up")?;
+    let mut seen = Vec::new();
+    let killed = pod.run("kill -9 $$; sleep 5; sh -c 'kill -SEGV $$'; exit 3", Value::Null)?;
+    seen.push(format!("{:?}", killed.code));
+    let missing = pod.create("", json!({"command": ["/no/such/program"]}))?;
+    node.refused("StartContainer", missing.request())?;
+    let status = missing.status()?;
+    seen.push(json!([status["state"], status["exit_code"], status["reason"]]).to_string());
+    seen.push(steady.output("echo alive")?);
+    steady.stop(10)?;
+    seen.push(steady.status()?["exit_code"].to_string());
+    pod.remove()?;
+    Ok(Outcome::text(seen.join("\n")))
+}
+
+fn twenty(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let mut containers = Vec::new();
+    for number in 0..20 {
+        let script = format!("echo {number} >/dev/shm/{number}; exec sleep 1000000");
+        containers.push(pod.start(&script, Value::Null)?);
+    }
+    let first = containers.first().context("no containers")?;
+    let seen = first.output("ls /dev/shm | sort -n | tr '\\n' ' '; ls /proc | grep -c '^[0-9]'")?;
+    for (number, container) in containers.iter().enumerate() {
+        ensure!(
+            container.status()?["state"] == "CONTAINER_RUNNING",
+            "container {number}"
+        );
+    }
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn events(node: &Node) -> Result<Outcome> {
+    let other = node.again()?;
+    let mut events = other.stream("GetContainerEvents", &json!({}))?;
+    let pod = node.pod(Value::Null)?;
+    let container = pod.start("exit 0", Value::Null)?;
+    container.ended()?;
+    container.remove()?;
+    let (id, of_pod) = (container.id.clone(), pod.id.clone());
+    pod.remove()?;
+    let mut seen = String::new();
+    loop {
+        let event = events.receive()?;
+        let of = match event["container_id"].as_str() {
+            Some(found) if found == id => "container",
+            Some(found) if found == of_pod => "pod",
+            _ => continue,
+        };
+        let kind = event["container_event_type"].as_str().unwrap_or_default();
+        seen.push_str(&format!("{of} {kind}\n"));
+        if of == "pod" && kind == "CONTAINER_DELETED_EVENT" {
+            return Ok(Outcome::text(seen));
+        }
+    }
 }

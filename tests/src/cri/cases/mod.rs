@@ -1,17 +1,46 @@
 //! The cases, by subject. A pod takes seconds in the lab, so cases that need the same pod share it.
 
 mod containers;
+mod ends;
+mod execs;
+mod limits;
+mod logs;
+mod many;
+mod mounts;
+mod namespaces;
+mod network;
+mod pods;
 mod process;
+mod refused;
+mod rights;
+mod streams;
+
+pub use network::echo_datagrams;
 
 use super::{Case, PodKind};
 use serde_json::{Value, json};
 
 /// All cases.
 pub fn cases() -> Vec<&'static Case> {
-    [process::CASES, containers::CASES]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        process::CASES,
+        rights::CASES,
+        pods::CASES,
+        containers::CASES,
+        ends::CASES,
+        execs::CASES,
+        streams::CASES,
+        logs::CASES,
+        namespaces::CASES,
+        mounts::CASES,
+        limits::CASES,
+        network::CASES,
+        refused::CASES,
+        many::CASES,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// A pod with a name for everything that can have one.
@@ -44,4 +73,38 @@ fn nothing() -> Value {
 /// A change of a container's security context.
 fn security(change: Value) -> Value {
     json!({"linux": {"security_context": change}})
+}
+
+/// An error's text without what differs from run to run: ids become ID, other numbers N.
+fn without_numbers(text: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let hexadecimal = rest.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(rest.len());
+        let decimal = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let taken = if hexadecimal >= 32 {
+            plain.push_str("ID");
+            hexadecimal
+        } else if decimal > 0 {
+            plain.push('N');
+            decimal
+        } else {
+            plain.push(first);
+            first.len_utf8()
+        };
+        rest = rest.get(taken..).unwrap_or_default();
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_replaced() {
+        let id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+        let text = format!("task {id}: no é12 in pod-3, added");
+        assert_eq!(without_numbers(&text), "task ID: no éN in pod-N, added");
+    }
 }

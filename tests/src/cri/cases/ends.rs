@@ -1,0 +1,83 @@
+//! How containers end: grace, stop signals, reasons.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use crate::cri::node::{Node, Pod};
+use crate::cri::{Case, calls};
+use crate::parity::Outcome;
+
+pub const CASES: &[Case] = &[
+    calls("stop: within the grace", |node| {
+        stopped(node, "trap 'echo bye; exit 3' TERM", Value::Null, 30)
+    }),
+    calls("stop: SIGKILL when the grace is over", |node| {
+        stopped(node, "trap 'echo no' TERM", Value::Null, 2)
+    }),
+    calls("stop: without grace", |node| {
+        stopped(node, "trap 'exit 3' TERM", Value::Null, 0)
+    }),
+    calls("stop: the image's signal", |node| {
+        let image = json!({"image": {"image": "localhost/configured:lab"}});
+        stopped(node, "trap 'exit 9' USR1; trap 'exit 3' TERM", image, 30)
+    }),
+    calls("stop: the container's signal", |node| {
+        let signal = json!({"stop_signal": "SIGNAL_SIGINT"});
+        stopped(node, "trap 'exit 8' INT; trap 'exit 3' TERM", signal, 30)
+    })
+    .since("2.2"),
+    calls("end: killed for want of memory", out_of_memory),
+    calls("end: children die with the first process", children),
+];
+
+/// Starts a container that has the handlers `traps`, stops it, and tells how it ended.
+fn stopped(node: &Node, traps: &str, change: Value, seconds: u64) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let script = format!("{traps}; echo up; while :; do sleep 0.1; done");
+    let container = pod.start(&script, change)?;
+    container.prints("up")?;
+    let took = container.stop(seconds)?;
+    let grace = Duration::from_secs(seconds);
+    let outcome = container.ended()?;
+    let killed = outcome.code == Some(137);
+    ensure!(
+        !killed || took >= grace,
+        "killed after {took:?}, before the grace was over"
+    );
+    ensure!(killed || took < grace, "took {took:?}");
+    let reason = container.status()?["reason"].clone();
+    pod.remove()?;
+    Ok(Outcome {
+        stdout: format!("{}{reason}", outcome.stdout),
+        ..outcome
+    })
+}
+
+fn out_of_memory(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let outcome = use_too_much(&pod)?;
+    // The pod and its other containers live on.
+    let next = pod.run("echo lives", Value::Null)?;
+    pod.remove()?;
+    Ok(Outcome::text(format!("{outcome}\n{next}")))
+}
+
+fn use_too_much(pod: &Pod<'_>) -> Result<String> {
+    let limit = json!({"linux": {"resources": {"memory_limit_in_bytes": 48 << 20}}});
+    // tail keeps the last line, which never ends.
+    let container = pod.start("exec tail -n 1 /dev/zero", limit)?;
+    let status = container.wait(|status| status["reason"] == "OOMKilled")?;
+    Ok(json!([status["state"], status["exit_code"], status["reason"]]).to_string())
+}
+
+fn children(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let outcome = pod.run(
+        "sleep 1000000 & (setsid sleep 1000000 &) ; echo started; exit 4",
+        Value::Null,
+    )?;
+    pod.remove()?;
+    Ok(outcome)
+}

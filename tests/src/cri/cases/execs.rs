@@ -1,0 +1,84 @@
+//! ExecSync, where a script in a shared container does not do.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::without_numbers;
+use crate::cri::node::Node;
+use crate::cri::{Case, calls};
+use crate::parity::Outcome;
+
+pub const CASES: &[Case] = &[
+    calls("exec: time-out ends it", time_out),
+    calls("exec: a program that does not exist", missing),
+    calls("exec: the container's user and environment", user),
+    calls("exec: ten at once", ten),
+];
+
+fn time_out(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let container = pod.start("exec sleep 1000000", Value::Null)?;
+    let request = json!({"container_id": container.id, "cmd": ["sleep", "4321"], "timeout": 1});
+    let refused = node.refused("ExecSync", request)?;
+    let left = container.output("ps -o args | grep -c '^sleep 4321'; true")?;
+    pod.remove()?;
+    Ok(Outcome::text(format!("{} {left}", refused.code)))
+}
+
+fn missing(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let container = pod.start("exec sleep 1000000", Value::Null)?;
+    let request = json!({"container_id": container.id, "cmd": ["/no/such/program"]});
+    let refused = node.refused("ExecSync", request)?;
+    ensure!(refused.message.contains("/no/such/program"), "{refused}");
+    let after = container.output("echo alive")?;
+    let text = without_numbers(&refused.message);
+    ensure!(text.contains("no such file"), "{text}");
+    pod.remove()?;
+    Ok(Outcome::text(format!("{} {after}", refused.code)))
+}
+
+fn user(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let config = json!({
+        "envs": [{"key": "A", "value": "of the container"}],
+        "working_dir": "/var",
+        "linux": {"security_context": {
+            "run_as_user": {"value": 1000},
+            "run_as_group": {"value": 1001},
+            "supplemental_groups": [22, 33],
+            "no_new_privs": true,
+            "capabilities": {"drop_capabilities": ["ALL"]},
+        }},
+    });
+    let container = pod.start("exec sleep 1000000", config)?;
+    let script = "id; pwd; echo $A; grep -E '^(CapBnd|NoNewPrivs)' /proc/self/status";
+    let outcome = container.exec(script)?;
+    pod.remove()?;
+    Ok(outcome)
+}
+
+fn ten(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let container = pod.start("exec sleep 1000000", Value::Null)?;
+    let id = container.id.clone();
+    let outcomes: Result<Vec<Value>> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..10)
+            .map(|number| {
+                let (runtime, handler, id) = (node.runtime, node.handler.clone(), id.clone());
+                scope.spawn(move || {
+                    let script = format!("seq {number} 1000 | tail -n {number}; exit {number}");
+                    let request = json!({"container_id": id, "cmd": ["sh", "-c", script]});
+                    Node::new(runtime, &handler)?.call("ExecSync", request)
+                })
+            })
+            .collect();
+        let ended = running
+            .into_iter()
+            .map(|thread| thread.join().ok().context("a thread panicked")?);
+        ended.collect()
+    });
+    let outcomes = outcomes?;
+    pod.remove()?;
+    Ok(Outcome::text(json!(outcomes).to_string()))
+}

@@ -1,0 +1,67 @@
+//! Logs, as kubelet reads them.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use crate::cri::node::Node;
+use crate::cri::{Case, calls};
+use crate::parity::Outcome;
+
+pub const CASES: &[Case] = &[
+    calls("log: both streams, long lines, no line feed at the end", entries),
+    calls("log: reopened after it was moved", reopened),
+    calls("log: ten megabytes are complete", complete),
+];
+
+fn entries(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let script =
+        "echo one; echo err >&2; sleep 0.2; head -c 40000 /dev/zero | tr '\\0' x; echo; echo; printf end";
+    let container = pod.start(script, Value::Null)?;
+    container.ended()?;
+    let mut lines = container.lines()?;
+    lines.sort_by_key(|line| line.stream.clone());
+    let seen = lines.iter().map(|line| {
+        let text = line.text.get(..10).unwrap_or(&line.text);
+        format!("{} {} {} {text}\n", line.stream, line.full, line.text.len())
+    });
+    let seen = seen.collect::<String>();
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn reopened(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let go_on = tempfile::tempdir()?;
+    let script = "echo before; while [ ! -e /go/on ]; do sleep 0.1; done; echo after";
+    let mount = json!({"mounts": [{"container_path": "/go", "host_path": go_on.path()}]});
+    let container = pod.start(script, mount)?;
+    container.prints("before")?;
+    let moved = container.log.with_extension("old");
+    fs::rename(&container.log, &moved)?;
+    node.call("ReopenContainerLog", container.request())?;
+    fs::write(go_on.path().join("on"), "")?;
+    let outcome = container.ended()?;
+    let old = fs::read_to_string(moved)?;
+    pod.remove()?;
+    let old = old.split_once(' ').context("an empty log")?.1;
+    Ok(Outcome::text(format!("{old}{}", outcome.stdout)))
+}
+
+fn complete(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let outcome = pod.run(
+        "yes 0123456789abcdef0123456789abcdef0123456789abcdef | head -c 10000000",
+        Value::Null,
+    )?;
+    pod.remove()?;
+    let whole = "0123456789abcdef0123456789abcdef0123456789abcdef";
+    let wrong = outcome.stdout.lines().filter(|line| *line != whole).count();
+    Ok(Outcome::text(format!(
+        "{:?}: {} bytes, {wrong} short lines",
+        outcome.code,
+        outcome.stdout.len()
+    )))
+}

@@ -1,0 +1,201 @@
+//! Volumes.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::mount::{MsFlags, mount, umount};
+use serde_json::{Value, json};
+
+use super::PRIVILEGED;
+use crate::cri::node::Node;
+use crate::cri::{Case, calls, container};
+use crate::parity::Outcome;
+
+pub const CASES: &[Case] = &[
+    calls("volume: read-write, read-only, file", volumes),
+    calls(
+        "volume: a host path that is missing, a symbolic link",
+        unusual_paths,
+    ),
+    calls("volume: kubelet's hosts file and termination log", kubelets_files),
+    calls(
+        "volume: changes by the host are seen, as a ConfigMap's",
+        config_map,
+    ),
+    calls("volume: mounts of the host reach the container", |node| {
+        propagated(node, "PROPAGATION_HOST_TO_CONTAINER")
+    }),
+    calls("volume: private mounts stay private", |node| {
+        propagated(node, "PROPAGATION_PRIVATE")
+    }),
+    calls("volume: read-only with all mounts below it", recursively).since("2.0"),
+    calls("volume: an image", image).since("2.1"),
+    container(
+        "device: a host's null device by another name",
+        &PRIVILEGED,
+        || json!({"devices": [{"container_path": "/dev/nothing", "host_path": "/dev/null", "permissions": "rwm"}]}),
+        "echo a >/dev/nothing && wc -c </dev/nothing; stat -c '%t %T %F' /dev/nothing",
+    ),
+];
+
+fn one_mount(path: &Path, more: Value) -> Value {
+    let mut mount = json!({"container_path": "/volume", "host_path": path});
+    crate::cri::node::merge(&mut mount, more);
+    json!({"mounts": [mount]})
+}
+
+fn volumes(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let directory = tempfile::tempdir()?;
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777))?;
+    fs::write(directory.path().join("file"), "of the host\n")?;
+    let mounts = json!({
+        "mounts": [
+            {"container_path": "/rw", "host_path": directory.path()},
+            {"container_path": "/ro", "host_path": directory.path(), "readonly": true},
+            {"container_path": "/etc/one", "host_path": directory.path().join("file"), "readonly": true},
+        ],
+        "linux": {"security_context": {"run_as_user": {"value": 1000}, "run_as_group": {"value": 1001}}},
+    });
+    let script = "cat /rw/file /ro/file /etc/one; echo new >/rw/new; cat /ro/new
+        touch /ro/no 2>&1; echo a 2>&1 >/etc/one; stat -c '%u %g %a' /rw/new; rm /rw/new; mkdir /rw/d; ls /ro";
+    let outcome = pod.run(script, mounts)?;
+    ensure!(directory.path().join("d").is_dir());
+    pod.remove()?;
+    Ok(outcome)
+}
+
+fn unusual_paths(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let directory = tempfile::tempdir()?;
+    let missing = directory.path().join("made/below");
+    let mut seen = pod
+        .run("echo a >/volume/a; ls /volume", one_mount(&missing, Value::Null))?
+        .stdout;
+    let link = directory.path().join("link");
+    symlink("made", &link)?;
+    seen.push_str(
+        &pod.run("ls /volume /volume/below", one_mount(&link, Value::Null))?
+            .stdout,
+    );
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn kubelets_files(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(json!({"hostname": "web-0"}))?;
+    let directory = tempfile::tempdir()?;
+    let (hosts, log) = (directory.path().join("hosts"), directory.path().join("log"));
+    fs::write(&hosts, "127.0.0.1\tlocalhost\n10.1.2.3\tweb-0\n")?;
+    fs::write(&log, "")?;
+    let mounts = json!({"mounts": [
+        {"container_path": "/etc/hosts", "host_path": hosts},
+        {"container_path": "/dev/termination-log", "host_path": log},
+    ]});
+    let outcome = pod.run("cat /etc/hosts; echo why >/dev/termination-log; exit 1", mounts)?;
+    ensure!(fs::read_to_string(log)? == "why\n");
+    pod.remove()?;
+    Ok(outcome)
+}
+
+/// kubelet replaces a link to a directory, so that all files change at once.
+fn config_map(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let directory = tempfile::tempdir()?;
+    let at = |name: &str| directory.path().join(name);
+    for (version, text) in [("..1", "old\n"), ("..2", "new\n")] {
+        fs::create_dir(at(version))?;
+        fs::write(at(version).join("key"), text)?;
+    }
+    symlink("..1", at("..data"))?;
+    symlink("..data/key", at("key"))?;
+    let container = pod.start(
+        "exec sleep 1000000",
+        one_mount(directory.path(), json!({"readonly": true})),
+    )?;
+    let mut seen = container.output("cat /volume/key")?;
+    symlink("..2", at("..tmp"))?;
+    fs::rename(at("..tmp"), at("..data"))?;
+    let script = "i=0; while [ $(cat /volume/key) != new ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i + 1)); done; cat /volume/key";
+    seen.push_str(&container.output(script)?);
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn propagated(node: &Node, propagation: &str) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let directory = tempfile::tempdir()?;
+    let below = directory.path().join("below");
+    fs::create_dir(&below)?;
+    let tmpfs = |target: &Path| {
+        mount(
+            Some("tmpfs"),
+            target,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+    };
+    // Only a mount that is shared can propagate.
+    let itself = directory.path();
+    mount(Some(itself), itself, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    mount(
+        None::<&str>,
+        itself,
+        None::<&str>,
+        MsFlags::MS_SHARED,
+        None::<&str>,
+    )?;
+    let container = pod.start(
+        "exec sleep 1000000",
+        one_mount(itself, json!({"propagation": propagation})),
+    )?;
+    tmpfs(&below)?;
+    fs::write(below.join("late"), "")?;
+    let seen = container.output("ls /volume/below");
+    umount(&below)?;
+    pod.remove()?;
+    umount(itself).context("unmounting the volume")?;
+    Ok(Outcome::text(seen?))
+}
+
+fn recursively(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let directory = tempfile::tempdir()?;
+    let below = directory.path().join("below");
+    fs::create_dir(&below)?;
+    mount(
+        Some("tmpfs"),
+        &below,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        None::<&str>,
+    )?;
+    let mut seen = String::new();
+    for recursive in [false, true] {
+        let more = json!({"readonly": true, "recursive_read_only": recursive});
+        let script =
+            "touch /volume/a 2>&1; touch /volume/below/a 2>&1; ls /volume/below; rm -f /volume/below/a";
+        match pod.run(script, one_mount(directory.path(), more)) {
+            Ok(outcome) => seen.push_str(&outcome.stdout),
+            Err(error) => seen.push_str(&format!("refused: {error:#}")),
+        }
+    }
+    pod.remove()?;
+    umount(&below)?;
+    Ok(Outcome::text(seen))
+}
+
+fn image(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let mounts = json!({"mounts": [{
+        "container_path": "/volume",
+        "image": {"image": "localhost/configured:lab"},
+        "readonly": true,
+    }]});
+    let outcome = pod.run("ls /volume; touch /volume/a 2>&1; cat /volume/etc/group", mounts)?;
+    pod.remove()?;
+    Ok(outcome)
+}

@@ -1,0 +1,97 @@
+//! What the containers of a pod share, and what they don't.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use super::security;
+use crate::cri::node::Node;
+use crate::cri::{Case, calls};
+use crate::parity::Outcome;
+
+pub const CASES: &[Case] = &[
+    calls("namespaces: shared and private ones", shared),
+    calls("pids: of each container", |node| pids(node, "CONTAINER")),
+    calls("pids: of the pod", |node| pids(node, "POD")),
+    calls("pids: of the pod: orphans are reaped", orphans),
+    calls("pids: of a target container", target),
+    calls("ipc: /dev/shm is the pod's", ipc),
+];
+
+/// A pod and its containers with this mode of process ids.
+fn mode(mode: &str) -> Value {
+    security(json!({"namespace_options": {"pid": mode}}))
+}
+
+fn shared(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let one = pod.start("exec sleep 1000000", Value::Null)?;
+    let two = pod.start("exec sleep 1000000", Value::Null)?;
+    let mut seen = Vec::new();
+    for name in ["net", "ipc", "uts", "mnt", "pid", "cgroup"] {
+        let script = format!("readlink /proc/self/ns/{name}");
+        let same = one.output(&script)? == two.output(&script)?;
+        seen.push(format!("{name}: {same}"));
+    }
+    pod.remove()?;
+    Ok(Outcome::text(seen.join("\n")))
+}
+
+fn pids(node: &Node, of: &str) -> Result<Outcome> {
+    let pod = node.pod(mode(of))?;
+    let one = pod.start("exec sleep 1111", Value::Null)?;
+    let two = pod.start("exec sleep 2222", Value::Null)?;
+    let mut seen = two.output("ps -o args | grep '^sleep [12]' | sort; test $$ = 1; echo $?")?;
+    if of == "POD" {
+        // A signal reaches the other container, whose end is its own.
+        two.output("kill $(ps -o pid,args | awk '/sleep 1111/ && !/awk/ {print $1}')")?;
+        let ended = one.ended()?;
+        seen.push_str(&format!("{:?}", ended.code));
+    }
+    ensure!(two.status()?["state"] == "CONTAINER_RUNNING");
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn orphans(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(mode("POD"))?;
+    let container = pod.start("exec sleep 1000000", Value::Null)?;
+    let script = "for i in 1 2 3 4 5; do sh -c 'sleep 0.1 & exit'; done
+        while ps -o comm,args | grep -q '^sleep *sleep 0.1'; do sleep 0.1; done
+        ps -o stat | grep -c Z; true";
+    let seen = container.output(script)?;
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn target(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let app = pod.start("exec sleep 1111", Value::Null)?;
+    let options = json!({"namespace_options": {"pid": "TARGET", "target_id": app.id}});
+    // As an ephemeral container of kubectl debug.
+    let outcome = pod.run(
+        "cat /proc/1/cmdline | tr '\\0' ' '; test $$ = 1; echo $?",
+        security(options),
+    )?;
+    let missing = json!({"namespace_options": {"pid": "TARGET", "target_id": "0123456789"}});
+    let refused = pod.create("true", security(missing)).is_err();
+    ensure!(app.status()?["state"] == "CONTAINER_RUNNING");
+    pod.remove()?;
+    Ok(Outcome::text(format!("{outcome}{refused}")))
+}
+
+fn ipc(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let one = pod.start("exec sleep 1000000", Value::Null)?;
+    let mut seen = one.output("echo kept >/dev/shm/a; df -k /dev/shm | tail -n 1 | awk '{print $2}'")?;
+    seen.push_str(
+        &pod.run(
+            "cat /dev/shm/a; rm /dev/shm/a; echo more >/dev/shm/b",
+            Value::Null,
+        )?
+        .stdout,
+    );
+    one.remove()?;
+    seen.push_str(&pod.run("ls /dev/shm; cat /dev/shm/b", Value::Null)?.stdout);
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}

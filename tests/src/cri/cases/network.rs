@@ -1,0 +1,397 @@
+//! The pod's network: the host, other pods, both families, host ports, MTU, fragments, many interfaces.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::containerd::ctr::{DEADLINE, output};
+use crate::cri::node::{Container, Node, Pod};
+use crate::cri::{Case, calls};
+use crate::parity::Outcome;
+
+pub const CASES: &[Case] = &[
+    calls("network: TCP from the host, both families", from_host),
+    calls("network: TCP to the host, both families", to_host),
+    calls("network: between pods, both families", between_pods),
+    calls("network: echo requests, whole and in fragments", pings),
+    calls("network: UDP, whole and in fragments", udp),
+    calls("network: containers of a pod by localhost", localhost),
+    calls("network: a closed port refuses", closed),
+    calls("network: a pod reaches itself by its address", itself),
+    calls("network: an unprivileged user serves port 80", unprivileged),
+    calls("network: MTU 1400", |node| mtu(node, "1400", 1372)),
+    calls("network: MTU 9000", |node| mtu(node, "9000", 8972)),
+    calls("network: a host port, TCP", host_port),
+    calls("network: rates from annotations", rates),
+    calls("network: 16 interfaces", many_links),
+    calls("network: an interface without an address", bare_link),
+    calls("network: it stays when containers restart", stays),
+    calls("network: 256 MiB each way while execs run", bulk).long(),
+];
+
+/// Where pods reach the host.
+const HOST: [&str; 2] = ["10.88.0.1", "fd88::1"];
+
+/// A served file's size, bytes.
+const SIZE: usize = 3_000_000;
+
+/// An address and a port, as the standard library and `wget` take them.
+fn at(address: &str, port: u16) -> String {
+    match address.contains(':') {
+        true => format!("[{address}]:{port}"),
+        false => format!("{address}:{port}"),
+    }
+}
+
+/// Serves files over HTTP, on all addresses.
+fn web_server<'p>(pod: &'p Pod<'_>, port: u16) -> Result<Container<'p>> {
+    let script = format!(
+        "mkdir /www; echo hello >/www/hello; yes 0123456789 | head -c {SIZE} >/www/large
+        httpd -p {port} -h /www && echo up; exec sleep 1000000"
+    );
+    let server = pod.start(&script, Value::Null)?;
+    server.prints("up")?;
+    Ok(server)
+}
+
+fn get(address: &str, path: &str) -> Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    write!(stream, "GET /{path} HTTP/1.0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let head = answer
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .context("no end of the header")?;
+    Ok(answer.split_off(head + 4))
+}
+
+/// Whether `bytes` are what `yes 0123456789 | head -c N` prints.
+fn intact(bytes: &[u8]) -> bool {
+    let pattern = b"0123456789\n";
+    bytes
+        .chunks(pattern.len())
+        .all(|piece| pattern.starts_with(piece))
+}
+
+fn from_host(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let _server = web_server(&pod, 80)?;
+    let mut seen = String::new();
+    for address in pod.addresses()? {
+        let large = get(&at(&address, 80), "large")?;
+        seen.push_str(&format!("{} bytes, intact: {}\n", large.len(), intact(&large)));
+    }
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn to_host(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let container = pod.start("exec sleep 1000000", Value::Null)?;
+    let mut seen = String::new();
+    for (host, address) in HOST.iter().zip(pod.addresses()?) {
+        let listener = TcpListener::bind((*host, 0))?;
+        let port = listener.local_addr()?.port();
+        let receive = std::thread::spawn(move || -> Result<(usize, bool, String)> {
+            let (mut stream, from) = listener.accept()?;
+            stream.set_read_timeout(Some(DEADLINE))?;
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all)?;
+            Ok((all.len(), intact(&all), from.ip().to_string()))
+        });
+        let script = format!("yes 0123456789 | head -c {SIZE} | nc {host} {port}; echo $?");
+        let code = container.output(&script)?;
+        let (length, intact, from) = receive.join().ok().context("a thread panicked")??;
+        ensure!(from == address, "the host sees {from}, not {address}");
+        seen.push_str(&format!("{length} bytes, intact: {intact}, nc: {code}"));
+    }
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn between_pods(node: &Node) -> Result<Outcome> {
+    let (one, two) = (node.pod(Value::Null)?, node.pod(Value::Null)?);
+    let _server = web_server(&one, 80)?;
+    let client = two.start("exec sleep 1000000", Value::Null)?;
+    let mut seen = String::new();
+    for address in one.addresses()? {
+        let url = at(&address, 80);
+        let script = format!(
+            "wget -q -O /tmp/got http://{url}/large; yes 0123456789 | head -c {SIZE} | cmp - /tmp/got && echo same
+            ping -c 1 {address} >/dev/null && echo reached"
+        );
+        seen.push_str(&client.output(&script)?);
+    }
+    two.remove()?;
+    one.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn pings(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let container = pod.start("exec sleep 1000000", Value::Null)?;
+    let mut seen = String::new();
+    for (host, address) in HOST.iter().zip(pod.addresses()?) {
+        for size in ["56", "1472", "4000", "20000"] {
+            let script = format!("ping -c 1 -s {size} {host} >/dev/null; echo {size}: $?");
+            seen.push_str(&container.output(&script)?);
+            let mut ping = Command::new("busybox");
+            ping.args(["ping", "-c", "1", "-s", size, &address]);
+            let answered = output(ping)?.code;
+            seen.push_str(&format!("from the host: {answered:?}\n"));
+        }
+    }
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+/// This program as a container's command, with the libraries that it needs: the image has only busybox.
+fn this_program(arguments: &[&str]) -> Result<Value> {
+    let program = std::env::current_exe()?;
+    let mut command = vec!["/test".to_owned()];
+    command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+    Ok(json!({
+        "command": command,
+        "mounts": [
+            {"container_path": "/test", "host_path": program, "readonly": true},
+            {"container_path": "/lib", "host_path": "/usr/lib", "readonly": true},
+            {"container_path": "/lib64", "host_path": "/usr/lib64", "readonly": true},
+        ],
+    }))
+}
+
+/// Answers each datagram with itself, until it is killed. Runs in a pod.
+///
+/// # Errors
+/// If the socket fails.
+pub fn echo_datagrams(port: u16) -> Result<()> {
+    let socket = UdpSocket::bind(("::", port))?;
+    println!("up");
+    let mut buffer = vec![0; 65536];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer)?;
+        socket.send_to(buffer.get(..length).unwrap_or_default(), from)?;
+    }
+}
+
+fn udp(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let server = pod.start("", this_program(&["--echo-datagrams", "7000"])?)?;
+    server.prints("up")?;
+    let mut seen = String::new();
+    for (host, address) in HOST.iter().zip(pod.addresses()?) {
+        let socket = UdpSocket::bind((*host, 0))?;
+        socket.set_read_timeout(Some(DEADLINE))?;
+        socket.connect(at(&address, 7000))?;
+        for size in [0, 1, 1472, 8000, 60000] {
+            let data: Vec<u8> = b"0123456789\n".iter().copied().cycle().take(size).collect();
+            socket.send(&data)?;
+            let mut back = vec![0; 65536];
+            let length = socket
+                .recv(&mut back)
+                .with_context(|| format!("{size} bytes to {address}"))?;
+            seen.push_str(&format!("{size}: {}\n", back.get(..length) == Some(&data)));
+        }
+    }
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn localhost(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let _server = web_server(&pod, 8080)?;
+    let script = "for a in 127.0.0.1 '[::1]' localhost; do wget -q -O - http://$a:8080/hello; done";
+    let outcome = pod.run(script, Value::Null)?;
+    pod.remove()?;
+    Ok(outcome)
+}
+
+fn closed(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let container = pod.start("exec sleep 1000000", Value::Null)?;
+    let mut seen = String::new();
+    for (host, address) in HOST.iter().zip(pod.addresses()?) {
+        let error = TcpStream::connect(at(&address, 81))
+            .err()
+            .map(|error| error.kind());
+        seen.push_str(&format!("{error:?}\n"));
+        let outcome = container.exec(&format!("nc {host} 81 </dev/null"))?;
+        seen.push_str(&outcome.stderr);
+    }
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn itself(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let server = web_server(&pod, 80)?;
+    let mut seen = String::new();
+    for address in pod.addresses()? {
+        seen.push_str(&server.output(&format!("wget -q -O - http://{}/hello", at(&address, 80)))?);
+    }
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn unprivileged(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let user = json!({"linux": {"security_context": {
+        "run_as_user": {"value": 1000}, "capabilities": {"drop_capabilities": ["ALL"]},
+    }}});
+    let script = "echo hello >/tmp/hello; httpd -p 80 -h /tmp && echo up; exec sleep 1000000";
+    let server = pod.start(script, user)?;
+    server.prints("up")?;
+    let [first, _] = pod.addresses()?;
+    let seen = get(&at(&first, 80), "hello")?;
+    pod.remove()?;
+    Ok(Outcome::text(String::from_utf8_lossy(&seen)))
+}
+
+fn mtu(node: &Node, mtu: &str, payload: usize) -> Result<Outcome> {
+    let pod = node.pod(json!({"annotations": {"lab/mtu": mtu}}))?;
+    let server = web_server(&pod, 80)?;
+    let mut seen = server.output("cat /sys/class/net/eth0/mtu")?;
+    for (host, address) in HOST.iter().zip(pod.addresses()?) {
+        let large = get(&at(&address, 80), "large")?;
+        seen.push_str(&format!("{} bytes, intact: {}\n", large.len(), intact(&large)));
+        let script = format!("ping -c 1 -s {payload} {host} >/dev/null; echo $?");
+        seen.push_str(&server.output(&script)?);
+    }
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn host_port(node: &Node) -> Result<Outcome> {
+    let mapping = json!({"port_mappings": [{"protocol": "TCP", "container_port": 80, "host_port": 18080}]});
+    let pod = node.pod(mapping)?;
+    let _server = web_server(&pod, 80)?;
+    let mut seen = String::new();
+    for host in HOST {
+        seen.push_str(&String::from_utf8_lossy(&get(&at(host, 18080), "hello")?));
+    }
+    pod.remove()?;
+    for program in ["iptables-save", "ip6tables-save"] {
+        let rules = output(Command::new(program))?.success()?;
+        let left: Vec<&str> = rules.lines().filter(|rule| rule.contains("18080")).collect();
+        ensure!(left.is_empty(), "{program}: {left:?}");
+    }
+    Ok(Outcome::text(seen))
+}
+
+fn rates(node: &Node) -> Result<Outcome> {
+    let annotations = json!({
+        "kubernetes.io/ingress-bandwidth": "8M",
+        "kubernetes.io/egress-bandwidth": "16M",
+    });
+    let pod = node.pod(json!({"annotations": annotations}))?;
+    let _server = web_server(&pod, 80)?;
+    let mut tc = Command::new("tc");
+    tc.args(["qdisc", "show"]);
+    let shown = output(tc)?.success()?;
+    let words = shown.lines().filter(|line| line.contains("qdisc tbf"));
+    let mut seen: Vec<&str> = words
+        .filter_map(|line| line.split("rate ").nth(1)?.split(' ').next())
+        .collect();
+    seen.sort_unstable();
+    let mut seen = seen.join(" ");
+    let [first, _] = pod.addresses()?;
+    seen.push_str(&String::from_utf8_lossy(&get(&at(&first, 80), "hello")?));
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn many_links(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(json!({"annotations": {"lab/links": "15"}}))?;
+    let script = "ls /sys/class/net | grep -E '^(net|eth)' | sort -V | tr '\\n' ' '
+        ip -o -4 addr | awk '/net/ {print $2, $4}' | sort -V; ip route | grep -c 10.99";
+    let outcome = pod.run(script, Value::Null)?;
+    let _server = web_server(&pod, 80)?;
+    let [first, _] = pod.addresses()?;
+    ensure!(get(&at(&first, 80), "hello")? == b"hello\n");
+    pod.remove()?;
+    Ok(outcome)
+}
+
+fn bare_link(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(json!({"annotations": {"lab/bare-links": "1"}}))?;
+    let script = "cat /sys/class/net/bare0/operstate; ip -o -4 addr show dev bare0 | wc -l; ping -c 1 10.88.0.1 >/dev/null; echo $?";
+    let outcome = pod.run(script, Value::Null)?;
+    pod.remove()?;
+    Ok(outcome)
+}
+
+fn stays(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let addresses = pod.addresses()?;
+    let mut seen = String::new();
+    for _ in 0..3 {
+        let server = web_server(&pod, 80)?;
+        for address in &addresses {
+            seen.push_str(&String::from_utf8_lossy(&get(&at(address, 80), "hello")?));
+        }
+        server.remove()?;
+    }
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn bulk(node: &Node) -> Result<Outcome> {
+    const BULK: usize = 256 << 20;
+    let pod = node.pod(Value::Null)?;
+    let container = pod.start("exec sleep 1000000", Value::Null)?;
+    let (listener, back) = (TcpListener::bind((HOST[0], 0))?, TcpListener::bind((HOST[0], 0))?);
+    let (to, from) = (listener.local_addr()?.port(), back.local_addr()?.port());
+    let receive = std::thread::spawn(move || -> Result<(usize, bool)> {
+        let (mut stream, _) = listener.accept()?;
+        let (mut total, mut whole) = (0, true);
+        let mut buffer = vec![0; 11 * 4096];
+        loop {
+            let mut filled = 0;
+            while filled < buffer.len() {
+                match stream.read(buffer.get_mut(filled..).unwrap_or_default())? {
+                    0 => break,
+                    length => filled += length,
+                }
+            }
+            let piece = buffer.get(..filled).unwrap_or_default();
+            whole &= intact(piece);
+            total += filled;
+            if filled < buffer.len() {
+                return Ok((total, whole));
+            }
+        }
+    });
+    let send = std::thread::spawn(move || -> Result<()> {
+        let (mut stream, _) = back.accept()?;
+        let piece: Vec<u8> = b"0123456789\n".iter().copied().cycle().take(11 * 4096).collect();
+        let mut left = BULK;
+        while left > 0 {
+            let now = left.min(piece.len());
+            stream.write_all(piece.get(..now).unwrap_or_default())?;
+            left -= now;
+        }
+        Ok(())
+    });
+    let both = format!(
+        "(yes 0123456789 | head -c {BULK} | nc {host} {to}) &
+        nc {host} {from} </dev/null >/tmp/got & wait
+        yes 0123456789 | head -c {BULK} | cmp - /tmp/got && echo same",
+        host = HOST[0]
+    );
+    let mover = pod.start(&both, Value::Null)?;
+    for number in 0..50 {
+        ensure!(container.output(&format!("echo {number}"))? == format!("{number}\n"));
+    }
+    send.join().ok().context("a thread panicked")??;
+    let (total, whole) = receive.join().ok().context("a thread panicked")??;
+    let same = mover.ended()?.stdout;
+    pod.remove()?;
+    Ok(Outcome::text(format!(
+        "{total} bytes, intact: {whole}, back: {same}"
+    )))
+}

@@ -1,0 +1,158 @@
+//! The life of a pod, as its owner sees it.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::without_numbers;
+use crate::cri::node::{NAMESPACE, Node};
+use crate::cri::{Case, calls};
+use crate::parity::Outcome;
+
+pub const CASES: &[Case] = &[
+    calls("pod: status from its start to its removal", status),
+    calls("pod: stopped and removed twice", twice),
+    calls("pod: removed without being stopped", removed_running),
+    calls("pod: listed by id, state and label", listed),
+    calls("pod: a second one of the same name", same_name),
+    calls("pod: its end is that of its containers", end_of_containers),
+    calls("pod: without DNS configuration", no_dns),
+    calls("pod: two side by side are apart", apart),
+];
+
+fn status(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(json!({"labels": {"app": "web"}, "annotations": {"note": "a b"}}))?;
+    let mut status = pod.status()?;
+    ensure!(status["runtime_handler"] == node.handler.as_str(), "{status}");
+    ensure!(status["created_at"].as_i64() > Some(0), "{status}");
+    ensure!(
+        status["metadata"]
+            == json!({
+                "name": pod.config["metadata"]["name"],
+                "uid": pod.config["metadata"]["uid"],
+                "namespace": NAMESPACE,
+                "attempt": 0,
+            }),
+        "{status}"
+    );
+    let mut seen = vec![json!([status["state"], status["labels"], status["annotations"]])];
+    let [first, second] = pod.addresses()?;
+    ensure!(
+        first.starts_with("10.88.") && second.starts_with("fd88::"),
+        "{first} {second}"
+    );
+    pod.stop()?;
+    status = pod.status()?;
+    seen.push(json!([status["state"], status["network"]["ip"]]));
+    pod.remove()?;
+    let gone = node.refused("PodSandboxStatus", pod.request())?;
+    seen.push(json!([gone.code, without_numbers(&gone.message)]));
+    Ok(Outcome::text(lines(&seen)))
+}
+
+fn twice(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    for method in [
+        "StopPodSandbox",
+        "StopPodSandbox",
+        "RemovePodSandbox",
+        "RemovePodSandbox",
+    ] {
+        node.call(method, pod.request())?;
+    }
+    pod.remove()?;
+    Ok(Outcome::text("six calls succeed"))
+}
+
+fn removed_running(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    pod.start("exec sleep 1000000", Value::Null)?;
+    node.call("RemovePodSandbox", pod.request())?;
+    pod.is_removed();
+    let left = node.call("ListContainers", json!({"filter": {"pod_sandbox_id": pod.id}}))?;
+    Ok(Outcome::text(left.to_string()))
+}
+
+fn listed(node: &Node) -> Result<Outcome> {
+    let label = json!({"suite": "listed"});
+    let (one, two) = (
+        node.pod(json!({"labels": label}))?,
+        node.pod(json!({"labels": label}))?,
+    );
+    two.stop()?;
+    let count = |filter: Value| -> Result<usize> {
+        let answer = node.call("ListPodSandbox", json!({"filter": filter}))?;
+        Ok(answer["items"].as_array().context("no list")?.len())
+    };
+    let seen = [
+        count(json!({"id": one.id}))?,
+        count(json!({"id": one.id.get(..12)}))?,
+        count(json!({"label_selector": label}))?,
+        count(json!({"label_selector": label, "state": {"state": "SANDBOX_READY"}}))?,
+        count(json!({"label_selector": label, "state": {"state": "SANDBOX_NOTREADY"}}))?,
+        count(json!({"label_selector": {"suite": "other"}}))?,
+    ];
+    one.remove()?;
+    two.remove()?;
+    Ok(Outcome::text(format!("{seen:?}")))
+}
+
+fn same_name(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let request = json!({"config": pod.config, "runtime_handler": node.handler});
+    let refused = node.refused("RunPodSandbox", request)?;
+    ensure!(pod.status()?["state"] == "SANDBOX_READY");
+    // A next attempt has another name.
+    let mut config = pod.config.clone();
+    config["metadata"]["attempt"] = json!(1);
+    let next = node.pod_of(config)?;
+    next.remove()?;
+    pod.remove()?;
+    Ok(Outcome::text(without_numbers(&refused.message)))
+}
+
+fn end_of_containers(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let running = pod.start("exec sleep 1000000", Value::Null)?;
+    let created = pod.create("true", Value::Null)?;
+    pod.stop()?;
+    let mut seen = Vec::new();
+    for container in [&running, &created] {
+        let status = container.status()?;
+        seen.push(json!([status["state"], status["exit_code"]]));
+    }
+    let refused = node.refused("StartContainer", created.request())?;
+    seen.push(json!(refused.code));
+    pod.remove()?;
+    Ok(Outcome::text(lines(&seen)))
+}
+
+fn no_dns(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let outcome = pod.run("grep -c . /etc/resolv.conf; hostname | wc -c", Value::Null)?;
+    pod.remove()?;
+    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let count = host.lines().filter(|line| !line.is_empty()).count();
+    ensure!(
+        outcome.stdout.starts_with(&format!("{count}\n")),
+        "the host's has {count} lines: {outcome}"
+    );
+    Ok(outcome)
+}
+
+fn apart(node: &Node) -> Result<Outcome> {
+    let one = node.pod(json!({"hostname": "one"}))?;
+    let two = node.pod(json!({"hostname": "two"}))?;
+    let mut seen = String::new();
+    let script = "touch /dev/shm/$(hostname) /tmp/$(hostname); ls /dev/shm /tmp";
+    for pod in [&one, &two] {
+        seen.push_str(&pod.run(script, Value::Null)?.stdout);
+    }
+    ensure!(one.addresses()? != two.addresses()?);
+    two.remove()?;
+    one.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+fn lines(seen: &[Value]) -> String {
+    seen.iter().map(|line| format!("{line}\n")).collect()
+}
