@@ -29,7 +29,7 @@ impl StepError {
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+pub(crate) enum Refused {
     /// A value is out of range.
     #[error(transparent)]
     Value(#[from] config::Error),
@@ -94,7 +94,7 @@ fn check_configuration(
 
 /// The device that `config` describes: the one place where a configuration becomes a device. Opens what can't
 /// be opened in the jail.
-fn device(
+pub(crate) fn device(
     config: DeviceConfig,
     descriptors: &mut Descriptors,
     control: &Control,

@@ -183,6 +183,38 @@ impl Vm {
         MemoryControl(Arc::clone(&self.requests))
     }
 
+    /// Adds a network device to the running VM, now: with a queue pair for each of `taps`, which the VMM then
+    /// has, too. The future is its slot on the guest's PCI bus, which the guest must scan again; it finds the
+    /// device by `mac`.
+    #[allow(dead_code, reason = "the network of a pod that gets a link later")]
+    pub fn attach_net(
+        &self,
+        taps: &[BorrowedFd<'_>],
+        mac: [u8; 6],
+        mtu: u16,
+    ) -> impl Future<Output = Result<u8, RequestError>> + use<> + 'static {
+        let mut attachments = Attachments::default();
+        let taps = taps.iter().map(|tap| attachments.add(*tap)).collect();
+        let device = DeviceConfig::Net { taps, mac, mtu };
+        let answer = self
+            .requests
+            .send_with(Request::Attach { device }, &attachments, REQUEST_DEADLINE);
+        async move {
+            match answer.await? {
+                Answer::Attached { slot } => Ok(slot),
+                Answer::Done | Answer::Exits(_) | Answer::Memory { .. } => Err(RequestError::WrongAnswer),
+            }
+        }
+    }
+
+    /// Removes the device in `slot` that [`Vm::attach_net`] has added, now. The guest should have removed it
+    /// before.
+    #[allow(dead_code, reason = "the network of a pod that gets a link later")]
+    pub fn detach(&self, slot: u8) -> impl Future<Output = Result<(), RequestError>> + use<> + 'static {
+        let answer = self.requests.send(Request::Detach { slot }, REQUEST_DEADLINE);
+        async move { answer.await.map(drop) }
+    }
+
     /// The last 20 lines of the guest's console, without control characters.
     #[must_use]
     pub fn console_tail(&self) -> Vec<String> {
@@ -209,7 +241,9 @@ impl MemoryControl {
     pub async fn plug(&self, mib: u32) -> Result<(), RequestError> {
         match self.0.send(Request::PlugMemory { mib }, REQUEST_DEADLINE).await? {
             Answer::Done => Ok(()),
-            Answer::Exits(_) | Answer::Memory { .. } => Err(RequestError::WrongAnswer),
+            Answer::Exits(_) | Answer::Memory { .. } | Answer::Attached { .. } => {
+                Err(RequestError::WrongAnswer)
+            }
         }
     }
 }

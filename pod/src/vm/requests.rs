@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nacre_protocol::control::{Answer, Channel, Error as ChannelError, ErrorText, Request, ToVmm};
+use nacre_protocol::control::{
+    Answer, Attachments, Channel, Error as ChannelError, ErrorText, Request, ToVmm,
+};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
@@ -69,8 +71,18 @@ impl Requests {
         self: &Arc<Self>,
         request: Request,
         deadline: Duration,
-    ) -> impl Future<Output = Result<Answer>> + Send + 'static {
-        let sent = self.send_now(request);
+    ) -> impl Future<Output = Result<Answer>> + Send + use<> + 'static {
+        self.send_with(request, &Attachments::default(), deadline)
+    }
+
+    /// As [`Requests::send`], with the descriptors that `request` names.
+    pub fn send_with(
+        self: &Arc<Self>,
+        request: Request,
+        attachments: &Attachments<'_>,
+        deadline: Duration,
+    ) -> impl Future<Output = Result<Answer>> + Send + use<> + 'static {
+        let sent = self.send_now(request, attachments);
         async move {
             let mut pending = sent?;
             match tokio::time::timeout(deadline, &mut pending.answer).await {
@@ -82,7 +94,7 @@ impl Requests {
         }
     }
 
-    fn send_now(self: &Arc<Self>, request: Request) -> Result<Pending> {
+    fn send_now(self: &Arc<Self>, request: Request, attachments: &Attachments<'_>) -> Result<Pending> {
         let (sender, answer) = oneshot::channel();
         let id = self.state().add(sender)?;
         // Removes the id again if sending fails.
@@ -93,7 +105,7 @@ impl Requests {
         };
         self.channel
             .get_ref()
-            .send(&ToVmm::Request { id, request }, &[])?;
+            .send(&ToVmm::Request { id, request }, &attachments.as_raw_fds())?;
         Ok(pending)
     }
 

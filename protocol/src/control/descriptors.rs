@@ -85,7 +85,7 @@ impl Descriptors {
     ///
     /// # Errors
     /// [`DescriptorError::Unused`] with the first one that was not.
-    pub fn finish(self) -> Result<(), DescriptorError> {
+    pub fn finish(&self) -> Result<(), DescriptorError> {
         match self.0.iter().position(Option::is_some) {
             Some(index) => Err(DescriptorError::Unused { index }),
             None => Ok(()),

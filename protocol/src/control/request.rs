@@ -7,13 +7,14 @@ use std::fmt::Display;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::DeviceConfig;
 use crate::text::printable;
 
 /// Granularity of [`Request::PlugMemory`] in MiB: the smallest block that Linux plugs on x86-64.
 pub const MEMORY_BLOCK_MIB: u32 = 2;
 
 /// What the engine asks of a running VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// The number of VM exits so far, answered by [`Answer::Exits`].
     Exits,
@@ -34,6 +35,20 @@ pub enum Request {
     /// How much memory is plugged in, answered by [`Answer::Memory`]. Refused if the VM has no
     /// [`super::DeviceConfig::Mem`].
     Memory,
+    /// Adds a device to the running VM, answered by [`Answer::Attached`]. The descriptors that it names are
+    /// sent with the request. The guest finds it when it scans its PCI bus again. Only a
+    /// [`DeviceConfig::Net`]; refused if the VM has no slot left, and a request that is refused changes
+    /// nothing.
+    Attach {
+        /// The device.
+        device: DeviceConfig,
+    },
+    /// Removes a device that was added by [`Request::Attach`], answered by [`Answer::Done`]: the guest should
+    /// have removed it before. Its descriptors are closed.
+    Detach {
+        /// As in [`Answer::Attached`].
+        slot: u8,
+    },
 }
 
 /// The result of a [`Request`] that was carried out.
@@ -48,6 +63,11 @@ pub enum Answer {
         /// How much the guest has plugged, in MiB: a multiple of [`MEMORY_BLOCK_MIB`] up to
         /// [`super::DeviceConfig::Mem`]'s `max_mib`.
         plugged_mib: u32,
+    },
+    /// The device is in this slot of the guest's PCI bus: it is the function `0001:00:<slot in hex>.0`.
+    Attached {
+        /// The slot, below 32.
+        slot: u8,
     },
     /// The request has no other result.
     Done,

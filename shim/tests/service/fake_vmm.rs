@@ -61,7 +61,7 @@ fn take_files(configure: &Configure, fds: Vec<OwnedFd>) -> (File, StreamTable) {
     let console = fds.take("console_ring", configure.console_ring).unwrap();
     let stream_table = configure.devices.iter().find_map(|device| match device {
         DeviceConfig::Vsock { stream_table } => Some(*stream_table),
-        DeviceConfig::Fs { .. } | DeviceConfig::Mem { .. } => None,
+        DeviceConfig::Fs { .. } | DeviceConfig::Mem { .. } | DeviceConfig::Net { .. } => None,
     });
     let stream_table = fds.take("stream_table", stream_table.unwrap()).unwrap();
     fds.finish().unwrap();

@@ -8,14 +8,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use nacre_protocol::control::{
-    Answer, Channel, Configure, Descriptors, Error as ChannelError, ErrorText, FromVmm, Lenient, Outcome,
-    Request, Step, ToVmm,
+    Answer, Channel, Configure, Descriptors, DeviceConfig, Error as ChannelError, ErrorText, FromVmm,
+    Lenient, Outcome, Request, Step, ToVmm,
 };
 use nacre_protocol::stream_table::StreamTable;
 use nacre_protocol::text::printable;
 
 use crate::machine::{Failure, Machine};
 use crate::process::exit_now;
+use crate::shim_managed;
 use crate::virtio::mem::OnReached;
 use connections::ConnectionSender;
 
@@ -135,10 +136,10 @@ impl Control {
         let (message, fds) = self.0.receive::<Received>()?;
         match message {
             ToVmm::Request { id, request } => {
-                let result = Descriptors::new(fds).finish().map_err(ErrorText::new);
-                let result = result
-                    .and(request.0)
-                    .and_then(|request| carry_out(request, machine));
+                let descriptors = Descriptors::new(fds);
+                let result = request
+                    .0
+                    .and_then(|request| self.carry_out(request, descriptors, machine));
                 self.send(&FromVmm::Answer { id, result });
             }
             // The descriptors beside it are closed here.
@@ -147,30 +148,58 @@ impl Control {
         Ok(())
     }
 
+    /// Carries out `request`, on the main thread.
+    fn carry_out(
+        &self,
+        request: Request,
+        descriptors: Descriptors,
+        machine: &mut Machine,
+    ) -> Result<Answer, ErrorText> {
+        if !matches!(request, Request::Attach { .. }) {
+            descriptors.finish().map_err(ErrorText::new)?;
+        }
+        let done = Ok(Answer::Done);
+        match request {
+            Request::Exits => Ok(Answer::Exits(machine.exit_counts())),
+            Request::Pause => machine.pause().map_err(ErrorText::new).and(done),
+            Request::Resume => machine.resume().map_err(ErrorText::new).and(done),
+            Request::Attach { device } => self.attach(device, descriptors, machine),
+            Request::Detach { slot } => machine.detach(slot).map_err(ErrorText::new).and(done),
+            Request::PlugMemory { mib } => machine.plug_memory(mib).map_err(ErrorText::new).and(done),
+            Request::Memory => {
+                let sizes = machine.plugged_memory().map_err(ErrorText::new)?;
+                Ok(Answer::Memory {
+                    requested_mib: mib(sizes.requested),
+                    plugged_mib: mib(sizes.plugged),
+                })
+            }
+        }
+    }
+
+    /// Adds a device to the running VM.
+    fn attach(
+        &self,
+        device: DeviceConfig,
+        mut descriptors: Descriptors,
+        machine: &mut Machine,
+    ) -> Result<Answer, ErrorText> {
+        if !matches!(device, DeviceConfig::Net { .. }) {
+            return Err(ErrorText::new(
+                "only a network device can be attached to a running VM",
+            ));
+        }
+        let device = shim_managed::device(device, &mut descriptors, self).map_err(ErrorText::new)?;
+        descriptors.finish().map_err(ErrorText::new)?;
+        let slot = machine.attach(device).map_err(ErrorText::new)?;
+        Ok(Answer::Attached { slot })
+    }
+
     /// Sending fails if the shim has exited. Then the socket is readable, and the main loop ends the VM.
     fn send(&self, message: &FromVmm) {
         if let Err(error) = self.0.send(message, &[]) {
             eprintln!("nacre-vmm: sending {message:?} to the shim: {error}");
         }
     }
-}
-
-/// Carries out `request`, on the main thread.
-fn carry_out(request: Request, machine: &mut Machine) -> Result<Answer, ErrorText> {
-    match request {
-        Request::Exits => return Ok(Answer::Exits(machine.exit_counts())),
-        Request::Pause => machine.pause().map_err(ErrorText::new)?,
-        Request::Resume => machine.resume().map_err(ErrorText::new)?,
-        Request::PlugMemory { mib } => machine.plug_memory(mib).map_err(ErrorText::new)?,
-        Request::Memory => {
-            let sizes = machine.plugged_memory().map_err(ErrorText::new)?;
-            return Ok(Answer::Memory {
-                requested_mib: mib(sizes.requested),
-                plugged_mib: mib(sizes.plugged),
-            });
-        }
-    }
-    Ok(Answer::Done)
 }
 
 fn mib(bytes: u64) -> u32 {

@@ -5,6 +5,9 @@
 //! for each access, but only in segment 0. So the devices are in segment 1. The ports respond only because
 //! Linux would otherwise print that it found no PCI, with an exit for each character.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use crate::bus::BusDevice;
 
 /// Number of configuration ports: address and data, 4 each.
@@ -31,42 +34,79 @@ pub fn slot_offset(slot: u8) -> u64 {
     u64::from(slot) << SLOT_SHIFT
 }
 
-/// The window on the configuration spaces. Each slot has one function or is empty: then it reads as all ones.
-#[derive(Default)]
-pub struct ConfigWindow {
-    functions: Vec<Box<dyn BusDevice>>,
+/// A window of addresses in which each slot of the bus has a part: the configuration spaces, or the BARs. The
+/// part of an empty slot reads as all ones. Clones are the same window: one is on the bus, one is with the
+/// machine, which fills slots while the guest runs.
+///
+/// Lock order: a window's lock is held during an access to a function, which takes the transport's lock.
+#[derive(Clone)]
+pub struct SlotWindow {
+    /// The slot of the window's first address.
+    first: u8,
+    /// Distance of two slots' parts, in bytes.
+    distance: u64,
+    /// Size of a part, in bytes.
+    bytes: u64,
+    functions: Arc<Mutex<BTreeMap<u8, Box<dyn BusDevice>>>>,
 }
 
-impl ConfigWindow {
-    /// Puts a function's configuration space into the next slot.
-    pub fn push(&mut self, function: Box<dyn BusDevice>) {
-        self.functions.push(function);
+impl SlotWindow {
+    /// The window on the configuration spaces of all slots.
+    #[must_use]
+    pub fn config() -> Self {
+        Self::new(0, slot_offset(1), FUNCTION_BYTES)
     }
 
-    /// The function at `offset`, and the offset in its configuration space.
-    fn find(&mut self, offset: u64) -> Option<(&mut Box<dyn BusDevice>, u64)> {
-        let slot = usize::try_from(offset >> SLOT_SHIFT).ok()?;
-        let in_slot = offset & slot_offset(1).saturating_sub(1);
-        let function = self
-            .functions
-            .get_mut(slot)
-            .filter(|_| in_slot < FUNCTION_BYTES)?;
-        Some((function, in_slot))
+    /// The window on one BAR, of `bytes`, of each slot from `first` on.
+    #[must_use]
+    pub fn bar(first: u8, bytes: u64) -> Self {
+        Self::new(first, bytes, bytes)
+    }
+
+    fn new(first: u8, distance: u64, bytes: u64) -> Self {
+        Self {
+            first,
+            distance,
+            bytes,
+            functions: Arc::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u8, Box<dyn BusDevice>>> {
+        self.functions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a function's registers into `slot`.
+    pub fn insert(&self, slot: u8, function: Box<dyn BusDevice>) {
+        self.lock().insert(slot, function);
+    }
+
+    /// Empties `slot`. When this returns, no access to its registers is under way.
+    pub fn remove(&self, slot: u8) {
+        self.lock().remove(&slot);
+    }
+
+    /// Calls `access` with the function at `offset` and the offset in its part; None if there is none.
+    fn access<T>(&self, offset: u64, access: impl FnOnce(&mut dyn BusDevice, u64) -> T) -> Option<T> {
+        let slot = u8::try_from(offset.checked_div(self.distance)?).ok()?;
+        let in_slot = offset.checked_rem(self.distance)?;
+        let mut functions = self.lock();
+        let function = functions.get_mut(&slot.checked_add(self.first)?)?;
+        (in_slot < self.bytes).then(|| access(function.as_mut(), in_slot))
     }
 }
 
-impl BusDevice for ConfigWindow {
+impl BusDevice for SlotWindow {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        match self.find(offset) {
-            Some((function, offset)) => function.read(offset, data),
-            None => data.fill(0xff),
+        let found = self.access(offset, |function, offset| function.read(offset, data));
+        if found.is_none() {
+            data.fill(0xff);
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if let Some((function, offset)) = self.find(offset) {
-            function.write(offset, data);
-        }
+        // A write to an empty slot has no effect.
+        let _ = self.access(offset, |function, offset| function.write(offset, data));
     }
 }
 
@@ -128,9 +168,9 @@ mod tests {
 
     #[test]
     fn each_slot_has_one_function_and_empty_ones_read_as_ones() {
-        let mut window = ConfigWindow::default();
-        window.push(Box::new(Slot(0x10)));
-        window.push(Box::new(Slot(0x20)));
+        let mut window = SlotWindow::config();
+        window.insert(0, Box::new(Slot(0x10)));
+        window.insert(1, Box::new(Slot(0x20)));
         window.write(slot_offset(1) + 4, &[0x30]);
         for (offset, expected) in [
             (1, 0x11),
@@ -147,5 +187,22 @@ mod tests {
             window.write(slot_offset(2), &byte);
             assert_eq!(byte, [expected], "{offset:#x}");
         }
+    }
+
+    #[test]
+    fn a_slot_is_filled_and_emptied_while_the_window_is_on_the_bus() {
+        let window = SlotWindow::bar(3, 0x2000);
+        let mut on_the_bus = window.clone();
+        let mut read = |offset| {
+            let mut byte = [0];
+            on_the_bus.read(offset, &mut byte);
+            byte[0]
+        };
+        assert_eq!(read(0x2001), 0xff);
+        window.insert(4, Box::new(Slot(0x10)));
+        assert_eq!([read(0x2001), read(1), read(0x4000)], [0x11, 0xff, 0xff]);
+        window.remove(4);
+        assert_eq!(read(0x2001), 0xff);
+        assert_eq!(read(u64::MAX), 0xff);
     }
 }

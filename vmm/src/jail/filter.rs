@@ -31,7 +31,25 @@ pub fn install(profile: &Profile, violation: Violation) -> Result<(), Error> {
     if violation == Violation::Record {
         return step("install a recorder", super::recorder::install(program));
     }
+    if let Some(refusals) = step("compile a seccomp filter", compile_unsupported(profile))? {
+        step("install a seccomp filter", apply_filter(&refusals))?;
+    }
     step("install a seccomp filter", apply_filter(&program))
+}
+
+/// A second filter for the calls that fail with ENOSYS; the first one allows them. Of the actions of several
+/// filters, the kernel takes the strictest.
+fn compile_unsupported(profile: &Profile) -> Result<Option<BpfProgram>, seccompiler::BackendError> {
+    let calls = profile
+        .calls()
+        .filter(|call| matches!(call.argument, Argument::Unsupported));
+    let rules: BTreeMap<i64, Vec<SeccompRule>> = calls.map(|call| (call.number, Vec::new())).collect();
+    if rules.is_empty() {
+        return Ok(None);
+    }
+    let errno = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, errno, TargetArch::x86_64)?;
+    filter.try_into().map(Some)
 }
 
 fn compile(profile: &Profile, violation: Violation) -> Result<BpfProgram, seccompiler::BackendError> {
@@ -52,7 +70,7 @@ fn compile(profile: &Profile, violation: Violation) -> Result<BpfProgram, seccom
 fn rules_for(call: &Call) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
     let equal = |index, value| condition(index, SeccompCmpOp::Eq, value);
     match call.argument {
-        Argument::Any => Ok(Vec::new()),
+        Argument::Any | Argument::Unsupported => Ok(Vec::new()),
         Argument::OneOf { index, values } => values
             .iter()
             .map(|value| SeccompRule::new(vec![equal(index, *value)?]))

@@ -29,6 +29,7 @@ fn perform(case: &str, event: &EventFd) -> bool {
         "exec" => Command::new("/bin/true").status().is_ok(),
         "executable memory" => executable_memory(),
         "thread" => std::thread::Builder::new().spawn(|| ()).is_ok(),
+        "process" => process(),
         "other ioctl" => rustix::io::ioctl_fionread(std::io::stderr()).is_ok(),
         "allocate" => vec![1_u8; 1 << 24].iter().all(|byte| *byte == 1),
         "allocate and free" => {
@@ -71,6 +72,18 @@ fn send_interrupt(event: &EventFd) -> Option<i32> {
     // SAFETY: an eventfd knows no ioctl, so the kernel does not use the argument.
     let result = unsafe { libc::ioctl(event.as_raw_fd(), calls::KVM_SIGNAL_MSI, 0) };
     (result < 0).then(std::io::Error::last_os_error)?.raw_os_error()
+}
+
+/// Whether a process can be created by clone(2), whose flags are those of fork(2).
+#[allow(unsafe_code, reason = "the C library makes another call")]
+fn process() -> bool {
+    let exit_signal = libc::c_long::from(libc::SIGCHLD);
+    // SAFETY: the child, which has a copy of this stack, exits at once.
+    let child = unsafe { libc::syscall(libc::SYS_clone, exit_signal, 0, 0, 0, 0) };
+    if child == 0 {
+        exit_now(0);
+    }
+    child > 0
 }
 
 #[allow(unsafe_code, reason = "no safe function takes the address family as a number")]
@@ -156,15 +169,16 @@ const FORBIDDEN: [&str; 7] = [
     "inet socket",
     "exec",
     "executable memory",
-    "thread",
+    "process",
     "other ioctl",
     "raise a capability",
     "another signal",
 ];
 
 /// Calls that only some threads may make, with their profiles.
-fn restricted() -> [(&'static str, Vec<&'static Profile>); 5] {
+fn restricted() -> [(&'static str, Vec<&'static Profile>); 6] {
     [
+        ("thread", vec![&calls::CONTROL]),
         ("open", vec![&fs::PROFILE]),
         ("status of an open file", vec![&fs::PROFILE]),
         ("read capabilities", vec![&fs::PROFILE]),
@@ -215,6 +229,24 @@ fn allowed_calls_pass() {
             "{name} {case}: {output:?}"
         );
     }
+}
+
+#[test]
+#[ignore = "other tests run it as a child process"]
+fn child_that_adds_a_device() {
+    let add = crate::virtio::net::tests::prepared();
+    let confinement = Confinement::closed(Violation::Kill).unwrap();
+    confinement.confine(&calls::CONTROL).unwrap();
+    assert!(add(confinement));
+    nix::unistd::write(std::io::stderr(), b"passed\n").unwrap();
+    exit_now(0);
+}
+
+#[test]
+fn the_confined_main_thread_can_add_a_network_device() {
+    let output = run("jail::tests::child_that_adds_a_device", "", Path::new("/"));
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("passed"));
 }
 
 #[test]

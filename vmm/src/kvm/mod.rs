@@ -221,6 +221,16 @@ impl Vm {
             .map_err(error_at("registering an ioeventfd"))?;
         Ok(event)
     }
+
+    /// Undoes [`Vm::ioeventfd`]: writes to `address` exit to user space again.
+    ///
+    /// # Errors
+    /// [`Error::Ioctl`] if `event` is not registered for `address`.
+    pub fn remove_ioeventfd(&self, event: &EventFd, address: u64) -> Result<(), Error> {
+        self.fd
+            .unregister_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(error_at("removing an ioeventfd"))
+    }
 }
 
 fn new_eventfd() -> Result<EventFd, Error> {

@@ -29,6 +29,9 @@ pub enum Error {
     /// This number of virtio devices exceeds the number of slots of the PCI bus.
     #[error("{0} virtio devices, but only {max} PCI slots", max = crate::devices::pci::MAX_SLOTS)]
     TooManyDevices(usize),
+    /// No device was attached to this slot while the VM runs.
+    #[error("no device was attached to PCI slot {0}")]
+    NoSuchDevice(u8),
     /// The pages of the devices' registers can't be allocated.
     #[error("mapping pages for registers: {0}")]
     RegisterPages(#[from] vm_memory::mmap::MmapRegionError),
@@ -88,6 +91,7 @@ impl Failure {
             | Error::Bus(_)
             | Error::Device(_)
             | Error::TooManyDevices(_)
+            | Error::NoSuchDevice(_)
             | Error::RegisterPages(_)
             | Error::EventFd(_)
             | Error::Thread(_)

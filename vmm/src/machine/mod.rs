@@ -26,8 +26,8 @@ use self::pause::{Pausable, RunState, pause_all, resume_all};
 use self::plug::Plug;
 pub use self::plug::PlugError;
 use self::vcpus::Vcpus;
-use self::virtio_devices::AttachedDevice;
 pub use self::virtio_devices::DeviceBuilder;
+use self::virtio_devices::PciSlots;
 use self::vm_exit::VmExit;
 use crate::acpi;
 use crate::boot::{self, cmdline, initrd, kernel, zero_page};
@@ -67,8 +67,7 @@ pub struct Machine {
     /// system call to a broken host file system.
     buses: ManuallyDrop<Arc<IoBuses>>,
     vcpus: Vcpus,
-    /// In the order of their addresses.
-    devices: Vec<AttachedDevice>,
+    devices: PciSlots,
     plug: Option<Plug>,
     state: RunState,
     vm: Vm,
@@ -118,7 +117,7 @@ pub fn build(
     let env = virtio_devices::env(confinement, &vm_exit, config.memory_bytes());
     let devices = virtio_devices::create(devices, &env).map_err(Failure::at("create virtio devices"))?;
     let plugger = devices.iter().find_map(Device::plugger).cloned();
-    let devices = virtio_devices::attach(devices, &vm, &memory, &mut buses)
+    let devices = PciSlots::fill(devices, env, &vm, &memory, &mut buses)
         .map_err(Failure::at("attach virtio devices"))?;
     let buses = Arc::new(buses);
     on_step("devices created");
@@ -218,10 +217,27 @@ impl Machine {
 
     /// What is paused, in that order.
     fn parts(&mut self) -> Vec<&mut dyn Pausable> {
-        let devices = self.devices.iter_mut().map(|device| device as &mut dyn Pausable);
         std::iter::once(&mut self.vcpus as &mut dyn Pausable)
-            .chain(devices)
+            .chain(self.devices.pausable())
             .collect()
+    }
+
+    /// Adds a device to the running VM, and returns its slot on the PCI bus. The guest finds it when it scans
+    /// the bus again. If this fails, nothing has changed.
+    ///
+    /// # Errors
+    /// [`Error`] if the device can't be created, or no slot is empty.
+    pub fn attach(&mut self, build: DeviceBuilder) -> Result<u8, Error> {
+        self.devices.attach(build, &self.vm, &self.memory)
+    }
+
+    /// Removes the device that [`Machine::attach`] has put into `slot`. A guest that has not removed it reads
+    /// all ones from then on.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDevice`] if there is none.
+    pub fn detach(&mut self, slot: u8) -> Result<(), Error> {
+        self.devices.detach(slot, &self.vm)
     }
 
     /// The VM's outcome, readable as a descriptor once it is set.

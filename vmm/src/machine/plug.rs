@@ -11,7 +11,7 @@ use nacre_protocol::control::MEMORY_BLOCK_MIB;
 
 use super::memory;
 use super::memory::hotplug::Hotplug;
-use super::virtio_devices::AttachedDevice;
+use super::virtio_devices::PciSlots;
 use crate::kvm::{self, Vm};
 use crate::virtio::mem::{Plugger, Sizes};
 use crate::virtio::{DeviceError, Memory};
@@ -67,7 +67,7 @@ impl Plug {
         mib: u32,
         vm: &Vm,
         memory: &mut Arc<Memory>,
-        devices: &[AttachedDevice],
+        devices: &PciSlots,
     ) -> Result<(), PlugError> {
         let (bytes, max_mib) = (u64::from(mib).saturating_mul(MIB), self.hotplug.max_bytes() / MIB);
         if !mib.is_multiple_of(MEMORY_BLOCK_MIB) || u64::from(mib) > max_mib {
@@ -75,9 +75,7 @@ impl Plug {
         }
         if let Some(growth) = self.hotplug.grow(memory, bytes)? {
             let grown = Arc::new(growth.memory.clone());
-            for device in devices {
-                device.set_memory(&grown)?;
-            }
+            devices.set_memory(&grown)?;
             let added = (growth.added.start, growth.added.bytes);
             vm.add_memory(self.slots, added, growth.host)?;
             self.slots = self.slots.saturating_add(1);

@@ -1,21 +1,27 @@
 //! The virtio devices of a VM: creates each with its worker and puts it into a slot of the PCI bus, with
-//! registers, interrupts and notifications. Called by the machine's steps, before any thread runs guest code.
+//! registers, interrupts and notifications. Called by the machine's steps, before any thread runs guest code,
+//! and by [`super::Machine::attach`] while the guest runs.
+//!
+//! A device that is added later differs in two respects (docs/decisions/0007-virtio-pci.md): its registers are
+//! not mapped into the guest, so that each read exits; and it says that its addresses are fixed.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use super::memory::ranges::Ranges;
 use super::pause::{Pausable, PauseError};
 use super::vm_exit::VmExit;
 use super::{Error, layout};
-use crate::devices::pci::{self, ConfigWindow};
+use crate::devices::pci::{self, SlotWindow};
 use crate::jail::Confinement;
 use crate::kvm::Vm;
 use crate::kvm::vcpu::IoBuses;
 use crate::transport::pci::config_space::BAR_BYTES;
 use crate::transport::pci::function::FunctionPages;
 use crate::transport::pci::page::{PAGE_BYTES, RegisterPages};
-use crate::transport::pci::{PciTransport, Placement, notify_offset};
+use crate::transport::pci::{Areas, PciTransport, Placement, notify_offset};
 use crate::virtio::{Device, DeviceError, Env, Memory, Report, balloon, rng};
+use vmm_sys_util::eventfd::EventFd;
 
 /// Pages of BAR 0.
 const BAR0_PAGES: usize = BAR_BYTES as usize / PAGE_BYTES;
@@ -63,14 +69,7 @@ pub(super) fn env(confinement: &Confinement, vm_exit: &VmExit, boot_bytes: u64) 
 
 /// A device with its transport, which the buses have, too. The vCPUs are paused before it, since their
 /// threads lock the transport.
-pub(super) struct AttachedDevice(Arc<Mutex<PciTransport>>);
-
-impl AttachedDevice {
-    /// Gives the device guest memory that has grown.
-    pub(super) fn set_memory(&self, memory: &Arc<Memory>) -> Result<(), DeviceError> {
-        PciTransport::lock(&self.0).set_memory(memory)
-    }
-}
+struct AttachedDevice(Arc<Mutex<PciTransport>>);
 
 impl Pausable for AttachedDevice {
     fn pause(&mut self) -> Result<(), PauseError> {
@@ -84,49 +83,156 @@ impl Pausable for AttachedDevice {
     }
 }
 
-/// Puts each of `devices` into a slot of the PCI bus and attaches it to KVM.
-pub(super) fn attach(
-    devices: Vec<Device>,
-    vm: &Vm,
-    memory: &Arc<Memory>,
-    buses: &mut IoBuses,
-) -> Result<Vec<AttachedDevice>, Error> {
-    let count = devices.len();
-    if count > usize::from(pci::MAX_SLOTS) {
-        return Err(Error::TooManyDevices(count));
-    }
-    let config_pages = RegisterPages::allocate(count.saturating_mul(PAGES_PER_FUNCTION))?;
-    let bar0_pages = config_pages.skip(count);
-    let mut window = ConfigWindow::default();
-    let mut attached = Vec::with_capacity(count);
-    for (slot, device) in (0..).zip(devices) {
-        let index = usize::from(slot);
-        let pages = FunctionPages {
-            config: config_pages.skip(index),
-            bar0: bar0_pages.skip(index.saturating_mul(BAR0_PAGES)),
+/// The slots of the PCI bus with their devices.
+pub(super) struct PciSlots {
+    env: Env,
+    /// By slot.
+    devices: BTreeMap<u8, AttachedDevice>,
+    /// The first slot that was empty when the guest was started.
+    first_late: u8,
+    /// Of all slots.
+    config: SlotWindow,
+    /// BAR 0 and BAR 1 of the slots from `first_late` on.
+    bars: [SlotWindow; 2],
+    /// The pages of these slots that have had a device: pages are never freed, but used again.
+    pages: BTreeMap<u8, RegisterPages>,
+}
+
+impl PciSlots {
+    /// Puts each of `devices` into a slot of the PCI bus and attaches it to KVM. `env` is for devices that
+    /// are added later.
+    pub(super) fn fill(
+        devices: Vec<Device>,
+        env: Env,
+        vm: &Vm,
+        memory: &Arc<Memory>,
+        buses: &mut IoBuses,
+    ) -> Result<Self, Error> {
+        let count = devices.len();
+        let first_late = u8::try_from(count)
+            .ok()
+            .filter(|count| *count <= pci::MAX_SLOTS)
+            .ok_or(Error::TooManyDevices(count))?;
+        let bar = || SlotWindow::bar(first_late, u64::from(BAR_BYTES));
+        let mut slots = Self {
+            env,
+            devices: BTreeMap::new(),
+            first_late,
+            config: SlotWindow::config(),
+            bars: [bar(), bar()],
+            pages: BTreeMap::new(),
         };
-        let name = device.name();
-        let placement = placement(&device, vm, slot, pages)?;
-        let [bar0, bar1] = placement.bars.map(u64::from);
+        let config_pages = RegisterPages::allocate(count.saturating_mul(PAGES_PER_FUNCTION))?;
+        let bar0_pages = config_pages.skip(count);
+        for (slot, device) in (0..).zip(devices) {
+            let index = usize::from(slot);
+            let pages = FunctionPages {
+                config: config_pages.skip(index),
+                bar0: bar0_pages.skip(index.saturating_mul(BAR0_PAGES)),
+            };
+            let name = device.name();
+            let placement = placement(&device, vm, slot, pages)?;
+            let [bar0, bar1] = placement.bars.map(u64::from);
+            let areas = slots.put(slot, device, memory, placement);
+            buses.mmio.insert(name, bar0, u64::from(BAR_BYTES), areas.bar0)?;
+            let notifications = format!("{name} notifications");
+            buses
+                .mmio
+                .insert(notifications, bar1, u64::from(BAR_BYTES), areas.bar1)?;
+            slots.config.insert(slot, areas.config);
+        }
+        slots.insert_windows(buses)?;
+        map_registers(vm, &config_pages, count)?;
+        Ok(slots)
+    }
+
+    /// Puts the windows on the bus.
+    fn insert_windows(&self, buses: &mut IoBuses) -> Result<(), Error> {
+        let ecam = u64::from(layout::PCI_CONFIG);
+        let config = Box::new(self.config.clone());
+        buses
+            .mmio
+            .insert("pci configuration", ecam, pci::ECAM_BYTES, config)?;
+        let slots = u64::from(pci::MAX_SLOTS.saturating_sub(self.first_late));
+        let names = ["later devices", "later devices notifications"];
+        let starts = layout::pci_bars(self.first_late);
+        for ((name, start), window) in names.into_iter().zip(starts).zip(&self.bars) {
+            let bytes = slots.saturating_mul(u64::from(BAR_BYTES));
+            buses
+                .mmio
+                .insert(name, u64::from(start), bytes, Box::new(window.clone()))?;
+        }
+        Ok(())
+    }
+
+    /// Remembers `device` and returns its areas, which the guest does not see yet.
+    fn put(&mut self, slot: u8, device: Device, memory: &Arc<Memory>, placement: Placement) -> Areas {
         let transport = PciTransport::new(device, Arc::clone(memory), placement);
         let transport = Arc::new(Mutex::new(transport));
         let areas = PciTransport::areas(&transport);
-        attached.push(AttachedDevice(transport));
-        buses.mmio.insert(name, bar0, u64::from(BAR_BYTES), areas.bar0)?;
-        buses.mmio.insert(
-            format!("{name} notifications"),
-            bar1,
-            u64::from(BAR_BYTES),
-            areas.bar1,
-        )?;
-        window.push(areas.config);
+        self.devices.insert(slot, AttachedDevice(transport));
+        areas
     }
-    let ecam = u64::from(layout::PCI_CONFIG);
-    buses
-        .mmio
-        .insert("pci configuration", ecam, pci::ECAM_BYTES, Box::new(window))?;
-    map_registers(vm, &config_pages, count)?;
-    Ok(attached)
+
+    /// Creates a device while the guest runs and puts it into an empty slot, which is returned. If this
+    /// fails, nothing has changed.
+    pub(super) fn attach(
+        &mut self,
+        build: DeviceBuilder,
+        vm: &Vm,
+        memory: &Arc<Memory>,
+    ) -> Result<u8, Error> {
+        let slot = (self.first_late..pci::MAX_SLOTS)
+            .find(|slot| !self.devices.contains_key(slot))
+            .ok_or(Error::TooManyDevices(self.devices.len().saturating_add(1)))?;
+        let pages = match self.pages.get(&slot) {
+            Some(pages) => *pages,
+            None => RegisterPages::allocate(PAGES_PER_FUNCTION)?,
+        };
+        self.pages.insert(slot, pages);
+        let device = build(&self.env)?;
+        let function_pages = FunctionPages {
+            config: pages,
+            bar0: pages.skip(1),
+        };
+        let placement = Placement {
+            has_fixed_bars: true,
+            ..placement(&device, vm, slot, function_pages)?
+        };
+        let areas = self.put(slot, device, memory, placement);
+        let [bar0, bar1] = &self.bars;
+        bar0.insert(slot, areas.bar0);
+        bar1.insert(slot, areas.bar1);
+        // Last: from now on, the guest finds the device.
+        self.config.insert(slot, areas.config);
+        Ok(slot)
+    }
+
+    /// Removes the device in `slot`, which [`PciSlots::attach`] has put there, and ends its worker.
+    pub(super) fn detach(&mut self, slot: u8, vm: &Vm) -> Result<(), Error> {
+        let device = (slot >= self.first_late)
+            .then(|| self.devices.remove(&slot))
+            .flatten()
+            .ok_or(Error::NoSuchDevice(slot))?;
+        self.config.remove(slot);
+        self.bars.iter().for_each(|window| window.remove(slot));
+        let transport = PciTransport::lock(&device.0);
+        remove_notifications(vm, slot, transport.ioeventfds());
+        Ok(())
+    }
+
+    /// Gives the devices guest memory that has grown.
+    pub(super) fn set_memory(&self, memory: &Arc<Memory>) -> Result<(), DeviceError> {
+        let mut devices = self.devices.values();
+        devices.try_for_each(|device| PciTransport::lock(&device.0).set_memory(memory))
+    }
+
+    /// The devices that can be paused, in the order of their slots.
+    pub(super) fn pausable(&mut self) -> impl Iterator<Item = &mut dyn Pausable> {
+        self.devices
+            .values_mut()
+            .map(|device| device as &mut dyn Pausable)
+    }
 }
 
 /// Lets the guest read the registers of the devices in the first `count` slots without exits.
@@ -151,20 +257,39 @@ fn map_registers(vm: &Vm, config_pages: &RegisterPages, count: usize) -> Result<
     Ok(())
 }
 
-/// The addresses and notifications of the device in `slot`. Registers the ioeventfds with KVM.
+/// The addresses and notifications of the device in `slot`. Registers the ioeventfds with KVM, all or none.
 fn placement(device: &Device, vm: &Vm, slot: u8, pages: FunctionPages) -> Result<Placement, Error> {
-    let bars = layout::pci_bars(slot);
-    let [_, notifications] = bars;
     let mut ioeventfds = Vec::new();
     for (queue, _) in (0..).zip(device.queue_sizes()) {
-        let address = notifications.saturating_add(notify_offset(queue));
-        ioeventfds.push(vm.ioeventfd(u64::from(address))?);
+        match vm.ioeventfd(notification_address(slot, queue)) {
+            Ok(event) => ioeventfds.push(event),
+            Err(error) => {
+                remove_notifications(vm, slot, &ioeventfds);
+                return Err(error.into());
+            }
+        }
     }
     Ok(Placement {
-        bars,
+        bars: layout::pci_bars(slot),
+        has_fixed_bars: false,
         pages,
         ioeventfds,
         vectors: VECTORS,
         send: vm.message_sender(),
     })
+}
+
+/// The address to which the guest writes to notify `queue` of the device in `slot`.
+fn notification_address(slot: u8, queue: u16) -> u64 {
+    let [_, notifications] = layout::pci_bars(slot);
+    u64::from(notifications.saturating_add(notify_offset(queue)))
+}
+
+/// Removes the ioeventfds of the first queues of the device in `slot` from KVM.
+fn remove_notifications(vm: &Vm, slot: u8, ioeventfds: &[EventFd]) {
+    for (queue, event) in (0..).zip(ioeventfds) {
+        if let Err(error) = vm.remove_ioeventfd(event, notification_address(slot, queue)) {
+            eprintln!("nacre-vmm: PCI slot {slot}, queue {queue}: {error}");
+        }
+    }
 }

@@ -97,6 +97,8 @@ pub enum Argument {
     },
     /// Arguments 0 and 1 equal one of these pairs; None allows any argument 1.
     Options(&'static [(u64, Option<u64>)]),
+    /// None: the call fails with ENOSYS, and whoever made it must do without.
+    Unsupported,
     /// No bit of `bits` is set in argument `index`.
     Without {
         /// Counted from 0.
@@ -110,6 +112,14 @@ const fn any(number: i64, reason: &'static str) -> Call {
     Call {
         number,
         argument: Argument::Any,
+        reason,
+    }
+}
+
+const fn unsupported(number: i64, reason: &'static str) -> Call {
+    Call {
+        number,
+        argument: Argument::Unsupported,
         reason,
     }
 }

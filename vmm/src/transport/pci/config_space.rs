@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! 0x00 header, 0x10 BAR 0, 0x14 BAR 1    0x40 MSI-X    0x4c common    0x5c ISR    0x6c device configuration
-//! 0x7c notifications    0x90 window on the BARs (VIRTIO_PCI_CAP_PCI_CFG), which starts no other capability
+//! 0x7c notifications    0x90 window on the BARs (VIRTIO_PCI_CAP_PCI_CFG)    0xa4 fixed BARs (enhanced allocation)
 //! ```
 //!
 //! The VMM assigns the BARs, as firmware would. The driver can size them and set other addresses, but the
@@ -51,6 +51,9 @@ const ISR_STATUS: u8 = 0x5c;
 const DEVICE: u8 = 0x6c;
 const NOTIFY: u8 = 0x7c;
 const WINDOW: u8 = 0x90;
+/// Enhanced Allocation (PCI Express 4.0, 7.8.5): BARs whose addresses do not change. Only devices that are added
+/// to a running guest have it: Linux would assign other addresses to them.
+const FIXED: u8 = 0xa4;
 /// Upper byte of MSI-X message control.
 const MSIX_CONTROL: usize = MSIX as usize + 3;
 const MSIX_ENABLED: u8 = 1 << 7;
@@ -72,6 +75,8 @@ pub struct Identity {
     pub vectors: u16,
     /// The assigned addresses of the BARs, multiples of [`BAR_BYTES`].
     pub bars: [u32; 2],
+    /// Whether to say that these addresses are fixed.
+    pub has_fixed_bars: bool,
 }
 
 /// An access to a BAR.
@@ -144,7 +149,15 @@ impl PciConfigSpace {
             (ISR_STATUS, DEVICE, 3, 16, 1, ISR, 1),
             (DEVICE, NOTIFY, 4, 16, 0, DEVICE_CONFIG, DEVICE_CONFIG_BYTES),
             (NOTIFY, WINDOW, 2, 20, 1, 0, notify_bytes),
-            (WINDOW, 0, 5, 20, 0, 0, 0),
+            (
+                WINDOW,
+                if identity.has_fixed_bars { FIXED } else { 0 },
+                5,
+                20,
+                0,
+                0,
+                0,
+            ),
         ] {
             let offset = usize::from(offset);
             self.set(offset, &[0x09, next, cap_len, kind, bar]);
@@ -155,8 +168,26 @@ impl PciConfigSpace {
             usize::from(NOTIFY).saturating_add(16),
             &NOTIFY_MULTIPLIER.to_le_bytes(),
         );
+        if identity.has_fixed_bars {
+            self.set_fixed_bars(identity);
+        }
         self.set_writable(WINDOW_BAR, &[0xff]);
         self.set_writable(WINDOW_OFFSET, &[0xff; 12]);
+    }
+
+    fn set_fixed_bars(&mut self, identity: &Identity) {
+        let fixed = usize::from(FIXED);
+        self.set(fixed, &[0x14, 0, 2]);
+        let mut offset = fixed.saturating_add(4);
+        for (bar, address) in (0_u32..).zip(identity.bars) {
+            // Two more words follow; BAR number; memory, with no other use; enabled.
+            let entry = 2 | bar.wrapping_shl(4) | 0xff << 16 | 1 << 31;
+            // The lowest bits of both: 32 bits wide.
+            for word in [entry, address, BAR_BYTES.saturating_sub(1) & !3] {
+                self.set(offset, &word.to_le_bytes());
+                offset = offset.saturating_add(4);
+            }
+        }
     }
 
     fn set(&mut self, offset: usize, bytes: &[u8]) {

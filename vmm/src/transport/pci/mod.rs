@@ -47,6 +47,8 @@ const VERSION_1: u64 = 1 << 32;
 pub struct Placement {
     /// The addresses of the BARs, multiples of [`config_space::BAR_BYTES`].
     pub bars: [u32; 2],
+    /// Whether the guest must be told to leave these addresses, as one that runs already must be.
+    pub has_fixed_bars: bool,
     /// The pages that the guest reads.
     pub pages: FunctionPages,
     /// One per queue: KVM writes it when the driver notifies the queue.
@@ -105,6 +107,7 @@ impl PciTransport {
             queues,
             vectors: placement.vectors.clamp(1, config_space::MAX_VECTORS),
             bars: placement.bars,
+            has_fixed_bars: placement.has_fixed_bars,
         };
         let function = PciFunction::new(&identity, placement.pages, placement.send);
         let transport = Self {
@@ -142,6 +145,12 @@ impl PciTransport {
     pub fn set_memory(&mut self, memory: &Arc<Memory>) -> Result<(), DeviceError> {
         self.memory = Arc::clone(memory);
         self.device.set_memory(Arc::clone(memory))
+    }
+
+    /// The eventfds of the queues' notifications, in order.
+    #[must_use]
+    pub fn ioeventfds(&self) -> &[EventFd] {
+        &self.ioeventfds
     }
 
     /// The address ranges of `transport`, for the bus. vCPU threads access it one after the other.

@@ -9,7 +9,7 @@
 mod receive;
 mod tap;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod transmit;
 
 use std::os::fd::OwnedFd;
@@ -215,6 +215,14 @@ impl DataPath for NetDataPath {
         } else {
             Ok(())
         }
+    }
+
+    fn on_memory(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
+        if let Some(pair) = &mut self.pair {
+            pair.receiver.set_memory(&active.memory);
+            pair.transmitter.set_memory(&active.memory);
+        }
+        Ok(())
     }
 
     fn stop(&mut self, active: &mut ActiveDevice) {

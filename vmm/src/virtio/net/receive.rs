@@ -81,6 +81,11 @@ impl Receiver {
         }
     }
 
+    /// Guest memory has grown.
+    pub fn set_memory(&mut self, memory: &Arc<Memory>) {
+        self.vectors.set_memory(memory);
+    }
+
     /// The tap reported that it has packets.
     pub fn set_readable(&mut self) {
         self.readable = true;

@@ -199,6 +199,7 @@ fn interface_flags(fd: &OwnedFd) -> io::Result<u16> {
 /// Ranges of guest memory for one or more packets, as readv and writev take them. Keeps its allocation, so that
 /// a packet needs none.
 pub struct Vectors {
+    /// Keeps the ranges mapped: guest memory grows, but never loses a part.
     memory: Arc<Memory>,
     list: Vec<libc::iovec>,
 }
@@ -210,6 +211,11 @@ impl Vectors {
             memory,
             list: Vec::with_capacity(MAX_VECTORS),
         }
+    }
+
+    /// Guest memory has grown.
+    pub fn set_memory(&mut self, memory: &Arc<Memory>) {
+        self.memory = Arc::clone(memory);
     }
 
     /// The number of ranges.

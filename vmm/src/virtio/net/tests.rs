@@ -8,12 +8,15 @@ mod receive;
 
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 
+use vm_memory::{GuestAddress, GuestRegionMmap};
+
 use super::*;
 use crate::virtio::testing::{
-    BUFFERS, Driver, assert_passes_confined, hammer, is_confined, readable, writable,
+    BUFFERS, Driver, MEMORY_SIZE, assert_passes_confined, hammer, is_confined, readable, writable,
 };
 
 const QUEUE_SIZES: [u16; 2] = [QUEUE_SIZE; 2];
@@ -46,8 +49,8 @@ impl Host {
     }
 }
 
-/// A device and its driver, with all features but those that are not in `mask`.
-fn activated_with(mask: u64) -> (Device, Driver, Host) {
+/// A configuration whose tap is a socket, and the host's side of it.
+fn config() -> (Config, Host) {
     let (ours, theirs) = socketpair(
         AddressFamily::Unix,
         SockType::SeqPacket,
@@ -59,17 +62,46 @@ fn activated_with(mask: u64) -> (Device, Driver, Host) {
     for socket in [&ours, &theirs] {
         setsockopt(socket, sockopt::SndBuf, &(1 << 20)).unwrap();
     }
-    let driver = Driver::new(&QUEUE_SIZES);
     let config = Config {
         tap: Tap::from_socket(theirs),
         mac: [2, 0, 0, 0, 0, 1],
         mtu: 1500,
     };
+    (config, Host(ours))
+}
+
+/// Prepares what a confined thread needs to create a device: the returned function does so, and sends a packet
+/// each way; true if both arrive.
+pub(crate) fn prepared() -> impl FnOnce(crate::jail::Confinement) -> bool {
+    let (config, host) = config();
+    let mut driver = Driver::new(&QUEUE_SIZES);
+    move |confinement| {
+        let env = Env {
+            confinement,
+            ..driver.env()
+        };
+        let mut device = spawn(config, &env).unwrap();
+        device
+            .activate(driver.activation(device.features() & NOT_LARGE))
+            .unwrap();
+        let sent = packet(60, 1);
+        send(&mut driver, BUFFERS, &sent);
+        host.send(&sent);
+        driver.offer(QUEUES.0, &[writable(BUFFERS, 2048)]);
+        driver.kick(QUEUES.0);
+        driver.wait_used(QUEUES.0).1 == 72 && host.receive().is_some_and(|packet| packet == sent)
+    }
+}
+
+/// A device and its driver, with all features but those that are not in `mask`.
+fn activated_with(mask: u64) -> (Device, Driver, Host) {
+    let (config, host) = config();
+    let driver = Driver::new(&QUEUE_SIZES);
     let mut device = spawn(config, &driver.env()).unwrap();
     device
         .activate(driver.activation(device.features() & mask))
         .unwrap();
-    (device, driver, Host(ours))
+    (device, driver, host)
 }
 
 fn activated() -> (Device, Driver, Host) {
@@ -182,6 +214,22 @@ fn a_tap_that_is_gone_sets_the_link_down_once() {
     // The device goes on: packets are dropped.
     send(&mut driver, BUFFERS, &packet(60, 0));
     assert_eq!(driver.interrupts.signals().config, 1);
+}
+
+#[test]
+fn packets_use_memory_that_was_plugged_in() {
+    let (mut device, mut driver, host) = activated_with(NOT_LARGE);
+    let plugged = GuestRegionMmap::from_range(GuestAddress(MEMORY_SIZE), 1 << 20, None).unwrap();
+    driver.memory = Arc::new(driver.memory.insert_region(Arc::new(plugged)).unwrap());
+    device.set_memory(Arc::clone(&driver.memory)).unwrap();
+    let sent = packet(60, 1);
+    send(&mut driver, MEMORY_SIZE, &sent);
+    assert_eq!(host.receive().unwrap(), sent);
+    driver.offer(QUEUES.0, &[writable(MEMORY_SIZE, 2048)]);
+    host.send(&packet(100, 2));
+    driver.kick(QUEUES.0);
+    assert_eq!(driver.wait_used(QUEUES.0).1, 112);
+    assert_eq!(driver.bytes(MEMORY_SIZE + 12, 100), packet(100, 2)[12..]);
 }
 
 #[test]

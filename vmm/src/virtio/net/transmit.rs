@@ -9,6 +9,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::TAP_EVENTS;
 use super::tap::{HEADER_BYTES, Tap, Vectors};
 use crate::log::LimitedLog;
+use crate::virtio::Memory;
 use crate::virtio::worker::{ActiveDevice, Chain, Fault};
 
 /// Most descriptors of a packet; as many as the queue has, which is the most that a driver may use (virtio
@@ -42,6 +43,11 @@ impl Transmitter {
             writable: true,
             vectors: Vectors::new(Arc::clone(&active.memory)),
         }
+    }
+
+    /// Guest memory has grown.
+    pub fn set_memory(&mut self, memory: &Arc<Memory>) {
+        self.vectors.set_memory(memory);
     }
 
     /// The tap reported that it has space; true if packets wait for it.

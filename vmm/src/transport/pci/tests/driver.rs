@@ -102,6 +102,7 @@ impl Driver {
         };
         let (sender, messages) = channel();
         let placement = Placement {
+            has_fixed_bars: false,
             vectors: 3,
             bars: BARS,
             pages,

@@ -1,7 +1,7 @@
 //! Chains that violate the specification, in both queues.
 
 use super::*;
-use crate::virtio::testing::{MEMORY_SIZE, NEXT, WRITE, malformed_chains};
+use crate::virtio::testing::{NEXT, WRITE, malformed_chains};
 
 #[test]
 fn malformed_packets_of_the_guest_are_dropped() {
