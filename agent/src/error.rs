@@ -142,9 +142,6 @@ impl Error {
             }
             Self::Unreachable { .. } => Code::UNAVAILABLE,
             Self::Reset { .. } => Code::ABORTED,
-            Self::Runtime(_) | Self::HelperDied(_) | Self::System { .. } | Self::File { .. } => {
-                Code::INTERNAL
-            }
             Self::Network(_)
             | Self::Runtime(_)
             | Self::HelperDied(_)

@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::cgroup::{self, Cgroup};
 use crate::identity::Identity;
-use crate::{state, sys};
+use crate::{network, state, sys};
 
 /// How long all killed processes together may take to exit; containerd gives `delete` 5 s.
 const END_DEADLINE: Duration = Duration::from_secs(4);
@@ -29,6 +29,9 @@ pub enum Error {
     /// The pod's cgroup.
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
+    /// The pod's network namespace.
+    #[error("{0}")]
+    Network(String),
     /// The shim could not be killed.
     #[error("killing the shim, pid {pid}: {source}")]
     Kill {
@@ -54,7 +57,7 @@ pub struct Cleaned {
     pub unreadable: Option<state::Error>,
 }
 
-/// Kills the pod's processes and removes its cgroup and directory.
+/// Kills the pod's processes, and removes its cgroup, what it has in its network namespace, and its directory.
 ///
 /// # Errors
 /// [`Error`]; the pod's directory then stays, so that the next call can finish the work.
@@ -70,6 +73,9 @@ pub fn clean_up(identity: &Identity) -> Result<Cleaned, Error> {
     let vmm_pid = pod.as_ref().and_then(|pod| pod.vmm_pid).unwrap_or(0);
     if let Some(pod) = pod {
         kill_processes(&pod)?;
+        if let Some(record) = &pod.network {
+            network::release_blocking(record, &identity.key).map_err(Error::Network)?;
+        }
     }
     state::remove_directory(&directory)?;
     Ok(Cleaned { vmm_pid, unreadable })

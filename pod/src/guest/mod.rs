@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::agent::{
-    AgentClient, ContainerRef, CreateContainerRequest, Family, ForwardRequest, KillProcessRequest,
+    AgentClient, ContainerRef, CreateContainerRequest, Family, ForwardRequest, KillProcessRequest, Network,
     PluggedMemory, ProcessRef, ResizePtyRequest, ResizeRequest, ResizeResponse, SetupRequest, SetupResponse,
     StartExecRequest, Stdio, UpdateContainerRequest, WaitMemoryRequest, WaitOomRequest,
 };
@@ -212,15 +212,16 @@ impl Guest {
         matches!(listed, Ok(_) | Err(ttrpc::Error::RpcStatus(_)))
     }
 
-    /// The first call: compares the builds, and sets the guest's clock and host name.
+    /// The first call: compares the builds, and sets the guest's clock, host name and network.
     ///
     /// # Errors
     /// [`CallError`], with FAILED_PRECONDITION if the builds differ.
-    pub async fn setup(&self, hostname: &str) -> Result<SetupResponse, CallError> {
+    pub async fn setup(&self, hostname: &str, network: Network) -> Result<SetupResponse, CallError> {
         let request = SetupRequest {
             build_id: nacre_protocol::BUILD_ID.to_owned(),
             realtime_ns: crate::clock::realtime_ns(),
             hostname: hostname.to_owned(),
+            network: Some(network).into(),
             ..Default::default()
         };
         let mut response = self

@@ -28,7 +28,7 @@ use protobuf::Message as _;
 use serde::{Deserialize, Serialize};
 
 use crate::sys;
-pub use namespace::{Namespace, has_links};
+pub use namespace::Namespace;
 pub use release::{release, release_blocking};
 
 /// Most links that a pod's VM gets.
@@ -96,8 +96,6 @@ pub enum Error {
 /// A link that is tied to taps, for the VMM.
 #[derive(Debug)]
 pub struct Nic {
-    /// The link's name.
-    pub link: String,
     /// Its address, which the guest's device has, too.
     pub mac: [u8; 6],
     /// In bytes, 1280..=65521.
@@ -126,7 +124,6 @@ struct Report {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct NicReport {
-    link: String,
     mac: [u8; 6],
     mtu: u16,
     queue_pairs: u8,
@@ -146,25 +143,18 @@ pub struct Owner {
 /// # Errors
 /// The reason, with the object that it is about.
 pub async fn tie_links(namespace: Namespace, owner: Owner) -> Result<Tied, Error> {
-    let path = namespace.path().to_owned();
-    let done = sys::in_child_with_files(move || {
-        let (report, files) = in_namespace(&namespace, &owner).map_err(|error| match error {
-            named @ Error::Namespace { .. } => named.to_string(),
-            other => format!("network namespace {}: {other}", namespace.path().display()),
-        })?;
-        Ok((report, files))
+    let path = namespace.path().clone();
+    let done = sys::in_child_with_files(|| {
+        in_namespace(&namespace, &owner).map_err(|error| {
+            if let Error::Namespace { reason, .. } = error {
+                reason
+            } else {
+                error.to_string()
+            }
+        })
     });
-    let (report, files) = done
-        .await
-        .map_err(system("running a child process"))?
-        .map_err(|reason| {
-            // The reason begins with the namespace already.
-            let reason = reason
-                .strip_prefix(&format!("network namespace {}: ", path.display()))
-                .unwrap_or(&reason)
-                .to_owned();
-            Error::Namespace { path, reason }
-        })?;
+    let result = done.await.map_err(system("running a child process"))?;
+    let (report, files) = result.map_err(|reason| Error::Namespace { path, reason })?;
     received(report, files)
 }
 
@@ -196,7 +186,6 @@ fn in_namespace(namespace: &Namespace, owner: &Owner) -> Result<(Report, Vec<Own
     let mut files = vec![OwnedFd::from(file)];
     for (tie, taps) in plan.ties.into_iter().zip(taps) {
         report.nics.push(NicReport {
-            link: tie.name,
             mac: tie.mac,
             mtu: tie.mtu,
             queue_pairs: u8::try_from(taps.len()).unwrap_or(u8::MAX),
@@ -229,7 +218,6 @@ fn received(report: Report, files: Vec<OwnedFd>) -> Result<Tied, Error> {
             return Err(incomplete());
         }
         tied.nics.push(Nic {
-            link: nic.link,
             mac: nic.mac,
             mtu: nic.mtu,
             taps,

@@ -1,7 +1,7 @@
 //! A network namespace by its path: opened, checked and identified before anything enters it.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use nacre_protocol::state::NetworkNamespace;
@@ -73,9 +73,10 @@ impl Namespace {
     /// [`Error::Namespace`] if it is a namespace of another type.
     pub fn enter(&self) -> Result<(), Error> {
         nix::sched::setns(&self.file, nix::sched::CloneFlags::CLONE_NEWNET).map_err(|error| {
-            let reason = match error {
-                nix::Error::EINVAL => "is not a network namespace".to_owned(),
-                error => format!("entering it: {error}"),
+            let reason = if error == nix::Error::EINVAL {
+                "is not a network namespace".to_owned()
+            } else {
+                format!("entering it: {error}")
             };
             Error::Namespace {
                 path: self.path().clone(),
@@ -83,14 +84,4 @@ impl Namespace {
             }
         })
     }
-}
-
-/// Whether the network namespace of process `pid` has a link besides the loopback device. Costs three system
-/// calls.
-pub fn has_links(pid: u32) -> io::Result<bool> {
-    // Two lines of headings, then one line of about 120 bytes per link.
-    let mut lines = [0; 1024];
-    let length = File::open(format!("/proc/{pid}/net/dev"))?.read(&mut lines)?;
-    let lines = lines.get(..length).unwrap_or_default();
-    Ok(lines.iter().filter(|byte| **byte == b'\n').count() > 3)
 }

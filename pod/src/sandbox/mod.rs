@@ -20,6 +20,7 @@ mod freeze;
 mod guest_clock;
 mod kill;
 mod memory;
+mod network;
 mod pause;
 mod pod_calls;
 mod queue;
@@ -77,6 +78,7 @@ pub struct Sandbox {
     received: mpsc::Receiver<Event>,
     progress: watch::Sender<Progress>,
     vm: Option<Vm>,
+    network: network::State,
     cgroup: Option<Cgroup>,
     /// The VM's size, once the VM was started.
     sizing: Option<Sizing>,
@@ -134,6 +136,7 @@ impl Sandbox {
             received,
             progress: watch::channel(Progress::Starting).0,
             vm: None,
+            network: network::State::default(),
             cgroup: None,
             sizing: None,
             containers: BTreeMap::new(),
@@ -189,6 +192,8 @@ impl Sandbox {
             Event::Deleted(id, reply, result) => self.deleted(&id, reply, result),
             Event::FreezeAnswered(key, result) => self.freeze_answered(&key, result),
             Event::OutOfMemory(key, kills) => self.out_of_memory(&key, kills),
+            Event::LinksTied(result) => self.links_tied(*result),
+            Event::NetworkReleased(result) => self.network_released(result),
             Event::ForwardAccepted(connection) => self.forward_accepted(connection),
             Event::ForwardEnded(address) => self.forward_ended(&address),
             Event::Resized(resized) => self.resized(*resized),
@@ -233,13 +238,13 @@ impl Sandbox {
     }
 
     fn is_over(&self) -> bool {
-        self.shutdown.is_some() && self.vm.is_none()
+        self.shutdown.is_some() && self.vm.is_none() && !self.network.is_busy()
     }
 
     /// Removes what is left of the pod on the host; the directory, with the socket, is the last.
     fn clean_up(&mut self) {
         self.remove_cgroup();
-        if self.cgroup.is_some() {
+        if self.cgroup.is_some() || self.pod.network.is_some() {
             // The command `delete` finds it by pod.json.
             return;
         }

@@ -15,6 +15,7 @@ use crate::error::{Error, StepFailed};
 use crate::exit::Exit;
 use crate::forward::Connection;
 use crate::guest::{CallError, Guest};
+use crate::network::{self, Tied};
 use crate::process_id::ProcessKey;
 use crate::vm::{self, RequestError};
 
@@ -53,6 +54,10 @@ pub enum Event {
     FreezeAnswered(ProcessKey, Result<(), Error>),
     /// The guest has OOM-killed this many processes of the container with this init.
     OutOfMemory(ProcessKey, u64),
+    /// The links of the pod's network namespace are tied to taps, or could not be.
+    LinksTied(Box<Result<Tied, network::Error>>),
+    /// The pod's network namespace is as it was found, or the reason why not.
+    NetworkReleased(Result<(), String>),
     /// A client has connected to the localhost of the pod's network namespace.
     ForwardAccepted(Connection),
     /// A forwarded connection has ended; this was the address of its stream.

@@ -17,8 +17,9 @@ use super::{Progress, Sandbox, failed, timeline};
 use crate::cgroup::Cgroup;
 use crate::error::StepFailed;
 use crate::guest::{CallError, Guest};
+use crate::network::Nic;
 use crate::size::{Host, Limits, PodSize, VmSize};
-use crate::vm::{self, End, RequestError, Vm};
+use crate::vm::{self, Boot, End, RequestError, Vm};
 use crate::{clock, container, log};
 
 impl Sandbox {
@@ -30,6 +31,7 @@ impl Sandbox {
         let sizing = Sizing::new(PodSize::new(size, limits, host));
         self.pod.size = Some(sizing.recorded());
         self.sizing = Some(sizing);
+        let namespace = self.open_network()?;
         let cgroup = Cgroup::plan(self.spec.cgroups_path.as_deref(), &self.identity.key)
             .map_err(|error| failed("plan cgroup", error, None))?;
         if let Some(name) = &self.spec.name {
@@ -37,7 +39,7 @@ impl Sandbox {
         }
         self.pod.cgroup = Some(cgroup.path().to_owned());
         self.write_pod();
-        let started = Vm::start(&config, &size, &self.identity.id, &cgroup, &self.spec);
+        let started = Vm::start(&config, &cgroup, &self.spec);
         self.cgroup = Some(cgroup);
         let deadline = config.boot_deadline;
         self.config = Some(config);
@@ -53,7 +55,33 @@ impl Sandbox {
         self.expected_streams.set_table(stream_table);
         tokio::spawn(monitor.run(self.queue.sender()));
         self.watch_boot(deadline);
+        match namespace {
+            // The VMM starts meanwhile, and waits for its configuration.
+            Some(namespace) => self.tie_links(namespace),
+            None => self.boot(&[]),
+        }
         Ok(())
+    }
+
+    /// Configures the VMM, with a device for each of `nics`.
+    pub(super) fn boot(&mut self, nics: &[Nic]) {
+        let (Some(config), Some(sizing)) = (&self.config, &self.sizing) else {
+            return;
+        };
+        let Some(stream_table) = self.expected_streams.table() else {
+            return;
+        };
+        let boot = Boot {
+            config,
+            size: sizing.vm(),
+            id: &self.identity.id,
+            stream_table,
+            nics,
+        };
+        let configured = self.vm.as_mut().map_or(Ok(()), |vm| vm.configure(&boot));
+        if let Err(error) = configured {
+            self.fail_vm(failed("start VM", error, None));
+        }
     }
 
     pub(super) fn vm_event(&mut self, event: vm::Event) {
@@ -105,8 +133,12 @@ impl Sandbox {
             .hostname
             .clone()
             .unwrap_or_else(|| self.identity.id.clone());
+        let network = self.network.take_guest_s();
         self.queue.send_result(async move {
-            let result = guest.setup(&hostname).await.map(|response| (guest, response));
+            let result = guest
+                .setup(&hostname, network)
+                .await
+                .map(|response| (guest, response));
             Event::AgentSetUp(Box::new(result))
         });
     }
@@ -258,6 +290,7 @@ impl Sandbox {
     pub(super) fn vm_ended(&mut self, reason: StepFailed) {
         self.vm = None;
         self.expected_streams.clear();
+        self.release_network();
         self.remove_cgroup();
         if !self.closing {
             log::error(&reason);

@@ -24,6 +24,11 @@ impl ExpectedStreams {
         self.table = Some(table);
     }
 
+    /// The table, unless the VM has ended.
+    pub fn table(&self) -> Option<&StreamTable> {
+        self.table.as_ref()
+    }
+
     /// Expects `streams` from now on: all of them, or none if this fails.
     ///
     /// # Errors

@@ -29,6 +29,7 @@ use tokio::sync::Notify;
 
 use crate::cgroup::{self, Cgroup};
 use crate::guest_text::MAX_NAME;
+use crate::network::Nic;
 use crate::pod_spec::PodSpec;
 use crate::size::VmSize;
 use crate::sys;
@@ -77,7 +78,10 @@ fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
 pub struct Vm {
     pid: u32,
     pidfd: Arc<OwnedFd>,
+    channel: Arc<AsyncFd<Channel>>,
     requests: Arc<Requests>,
+    /// What the VMM gets with its configuration.
+    boot_files: Option<BootFiles>,
     console: File,
     stderr_tail: Arc<StderrTail>,
     /// The lowest that a container asks for.
@@ -87,15 +91,14 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Starts a VMM for pod `id` in `cgroup`, with the CPUs and the oom_score_adj of `spec`, and configures it.
-    /// Returns it with its monitor, which must be run, and the table of the streams that it expects.
+    /// Starts a VMM in `cgroup`, with the CPUs and the oom_score_adj of `spec`. It waits for
+    /// [`Vm::configure`]. Returns it with its monitor, which must be run, and the table of the streams that
+    /// it expects.
     ///
     /// # Errors
     /// [`Error`] with the file or system call that failed.
     pub fn start(
         config: &Config,
-        size: &VmSize,
-        id: &str,
         cgroup: &Cgroup,
         spec: &PodSpec,
     ) -> Result<(Self, VmmMonitor, StreamTable), Error> {
@@ -106,22 +109,21 @@ impl Vm {
         let (stderr, stderr_writer) = io::pipe().map_err(system("pipe"))?;
         let spawned = spawn(&config.vmm, cgroup, theirs.as_fd(), stderr_writer.as_fd())?;
         drop((theirs, stderr_writer));
-        let configured = set_up(&spawned, spec).and_then(|()| {
-            let (message, attachments) = files.configuration(config, size, id);
-            configure(ours, &message, &attachments)
-        });
-        let channel = match configured {
-            Ok(channel) => channel,
+        let channel = set_up(&spawned, spec)
+            .and_then(|()| nonblocking(Channel::new(ours)).map_err(system("control socket")));
+        let channel = match channel {
+            Ok(channel) => Arc::new(channel),
             Err(error) => {
                 sys::end_child(&spawned.pidfd);
                 return Err(error);
             }
         };
-        let channel = Arc::new(channel);
         let vm = Self {
             pid: pid_of(&spawned),
             pidfd: Arc::new(spawned.pidfd),
+            channel: Arc::clone(&channel),
             requests: Arc::new(Requests::new(Arc::clone(&channel))),
+            boot_files: Some(files.boot),
             console: files.console,
             stderr_tail: Arc::default(),
             oom_score_adj: spec.oom_score_adj,
@@ -136,6 +138,25 @@ impl Vm {
             killed: Arc::clone(&vm.killed),
         };
         Ok((vm, monitor, files.stream_table))
+    }
+
+    /// Sends the VMM its configuration; the VM boots. Does nothing the second time.
+    ///
+    /// # Errors
+    /// If the message cannot be sent.
+    pub fn configure(&mut self, boot: &Boot<'_>) -> Result<(), Error> {
+        let Some(files) = self.boot_files.take() else {
+            return Ok(());
+        };
+        let (message, attachments) = boot.configuration(&files, &self.console);
+        match self.channel.get_ref().send(&message, &attachments.as_raw_fds()) {
+            // If the VMM has exited already, its exit status and standard error say why, better than this.
+            Ok(())
+            | Err(nacre_protocol::control::Error::Socket(nix::Error::EPIPE | nix::Error::ECONNRESET)) => {
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The VMM's pid on the host, which is the pid of every task in containerd's messages.
@@ -272,20 +293,28 @@ fn set_up(spawned: &sys::Spawned, spec: &PodSpec) -> Result<(), Error> {
 
 /// The files that a VMM gets.
 struct Files {
-    kvm: File,
-    kernel: File,
-    initrd: File,
+    boot: BootFiles,
     /// The console's ring, which the engine reads.
     console: File,
     stream_table: StreamTable,
 }
 
+/// The files that only the VMM needs.
+#[derive(Debug)]
+struct BootFiles {
+    kvm: File,
+    kernel: File,
+    initrd: File,
+}
+
 impl Files {
     fn open(config: &Config) -> Result<Self, Error> {
         Ok(Self {
-            kvm: open("/dev/kvm", Path::new("/dev/kvm"), true)?,
-            kernel: open("guest kernel", &config.kernel, false)?,
-            initrd: open("guest image", &config.initrd, false)?,
+            boot: BootFiles {
+                kvm: open("/dev/kvm", Path::new("/dev/kvm"), true)?,
+                kernel: open("guest kernel", &config.kernel, false)?,
+                initrd: open("guest image", &config.initrd, false)?,
+            },
             console: sys::memory_file("nacre-console", console::RING_BYTES)
                 .map_err(system("console ring"))?,
             stream_table: sys::memory_file("nacre-streams", stream_table::TABLE_BYTES)
@@ -293,9 +322,26 @@ impl Files {
                 .map_err(system("stream table"))?,
         })
     }
+}
 
+/// The VM to boot.
+#[derive(Debug)]
+pub struct Boot<'a> {
+    /// Nacre's configuration.
+    pub config: &'a Config,
+    /// Memory and vCPUs.
+    pub size: VmSize,
+    /// The pod's id, for messages.
+    pub id: &'a str,
+    /// From [`Vm::start`].
+    pub stream_table: &'a StreamTable,
+    /// The links of the pod's network.
+    pub nics: &'a [Nic],
+}
+
+impl<'a> Boot<'a> {
     /// The message that configures the VMM, and the descriptors that it names.
-    fn configuration(&self, config: &Config, size: &VmSize, pod: &str) -> (ToVmm, Attachments<'_>) {
+    fn configuration(&self, files: &'a BootFiles, console: &'a File) -> (ToVmm, Attachments<'a>) {
         let mut attachments = Attachments::default();
         let mut devices = vec![
             DeviceConfig::Vsock {
@@ -305,42 +351,38 @@ impl Files {
                 tag: SHARED_TAG.to_owned(),
             },
         ];
-        if size.pluggable_mib() > 0 {
+        if self.size.pluggable_mib() > 0 {
             devices.push(DeviceConfig::Mem {
-                max_mib: size.pluggable_mib(),
+                max_mib: self.size.pluggable_mib(),
             });
         }
+        let nics = self.nics.iter().map(|nic| net_device(nic, &mut attachments));
+        devices.extend(nics);
         let message = ToVmm::Configure(Configure {
             build_id: nacre_protocol::BUILD_ID.to_owned(),
-            pod: pod.to_owned(),
-            memory_mib: size.boot_mib,
-            vcpus: size.vcpus,
-            max_vcpus: size.max_vcpus,
-            extra_cmdline: config.kernel_params.clone(),
-            console_to_stderr: config.console_to_log,
-            kvm: attachments.add(self.kvm.as_fd()),
-            kernel: attachments.add(self.kernel.as_fd()),
-            initrd: attachments.add(self.initrd.as_fd()),
-            console_ring: attachments.add(self.console.as_fd()),
+            pod: self.id.to_owned(),
+            memory_mib: self.size.boot_mib,
+            vcpus: self.size.vcpus,
+            max_vcpus: self.size.max_vcpus,
+            extra_cmdline: self.config.kernel_params.clone(),
+            console_to_stderr: self.config.console_to_log,
+            kvm: attachments.add(files.kvm.as_fd()),
+            kernel: attachments.add(files.kernel.as_fd()),
+            initrd: attachments.add(files.initrd.as_fd()),
+            console_ring: attachments.add(console.as_fd()),
             devices,
         });
         (message, attachments)
     }
 }
 
-/// Sends the configuration with its descriptors.
-fn configure(
-    socket: OwnedFd,
-    message: &ToVmm,
-    attachments: &Attachments<'_>,
-) -> Result<AsyncFd<Channel>, Error> {
-    let channel = Channel::new(socket);
-    match channel.send(message, &attachments.as_raw_fds()) {
-        // If the VMM has exited already, its exit status and standard error say why, better than this error.
-        Ok(()) | Err(nacre_protocol::control::Error::Socket(nix::Error::EPIPE | nix::Error::ECONNRESET)) => {}
-        Err(error) => return Err(error.into()),
+/// The device of a link; its taps are added to `attachments`.
+fn net_device<'a>(nic: &'a Nic, attachments: &mut Attachments<'a>) -> DeviceConfig {
+    DeviceConfig::Net {
+        taps: nic.taps.iter().map(|tap| attachments.add(tap.as_fd())).collect(),
+        mac: nic.mac,
+        mtu: nic.mtu,
     }
-    nonblocking(channel).map_err(system("control socket"))
 }
 
 fn open(what: &'static str, path: &Path, write: bool) -> Result<File, Error> {

@@ -63,6 +63,11 @@ fn take_files(configure: &Configure, fds: Vec<OwnedFd>) -> (File, StreamTable) {
         DeviceConfig::Vsock { stream_table } => Some(*stream_table),
         DeviceConfig::Fs { .. } | DeviceConfig::Mem { .. } | DeviceConfig::Net { .. } => None,
     });
+    for device in &configure.devices {
+        if let DeviceConfig::Net { taps, .. } = device {
+            taps.iter().for_each(|tap| drop(fds.take("taps", *tap).unwrap()));
+        }
+    }
     let stream_table = fds.take("stream_table", stream_table.unwrap()).unwrap();
     fds.finish().unwrap();
     configure.check_devices().unwrap();

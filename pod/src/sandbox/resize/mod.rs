@@ -22,7 +22,7 @@ use crate::guest::CallError;
 use crate::log;
 use crate::pod_spec::{Lifetime, SizeHints};
 use crate::process_id::ProcessId;
-use crate::size::{Limits, PodSize, Target};
+use crate::size::{Limits, PodSize, Target, VmSize};
 
 /// Most changes that wait.
 const MAX_WAITING: usize = 64;
@@ -75,6 +75,11 @@ pub struct Sizing {
 }
 
 impl Sizing {
+    /// What the VM boots with, and the most that it can have.
+    pub(super) fn vm(&self) -> VmSize {
+        *self.needed.vm()
+    }
+
     pub(super) fn new(needed: PodSize) -> Self {
         let vm = *needed.vm();
         Self {
