@@ -117,7 +117,7 @@ impl SizeHints {
 }
 
 /// The limits in `linux.resources`.
-fn size_of_container(resources: &Value) -> SizeHints {
+pub fn size_of_container(resources: &Value) -> SizeHints {
     let cpu = &resources["cpu"];
     SizeHints {
         memory_limit: resources["memory"]["limit"].as_i64(),

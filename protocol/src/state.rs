@@ -109,7 +109,7 @@ pub struct PodSize {
     pub max_vcpus: u8,
     /// Memory at boot, MiB.
     pub boot_mib: u32,
-    /// Memory that the VM has been given, MiB.
+    /// Memory that the guest has, as far as it was reported, MiB.
     pub memory_mib: u32,
     /// The most memory, MiB.
     pub max_mib: u32,

@@ -27,7 +27,7 @@ impl Sandbox {
     pub(super) fn start_vm(&mut self) -> Result<(), StepFailed> {
         let config = config::load().map_err(|error| failed("read configuration", error, None))?;
         let (limits, host) = (Limits::from(self.spec.size), Host::read(&self.spec.cpus));
-        let size = VmSize::plan(&limits, &config, host).without_plugging();
+        let size = VmSize::plan(&limits, &config, host);
         let sizing = Sizing::new(PodSize::new(size, limits, host));
         self.pod.size = Some(sizing.recorded());
         self.sizing = Some(sizing);
@@ -101,7 +101,7 @@ impl Sandbox {
             }
             vm::Event::Connection { address, stream } => self.connection(address, stream),
             // No VM has a device that plugs memory yet.
-            vm::Event::MemoryPlugged { .. } => {}
+            vm::Event::MemoryPlugged { mib } => self.memory_plugged(mib),
             vm::Event::Ended(end) => {
                 let reason = self.reason(&end);
                 self.vm_ended(reason);

@@ -60,15 +60,6 @@ impl VmSize {
         }
     }
 
-    /// The same VM, whose memory stays what it is at boot.
-    #[must_use]
-    pub fn without_plugging(self) -> Self {
-        Self {
-            max_mib: self.boot_mib,
-            ..self
-        }
-    }
-
     /// The most memory that can be plugged in besides that at boot, MiB.
     #[must_use]
     pub fn pluggable_mib(&self) -> u32 {

@@ -182,9 +182,11 @@ impl Sandbox for SandboxService {
         self.pod_call(&request.sandbox_id, PodCall::View).await?;
         match size {
             None => Ok(UpdateSandboxResponse::new()),
-            Some(_) => Err(status_of(Error::NotImplemented(
-                "UpdateSandbox: Nacre can't resize a pod yet",
-            ))),
+            Some(size) => {
+                let update = |reply| Call::UpdatePod(size, reply);
+                self.call(&request.sandbox_id, update).await?;
+                Ok(UpdateSandboxResponse::new())
+            }
         }
     }
 }

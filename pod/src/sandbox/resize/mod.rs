@@ -20,7 +20,7 @@ use crate::container::{Reply, TaskState, answer};
 use crate::error::Error;
 use crate::guest::CallError;
 use crate::log;
-use crate::pod_spec::{Lifetime, SizeHints};
+use crate::pod_spec::{SizeHints, size_of_container};
 use crate::process_id::ProcessId;
 use crate::size::{Limits, PodSize, Target, VmSize};
 
@@ -62,6 +62,8 @@ pub enum Fit {
 pub struct Sizing {
     needed: PodSize,
     given: Given,
+    /// Memory that the guest has plugged in, as far as it was reported, MiB.
+    plugged_mib: u32,
     fit: watch::Sender<Fit>,
     waiting: VecDeque<Change>,
     /// The change that is underway.
@@ -89,6 +91,7 @@ impl Sizing {
                 vcpus: vm.vcpus,
             },
             needed,
+            plugged_mib: 0,
             fit: watch::Sender::new(Fit::Fits),
             waiting: VecDeque::new(),
             current: None,
@@ -105,7 +108,7 @@ impl Sizing {
             vcpus: self.given.vcpus,
             max_vcpus: vm.max_vcpus,
             boot_mib: vm.boot_mib,
-            memory_mib: self.given.memory_mib,
+            memory_mib: vm.boot_mib.saturating_add(self.plugged_mib),
             max_mib: vm.max_mib,
         }
     }
@@ -136,7 +139,7 @@ impl Sizing {
 impl Sandbox {
     /// Counts the limits of container `id`, which is being created.
     pub(super) fn add_to_size(&mut self, id: &str, limits: Limits) -> Result<(), Error> {
-        if self.spec.lifetime == Lifetime::PauseContainer && id == self.identity.id {
+        if self.is_pause(id) {
             // It has no process.
             return Ok(());
         }
@@ -174,6 +177,10 @@ impl Sandbox {
 
     pub(super) fn update(&mut self, id: &str, resources: &[u8], reply: Reply<()>) {
         match self.check_update(id, resources) {
+            // No process of its own: its limits are those of the pod.
+            Ok(resources) if self.is_pause(id) => {
+                self.change_size(Change::Pod(size_of_container(&resources), reply));
+            }
             Ok(resources) => self.change_size(Change::Update(id.to_owned(), resources, reply)),
             Err(error) => answer(reply, Err(error)),
         }
@@ -255,18 +262,35 @@ impl Sandbox {
     pub(super) fn resized(&mut self, (given, result): Resized) {
         let Some(sizing) = &mut self.sizing else { return };
         let before = std::mem::replace(&mut sizing.given, given);
+        if result.is_ok() {
+            // The guest has confirmed growth. It gives memory back later.
+            let plugged_mib = given.memory_mib.saturating_sub(sizing.needed.vm().boot_mib);
+            sizing.plugged_mib = sizing.plugged_mib.max(plugged_mib);
+        }
         let change = sizing.current.take();
+        // Before the caller is answered, who may look at it.
+        self.record_size();
         if let Err(error) = &result {
             log::warn(format_args!("resizing the VM: {error}"));
         }
+        if let Some(change) = change {
+            self.end_change(change, before, result);
+        }
+        self.next_resize();
+        self.follow_memory();
+    }
+
+    /// Says what follows from the end of `change`, before which the VM had been given `before`.
+    fn end_change(&mut self, change: Change, before: Given, result: Result<(), Error>) {
+        let Some(sizing) = &mut self.sizing else { return };
         match change {
-            Some(Change::Fit) => {
+            Change::Fit => {
                 sizing.fit.send_replace(match result {
                     Ok(()) => Fit::Fits,
                     Err(error) => Fit::Failed(error),
                 });
             }
-            Some(Change::Update(id, resources, reply)) => {
+            Change::Update(id, resources, reply) => {
                 if result.is_ok() && self.containers.contains_key(&id) {
                     sizing.update(&id, &resources);
                 }
@@ -274,7 +298,7 @@ impl Sandbox {
                 // If the guest has refused the limits, the VM grew for nothing.
                 self.fit_size();
             }
-            Some(Change::Pod(hints, reply)) => {
+            Change::Pod(hints, reply) => {
                 let set = result.and_then(|()| {
                     let set = sizing.needed.set_pod(Limits::from(hints));
                     set.map_err(|error| Error::Refused(error.to_string()))
@@ -282,15 +306,19 @@ impl Sandbox {
                 answer(reply, set);
                 self.fit_size();
             }
-            Some(Change::Demand(_)) if result.is_err() => {
+            Change::Demand(_) if result.is_err() => {
                 sizing.stuck_at = Some(before.memory_mib);
                 sizing.waiting.push_back(Change::Fit);
             }
-            Some(Change::Demand(_)) | None => {}
+            Change::Demand(_) => {}
         }
+    }
+
+    /// The guest has plugged in or given back memory until it had `mib` besides that at boot.
+    pub(super) fn memory_plugged(&mut self, mib: u32) {
+        let Some(sizing) = &mut self.sizing else { return };
+        sizing.plugged_mib = mib.min(sizing.needed.vm().pluggable_mib());
         self.record_size();
-        self.next_resize();
-        self.follow_memory();
     }
 
     /// Writes the VM's size to the pod's state on disk, if it is another.

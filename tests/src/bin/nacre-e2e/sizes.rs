@@ -19,6 +19,14 @@ use crate::{Test, test};
 
 pub const TESTS: &[Test] = &[
     test("a pod is resized up and down while a load runs in it", resized),
+    test(
+        "a pod without limits gets the memory that it needs, and gives it back",
+        on_demand,
+    ),
+    test(
+        "an OOM kill is one in a container with a limit, in a pod that could grow",
+        own_oom,
+    ),
     test("limits that the VM can't fulfil are refused", refused),
     test(
         "a pod without limits has as many vCPUs as it may have",
@@ -126,26 +134,34 @@ fn up_and_down(pod: &mut Pod) -> Result<()> {
     for (memory, cpus) in [(2 * GIB, 4), (GIB, 2), (2 * GIB, 4), (GIB, 2)] {
         let updated = pod.update(&limits(memory, cpus))?;
         ensure!(updated.is_ok(), "{memory} bytes and {cpus} CPUs: {updated:?}");
-        let size = pod.guest()?;
-        ensure!(size.0 == cpus, "{cpus} CPUs: the guest has {size:?}");
-        if memory > GIB {
-            ensure!(size.1 >= memory >> 20, "{memory} bytes: the guest has {size:?}");
-        }
+        let size = if memory > GIB {
+            pod.guest()?
+        } else {
+            given_back(pod, at_boot.1)?
+        };
+        ensure!(
+            size.0 == cpus && size.1 >= memory >> 20,
+            "{memory} bytes and {cpus} CPUs: the guest has {size:?}"
+        );
         agrees(pod, size, memory)?;
         let later = pod.stats()?.cpu.usage_usec;
         ensure!(later > used, "the load stands still at {later} µs");
         used = later;
     }
-    // What was unplugged is gone, though not at once: the kernel moves pages away first.
-    let until = Instant::now() + DEADLINE;
-    while pod.guest()?.1 > at_boot.1 + 64 {
-        ensure!(
-            Instant::now() < until,
-            "memory was not given back: {:?}",
-            pod.guest()?
-        );
-    }
     Ok(())
+}
+
+/// Waits until the guest has no more memory than at boot. It gives memory back when it has moved what is in
+/// it. Returns its size then.
+fn given_back(pod: &mut Pod, at_boot_mib: u64) -> Result<(u64, u64)> {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        let size = pod.guest()?;
+        if size.1 <= at_boot_mib {
+            return Ok(size);
+        }
+        ensure!(Instant::now() < until, "memory was not given back: {size:?}");
+    }
 }
 
 /// Compares what the guest has with `nacre ps` and with Stats.
@@ -167,6 +183,60 @@ fn agrees(container: &Pod, (vcpus, memory_mib): (u64, u64), limit: u64) -> Resul
     ensure!(
         stats.memory.usage > 0 && stats.cpu.usage_usec > 0 && stats.pids.current > 0,
         "{stats:?}"
+    );
+    Ok(())
+}
+
+/// More than a pod without limits has at boot, in one allocation.
+const ALLOCATE: &str = "dd if=/dev/zero of=/dev/null bs=600M count=1 2>&1 | tail -n 1";
+
+fn on_demand() -> Result<()> {
+    let mut pod = Pod::start("demand", &json!({}), "sleep 1000000")?;
+    let seen = grows_and_shrinks(&mut pod);
+    pod.remove(seen)
+}
+
+fn grows_and_shrinks(container: &mut Pod) -> Result<()> {
+    let at_boot = container.guest()?.1;
+    ensure!(at_boot < 600, "at boot: {at_boot} MiB");
+    let said = container.exec(ALLOCATE)?;
+    ensure!(said.starts_with("1+0 records out"), "dd: {said}");
+    let grown = container.guest()?.1;
+    ensure!(grown > 600, "{grown} MiB after an allocation of 600 MiB");
+    let mib = |pod: &Value| pod["size"]["memory_mib"].as_u64();
+    let listed = pod(&container.id)?;
+    ensure!(
+        mib(&listed).is_some_and(|mib| mib > grown),
+        "{grown} MiB: {listed:#}"
+    );
+    given_back(container, at_boot)?;
+    let listed = pod(&container.id)?;
+    ensure!(
+        mib(&listed) == Some(512),
+        "after the memory was given back: {listed:#}"
+    );
+    Ok(())
+}
+
+fn own_oom() -> Result<()> {
+    // Below what the guest has at boot, so that only the limit can be the cause.
+    let mut pod = Pod::start("own-oom", &limits(128 << 20, 1), "sleep 1000000")?;
+    let seen = oom(&mut pod);
+    pod.remove(seen)
+}
+
+fn oom(pod: &mut Pod) -> Result<()> {
+    let lift = json!({"cpu": {"quota": -1}});
+    ensure!(pod.update(&lift)?.is_ok(), "the update of the CPU limit failed");
+    let before = pod.guest()?.1;
+    let said = pod.exec("dd if=/dev/zero of=/dev/null bs=200M count=1; echo $?")?;
+    ensure!(said.ends_with("137"), "dd: {said}");
+    let events = pod.stats()?.memory_events.oom_kill;
+    ensure!(events == 1, "{events} OOM kills");
+    let after = pod.guest()?.1;
+    ensure!(
+        after == before,
+        "the VM grew from {before} to {after} MiB for an OOM kill"
     );
     Ok(())
 }
