@@ -25,6 +25,26 @@ pub struct Extent {
     pub read_only: bool,
 }
 
+/// A range of ids of an id map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdRange {
+    /// The first id in the file system.
+    pub container: u32,
+    /// The first id that the mount shows instead.
+    pub host: u32,
+    /// The number of ids.
+    pub size: u32,
+}
+
+/// The ids that a mount shows instead of those in its file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdMap {
+    /// User ids.
+    pub uids: Vec<IdRange>,
+    /// Group ids.
+    pub gids: Vec<IdRange>,
+}
+
 /// A file or directory of the host that a container sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostMount {
@@ -34,6 +54,8 @@ pub struct HostMount {
     pub source: PathBuf,
     /// The mount's options.
     pub extent: Extent,
+    /// Its id map, and whether that also applies to the mounts below the source.
+    pub id_map: Option<(IdMap, bool)>,
 }
 
 /// Where a container's root file system comes from.

@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use nacre_protocol::control::Channel;
+use nacre_protocol::control::{Channel, socket_pair};
 use nix::unistd::{ForkResult, Pid, fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open};
@@ -116,6 +116,29 @@ fn reason_of(status: WaitIdStatus, mut reader: io::PipeReader) -> io::Result<Res
     } else {
         String::from_utf8_lossy(&reason).into_owned()
     }))
+}
+
+/// As [`in_child`], for descriptors that `work` makes and that outlive the child.
+///
+/// # Errors
+/// As [`in_child`]; the inner error is also that a descriptor could not be passed on.
+pub async fn make_in_child(
+    work: impl FnOnce() -> Result<Vec<OwnedFd>, String>,
+) -> io::Result<Result<Vec<OwnedFd>, String>> {
+    let (ours, theirs) = socket_pair()?;
+    let made = in_child(move || {
+        let made = work()?;
+        let fds: Vec<RawFd> = made.iter().map(|fd| fd.as_raw_fd()).collect();
+        let sent = Channel::new(theirs).send(&(), &fds);
+        sent.map_err(|error| format!("passing descriptors on: {error}"))
+    });
+    if let Err(reason) = made.await? {
+        return Ok(Err(reason));
+    }
+    let received = Channel::new(ours).receive::<()>();
+    Ok(received
+        .map(|((), fds)| fds)
+        .map_err(|error| format!("receiving descriptors: {error}")))
 }
 
 /// A forked child that must not outlive the work it was made for: if that is cancelled or late, the child is
@@ -328,6 +351,21 @@ pub struct Attributes {
     pub recursive: bool,
 }
 
+/// Shows the files of the detached mount `tree` with the ids of the user namespace `ids`; with `recursive`, also
+/// those of the mounts below it.
+///
+/// # Errors
+/// As mount_setattr(2): EINVAL if the file system does not support id-mapped mounts.
+pub fn map_ids(tree: &impl AsFd, ids: &impl AsFd, recursive: bool) -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::from(ids.as_fd().as_raw_fd().unsigned_abs()),
+    };
+    mount_setattr(tree, &attr, recursive)
+}
+
 /// Changes attributes of the detached mount `tree` and makes it private, so that no mount propagates into it
 /// or out of it. With `recursive`, all mounts of the tree are changed; otherwise only its root.
 ///
@@ -340,12 +378,11 @@ pub fn set_attributes(tree: &impl AsFd, attributes: Attributes) -> io::Result<()
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
-    let flags = libc::AT_EMPTY_PATH
-        | if attributes.recursive {
-            libc::AT_RECURSIVE
-        } else {
-            0
-        };
+    mount_setattr(tree, &attr, attributes.recursive)
+}
+
+fn mount_setattr(tree: &impl AsFd, attr: &libc::mount_attr, recursive: bool) -> io::Result<()> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a literal, attr is initialised and its size is given.
     let done = unsafe {
         libc::syscall(
@@ -353,7 +390,7 @@ pub fn set_attributes(tree: &impl AsFd, attributes: Attributes) -> io::Result<()
             tree.as_fd().as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attr,
+            std::ptr::from_ref(attr),
             size_of::<libc::mount_attr>(),
         )
     };

@@ -2,6 +2,7 @@
 //! gets. Called by the sandbox's create flow. Pure: opens no file, so that a spec that can't be honoured is
 //! refused before anything is created.
 
+mod id_maps;
 mod namespaces;
 mod pod_shm;
 
@@ -73,7 +74,7 @@ pub fn plan(
     let shm: BTreeMap<usize, PathBuf> = of_pod
         .filter_map(|(index, source)| Some((index, source?)))
         .collect();
-    let mut mounts = host_mounts(bundle, &spec["mounts"], &mut findings);
+    let mut mounts = host_mounts(bundle, &spec, &mut findings);
     mounts.retain(|mount| !shm.contains_key(&mount.index));
     check_proc(&spec["mounts"], &mut findings);
     check_cpus(id, &spec, pod, &mut findings);
@@ -160,10 +161,10 @@ fn normalized(path: &Path) -> PathBuf {
     normal
 }
 
-/// The bind mounts among `mounts`: their sources are on the host. The guest makes all other mounts.
-fn host_mounts(bundle: &Path, mounts: &Value, findings: &mut Findings) -> Vec<HostMount> {
+/// The bind mounts of `spec`: their sources are on the host. The guest makes all other mounts.
+fn host_mounts(bundle: &Path, spec: &Value, findings: &mut Findings) -> Vec<HostMount> {
     let mut found = Vec::new();
-    for (index, mount) in mounts.as_array().into_iter().flatten().enumerate() {
+    for (index, mount) in spec["mounts"].as_array().into_iter().flatten().enumerate() {
         let has = |wanted: &str| {
             mount["options"]
                 .as_array()
@@ -171,7 +172,9 @@ fn host_mounts(bundle: &Path, mounts: &Value, findings: &mut Findings) -> Vec<Ho
                 .flatten()
                 .any(|option| option == wanted)
         };
-        if mount["type"] != "bind" && !has("bind") && !has("rbind") {
+        let is_bind = mount["type"] == "bind" || has("bind") || has("rbind");
+        let id_map = id_maps::of_mount(spec, index, is_bind, findings);
+        if !is_bind {
             continue;
         }
         let Some(source) = mount["source"].as_str().filter(|source| !source.is_empty()) else {
@@ -188,6 +191,7 @@ fn host_mounts(bundle: &Path, mounts: &Value, findings: &mut Findings) -> Vec<Ho
                 recursive: !has("bind"),
                 read_only: has("ro") || has("rro"),
             },
+            id_map,
         });
     }
     found
@@ -201,6 +205,11 @@ fn rewrite_for_guest(spec: &mut Value, id: &str, mounts: &[HostMount]) {
         spec["mounts"][mount.index]["source"] = json!(guest::mount_path(id, mount.index));
         spec["mounts"][mount.index]["type"] = json!("bind");
     }
+    spec["mounts"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+        .for_each(id_maps::remove);
     spec["linux"]["cgroupsPath"] = json!(guest::cgroup_path(id));
     if let Some(hooks) = spec.get_mut("hooks").and_then(Value::as_object_mut) {
         hooks.retain(|point, _| !Hooks::KEYS.contains(&point.as_str()));

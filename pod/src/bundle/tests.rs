@@ -91,6 +91,7 @@ fn binds_come_from_the_host_and_other_mounts_are_made_in_the_guest() {
         index,
         source: source.into(),
         extent,
+        id_map: None,
     };
     let whole = Extent {
         recursive: true,
@@ -174,6 +175,24 @@ fn ignored_fields_are_reported_and_removed() {
     let guest = guest_spec(&plan);
     assert!(guest.get("future").is_none() && guest["process"].get("apparmorProfile").is_none());
     assert_eq!(guest["mounts"][0]["options"], json!(["size=1m"]));
+}
+
+#[test]
+fn id_maps_of_mounts_are_the_host_s() {
+    let ids = r#"[{"containerID":0,"hostID":100000,"size":65536}]"#;
+    let text = spec(&format!(
+        r#","mounts":[{{"destination":"/d","type":"bind","source":"/s","options":["rbind","ridmap"],
+        "uidMappings":{ids},"gidMappings":{ids}}}]"#
+    ));
+    let plan = planned(&text, Vec::new()).unwrap();
+    let (map, recursive) = plan.mounts[0].id_map.clone().unwrap();
+    assert_eq!(
+        (map.uids[0].host, map.gids[0].size, recursive),
+        (100_000, 65536, true)
+    );
+    let guest = &guest_spec(&plan)["mounts"][0];
+    assert_eq!(guest["options"], json!(["rbind"]));
+    assert!(guest["uidMappings"].is_null() && guest["gidMappings"].is_null());
 }
 
 #[test]

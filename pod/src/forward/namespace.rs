@@ -6,11 +6,10 @@
 use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use nacre_protocol::control::{Channel, socket_pair};
 use nix::sched::{CloneFlags, setns};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
 
@@ -36,23 +35,13 @@ pub struct Listening {
 /// # Errors
 /// The step that failed, and why.
 pub async fn listen_in(namespace: &Path) -> Result<Listening, String> {
-    let (ours, theirs) = socket_pair().map_err(|error| format!("creating a socket pair: {error}"))?;
-    let child = sys::in_child(move || {
+    let made = sys::make_in_child(|| {
         let made = Listening::in_namespace(namespace)?;
-        let fds: Vec<_> = [&made.link, &made.ipv4]
-            .into_iter()
-            .chain(&made.ipv6)
-            .map(|fd| fd.as_raw_fd())
-            .collect();
-        let sent = Channel::new(theirs).send(&(), &fds);
-        sent.map_err(|error| error.to_string())
+        Ok([made.link, made.ipv4].into_iter().chain(made.ipv6).collect())
     });
-    child
+    let fds = made
         .await
         .map_err(|error| format!("running a child process: {error}"))??;
-    let ((), fds) = Channel::new(ours)
-        .receive()
-        .map_err(|error| format!("receiving the sockets: {error}"))?;
     let mut fds = fds.into_iter();
     let (Some(link), Some(ipv4), ipv6) = (fds.next(), fds.next(), fds.next()) else {
         return Err("the child process sent no sockets".into());

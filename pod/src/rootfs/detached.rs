@@ -12,8 +12,9 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 
-use super::{Error, staged};
-use crate::mount::{Extent, Mount};
+use super::options::Options;
+use super::{Error, id_map, staged};
+use crate::mount::{Extent, IdMap, Mount};
 use crate::sys::{self, Attributes};
 
 /// Longest string that fsconfig(2) takes, bytes, without the terminating NUL.
@@ -72,6 +73,26 @@ fn restrict(mount: &OwnedFd, name: impl std::fmt::Display, extent: Extent) -> Re
     })
 }
 
+/// Shows the files of `mount` with the ids of the user namespace `ids`.
+pub fn map_ids(
+    mount: &OwnedFd,
+    name: impl std::fmt::Display,
+    ids: &OwnedFd,
+    recursive: bool,
+) -> Result<(), Error> {
+    sys::map_ids(mount, ids, recursive).map_err(|source| {
+        let hint = if source.raw_os_error() == Some(libc::EINVAL) {
+            " (does its file system support id-mapped mounts?)"
+        } else {
+            ""
+        };
+        Error::Path {
+            what: format!("id-mapping the mount of {name}{hint}"),
+            source,
+        }
+    })
+}
+
 /// Makes a detached mount from entry `index` of Create's rootfs mounts.
 pub async fn mount(index: usize, mount: &Mount) -> Result<OwnedFd, Error> {
     let unsupported = |reason: String| Error::Unsupported {
@@ -92,46 +113,16 @@ pub async fn mount(index: usize, mount: &Mount) -> Result<OwnedFd, Error> {
             if let Some((key, _)) = options.values.first() {
                 return Err(unsupported(format!("option {key:?} is not supported")));
             }
-            Ok(bind(Path::new(&mount.source), options.extent)?.mount)
+            let bound = bind(Path::new(&mount.source), options.extent)?.mount;
+            if let Some(map) = &options.id_map {
+                let ids = id_map::user_namespace(map).await?;
+                map_ids(&bound, &mount.source, &ids, false)?;
+            }
+            Ok(bound)
         }
         _ => Err(unsupported(
             "only overlay and bind are supported; use the overlayfs or native snapshotter".into(),
         )),
-    }
-}
-
-/// Mount options in mount(8)'s notation, parsed.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Options {
-    bind: bool,
-    extent: Extent,
-    /// Options for the file system itself: keys, with a value if there was a "=".
-    values: Vec<(String, Option<String>)>,
-}
-
-impl Options {
-    fn parse(options: &[String]) -> Result<Self, String> {
-        let mut parsed = Self::default();
-        for option in options {
-            match option.as_str() {
-                "bind" => parsed.bind = true,
-                "rbind" => (parsed.bind, parsed.extent.recursive) = (true, true),
-                "ro" => parsed.extent.read_only = true,
-                // Every mount made here has these attributes, or the guest applies them instead of the host.
-                "rw" | "nosuid" | "nodev" | "private" | "rprivate" | "suid" | "dev" | "exec" => {}
-                "relatime" | "noatime" | "nodiratime" | "strictatime" | "noexec" => {}
-                "shared" | "rshared" | "slave" | "rslave" | "unbindable" | "runbindable" => {
-                    return Err(format!(
-                        "propagation {option:?} of a rootfs mount is not supported"
-                    ));
-                }
-                option => parsed.values.push(match option.split_once('=') {
-                    Some((key, value)) => (key.into(), Some(value.into())),
-                    None => (option.into(), None),
-                }),
-            }
-        }
-        Ok(parsed)
     }
 }
 
@@ -140,8 +131,16 @@ async fn overlay(options: &Options) -> Result<OwnedFd, Error> {
     let values = relative
         .as_ref()
         .map_or(&options.values, |relative| &relative.values);
+    if let Some(map) = &options.id_map {
+        let base = relative.as_ref().map(|relative| relative.base.as_path());
+        let mount = mapped_overlay(base, values, map).await?;
+        restrict(&mount, "overlay", options.extent)?;
+        return Ok(mount);
+    }
     let mount = match &relative {
-        Some(relative) if !all_fit(values) => staged::overlay(&relative.base, &option_string(values)).await?,
+        Some(relative) if !all_fit(values) => {
+            staged::overlay(&relative.base, &option_string(values), None).await?
+        }
         Some(relative) => {
             // The kernel resolves the paths in fsconfig(2), some versions only when the superblock is
             // created.
@@ -152,6 +151,26 @@ async fn overlay(options: &Options) -> Result<OwnedFd, Error> {
     };
     restrict(&mount, "overlay", options.extent)?;
     Ok(mount)
+}
+
+/// An overlay whose lower layers are id-mapped. The upper one has the container's ids already, and overlayfs
+/// itself cannot be id-mapped. Paths are absolute if `base` is None.
+async fn mapped_overlay(
+    base: Option<&Path>,
+    values: &[(String, Option<String>)],
+    map: &IdMap,
+) -> Result<OwnedFd, Error> {
+    let lower = values.iter().find(|(key, _)| key == "lowerdir");
+    let lower = lower.and_then(|(_, value)| value.as_deref()).unwrap_or_default();
+    let layers: Vec<PathBuf> = lower.split(':').map(PathBuf::from).collect();
+    let parent = layers.first().and_then(|layer| layer.parent());
+    let base = base.or(parent).unwrap_or(Path::new("/"));
+    let ids = id_map::user_namespace(map).await?;
+    let mapped = staged::Mapped {
+        layers: &layers,
+        ids: &ids,
+    };
+    staged::overlay(base, &option_string(values), Some(mapped)).await
 }
 
 fn configure_overlay(values: &[(String, Option<String>)]) -> Result<OwnedFd, Error> {
@@ -275,21 +294,6 @@ mod tests {
         options.iter().map(|option| (*option).to_owned()).collect()
     }
 
-    #[test]
-    fn options_are_parsed() {
-        let options = Options::parse(&strings(&["rbind", "ro", "index=off", "volatile"])).unwrap();
-        assert!(options.bind && options.extent.recursive && options.extent.read_only);
-        assert_eq!(
-            options.values,
-            [("index".into(), Some("off".into())), ("volatile".into(), None)]
-        );
-        assert!(
-            Options::parse(&strings(&["rshared"]))
-                .unwrap_err()
-                .contains("rshared")
-        );
-    }
-
     #[tokio::test]
     async fn unsupported_types_and_options_are_refused_by_name() {
         for (kind, options, named) in [
@@ -360,6 +364,60 @@ mod tests {
         let mount = super::mount(0, &overlay).await.unwrap();
         for name in ["top", "bottom"] {
             rustix::fs::statat(&mount, name, rustix::fs::AtFlags::empty()).unwrap();
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(
+            !mounts.contains(&directory.path().display().to_string()),
+            "{mounts}"
+        );
+    }
+    /// The owner of `file` in a detached mount; None if the file system there has no id maps.
+    fn owner(mount: &Result<OwnedFd, Error>, file: &str) -> Option<u32> {
+        match mount {
+            Ok(mount) => {
+                let stat = rustix::fs::statat(mount, file, rustix::fs::AtFlags::empty());
+                Some(stat.unwrap().st_uid)
+            }
+            Err(error) => {
+                println!("skipped: {error}");
+                assert!(error.to_string().contains("Invalid argument"), "{error}");
+                None
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_image_for_a_user_namespace_is_id_mapped() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        // tmpfs has id maps since Linux 6.3.
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        for name in ["a", "b", "upper", "work"] {
+            std::fs::create_dir(path(name)).unwrap();
+        }
+        for name in ["a/first", "b/second"] {
+            std::fs::write(path(name), "").unwrap();
+        }
+        let maps = ["uidmap=0:1000:10", "gidmap=0:2000:10"];
+        let mount = |kind: &str, source: String, options: &[&str]| Mount {
+            kind: kind.into(),
+            source,
+            target: String::new(),
+            options: strings(&[&maps[..], options].concat()),
+        };
+        let bind = super::mount(0, &mount("bind", path("a"), &["rbind", "ro"])).await;
+        assert_eq!(owner(&bind, "first").unwrap_or(1000), 1000);
+        let layers = format!("lowerdir={}:{}", path("a"), path("b"));
+        let (upper, work) = (
+            format!("upperdir={}", path("upper")),
+            format!("workdir={}", path("work")),
+        );
+        let overlay = super::mount(0, &mount("overlay", "overlay".into(), &[&layers, &upper, &work])).await;
+        for file in ["first", "second"] {
+            assert_eq!(owner(&overlay, file).unwrap_or(1000), 1000);
         }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(

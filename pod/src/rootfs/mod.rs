@@ -5,7 +5,9 @@
 //! the guest.
 
 mod detached;
+mod id_map;
 mod move_mounts;
+mod options;
 mod remove_mounts;
 mod staged;
 #[cfg(test)]
@@ -84,6 +86,10 @@ pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<V
     }];
     for mount in mounts {
         let bound = detached::bind(&mount.source, mount.extent)?;
+        if let Some((map, recursive)) = &mount.id_map {
+            let ids = id_map::user_namespace(map).await?;
+            detached::map_ids(&bound.mount, mount.source.display(), &ids, *recursive)?;
+        }
         placements.push(Placement {
             target: directory.join(guest::MOUNTS_DIR).join(mount.index.to_string()),
             is_directory: bound.is_directory,

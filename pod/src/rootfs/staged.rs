@@ -1,16 +1,15 @@
-//! Overlay mounts with more layers than fsconfig(2) takes in one string (255 bytes, about 25 layers). A
-//! forked child mounts them by mount(2), which takes a page of options, in a mount namespace that nothing
-//! else uses, and sends a detached clone back. The mount never appears on the host.
+//! Overlay mounts that a forked child makes in a mount namespace that nothing else uses, and sends back as
+//! detached clones: those with more layers than fsconfig(2) takes in one string (255 bytes, about 25 layers;
+//! mount(2) takes a page of options), and those of id-mapped layers, which must be attached somewhere. The
+//! mounts never appear on the host.
 
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
-use nacre_protocol::control::Channel;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use rustix::fs::CWD;
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::Error;
 use crate::sys;
@@ -18,8 +17,18 @@ use crate::sys;
 /// mount(2) takes one page of options, including the terminating NUL.
 const MAX_OPTIONS: usize = 4095;
 
-/// A detached overlay mount with `options` (in mount(8)'s notation), whose paths are relative to `base`.
-pub async fn overlay(base: &Path, options: &str) -> Result<OwnedFd, Error> {
+/// The lower layers of an overlay and the user namespace with their id map.
+#[derive(Debug, Clone, Copy)]
+pub struct Mapped<'a> {
+    /// Absolute paths, or relative to the overlay's base.
+    pub layers: &'a [PathBuf],
+    /// The user namespace.
+    pub ids: &'a OwnedFd,
+}
+
+/// A detached overlay mount with `options` (in mount(8)'s notation), whose paths may be relative to `base`. The
+/// layers of `mapped` are id-mapped.
+pub async fn overlay(base: &Path, options: &str, mapped: Option<Mapped<'_>>) -> Result<OwnedFd, Error> {
     if options.len() > MAX_OPTIONS {
         let source = std::io::Error::from_raw_os_error(libc::E2BIG);
         let what = format!(
@@ -29,36 +38,19 @@ pub async fn overlay(base: &Path, options: &str) -> Result<OwnedFd, Error> {
         );
         return Err(Error::Path { what, source });
     }
-    let (ours, theirs) = socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )
-    .map_err(|error| Error::Child(error.into()))?;
-    sys::in_child(move || {
-        let made = make(base, options)
-            .map_err(|error| format!("overlay of {options} in {}: {error}", base.display()))?;
-        Channel::new(theirs)
-            .send(&(), &[made.as_raw_fd()])
-            .map_err(|error| error.to_string())
-    })
-    .await
-    .map_err(Error::Child)?
-    .map_err(Error::Staged)?;
-    let received = Channel::new(ours)
-        .receive::<()>()
-        .map_err(|error| Error::Staged(error.to_string()))?;
-    received
-        .1
-        .into_iter()
-        .next()
-        .ok_or_else(|| Error::Staged("the child process sent no mount".into()))
+    let made = sys::make_in_child(|| {
+        let made = make(base, options, mapped);
+        made.map(|mount| vec![mount])
+            .map_err(|error| format!("overlay of {options} in {}: {error}", base.display()))
+    });
+    let made = made.await.map_err(Error::Child)?.map_err(Error::Staged)?;
+    let mount = made.into_iter().next();
+    mount.ok_or_else(|| Error::Staged("the child process sent no mount".into()))
 }
 
 /// The child's part. The overlay is mounted over `base` itself: a directory that exists, and in this
 /// namespace nothing else looks into it.
-fn make(base: &Path, options: &str) -> std::io::Result<OwnedFd> {
+fn make(base: &Path, options: &str, mapped: Option<Mapped<'_>>) -> std::io::Result<OwnedFd> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(
         None::<&str>,
@@ -68,6 +60,9 @@ fn make(base: &Path, options: &str) -> std::io::Result<OwnedFd> {
         None::<&str>,
     )?;
     nix::unistd::chdir(base)?;
+    if let Some(Mapped { layers, ids }) = mapped {
+        layers.iter().try_for_each(|layer| cover(layer, ids))?;
+    }
     mount(
         Some("overlay"),
         base,
@@ -80,4 +75,13 @@ fn make(base: &Path, options: &str) -> std::io::Result<OwnedFd> {
         base,
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
     )?)
+}
+
+/// Mounts `layer` over itself, id-mapped.
+fn cover(layer: &Path, ids: &OwnedFd) -> std::io::Result<()> {
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mapped = open_tree(CWD, layer, clone)?;
+    sys::map_ids(&mapped, ids, false)?;
+    let from_descriptor = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(move_mount(&mapped, "", CWD, layer, from_descriptor)?)
 }

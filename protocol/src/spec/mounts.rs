@@ -48,8 +48,7 @@ const NO_I_VERSION: OptionHandling = Refused("no file system of the guest suppor
 const NO_LOCKS: OptionHandling = Refused("Linux has no mandatory locks since 5.15");
 const NO_REMOUNT: OptionHandling =
     Refused("a container's mounts are always new; set the options on the mount itself");
-const NO_ID_MAPS: OptionHandling =
-    Refused("the guest kernel does not support id-mapped mounts of virtio-fs files");
+const NO_ID_MAPS: OptionHandling = Refused("only a bind mount can be id-mapped");
 const NO_COPY: OptionHandling = Refused("copying the image's files into a tmpfs is not implemented");
 
 const fn both(name: &'static str, handling: OptionHandling) -> MountOption {
@@ -130,7 +129,7 @@ pub static OPTIONS: &[MountOption] = &[
     differing("sync", Applied, OF_FILE_SYSTEM),
     both("tmpcopyup", NO_COPY),
     both("unbindable", Applied),
-    both("idmap", NO_ID_MAPS),
+    differing("idmap", NO_ID_MAPS, Applied),
 ];
 
 /// The file systems that a container can have mounted in the guest, as `mounts[].type`.

@@ -32,6 +32,7 @@ const TASKS: &str = "shim/tests/service/tasks.rs";
 const LIVES: &str = "shim/tests/service/lives.rs";
 const CHECKED: &str = "protocol/src/spec/tests/checked.rs";
 const BUNDLE: &str = "pod/src/bundle/tests.rs";
+const VOLUMES: &str = "tests/src/bin/nacre-e2e/volumes.rs";
 
 const fn test(file: &'static str, name: &'static str, covers: &'static [&'static str]) -> Test {
     Test { file, name, covers }
@@ -39,6 +40,18 @@ const fn test(file: &'static str, name: &'static str, covers: &'static [&'static
 
 /// All tests outside of the comparison with runc that docs/conformance.md names.
 pub const TESTS: &[Test] = &[
+    test(
+        VOLUMES,
+        "id_mapped",
+        &[
+            "mounts.uidMappings.containerID",
+            "mounts.uidMappings.hostID",
+            "mounts.uidMappings.size",
+            "mounts.gidMappings.containerID",
+            "mounts.gidMappings.hostID",
+            "mounts.gidMappings.size",
+        ],
+    ),
     test(
         FIELDS,
         "user_namespace",

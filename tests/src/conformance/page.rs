@@ -50,6 +50,8 @@ const NOTES: &str = "\
   one, whose loopback device is up.
 - **linux.uidMappings, gidMappings**: `hostID` is an id in the guest, and an owner of the host files that the
   guest shares.
+- **mounts[].uidMappings, gidMappings**, and the options `idmap` and `ridmap`: made by the host on bind mounts,
+  if the file system there supports id-mapped mounts (on Linux 6.1 ext4, xfs and btrfs, but not tmpfs).
 - **linux.devices**: character devices that the guest kernel has, and FIFOs, below /dev. null, zero, full,
   random, urandom, tty and ptmx are always present. A container that may use every device (`--privileged`)
   gets a list of all devices of the host; those that the guest does not have, mainly disks, are left out and

@@ -70,7 +70,6 @@ const HOST: Handling = Applied(Host);
 const NOT_LINUX: &str = "applies to another platform";
 const NUMA: &str = "the guest has a single NUMA node";
 const HOST_NET: &str = "refers to devices of the host, which the guest does not have";
-const NO_ID_MAPS: &str = "the guest kernel does not support id-mapped mounts of virtio-fs files";
 const CREATE_HOOKS: &str =
     "would run a host program in the container's namespaces, which exist only in the guest";
 
@@ -124,9 +123,9 @@ const MOUNT: Node = Node::Object(&[
 ]);
 
 const MOUNT_ID_MAP: Node = Node::Object(&[
-    field!("containerID", U32, RefusedWithZero(NO_ID_MAPS)),
-    field!("hostID", U32, RefusedWithZero(NO_ID_MAPS)),
-    field!("size", U32, RefusedWithZero(NO_ID_MAPS)),
+    field!("containerID", U32, HOST),
+    field!("hostID", U32, HOST),
+    field!("size", U32, HOST),
 ]);
 
 macro_rules! hook {

@@ -101,7 +101,7 @@ fn resources_that_request_nothing_are_removed() {
     spec["linux"] = json!({"netDevices": {"eth0": {}}, "intelRdt": {"schemata": []}, "memoryPolicy": {},
         "resources": {"rdma": {"a": {}}}});
     spec["hooks"] = json!({"createContainer": []});
-    spec["mounts"] = json!([{"destination": "/p", "type": "proc", "uidMappings": [{}]}]);
+    spec["mounts"] = json!([{"destination": "/p", "type": "proc", "uidMappings": []}]);
     assert_eq!(filter_spec(&mut spec), Findings::default());
     assert_eq!(spec["linux"], json!({"resources": {}}));
     assert_eq!(spec["hooks"], json!({}));

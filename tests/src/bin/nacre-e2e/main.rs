@@ -19,6 +19,7 @@ mod runs;
 mod setup;
 mod sizes;
 mod streams;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -75,6 +76,7 @@ fn tests() -> Vec<Test> {
         files::TESTS,
         forward::TESTS,
         streams::TESTS,
+        volumes::TESTS,
         execs::TESTS,
         events::TESTS,
         calls::TESTS,
