@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 
 /// Each becomes a module of its name; a service also one with the suffix `_ttrpc`.
-const FILES: [&str; 4] = ["types", "bootstrap", "sandbox", "cri"];
-const SERVICES: [&str; 1] = ["sandbox"];
+const FILES: [&str; 5] = ["types", "bootstrap", "sandbox", "cri", "streaming"];
+const SERVICES: [&str; 2] = ["sandbox", "streaming"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");

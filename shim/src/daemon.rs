@@ -14,7 +14,7 @@ use ttrpc::asynchronous::transport::Listener;
 use nacre_pod::{Identity, Sandbox, log};
 
 use crate::events::Publisher;
-use crate::{sandbox, service};
+use crate::{sandbox, service, streaming};
 
 /// How long the last answers and events may take to be delivered before the daemon exits.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
@@ -112,7 +112,8 @@ fn serve(start: Start) -> anyhow::Result<()> {
         let mut server = Server::new()
             .add_listener(listener)
             .register_service(service::services(&handle, &wake))
-            .register_service(sandbox::services(id, namespace, &handle, &wake));
+            .register_service(sandbox::services(id, namespace, &handle, &wake))
+            .register_service(streaming::services());
         server.start().await.context("starting the services")?;
         sandbox.run().await;
         // Waits until the answer to Shutdown is written, not until clients close their connections.

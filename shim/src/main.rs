@@ -15,6 +15,7 @@ mod proto;
 mod sandbox;
 mod service;
 mod status;
+mod streaming;
 
 use std::process::ExitCode;
 

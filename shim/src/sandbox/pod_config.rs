@@ -21,6 +21,10 @@ pub fn pod_spec(request: &CreateSandboxRequest, namespace: &str) -> Result<PodSp
     let config = config(request)?;
     let linux = &config.linux;
     check_namespaces(&linux.security_context.namespace_options)?;
+    if let Some(name) = linux.sysctls.keys().next() {
+        let reason = format!("linux.sysctls[{name:?}]: sysctls of a pod are not supported yet");
+        return Err(Error::Refused(reason));
+    }
     let name = Some(&config.metadata)
         .filter(|metadata| metadata.is_some())
         .map(|metadata| format!("{}/{}", metadata.namespace, metadata.name));

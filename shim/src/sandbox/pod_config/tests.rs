@@ -118,6 +118,18 @@ fn namespaces_of_the_host_are_refused_by_name() {
 }
 
 #[test]
+fn sysctls_are_refused_by_name() {
+    let mut config = config();
+    let sysctls = &mut config.linux.mut_or_insert_default().sysctls;
+    sysctls.insert("net.core.somaxconn".into(), "9".into());
+    let error = pod_spec(&request(&config), "k8s.io").unwrap_err().to_string();
+    assert!(
+        error.starts_with("linux.sysctls[\"net.core.somaxconn\"]"),
+        "{error}"
+    );
+}
+
+#[test]
 fn other_options_are_refused() {
     let mut request = request(&config());
     request.options.mut_or_insert_default().type_url = "x.Config".into();
