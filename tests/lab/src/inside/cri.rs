@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::mount::{MsFlags, mount};
 use serde_json::json;
 
 use super::containerd::DIRECTORY;
@@ -103,6 +104,7 @@ pub fn network() -> Result<()> {
         let file = PathBuf::from("/proc/sys").join(name);
         fs::write(&file, value).with_context(|| format!("writing {}", file.display()))?;
     }
+    hosts()?;
     let status = Command::new("ip")
         .args(["link", "set", "lo", "up"])
         .stdin(Stdio::null())
@@ -112,6 +114,22 @@ pub fn network() -> Result<()> {
         bail!("ip link set lo up failed ({status})");
     }
     Ok(())
+}
+
+/// Gives this run a hosts file of its own in which localhost has both families: containerd resolves it for
+/// port-forward.
+fn hosts() -> Result<()> {
+    let file = Path::new(DIRECTORY).join("hosts");
+    let text = fs::read_to_string("/etc/hosts").context("reading /etc/hosts")?;
+    fs::write(&file, format!("{text}\n::1 localhost\n"))?;
+    mount(
+        Some(&file),
+        "/etc/hosts",
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .context("binding the run's hosts file to /etc/hosts")
 }
 
 /// One bridge with IPv4 and IPv6 addresses, host ports, rates, and the lab's own plugin for what single pods

@@ -308,7 +308,7 @@ fn rates(node: &Node) -> Result<Outcome> {
 fn many_links(node: &Node) -> Result<Outcome> {
     let pod = node.pod(json!({"annotations": {"lab/links": "15"}}))?;
     let script = "ls /sys/class/net | grep -E '^(net|eth)' | sort -V | tr '\\n' ' '
-        ip -o -4 addr | awk '/net/ {print $2, $4}' | sort -V; ip route | grep -c 10.99";
+        ip -o -4 addr | awk '$2 ~ /^net/ {print $2, $4}' | sort -V; ip route | grep -c 10.99";
     let outcome = pod.run(script, Value::Null)?;
     let _server = web_server(&pod, 80)?;
     let [first, _] = pod.addresses()?;
