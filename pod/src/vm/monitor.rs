@@ -46,7 +46,6 @@ pub enum Event {
     /// send this at any time.
     MemoryPlugged {
         /// How much, in MiB.
-        #[expect(dead_code, reason = "for the policy that sizes a pod")]
         mib: u32,
     },
     /// The process has exited, or does not even react to SIGKILL. No event follows.

@@ -52,10 +52,11 @@ fn run() -> Result<Value> {
 
 fn add(config: &Value) -> Result<()> {
     let annotations = &config["runtimeConfig"]["io.kubernetes.cri.pod-annotations"];
-    let annotations: HashMap<String, String> = match annotations {
-        Value::Null => return Ok(()),
-        given => serde_json::from_value(given.clone()).context("the pod's annotations")?,
-    };
+    if annotations.is_null() {
+        return Ok(());
+    }
+    let annotations: HashMap<String, String> =
+        serde_json::from_value(annotations.clone()).context("the pod's annotations")?;
     let namespace = std::env::var("CNI_NETNS").context("CNI_NETNS")?;
     if let Some(mtu) = annotations.get("lab/mtu") {
         let peer = peer(config)?;
