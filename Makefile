@@ -3,7 +3,7 @@
 #   make           builds everything and installs it into target/nacre
 #   make setup     installs the missing packages (apt) and checks the Rust toolchain
 #   make demo      setup and build, then runs a container in its own microVM
-#   make test      setup and build, then the unit, guest, end-to-end and parity tests; the last line is their count
+#   make test      setup and build, then the unit, guest, end-to-end, parity and CRI tests; the last line is their count
 #   make test-all  make test, then the tests of the lab and of other versions of containerd
 #   make bench     measures nacre beside runc; writes target/bench/results.json and index.html
 #                  OTHER=PREFIX also measures the build that is installed at PREFIX
@@ -83,12 +83,12 @@ test: setup
 
 test-all: setup
 	@$(MAKE) --no-print-directory install
-	@tests/all unit guests e2e two-vcpus parity lab other-containerds
+	@tests/all unit guests e2e two-vcpus parity cri lab other-containerds cri-others
 
 bench: setup
 	@$(MAKE) --no-print-directory install
 	@cargo build --quiet --package nacre-tests
-	@tests/lab/run -- $(TARGET)/debug/nacre-bench --output $(TARGET)/bench $(if $(OTHER),--other $(abspath $(OTHER)))
+	@tests/lab/run --cri -- $(TARGET)/debug/nacre-bench --output $(TARGET)/bench $(if $(OTHER),--other $(abspath $(OTHER)))
 
 clean:
 	@cargo clean

@@ -22,13 +22,29 @@ use crate::parity::Outcome;
 pub const NAMESPACE: &str = "nacre-cri";
 
 /// The cgroup of all pods, as kubelet's `/kubepods`. It exists for the whole run.
-pub const CGROUP: &str = "/nacre-cri";
+const CGROUP: &str = "/nacre-cri";
 
 /// containerd keeps a container's status in a file here, which it replaces at each change.
 const STATUS_FILES: &str = "/var/lib/containerd/io.containerd.grpc.v1.cri/containers";
 
 /// Numbers the pods of this run.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// Makes the cgroup of all pods, with every controller for its children.
+///
+/// # Errors
+/// If the cgroup can't be made.
+pub fn prepare_cgroup() -> Result<()> {
+    let directory = format!("/sys/fs/cgroup{CGROUP}");
+    fs::create_dir_all(&directory)?;
+    let controllers = fs::read_to_string(format!("{directory}/cgroup.controllers"))?;
+    let enable: Vec<String> = controllers
+        .split_whitespace()
+        .map(|name| format!("+{name}"))
+        .collect();
+    let file = format!("{directory}/cgroup.subtree_control");
+    fs::write(&file, enable.join(" ")).with_context(|| format!("writing {file}"))
+}
 
 /// A connection to containerd, and the runtime handler of its pods.
 pub struct Node {

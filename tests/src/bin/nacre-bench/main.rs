@@ -1,11 +1,12 @@
 //! The benchmark: Nacre, runc and a shim that runs nothing, in one run under the containerd at
-//! CONTAINERD_ADDRESS, on a host with working KVM (`tests/lab/run -- target/debug/nacre-bench`). Prints
+//! CONTAINERD_ADDRESS, on a host with working KVM (`tests/lab/run --cri -- target/debug/nacre-bench`). Prints
 //! progress on standard error and the results on standard output; writes `results.json` and `index.html`
 //! under `target/bench`.
 //!
 //! Times under emulation mean something only as ratios within one run, so the runtimes take turns.
 
 mod containers;
+mod crirun;
 mod exec_exits;
 mod guest_io;
 mod installed;
@@ -37,6 +38,8 @@ enum Part {
     Boot,
     /// Guests without containerd: boot, vsock round trips, virtio-fs requests.
     Guest,
+    /// A pod by containerd's CRI, beside runc.
+    Pod,
     /// Memory of an idle pod.
     Memory,
     /// Sizes of the installed files.
@@ -125,6 +128,9 @@ fn measure(
     }
     if wants(Part::Guest) {
         guest_io::measure(runtimes, arguments.guests, results)?;
+    }
+    if wants(Part::Pod) {
+        crirun::measure(arguments.pairs, results)?;
     }
     if wants(Part::Memory) {
         memory::measure(runtimes, results)?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 use nacre_tests::containerd::Runtime;
-use nacre_tests::cri::node::{CGROUP, Node};
+use nacre_tests::cri::node::{Node, prepare_cgroup};
 use nacre_tests::cri::{Case, cases, echo_datagrams, groups, run_group};
 use nacre_tests::leaks::Snapshot;
 use nacre_tests::parity::{Outcome, Verdict, compare};
@@ -118,19 +118,6 @@ fn run(arguments: &Arguments, chosen: &[&'static Case]) -> Result<usize> {
     }
     println!("{passed} passed, {} failed", failed.len());
     Ok(failed.len())
-}
-
-/// The cgroup of all pods, with every controller for its children.
-fn prepare_cgroup() -> Result<()> {
-    let directory = format!("/sys/fs/cgroup{CGROUP}");
-    std::fs::create_dir_all(&directory)?;
-    let controllers = std::fs::read_to_string(format!("{directory}/cgroup.controllers"))?;
-    let enable: Vec<String> = controllers
-        .split_whitespace()
-        .map(|name| format!("+{name}"))
-        .collect();
-    let file = format!("{directory}/cgroup.subtree_control");
-    std::fs::write(&file, enable.join(" ")).with_context(|| format!("writing {file}"))
 }
 
 type Outcomes = Vec<(Option<Result<Outcome>>, Option<Result<Outcome>>)>;

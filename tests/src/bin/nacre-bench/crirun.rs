@@ -1,0 +1,78 @@
+//! A pod with one container by containerd's CRI, beside runc: from the call RunPodSandbox until the container's
+//! first output. Only in a lab with CRI (`tests/lab/run --cri`).
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use nacre_tests::containerd::Runtime;
+use nacre_tests::cri::node::{Node, prepare_cgroup};
+use serde_json::Value;
+
+use crate::results::{Measure, Results};
+use crate::statistics::{median, percentile};
+
+/// The largest ratio to runc that is wanted.
+const WANTED: f64 = 1.9;
+
+/// Runs `count` pods under each runtime, in turns, and adds the rows `crirun`, its p10 and p90.
+///
+/// # Errors
+/// If containerd has no CRI or a pod fails.
+pub fn measure(count: usize, results: &mut Results) -> Result<()> {
+    prepare_cgroup()?;
+    let nodes = [
+        Node::new(Runtime::Nacre, "nacre")?,
+        Node::new(Runtime::Runc, "runc")?,
+    ];
+    let mut rounds = Vec::with_capacity(count);
+    // The first round warms up.
+    for number in 0..=count {
+        let mut seconds = [0.0; 2];
+        for turn in 0..2 {
+            let index = (number + turn) % 2;
+            let name = &nodes[index].handler;
+            seconds[index] = run(&nodes[index]).with_context(|| format!("a pod under {name}"))?;
+        }
+        if number > 0 {
+            let [nacre, runc] = seconds;
+            eprintln!(
+                "crirun {number:2} of {count}: nacre {:6.0} ms, runc {:6.0} ms, ratio {:.2}",
+                nacre * 1e3,
+                runc * 1e3,
+                nacre / runc
+            );
+            rounds.push((nacre, runc));
+        }
+    }
+    let each = |pick: fn(&(f64, f64)) -> f64| -> Vec<f64> { rounds.iter().map(pick).collect() };
+    let (nacre, runc) = (each(|round| round.0 * 1e3), each(|round| round.1 * 1e3));
+    let ratios = each(|round| round.0 / round.1);
+    let note = format!(
+        "medians of {count} rounds, RunPodSandbox to the container's first output, with a network; ratio: \
+         p10..p90 {:.2}..{:.2}; wanted: at most {WANTED}",
+        percentile(&ratios, 10.0),
+        percentile(&ratios, 90.0)
+    );
+    results.add(Measure {
+        name: "crirun".to_owned(),
+        unit: "ms",
+        nacre: median(&nacre),
+        peer: Some(median(&runc)),
+        peer_name: Some("runc"),
+        ratio: Some(median(&ratios)),
+        note,
+        ..Measure::default()
+    });
+    Ok(())
+}
+
+/// Seconds from the pod's first call to the container's first output.
+fn run(node: &Node) -> Result<f64> {
+    let started = Instant::now();
+    let pod = node.pod(Value::Null)?;
+    let container = pod.start("echo up; exec sleep 1000000", Value::Null)?;
+    container.prints("up")?;
+    let seconds = started.elapsed().as_secs_f64();
+    pod.remove()?;
+    Ok(seconds)
+}
