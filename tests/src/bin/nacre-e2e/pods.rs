@@ -97,11 +97,12 @@ fn pause_container() -> Result<()> {
 /// volume; then 10 whose creation fails.
 fn come_and_go() -> Result<()> {
     const WORK: &str =
-        "find / -xdev -type f | while read f; do head -c 1 $f; done >/dev/null; cat /volume/file";
+        "ls -lR /bin >/dev/null; find / -xdev -type f -exec head -c 1 {} + >/dev/null; cat /volume/file";
     let pod = Pod::start("leaves", |_| {})?;
+    let works = pod.member(WORK, pod::with_volume)?;
+    let fails = pod.member("true", |spec| spec["process"]["args"] = json!(["/none"]))?;
     let run = |id: &str| -> Result<()> {
-        let bundle = pod.member(WORK, pod::with_volume)?;
-        let output = pod.output(&bundle, id)?.success()?;
+        let output = pod.output(&works, id)?.success()?;
         ensure!(output == "the host's\n", "{output}");
         Ok(())
     };
@@ -117,10 +118,7 @@ fn come_and_go() -> Result<()> {
         run(&id).with_context(|| format!("container {index}"))?;
     }
     for _ in 0..10 {
-        let failed = pod.output(
-            &pod.member("true", |spec| spec["process"]["args"] = json!(["/none"]))?,
-            &once,
-        )?;
+        let failed = pod.output(&fails, &once)?;
         ensure!(failed.code != Some(0), "{failed:?}");
     }
     let after = pod.figures()?;
