@@ -45,7 +45,10 @@ impl FromStr for TapOption {
 fn parse_mac(text: &str) -> Result<[u8; 6], String> {
     let bytes: Option<Vec<u8>> = text
         .split(':')
-        .map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2))
+        .map(|byte| {
+            let is_hex = byte.len() == 2 && byte.bytes().all(|digit| digit.is_ascii_hexdigit());
+            u8::from_str_radix(byte, 16).ok().filter(|_| is_hex)
+        })
         .collect();
     bytes
         .and_then(|bytes| bytes.try_into().ok())
