@@ -17,11 +17,17 @@ pub enum Command {
         /// The wanted size in MiB, not a difference.
         mib: u32,
     },
+    /// `attach-tap`: adds a network device, with the next tap that was opened for it.
+    AttachTap,
+    /// `detach-tap`: removes the device that was added last.
+    DetachTap,
 }
 
 /// A line that is not a command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown command {0:?}, expected renew-generation-id, or plug-memory and a number of MiB")]
+#[error(
+    "unknown command {0:?}, expected renew-generation-id, plug-memory and a number of MiB, attach-tap, or detach-tap"
+)]
 pub struct Unknown(pub String);
 
 impl FromStr for Command {
@@ -31,6 +37,8 @@ impl FromStr for Command {
         let words: Vec<&str> = line.split_whitespace().collect();
         let command = match *words {
             ["renew-generation-id"] => Some(Self::RenewGenerationId),
+            ["attach-tap"] => Some(Self::AttachTap),
+            ["detach-tap"] => Some(Self::DetachTap),
             ["plug-memory", mib] => mib.parse().ok().map(|mib| Self::PlugMemory { mib }),
             _ => None,
         };

@@ -2,6 +2,7 @@
 //! and, in standalone mode, for standard input: keys or commands. Called after [`Machine::run`]; it never
 //! runs guest code or device code.
 
+use std::cell::RefCell;
 use std::io::BufRead as _;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -12,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::commands::{Command, Lines};
 use crate::control::{Control, Error};
 use crate::devices::serial::SerialInput;
-use crate::machine::Machine;
+use crate::machine::{DeviceBuilder, Machine};
 
 /// Why the loop ended; the process then exits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,8 +33,40 @@ pub struct Inputs<'a> {
     pub control: Option<&'a Control>,
     /// What standard input is for.
     pub stdin: StandardInput,
+    /// Devices that commands add.
+    pub late_devices: Option<&'a LateDevices>,
     /// Ends the loop when it is readable; the loop does not read it.
     pub stop_request: Option<BorrowedFd<'a>>,
+}
+
+/// Devices that the operator adds while the guest runs, by [`Command::AttachTap`].
+#[derive(Default)]
+pub struct LateDevices {
+    /// Not added yet; the last one is next.
+    pub prepared: RefCell<Vec<DeviceBuilder>>,
+    /// The slots of those that were added.
+    pub slots: RefCell<Vec<u8>>,
+}
+
+impl std::fmt::Debug for LateDevices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "LateDevices({:?})", self.slots)
+    }
+}
+
+impl LateDevices {
+    fn attach(&self, machine: &mut Machine) -> Result<String, String> {
+        let device = self.prepared.borrow_mut().pop().ok_or("no tap was opened")?;
+        let slot = machine.attach(device).map_err(|error| error.to_string())?;
+        self.slots.borrow_mut().push(slot);
+        Ok(format!("added a device in PCI slot {slot}"))
+    }
+
+    fn detach(&self, machine: &mut Machine) -> Result<String, String> {
+        let slot = self.slots.borrow_mut().pop().ok_or("no device was added")?;
+        machine.detach(slot).map_err(|error| error.to_string())?;
+        Ok(format!("removed the device in PCI slot {slot}"))
+    }
 }
 
 /// What the loop does with standard input.
@@ -84,7 +117,7 @@ pub fn run(machine: &mut Machine, mut inputs: Inputs<'_>) -> Result<StopReason, 
                     let is_open = match inputs.stdin {
                         StandardInput::Unused => false,
                         StandardInput::Console => forward(&std::io::stdin(), machine.serial_input()),
-                        StandardInput::Commands => run_commands(machine, &mut lines),
+                        StandardInput::Commands => run_commands(machine, &mut lines, inputs.late_devices),
                     };
                     if !is_open {
                         inputs.stdin = StandardInput::Unused;
@@ -140,7 +173,7 @@ fn forward(input: &impl AsFd, serial: &SerialInput) -> bool {
 
 /// Carries out the commands that standard input has, and reports each on standard error; false at the end of
 /// input.
-fn run_commands(machine: &mut Machine, lines: &mut Lines) -> bool {
+fn run_commands(machine: &mut Machine, lines: &mut Lines, late: Option<&LateDevices>) -> bool {
     let mut stdin = std::io::stdin().lock();
     let Ok(bytes) = stdin.fill_buf() else {
         return false;
@@ -148,19 +181,24 @@ fn run_commands(machine: &mut Machine, lines: &mut Lines) -> bool {
     let length = bytes.len();
     let commands = lines.push(bytes);
     stdin.consume(length);
+    let late = late.ok_or("no tap was opened".to_owned());
     for command in commands {
-        match command {
-            Err(unknown) => eprintln!("nacre-vmm: {unknown}"),
-            Ok(Command::RenewGenerationId) => match machine.renew_generation_id() {
-                Ok(()) => eprintln!("nacre-vmm: the VM has a new generation id"),
-                Err(error) => eprintln!("nacre-vmm: {error}"),
-            },
+        let result = match command {
+            Err(unknown) => Err(unknown.to_string()),
+            Ok(Command::RenewGenerationId) => machine
+                .renew_generation_id()
+                .map(|()| Some("the VM has a new generation id".to_owned()))
+                .map_err(|error| error.to_string()),
             // Once the guest has it, the device reports that.
-            Ok(Command::PlugMemory { mib }) => {
-                if let Err(error) = machine.plug_memory(mib) {
-                    eprintln!("nacre-vmm: {error}");
-                }
-            }
+            Ok(Command::PlugMemory { mib }) => machine
+                .plug_memory(mib)
+                .map(|()| None)
+                .map_err(|error| error.to_string()),
+            Ok(Command::AttachTap) => late.clone().and_then(|late| late.attach(machine)).map(Some),
+            Ok(Command::DetachTap) => late.clone().and_then(|late| late.detach(machine)).map(Some),
+        };
+        if let Some(text) = result.unwrap_or_else(Some) {
+            eprintln!("nacre-vmm: {text}");
         }
     }
     length > 0

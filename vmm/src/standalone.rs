@@ -20,7 +20,7 @@ use nacre_vmm::jail::calls::CONTROL;
 use nacre_vmm::jail::{self, Confinement, Violation};
 use nacre_vmm::machine::vm_exit::borrow_eventfd;
 use nacre_vmm::machine::{self, DeviceBuilder, Failure, Resources};
-use nacre_vmm::main_loop::{self, Inputs, StandardInput, StopReason};
+use nacre_vmm::main_loop::{self, Inputs, LateDevices, StandardInput, StopReason};
 use nacre_vmm::virtio::{fs, mem, net, vsock};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -43,6 +43,7 @@ pub fn run(arguments: &StandaloneArguments) -> anyhow::Result<u8> {
     };
     let cycles = arguments.pause_resume.map(Cycles::new).transpose()?;
     let resources = resources(arguments, acceptor)?;
+    let late_devices = late_devices(arguments)?;
     let confinement = confinement(arguments)?;
     let mut steps = vec![("jail closed", Instant::now())];
     let on_step = |name| steps.push((name, Instant::now()));
@@ -56,6 +57,7 @@ pub fn run(arguments: &StandaloneArguments) -> anyhow::Result<u8> {
     machine.run();
     let inputs = Inputs {
         stdin: standard_input(arguments),
+        late_devices: Some(&late_devices),
         ..Inputs::default()
     };
     let until_connected = Inputs {
@@ -173,6 +175,19 @@ fn mem_config(max_mib: u32) -> anyhow::Result<mem::Config> {
         max_bytes: u64::from(max_mib) << 20,
         on_reached: Box::new(|bytes| eprintln!("nacre-vmm: {} MiB are plugged in", bytes >> 20)),
     })
+}
+
+/// The devices that commands add, the first one last.
+fn late_devices(arguments: &StandaloneArguments) -> anyhow::Result<LateDevices> {
+    let late = LateDevices::default();
+    let first = arguments.tap.len().saturating_add(1);
+    for (index, tap) in arguments.late_tap.iter().enumerate().rev() {
+        let config = tap.open(u8::try_from(first.saturating_add(index))?)?;
+        late.prepared
+            .borrow_mut()
+            .push(Box::new(|env| net::spawn(config, env)));
+    }
+    Ok(late)
 }
 
 /// The jail makes the shared directory its root, so the device's root is `/` unless there is no jail.

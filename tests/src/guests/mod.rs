@@ -12,6 +12,7 @@ mod initramfs;
 pub mod io;
 pub mod memory_plugs;
 pub mod memory_returns;
+pub mod network;
 pub mod pause;
 pub mod vcpus;
 mod vm;
@@ -49,6 +50,7 @@ pub fn tests() -> Vec<Test> {
         pause::TESTS,
         memory_returns::TESTS,
         memory_plugs::TESTS,
+        network::TESTS,
     ]
     .concat()
 }
@@ -59,6 +61,7 @@ const WORKLOADS: &[Workload] = &[
     pause::WORKLOAD,
     memory_returns::WORKLOAD,
     memory_plugs::WORKLOAD,
+    network::WORKLOAD,
 ];
 
 const fn test(name: &'static str, run: fn(&Build) -> Result<()>) -> Test {
