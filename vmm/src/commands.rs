@@ -21,6 +21,8 @@ pub enum Command {
     AttachTap,
     /// `detach-tap`: removes the device that was added last.
     DetachTap,
+    /// `memory`: prints how much is to be plugged in, and how much is.
+    Memory,
 }
 
 /// A line that is not a command.
@@ -28,6 +30,7 @@ pub enum Command {
 #[error(
     "unknown command {0:?}, expected renew-generation-id, plug-memory and a number of MiB, attach-tap, or detach-tap"
 )]
+#[error("unknown command {0:?}, expected renew-generation-id, memory, or plug-memory and a number of MiB")]
 pub struct Unknown(pub String);
 
 impl FromStr for Command {
@@ -39,6 +42,7 @@ impl FromStr for Command {
             ["renew-generation-id"] => Some(Self::RenewGenerationId),
             ["attach-tap"] => Some(Self::AttachTap),
             ["detach-tap"] => Some(Self::DetachTap),
+            ["memory"] => Some(Self::Memory),
             ["plug-memory", mib] => mib.parse().ok().map(|mib| Self::PlugMemory { mib }),
             _ => None,
         };
@@ -88,6 +92,7 @@ mod tests {
 
     #[test]
     fn memory_is_plugged_by_a_number() {
+        assert_eq!(" memory ".parse(), Ok(Command::Memory));
         assert_eq!("plug-memory 512".parse(), Ok(Command::PlugMemory { mib: 512 }));
         for unknown in [
             "plug-memory",

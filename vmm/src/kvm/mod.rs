@@ -289,6 +289,11 @@ pub(crate) mod tests {
         let Some(vm) = vm() else { return };
         let memory = crate::machine::memory::allocate(4 << 20).unwrap();
         vm.set_memory(&memory).unwrap();
+        let more = crate::machine::memory::allocate(4 << 20).unwrap();
+        let host = more.iter().next().unwrap().as_ptr() as u64;
+        vm.add_memory(0, (8 << 30, 4 << 20), host).unwrap();
+        vm.add_memory(1, (9 << 30, 4 << 20), host).unwrap();
+        assert!(vm.add_memory(2, (9 << 30, 4096), host).is_err(), "overlaps");
         let [bar0, bar1] = layout::pci_bars(0).map(u64::from);
         vm.ioeventfd(bar1).unwrap();
         vm.ioeventfd(bar1 + 4).unwrap();

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use vm_memory::{Bytes as _, GuestMemory as _, GuestMemoryRegion as _};
 
+use super::hotplug::Hotplug;
 use super::mapping::HUGE_PAGE;
+use super::ranges::Range;
 use super::*;
 use crate::machine::layout;
 
@@ -169,4 +171,79 @@ fn a_range_that_is_not_all_guest_memory_is_not_discarded() {
         discard(&memory, GuestAddress(address), bytes).unwrap();
     }
     assert_eq!(text_at(&memory, last), *b"other");
+}
+
+/// A range of 1 GiB for hot-plug beside 16 MiB of RAM.
+fn hotplug() -> (Hotplug, Memory, Range) {
+    let ranges = Ranges::of(16 << 20);
+    let range = Range {
+        bytes: 1 << 30,
+        ..ranges.hotplug
+    };
+    (
+        Hotplug::new(range),
+        map(&ranges, &Backing::Anonymous).unwrap(),
+        range,
+    )
+}
+
+#[test]
+fn memory_grows_in_one_region_and_keeps_its_content() {
+    let (mut hotplug, mut memory, range) = hotplug();
+    for (bytes, mapped) in [(2 << 20, 128 << 20), (600 << 20, 640 << 20), (1 << 30, 1 << 30)] {
+        let added = range.start + hotplug.mapped();
+        let growth = hotplug.grow(&memory, bytes).unwrap().unwrap();
+        assert_eq!(
+            (growth.added.start, growth.added.end()),
+            (added, range.start + mapped)
+        );
+        let host = growth.memory.get_host_address(GuestAddress(added)).unwrap();
+        assert_eq!(growth.host, host.addr() as u64);
+        hotplug.commit(&growth);
+        memory = growth.memory;
+        assert_eq!((hotplug.mapped(), memory.iter().count()), (mapped, 2));
+        memory.write_slice(b"text", GuestAddress(added)).unwrap();
+        let end = GuestAddress(range.start + mapped);
+        memory.write_slice(b"end", GuestAddress(end.0 - 3)).unwrap();
+        assert!(!memory.address_in_range(end));
+        assert!(hotplug.grow(&memory, bytes).unwrap().is_none());
+    }
+    assert!(hotplug.grow(&memory, 0).unwrap().is_none());
+    for start in [0, 128 << 20, 640 << 20] {
+        assert_eq!(text_at(&memory, range.start + start), *b"text");
+    }
+}
+
+#[test]
+fn memory_that_was_not_committed_can_be_asked_for_again() {
+    let (mut hotplug, memory, range) = hotplug();
+    let first = hotplug.grow(&memory, 256 << 20).unwrap().unwrap();
+    let second = hotplug.grow(&memory, 128 << 20).unwrap().unwrap();
+    assert_eq!(first.host, second.host);
+    hotplug.commit(&second);
+    assert_eq!((hotplug.mapped(), second.added.start), (128 << 20, range.start));
+}
+
+#[test]
+fn more_than_the_range_is_refused_and_a_range_costs_nothing_before_it_is_used() {
+    let (mut hotplug, memory, _) = hotplug();
+    for bytes in [(1 << 30) + 1, u64::MAX] {
+        let error = hotplug.grow(&memory, bytes).unwrap_err();
+        assert!(matches!(error, Error::Layout(_)), "{error}");
+    }
+    assert!(format!("{hotplug:?}").contains("reserved: None"));
+}
+
+#[test]
+fn plugged_memory_has_the_policy_of_boot_memory() {
+    let (mut hotplug, memory, _) = hotplug();
+    let growth = hotplug.grow(&memory, 1).unwrap().unwrap();
+    let flags = flags_at(usize::try_from(growth.host).unwrap());
+    let has = |flag: &str| flags.iter().any(|set| set == flag);
+    assert!(has("dd"), "{flags:?}");
+    assert!(
+        has("hg") || !Path::new("/sys/kernel/mm/transparent_hugepage").exists(),
+        "{flags:?}"
+    );
+    assert_eq!(usize::try_from(growth.host).unwrap() % HUGE_PAGE, 0);
 }

@@ -277,6 +277,30 @@ fn dotdot_of_the_prepared_descriptor_is_itself() {
 }
 
 #[test]
+fn buffers_may_be_in_memory_that_was_added() {
+    use std::sync::Arc;
+    use vm_memory::{Bytes as _, GuestAddress, GuestRegionMmap};
+    const ADDED: u64 = 1 << 30;
+    let mut guest = Guest::new();
+    std::fs::write(guest.path().join("file"), "text").unwrap();
+    let region = GuestRegionMmap::from_range(GuestAddress(ADDED), 8192, None).unwrap();
+    let grown = Arc::new(guest.driver.memory.insert_region(Arc::new(region)).unwrap());
+    guest.device.set_memory(Arc::clone(&grown)).unwrap();
+    let request = guest.request(LOOKUP, ROOT, &Body::default().name("file"));
+    grown.write_slice(&request, GuestAddress(ADDED)).unwrap();
+    let length = request.len() as u32;
+    guest
+        .driver
+        .offer(1, &[readable(ADDED, length), writable(ADDED + 4096, 4096)]);
+    guest.driver.kick_if_wanted(1);
+    let (_, written) = guest.driver.wait_used(1);
+    let mut reply = vec![0; written as usize];
+    grown.read_slice(&mut reply, GuestAddress(ADDED + 4096)).unwrap();
+    assert_eq!(u32_at(&reply, 4), 0, "the error of the reply");
+    assert_eq!(EntryOut::read(&reply[OUT_HEADER..]).size, 4);
+}
+
+#[test]
 fn files_work_confined() {
     assert_passes_confined("virtio::fs::tests::files::");
 }

@@ -223,3 +223,25 @@ fn the_late_answer_to_a_timed_out_reset_is_not_taken_for_the_next_one() {
     assert!(worker.reset().is_err(), "the worker still uses the queues");
     drop(release);
 }
+
+#[test]
+fn buffers_in_memory_that_was_added_are_served() {
+    use vm_memory::{GuestAddress, GuestRegionMmap};
+    const ADDED: u64 = 1 << 30;
+    for is_paused in [false, true] {
+        let mut driver = Driver::new(&[16]);
+        let worker = spawn(&driver, TestDataPath);
+        worker.set_memory(Arc::clone(&driver.memory)).unwrap();
+        if is_paused {
+            worker.pause().unwrap();
+        }
+        worker.activate(driver.activation(u64::MAX)).unwrap();
+        let region = GuestRegionMmap::from_range(GuestAddress(ADDED), 4096, None).unwrap();
+        let grown = driver.memory.insert_region(Arc::new(region)).unwrap();
+        worker.set_memory(Arc::new(grown)).unwrap();
+        worker.resume().unwrap();
+        driver.offer(0, &[writable(ADDED, 8)]);
+        driver.kick(0);
+        assert_eq!(driver.wait_used(0).1, 7, "paused: {is_paused}");
+    }
+}
