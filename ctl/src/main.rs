@@ -1,8 +1,10 @@
 //! `nacre`, the operator's command: checks whether a host can run pods, lists pods, shows how a pod started
-//! and why it failed. It reads what shims leave in the state directory and never changes anything.
+//! and why it failed. It reads what shims leave in the state directory, asks them for counters, and never changes
+//! anything.
 
 mod doctor;
 mod inspect;
+mod overhead;
 mod pods;
 mod ps;
 mod text;
@@ -39,6 +41,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measure what the running pods take besides their containers, for a RuntimeClass of Kubernetes.
+    Overhead(overhead::Options),
     /// List the pods that failed, newest first. `nacre inspect ID` shows one of them.
     Failures {
         /// Print JSON.
@@ -63,6 +67,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let output = match &arguments.command {
         Command::Doctor(options) => return doctor::run(options),
         Command::Inspect(options) => inspect::run(root, options)?,
+        Command::Overhead(options) => overhead::run(root, options)?,
         Command::Ps { json } => ps::pods(root, *json)?,
         Command::Failures { json } => ps::failures(root, *json)?,
     };

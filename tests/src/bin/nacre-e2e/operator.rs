@@ -14,6 +14,7 @@ use crate::{Test, core, test};
 pub const TESTS: &[Test] = &[
     core("nacre doctor reports no failure", doctor),
     test("nacre ps and inspect show a running pod", shown),
+    test("nacre overhead measures a running pod", overhead),
     core("every thread of the VMM is jailed", jailed),
 ];
 
@@ -87,6 +88,34 @@ fn shown() -> Result<()> {
         ] {
             ensure!(out.contains(text), "nacre inspect does not print {text:?}: {out}");
         }
+        Ok(())
+    })
+}
+
+fn overhead() -> Result<()> {
+    with_pod("overhead", |id, _| {
+        let measured: Value = serde_json::from_str(&nacre(&["overhead", "--seconds", "1", "--json"])?)?;
+        let pods = measured["pods"].as_array().context("no pods")?;
+        let pod = pods
+            .iter()
+            .find(|pod| pod["id"] == id)
+            .context("the pod is missing")?;
+        let number = |key: &str| pod[key].as_u64().with_context(|| format!("no {key} in {pod}"));
+        let (vm, shim) = (number("vm_bytes")?, number("shim_bytes")?);
+        let containers = number("containers_bytes")?;
+        ensure!(vm > 16 << 20 && shim > 1 << 18 && containers > 0, "{measured:#}");
+        ensure!(
+            number("overhead_bytes")? == vm + shim - containers,
+            "{measured:#}"
+        );
+        let text = nacre(&["overhead", "--seconds", "1"])?;
+        for part in ["kind: RuntimeClass", "podFixed:", "Mi\n", "cpu: "] {
+            ensure!(
+                text.contains(part),
+                "nacre overhead does not print {part:?}: {text}"
+            );
+        }
+        println!("        {}", measured["pod_fixed"]);
         Ok(())
     })
 }
