@@ -31,6 +31,7 @@ mod identity;
 pub mod log;
 mod mount;
 mod network;
+mod pod_files;
 mod pod_spec;
 mod process_id;
 mod rootfs;

@@ -10,6 +10,7 @@ use nacre_protocol::cpu_list;
 use serde_json::Value;
 
 use crate::annotations::{self, Role};
+use crate::pod_files::PodFile;
 
 /// What a pod's VM is started for.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -29,6 +30,10 @@ pub struct PodSpec {
     /// Other namespaces of the host that were made for the pod, by type: CRI-O pins those of type "ipc" and
     /// "uts" to files. The guest has its own instead.
     pub pinned_namespaces: BTreeMap<String, PathBuf>,
+    /// The content of /etc/resolv.conf, if the engine makes the pod's files; None for this host's.
+    pub resolv_conf: Option<String>,
+    /// The files of the pod that the engine has made; see [`crate::pod_files`].
+    pub files: Vec<PodFile>,
     /// How long the VM lives.
     pub lifetime: Lifetime,
     /// The pod's name in Kubernetes, "namespace/name", for the log.
@@ -84,6 +89,8 @@ impl PodSpec {
             oom_score_adj: oom_score_adj(&spec),
             network_namespace: namespace_path(&linux["namespaces"], "network"),
             pinned_namespaces: pinned_namespaces(&linux["namespaces"], lifetime),
+            resolv_conf: None,
+            files: Vec::new(),
             lifetime,
             name: annotations::pod_name(annotations),
         }
@@ -202,6 +209,8 @@ mod tests {
             oom_score_adj: Some(1000),
             network_namespace: Some("/var/run/netns/a".into()),
             pinned_namespaces: BTreeMap::new(),
+            resolv_conf: None,
+            files: Vec::new(),
             lifetime: Lifetime::Container,
             name: None,
         };

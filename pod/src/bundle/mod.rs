@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::annotations::{self, Role};
 use crate::hooks::Hooks;
 use crate::mount::{Extent, HostMount, Mount, Rootfs};
+use crate::pod_files;
 use crate::pod_spec::{Lifetime, oom_score_adj};
 use crate::size::Limits;
 pub use namespaces::Pod;
@@ -69,8 +70,12 @@ pub fn plan(
     annotations::check(&spec["annotations"], &mut findings);
     check_role(id, &spec["annotations"], pod, &mut findings);
     namespaces::check(id, &mut spec["linux"]["namespaces"], pod, &mut findings);
+    pod_files::add_mounts(&mut spec, &pod.spec.files, normalized);
+    let shares_ipc = !has_namespace(&spec, "ipc");
     let listed = spec["mounts"].as_array_mut().into_iter().flatten();
-    let of_pod = listed.map(|mount| pod_shm::replace(mount, pod)).enumerate();
+    let of_pod = listed
+        .map(|mount| pod_shm::replace(mount, pod, shares_ipc))
+        .enumerate();
     let shm: BTreeMap<usize, PathBuf> = of_pod
         .filter_map(|(index, source)| Some((index, source?)))
         .collect();
@@ -144,6 +149,13 @@ fn check_proc(mounts: &Value, findings: &mut Findings) {
             findings.refuse(path, "only a proc file system can be mounted at /proc");
         }
     }
+}
+
+/// Whether the container has a namespace of its own of this type; if not, it has the guest's, which is the
+/// pod's.
+fn has_namespace(spec: &Value, kind: &str) -> bool {
+    let mut listed = spec["linux"]["namespaces"].as_array().into_iter().flatten();
+    listed.any(|namespace| namespace["type"] == kind)
 }
 
 /// `path` as an absolute path without `.` and `..`, by its text alone.

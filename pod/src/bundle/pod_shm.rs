@@ -1,6 +1,8 @@
 //! Finds the pod's /dev/shm among a container's mounts. CRI has a tmpfs of the host for each pod and binds it to
 //! /dev/shm of its containers. In the guest it is one tmpfs of the guest: memory that is mapped shared and
-//! futexes in it need one kernel, and POSIX shared memory is nothing else.
+//! futexes in it need one kernel, and POSIX shared memory is nothing else. With the Sandbox API there is no tmpfs of
+//! the host: then it replaces the tmpfs that the spec has for the container itself, if that shares the pod's IPC
+//! namespace.
 
 use std::path::{Path, PathBuf};
 
@@ -15,20 +17,28 @@ use crate::pod_spec::Lifetime;
 const DEV_SHM: &str = "/dev/shm";
 
 /// If the mount is the pod's /dev/shm, makes it a bind mount of the guest's, and returns what it was bound to on
-/// the host. That is a directory "shm" that belongs to the sandbox by its path, such as
+/// the host, or an empty path. That is a directory "shm" that belongs to the sandbox by its path, such as
 /// /run/containerd/io.containerd.grpc.v1.cri/sandboxes/ID/shm. Any other directory, such as the host's own
 /// /dev/shm, is shared with processes of the host.
-pub fn replace(mount: &mut Value, pod: Pod<'_>) -> Option<PathBuf> {
+pub fn replace(mount: &mut Value, pod: Pod<'_>, shares_ipc: bool) -> Option<PathBuf> {
     let source = PathBuf::from(mount["source"].as_str()?);
     let destination = Path::new(mount["destination"].as_str()?);
     let is_of_sandbox = source.file_name().is_some_and(|name| name == "shm")
         && source.components().any(|part| part.as_os_str() == pod.sandbox);
-    if pod.spec.lifetime == Lifetime::Container
-        || normalized(destination) != Path::new(DEV_SHM)
-        || !is_of_sandbox
-    {
+    if pod.spec.lifetime == Lifetime::Container || normalized(destination) != Path::new(DEV_SHM) {
         return None;
     }
+    let is_left_to_engine =
+        pod.spec.lifetime == Lifetime::SandboxApi && mount["type"] == "tmpfs" && shares_ipc;
+    let source = match (is_of_sandbox, is_left_to_engine) {
+        (true, _) => source,
+        (false, true) => {
+            // The options of a tmpfs, such as its size, are not those of a bind mount.
+            mount["options"] = json!(["rbind", "nosuid", "noexec", "nodev"]);
+            PathBuf::new()
+        }
+        (false, false) => return None,
+    };
     mount["source"] = json!(guest::POD_SHM);
     mount["type"] = json!("bind");
     Some(source)
@@ -51,7 +61,7 @@ mod tests {
             is_same: |a, b| a == b,
         };
         let mut mount = json!({"source": source, "destination": destination, "options": ["rbind", "rw"]});
-        (replace(&mut mount, pod), mount)
+        (replace(&mut mount, pod, true), mount)
     }
 
     #[test]
@@ -95,6 +105,33 @@ mod tests {
                 (None, Some(source)),
                 "{destination}"
             );
+        }
+    }
+
+    #[test]
+    fn a_tmpfs_is_replaced_if_the_engine_makes_the_pod_s() {
+        let replaced = |lifetime, shares_ipc| {
+            let spec = PodSpec {
+                lifetime,
+                ..PodSpec::default()
+            };
+            let pod = Pod {
+                pid: 5,
+                sandbox: "s",
+                spec: &spec,
+                is_same: |a, b| a == b,
+            };
+            let mut mount = json!({"source": "shm", "type": "tmpfs", "destination": "/dev/shm",
+                "options": ["mode=1777", "size=65536k"]});
+            (replace(&mut mount, pod, shares_ipc), mount)
+        };
+        let (source, mount) = replaced(Lifetime::SandboxApi, true);
+        assert_eq!(source, Some(PathBuf::new()));
+        assert_eq!(mount["source"], guest::POD_SHM);
+        assert_eq!(mount["options"], json!(["rbind", "nosuid", "noexec", "nodev"]));
+        for (lifetime, shares_ipc) in [(Lifetime::SandboxApi, false), (Lifetime::PauseContainer, true)] {
+            let (source, mount) = replaced(lifetime, shares_ipc);
+            assert_eq!((source, mount["type"].as_str()), (None, Some("tmpfs")));
         }
     }
 }

@@ -3,12 +3,13 @@
 //! Called by `calls`; `vm_life` reports the VM's end.
 
 use super::queue::Event;
-use super::{Progress, Sandbox};
+use super::{Progress, Sandbox, failed};
 use crate::clock;
 use crate::container::{Reply, answer};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::guest::CgroupFiles;
+use crate::pod_files;
 use crate::pod_spec::{Lifetime, PodSpec};
 
 /// The exit status of a pod whose VM ended by itself: 128 + SIGKILL.
@@ -137,8 +138,12 @@ impl Sandbox {
         if self.pod_life.phase != PodPhase::Absent {
             return Err(self.refuse_pod("created"));
         }
+        let hostname = spec.hostname.as_deref().unwrap_or(&self.identity.id);
+        let files = pod_files::write(&self.identity.directory(), hostname, spec.resolv_conf.as_deref())
+            .map_err(|error| failed("write the pod's files", error, None))?;
         self.spec = PodSpec {
             lifetime: Lifetime::SandboxApi,
+            files,
             ..spec
         };
         self.pod_life.phase = PodPhase::Created;

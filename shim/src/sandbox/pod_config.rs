@@ -5,7 +5,9 @@ use containerd_shim_protos::protobuf::Message as _;
 use nacre_pod::{Error, PodSpec, SizeHints};
 
 use super::update::positive;
-use crate::proto::cri::{LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use crate::proto::cri::{
+    DNSConfig, LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig,
+};
 use crate::proto::sandbox::CreateSandboxRequest;
 
 /// The type of CRI's configuration.
@@ -32,6 +34,7 @@ pub fn pod_spec(request: &CreateSandboxRequest, namespace: &str) -> Result<PodSp
         cgroups_path: Some(cgroups_path(&linux.cgroup_parent, namespace, &request.sandbox_id)),
         size: size(&linux.resources),
         cpus: Vec::new(),
+        resolv_conf: config.dns_config.as_ref().map(resolv_conf),
         hostname: Some(config.hostname.clone()).filter(|hostname| !hostname.is_empty()),
         network_namespace: Some(request.netns_path.clone())
             .filter(|path| !path.is_empty())
@@ -53,6 +56,14 @@ fn config(request: &CreateSandboxRequest) -> Result<PodSandboxConfig, Error> {
     }
     PodSandboxConfig::parse_from_bytes(&options.value)
         .map_err(|error| Error::Refused(format!("options: {CONFIG}: {error}")))
+}
+
+/// The pod's resolv.conf(5).
+fn resolv_conf(dns: &DNSConfig) -> String {
+    let search = (!dns.searches.is_empty()).then(|| format!("search {}\n", dns.searches.join(" ")));
+    let servers = dns.servers.iter().map(|server| format!("nameserver {server}\n"));
+    let options = (!dns.options.is_empty()).then(|| format!("options {}\n", dns.options.join(" ")));
+    search.into_iter().chain(servers).chain(options).collect()
 }
 
 /// Refuses namespaces of the host.

@@ -81,6 +81,26 @@ fn a_client_may_give_no_configuration() {
 }
 
 #[test]
+fn dns_becomes_a_resolv_conf() {
+    let mut config = config();
+    config.dns_config = Some(DNSConfig {
+        servers: vec!["10.96.0.10".into(), "fd88::10".into()],
+        searches: vec!["a.svc.cluster.local".into(), "svc.cluster.local".into()],
+        options: vec!["ndots:5".into()],
+        ..Default::default()
+    })
+    .into();
+    let text = pod_spec(&request(&config), "k8s.io")
+        .unwrap()
+        .resolv_conf
+        .unwrap();
+    let want = "search a.svc.cluster.local svc.cluster.local\nnameserver 10.96.0.10\nnameserver fd88::10\n\
+        options ndots:5\n";
+    assert_eq!(text, want);
+    assert_eq!(resolv_conf(&DNSConfig::new()), "");
+}
+
+#[test]
 fn a_slice_is_written_in_systemd_s_notation() {
     let path = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice";
     let want = "kubepods-burstable-pod1.slice:cri-containerd:s1";
