@@ -28,9 +28,9 @@ pub enum Command {
 /// A line that is not a command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "unknown command {0:?}, expected renew-generation-id, plug-memory and a number of MiB, attach-tap, or detach-tap"
+    "unknown command {0:?}, expected renew-generation-id, memory, plug-memory and a number of MiB, attach-tap, or \
+     detach-tap"
 )]
-#[error("unknown command {0:?}, expected renew-generation-id, memory, or plug-memory and a number of MiB")]
 pub struct Unknown(pub String);
 
 impl FromStr for Command {

@@ -14,7 +14,6 @@ use crate::commands::{Command, Lines};
 use crate::control::{Control, Error};
 use crate::devices::serial::SerialInput;
 use crate::machine::{DeviceBuilder, Machine};
-use crate::machine::Machine;
 use crate::virtio::mem::Sizes;
 
 /// Why the loop ended; the process then exits.
@@ -191,20 +190,13 @@ fn run_commands(machine: &mut Machine, lines: &mut Lines, late: Option<&LateDevi
                 .renew_generation_id()
                 .map(|()| Some("the VM has a new generation id".to_owned()))
                 .map_err(|error| error.to_string()),
-        match command {
-            Err(unknown) => eprintln!("nacre-vmm: {unknown}"),
-            Ok(Command::RenewGenerationId) => match machine.renew_generation_id() {
-                Ok(()) => eprintln!("nacre-vmm: the VM has a new generation id"),
-                Err(error) => eprintln!("nacre-vmm: {error}"),
-            },
-            Ok(Command::Memory) => match machine.plugged_memory() {
-                Ok(Sizes { requested, plugged }) => eprintln!(
-                    "nacre-vmm: {} MiB of {} requested are plugged in",
-                    plugged >> 20,
-                    requested >> 20
-                ),
-                Err(error) => eprintln!("nacre-vmm: {error}"),
-            },
+            Ok(Command::Memory) => machine
+                .plugged_memory()
+                .map(|Sizes { requested, plugged }| {
+                    let (requested, plugged) = (requested >> 20, plugged >> 20);
+                    Some(format!("{plugged} MiB of {requested} requested are plugged in"))
+                })
+                .map_err(|error| error.to_string()),
             // Once the guest has it, the device reports that.
             Ok(Command::PlugMemory { mib }) => machine
                 .plug_memory(mib)
