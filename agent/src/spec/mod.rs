@@ -75,7 +75,7 @@ pub fn prepare(id: &str, json: &[u8]) -> Result<PreparedSpec, Error> {
     let cgroup = cgroup_path(id, linux.cgroups_path().as_deref())?;
     linux.set_cgroups_path(Some(cgroup.clone()));
     let namespaces = namespaces::prepare(&linux)?;
-    let uts_names = namespaces.uts_names(&spec);
+    let uts_names = namespaces.take_uts_names(&mut spec);
     linux.set_namespaces(Some(namespaces.all));
     let propagation = mounts::prepare(&mut spec, &mut linux);
     spec.set_linux(Some(linux));

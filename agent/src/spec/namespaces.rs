@@ -68,18 +68,20 @@ pub fn prepare(linux: &Linux) -> Result<Namespaces, Error> {
 }
 
 impl Namespaces {
-    /// The names of `spec` to set in a UTS namespace that the container shares: the guest's or another
-    /// container's.
-    pub fn uts_names(&self, spec: &Spec) -> UtsNames {
+    /// Takes the names from `spec` that are to be set in a UTS namespace that the container shares: the guest's
+    /// or another container's. libcontainer refuses names without a new namespace.
+    pub fn take_uts_names(&self, spec: &mut Spec) -> UtsNames {
         let is_new = |namespace: &LinuxNamespace| namespace.typ() == Kind::Uts && namespace.path().is_none();
         if self.all.iter().any(is_new) {
             return UtsNames::default();
         }
         let not_empty = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
-        UtsNames {
+        let names = UtsNames {
             host: not_empty(spec.hostname()),
             domain: not_empty(spec.domainname()),
-        }
+        };
+        spec.set_hostname(None).set_domainname(None);
+        names
     }
 }
 

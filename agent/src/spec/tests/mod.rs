@@ -81,6 +81,7 @@ fn a_network_namespace_is_new_only_if_it_is_listed() {
     });
     assert!(!shared.new_network);
     assert_eq!(shared.uts_names.host.as_deref(), Some("h"));
+    assert_eq!(shared.spec.hostname(), &None, "libcontainer would refuse it");
 }
 
 #[test]
