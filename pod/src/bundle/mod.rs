@@ -19,7 +19,7 @@ use crate::mount::{Extent, HostMount, Mount, Rootfs};
 use crate::pod_files;
 use crate::pod_spec::{Lifetime, oom_score_adj};
 use crate::size::Limits;
-pub use namespaces::Pod;
+pub use namespaces::{Pids, Pod};
 
 /// What is to be done on the host and in the guest for a container.
 #[derive(Debug, PartialEq)]
@@ -34,6 +34,8 @@ pub struct Plan {
     pub pod_shm: Option<PathBuf>,
     /// Fields of the spec that have no effect, and why.
     pub ignored: Vec<Finding>,
+    /// Whose processes the container sees.
+    pub pids: Pids,
     /// Hooks that run on the host.
     pub hooks: Hooks,
     /// The container is the pod's pause container: it has no process in the guest.
@@ -96,6 +98,7 @@ pub fn plan(
     };
     let terminal = spec["process"]["terminal"].as_bool().unwrap_or(false);
     let limits = Limits::of(&spec["linux"]["resources"]);
+    let pids = Pids::of(&spec["linux"]["namespaces"]);
     rewrite_for_guest(&mut spec, id, &mounts);
     let guest_spec = spec.to_string().into_bytes();
     if guest_spec.len() > MAX_SPEC {
@@ -113,6 +116,7 @@ pub fn plan(
         pod_shm: shm.into_values().next(),
         ignored,
         hooks,
+        pids,
         is_pause: id == pod.sandbox && pod.spec.lifetime == Lifetime::PauseContainer,
         limits,
         terminal,

@@ -33,6 +33,10 @@ pub struct Pod<'a> {
     pub sandbox: &'a str,
     /// What its VM was started for.
     pub spec: &'a PodSpec,
+    /// The running containers that have a pid namespace of their own, by id.
+    pub own_pids: &'a [String],
+    /// Whether a running container shares the pod's pid namespace.
+    pub shares_pids: bool,
     /// True if two paths name the same namespace of the host.
     pub is_same: fn(&Path, &Path) -> bool,
 }
@@ -124,12 +128,24 @@ impl Pod<'_> {
             // Mount namespaces are never shared within a pod.
             ("mount", _) => InGuest::Refused("names the mount namespace of another container"),
             (_, Lifetime::Container) => InGuest::At(guest::namespace_of(self.sandbox)),
-            ("pid", Lifetime::PauseContainer | Lifetime::SandboxApi) => {
-                InGuest::At(guest::POD_NAMESPACE.to_owned())
-            }
+            ("pid", Lifetime::PauseContainer | Lifetime::SandboxApi) => self.pids(),
             (_, Lifetime::PauseContainer | Lifetime::SandboxApi) => {
                 InGuest::Refused("the pod's sandbox has no process and no such namespace of its own")
             }
+        }
+    }
+
+    /// What the pid namespace of a task is in the guest. All tasks of the pod have one pid, so its path may mean
+    /// the pod's namespace (shareProcessNamespace in Kubernetes) or that of any container (the target of an
+    /// ephemeral container). In a pod of the first kind, no container has one of its own.
+    fn pids(&self) -> InGuest {
+        match self.own_pids {
+            [target] if !self.shares_pids => InGuest::At(guest::namespace_of(target)),
+            [_, _, ..] if !self.shares_pids => InGuest::Refused(
+                "names the processes of one container, and the pod has several, which can't be told apart by their \
+                 tasks' pid (set shareProcessNamespace: true in the pod, or name no target container)",
+            ),
+            [] | [_, ..] => InGuest::At(guest::POD_NAMESPACE.to_owned()),
         }
     }
 
@@ -157,6 +173,32 @@ impl Pod<'_> {
     }
 }
 
+/// Whose processes a container sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pids {
+    /// Its own.
+    Own,
+    /// Those of the pod.
+    Pod,
+    /// Those of another container.
+    Other,
+}
+
+impl Pids {
+    /// By the guest's spec.
+    pub fn of(namespaces: &Value) -> Self {
+        let mut listed = namespaces.as_array().into_iter().flatten();
+        let path = listed
+            .find(|namespace| namespace["type"] == "pid")
+            .and_then(|namespace| namespace["path"].as_str());
+        match path {
+            None => Self::Own,
+            Some(guest::POD_NAMESPACE) => Self::Pod,
+            Some(_) => Self::Other,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,12 +212,24 @@ mod tests {
         }
     }
 
-    fn checked_in(lifetime: Lifetime, id: &str, mut namespaces: Value) -> (Value, String) {
+    fn checked_in(lifetime: Lifetime, id: &str, namespaces: Value) -> (Value, String) {
+        checked_among(&[], false, lifetime, id, namespaces)
+    }
+
+    fn checked_among(
+        own_pids: &[String],
+        shares_pids: bool,
+        lifetime: Lifetime,
+        id: &str,
+        mut namespaces: Value,
+    ) -> (Value, String) {
         let mut findings = Findings::default();
         let pod = Pod {
             pid: 77,
             sandbox: "s",
             spec: &spec(lifetime),
+            own_pids,
+            shares_pids,
             is_same: |a, b| a == b,
         };
         check(id, &mut namespaces, pod, &mut findings);
@@ -256,6 +310,28 @@ mod tests {
         assert_eq!(path(Lifetime::SandboxApi), "pod:");
         let (_, refusals) = checked(all("user", "/proc/77/ns/user"));
         assert!(refusals.contains("no process"), "{refusals}");
+    }
+
+    #[test]
+    fn the_target_of_an_ephemeral_container_is_the_only_one_with_pids_of_its_own() {
+        let among = |own: &[&str], shares| {
+            let own: Vec<String> = own.iter().map(|id| (*id).to_owned()).collect();
+            let listed = all("pid", "/proc/77/ns/pid");
+            let (namespaces, refusals) = checked_among(&own, shares, Lifetime::PauseContainer, "a", listed);
+            (Pids::of(&namespaces), namespaces[1]["path"].clone(), refusals)
+        };
+        assert_eq!(among(&[], false), (Pids::Pod, json!("pod:"), String::new()));
+        assert_eq!(
+            among(&["b"], false),
+            (Pids::Other, json!("container:b"), String::new())
+        );
+        assert_eq!(among(&["b"], true), (Pids::Pod, json!("pod:"), String::new()));
+        assert!(
+            among(&["b", "c"], false)
+                .2
+                .contains("shareProcessNamespace: true")
+        );
+        assert_eq!(Pids::of(&all("pid", "")[0]), Pids::Own);
     }
 
     #[test]

@@ -32,6 +32,8 @@ fn pod(sandbox: &str) -> Pod<'_> {
         pid: 5,
         sandbox,
         spec: &SPEC,
+        own_pids: &[],
+        shares_pids: false,
         is_same: |a, b| a == b,
     }
 }

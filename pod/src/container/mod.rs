@@ -12,6 +12,7 @@ use nacre_protocol::agent::Stdio;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+use crate::bundle::Pids;
 use crate::error::Error;
 use crate::hooks::Hooks;
 use crate::mount::Mount;
@@ -87,6 +88,8 @@ pub struct Container {
     pub oom_kills: u64,
     /// How many TaskOOM events were due.
     pub oom_events: u32,
+    /// Whose processes it sees.
+    pub pids: Pids,
     /// Hooks that run on the host.
     pub hooks: Hooks,
     /// Its mount points in the tree that the guest sees; none for the pause container.

@@ -13,8 +13,8 @@ use tokio::sync::{oneshot, watch};
 
 use super::queue::{Event, Queue};
 use super::{Progress, Sandbox, delete, failed, log_ignored_fields};
-use crate::bundle::{self, Plan, Pod};
-use crate::container::{self, Container, CreateRequest, Lifecycle, Process, Reply, answer};
+use crate::bundle::{self, Pids, Plan, Pod};
+use crate::container::{self, Container, CreateRequest, Lifecycle, Process, Reply, TaskState, answer};
 use crate::error::{Error, StepFailed};
 use crate::event::TaskEvent;
 use crate::guest::{CallError, Guest};
@@ -41,6 +41,7 @@ impl Sandbox {
                     execs: Default::default(),
                     oom_kills: 0,
                     oom_events: 0,
+                    pids: job.plan.pids,
                     hooks: job.plan.hooks.clone(),
                     mount_points: job.mount_points.clone(),
                     creating: Some(reply),
@@ -84,10 +85,13 @@ impl Sandbox {
         let file = identity::config_json(&request.bundle);
         let spec = std::fs::read(&file)
             .map_err(|error| failed("read spec", format_args!("{}: {error}", file.display()), None))?;
+        let (own_pids, shares_pids) = self.pid_namespaces();
         let pod = Pod {
             pid: self.vm.as_ref().map_or(0, Vm::pid),
             sandbox: &self.identity.id,
             spec: &self.spec,
+            own_pids: &own_pids,
+            shares_pids,
             is_same: is_same_namespace,
         };
         let plan = bundle::plan(
@@ -134,6 +138,22 @@ impl Sandbox {
             hooks_ran: false,
         };
         Ok((init, job))
+    }
+
+    /// The running containers with a pid namespace of their own, and whether another one shares the pod's.
+    fn pid_namespaces(&self) -> (Vec<String>, bool) {
+        let runs = |id: &str, container: &Container| {
+            let state = container.lifecycle.init().state;
+            !self.is_pause(id) && !matches!(state, TaskState::Creating | TaskState::Stopped)
+        };
+        let with = |pids: Pids| {
+            let running = self
+                .containers
+                .iter()
+                .filter(move |(id, container)| runs(id, container) && container.pids == pids);
+            running.map(|(id, _)| id.clone())
+        };
+        (with(Pids::Own).collect(), with(Pids::Pod).next().is_some())
     }
 
     /// The job of a Create ended.

@@ -155,6 +155,23 @@ fn namespaces() -> Result<()> {
     ensure!(exec(&first.id, "x", "ls -l /proc/1/root")?.contains("denied"));
     first.feed(Vec::new())?;
     first.wait_with_output()?;
+    // An ephemeral container has the processes of its target, as long as there is one candidate.
+    let target = pod.member("echo up; read line", |_| {})?;
+    let mut target_runs = pod.spawn(&target, "target")?;
+    ensure!(target_runs.line()? == "up");
+    let seen = pod.run("debugs", "cat /proc/1/comm; ps", all)?;
+    ensure!(seen.starts_with("sh\n") && seen.contains("read line"), "{seen}");
+    let mut second_runs = pod.spawn(&target, "second")?;
+    ensure!(second_runs.line()? == "up");
+    let refused = pod.output(&pod.member("true", all)?, &fresh_id("ambiguous"))?;
+    ensure!(
+        refused.stderr.contains("shareProcessNamespace: true"),
+        "{refused:?}"
+    );
+    for mut running in [target_runs, second_runs] {
+        running.feed(Vec::new())?;
+        running.wait_with_output()?;
+    }
     pod.remove()
 }
 
