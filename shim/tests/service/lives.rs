@@ -12,7 +12,6 @@ use ttrpc::Code;
 use crate::Case;
 use crate::cases;
 use crate::pod::{Pod, anonymous_kib, refused, soon};
-use crate::remote::Remote;
 
 cases![
     a_life_and_its_events,
@@ -24,7 +23,6 @@ cases![
     unknown_ids_and_invalid_calls_are_refused,
     mounts_appear_in_the_shared_tree,
     a_created_container_can_be_deleted,
-    containers_of_a_pod_join_its_shim,
     the_vmm_gets_the_spec_s_oom_score_adj,
     a_guest_without_the_host_s_clock_is_corrected,
 ];
@@ -312,77 +310,6 @@ async fn a_created_container_can_be_deleted() -> Result<()> {
         "took {:?}",
         begun.elapsed()
     );
-    pod.finish(&client).await
-}
-
-/// Runs `start` for container `inner` in `bundle`, as containerd does for a container that joins a pod;
-/// returns its output.
-fn start_inner(pod: &Pod, bundle: &std::path::Path) -> Result<String> {
-    let started = std::process::Command::new(pod.path().join("bin/containerd-shim-nacre-v2"))
-        .args([
-            "-namespace",
-            "test",
-            "-address",
-            &pod.path().join("containerd.sock").display().to_string(),
-        ])
-        .args(["-id", "inner", "start"])
-        .current_dir(bundle)
-        .output()?;
-    ensure!(started.status.success(), "{started:?}");
-    Ok(String::from_utf8(started.stdout)?)
-}
-
-async fn containers_of_a_pod_join_its_shim() -> Result<()> {
-    let annotate = |spec: &mut serde_json::Value, kind: &str| {
-        spec["annotations"] =
-            json!({"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": "sandbox"});
-    };
-    let mut pod = Pod::prepare("sandbox", "", |spec| {
-        annotate(spec, "sandbox");
-        spec["process"]["oomScoreAdj"] = json!(-998);
-    })
-    .await?;
-    let client = pod.run_start().await?;
-    let pid = client.create(soon(), &pod.creation()).await?.pid;
-    let oom_score_adj = || -> Result<String> {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
-        Ok(text.trim().to_owned())
-    };
-    ensure!(oom_score_adj()? == "0", "the pause process's adjustment is used");
-    let pause = Remote::init(&client, "sandbox");
-    pause.start().await?;
-    let mut spec: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(pod.path().join("bundle/config.json"))?)?;
-    annotate(&mut spec, "container");
-    spec["process"]["args"] = json!(["exit", "7"]);
-    spec["process"]["oomScoreAdj"] = json!(500);
-    // As containerd's CRI plugin writes it, by the pid of the sandbox's task.
-    spec["linux"]["namespaces"][2]["path"] = json!(format!("/proc/{pid}/ns/net"));
-    let bundle = pod.path().join("bundle2");
-    std::fs::create_dir(&bundle)?;
-    std::fs::write(bundle.join("config.json"), spec.to_string())?;
-    let answer = start_inner(&pod, &bundle)?;
-    ensure!(answer == pod.address, "{answer}");
-    let mut creation = pod.creation();
-    creation.id = "inner".into();
-    creation.bundle = bundle.display().to_string();
-    ensure!(client.create(soon(), &creation).await?.pid == pid);
-    ensure!(
-        oom_score_adj()? == "500",
-        "the container's adjustment is not used"
-    );
-    let inner = Remote::init(&client, "inner");
-    inner.start().await?;
-    ensure!(inner.wait().await?.exit_status == 7);
-    ensure!(inner.delete().await?.exit_status == 7);
-    ensure!(refused(inner.state().await)?.0 == Code::NOT_FOUND);
-    ensure!(
-        pause.state().await?.status.value() == 2,
-        "the sandbox does not run"
-    );
-    pause.kill(9).await?;
-    pause.wait().await?;
-    pause.delete().await?;
     pod.finish(&client).await
 }
 

@@ -12,6 +12,7 @@ mod fake_vmm;
 mod hung;
 mod lives;
 mod pod;
+mod pods;
 mod remote;
 mod sandboxes;
 mod tasks;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
     let names: Vec<&String> = arguments.iter().filter(|word| !word.starts_with('-')).collect();
     let chosen = [
         lives::ALL,
+        pods::ALL,
         execs::ALL,
         tasks::ALL,
         codes::ALL,
