@@ -42,6 +42,7 @@ pub const CALLS: &[Call] = &[
             libc::FIONBIO,
             libc::TUNSETVNETHDRSZ,
             libc::TUNSETOFFLOAD,
+            libc::TUNSETQUEUE,
         ],
         "interrupts the driver of the serial port and of virtio-mem; maps memory that is plugged in; adds a network device: notifications and the tap",
     ),

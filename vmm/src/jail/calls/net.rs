@@ -22,7 +22,7 @@ const CALLS: &[Call] = &[
     one_of(
         libc::SYS_ioctl,
         1,
-        &[libc::TUNSETOFFLOAD, KVM_SIGNAL_MSI],
-        "sets the offloads that the driver accepts; interrupts the driver",
+        &[libc::TUNSETOFFLOAD, libc::TUNSETQUEUE, KVM_SIGNAL_MSI],
+        "sets the offloads that the driver accepts, and the queues that it uses; interrupts the driver",
     ),
 ];

@@ -2,10 +2,15 @@
 //! checksums and segments left to the other side. Created by [`crate::shim_managed`] and the standalone mode,
 //! served by a worker. It opens no network interface: it gets the taps as descriptors.
 //!
+//! A device with several taps has as many queue pairs and a control queue ([`control`]). One worker serves all
+//! [`pair`]s: they spread the guest's work over its vCPUs, not the host's.
+//!
 //! [`receive`] reads packets from a tap straight into the guest's buffers, [`transmit`] writes them straight
 //! from there; [`tap`] has the system calls, one per packet. The tap is edge-triggered in the worker's epoll
 //! set: it is read until it is empty, or until the guest has no more buffers; then packets wait in the tap.
 
+mod control;
+mod pair;
 mod receive;
 mod tap;
 #[cfg(test)]
@@ -13,35 +18,31 @@ pub(crate) mod tests;
 mod transmit;
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use nacre_protocol::control::{MAX_TAPS, MIN_MTU};
 use virtio_bindings::bindings::virtio_net as bits;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use vmm_sys_util::epoll::EventSet;
 
-use self::receive::{Received, Receiver};
-use self::tap::{HEADER_BYTES, Tap};
+use self::control::Command;
+use self::pair::QueuePair;
+use self::receive::Received;
+use self::tap::Tap;
 pub use self::tap::{TapError, open_tap};
-use self::transmit::{LARGEST, Transmitter};
-use super::worker::{ActiveDevice, DataPath, Fault};
+use super::worker::{ActiveDevice, DataPath, Fault, Notify};
 use super::{Device, DeviceError, Env, Spec};
 use crate::jail::calls::net::PROFILE;
 use crate::log::LimitedLog;
 
-/// Packets to the guest (virtio 1.2, 5.1.2).
-const RX: u16 = 0;
-/// Packets from the guest.
-const TX: u16 = 1;
-/// The size of each queue.
+/// The size of each queue for packets.
 const QUEUE_SIZE: u16 = 256;
+/// The size of the control queue, if there is one.
+const CONTROL_QUEUE_SIZE: u16 = 16;
 /// What is waited for on a tap: packets.
 const TAP_EVENTS: EventSet = EventSet::IN.union(EventSet::EDGE_TRIGGERED);
-/// The tap's token in the worker's epoll set.
-const TAP: u64 = 0;
 /// Most packets of an earlier driver that are dropped when another one starts: more than a tap holds.
 const MAX_STALE: usize = 4096;
-/// Bytes of an Ethernet header with a VLAN tag.
-const ETHERNET_BYTES: u32 = 18;
 
 /// Offset of `status` in the configuration space (virtio 1.2, 5.1.4).
 const STATUS: u64 = 6;
@@ -66,7 +67,8 @@ const FEATURES: [u32; 12] = [
 /// The device's configuration, checked.
 #[derive(Debug)]
 pub struct Config {
-    tap: Tap,
+    /// One per queue pair, at least one.
+    taps: Vec<Arc<Tap>>,
     mac: [u8; 6],
     mtu: u16,
 }
@@ -94,8 +96,9 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] with the first value that is refused.
     pub fn new(taps: Vec<OwnedFd>, mac: [u8; 6], mtu: u16) -> Result<Self, ConfigError> {
-        let count = taps.len();
-        let [tap] = <[OwnedFd; 1]>::try_from(taps).map_err(|_| ConfigError::Taps(count))?;
+        if !(1..=MAX_TAPS).contains(&taps.len()) {
+            return Err(ConfigError::Taps(taps.len()));
+        }
         let [first, ..] = mac;
         if first & 1 != 0 || mac == [0; 6] {
             return Err(ConfigError::Mac(mac));
@@ -103,28 +106,44 @@ impl Config {
         if mtu < MIN_MTU {
             return Err(ConfigError::Mtu(mtu));
         }
-        let tap = Tap::new(tap)?;
-        Ok(Self { tap, mac, mtu })
+        let taps = taps.into_iter().map(|tap| Tap::new(tap).map(Arc::new));
+        Ok(Self {
+            taps: taps.collect::<Result<_, _>>()?,
+            mac,
+            mtu,
+        })
     }
 
     /// The configuration space (virtio 1.2, 5.1.4): the address, the status (the link is up), the number of
     /// queue pairs, the MTU.
     fn space(&self) -> Vec<u8> {
-        let (status, pairs) = (1_u16.to_le_bytes(), 1_u16.to_le_bytes());
+        let (status, pairs) = (1_u16.to_le_bytes(), self.pairs().to_le_bytes());
         [&self.mac[..], &status, &pairs, &self.mtu.to_le_bytes()].concat()
+    }
+
+    /// The number of queue pairs.
+    fn pairs(&self) -> u16 {
+        u16::try_from(self.taps.len()).unwrap_or(u16::MAX)
     }
 }
 
-/// Creates the device, with two queues, and spawns its worker.
+/// Creates the device, with two queues per tap, and spawns its worker, which serves all of them.
 ///
 /// # Errors
 /// [`DeviceError`] if the worker can't be spawned.
 pub fn spawn(config: Config, env: &Env) -> Result<Device, DeviceError> {
+    let pairs = config.pairs();
+    let mut queue_sizes = vec![QUEUE_SIZE; usize::from(pairs.saturating_mul(2))];
+    let mut features = FEATURES.to_vec();
+    if pairs > 1 {
+        queue_sizes.push(CONTROL_QUEUE_SIZE);
+        features.extend([bits::VIRTIO_NET_F_CTRL_VQ, bits::VIRTIO_NET_F_MQ]);
+    }
     let spec = Spec {
         name: "net",
         device_type: VIRTIO_ID_NET,
-        queue_sizes: vec![QUEUE_SIZE; 2],
-        features: FEATURES
+        queue_sizes,
+        features: features
             .into_iter()
             .fold(0, |features, bit| features | feature(bit)),
         config: config.space(),
@@ -133,9 +152,10 @@ pub fn spawn(config: Config, env: &Env) -> Result<Device, DeviceError> {
     };
     Device::spawn(spec, env, move || {
         Ok(NetDataPath {
-            tap: config.tap,
+            attached: config.taps.len(),
+            taps: config.taps,
             mtu: config.mtu,
-            pair: None,
+            pairs: Vec::new(),
             was_active: false,
             log: LimitedLog::new(),
         })
@@ -147,97 +167,110 @@ const fn feature(bit: u32) -> u64 {
     1_u64.wrapping_shl(bit)
 }
 
-/// The two sides of a queue pair.
-struct Pair {
-    receiver: Receiver,
-    transmitter: Transmitter,
-}
-
 struct NetDataPath {
-    tap: Tap,
+    taps: Vec<Arc<Tap>>,
+    /// How many of the taps, from the first one on, the host gives packets to.
+    attached: usize,
     mtu: u16,
-    /// While the device is active.
-    pair: Option<Pair>,
+    /// Those that the driver uses, from the first one on; none while the device is not active.
+    pairs: Vec<QueuePair>,
     /// A driver has used the device before, and may have left packets in the tap.
     was_active: bool,
     log: LimitedLog,
 }
 
 impl DataPath for NetDataPath {
+    /// The driver uses the first queue pair until it asks for more (virtio 1.2, 5.1.6.5.6.1).
     fn start(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
-        let has = |bit| active.features & feature(bit) != 0;
-        self.tap
-            .set_offload(offloads(active.features))
+        let Some(tap) = self.taps.first().map(Arc::clone) else {
+            return Ok(());
+        };
+        attach_first(&self.taps, &mut self.attached, 1).map_err(Fault::io("detach a queue of the tap"))?;
+        tap.set_offload(offloads(active.features))
             .map_err(Fault::io("set the tap's offloads"))?;
         if std::mem::replace(&mut self.was_active, true) {
             // They may be larger than what this driver accepts.
             (0..MAX_STALE)
-                .take_while(|_| self.tap.discard().is_ok())
+                .take_while(|_| tap.discard().is_ok())
                 .for_each(drop);
         }
-        let large = has(bits::VIRTIO_NET_F_GUEST_TSO4) || has(bits::VIRTIO_NET_F_GUEST_TSO6);
-        let frame = u32::from(self.mtu)
-            .saturating_add(HEADER_BYTES)
-            .saturating_add(ETHERNET_BYTES);
-        let largest = if large { LARGEST } else { frame };
-        self.pair = Some(Pair {
-            receiver: Receiver::new(RX, has(bits::VIRTIO_NET_F_MRG_RXBUF), largest, active),
-            transmitter: Transmitter::new(TX, active),
-        });
-        active
-            .poller
-            .add(&self.tap, TAP, TAP_EVENTS)
-            .map_err(Fault::io("watch the tap"))?;
-        // A driver need not make all queues ready.
-        if active.is_ready(RX) {
-            active.disable_notification(RX)
-        } else {
-            Ok(())
-        }
+        self.use_attached(active)
     }
 
     fn on_queue(&mut self, index: u16, active: &mut ActiveDevice) -> Result<(), Fault> {
-        match index {
-            TX => self.transmit(active),
-            _ => self.receive(active),
+        if Some(index) == self.control_queue(active.features) {
+            return self.carry_out_commands(index, active);
         }
+        let pair = self.pairs.get_mut(usize::from(index.wrapping_shr(1)));
+        let received = pair.map(|pair| pair.on_queue(index, &self.log, active));
+        self.check_link(received, active)
     }
 
-    fn on_event(&mut self, _token: u64, ready: EventSet, active: &mut ActiveDevice) -> Result<(), Fault> {
-        if let Some(pair) = &mut self.pair {
-            pair.receiver.set_readable();
-            if ready.contains(EventSet::OUT) && pair.transmitter.set_writable() {
-                self.transmit(active)?;
-            }
-        }
-        if active.is_ready(RX) {
-            self.receive(active)
-        } else {
-            Ok(())
-        }
+    fn on_event(&mut self, token: u64, ready: EventSet, active: &mut ActiveDevice) -> Result<(), Fault> {
+        let pair = usize::try_from(token)
+            .ok()
+            .and_then(|token| self.pairs.get_mut(token));
+        let received = pair.map(|pair| pair.on_tap(ready, &self.log, active));
+        self.check_link(received, active)
     }
 
     fn on_memory(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
-        if let Some(pair) = &mut self.pair {
-            pair.receiver.set_memory(&active.memory);
-            pair.transmitter.set_memory(&active.memory);
-        }
+        self.pairs.iter_mut().for_each(|pair| pair.on_memory(active));
         Ok(())
     }
 
     fn stop(&mut self, active: &mut ActiveDevice) {
-        self.pair = None;
-        // Fails if `start` could not add it.
-        let _ = active.poller.remove(&self.tap);
+        self.pairs.drain(..).for_each(|pair| pair.stop(active));
     }
 }
 
 impl NetDataPath {
-    fn receive(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
-        let Some(pair) = &mut self.pair else {
-            return Ok(());
+    /// The index of the control queue, if the driver uses it (virtio 1.2, 5.1.2).
+    fn control_queue(&self, features: u64) -> Option<u16> {
+        let has = |bit| features & feature(bit) != 0;
+        let pairs = if has(bits::VIRTIO_NET_F_MQ) {
+            u16::try_from(self.taps.len()).unwrap_or(u16::MAX)
+        } else {
+            1
         };
-        if pair.receiver.receive(&self.tap, active)? == Received::Gone {
+        (has(bits::VIRTIO_NET_F_CTRL_VQ) && self.taps.len() > 1).then_some(pairs.saturating_mul(2))
+    }
+
+    /// Carries out the driver's commands: it may use another number of queue pairs from then on.
+    fn carry_out_commands(&mut self, queue: u16, active: &mut ActiveDevice) -> Result<(), Fault> {
+        let (taps, attached) = (&self.taps, &mut self.attached);
+        active.serve(queue, Notify::Each, |memory, chain| {
+            let command = Command::read(memory, chain);
+            let wanted = command.pairs().map(usize::from);
+            let wanted = wanted.filter(|wanted| (1..=taps.len()).contains(wanted));
+            let done = wanted.is_some_and(|wanted| attach_first(taps, attached, wanted).is_ok());
+            command.answer(memory, done)
+        })?;
+        self.use_attached(active)
+    }
+
+    /// Uses the queue pairs of the attached taps, and no others.
+    fn use_attached(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
+        while self.pairs.len() > self.attached
+            && let Some(pair) = self.pairs.pop()
+        {
+            pair.stop(active);
+        }
+        let unused = self.taps.iter().take(self.attached).skip(self.pairs.len());
+        for (index, tap) in (self.pairs.len()..).zip(unused.map(Arc::clone).collect::<Vec<_>>()) {
+            let index = u16::try_from(index).unwrap_or(u16::MAX);
+            self.pairs.push(QueuePair::start(index, &tap, self.mtu, active)?);
+        }
+        Ok(())
+    }
+
+    /// Sets the link down if a tap has lost its network interface.
+    fn check_link(
+        &self,
+        received: Option<Result<Received, Fault>>,
+        active: &ActiveDevice,
+    ) -> Result<(), Fault> {
+        if received.transpose()? == Some(Received::Gone) {
             self.log
                 .write(|| "virtio net: the tap's network interface was removed; the link is down".to_owned());
             // Cannot fail: the field exists.
@@ -245,13 +278,24 @@ impl NetDataPath {
         }
         Ok(())
     }
+}
 
-    fn transmit(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
-        match &mut self.pair {
-            Some(pair) => pair.transmitter.transmit(&self.tap, TAP, &self.log, active),
-            None => Ok(()),
-        }
+/// Makes the host give packets to the first `wanted` of `taps`, of which it is the first `attached` so far, and
+/// to no others.
+fn attach_first(taps: &[Arc<Tap>], attached: &mut usize, wanted: usize) -> std::io::Result<()> {
+    while *attached > wanted
+        && let Some(tap) = taps.get(attached.saturating_sub(1))
+    {
+        tap.set_attached(false)?;
+        *attached = attached.saturating_sub(1);
     }
+    while *attached < wanted
+        && let Some(tap) = taps.get(*attached)
+    {
+        tap.set_attached(true)?;
+        *attached = attached.saturating_add(1);
+    }
+    Ok(())
 }
 
 /// The tap's offloads (TUN_F_*) for the features that the driver accepted: what the guest takes.

@@ -21,6 +21,9 @@ const TUN: u16 = 0x0001;
 const TAP: u16 = 0x0002;
 /// A tap with IFF_NO_PI, no header of its own, and IFF_VNET_HDR, virtio's header.
 const FLAGS: u16 = TAP | 0x1000 | 0x4000;
+/// IFF_ATTACH_QUEUE and IFF_DETACH_QUEUE.
+const ATTACH: libc::c_short = 0x0200;
+const DETACH: libc::c_short = 0x0400;
 /// Most buffers of one system call (UIO_MAXIOV).
 pub const MAX_VECTORS: usize = 1024;
 
@@ -93,6 +96,23 @@ impl Tap {
                 libc::c_ulong::from(flags),
             )
         };
+        #[cfg(test)]
+        if self.is_socket {
+            return Ok(());
+        }
+        check(done)
+    }
+
+    /// Whether the host gives packets to this queue of an interface with several (IFF_MULTI_QUEUE).
+    ///
+    /// # Errors
+    /// As the ioctl TUNSETQUEUE.
+    pub fn set_attached(&self, is_attached: bool) -> io::Result<()> {
+        // SAFETY: `ifreq` is plain data, for which zeros are valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        request.ifr_ifru.ifru_flags = if is_attached { ATTACH } else { DETACH };
+        // SAFETY: the kernel reads one `ifreq`.
+        let done = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) };
         #[cfg(test)]
         if self.is_socket {
             return Ok(());

@@ -3,6 +3,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "sizes of a test guest are small")]
 
 mod malformed;
+mod pairs;
 mod pause;
 mod receive;
 
@@ -14,13 +15,16 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair
 
 use vm_memory::{GuestAddress, GuestRegionMmap};
 
+use super::tap::HEADER_BYTES;
+use super::transmit::LARGEST;
 use super::*;
 use crate::virtio::testing::{
     BUFFERS, Driver, MEMORY_SIZE, assert_passes_confined, hammer, is_confined, readable, writable,
 };
 
 const QUEUE_SIZES: [u16; 2] = [QUEUE_SIZE; 2];
-const QUEUES: (usize, usize) = (RX as usize, TX as usize);
+/// The receive and the transmit queue of the first pair.
+const QUEUES: (usize, usize) = (0, 1);
 /// Without the features that need large buffers.
 const NOT_LARGE: u64 = !(1 << bits::VIRTIO_NET_F_GUEST_TSO4 | 1 << bits::VIRTIO_NET_F_GUEST_TSO6);
 const NOT_MERGEABLE: u64 = !(1 << bits::VIRTIO_NET_F_MRG_RXBUF);
@@ -63,7 +67,7 @@ fn config() -> (Config, Host) {
         setsockopt(socket, sockopt::SndBuf, &(1 << 20)).unwrap();
     }
     let config = Config {
-        tap: Tap::from_socket(theirs),
+        taps: vec![Arc::new(Tap::from_socket(theirs))],
         mac: [2, 0, 0, 0, 0, 1],
         mtu: 1500,
     };
