@@ -77,11 +77,11 @@ struct StandaloneArguments {
     share: Option<PathBuf>,
     /// A tap to connect the guest to, which is created if there is none; may be given several times. The
     /// guest's address is 02:00:00:00:00:NN, where NN counts from 1, unless it is given.
-    #[arg(long, value_name = "NAME[,mac=MAC]")]
+    #[arg(long, value_name = "NAME[,queues=N][,mac=MAC]")]
     tap: Vec<standalone::TapOption>,
     /// As --tap, for a device that the command attach-tap adds to the running guest, and the command
     /// detach-tap removes.
-    #[arg(long, value_name = "NAME[,mac=MAC]", requires = "commands")]
+    #[arg(long, value_name = "NAME[,queues=N][,mac=MAC]", requires = "commands")]
     late_tap: Vec<standalone::TapOption>,
     /// A Unix socket to create: a client that connects and writes "CONNECT <port>" reaches that vsock port of
     /// the guest.

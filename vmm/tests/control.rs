@@ -294,7 +294,7 @@ fn network_devices_are_attached_and_detached_in_the_jail() {
     let Some(vmm) = Vmm::running(IDLE_GUEST) else {
         return;
     };
-    let Ok(tap) = open_tap("nacretest%d") else {
+    let Ok(tap) = open_tap("nacretest%d", false) else {
         return println!("skipped: no taps");
     };
     let tap = tap.as_raw_fd();

@@ -21,7 +21,13 @@ use super::{Build, Guest, Options, Test, Workload, test};
 
 /// The tests.
 pub const TESTS: &[Test] = &[
-    test("64 MiB each way over virtio-net, and 1,000 round trips", traffic),
+    test(
+        "64 MiB each way over virtio-net, and 1,000 round trips",
+        |build| traffic(build, &["--tap", TAP]),
+    ),
+    test("the same with 2 queue pairs and 2 vCPUs", |build| {
+        traffic(build, &["--vcpus", "2", "--tap", &format!("{TAP},queues=2")])
+    }),
     test("a network device is added to a running guest and removed", attach),
 ];
 
@@ -59,10 +65,10 @@ const CONNECT: u8 = b'c';
 const SINK: u8 = b's';
 const ECHO: u8 = b'e';
 
-fn traffic(build: &Build) -> Result<()> {
+fn traffic(build: &Build, arguments: &[&str]) -> Result<()> {
     let mut guest = build.boot(&Options {
         workload: WORKLOAD.name,
-        arguments: &["--tap", TAP],
+        arguments,
         ..Options::default()
     })?;
     let mut orders = guest.connect()?;

@@ -50,18 +50,32 @@ fn set_limit(name: &'static str, resource: Resource, wanted: u64) -> Result<(), 
     step(name, setrlimit(resource, limit, limit))
 }
 
-/// Keeps glibc's allocator from trimming a thread's arena: before it does, it opens
-/// /proc/sys/vm/overcommit_memory, which only the file server's seccomp filter allows. Blocks of 128 KiB or
-/// more are separate mappings and are still returned to the kernel when they are freed.
+/// Most arenas of the allocator: one per thread of any VM but the largest; then threads share some.
+const ARENAS: i32 = 64;
+
+/// Keeps glibc's allocator from opening files, which no filter but the file server's allows. Before it trims a
+/// thread's arena, it would open /proc/sys/vm/overcommit_memory; blocks of 128 KiB or more are separate mappings
+/// and are still returned to the kernel when they are freed. For the first thread after the eighth that needs
+/// an arena, it would count the host's CPUs in /sys, to find out how many arenas there may be; such a thread may
+/// be the worker of a device that is added to the running VM.
+pub fn confine_malloc() -> Result<(), Error> {
+    set_malloc(
+        "set M_TRIM_THRESHOLD by mallopt",
+        libc::M_TRIM_THRESHOLD,
+        i32::MAX,
+    )?;
+    set_malloc("set M_ARENA_MAX by mallopt", libc::M_ARENA_MAX, ARENAS)
+}
+
 #[allow(unsafe_code, reason = "mallopt has no safe form")]
-pub fn disable_malloc_trim() -> Result<(), Error> {
+fn set_malloc(name: &'static str, option: libc::c_int, value: libc::c_int) -> Result<(), Error> {
     // SAFETY: sets a number that the allocator reads under its own lock; no memory of ours is involved.
-    let set = unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX) };
+    let set = unsafe { libc::mallopt(option, value) };
     if set == 1 {
         return Ok(());
     }
     Err(Error {
-        step: "set M_TRIM_THRESHOLD by mallopt",
+        step: name,
         reason: "the allocator rejected the value".to_owned(),
     })
 }

@@ -105,7 +105,7 @@ impl Confinement {
     /// # Errors
     /// [`Error`] if the allocator refuses its setting.
     pub fn closed(violation: Violation) -> Result<Self, Error> {
-        limits::disable_malloc_trim()?;
+        limits::confine_malloc()?;
         Ok(Self {
             violation: Some(violation),
         })

@@ -1,4 +1,4 @@
-//! The option `--tap NAME[,mac=MAC]` of a standalone VMM: a network device whose tap the VMM opens itself.
+//! The option `--tap NAME[,queues=N][,mac=MAC]` of a standalone VMM: a network device whose tap the VMM opens itself.
 
 use std::str::FromStr;
 
@@ -12,15 +12,20 @@ const MTU: u16 = 1500;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TapOption {
     name: String,
+    /// Queue pairs.
+    queues: usize,
     mac: Option<[u8; 6]>,
 }
 
 impl TapOption {
     /// Opens the tap; `number` becomes part of the address if none was given.
     pub fn open(&self, number: u8) -> Result<net::Config> {
-        let tap = net::open_tap(&self.name).with_context(|| format!("opening the tap {}", self.name))?;
+        let taps = (0..self.queues)
+            .map(|_| net::open_tap(&self.name, self.queues > 1))
+            .collect::<std::io::Result<_>>()
+            .with_context(|| format!("opening the tap {}", self.name))?;
         let mac = self.mac.unwrap_or([2, 0, 0, 0, 0, number]);
-        net::Config::new(vec![tap], mac, MTU).with_context(|| format!("the tap {}", self.name))
+        net::Config::new(taps, mac, MTU).with_context(|| format!("the tap {}", self.name))
     }
 }
 
@@ -32,11 +37,16 @@ impl FromStr for TapOption {
             None => (text, None),
             Some((name, mac)) => (name, Some(parse_mac(mac)?)),
         };
+        let (name, queues) = match name.split_once(",queues=") {
+            None => (name, 1),
+            Some((name, queues)) => (name, queues.parse().map_err(|_| "expected a number of queues")?),
+        };
         if name.is_empty() || name.contains(',') {
-            return Err("expected NAME or NAME,mac=MAC".to_owned());
+            return Err("expected NAME[,queues=N][,mac=MAC]".to_owned());
         }
         Ok(Self {
             name: name.to_owned(),
+            queues,
             mac,
         })
     }
@@ -61,21 +71,24 @@ mod tests {
 
     #[test]
     fn a_name_with_or_without_an_address_is_read() {
-        let option = |mac| {
+        let option = |queues, mac| {
             Ok(TapOption {
                 name: "tap0".to_owned(),
+                queues,
                 mac,
             })
         };
-        assert_eq!("tap0".parse(), option(None));
+        assert_eq!("tap0".parse(), option(1, None));
+        assert_eq!("tap0,queues=2".parse(), option(2, None));
         assert_eq!(
             "tap0,mac=02:00:00:00:0a:ff".parse(),
-            option(Some([2, 0, 0, 0, 10, 255]))
+            option(1, Some([2, 0, 0, 0, 10, 255]))
         );
         for wrong in [
             "",
             ",mac=02:00:00:00:00:01",
             "tap0,mtu=9",
+            "tap0,queues=x",
             "tap0,mac=2:0:0:0:0:1",
             "tap0,mac=+2:00:00:00:00:01",
         ] {

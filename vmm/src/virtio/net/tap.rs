@@ -21,6 +21,8 @@ const TUN: u16 = 0x0001;
 const TAP: u16 = 0x0002;
 /// A tap with IFF_NO_PI, no header of its own, and IFF_VNET_HDR, virtio's header.
 const FLAGS: u16 = TAP | 0x1000 | 0x4000;
+/// IFF_MULTI_QUEUE: an interface that may have several queues.
+const MULTI_QUEUE: u16 = 0x0100;
 /// IFF_ATTACH_QUEUE and IFF_DETACH_QUEUE.
 const ATTACH: libc::c_short = 0x0200;
 const DETACH: libc::c_short = 0x0400;
@@ -181,12 +183,13 @@ fn length(result: isize) -> io::Result<u32> {
     Ok(u32::try_from(result).unwrap_or(u32::MAX))
 }
 
-/// Opens the tap `name`, and creates it if there is none, with what the device needs. For a VMM without a shim,
-/// which opens taps itself.
+/// Opens a queue of the tap `name`, and creates it if there is none, with what the device needs. A tap of which
+/// several queues are opened must have been created for that (`has_many`). For a VMM without a shim, which opens
+/// taps itself.
 ///
 /// # Errors
 /// As open(2) of /dev/net/tun and the ioctl TUNSETIFF.
-pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
+pub fn open_tap(name: &str, has_many: bool) -> io::Result<OwnedFd> {
     let file = std::fs::File::options()
         .read(true)
         .write(true)
@@ -200,7 +203,8 @@ pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    request.ifr_ifru.ifru_flags = FLAGS.cast_signed();
+    let many = if has_many { MULTI_QUEUE } else { 0 };
+    request.ifr_ifru.ifru_flags = (FLAGS | many).cast_signed();
     // SAFETY: the kernel reads and writes one `ifreq`.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
     Ok(file.into())
