@@ -283,7 +283,7 @@ impl Agent for Service {
 
     async fn configure_network(&self, _: &TtrpcContext, request: Network) -> ttrpc::Result<Empty> {
         if self.guest.is_some() {
-            network::set_up_attached(&request)?;
+            network::set_up_attached(&request).await?;
         }
         Ok(Empty::new())
     }

@@ -2,6 +2,7 @@
 //! routes, as the engine found them on the host. Called by the requests Setup and ConfigureNetwork of an agent
 //! that is PID 1; never by an agent outside a guest. Removes nothing: a step that fails ends the pod's start.
 
+mod carrier;
 #[cfg(test)]
 mod tests;
 
@@ -18,13 +19,16 @@ const MAX_LINKS: usize = 4096;
 /// write returns.
 const RESCAN: &str = "/sys/bus/pci/rescan";
 
-/// Finds devices that were attached to the VM since its boot, and then sets up `network`.
-pub fn set_up_attached(network: &Network) -> Result<(), Error> {
+/// Finds devices that were attached to the VM since its boot, and then sets up `network`. When this returns,
+/// the links can send.
+pub async fn set_up_attached(network: &Network) -> Result<(), Error> {
+    let changes = carrier::Changes::open()?;
     std::fs::write(RESCAN, "1").map_err(Error::file("writing", RESCAN))?;
-    set_up(network)
+    set_up(network)?;
+    changes.wait_for_carriers(&network.links).await
 }
 
-/// Sets up `network`; costs nothing if it is empty. When this returns, the links are usable.
+/// Sets up `network`; costs nothing if it is empty.
 pub fn set_up(network: &Network) -> Result<(), Error> {
     if network.links.is_empty() && network.routes.is_empty() && network.rules.is_empty() {
         return Ok(());

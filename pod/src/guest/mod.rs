@@ -233,6 +233,16 @@ impl Guest {
         Ok(response)
     }
 
+    /// Sets up links that were attached to the VM after [`Guest::setup`].
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn configure_network(&self, network: &Network) -> Result<(), CallError> {
+        self.within_deadline(self.client.configure_network(context(), network))
+            .await?;
+        Ok(())
+    }
+
     /// Creates a container whose init process waits for [`Guest::start`]; returns its pid in the guest.
     ///
     /// # Errors

@@ -28,7 +28,7 @@ use protobuf::Message as _;
 use serde::{Deserialize, Serialize};
 
 use crate::sys;
-pub use namespace::Namespace;
+pub use namespace::{Namespace, has_links};
 pub use release::{release, release_blocking};
 
 /// Most links that a pod's VM gets.
@@ -96,6 +96,8 @@ pub enum Error {
 /// A link that is tied to taps, for the VMM.
 #[derive(Debug)]
 pub struct Nic {
+    /// The link's name.
+    pub link: String,
     /// Its address, which the guest's device has, too.
     pub mac: [u8; 6],
     /// In bytes, 1280..=65521.
@@ -124,6 +126,7 @@ struct Report {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct NicReport {
+    link: String,
     mac: [u8; 6],
     mtu: u16,
     queue_pairs: u8,
@@ -186,6 +189,7 @@ fn in_namespace(namespace: &Namespace, owner: &Owner) -> Result<(Report, Vec<Own
     let mut files = vec![OwnedFd::from(file)];
     for (tie, taps) in plan.ties.into_iter().zip(taps) {
         report.nics.push(NicReport {
+            link: tie.name,
             mac: tie.mac,
             mtu: tie.mtu,
             queue_pairs: u8::try_from(taps.len()).unwrap_or(u8::MAX),
@@ -218,6 +222,7 @@ fn received(report: Report, files: Vec<OwnedFd>) -> Result<Tied, Error> {
             return Err(incomplete());
         }
         tied.nics.push(Nic {
+            link: nic.link,
             mac: nic.mac,
             mtu: nic.mtu,
             taps,

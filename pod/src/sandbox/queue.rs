@@ -56,6 +56,9 @@ pub enum Event {
     OutOfMemory(ProcessKey, u64),
     /// The links of the pod's network namespace are tied to taps, or could not be.
     LinksTied(Box<Result<Tied, network::Error>>),
+    /// The guest has the links that were made before the container with this init was started, or could not
+    /// get them.
+    LinksAttached(ProcessKey, Result<(), Error>),
     /// The pod's network namespace is as it was found, or the reason why not.
     NetworkReleased(Result<(), String>),
     /// A client has connected to the localhost of the pod's network namespace.

@@ -57,6 +57,15 @@ impl Sandbox {
             return self.start_pause(id);
         }
         let Ok(guest) = self.guest() else { return };
+        if exec.is_empty() {
+            let key = self
+                .containers
+                .get(id)
+                .map(|container| container.init.key.clone());
+            if key.is_some_and(|key| self.awaits_late_links(&key)) {
+                return;
+            }
+        }
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };

@@ -204,19 +204,12 @@ impl Vm {
         MemoryControl(Arc::clone(&self.requests))
     }
 
-    /// Adds a network device to the running VM, now: with a queue pair for each of `taps`, which the VMM then
-    /// has, too. The future is its slot on the guest's PCI bus, which the guest must scan again; it finds the
-    /// device by `mac`.
-    #[allow(dead_code, reason = "the network of a pod that gets a link later")]
-    pub fn attach_net(
-        &self,
-        taps: &[BorrowedFd<'_>],
-        mac: [u8; 6],
-        mtu: u16,
-    ) -> impl Future<Output = Result<u8, RequestError>> + use<> + 'static {
+    /// Adds a network device to the running VM, now: for the link `nic`, whose taps the VMM then has, too. The
+    /// future is its slot on the guest's PCI bus, which the guest must scan again; it finds the device by its
+    /// address.
+    pub fn attach_net(&self, nic: &Nic) -> impl Future<Output = Result<u8, RequestError>> + use<> + 'static {
         let mut attachments = Attachments::default();
-        let taps = taps.iter().map(|tap| attachments.add(*tap)).collect();
-        let device = DeviceConfig::Net { taps, mac, mtu };
+        let device = net_device(nic, &mut attachments);
         let answer = self
             .requests
             .send_with(Request::Attach { device }, &attachments, REQUEST_DEADLINE);
@@ -226,14 +219,6 @@ impl Vm {
                 Answer::Done | Answer::Exits(_) | Answer::Memory { .. } => Err(RequestError::WrongAnswer),
             }
         }
-    }
-
-    /// Removes the device in `slot` that [`Vm::attach_net`] has added, now. The guest should have removed it
-    /// before.
-    #[allow(dead_code, reason = "the network of a pod that gets a link later")]
-    pub fn detach(&self, slot: u8) -> impl Future<Output = Result<(), RequestError>> + use<> + 'static {
-        let answer = self.requests.send(Request::Detach { slot }, REQUEST_DEADLINE);
-        async move { answer.await.map(drop) }
     }
 
     /// The last 20 lines of the guest's console, without control characters.

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::process::Command;
 
 use super::super::{Error, Tied};
-use super::super::{Namespace, Owner, release, release_blocking, tie_links};
+use super::super::{Namespace, Owner, has_links, release, release_blocking, tie_links};
 
 const KEY: &str = "0123456789abcdef";
 
@@ -228,4 +228,30 @@ async fn what_is_no_network_namespace_of_a_pod_is_refused_by_name() {
             "network namespace /proc/self/ns/pid: is not a network namespace"
         );
     }
+}
+
+#[test]
+fn links_besides_the_loopback_device_are_seen() {
+    let Some(lab) = Lab::new("seen", 1) else { return };
+    for (namespace, expected) in [(lab.name.clone(), true), (format!("{}-empty", lab.name), false)] {
+        if !expected {
+            run(&format!("ip netns add {namespace}"));
+        }
+        let mut inside = Command::new("ip")
+            .args(["netns", "exec", &namespace, "sleep", "100"])
+            .spawn()
+            .unwrap();
+        // ip becomes sleep when it is in the namespace.
+        let comm = format!("/proc/{}/comm", inside.id());
+        while std::fs::read_to_string(&comm).unwrap().trim() != "sleep" {
+            std::thread::yield_now();
+        }
+        assert_eq!(has_links(inside.id()).unwrap(), expected, "{namespace}");
+        inside.kill().unwrap();
+        inside.wait().unwrap();
+        if !expected {
+            run(&format!("ip netns del {namespace}"));
+        }
+    }
+    assert!(has_links(u32::MAX).is_err());
 }
