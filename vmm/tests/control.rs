@@ -4,6 +4,8 @@
 #![allow(missing_docs, reason = "a test")]
 
 mod guest;
+#[path = "control/memory.rs"]
+mod memory;
 
 use std::fs::File;
 use std::io::Write as _;

@@ -25,8 +25,8 @@ pub enum Request {
     Resume,
     /// Sets how much memory is to be plugged in besides the memory at boot. [`Answer::Done`] means that the
     /// guest is asked; [`super::FromVmm::MemoryPlugged`] that it has followed. It may follow in part or
-    /// never, above all when it should give memory back. Refused if the VM has no
-    /// [`super::DeviceConfig::Mem`], or if `mib` is not a multiple of [`MEMORY_BLOCK_MIB`] up to its
+    /// never, above all when it should give memory back. The report may precede the answer. Refused if the
+    /// VM has no [`super::DeviceConfig::Mem`], or if `mib` is not a multiple of [`MEMORY_BLOCK_MIB`] up to its
     /// `max_mib`.
     PlugMemory {
         /// The wanted size of the plugged memory in MiB, not a difference.
@@ -37,14 +37,14 @@ pub enum Request {
     Memory,
     /// Adds a device to the running VM, answered by [`Answer::Attached`]. The descriptors that it names are
     /// sent with the request. The guest finds it when it scans its PCI bus again. Only a
-    /// [`DeviceConfig::Net`]; refused if the VM has no slot left, and a request that is refused changes
-    /// nothing.
+    /// [`DeviceConfig::Net`] or the VM's first [`DeviceConfig::Mem`]; refused if the VM has no slot left, and
+    /// a request that is refused changes nothing.
     Attach {
         /// The device.
         device: DeviceConfig,
     },
     /// Removes a device that was added by [`Request::Attach`], answered by [`Answer::Done`]: the guest should
-    /// have removed it before. Its descriptors are closed.
+    /// have removed it before. Its descriptors are closed. A [`DeviceConfig::Mem`] can't be removed.
     Detach {
         /// As in [`Answer::Attached`].
         slot: u8,

@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use nacre_protocol::control::{
-    Answer, Channel, Configure, Descriptors, DeviceConfig, Error as ChannelError, ErrorText, FromVmm,
-    Lenient, Outcome, Request, Step, ToVmm,
+    Answer, Channel, Configure, Descriptors, DeviceConfig, DeviceListError, Error as ChannelError, ErrorText,
+    FromVmm, Lenient, Outcome, Request, Step, ToVmm, is_pluggable,
 };
 use nacre_protocol::stream_table::StreamTable;
 use nacre_protocol::text::printable;
@@ -183,11 +183,7 @@ impl Control {
         mut descriptors: Descriptors,
         machine: &mut Machine,
     ) -> Result<Answer, ErrorText> {
-        if !matches!(device, DeviceConfig::Net { .. }) {
-            return Err(ErrorText::new(
-                "only a network device can be attached to a running VM",
-            ));
-        }
+        check_attached(&device, machine)?;
         let device = shim_managed::device(device, &mut descriptors, self).map_err(ErrorText::new)?;
         descriptors.finish().map_err(ErrorText::new)?;
         let slot = machine.attach(device).map_err(ErrorText::new)?;
@@ -199,6 +195,23 @@ impl Control {
         if let Err(error) = self.0.send(message, &[]) {
             eprintln!("nacre-vmm: sending {message:?} to the shim: {error}");
         }
+    }
+}
+
+/// Whether `device` may be added to the running VM.
+fn check_attached(device: &DeviceConfig, machine: &Machine) -> Result<(), ErrorText> {
+    match device {
+        DeviceConfig::Net { .. } => Ok(()),
+        DeviceConfig::Mem { max_mib } if !is_pluggable(*max_mib) => {
+            Err(ErrorText::new(DeviceListError::PluggedMemory(*max_mib)))
+        }
+        DeviceConfig::Mem { .. } if machine.plugged_memory().is_ok() => {
+            Err(ErrorText::new("the VM has a device to plug memory (mem) already"))
+        }
+        DeviceConfig::Mem { .. } => Ok(()),
+        DeviceConfig::Vsock { .. } | DeviceConfig::Fs { .. } => Err(ErrorText::new(
+            "only a network device or one to plug memory (mem) can be attached to a running VM",
+        )),
     }
 }
 

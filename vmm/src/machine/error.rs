@@ -32,6 +32,9 @@ pub enum Error {
     /// No device was attached to this slot while the VM runs.
     #[error("no device was attached to PCI slot {0}")]
     NoSuchDevice(u8),
+    /// The guest uses the memory of this slot's device.
+    #[error("the device in PCI slot {0} plugs memory, which the guest may use: it can't be removed")]
+    Permanent(u8),
     /// The pages of the devices' registers can't be allocated.
     #[error("mapping pages for registers: {0}")]
     RegisterPages(#[from] vm_memory::mmap::MmapRegionError),
@@ -92,6 +95,7 @@ impl Failure {
             | Error::Device(_)
             | Error::TooManyDevices(_)
             | Error::NoSuchDevice(_)
+            | Error::Permanent(_)
             | Error::RegisterPages(_)
             | Error::EventFd(_)
             | Error::Thread(_)

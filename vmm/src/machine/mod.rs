@@ -228,14 +228,18 @@ impl Machine {
     /// # Errors
     /// [`Error`] if the device can't be created, or no slot is empty.
     pub fn attach(&mut self, build: DeviceBuilder) -> Result<u8, Error> {
-        self.devices.attach(build, &self.vm, &self.memory)
+        let slot = self.devices.attach(build, &self.vm, &self.memory)?;
+        if let Some(plugger) = self.devices.plugger(slot) {
+            self.plug = Some(Plug::new(plugger));
+        }
+        Ok(slot)
     }
 
     /// Removes the device that [`Machine::attach`] has put into `slot`. A guest that has not removed it reads
     /// all ones from then on.
     ///
     /// # Errors
-    /// [`Error::NoSuchDevice`] if there is none.
+    /// [`Error::NoSuchDevice`] if there is none. [`Error::Permanent`] if it plugs memory.
     pub fn detach(&mut self, slot: u8) -> Result<(), Error> {
         self.devices.detach(slot, &self.vm)
     }

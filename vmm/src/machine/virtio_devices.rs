@@ -20,6 +20,7 @@ use crate::transport::pci::config_space::BAR_BYTES;
 use crate::transport::pci::function::FunctionPages;
 use crate::transport::pci::page::{PAGE_BYTES, RegisterPages};
 use crate::transport::pci::{Areas, PciTransport, Placement, notify_offset};
+use crate::virtio::mem::Plugger;
 use crate::virtio::{Device, DeviceError, Env, Memory, Report, balloon, rng};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -210,6 +211,9 @@ impl PciSlots {
 
     /// Removes the device in `slot`, which [`PciSlots::attach`] has put there, and ends its worker.
     pub(super) fn detach(&mut self, slot: u8, vm: &Vm) -> Result<(), Error> {
+        if self.plugger(slot).is_some() {
+            return Err(Error::Permanent(slot));
+        }
         let device = (slot >= self.first_late)
             .then(|| self.devices.remove(&slot))
             .flatten()
@@ -219,6 +223,12 @@ impl PciSlots {
         let transport = PciTransport::lock(&device.0);
         remove_notifications(vm, slot, transport.ioeventfds());
         Ok(())
+    }
+
+    /// Plugs memory, if the device in `slot` does that.
+    pub(super) fn plugger(&self, slot: u8) -> Option<Plugger> {
+        let device = self.devices.get(&slot)?;
+        PciTransport::lock(&device.0).device().plugger().cloned()
     }
 
     /// Gives the devices guest memory that has grown.
