@@ -25,6 +25,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use ttrpc::asynchronous::TtrpcContext;
 
+use crate::fake_memory;
 use crate::fake_process::{Process, run};
 
 /// The pid of every init; exec processes get the numbers after it.
@@ -360,6 +361,12 @@ impl Agent for FakeAgent {
     ) -> ttrpc::Result<UpdateContainerResponse> {
         let container = self.find(&request.container_id)?;
         let resources: Value = serde_json::from_slice(&request.resources).unwrap();
+        if let Some(bytes) = resources["memory"]["limit"].as_i64() {
+            return match fake_memory::limit(bytes) {
+                Ok(()) => Ok(UpdateContainerResponse::new()),
+                Err(reason) => refuse(ttrpc::Code::FAILED_PRECONDITION, reason),
+            };
+        }
         let Some(limit) = resources["pids"]["limit"].as_i64() else {
             return refuse(ttrpc::Code::INVALID_ARGUMENT, "linux.resources: nothing known");
         };
@@ -374,8 +381,13 @@ impl Agent for FakeAgent {
     ) -> ttrpc::Result<ContainerStatsResponse> {
         let container = self.find(&request.container_id)?;
         let pids_max = container.pids_max.lock().unwrap().clone();
+        let pids = if self.behaviour == fake_memory::GREEDY {
+            format!("{}\n", fake_memory::asked())
+        } else {
+            "3\n".to_owned()
+        };
         let files = [
-            ("pids.current", "3\n"),
+            ("pids.current", pids.as_str()),
             ("pids.max", &pids_max),
             ("memory.current", "4096\n"),
             ("cpu.stat", "usage_usec 5\n"),
@@ -410,7 +422,10 @@ impl Agent for FakeAgent {
     }
 
     async fn wait_memory(&self, _: &TtrpcContext, _: WaitMemoryRequest) -> ttrpc::Result<WaitMemoryResponse> {
-        std::future::pending().await
+        Ok(WaitMemoryResponse {
+            plugged_mib: fake_memory::wanted(&self.behaviour).await,
+            ..Default::default()
+        })
     }
 
     async fn wait_clock_lost(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use nacre_protocol::agent::create_agent;
 use nacre_protocol::console::Writer;
 use nacre_protocol::control::{
-    Answer, CONTROL_FD, Channel, Configure, Descriptors, DeviceConfig, FromVmm, Outcome, Request, Step, ToVmm,
+    Answer, CONTROL_FD, Channel, Configure, Descriptors, DeviceConfig, ErrorText, FromVmm, Outcome, Request,
+    Step, ToVmm,
 };
 use nacre_protocol::stream_table::StreamTable;
 use nacre_protocol::vsock::AGENT_PORT;
@@ -19,6 +20,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::fake_agent::FakeAgent;
+use crate::fake_memory;
 
 pub fn main() {
     assert_inherits_nothing_else();
@@ -36,6 +38,7 @@ pub fn main() {
         return;
     }
     enter_namespace();
+    fake_memory::boot(configure.memory_mib);
     channel
         .send(&FromVmm::Step(Step::now("fake step").unwrap()), &[])
         .unwrap();
@@ -176,14 +179,18 @@ fn serve(channel: Channel, configure: &Configure, stream_table: StreamTable) {
         let control = Arc::clone(&channel);
         tokio::task::spawn_blocking(move || {
             while let Ok((message, _)) = control.receive::<ToVmm>() {
-                if let ToVmm::Request {
-                    id,
-                    request: Request::Exits,
-                } = message
-                {
-                    let result = Ok(Answer::Exits([("io".to_owned(), 3)].into()));
-                    control.send(&FromVmm::Answer { id, result }, &[]).unwrap();
-                }
+                let ToVmm::Request { id, request } = message else {
+                    continue;
+                };
+                let result = if let Request::PlugMemory { mib } = request {
+                    let plugged = fake_memory::plug(mib);
+                    plugged.map(|()| Answer::Done).map_err(ErrorText::new)
+                } else if matches!(request, Request::Exits) {
+                    Ok(Answer::Exits([("io".to_owned(), 3)].into()))
+                } else {
+                    continue;
+                };
+                control.send(&FromVmm::Answer { id, result }, &[]).unwrap();
             }
             // The shim has closed its end: exit, as the VMM does.
             std::process::exit(0);

@@ -7,6 +7,7 @@ mod codes;
 mod execs;
 mod failures;
 mod fake_agent;
+mod fake_memory;
 mod fake_process;
 mod fake_vmm;
 mod hung;
@@ -15,6 +16,7 @@ mod pod;
 mod pods;
 mod remote;
 mod sandboxes;
+mod sizes;
 mod tasks;
 
 use std::pin::Pin;
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         failures::ALL,
         hung::ALL,
         sandboxes::ALL,
+        sizes::ALL,
     ]
     .into_iter()
     .flatten()

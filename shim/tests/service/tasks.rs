@@ -165,7 +165,7 @@ async fn a_task_that_can_t_be_paused_keeps_running() -> Result<()> {
     pod.finish(&client).await
 }
 
-async fn update(client: &TaskClient, id: &str, resources: &Value) -> ttrpc::Result<()> {
+pub async fn update(client: &TaskClient, id: &str, resources: &Value) -> ttrpc::Result<()> {
     let any = Any {
         type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
         value: resources.to_string().into_bytes(),
@@ -180,7 +180,7 @@ async fn update(client: &TaskClient, id: &str, resources: &Value) -> ttrpc::Resu
     client.update(soon(), &request).await.map(drop)
 }
 
-async fn stats(client: &TaskClient, id: &str) -> ttrpc::Result<Any> {
+pub async fn stats(client: &TaskClient, id: &str) -> ttrpc::Result<Any> {
     let request = StatsRequest {
         id: id.into(),
         ..Default::default()

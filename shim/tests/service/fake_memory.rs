@@ -1,0 +1,59 @@
+//! The memory of the fake VM: what is plugged in, the limit of its container, and the order in which the two
+//! change. A wrong order is refused, so that the call that caused it fails.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A guest that always needs more memory.
+pub const GREEDY: &str = "fake=greedy";
+
+/// Memory at boot, and what is plugged in, MiB.
+static MEMORY_MIB: [AtomicU32; 2] = [AtomicU32::new(0), AtomicU32::new(0)];
+/// The container's memory limit, MiB.
+static LIMIT_MIB: AtomicU32 = AtomicU32::new(0);
+/// How often the guest was asked for its need of memory.
+static ASKED: AtomicU32 = AtomicU32::new(0);
+
+/// The VM was started with `mib`.
+pub fn boot(mib: u32) {
+    MEMORY_MIB[0].store(mib, Ordering::SeqCst);
+}
+
+/// Plugs memory in, unless the limit is larger than all memory then.
+pub fn plug(mib: u32) -> Result<(), String> {
+    let limit = LIMIT_MIB.load(Ordering::SeqCst);
+    let all = MEMORY_MIB[0].load(Ordering::SeqCst) + mib;
+    if limit > all {
+        return Err(format!(
+            "the VM shrinks to {all} MiB before the limit of {limit} MiB"
+        ));
+    }
+    MEMORY_MIB[1].store(mib, Ordering::SeqCst);
+    Ok(())
+}
+
+/// Limits the container, unless the limit is larger than all memory.
+pub fn limit(bytes: i64) -> Result<(), String> {
+    let mib = u32::try_from(bytes >> 20).unwrap();
+    let all: u32 = MEMORY_MIB.iter().map(|mib| mib.load(Ordering::SeqCst)).sum();
+    if mib > all {
+        return Err(format!(
+            "a limit of {mib} MiB before the VM has more than {all} MiB"
+        ));
+    }
+    LIMIT_MIB.store(mib, Ordering::SeqCst);
+    Ok(())
+}
+
+/// What the guest with `behaviour` needs.
+pub async fn wanted(behaviour: &str) -> u32 {
+    ASKED.fetch_add(1, Ordering::SeqCst);
+    if behaviour == GREEDY {
+        return u32::MAX;
+    }
+    std::future::pending().await
+}
+
+/// How often the guest was asked for its need of memory.
+pub fn asked() -> u32 {
+    ASKED.load(Ordering::SeqCst)
+}
