@@ -138,11 +138,14 @@ impl Sandbox {
         if self.pod_life.phase != PodPhase::Absent {
             return Err(self.refuse_pod("created"));
         }
-        let hostname = spec.hostname.as_deref().unwrap_or(&self.identity.id);
-        let files = pod_files::write(&self.identity.directory(), hostname, spec.resolv_conf.as_deref())
+        // As containerd does for a pod without a name: this host's.
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let hostname = spec.hostname.clone().unwrap_or_else(host);
+        let files = pod_files::write(&self.identity.directory(), &hostname, spec.resolv_conf.as_deref())
             .map_err(|error| failed("write the pod's files", error, None))?;
         self.spec = PodSpec {
             lifetime: Lifetime::SandboxApi,
+            hostname: Some(hostname),
             files,
             ..spec
         };
