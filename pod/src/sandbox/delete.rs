@@ -54,14 +54,14 @@ impl Sandbox {
             log::info(format_args!("create {id}: cancelled by Delete"));
             container.cancel_create = None;
         }
-        if id == self.identity.id {
+        if self.owns_vm(id) {
             self.discard_vm();
         }
     }
 
     /// Kills an init process that was never started; its exit comes as any other.
     pub(super) fn kill_unstarted_init(&mut self, id: &str) {
-        if id == self.identity.id {
+        if self.owns_vm(id) {
             return self.discard_vm();
         }
         let Ok(guest) = self.guest() else { return };
@@ -110,7 +110,7 @@ impl Sandbox {
         let Some(reply) = container.init.deleting.take() else {
             return;
         };
-        let guest = if id == self.identity.id {
+        let guest = if self.owns_vm(id) {
             self.discard_vm();
             None
         } else {

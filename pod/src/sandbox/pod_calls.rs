@@ -104,6 +104,12 @@ impl Sandbox {
         self.spec.lifetime == Lifetime::SandboxApi
     }
 
+    /// Whether the VM was started for container `id` and ends with it. A pod that was made before its first
+    /// container has none such, whatever its containers are called.
+    pub(super) fn owns_vm(&self, id: &str) -> bool {
+        id == self.identity.id && self.spec.lifetime != Lifetime::SandboxApi
+    }
+
     /// Refuses to make a container before the pod.
     pub(super) fn refuse_early_container(&self) -> Result<(), Error> {
         if self.awaits_pod() {

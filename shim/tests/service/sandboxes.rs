@@ -272,9 +272,11 @@ async fn containers_come_and_go_in_a_sandbox() -> Result<()> {
         id: "inner".into(),
         ..Default::default()
     };
-    for _ in 0..2 {
+    // The last one has the sandbox's own id.
+    for id in ["inner", "inner", &pod.id] {
+        creation.id = id.to_owned();
         ensure!(tasks.create(soon(), &creation).await?.pid == pid);
-        let inner = Remote::init(tasks, "inner");
+        let inner = Remote::init(tasks, id);
         inner.start().await?;
         inner.kill(9).await?;
         ensure!(inner.wait().await?.exit_status == 137);
@@ -286,6 +288,7 @@ async fn containers_come_and_go_in_a_sandbox() -> Result<()> {
             "Shutdown ended the pod"
         );
     }
+    creation.id = "inner".into();
     // A task that is left when the pod is stopped can be waited for and deleted.
     tasks.create(soon(), &creation).await?;
     let inner = Remote::init(tasks, "inner");
