@@ -91,7 +91,7 @@ impl Node {
         let answer = self.connection.call(&found.path, &bytes, DEADLINE);
         match answer.with_context(|| format!("{method} {request}"))? {
             Ok(answer) => found.decode(&answer),
-            Err(status) => Err(status.into()),
+            Err(status) => Err(anyhow::Error::from(status).context(method.to_owned())),
         }
     }
 

@@ -1,11 +1,14 @@
 //! The life of a pod, as its owner sees it.
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::without_numbers;
 use crate::cri::node::{NAMESPACE, Node};
 use crate::cri::{Case, calls};
+use crate::leaks::nacre_processes;
 use crate::parity::Outcome;
 
 pub const CASES: &[Case] = &[
@@ -17,6 +20,7 @@ pub const CASES: &[Case] = &[
     calls("pod: its end is that of its containers", end_of_containers),
     calls("pod: without DNS configuration", no_dns),
     calls("pod: two side by side are apart", apart),
+    calls("pod: its VMM is killed, and its neighbour lives", vmm_killed).only_nacre(),
 ];
 
 fn status(node: &Node) -> Result<Outcome> {
@@ -151,6 +155,25 @@ fn apart(node: &Node) -> Result<Outcome> {
     two.remove()?;
     one.remove()?;
     Ok(Outcome::text(seen))
+}
+
+fn vmm_killed(node: &Node) -> Result<Outcome> {
+    let neighbour = node.pod(Value::Null)?;
+    let others = nacre_processes()?;
+    let pod = node.pod(Value::Null)?;
+    let container = pod.start("exec sleep 1000000", Value::Null)?;
+    let vmm = nacre_processes()?
+        .into_iter()
+        .find(|process| process.1.starts_with("nacre-vmm") && !others.contains(process));
+    let (pid, _) = vmm.context("the pod has no VMM")?;
+    nix::sys::signal::kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
+    let ended = container.ended()?;
+    ensure!(ended.code == Some(137), "{ended}");
+    let next = neighbour.run("echo lives", Value::Null)?;
+    ensure!(next.stdout == "lives\n", "{next}");
+    pod.remove()?;
+    neighbour.remove()?;
+    Ok(Outcome::text("the container ends with 137"))
 }
 
 fn lines(seen: &[Value]) -> String {

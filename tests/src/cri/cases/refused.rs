@@ -72,7 +72,7 @@ fn pod_gone(node: &Node) -> Result<Outcome> {
     let pod = node.pod(Value::Null)?;
     pod.remove()?;
     let refused = pod.create("true", Value::Null);
-    let text = refused.err().map(|error| without_numbers(&error.to_string()));
+    let text = refused.err().map(|error| without_numbers(&format!("{error:#}")));
     Ok(Outcome::text(format!("{text:?}")))
 }
 
@@ -121,7 +121,7 @@ fn ids_of_nothing(node: &Node) -> Result<Outcome> {
         let answer = node.call(method, json!({"pod_sandbox_id": "none"}));
         seen.push_str(&format!(
             "{method}: {:?}\n",
-            answer.err().map(|error| error.to_string())
+            answer.err().map(|error| format!("{error:#}"))
         ));
     }
     for method in [
@@ -135,7 +135,7 @@ fn ids_of_nothing(node: &Node) -> Result<Outcome> {
         let answer = node.call(method, json!({"container_id": "none"}));
         seen.push_str(&format!(
             "{method}: {:?}\n",
-            answer.err().map(|error| error.to_string())
+            answer.err().map(|error| format!("{error:#}"))
         ));
     }
     Ok(Outcome::text(seen))
