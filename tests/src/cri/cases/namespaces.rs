@@ -38,9 +38,12 @@ fn shared(node: &Node) -> Result<Outcome> {
 
 fn pids(node: &Node, of: &str) -> Result<Outcome> {
     let pod = node.pod(mode(of))?;
-    let one = pod.start("exec sleep 1111", Value::Null)?;
+    let one = pod.start("echo up; exec sleep 1111", Value::Null)?;
     let two = pod.start("exec sleep 2222", Value::Null)?;
-    let mut seen = two.output("ps -o args | grep '^sleep [12]' | sort; test $$ = 1; echo $?")?;
+    one.prints("up")?;
+    let script = "until ps -o args | grep -q '^sleep 2222'; do sleep 0.1; done
+        ps -o args | grep '^sleep [12]' | sort; test $$ = 1; echo $?";
+    let mut seen = two.output(script)?;
     if of == "POD" {
         // A signal reaches the other container, whose end is its own.
         two.output("kill $(ps -o pid,args | awk '/sleep 1111/ && !/awk/ {print $1}')")?;
