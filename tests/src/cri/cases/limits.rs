@@ -22,7 +22,7 @@ pub const CASES: &[Case] = &[
         CGROUP_FILES,
     )
     .allow_difference(
-        "shares become a weight by the formula of runc 1.3, and the lab has runc 1.1",
+        "Nacre converts shares to cpu.weight as runc 1.4 does",
         "59",
     ),
     container(
