@@ -5,6 +5,7 @@ mod cases;
 mod grpc;
 mod log;
 pub mod node;
+pub mod pod;
 mod run;
 mod session;
 mod wire;

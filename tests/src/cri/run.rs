@@ -4,7 +4,8 @@
 use anyhow::{Context as _, Result, anyhow};
 use serde_json::json;
 
-use super::node::{Container, Node, Pod};
+use super::node::Node;
+use super::pod::{Container, Pod};
 use super::{Case, PodKind, Procedure};
 use crate::parity::Outcome;
 

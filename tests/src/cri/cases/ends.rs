@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use crate::cri::node::{Node, Pod};
+use crate::cri::node::Node;
+use crate::cri::pod::Pod;
 use crate::cri::{Case, calls};
 use crate::parity::Outcome;
 

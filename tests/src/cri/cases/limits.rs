@@ -4,7 +4,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::PLAIN;
-use crate::cri::node::{Container, Node};
+use crate::cri::node::Node;
+use crate::cri::pod::Container;
 use crate::cri::{Case, calls, container, exec};
 use crate::parity::Outcome;
 

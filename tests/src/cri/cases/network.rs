@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::containerd::ctr::{DEADLINE, output};
-use crate::cri::node::{Container, Node, Pod};
+use crate::cri::node::Node;
+use crate::cri::pod::{Container, Pod};
 use crate::cri::{Case, calls};
 use crate::parity::Outcome;
 
