@@ -121,6 +121,8 @@ mod tests {
                 pid: 5,
                 sandbox: "s",
                 spec: &spec,
+                own_pids: &[],
+                shares_pids: false,
                 is_same: |a, b| a == b,
             };
             let mut mount = json!({"source": "shm", "type": "tmpfs", "destination": "/dev/shm",
