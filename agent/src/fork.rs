@@ -66,8 +66,8 @@ pub fn close_all() -> Result<(), Errno> {
     }
 }
 
-/// Has the kernel reap the children of this process, those that it inherits, too. Only for a forked child that
-/// waits for none.
+/// Has the kernel reap the children of this process, those that it inherits, too. Only for a forked child
+/// that waits for none.
 pub fn discard_children() {
     // SAFETY: SIG_IGN is not a function, so no code runs in a handler.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };

@@ -1,6 +1,6 @@
-//! Sums of the counters of several cgroups, in the form of their files. Called by the sandbox for the counters
-//! of a pod. Pure. The guest chooses the files' content: what is not a number counts as 0, and the number of
-//! lines is bounded.
+//! Sums of the counters of several cgroups, in the form of their files. Called by the sandbox for the
+//! counters of a pod. Pure. The guest chooses the files' content: what is not a number counts as 0, and the
+//! number of lines is bounded.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

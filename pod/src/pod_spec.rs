@@ -194,7 +194,8 @@ mod tests {
         assert_eq!(PodSpec::from_oci(b"{"), PodSpec::default());
         let spec = json!({"hostname": "h", "process": {"oomScoreAdj": 1000}, "linux": {
             "cgroupsPath": "/d/a",
-            "resources": {"memory": {"limit": 5}, "cpu": {"quota": 1, "period": 2, "cpus": "0,2", "shares": 3}},
+            "resources": {"memory": {"limit": 5},
+                "cpu": {"quota": 1, "period": 2, "cpus": "0,2", "shares": 3}},
             "namespaces": [{"type": "pid"}, {"type": "network", "path": "/var/run/netns/a"}]}});
         let want = PodSpec {
             cgroups_path: Some("/d/a".into()),

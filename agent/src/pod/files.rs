@@ -1,5 +1,5 @@
-//! Forgets a container's files: the kernel caches names, attributes and pages of the shared tree, and for each
-//! the VMM keeps a descriptor.
+//! Forgets a container's files: the kernel caches names, attributes and pages of the shared tree, and for
+//! each the VMM keeps a descriptor.
 
 use std::io::ErrorKind;
 use std::path::Path;

@@ -1,9 +1,9 @@
 //! The init of the pid namespace that a pod's containers share (`shareProcessNamespace` in Kubernetes). It is
-//! forked when the first container asks for it, and lives as long as the guest. It only reaps: the kernel does
-//! that for it. As every init, it can't be killed from inside its namespace.
+//! forked when the first container asks for it, and lives as long as the guest. It only reaps: the kernel
+//! does that for it. As every init, it can't be killed from inside its namespace.
 //!
-//! It is a copy of the agent, so it is undumpable: a container can't ptrace it or follow /proc/1/root into the
-//! guest, unless it has CAP_SYS_PTRACE, and then only the VM isolates it anyway.
+//! It is a copy of the agent, so it is undumpable: a container can't ptrace it or follow /proc/1/root into
+//! the guest, unless it has CAP_SYS_PTRACE, and then only the VM isolates it anyway.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

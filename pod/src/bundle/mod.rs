@@ -6,7 +6,6 @@ mod id_maps;
 mod namespaces;
 mod pod_shm;
 
-use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use nacre_protocol::guest;
@@ -73,16 +72,9 @@ pub fn plan(
     check_role(id, &spec["annotations"], pod, &mut findings);
     namespaces::check(id, &mut spec["linux"]["namespaces"], pod, &mut findings);
     pod_files::add_mounts(&mut spec, &pod.spec.files, normalized);
-    let shares_ipc = !has_namespace(&spec, "ipc");
-    let listed = spec["mounts"].as_array_mut().into_iter().flatten();
-    let of_pod = listed
-        .map(|mount| pod_shm::replace(mount, pod, shares_ipc))
-        .enumerate();
-    let shm: BTreeMap<usize, PathBuf> = of_pod
-        .filter_map(|(index, source)| Some((index, source?)))
-        .collect();
+    let pod_shm = pod_shm::replace_all(&mut spec, pod);
     let mut mounts = host_mounts(bundle, &spec, &mut findings);
-    mounts.retain(|mount| !shm.contains_key(&mount.index));
+    mounts.retain(|mount| !pod_shm.contains_key(&mount.index));
     check_proc(&spec["mounts"], &mut findings);
     check_cpus(id, &spec, pod, &mut findings);
     let oom_score_adj = oom_score_adj(&spec);
@@ -113,7 +105,7 @@ pub fn plan(
         guest_spec,
         rootfs,
         mounts,
-        pod_shm: shm.into_values().next(),
+        pod_shm: pod_shm.into_values().next(),
         ignored,
         hooks,
         pids,

@@ -1,8 +1,8 @@
-//! Checks linux.namespaces: a container may have new namespaces or those of its pod, all of them in the guest.
-//! A namespace of the host can't be shared with a guest.
+//! Checks linux.namespaces: a container may have new namespaces or those of its pod, all of them in the
+//! guest. A namespace of the host can't be shared with a guest.
 //!
-//! The guest's initial network, IPC and UTS namespaces are the pod's: a container that has the pod's gets none
-//! of that type in the guest's spec. The pod's first container requests new ones and has the pod's, too,
+//! The guest's initial network, IPC and UTS namespaces are the pod's: a container that has the pod's gets
+//! none of that type in the guest's spec. The pod's first container requests new ones and has the pod's, too,
 //! unless it has a user namespace, which owns none of them. Any later container that requests a new one gets
 //! a new one.
 
@@ -135,15 +135,15 @@ impl Pod<'_> {
         }
     }
 
-    /// What the pid namespace of a task is in the guest. All tasks of the pod have one pid, so its path may mean
-    /// the pod's namespace (shareProcessNamespace in Kubernetes) or that of any container (the target of an
-    /// ephemeral container). In a pod of the first kind, no container has one of its own.
+    /// What the pid namespace of a task is in the guest. All tasks of the pod have one pid, so its path may
+    /// mean the pod's namespace (shareProcessNamespace in Kubernetes) or that of any container (the target of
+    /// an ephemeral container). In a pod of the first kind, no container has one of its own.
     fn pids(&self) -> InGuest {
         match self.own_pids {
             [target] if !self.shares_pids => InGuest::At(guest::namespace_of(target)),
             [_, _, ..] if !self.shares_pids => InGuest::Refused(
-                "names the processes of one container, and the pod has several, which can't be told apart by their \
-                 tasks' pid (set shareProcessNamespace: true in the pod, or name no target container)",
+                "names the processes of one container, and the pod has several, which can't be told apart by \
+                 their tasks' pid (set shareProcessNamespace: true in the pod, or name no target container)",
             ),
             [] | [_, ..] => InGuest::At(guest::POD_NAMESPACE.to_owned()),
         }
@@ -159,8 +159,8 @@ impl Pod<'_> {
         self.pid != 0 && path == format!("/proc/{}/ns/{name}", self.pid)
     }
 
-    /// True if `path` is a namespace of the host that was made for this pod: its network namespace; or, in the
-    /// spec of a sandbox, one that CRI-O has pinned to a file.
+    /// True if `path` is a namespace of the host that was made for this pod: its network namespace; or, in
+    /// the spec of a sandbox, one that CRI-O has pinned to a file.
     fn owns(&self, is_first: bool, kind: &str, path: &str) -> bool {
         let path = Path::new(path);
         if kind == "network" {
@@ -242,7 +242,8 @@ mod tests {
     }
 
     fn all(kind: &str, path: &str) -> Value {
-        let mut all = json!([{"type": "mount"}, {"type": "pid", "path": ""}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}]);
+        let mut all = json!([{"type": "mount"}, {"type": "pid", "path": ""}, {"type": "network"}, {"type": "ipc"},
+            {"type": "uts"}]);
         let listed = all.as_array_mut().unwrap();
         match listed.iter_mut().find(|namespace| namespace["type"] == kind) {
             Some(namespace) => namespace["path"] = json!(path),

@@ -1,9 +1,10 @@
-//! Finds the pod's /dev/shm among a container's mounts. CRI has a tmpfs of the host for each pod and binds it to
-//! /dev/shm of its containers. In the guest it is one tmpfs of the guest: memory that is mapped shared and
-//! futexes in it need one kernel, and POSIX shared memory is nothing else. With the Sandbox API there is no tmpfs of
-//! the host: then it replaces the tmpfs that the spec has for the container itself, if that shares the pod's IPC
-//! namespace.
+//! Finds the pod's /dev/shm among a container's mounts. CRI has a tmpfs of the host for each pod and binds it
+//! to /dev/shm of its containers. In the guest it is one tmpfs of the guest: memory that is mapped shared and
+//! futexes in it need one kernel, and POSIX shared memory is nothing else. With the Sandbox API there is no
+//! tmpfs of the host: then it replaces the tmpfs that the spec has for the container itself, if that shares
+//! the pod's IPC namespace.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use nacre_protocol::guest;
@@ -16,11 +17,22 @@ use crate::pod_spec::Lifetime;
 /// Where containers have shared memory.
 const DEV_SHM: &str = "/dev/shm";
 
-/// If the mount is the pod's /dev/shm, makes it a bind mount of the guest's, and returns what it was bound to on
-/// the host, or an empty path. That is a directory "shm" that belongs to the sandbox by its path, such as
+/// Makes each mount of `spec` that is the pod's /dev/shm a bind mount of the guest's. Returns what they were
+/// bound to on the host, by their index.
+pub fn replace_all(spec: &mut Value, pod: Pod<'_>) -> BTreeMap<usize, PathBuf> {
+    let shares_ipc = !super::has_namespace(spec, "ipc");
+    let mounts = spec["mounts"].as_array_mut().into_iter().flatten();
+    let replaced = mounts.map(|mount| replace(mount, pod, shares_ipc)).enumerate();
+    replaced
+        .filter_map(|(index, source)| Some((index, source?)))
+        .collect()
+}
+
+/// If the mount is the pod's /dev/shm, makes it a bind mount of the guest's, and returns what it was bound to
+/// on the host, or an empty path. That is a directory "shm" that belongs to the sandbox by its path, such as
 /// /run/containerd/io.containerd.grpc.v1.cri/sandboxes/ID/shm. Any other directory, such as the host's own
 /// /dev/shm, is shared with processes of the host.
-pub fn replace(mount: &mut Value, pod: Pod<'_>, shares_ipc: bool) -> Option<PathBuf> {
+fn replace(mount: &mut Value, pod: Pod<'_>, shares_ipc: bool) -> Option<PathBuf> {
     let source = PathBuf::from(mount["source"].as_str()?);
     let destination = Path::new(mount["destination"].as_str()?);
     let is_of_sandbox = source.file_name().is_some_and(|name| name == "shm")

@@ -1,8 +1,8 @@
 //! Host mounts for a container: created detached (no process on the host sees them), then moved into the
 //! VMM's mount namespace, where they are part of the tree that the guest sees. They are removed when the
-//! container is deleted; the kernel removes what is left with that namespace, when the VMM exits. Called by the
-//! sandbox's create flow with the plan that `bundle` has made, and by its delete flow; never opens a file of
-//! the guest.
+//! container is deleted; the kernel removes what is left with that namespace, when the VMM exits. Called by
+//! the sandbox's create flow with the plan that `bundle` has made, and by its delete flow; never opens a file
+//! of the guest.
 
 mod detached;
 mod id_map;

@@ -1,5 +1,5 @@
-//! The root of the VMM's mount namespace, the tree that the guest sees, as a forked child of the shim works on
-//! it. Used by [`super::move_mounts`] and [`super::remove_mounts`].
+//! The root of the VMM's mount namespace, the tree that the guest sees, as a forked child of the shim works
+//! on it. Used by [`super::move_mounts`] and [`super::remove_mounts`].
 //!
 //! The guest may have made files in that tree, so nothing found there is trusted: no symbolic link is
 //! followed, no file is opened for reading or writing (opening a FIFO would block). The VMM's root mount is

@@ -63,44 +63,9 @@ impl Sandbox {
     }
 
     fn begin_create(&mut self, request: &CreateRequest) -> Result<(Process, Job), Error> {
-        if !container_id::is_valid(&request.id) {
-            // The id becomes the name of a directory.
-            return Err(Error::InvalidId(request.id.clone()));
-        }
-        if self.containers.contains_key(&request.id) {
-            return Err(Error::Exists(ProcessId::init(&request.id)));
-        }
-        if self.deleting.contains(&request.id) {
-            return Err(Error::State {
-                name: ProcessId::init(&request.id),
-                state: "being deleted",
-                wanted: "created",
-            });
-        }
-        if self.closing {
-            return Err(Error::Closing);
-        }
-        self.refuse_early_container()?;
+        self.check_create(&request.id)?;
         self.recorder.step("create called", clock::monotonic_ns());
-        let file = identity::config_json(&request.bundle);
-        let spec = std::fs::read(&file)
-            .map_err(|error| failed("read spec", format_args!("{}: {error}", file.display()), None))?;
-        let (own_pids, shares_pids) = self.pid_namespaces();
-        let pod = Pod {
-            pid: self.vm.as_ref().map_or(0, Vm::pid),
-            sandbox: &self.identity.id,
-            spec: &self.spec,
-            own_pids: &own_pids,
-            shares_pids,
-            is_same: is_same_namespace,
-        };
-        let plan = bundle::plan(
-            &request.id,
-            &request.bundle,
-            spec::check(&spec)?,
-            request.rootfs.clone(),
-            pod,
-        )?;
+        let plan = self.plan(request)?;
         log_ignored_fields(&ProcessId::init(&request.id), &plan.ignored);
         if plan.terminal != request.paths.terminal {
             let reason = if plan.terminal {
@@ -138,6 +103,51 @@ impl Sandbox {
             hooks_ran: false,
         };
         Ok((init, job))
+    }
+
+    /// Whether a container called `id` may be created now.
+    fn check_create(&self, id: &str) -> Result<(), Error> {
+        if !container_id::is_valid(id) {
+            // The id becomes the name of a directory.
+            return Err(Error::InvalidId(id.to_owned()));
+        }
+        if self.containers.contains_key(id) {
+            return Err(Error::Exists(ProcessId::init(id)));
+        }
+        if self.deleting.contains(id) {
+            return Err(Error::State {
+                name: ProcessId::init(id),
+                state: "being deleted",
+                wanted: "created",
+            });
+        }
+        if self.closing {
+            return Err(Error::Closing);
+        }
+        self.refuse_early_container()
+    }
+
+    fn plan(&self, request: &CreateRequest) -> Result<Plan, Error> {
+        let file = identity::config_json(&request.bundle);
+        let spec = std::fs::read(&file)
+            .map_err(|error| failed("read spec", format_args!("{}: {error}", file.display()), None))?;
+        let (own_pids, shares_pids) = self.pid_namespaces();
+        let pod = Pod {
+            pid: self.vm.as_ref().map_or(0, Vm::pid),
+            sandbox: &self.identity.id,
+            spec: &self.spec,
+            own_pids: &own_pids,
+            shares_pids,
+            is_same: is_same_namespace,
+        };
+        let spec = spec::check(&spec)?;
+        Ok(bundle::plan(
+            &request.id,
+            &request.bundle,
+            spec,
+            request.rootfs.clone(),
+            pod,
+        )?)
     }
 
     /// The running containers with a pid namespace of their own, and whether another one shares the pod's.

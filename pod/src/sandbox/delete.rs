@@ -172,8 +172,8 @@ impl Sandbox {
 }
 
 /// Removes a container's mounts from the VMM's mount namespace, and what the guest has cached of their files,
-/// for each of which the VMM has a descriptor. A failure is logged: the container is gone all the same, and the
-/// rest ends with the VM.
+/// for each of which the VMM has a descriptor. A failure is logged: the container is gone all the same, and
+/// the rest ends with the VM.
 pub(super) async fn remove_files(
     vmm: &OwnedFd,
     id: &str,

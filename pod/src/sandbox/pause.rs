@@ -1,6 +1,6 @@
-//! The pause container of a pod: the container that CRI makes first and deletes last. It stands for the pod's VM
-//! and has no process, no root file system and no streams; the guest does not know it. This module answers its
-//! calls: it goes through the states of any container, and a signal ends it as it ends the pause program.
+//! The pause container of a pod: the container that CRI makes first and deletes last. It stands for the pod's
+//! VM and has no process, no root file system and no streams; the guest does not know it. This module answers
+//! its calls: it goes through the states of any container, and a signal ends it as it ends the pause program.
 
 use super::queue::Event;
 use super::{Listed, Sandbox, failed};

@@ -1,6 +1,6 @@
-//! Pods, as CRI makes them: a sandbox, and containers whose annotations name it. They share the sandbox's shim,
-//! VM and namespaces, come and go while it lives, and leave nothing behind in the VMM, in its mount namespace or
-//! in the guest.
+//! Pods, as CRI makes them: a sandbox, and containers whose annotations name it. They share the sandbox's
+//! shim, VM and namespaces, come and go while it lives, and leave nothing behind in the VMM, in its mount
+//! namespace or in the guest.
 
 mod pod;
 
