@@ -13,6 +13,7 @@ mod execs;
 mod faults;
 mod files;
 mod forward;
+mod network;
 mod operator;
 mod pods;
 mod runs;
@@ -75,6 +76,7 @@ fn tests() -> Vec<Test> {
         runs::TESTS,
         files::TESTS,
         forward::TESTS,
+        network::TESTS,
         streams::TESTS,
         volumes::TESTS,
         execs::TESTS,
