@@ -145,10 +145,10 @@ pub fn set_mtu(index: u32, mtu: u32) -> Message {
     change(index, 0).with_u32(MTU, mtu)
 }
 
-/// Sets a link's MTU, in bytes, and how many packets its queue may hold.
+/// Sets how many packets a link's queue may hold.
 #[must_use]
-pub fn set_size(index: u32, mtu: u32, queue_length: u32) -> Message {
-    set_mtu(index, mtu).with_u32(QUEUE_LENGTH, queue_length)
+pub fn set_queue_length(index: u32, packets: u32) -> Message {
+    change(index, 0).with_u32(QUEUE_LENGTH, packets)
 }
 
 /// Keeps the kernel from giving a link IPv6 addresses of its own when it comes up.

@@ -68,10 +68,12 @@ fn make_tap(tie: &Tie, queue_pairs: u8) -> Result<sys::Tap, Error> {
 fn redirect(socket: &mut Socket, tie: &Tie, tap: u32, owner: &Owner) -> Result<(), Error> {
     let key = owner.key.as_bytes();
     let mut request = |step, message: Message| socket.request(message).map_err(failed(tie, step));
-    request(
-        "sizing its tap",
-        link::set_size(tap, tie.mtu.into(), tie.queue_length),
-    )?;
+    request("setting its tap's MTU", link::set_mtu(tap, tie.mtu.into()))?;
+    // CNI plugins make links without a queue, which would let a tap drop every packet.
+    if tie.queue_length > 0 {
+        let size = link::set_queue_length(tap, tie.queue_length);
+        request("setting its tap's queue length", size)?;
+    }
     request("adding the tap's ingress qdisc", redirect::add_qdisc(tap))?;
     request(
         "redirecting the tap to it",
