@@ -44,11 +44,11 @@ impl Lab {
         Namespace::open(format!("/run/netns/{}", self.name).as_ref()).unwrap()
     }
 
-    /// What ip and tc show of the namespace.
+    /// What ip and tc show of the namespace, whether duplicate address detection is over or not.
     fn shown(&self) -> String {
         let name = &self.name;
         let all = "ip -d link; ip addr; tc qdisc; for l in $(ls /sys/class/net); do tc filter show dev $l ingress; done";
-        run(&format!("ip netns exec {name} sh -c '{all}'"))
+        run(&format!("ip netns exec {name} sh -c '{all}'")).replace(" tentative", "")
     }
 
     async fn tie(&self, queue_pairs: u8) -> Result<Tied, Error> {
