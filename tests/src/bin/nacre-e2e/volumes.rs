@@ -85,6 +85,10 @@ fn ext4(directory: &Path) -> Result<HostMount> {
     let image = directory.join("image");
     fs::File::create(&image)?.set_len(16 << 20)?;
     let image = image.to_str().context("the image's path is not UTF-8")?;
+    // Nothing else has loaded the module: until then there is no loop device.
+    let mut command = Command::new("modprobe");
+    command.arg("loop");
+    output(command)?.success()?;
     let mut command = Command::new("mkfs.ext4");
     command.args(["-q", image]);
     output(command)?.success()?;
