@@ -104,6 +104,7 @@ impl Agent for Service {
                 .set(Duration::from_nanos(request.realtime_ns.unsigned_abs()))?;
             guest_init::set_hostname(&request.hostname)?;
             network::set_up(&request.network)?;
+            pod::set_sysctls(&request.sysctls)?;
         }
         Ok(SetupResponse {
             build_id: BUILD_ID.to_owned(),

@@ -34,6 +34,9 @@ pub struct PodSpec {
     pub resolv_conf: Option<String>,
     /// The files of the pod that the engine has made; see [`crate::pod_files`].
     pub files: Vec<PodFile>,
+    /// Sysctls of the pod's namespaces, by name: a sandbox's. Those of a container with namespaces of its own are
+    /// in the guest's spec.
+    pub sysctls: BTreeMap<String, String>,
     /// How long the VM lives.
     pub lifetime: Lifetime,
     /// The pod's name in Kubernetes, "namespace/name", for the log.
@@ -91,6 +94,7 @@ impl PodSpec {
             pinned_namespaces: pinned_namespaces(&linux["namespaces"], lifetime),
             resolv_conf: None,
             files: Vec::new(),
+            sysctls: sysctls(&linux["sysctl"], lifetime),
             lifetime,
             name: annotations::pod_name(annotations),
         }
@@ -154,6 +158,16 @@ fn pinned_namespaces(namespaces: &Value, lifetime: Lifetime) -> BTreeMap<String,
     ["ipc", "uts"].into_iter().filter_map(pinned).collect()
 }
 
+/// Strings only: Create refuses anything else.
+fn sysctls(sysctl: &Value, lifetime: Lifetime) -> BTreeMap<String, String> {
+    let listed = sysctl.as_object().into_iter().flatten();
+    let listed = listed.filter(|_| lifetime == Lifetime::PauseContainer);
+    let string = |value: &Value| value.as_str().map(str::to_owned);
+    listed
+        .filter_map(|(name, value)| Some((name.clone(), string(value)?)))
+        .collect()
+}
+
 /// True if two paths name the same namespace of the host: the same file, in any spelling and below any bind
 /// mount.
 pub fn is_same_namespace(a: &Path, b: &Path) -> bool {
@@ -212,6 +226,7 @@ mod tests {
             pinned_namespaces: BTreeMap::new(),
             resolv_conf: None,
             files: Vec::new(),
+            sysctls: BTreeMap::new(),
             lifetime: Lifetime::Container,
             name: None,
         };
@@ -235,6 +250,16 @@ mod tests {
         assert_eq!(read(&spec).pinned_namespaces, pinned);
         spec["annotations"] = json!({});
         assert_eq!(read(&spec).pinned_namespaces, BTreeMap::new());
+    }
+
+    #[test]
+    fn sysctls_of_a_sandbox_are_the_pod_s() {
+        let mut spec = sandbox(&[]);
+        spec["linux"]["sysctl"] = json!({"net.core.somaxconn": "7", "net.x": 5});
+        let want = BTreeMap::from([("net.core.somaxconn".to_owned(), "7".to_owned())]);
+        assert_eq!(read(&spec).sysctls, want);
+        spec["annotations"] = json!({});
+        assert_eq!(read(&spec).sysctls, BTreeMap::new());
     }
 
     #[test]

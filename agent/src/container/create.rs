@@ -46,6 +46,7 @@ impl Containers {
         if request.pod_shm_bytes > 0 {
             pod::mount_shm(request.pod_shm_bytes)?;
         }
+        pod::set_sysctls(&pod::take_shared(&mut prepared.spec))?;
         self.reserve(id)?;
         let created = self.create_steps(request, &prepared).await;
         match &created {

@@ -4,7 +4,7 @@
 
 mod clock;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -212,16 +212,22 @@ impl Guest {
         matches!(listed, Ok(_) | Err(ttrpc::Error::RpcStatus(_)))
     }
 
-    /// The first call: compares the builds, and sets the guest's clock, host name and network.
+    /// The first call: compares the builds, and sets the guest's clock and host name, the pod's network and `sysctls`.
     ///
     /// # Errors
     /// [`CallError`], with FAILED_PRECONDITION if the builds differ.
-    pub async fn setup(&self, hostname: &str, network: Network) -> Result<SetupResponse, CallError> {
+    pub async fn setup(
+        &self,
+        hostname: &str,
+        network: Network,
+        sysctls: BTreeMap<String, String>,
+    ) -> Result<SetupResponse, CallError> {
         let request = SetupRequest {
             build_id: nacre_protocol::BUILD_ID.to_owned(),
             realtime_ns: crate::clock::realtime_ns(),
             hostname: hostname.to_owned(),
             network: Some(network).into(),
+            sysctls: sysctls.into_iter().collect(),
             ..Default::default()
         };
         let mut response = self

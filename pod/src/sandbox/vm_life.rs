@@ -134,9 +134,10 @@ impl Sandbox {
             .clone()
             .unwrap_or_else(|| self.identity.id.clone());
         let network = self.network.take_guest_s();
+        let sysctls = self.spec.sysctls.clone();
         self.queue.send_result(async move {
             let result = guest
-                .setup(&hostname, network)
+                .setup(&hostname, network, sysctls)
                 .await
                 .map(|response| (guest, response));
             Event::AgentSetUp(Box::new(result))

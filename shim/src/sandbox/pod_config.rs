@@ -23,10 +23,6 @@ pub fn pod_spec(request: &CreateSandboxRequest, namespace: &str) -> Result<PodSp
     let config = config(request)?;
     let linux = &config.linux;
     check_namespaces(&linux.security_context.namespace_options)?;
-    if let Some(name) = linux.sysctls.keys().next() {
-        let reason = format!("linux.sysctls[{name:?}]: sysctls of a pod are not supported yet");
-        return Err(Error::Refused(reason));
-    }
     let name = Some(&config.metadata)
         .filter(|metadata| metadata.is_some())
         .map(|metadata| format!("{}/{}", metadata.namespace, metadata.name));
@@ -39,6 +35,7 @@ pub fn pod_spec(request: &CreateSandboxRequest, namespace: &str) -> Result<PodSp
         network_namespace: Some(request.netns_path.clone())
             .filter(|path| !path.is_empty())
             .map(Into::into),
+        sysctls: linux.sysctls.clone().into_iter().collect(),
         name,
         ..PodSpec::of_sandbox_api()
     })

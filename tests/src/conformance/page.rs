@@ -67,8 +67,8 @@ const NOTES: &str = "\
 - **linux.resources.hugepageLimits**: for page sizes that the guest has.
 - **linux.resources.unified**: files of controllers that the guest kernel has, written after all other limits.
   Of the cgroup's own files only cgroup.max.depth, cgroup.max.descendants and cgroup.pressure.
-- **linux.sysctl**: sysctls of namespaces that the container does not share. Others are refused with their
-  name.
+- **linux.sysctl**: sysctls of network, IPC and UTS namespaces. If the container shares the pod's namespace,
+  they are the pod's. Others are refused with their name.
 - **linux.seccomp**: system call names that libseccomp does not know get the default action.
 - **linux.cgroupsPath**: the VM's cgroup on the host. In the guest, a container's cgroup is named after its
   id.
