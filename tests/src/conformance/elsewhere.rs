@@ -32,7 +32,6 @@ const TASKS: &str = "shim/tests/service/tasks.rs";
 const LIVES: &str = "shim/tests/service/lives.rs";
 const CHECKED: &str = "protocol/src/spec/tests/checked.rs";
 const BUNDLE: &str = "pod/src/bundle/tests.rs";
-const VOLUMES: &str = "tests/src/bin/nacre-e2e/volumes.rs";
 
 const fn test(file: &'static str, name: &'static str, covers: &'static [&'static str]) -> Test {
     Test { file, name, covers }
@@ -41,8 +40,8 @@ const fn test(file: &'static str, name: &'static str, covers: &'static [&'static
 /// All tests outside of the comparison with runc that docs/conformance.md names.
 pub const TESTS: &[Test] = &[
     test(
-        VOLUMES,
-        "id_mapped",
+        BUNDLE,
+        "id_maps_of_mounts_are_the_host_s",
         &[
             "mounts.uidMappings.containerID",
             "mounts.uidMappings.hostID",
