@@ -24,6 +24,8 @@ pub struct Job {
     pub from: Given,
     /// What it is to have.
     pub to: Given,
+    /// The guest must confirm the size, even if the VM has been given it before.
+    pub must_confirm: bool,
     /// Limits to change on the way.
     pub limits: Option<NewLimits>,
 }
@@ -52,7 +54,7 @@ impl Job {
         if grown.memory_mib > self.from.memory_mib {
             self.plug(grown.memory_mib).await?;
         }
-        if grown != self.from {
+        if grown != self.from || self.must_confirm {
             *given = grown;
             self.tell(grown).await?;
         }

@@ -166,8 +166,10 @@ impl Sandbox {
         let target = sizing.target(&sizing.needed, given.memory_mib);
         let is_waiting = sizing.waiting.iter().any(|change| matches!(change, Change::Fit));
         // The guest learns of its ceiling when it is first asked for its need.
-        let fits = (target.memory_mib, target.vcpus) == (given.memory_mib, given.vcpus);
-        if fits || is_waiting {
+        let is_given = (target.memory_mib, target.vcpus) == (given.memory_mib, given.vcpus);
+        // What the guest has not confirmed is tried again with the next container.
+        let has_failed = matches!(*sizing.fit.borrow(), Fit::Failed(_));
+        if (is_given && !has_failed) || is_waiting {
             return self.next_resize();
         }
         sizing.fit.send_replace(Fit::Changing);
@@ -237,6 +239,7 @@ impl Sandbox {
                         boot_mib: sizing.needed.vm().boot_mib,
                         from: sizing.given,
                         to,
+                        must_confirm: matches!(change, Change::Fit),
                         limits,
                     };
                     sizing.current = Some(change);
