@@ -69,7 +69,9 @@ fn use_too_much(pod: &Pod<'_>) -> Result<String> {
     let limit = json!({"linux": {"resources": {"memory_limit_in_bytes": 48 << 20}}});
     // tail keeps the last line, which never ends.
     let container = pod.start("exec tail -n 1 /dev/zero", limit)?;
-    let status = container.wait(|status| status["reason"] == "OOMKilled")?;
+    // The reason comes by an event of its own, before the end or after it.
+    let status =
+        container.wait(|status| status["reason"] == "OOMKilled" && status["state"] == "CONTAINER_EXITED")?;
     Ok(json!([status["state"], status["exit_code"], status["reason"]]).to_string())
 }
 
