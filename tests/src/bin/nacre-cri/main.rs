@@ -164,11 +164,22 @@ fn run_checked(cases: &[&'static Case], node: &Node) -> Vec<Result<Outcome>> {
     outcomes
 }
 
+/// Why Nacre alone may fail with `error`.
+fn allowed_error(case: &Case, error: &anyhow::Error) -> Option<&'static str> {
+    let allowed = case.allowed_difference.as_ref()?;
+    format!("{error:#}")
+        .contains(allowed.nacre_output)
+        .then_some(allowed.reason)
+}
+
 /// Prints a row for `case`; true if it passed.
 fn report(case: &Case, runc: Option<&Result<Outcome>>, nacre: Option<&Result<Outcome>>, show: bool) -> bool {
     let verdict = match (runc, nacre) {
         (Some(runc), Some(nacre)) => compare(case.allowed_difference.as_ref(), runc, nacre),
         (Some(Ok(_)), None) | (None, Some(Ok(_))) => Verdict::Equal,
+        (None, Some(Err(error))) if allowed_error(case, error).is_some() => {
+            Verdict::Allowed(allowed_error(case, error).unwrap_or_default())
+        }
         (Some(Err(error)), None) | (None, Some(Err(error))) => Verdict::Different(format!("{error:#}")),
         (None, None) => Verdict::Equal,
     };
