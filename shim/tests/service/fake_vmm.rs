@@ -37,7 +37,7 @@ pub fn main() {
     if behave(&channel, &configure, &mut console) {
         return;
     }
-    enter_namespace();
+    enter_namespaces();
     fake_memory::boot(configure.memory_mib);
     channel
         .send(&FromVmm::Step(Step::now("fake step").unwrap()), &[])
@@ -103,7 +103,7 @@ fn behave(channel: &Channel, configure: &Configure, console: &mut Writer) -> boo
             true
         }
         "fake=panic" => {
-            enter_namespace();
+            enter_namespaces();
             channel.send(&FromVmm::Running, &[]).unwrap();
             console.write(b"Kernel panic - not syncing: no init\n").unwrap();
             channel.send(&FromVmm::Ended(Outcome::Panic), &[]).unwrap();
@@ -118,8 +118,8 @@ fn behave(channel: &Channel, configure: &Configure, console: &mut Writer) -> boo
     }
 }
 
-fn enter_namespace() {
-    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+fn enter_namespaces() {
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
     mount(
         None::<&str>,
         "/",
