@@ -11,6 +11,7 @@ mod exec_exits;
 mod guest_io;
 mod installed;
 mod memory;
+mod network;
 mod page;
 mod results;
 mod rounds;
@@ -40,6 +41,8 @@ enum Part {
     Guest,
     /// A pod by containerd's CRI, beside runc.
     Pod,
+    /// TCP with a pod, beside runc.
+    Network,
     /// Memory of an idle pod.
     Memory,
     /// Sizes of the installed files.
@@ -131,6 +134,9 @@ fn measure(
     }
     if wants(Part::Pod) {
         crirun::measure(arguments.pairs, results)?;
+    }
+    if wants(Part::Network) {
+        network::measure(arguments.guests, results)?;
     }
     if wants(Part::Memory) {
         memory::measure(runtimes, results)?;
