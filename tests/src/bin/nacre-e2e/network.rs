@@ -68,9 +68,17 @@ impl Network {
     /// The links, qdiscs and filters of the pod's namespace. Addresses are not compared: the kernel completes
     /// IPv6's by itself.
     fn shown(&self) -> Result<String> {
-        let all =
-            "ip -d link; tc qdisc; for l in $(ls /sys/class/net); do tc filter show dev $l ingress; done";
+        // The operational state follows late.
+        let all = r#"ip -d link | sed "s/ state [A-Z]*//; s/NO-CARRIER,//; s/,LOWER_UP//"; tc qdisc
+            for l in $(ls /sys/class/net); do tc filter show dev $l ingress; done"#;
         sh(&format!("ip netns exec {} sh -c '{all}'", self.name))
+    }
+
+    /// Fails if the links, qdiscs and filters are not those that `before` shows.
+    fn is_as_before(&self, before: &str) -> Result<()> {
+        let after = self.shown()?;
+        ensure!(after == before, "the namespace was\n{before}and is\n{after}");
+        Ok(())
     }
 
     /// Sends [`SIZE`] bytes from the peer to a server in the pod that sends back what it gets.
@@ -162,11 +170,7 @@ fn both_ways() -> Result<()> {
             "the route {line:?} is missing in:\n{shown}"
         );
     }
-    ensure!(
-        network.shown()? == before,
-        "the namespace has changed: {}",
-        network.shown()?
-    );
+    network.is_as_before(&before)?;
     Ok(())
 }
 
@@ -191,18 +195,14 @@ fn many_links() -> Result<()> {
         network.peer()
     ))?;
     let id = fresh_id("net");
-    let refused = run.output(&id)?.text();
+    let refused = run.output(&id)?.stderr;
     ctr(["containers", "delete", &id])?;
     ensure!(
         refused.contains("it has 17 links, but a pod has at most 16"),
         "{refused}"
     );
     sh(&format!("ip -n {} link del eth16", network.name))?;
-    ensure!(
-        network.shown()? == before,
-        "the namespace has changed: {}",
-        network.shown()?
-    );
+    network.is_as_before(&before)?;
     Ok(())
 }
 
@@ -228,7 +228,7 @@ fn refused() -> Result<()> {
             command: &["true"],
             ..Run::default()
         };
-        let error = run.output(&id)?.text();
+        let error = run.output(&id)?.stderr;
         ctr(["containers", "delete", &id])?;
         let begin = format!("set up network: network namespace {path}: ");
         ensure!(
@@ -236,11 +236,7 @@ fn refused() -> Result<()> {
             "{path}: {error}"
         );
     }
-    ensure!(
-        network.shown()? == before,
-        "the namespace has changed: {}",
-        network.shown()?
-    );
+    network.is_as_before(&before)?;
     Ok(())
 }
 
@@ -273,11 +269,7 @@ fn as_found_after_a_kill() -> Result<()> {
         ensure!(Instant::now() < until, "containerd does not delete the task");
     }
     ctr(["containers", "delete", &id])?.success()?;
-    ensure!(
-        network.shown()? == before,
-        "the namespace has changed: {}",
-        network.shown()?
-    );
+    network.is_as_before(&before)?;
     Ok(())
 }
 
