@@ -4,6 +4,7 @@
 //! polls for a need: the kernel reports it. Only memory that is not needed any more is looked for by a timer,
 //! and only while some is plugged in.
 
+mod high;
 mod policy;
 mod uevents;
 
@@ -16,6 +17,7 @@ use nacre_protocol::agent::PluggedMemory;
 use nacre_protocol::guest::cgroup_path;
 use tokio::sync::watch;
 
+use self::high::High;
 use self::policy::Usage;
 use self::uevents::Uevents;
 use crate::cgroup::Cgroup;
@@ -55,15 +57,19 @@ pub struct Memory {
     given: watch::Sender<Given>,
     /// The cgroup of all containers.
     containers: Cgroup,
+    /// Its memory.high.
+    high: High,
 }
 
 impl Memory {
     /// The memory of a guest that has just booted.
     pub fn at_boot() -> Result<Self, Error> {
+        let containers = Cgroup::new(Path::new(&cgroup_path("")));
         Ok(Self {
             total_at_boot: policy::total(&read(MEMINFO)?),
             given: watch::Sender::default(),
-            containers: Cgroup::new(Path::new(&cgroup_path(""))),
+            high: High::new(containers.directory().join("memory.high")),
+            containers,
         })
     }
 
@@ -153,12 +159,7 @@ impl Memory {
     /// Sets the containers' memory.high.
     fn limit(&self, given: Given) -> Result<(), Error> {
         let total = policy::total(&read(MEMINFO)?);
-        let high = match policy::high(total, given) {
-            Some(kib) => kib.saturating_mul(1024).to_string(),
-            None => "max".to_owned(),
-        };
-        let file = self.containers.directory().join("memory.high");
-        fs::write(&file, high).map_err(Error::file("writing", file))
+        self.high.set(policy::high(total, given))
     }
 }
 
