@@ -16,6 +16,7 @@ use std::time::Duration;
 use nacre_protocol::agent::PluggedMemory;
 use nacre_protocol::guest::cgroup_path;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use self::high::High;
 use self::policy::Usage;
@@ -116,7 +117,7 @@ impl Memory {
         let Some(mut events) = self.containers.memory_events()? else {
             return Err(Error::Runtime("the guest has no memory controller".to_owned()));
         };
-        let mut unneeded = 0;
+        let mut looks = Looks::new(Instant::now());
         loop {
             let given = *changes.borrow_and_update();
             self.limit(given)?;
@@ -128,13 +129,13 @@ impl Memory {
                 changed = events.changed() => drop(changed.map_err(receiving)?),
                 next = uevents.next() => next.map_err(receiving)?,
                 // The sender is owned by `self`.
-                _ = changes.changed() => unneeded = 0,
-                () = interval(given) => {
-                    unneeded += 1;
-                    match policy::shrinkage(self.usage()?, self.total_at_boot, given) {
-                        Some(wanted) if unneeded >= LOOKS => return Ok(wanted),
-                        Some(_) => {}
-                        None => unneeded = 0,
+                _ = changes.changed() => looks = Looks::new(Instant::now()),
+                () = until(looks.next, given) => {
+                    let wanted = policy::shrinkage(self.usage()?, self.total_at_boot, given);
+                    if looks.record(Instant::now(), wanted.is_some())
+                        && let Some(wanted) = wanted
+                    {
+                        return Ok(wanted);
                     }
                 }
             }
@@ -181,11 +182,83 @@ fn receiving(error: io::Error) -> Error {
     Error::system("waiting for the kernel to report memory")(error)
 }
 
-/// Waits for [`INTERVAL`] if memory is plugged in, otherwise for ever.
-async fn interval(given: Given) {
+/// The looks for memory that is not needed any more.
+struct Looks {
+    /// When the next one is due. Other events do not postpone it: under load, they never stop.
+    next: Instant,
+    /// How many in a row have found unneeded memory.
+    unneeded: u32,
+}
+
+impl Looks {
+    /// None so far.
+    fn new(now: Instant) -> Self {
+        Self {
+            next: now + INTERVAL,
+            unneeded: 0,
+        }
+    }
+
+    /// Records what one has found; true if enough in a row have found unneeded memory.
+    fn record(&mut self, now: Instant, is_unneeded: bool) -> bool {
+        self.next = now + INTERVAL;
+        self.unneeded = if is_unneeded {
+            self.unneeded.saturating_add(1)
+        } else {
+            0
+        };
+        self.unneeded >= LOOKS
+    }
+}
+
+/// Waits until `time` if memory is plugged in, otherwise for ever.
+async fn until(time: Instant, given: Given) {
     if given.plugged_mib == 0 {
         return std::future::pending().await;
     }
     // Nothing ends it early.
-    let _ = tokio::time::timeout(INTERVAL, std::future::pending::<()>()).await;
+    let _ = tokio::time::timeout_at(time, std::future::pending::<()>()).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_looks_in_a_row_must_find_unneeded_memory() {
+        let mut now = Instant::now();
+        let mut looks = Looks::new(now);
+        let mut look = |is_unneeded| {
+            assert_eq!(looks.next, now + INTERVAL);
+            now = looks.next + Duration::from_millis(3);
+            looks.record(now, is_unneeded)
+        };
+        assert_eq!([true, true, false].map(&mut look), [false; 3]);
+        assert_eq!([true, true, true].map(&mut look), [false, false, true]);
+    }
+
+    /// As the loop that waits for a need does: another event ends each wait early.
+    #[test]
+    fn events_do_not_postpone_a_look() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let given = Given {
+            plugged_mib: 128,
+            most_mib: 256,
+        };
+        let due = Instant::now() + Duration::from_millis(20);
+        let mut events = 0_u64;
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    biased;
+                    () = until(due, given) => break,
+                    () = tokio::task::yield_now() => events += 1,
+                }
+            }
+        });
+        assert!(events > 0 && Instant::now() >= due);
+    }
 }
