@@ -227,22 +227,29 @@ impl DataPath for NetDataPath {
 impl NetDataPath {
     /// The index of the control queue, if the driver uses it (virtio 1.2, 5.1.2).
     fn control_queue(&self, features: u64) -> Option<u16> {
-        let has = |bit| features & feature(bit) != 0;
-        let pairs = if has(bits::VIRTIO_NET_F_MQ) {
-            u16::try_from(self.taps.len()).unwrap_or(u16::MAX)
+        let has_control = features & feature(bits::VIRTIO_NET_F_CTRL_VQ) != 0 && self.taps.len() > 1;
+        let pairs = u16::try_from(self.most_pairs(features)).unwrap_or(u16::MAX);
+        has_control.then_some(pairs.saturating_mul(2))
+    }
+
+    /// How many pairs the driver may use.
+    fn most_pairs(&self, features: u64) -> usize {
+        if features & feature(bits::VIRTIO_NET_F_MQ) != 0 {
+            self.taps.len()
         } else {
             1
-        };
-        (has(bits::VIRTIO_NET_F_CTRL_VQ) && self.taps.len() > 1).then_some(pairs.saturating_mul(2))
+        }
     }
 
     /// Carries out the driver's commands: it may use another number of queue pairs from then on.
     fn carry_out_commands(&mut self, queue: u16, active: &mut ActiveDevice) -> Result<(), Fault> {
+        // Without the feature, the queues of a second pair would be the control queue.
+        let most = self.most_pairs(active.features);
         let (taps, attached) = (&self.taps, &mut self.attached);
         active.serve(queue, Notify::Each, |memory, chain| {
             let command = Command::read(memory, chain);
             let wanted = command.pairs().map(usize::from);
-            let wanted = wanted.filter(|wanted| (1..=taps.len()).contains(wanted));
+            let wanted = wanted.filter(|wanted| (1..=most).contains(wanted));
             let done = wanted.is_some_and(|wanted| attach_first(taps, attached, wanted).is_ok());
             command.answer(memory, done)
         })?;
