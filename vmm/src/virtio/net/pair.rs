@@ -70,7 +70,7 @@ impl QueuePair {
         active: &mut ActiveDevice,
     ) -> Result<Received, Fault> {
         if queue == self.queue {
-            return self.receiver.receive(&self.tap, active);
+            return self.receiver.receive(&self.tap, log, active);
         }
         self.transmitter.transmit(&self.tap, self.token, log, active)?;
         Ok(Received::Done)
@@ -88,7 +88,7 @@ impl QueuePair {
         }
         self.receiver.set_readable();
         if active.is_ready(self.queue) {
-            self.receiver.receive(&self.tap, active)
+            self.receiver.receive(&self.tap, log, active)
         } else {
             Ok(Received::Done)
         }

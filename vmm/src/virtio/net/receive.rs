@@ -13,6 +13,7 @@ use std::sync::Arc;
 use vm_memory::{Address as _, Bytes as _, GuestAddress};
 
 use super::tap::{HEADER_BYTES, MAX_VECTORS, Tap, Vectors};
+use crate::log::LimitedLog;
 use crate::virtio::Memory;
 use crate::virtio::worker::{ActiveDevice, Chain, Fault};
 
@@ -93,19 +94,29 @@ impl Receiver {
 
     /// Reads packets until the tap has no more, the queue has no more buffers, or it is somebody else's turn.
     /// The driver kicks for new buffers only if they ran out.
-    pub fn receive(&mut self, tap: &Tap, active: &mut ActiveDevice) -> Result<Received, Fault> {
+    pub fn receive(
+        &mut self,
+        tap: &Tap,
+        log: &LimitedLog,
+        active: &mut ActiveDevice,
+    ) -> Result<Received, Fault> {
         if !self.readable {
             return Ok(Received::Done);
         }
         active.redo_pops(self.queue, self.popped())?;
-        let result = self.receive_packets(tap, active);
+        let result = self.receive_packets(tap, log, active);
         active.undo_pops(self.queue, self.popped())?;
         let result = result?;
         active.notify(self.queue)?;
         Ok(result)
     }
 
-    fn receive_packets(&mut self, tap: &Tap, active: &mut ActiveDevice) -> Result<Received, Fault> {
+    fn receive_packets(
+        &mut self,
+        tap: &Tap,
+        log: &LimitedLog,
+        active: &mut ActiveDevice,
+    ) -> Result<Received, Fault> {
         let mut pushed = 0_u32;
         while self.readable && self.parse_ahead(active)? {
             if pushed >= PACKETS_PER_TURN {
@@ -125,8 +136,7 @@ impl Receiver {
                     Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                     Err(error) => {
                         self.readable = false;
-                        let is_empty = error.kind() == ErrorKind::WouldBlock;
-                        return Ok(if is_empty { Received::Done } else { Received::Gone });
+                        return Ok(failed_read(&error, log));
                     }
                 }
             }
@@ -233,10 +243,41 @@ impl Receiver {
     }
 }
 
+/// What the failure of a read means. Only a tap that has lost its interface never works again; after another
+/// error, the tap is read when it reports the next packet.
+fn failed_read(error: &std::io::Error, log: &LimitedLog) -> Received {
+    if error.raw_os_error() == Some(libc::EBADFD) {
+        return Received::Gone;
+    }
+    if error.kind() != ErrorKind::WouldBlock {
+        log.write(|| format!("virtio net: dropping a packet that the tap can't deliver: {error}"));
+    }
+    Received::Done
+}
+
 /// Sets num_buffers of the packet that begins in `chain`; the tap leaves these bytes alone.
 fn set_num_buffers(memory: &Memory, chain: &Parsed, count: u16) {
     for (byte, address) in count.to_le_bytes().into_iter().zip(chain.num_buffers) {
         // Cannot fail: the address is in a buffer that was checked.
         let _ = memory.write_obj(byte, address);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_tap_without_an_interface_is_gone() {
+        let log = LimitedLog::new();
+        for (errno, expected) in [
+            (libc::EBADFD, Received::Gone),
+            (libc::EAGAIN, Received::Done),
+            (libc::EFAULT, Received::Done),
+            (libc::EINVAL, Received::Done),
+        ] {
+            let error = std::io::Error::from_raw_os_error(errno);
+            assert_eq!(failed_read(&error, &log), expected, "{error}");
+        }
     }
 }

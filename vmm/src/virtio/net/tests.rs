@@ -221,6 +221,23 @@ fn a_tap_that_is_gone_sets_the_link_down_once() {
 }
 
 #[test]
+fn a_read_that_fails_leaves_the_link_up() {
+    let (device, mut driver, host) = activated_with(NOT_LARGE);
+    driver.offer(QUEUES.0, &[writable(BUFFERS, 2048)]);
+    // The host closes its socket without reading this, so the next read fails with ECONNRESET.
+    send(&mut driver, BUFFERS, &packet(60, 0));
+    drop(host);
+    // By the second one, the worker has read.
+    for _ in 0..2 {
+        send(&mut driver, BUFFERS, &packet(60, 0));
+    }
+    let mut status = [9; 2];
+    device.config().read(STATUS, &mut status);
+    assert_eq!(status, [1, 0]);
+    assert_eq!(driver.interrupts.signals().config, 0);
+}
+
+#[test]
 fn packets_use_memory_that_was_plugged_in() {
     let (mut device, mut driver, host) = activated_with(NOT_LARGE);
     let plugged = GuestRegionMmap::from_range(GuestAddress(MEMORY_SIZE), 1 << 20, None).unwrap();
