@@ -60,7 +60,8 @@ pub fn total(meminfo: &str) -> u64 {
 /// a host.
 pub fn high(total: u64, given: Given) -> Option<u64> {
     let room = RESERVE.saturating_add(total / RESERVE_PART);
-    (given.plugged_mib < given.most_mib).then(|| total.saturating_sub(room))
+    // At least half: a guest that boots with little memory would give its containers none, and hang.
+    (given.plugged_mib < given.most_mib).then(|| total.saturating_sub(room).max(total / 2))
 }
 
 /// Whether the containers need more than is plugged in, and then how much should be, MiB. `total_at_boot` is
@@ -138,6 +139,7 @@ mod tests {
     fn memory_high_leaves_room_and_is_off_when_nothing_can_be_plugged_in() {
         assert_eq!(high(BOOT, given(0)), Some((480 - 64 - 15) * 1024));
         assert_eq!(high(0, given(0)), Some(0));
+        assert_eq!(high(48 * 1024, given(0)), Some(24 * 1024));
         assert_eq!(high(BOOT, given(8 * 1024)), None);
         assert_eq!(high(BOOT, Given::default()), None);
     }
@@ -147,6 +149,19 @@ mod tests {
         for needed in [0, 100, 300, 350] {
             assert_eq!(growth(usage(0, needed), BOOT, given(0)), None, "{needed}");
         }
+    }
+
+    /// The guest of a pod with the smallest memory at boot.
+    #[test]
+    fn a_small_guest_does_not_grow_for_nothing() {
+        let boot = 48 * 1024;
+        let usage = |used_mib: u64| Usage {
+            total: boot,
+            used: used_mib * 1024,
+            droppable: 0,
+        };
+        assert_eq!(growth(usage(5), boot, given(0)), None);
+        assert_eq!(growth(usage(21), boot, given(0)), Some(256));
     }
 
     #[test]
