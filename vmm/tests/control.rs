@@ -6,6 +6,8 @@
 mod guest;
 #[path = "control/memory.rs"]
 mod memory;
+#[path = "control/network.rs"]
+mod network;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -20,7 +22,6 @@ use nacre_protocol::control::{
 };
 use nacre_protocol::guest::SHARED_TAG;
 use nacre_protocol::stream_table::TABLE_BYTES;
-use nacre_vmm::virtio::net::open_tap;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde_json::{Value, json};
 
@@ -258,96 +259,6 @@ fn requests_are_answered_once_and_in_order_the_unknown_ones_by_an_error() {
             (result, _) => panic!("{request:.40}: {result:?}"),
         }
     }
-    assert_eq!(vmm.close().code(), Some(0));
-}
-
-/// Sends a request to attach `device`, with `fds`; returns its result.
-fn attach(vmm: &Vmm, device: DeviceConfig, fds: &[RawFd]) -> Result<Answer, ErrorText> {
-    let request = ToVmm::Request {
-        id: 1,
-        request: Request::Attach { device },
-    };
-    vmm.control.send(&request, fds).unwrap();
-    vmm.answer().1
-}
-
-fn net(taps: &[u8]) -> DeviceConfig {
-    DeviceConfig::Net {
-        taps: taps.iter().copied().map(FdIndex).collect(),
-        mac: [2, 0, 0, 0, 0, 1],
-        mtu: 1500,
-    }
-}
-
-impl Vmm {
-    /// How many threads and descriptors the VMM has.
-    fn size(&self) -> (usize, usize) {
-        let count = |what| {
-            std::fs::read_dir(format!("/proc/{}/{what}", self.child.id()))
-                .unwrap()
-                .count()
-        };
-        (count("task"), count("fd"))
-    }
-}
-
-#[test]
-fn network_devices_are_attached_and_detached_in_the_jail() {
-    let Some(vmm) = Vmm::running(IDLE_GUEST) else {
-        return;
-    };
-    let Ok(tap) = open_tap("nacretest%d", false) else {
-        return println!("skipped: no taps");
-    };
-    let tap = tap.as_raw_fd();
-    let file = tempfile::tempfile().unwrap();
-    // KVM adds a thread to the process when the guest has started.
-    while vmm.reads() == 0 {}
-    let before = vmm.size();
-    let refused: [(DeviceConfig, &[RawFd], &str); 7] = [
-        (net(&[0]), &[], "there is no descriptor 0"),
-        (net(&[0]), &[tap, tap], "no field uses descriptor 1"),
-        (net(&[0, 0]), &[tap], "already used"),
-        (net(&[]), &[], "got 0"),
-        (net(&[0]), &[file.as_raw_fd()], "read the tap's flags"),
-        (VSOCK, &[tap], "only a network device"),
-        (
-            DeviceConfig::Fs {
-                tag: "late".to_owned(),
-            },
-            &[],
-            "only a network device",
-        ),
-    ];
-    for (device, fds, expected) in refused {
-        let error = attach(&vmm, device, fds).unwrap_err().to_string();
-        assert!(error.contains(expected), "{error}");
-        assert_eq!(vmm.size(), before, "{expected}");
-    }
-    // vsock, fs, rng and balloon are in the first slots.
-    for slot in 4..32 {
-        assert_eq!(attach(&vmm, net(&[0]), &[tap]), Ok(Answer::Attached { slot }));
-    }
-    let full = attach(&vmm, net(&[0]), &[tap]).unwrap_err().to_string();
-    assert!(full.contains("32 PCI slots"), "{full}");
-    for slot in [3, 32, 255] {
-        let error = vmm.request(Request::Detach { slot }).unwrap_err().to_string();
-        assert!(error.contains("no device was attached"), "{slot}: {error}");
-    }
-    assert_eq!(vmm.request(Request::Detach { slot: 9 }), Ok(Answer::Done));
-    assert!(vmm.request(Request::Detach { slot: 9 }).is_err());
-    assert_eq!(
-        attach(&vmm, net(&[0]), &[tap]),
-        Ok(Answer::Attached { slot: 9 }),
-        "the slot is used again"
-    );
-    for request in [Request::Pause, Request::Resume] {
-        assert_eq!(vmm.request(request), Ok(Answer::Done));
-    }
-    for slot in 4..32 {
-        assert_eq!(vmm.request(Request::Detach { slot }), Ok(Answer::Done));
-    }
-    assert_eq!(vmm.size(), before, "a device that was detached leaves something");
     assert_eq!(vmm.close().code(), Some(0));
 }
 

@@ -1,6 +1,7 @@
 //! A VMM in its jail that gets a device to plug memory, and requests to plug it. The guest has no driver, so it
 //! never plugs any.
 
+use super::network::attach;
 use super::*;
 
 #[test]
