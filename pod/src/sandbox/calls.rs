@@ -211,7 +211,8 @@ impl Sandbox {
                 TaskState::Exiting | TaskState::Stopped => Err(Error::NoCounters(ProcessId::init(id))),
             });
         if begun.is_ok() && self.is_pause(id) {
-            return self.pod_stats(reply);
+            let counters = self.pod_counters();
+            return answer(reply, counters.ok_or(Error::NoCounters(ProcessId::init(id))));
         }
         let id = id.to_owned();
         match begun {
