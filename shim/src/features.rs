@@ -11,7 +11,9 @@ pub const TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/featur
 
 /// Mount options of the table that are not offered to kubelet: what a pod is promised must have its own tests
 /// in a pod. Empty this list as they come.
-const NOT_OFFERED: [&str; 1] = ["rro"];
+/// `idmap` is what user namespaces of pods depend on: the containers of such a pod join the sandbox's user
+/// namespace, which is refused so far.
+const NOT_OFFERED: [&str; 3] = ["rro", "idmap", "ridmap"];
 
 /// The document.
 pub fn features() -> Value {
@@ -39,7 +41,7 @@ pub fn features() -> Value {
             "selinux": {"enabled": is_applied("process.selinuxLabel")},
             "intelRdt": {"enabled": is_applied("linux.intelRdt.schemata[]")},
             "netDevices": {"enabled": is_applied("linux.netDevices.*.name")},
-            "mountExtensions": {"idmap": {"enabled": has_mount_option("idmap")}},
+            "mountExtensions": {"idmap": {"enabled": offers("idmap")}},
         },
     })
 }
@@ -62,9 +64,13 @@ fn mount_options() -> Vec<&'static str> {
     if has_mount_option("idmap") {
         options.push("ridmap");
     }
-    options.retain(|name| has_mount_option(name) && !NOT_OFFERED.contains(name));
+    options.retain(|name| offers(name));
     options.sort_unstable();
     options
+}
+
+fn offers(name: &str) -> bool {
+    has_mount_option(name) && !NOT_OFFERED.contains(&name)
 }
 
 fn has_mount_option(name: &str) -> bool {
@@ -148,14 +154,12 @@ mod tests {
     }
 
     #[test]
-    fn id_mapped_mounts_are_announced_if_the_table_has_them() {
+    fn id_mapped_mounts_are_announced_in_both_places_or_in_none() {
         let features = features();
-        let idmap = features["linux"]["mountExtensions"]["idmap"]["enabled"].as_bool();
-        assert_eq!(idmap, Some(has_mount_option("idmap")));
-        let listed = features["mountOptions"]
-            .as_array()
-            .unwrap()
-            .contains(&json!("idmap"));
-        assert_eq!(Some(listed), idmap);
+        let idmap = &features["linux"]["mountExtensions"]["idmap"]["enabled"];
+        let options = features["mountOptions"].as_array().unwrap();
+        for name in ["idmap", "ridmap"] {
+            assert_eq!(options.contains(&json!(name)), *idmap == true, "{name}");
+        }
     }
 }
