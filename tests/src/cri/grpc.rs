@@ -55,7 +55,10 @@ impl Connection {
     /// # Errors
     /// If nothing listens there or it does not speak HTTP/2.
     pub fn open(path: &Path) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
+        // Its thread answers the server's pings and settings while no call waits: the server closes a
+        // connection whose client is silent for two minutes.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
             .enable_all()
             .build()?;
         let requests = runtime.block_on(async {
