@@ -13,6 +13,7 @@ mod control;
 mod pair;
 mod receive;
 mod tap;
+mod taps;
 #[cfg(test)]
 pub(crate) mod tests;
 mod transmit;
@@ -30,6 +31,7 @@ use self::pair::QueuePair;
 use self::receive::Received;
 use self::tap::Tap;
 pub use self::tap::{TapError, open_tap};
+use self::taps::{MAX_CHANGES, Taps};
 use super::worker::{ActiveDevice, DataPath, Fault, Notify};
 use super::{Device, DeviceError, Env, Spec};
 use crate::jail::calls::net::PROFILE;
@@ -71,6 +73,8 @@ pub struct Config {
     taps: Vec<Arc<Tap>>,
     mac: [u8; 6],
     mtu: u16,
+    /// How many changes of the taps the driver may cause.
+    max_changes: u32,
 }
 
 /// Why a configuration is refused.
@@ -111,6 +115,7 @@ impl Config {
             taps: taps.collect::<Result<_, _>>()?,
             mac,
             mtu,
+            max_changes: MAX_CHANGES,
         })
     }
 
@@ -152,8 +157,7 @@ pub fn spawn(config: Config, env: &Env) -> Result<Device, DeviceError> {
     };
     Device::spawn(spec, env, move || {
         Ok(NetDataPath {
-            attached: config.taps.len(),
-            taps: config.taps,
+            taps: Taps::new(config.taps, config.max_changes),
             mtu: config.mtu,
             pairs: Vec::new(),
             was_active: false,
@@ -168,9 +172,7 @@ const fn feature(bit: u32) -> u64 {
 }
 
 struct NetDataPath {
-    taps: Vec<Arc<Tap>>,
-    /// How many of the taps, from the first one on, the host gives packets to.
-    attached: usize,
+    taps: Taps,
     mtu: u16,
     /// Those that the driver uses, from the first one on; none while the device is not active.
     pairs: Vec<QueuePair>,
@@ -182,13 +184,16 @@ struct NetDataPath {
 impl DataPath for NetDataPath {
     /// The driver uses the first queue pair until it asks for more (virtio 1.2, 5.1.6.5.6.1).
     fn start(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
-        let Some(tap) = self.taps.first().map(Arc::clone) else {
-            return Ok(());
-        };
-        attach_first(&self.taps, &mut self.attached, 1).map_err(Fault::io("detach a queue of the tap"))?;
-        tap.set_offload(offloads(active.features))
+        self.taps
+            .attach_first(1)
+            .map_err(Fault::io("detach a queue of the tap"))?;
+        self.taps
+            .set_offload(offloads(active.features))
             .map_err(Fault::io("set the tap's offloads"))?;
-        if std::mem::replace(&mut self.was_active, true) {
+        let tap = self.taps.attached().first();
+        if let Some(tap) = tap
+            && std::mem::replace(&mut self.was_active, true)
+        {
             // They may be larger than what this driver accepts.
             (0..MAX_STALE)
                 .take_while(|_| tap.discard().is_ok())
@@ -245,12 +250,12 @@ impl NetDataPath {
     fn carry_out_commands(&mut self, queue: u16, active: &mut ActiveDevice) -> Result<(), Fault> {
         // Without the feature, the queues of a second pair would be the control queue.
         let most = self.most_pairs(active.features);
-        let (taps, attached) = (&self.taps, &mut self.attached);
+        let taps = &mut self.taps;
         active.serve(queue, Notify::Each, |memory, chain| {
             let command = Command::read(memory, chain);
             let wanted = command.pairs().map(usize::from);
             let wanted = wanted.filter(|wanted| (1..=most).contains(wanted));
-            let done = wanted.is_some_and(|wanted| attach_first(taps, attached, wanted).is_ok());
+            let done = wanted.is_some_and(|wanted| taps.attach_first(wanted).is_ok());
             command.answer(memory, done)
         })?;
         self.use_attached(active)
@@ -258,15 +263,14 @@ impl NetDataPath {
 
     /// Uses the queue pairs of the attached taps, and no others.
     fn use_attached(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
-        while self.pairs.len() > self.attached
+        let attached = self.taps.attached();
+        while self.pairs.len() > attached.len()
             && let Some(pair) = self.pairs.pop()
         {
             pair.stop(active);
         }
-        let unused = self.taps.iter().take(self.attached).skip(self.pairs.len());
-        for (index, tap) in (self.pairs.len()..).zip(unused.map(Arc::clone).collect::<Vec<_>>()) {
-            let index = u16::try_from(index).unwrap_or(u16::MAX);
-            self.pairs.push(QueuePair::start(index, &tap, self.mtu, active)?);
+        for (index, tap) in (0..).zip(attached).skip(self.pairs.len()) {
+            self.pairs.push(QueuePair::start(index, tap, self.mtu, active)?);
         }
         Ok(())
     }
@@ -285,24 +289,6 @@ impl NetDataPath {
         }
         Ok(())
     }
-}
-
-/// Makes the host give packets to the first `wanted` of `taps`, of which it is the first `attached` so far, and
-/// to no others.
-fn attach_first(taps: &[Arc<Tap>], attached: &mut usize, wanted: usize) -> std::io::Result<()> {
-    while *attached > wanted
-        && let Some(tap) = taps.get(attached.saturating_sub(1))
-    {
-        tap.set_attached(false)?;
-        *attached = attached.saturating_sub(1);
-    }
-    while *attached < wanted
-        && let Some(tap) = taps.get(*attached)
-    {
-        tap.set_attached(true)?;
-        *attached = attached.saturating_add(1);
-    }
-    Ok(())
 }
 
 /// The tap's offloads (TUN_F_*) for the features that the driver accepted: what the guest takes.

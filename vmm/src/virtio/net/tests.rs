@@ -70,6 +70,7 @@ fn config() -> (Config, Host) {
         taps: vec![Arc::new(Tap::from_socket(theirs))],
         mac: [2, 0, 0, 0, 0, 1],
         mtu: 1500,
+        max_changes: u32::MAX,
     };
     (config, Host(ours))
 }

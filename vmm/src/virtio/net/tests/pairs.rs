@@ -8,7 +8,13 @@ const NOT_MANY: u64 = !(1 << bits::VIRTIO_NET_F_MQ);
 
 /// A device with two pairs, its driver, and the hosts' sides of its taps.
 fn activated_pairs(mask: u64) -> (Device, Driver, [Host; 2]) {
+    activated_pairs_with(mask, u32::MAX)
+}
+
+/// The same; the driver may cause `max_changes`.
+fn activated_pairs_with(mask: u64, max_changes: u32) -> (Device, Driver, [Host; 2]) {
     let (mut first, host_a) = config();
+    first.max_changes = max_changes;
     let (second, host_b) = config();
     first.taps.extend(second.taps);
     let driver = Driver::new(&SIZES);
@@ -64,6 +70,16 @@ fn the_second_pair_carries_packets_once_the_driver_asks_for_it() {
         assert_eq!(command(&mut driver, CONTROL, &[&[4, 0, 1, 0]]), 0);
         passes(&mut driver, &hosts[0], 0);
     }
+}
+
+#[test]
+fn a_driver_that_has_changed_too_much_keeps_the_pairs_that_it_has() {
+    // The start detaches the second queue and sets the offloads.
+    let (_device, mut driver, hosts) = activated_pairs_with(NOT_LARGE, 5);
+    for (pairs, answer) in [(2, 0), (2, 0), (1, 0), (2, 0), (1, 1), (2, 0)] {
+        assert_eq!(command(&mut driver, CONTROL, &[&[4, 0], &[pairs, 0]]), answer);
+    }
+    passes(&mut driver, &hosts[1], 1);
 }
 
 #[test]
