@@ -8,6 +8,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{SpliceFlags, splice};
 use rustix::time::Timespec;
 use tokio::io::unix::AsyncFd;
+use tokio::task::coop::consume_budget;
 
 /// Most bytes moved by one system call: the capacity of a pipe.
 const CHUNK: usize = 64 * 1024;
@@ -37,6 +38,8 @@ impl Pair {
                 Err(error) => return Err(error.into()),
             };
             self.write_all(buffer.get(..length).unwrap_or_default()).await?;
+            // Two ends that never block must not keep the agent from everything else.
+            consume_budget().await;
         }
     }
 
@@ -55,7 +58,10 @@ impl Pair {
 
     /// Splices until the source ends or nobody reads the sink any more.
     pub async fn splice(&self) -> io::Result<()> {
-        while self.splice_once().await? > 0 {}
+        while self.splice_once().await? > 0 {
+            // As above.
+            consume_budget().await;
+        }
         Ok(())
     }
 
@@ -98,4 +104,40 @@ impl Pair {
 fn is_ready(fd: &AsyncFd<OwnedFd>, events: PollFlags) -> bool {
     let mut fds = [PollFd::new(fd, events)];
     matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::eventfd::{EfdFlags, EventFd};
+
+    use crate::async_fd;
+
+    /// An eventfd can be read as often as its counter says, and written nearly for ever.
+    #[test]
+    fn two_ends_that_never_block_leave_time_for_others() {
+        const READS: u32 = 100_000;
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let from = EventFd::from_value_and_flags(READS, flags | EfdFlags::EFD_SEMAPHORE).unwrap();
+        let to = EventFd::from_flags(flags).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .unwrap();
+        let copied = runtime.block_on(async {
+            let pair = Pair {
+                from: async_fd::register(from.into()).unwrap(),
+                to: async_fd::register(to.into()).unwrap(),
+            };
+            tokio::select! {
+                biased;
+                result = pair.copy() => panic!("{result:?}"),
+                () = tokio::task::yield_now() => {}
+            }
+            let mut counter = [0; 8];
+            rustix::io::read(&pair.to, &mut counter).unwrap();
+            u64::from_ne_bytes(counter)
+        });
+        assert!((1..READS.into()).contains(&copied), "{copied}");
+    }
 }
