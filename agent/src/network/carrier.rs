@@ -19,7 +19,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// RTMGRP_LINK.
 const LINK_CHANGES: u32 = 1;
 
-/// Is told of each change of a link since it was opened.
+/// A socket that the kernel sends a message to for each change of a link.
 pub struct Changes(AsyncFd<OwnedFd>);
 
 impl Changes {

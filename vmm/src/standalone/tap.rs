@@ -1,4 +1,5 @@
-//! The option `--tap NAME[,queues=N][,mac=MAC]` of a standalone VMM: a network device whose tap the VMM opens itself.
+//! The option `--tap NAME[,queues=N][,mac=MAC]` of a standalone VMM: a network device whose tap the VMM opens
+//! itself. The options are parsed by [`crate::StandaloneArguments`]; the shim never uses them.
 
 use std::str::FromStr;
 
