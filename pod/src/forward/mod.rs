@@ -100,8 +100,10 @@ async fn accept_all<F: Future<Output = ()>>(
     }
 }
 
-/// The next connection, which is reset when it is dropped.
+/// The next connection, which is reset when it is dropped. One that can't be accepted, since descriptors or
+/// memory are short, waits until another one comes.
 async fn accept_next(socket: &AsyncFd<OwnedFd>) -> std::io::Result<OwnedFd> {
+    use rustix::io::Errno;
     loop {
         let mut ready = socket.readable().await?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -110,9 +112,13 @@ async fn accept_next(socket: &AsyncFd<OwnedFd>) -> std::io::Result<OwnedFd> {
                 sockopt::set_socket_linger(&client, Some(Duration::ZERO))?;
                 return Ok(client);
             }
-            Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
+            Err(Errno::AGAIN) => ready.clear_ready(),
             // The client has gone already.
-            Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => {}
+            Err(Errno::CONNABORTED | Errno::INTR) => {}
+            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                log::warn(format_args!("accepting a connection to forward: {error}"));
+                ready.clear_ready();
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -157,5 +163,59 @@ impl Connection {
             },
         }
         sockopt::set_socket_linger(&client, None).map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    /// Runs `test` in a process of its own: its limit of descriptors is the process's.
+    fn in_process(test: impl FnOnce()) {
+        let child = sys::fork_into(|| {
+            i32::from(std::panic::catch_unwind(std::panic::AssertUnwindSafe(test)).is_err())
+        });
+        let status = nix::sys::wait::waitpid(child.unwrap(), None).unwrap();
+        assert!(
+            matches!(status, nix::sys::wait::WaitStatus::Exited(_, 0)),
+            "{status:?}"
+        );
+    }
+
+    async fn without_descriptors() {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let socket = sys::watch(listener.into()).unwrap();
+        let _clients = (
+            TcpStream::connect(address).unwrap(),
+            TcpStream::connect(address).unwrap(),
+        );
+        let before = getrlimit(Resource::Nofile);
+        let none = Rlimit {
+            current: Some(0),
+            ..before
+        };
+        setrlimit(Resource::Nofile, none).unwrap();
+        let moment = Duration::from_millis(50);
+        let accepted = tokio::time::timeout(moment, accept_next(&socket)).await;
+        assert!(accepted.is_err(), "{accepted:?}");
+        setrlimit(Resource::Nofile, before).unwrap();
+        // The third connection wakes the listener, which then takes all that wait.
+        let _third = TcpStream::connect(address).unwrap();
+        for _ in 0..3 {
+            let accepted = tokio::time::timeout(Duration::from_secs(20), accept_next(&socket));
+            accepted.await.unwrap().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_shortage_of_descriptors_does_not_end_forwarding() {
+        in_process(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(without_descriptors());
+        });
     }
 }
