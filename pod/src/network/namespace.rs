@@ -56,10 +56,25 @@ impl Namespace {
         Ok(Self { file, record })
     }
 
-    /// Opens the namespace that was recorded; None if it does not exist any more, or another is at its path.
-    pub fn recorded(record: &NetworkNamespace) -> Option<Self> {
-        let found = Self::find(&record.path).ok()?;
-        (found.record == *record).then_some(found)
+    /// Opens the namespace that was recorded; None if it does not exist any more, or something else is at its
+    /// path.
+    ///
+    /// # Errors
+    /// If that can't be found out, with the path.
+    pub fn recorded(record: &NetworkNamespace) -> Result<Option<Self>, String> {
+        match Self::find(&record.path) {
+            Ok(found) => Ok((found.record == *record).then_some(found)),
+            // A path into /proc of a process that has exited may be ESRCH, too.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    None | Some(libc::ENOENT | libc::ENOTDIR | libc::ESRCH)
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(format!("network namespace {}: {error}", record.path.display())),
+        }
     }
 
     /// Its path.

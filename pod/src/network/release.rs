@@ -13,7 +13,7 @@ use crate::sys;
 /// # Errors
 /// The reason, with the namespace's path.
 pub async fn release(record: &NetworkNamespace, key: &str) -> Result<(), String> {
-    let Some(namespace) = Namespace::recorded(record) else {
+    let Some(namespace) = Namespace::recorded(record)? else {
         return Ok(());
     };
     let key = key.to_owned();
@@ -26,7 +26,7 @@ pub async fn release(record: &NetworkNamespace, key: &str) -> Result<(), String>
 /// # Errors
 /// As [`release`].
 pub fn release_blocking(record: &NetworkNamespace, key: &str) -> Result<(), String> {
-    let Some(namespace) = Namespace::recorded(record) else {
+    let Some(namespace) = Namespace::recorded(record)? else {
         return Ok(());
     };
     let done = sys::in_child_blocking(|| in_namespace(&namespace, key));

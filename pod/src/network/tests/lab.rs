@@ -193,7 +193,7 @@ async fn a_namespace_that_is_gone_or_replaced_needs_no_release() {
     release(&record, KEY).await.unwrap();
     // Another namespace may have the inode of the first only when that is gone, and the taps hold it.
     run(&format!("ip netns add {name}"));
-    assert!(Namespace::recorded(&record).is_none());
+    assert!(Namespace::recorded(&record).unwrap().is_none());
     release(&record, KEY).await.unwrap();
     drop(tied);
 }
@@ -256,4 +256,20 @@ fn links_besides_the_loopback_device_are_seen() {
         }
     }
     assert!(has_links(u32::MAX).is_err());
+}
+
+/// A namespace that can't be looked at may still have the pod's redirections: its record must stay.
+#[tokio::test]
+async fn a_namespace_that_can_t_be_opened_is_not_taken_for_gone() {
+    let at = |path: String| nacre_protocol::state::NetworkNamespace {
+        path: path.into(),
+        device: 1,
+        inode: 1,
+    };
+    let long = at(format!("/run/{}", "x".repeat(5000)));
+    let reason = release(&long, KEY).await.unwrap_err();
+    assert!(reason.contains("name too long"), "{reason}");
+    for gone in ["/run/netns/none-of-this-name", "/etc/passwd/x", "/etc/passwd"] {
+        release_blocking(&at(gone.to_owned()), KEY).unwrap();
+    }
 }
