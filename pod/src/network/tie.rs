@@ -80,6 +80,12 @@ fn redirect(socket: &mut Socket, tie: &Tie, tap: u32, owner: &Owner) -> Result<(
         redirect::add_filter(tap, tie.index, key),
     )?;
     request("setting its tap up", link::set_up(tap))?;
+    redirect_link(socket, tie, tap, owner)
+}
+
+/// Redirects what arrives on the link to its tap. A qdisc without a redirection is nobody's, so it would not be
+/// found again: it is removed at once.
+pub fn redirect_link(socket: &mut Socket, tie: &Tie, tap: u32, owner: &Owner) -> Result<(), Error> {
     socket.request(redirect::add_qdisc(tie.index)).map_err(|error| {
         let reason = if is_taken(&error) {
             "it has one already, of another pod or program (`tc qdisc show` in the namespace lists it)"
@@ -89,8 +95,12 @@ fn redirect(socket: &mut Socket, tie: &Tie, tap: u32, owner: &Owner) -> Result<(
         };
         failed(tie, "adding an ingress qdisc")(reason)
     })?;
-    let redirected = socket.request(redirect::add_filter(tie.index, tap, key));
-    redirected.map_err(failed(tie, "redirecting it to its tap"))
+    let filter = redirect::add_filter(tie.index, tap, owner.key.as_bytes());
+    socket.request(filter).map_err(|error| {
+        // Ignore this error: the original one is returned.
+        let _ = socket.request(redirect::remove_qdisc(tie.index));
+        failed(tie, "redirecting it to its tap")(error)
+    })
 }
 
 fn is_taken(error: &NetlinkError) -> bool {

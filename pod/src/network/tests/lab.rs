@@ -273,3 +273,25 @@ async fn a_namespace_that_can_t_be_opened_is_not_taken_for_gone() {
         release_blocking(&at(gone.to_owned()), KEY).unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_link_that_can_t_be_redirected_keeps_no_qdisc() {
+    let Some(lab) = Lab::new("half", 1) else { return };
+    let before = lab.shown();
+    let namespace = lab.namespace();
+    let reason = crate::sys::in_child(move || {
+        namespace.enter().map_err(|error| error.to_string())?;
+        let mut socket = nacre_netlink::Socket::open().map_err(|error| error.to_string())?;
+        let plan = super::super::plan::plan(super::super::read::read(&mut socket).unwrap()).unwrap();
+        let owner = Owner {
+            key: KEY.to_owned(),
+            queue_pairs: 1,
+        };
+        // No link has this index.
+        let tied = super::super::tie::redirect_link(&mut socket, &plan.ties[0], 999_999, &owner);
+        tied.map_err(|error| error.to_string())
+    });
+    let reason = reason.await.unwrap().unwrap_err();
+    assert!(reason.contains("redirecting it to its tap"), "{reason}");
+    assert_eq!(lab.shown(), before);
+}
