@@ -109,7 +109,8 @@ fn refuse_missing(kinds: &[String], findings: &mut Findings) {
 
 impl Pod<'_> {
     fn in_guest(&self, id: &str, kind: &str, path: &str, has_users: bool) -> InGuest {
-        let is_first = id == self.sandbox;
+        // The Sandbox API makes a pod without a container; a later one may have the pod's id.
+        let is_first = id == self.sandbox && self.spec.lifetime != Lifetime::SandboxApi;
         let is_initial = matches!(kind, "network" | "ipc" | "uts");
         if path.is_empty() {
             return if is_initial && is_first && !has_users {
@@ -296,6 +297,16 @@ mod tests {
         );
         // A later container's are its own.
         let (namespaces, _) = checked_in(Lifetime::Container, "a", all("pid", ""));
+        assert_eq!(kinds(&namespaces), ["mount", "pid", "network", "ipc", "uts"]);
+    }
+
+    #[test]
+    fn a_container_with_the_id_of_a_sandbox_without_one_is_as_any_other() {
+        let same_id = |namespaces| checked_in(Lifetime::SandboxApi, "s", namespaces);
+        let (_, refusals) = same_id(all("network", "/run/netns/y"));
+        assert!(refusals.contains("names a namespace of the host"), "{refusals}");
+        assert_eq!(same_id(all("network", "/run/netns/x")).1, "");
+        let (namespaces, _) = same_id(all("pid", ""));
         assert_eq!(kinds(&namespaces), ["mount", "pid", "network", "ipc", "uts"]);
     }
 
