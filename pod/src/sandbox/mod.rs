@@ -7,7 +7,8 @@
 //!        └──────────────────┴───────Ended───────────┴─▶ Ended (the reason stays)
 //! ```
 //! `calls` answers what needs no change of state, `create`, `exec`, `start`, `freeze`, `kill` and `delete`
-//! begin changes, `pause` answers for the pause container, `actions` carries out what a container's state machine decides, `vm_life` follows the VM.
+//! begin changes, `pause` answers for the pause container, `actions` carries out what a container's state
+//! machine decides, `vm_life` follows the VM.
 
 mod actions;
 mod call;

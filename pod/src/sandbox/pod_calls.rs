@@ -16,8 +16,8 @@ use crate::pod_spec::{Lifetime, PodSpec};
 /// The exit status of a pod whose VM ended by itself: 128 + SIGKILL.
 const LOST_STATUS: u32 = 137;
 
-/// A call about the pod itself. All but Create and View are refused before Create; all are refused if the pod
-/// was started for a container.
+/// A call about the pod itself. Start, Wait and Stats are refused before Create; all are refused if the pod was
+/// started for a container.
 #[derive(Debug)]
 pub enum PodCall {
     /// Starts the VM; answers when the VMM runs, while the guest boots.
@@ -28,7 +28,8 @@ pub enum PodCall {
     View(Reply<PodView>),
     /// Answers when the pod has ended.
     Wait(Reply<Exit>),
-    /// Ends the VM; answers when it has ended. The shim goes on, so that the tasks can be deleted.
+    /// Ends the VM; answers when it has ended. The shim goes on, so that the tasks can be deleted. A pod that
+    /// was stopped can't be created any more.
     Stop(Reply<()>),
     /// Reads this host's counters of the pod.
     Stats(Reply<CgroupFiles>),

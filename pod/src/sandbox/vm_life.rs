@@ -100,7 +100,6 @@ impl Sandbox {
                 });
             }
             vm::Event::Connection { address, stream } => self.connection(address, stream),
-            // No VM has a device that plugs memory yet.
             vm::Event::MemoryPlugged { mib } => self.memory_plugged(mib),
             vm::Event::Ended(end) => {
                 let reason = self.reason(&end);
