@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use nacre_protocol::control::{Channel, socket_pair};
+use nacre_protocol::control::Channel;
 use nix::unistd::{ForkResult, Pid, fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open};
@@ -116,29 +116,6 @@ fn reason_of(status: WaitIdStatus, mut reader: io::PipeReader) -> io::Result<Res
     } else {
         String::from_utf8_lossy(&reason).into_owned()
     }))
-}
-
-/// As [`in_child`], for descriptors that `work` makes and that outlive the child.
-///
-/// # Errors
-/// As [`in_child`]; the inner error is also that a descriptor could not be passed on.
-pub async fn make_in_child(
-    work: impl FnOnce() -> Result<Vec<OwnedFd>, String>,
-) -> io::Result<Result<Vec<OwnedFd>, String>> {
-    let (ours, theirs) = socket_pair()?;
-    let made = in_child(move || {
-        let made = work()?;
-        let fds: Vec<RawFd> = made.iter().map(|fd| fd.as_raw_fd()).collect();
-        let sent = Channel::new(theirs).send(&(), &fds);
-        sent.map_err(|error| format!("passing descriptors on: {error}"))
-    });
-    if let Err(reason) = made.await? {
-        return Ok(Err(reason));
-    }
-    let received = Channel::new(ours).receive::<()>();
-    Ok(received
-        .map(|((), fds)| fds)
-        .map_err(|error| format!("receiving descriptors: {error}")))
 }
 
 /// A forked child that must not outlive the work it was made for: if that is cancelled or late, the child is

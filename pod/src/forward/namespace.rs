@@ -3,17 +3,14 @@
 //! unnoticed. The sockets and the BPF link are all that there is: when the shim closes them, or is killed,
 //! the namespace is as it was found.
 
-use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 
-use nix::sched::{CloneFlags, setns};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
 
 use super::program::{self, IPV4_INDEX, IPV6_INDEX};
+use crate::network::Namespace;
 use crate::sys::{self, bpf};
 
 /// Connections that wait to be accepted.
@@ -30,16 +27,17 @@ pub struct Listening {
     pub link: OwnedFd,
 }
 
-/// Listens in the network namespace `namespace`, a file such as `/run/netns/x`.
+/// Listens in `namespace`.
 ///
 /// # Errors
 /// The step that failed, and why.
-pub async fn listen_in(namespace: &Path) -> Result<Listening, String> {
-    let made = sys::make_in_child(|| {
+pub async fn listen_in(namespace: &Namespace) -> Result<Listening, String> {
+    let made = sys::in_child_with_files(|| {
         let made = Listening::in_namespace(namespace)?;
-        Ok([made.link, made.ipv4].into_iter().chain(made.ipv6).collect())
+        let files = [made.link, made.ipv4].into_iter().chain(made.ipv6);
+        Ok(((), files.collect()))
     });
-    let fds = made
+    let ((), fds) = made
         .await
         .map_err(|error| format!("running a child process: {error}"))??;
     let mut fds = fds.into_iter();
@@ -56,13 +54,8 @@ fn step<E: std::fmt::Display>(name: &str) -> impl FnOnce(E) -> String {
 
 impl Listening {
     /// The child's part.
-    fn in_namespace(path: &Path) -> Result<Self, String> {
-        let namespace = File::open(path).map_err(|error| format!("opening {}: {error}", path.display()))?;
-        if is_own(&namespace).map_err(step("comparing network namespaces"))? {
-            return Err(format!("{} is the host's network namespace", path.display()));
-        }
-        setns(&namespace, CloneFlags::CLONE_NEWNET)
-            .map_err(|error| format!("entering the network namespace {}: {error}", path.display()))?;
+    fn in_namespace(namespace: &Namespace) -> Result<Self, String> {
+        namespace.enter().map_err(|error| error.to_string())?;
         let ipv4 = listener((Ipv4Addr::LOCALHOST, 0).into()).map_err(step("listening on 127.0.0.1"))?;
         let ipv6 = match listener((Ipv6Addr::LOCALHOST, 0).into()) {
             Ok(socket) => Some(socket),
@@ -79,16 +72,10 @@ impl Listening {
         }
         let code = program::instructions(bpf::number(map.as_fd()));
         let program = bpf::load_socket_lookup(&code).map_err(step("loading a BPF program"))?;
-        let link = bpf::link_to_namespace(program.as_fd(), namespace.as_fd())
+        let link = bpf::link_to_namespace(program.as_fd(), namespace.file().as_fd())
             .map_err(step("attaching a BPF program to the network namespace"))?;
         Ok(Self { ipv4, ipv6, link })
     }
-}
-
-/// Whether `namespace` is the one that this process is in, whose localhost is not the pod's.
-fn is_own(namespace: &File) -> io::Result<bool> {
-    let (own, other) = (std::fs::metadata("/proc/self/ns/net")?, namespace.metadata()?);
-    Ok((own.dev(), own.ino()) == (other.dev(), other.ino()))
 }
 
 /// A listening socket on `address`, which need not be up yet: CNI may bring up the loopback device later.
@@ -118,27 +105,13 @@ mod tests {
     use super::*;
     use nacre_protocol::agent::Family;
     use std::net::TcpStream;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
     use std::sync::mpsc;
 
-    #[tokio::test]
-    async fn a_path_that_is_no_network_namespace_of_a_pod_is_refused() {
-        for (path, named) in [
-            ("/no/such/file", "opening /no/such/file: No such file"),
-            ("/proc/self/ns/net", "is the host's network namespace"),
-            (
-                "/proc/self/ns/uts",
-                "entering the network namespace /proc/self/ns/uts",
-            ),
-        ] {
-            let reason = listen_in(Path::new(path)).await.unwrap_err();
-            assert!(reason.contains(named), "{path}: {reason}");
-        }
-    }
     /// The client's part: connects to two ports in a new network namespace, whose path it sends, and to a third
     /// when nothing listens there any more.
     fn client(namespace: &mpsc::Sender<PathBuf>, go_on: &mpsc::Receiver<()>) -> io::Result<()> {
-        nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
         let up = std::process::Command::new("ip")
             .args(["link", "set", "lo", "up"])
             .status()?;
@@ -168,7 +141,7 @@ mod tests {
         let (send_namespace, namespace) = mpsc::channel();
         let (go, go_on) = mpsc::channel();
         let client = std::thread::spawn(move || client(&send_namespace, &go_on));
-        let listening = match listen_in(&namespace.recv().unwrap()).await {
+        let listening = match listen_in(&Namespace::open(&namespace.recv().unwrap()).unwrap()).await {
             Ok(listening) => listening,
             Err(reason) => {
                 assert!(!reason.contains("listening on"), "{reason}");

@@ -77,6 +77,11 @@ impl Namespace {
         }
     }
 
+    /// Its open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Its path.
     pub fn path(&self) -> &PathBuf {
         &self.record.path

@@ -22,8 +22,8 @@ use crate::sys;
 /// # Errors
 /// [`Error::Child`] if no child process can be made, [`Error::Staged`] if the map is refused by the kernel.
 pub async fn user_namespace(map: &IdMap) -> Result<OwnedFd, Error> {
-    let made = sys::make_in_child(|| make(map).map(|namespace| vec![namespace]));
-    let made = made.await.map_err(Error::Child)?.map_err(Error::Staged)?;
+    let made = sys::in_child_with_files(|| Ok(((), vec![make(map)?])));
+    let ((), made) = made.await.map_err(Error::Child)?.map_err(Error::Staged)?;
     let namespace = made.into_iter().next();
     namespace.ok_or_else(|| Error::Staged("the child process sent no user namespace".into()))
 }

@@ -38,12 +38,12 @@ pub async fn overlay(base: &Path, options: &str, mapped: Option<Mapped<'_>>) -> 
         );
         return Err(Error::Path { what, source });
     }
-    let made = sys::make_in_child(|| {
+    let made = sys::in_child_with_files(|| {
         let made = make(base, options, mapped);
-        made.map(|mount| vec![mount])
+        made.map(|mount| ((), vec![mount]))
             .map_err(|error| format!("overlay of {options} in {}: {error}", base.display()))
     });
-    let made = made.await.map_err(Error::Child)?.map_err(Error::Staged)?;
+    let ((), made) = made.await.map_err(Error::Child)?.map_err(Error::Staged)?;
     let mount = made.into_iter().next();
     mount.ok_or_else(|| Error::Staged("the child process sent no mount".into()))
 }

@@ -10,19 +10,23 @@ use super::queue::Event;
 use super::{Progress, Sandbox};
 use crate::forward::{self, Connection};
 use crate::guest::Guest;
+use crate::network::Namespace;
 use crate::{log, streams};
 
 impl Sandbox {
     /// Forwards connections to the localhost of the pod's network namespace, if it has one, until the VM
     /// ends.
     pub(super) fn start_forwarding(&self) {
-        let Some(namespace) = self.spec.network_namespace.clone() else {
+        // Links that a pod without a namespace of its own gets come later, and have no port-forward.
+        let Some(record) = self.pod.network.clone() else {
             return;
         };
         let mut progress = self.progress.subscribe();
         let queue = self.queue.clone();
         tokio::spawn(async move {
             let forwarded = async {
+                let gone = || "its network namespace is gone".to_owned();
+                let namespace = Namespace::recorded(&record)?.ok_or_else(gone)?;
                 let listening = forward::listen_in(&namespace).await?;
                 let accepted = |connection| queue.send(Event::ForwardAccepted(connection));
                 let result = listening.accept(accepted).await;
