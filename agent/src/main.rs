@@ -23,6 +23,7 @@ mod guest_init;
 mod keyring;
 mod memory;
 mod network;
+mod pci;
 mod pod;
 mod reaper;
 mod report;

@@ -11,6 +11,7 @@ mod uevents;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nacre_protocol::agent::PluggedMemory;
@@ -23,6 +24,7 @@ use self::policy::Usage;
 use self::uevents::Uevents;
 use crate::cgroup::Cgroup;
 use crate::error::Error;
+use crate::pci;
 
 const MEMINFO: &str = "/proc/meminfo";
 /// Time between two looks for memory that is not needed any more.
@@ -56,6 +58,8 @@ pub struct Memory {
     total_at_boot: u64,
     /// What the engine said last.
     given: watch::Sender<Given>,
+    /// The driver of virtio-mem has its device, which is attached when the VM first gets memory.
+    has_device: AtomicBool,
     /// The cgroup of all containers.
     containers: Cgroup,
     /// Its memory.high.
@@ -69,14 +73,20 @@ impl Memory {
         Ok(Self {
             total_at_boot: policy::total(&read(MEMINFO)?),
             given: watch::Sender::default(),
+            has_device: AtomicBool::new(false),
             high: High::new(containers.directory().join("memory.high")),
             containers,
         })
     }
 
-    /// Takes note of what the VM has been given, and waits until it is usable, for [`ARRIVAL`] at most.
-    /// Returns the usable memory besides that at boot, MiB.
+    /// Takes note of what the VM has been given, finds the device that plugs it in if it is new, and waits
+    /// until the memory is usable, for [`ARRIVAL`] at most. Returns the usable memory besides that at boot,
+    /// MiB.
     pub async fn give(&self, given: Given) -> Result<u32, Error> {
+        if given.plugged_mib > 0 && !self.has_device.load(Ordering::Relaxed) {
+            pci::find_attached()?;
+            self.has_device.store(true, Ordering::Relaxed);
+        }
         let grows = given.plugged_mib > self.given.borrow().plugged_mib;
         let before = self.plugged_mib()?;
         let now = if grows && !has_arrived(before, given.plugged_mib) {

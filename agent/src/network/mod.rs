@@ -12,18 +12,16 @@ use nacre_netlink::{Error as NetlinkError, Message, Socket, address, link, neigh
 use nacre_protocol::agent::{Link, Network};
 
 use crate::error::Error;
+use crate::pci;
 
 /// Most links of a guest that are looked at; a container can create more.
 const MAX_LINKS: usize = 4096;
-/// Writing to it makes the kernel look for new PCI devices. Their drivers have made their links when the
-/// write returns.
-const RESCAN: &str = "/sys/bus/pci/rescan";
 
 /// Finds devices that were attached to the VM since its boot, and then sets up `network`. When this returns,
 /// the links can send.
 pub async fn set_up_attached(network: &Network) -> Result<(), Error> {
     let changes = carrier::Changes::open()?;
-    std::fs::write(RESCAN, "1").map_err(Error::file("writing", RESCAN))?;
+    pci::find_attached()?;
     set_up(network)?;
     changes.wait_for_carriers(&network.links).await
 }

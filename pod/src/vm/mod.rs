@@ -2,6 +2,7 @@
 //! from its [`VmmMonitor`]. Speaks `nacre_protocol::control`; knows nothing of containers.
 
 mod end;
+mod memory;
 mod monitor;
 mod requests;
 mod stderr_tail;
@@ -36,6 +37,7 @@ use crate::sys;
 use nacre_protocol::config::Config;
 
 pub use end::End;
+pub use memory::MemoryControl;
 pub use monitor::{Event, VmmMonitor};
 pub use requests::RequestError;
 use requests::Requests;
@@ -80,6 +82,7 @@ pub struct Vm {
     pidfd: Arc<OwnedFd>,
     channel: Arc<AsyncFd<Channel>>,
     requests: Arc<Requests>,
+    memory: MemoryControl,
     /// What the VMM gets with its configuration.
     boot_files: Option<BootFiles>,
     console: File,
@@ -118,11 +121,13 @@ impl Vm {
                 return Err(error);
             }
         };
+        let requests = Arc::new(Requests::new(Arc::clone(&channel)));
         let vm = Self {
             pid: pid_of(&spawned),
             pidfd: Arc::new(spawned.pidfd),
             channel: Arc::clone(&channel),
-            requests: Arc::new(Requests::new(Arc::clone(&channel))),
+            memory: MemoryControl::new(Arc::clone(&requests)),
+            requests,
             boot_files: Some(files.boot),
             console: files.console,
             stderr_tail: Arc::default(),
@@ -201,7 +206,7 @@ impl Vm {
     /// What plugs memory into this VM.
     #[must_use]
     pub fn memory_control(&self) -> MemoryControl {
-        MemoryControl(Arc::clone(&self.requests))
+        self.memory.clone()
     }
 
     /// Adds a network device to the running VM, now: for the link `nic`, whose taps the VMM then has, too. The
@@ -232,25 +237,6 @@ impl Vm {
     #[must_use]
     pub fn stderr_tail(&self) -> Vec<String> {
         self.stderr_tail.lines()
-    }
-}
-
-/// Plugs memory into a VM.
-#[derive(Debug, Clone)]
-pub struct MemoryControl(Arc<Requests>);
-
-impl MemoryControl {
-    /// Sets how much memory is to be plugged in besides that at boot, MiB. The guest follows later.
-    ///
-    /// # Errors
-    /// [`RequestError`] with the VMM's reason.
-    pub async fn plug(&self, mib: u32) -> Result<(), RequestError> {
-        match self.0.send(Request::PlugMemory { mib }, REQUEST_DEADLINE).await? {
-            Answer::Done => Ok(()),
-            Answer::Exits(_) | Answer::Memory { .. } | Answer::Attached { .. } => {
-                Err(RequestError::WrongAnswer)
-            }
-        }
     }
 }
 
@@ -336,11 +322,6 @@ impl<'a> Boot<'a> {
                 tag: SHARED_TAG.to_owned(),
             },
         ];
-        if self.size.pluggable_mib() > 0 {
-            devices.push(DeviceConfig::Mem {
-                max_mib: self.size.pluggable_mib(),
-            });
-        }
         let nics = self.nics.iter().map(|nic| net_device(nic, &mut attachments));
         devices.extend(nics);
         let message = ToVmm::Configure(Configure {

@@ -8,6 +8,8 @@ pub const GREEDY: &str = "fake=greedy";
 
 /// Memory at boot, and what is plugged in, MiB.
 static MEMORY_MIB: [AtomicU32; 2] = [AtomicU32::new(0), AtomicU32::new(0)];
+/// The most that can be plugged in, MiB; 0 before the device is attached.
+static MAX_MIB: AtomicU32 = AtomicU32::new(0);
 /// The container's memory limit, MiB.
 static LIMIT_MIB: AtomicU32 = AtomicU32::new(0);
 /// How often the guest was asked for its need of memory.
@@ -18,8 +20,20 @@ pub fn boot(mib: u32) {
     MEMORY_MIB[0].store(mib, Ordering::SeqCst);
 }
 
-/// Plugs memory in, unless the limit is larger than all memory then.
+/// Attaches the device that plugs up to `max_mib`, unless the VM has it.
+pub fn attach(max_mib: u32) -> Result<(), String> {
+    match MAX_MIB.swap(max_mib, Ordering::SeqCst) {
+        0 => Ok(()),
+        _ => Err("the VM has a device to plug memory already".to_owned()),
+    }
+}
+
+/// Plugs memory in, unless there is no device for so much, or the limit is larger than all memory then.
 pub fn plug(mib: u32) -> Result<(), String> {
+    let max_mib = MAX_MIB.load(Ordering::SeqCst);
+    if mib > max_mib || max_mib == 0 {
+        return Err(format!("the VM's device can plug {max_mib} MiB, not {mib}"));
+    }
     let limit = LIMIT_MIB.load(Ordering::SeqCst);
     let all = MEMORY_MIB[0].load(Ordering::SeqCst) + mib;
     if limit > all {

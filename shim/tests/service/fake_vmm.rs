@@ -39,6 +39,9 @@ pub fn main() {
     }
     enter_namespaces();
     fake_memory::boot(configure.memory_mib);
+    // It is attached when the pod grows.
+    let is_mem = |device: &DeviceConfig| matches!(device, DeviceConfig::Mem { .. });
+    assert!(!configure.devices.iter().any(is_mem));
     channel
         .send(&FromVmm::Step(Step::now("fake step").unwrap()), &[])
         .unwrap();
@@ -185,6 +188,14 @@ fn serve(channel: Channel, configure: &Configure, stream_table: StreamTable) {
                 let result = if let Request::PlugMemory { mib } = request {
                     let plugged = fake_memory::plug(mib);
                     plugged.map(|()| Answer::Done).map_err(ErrorText::new)
+                } else if let Request::Attach {
+                    device: DeviceConfig::Mem { max_mib },
+                } = request
+                {
+                    let attached = fake_memory::attach(max_mib);
+                    attached
+                        .map(|()| Answer::Attached { slot: 4 })
+                        .map_err(ErrorText::new)
                 } else if matches!(request, Request::Exits) {
                     Ok(Answer::Exits([("io".to_owned(), 3)].into()))
                 } else {

@@ -6,7 +6,7 @@ use nacre_protocol::agent::PluggedMemory;
 use crate::error::{Error, StepFailed};
 use crate::guest::Guest;
 use crate::sandbox::failed;
-use crate::size::Target;
+use crate::size::{Target, VmSize};
 use crate::vm::MemoryControl;
 
 const STEP: &str = "resize VM";
@@ -18,8 +18,8 @@ pub type Given = Target;
 pub struct Job {
     pub guest: Guest,
     pub memory: MemoryControl,
-    /// The VM's memory at boot, MiB.
-    pub boot_mib: u32,
+    /// The VM's size at boot, and at most.
+    pub vm: VmSize,
     /// What the VM has been given so far.
     pub from: Given,
     /// What it is to have.
@@ -75,14 +75,15 @@ impl Job {
 
     /// Asks the VMM for a VM with `mib` of memory.
     async fn plug(&self, mib: u32) -> Result<(), StepFailed> {
-        let plugged = mib.saturating_sub(self.boot_mib);
-        let done = self.memory.plug(plugged).await;
+        let plugged = mib.saturating_sub(self.vm.boot_mib);
+        let done = self.memory.plug(plugged, self.vm.pluggable_mib()).await;
         done.map_err(|error| failed(STEP, format_args!("memory of {mib} MiB: {error}"), None))
     }
 
-    /// Tells the guest its size. It brings vCPUs online or offline and waits for its memory.
+    /// Tells the guest its size. It brings vCPUs online or offline, finds the device that plugs memory if it
+    /// is new, and waits for its memory.
     async fn tell(&self, size: Given) -> Result<(), Error> {
-        let besides_boot = |mib: u32| mib.saturating_sub(self.boot_mib);
+        let besides_boot = |mib: u32| mib.saturating_sub(self.vm.boot_mib);
         let wanted_mib = besides_boot(size.memory_mib);
         let memory = PluggedMemory {
             mib: wanted_mib,

@@ -236,7 +236,7 @@ impl Sandbox {
                     let job = Job {
                         guest: guest.clone(),
                         memory: memory.clone(),
-                        boot_mib: sizing.needed.vm().boot_mib,
+                        vm: sizing.vm(),
                         from: sizing.given,
                         to,
                         must_confirm: matches!(change, Change::Fit),
