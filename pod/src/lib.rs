@@ -16,6 +16,7 @@
 mod annotations;
 mod bundle;
 mod cgroup;
+mod cgroup_files;
 mod clean_up;
 pub mod clock;
 mod container;

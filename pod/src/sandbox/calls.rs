@@ -211,8 +211,7 @@ impl Sandbox {
                 TaskState::Exiting | TaskState::Stopped => Err(Error::NoCounters(ProcessId::init(id))),
             });
         if begun.is_ok() && self.is_pause(id) {
-            let counters = self.pod_counters();
-            return answer(reply, counters.ok_or(Error::NoCounters(ProcessId::init(id))));
+            return self.pod_stats(reply);
         }
         let id = id.to_owned();
         match begun {

@@ -3,15 +3,15 @@
 //! its calls: it goes through the states of any container, and a signal ends it as it ends the pause program.
 
 use super::queue::Event;
-use super::{Listed, Sandbox};
-use crate::clock;
+use super::{Listed, Sandbox, failed};
 use crate::container::{self, Reply, TaskState, answer};
 use crate::error::Error;
 use crate::exit::Exit;
-use crate::guest::SIGKILL;
+use crate::guest::{CgroupFiles, SIGKILL};
 use crate::hooks::Point;
 use crate::pod_spec::Lifetime;
 use crate::process_id::ProcessId;
+use crate::{cgroup_files, clock};
 
 const SIGINT: u32 = 2;
 const SIGTERM: u32 = 15;
@@ -103,5 +103,34 @@ impl Sandbox {
             exec: None,
         };
         Ok(runs.then_some(listed).into_iter().collect())
+    }
+
+    /// Answers the pod's counters: the sums over its containers.
+    pub(super) fn pod_stats(&self, reply: Reply<CgroupFiles>) {
+        let guest = match self.guest() {
+            Ok(guest) => guest,
+            Err(error) => return answer(reply, Err(error)),
+        };
+        let is_counted = |state| matches!(state, TaskState::Starting | TaskState::Running);
+        let counted = self
+            .containers
+            .iter()
+            .filter(|(id, container)| !self.is_pause(id) && is_counted(container.lifecycle.init().state));
+        let ids: Vec<String> = counted.map(|(id, _)| id.clone()).collect();
+        tokio::spawn(async move {
+            let mut sum = CgroupFiles::default();
+            for id in ids {
+                match guest.stats(&id).await {
+                    Ok(files) => sum = cgroup_files::sum(&sum, &files),
+                    // Most likely it has exited since.
+                    Err(error) => crate::log::info(failed(
+                        "read counters of the pod",
+                        format_args!("{id}: {}", error.into_error("read counters")),
+                        None,
+                    )),
+                }
+            }
+            answer(reply, Ok(sum));
+        });
     }
 }

@@ -4,7 +4,6 @@
 
 use super::queue::Event;
 use super::{Progress, Sandbox, failed};
-use crate::cgroup::Cgroup;
 use crate::clock;
 use crate::container::{Reply, answer};
 use crate::error::Error;
@@ -92,7 +91,7 @@ impl Sandbox {
             PodCall::View(reply) => answer(reply, self.has_pod_calls().map(|()| self.view_pod())),
             PodCall::Wait(reply) => self.wait_pod(reply),
             PodCall::Stop(reply) => self.stop_pod(reply),
-            PodCall::Stats(reply) => answer(reply, self.pod_stats()),
+            PodCall::Stats(reply) => answer(reply, self.pod_counters()),
         }
     }
 
@@ -230,17 +229,13 @@ impl Sandbox {
         self.pod_life.stopping.push(reply);
     }
 
-    fn pod_stats(&self) -> Result<CgroupFiles, Error> {
+    /// What this host counts: the guest's memory and CPU time, with the VMM's own.
+    fn pod_counters(&self) -> Result<CgroupFiles, Error> {
         self.has_pod_calls()?;
-        self.pod_counters().ok_or_else(|| self.refuse_pod("measured"))
-    }
-
-    /// What this host counts of the pod, whichever door asks: the guest's memory and CPU time with the VMM's
-    /// own, which is what the pod costs and what its cgroup limits. The guest can't falsify it. None if the VM
-    /// does not run.
-    pub(super) fn pod_counters(&self) -> Option<CgroupFiles> {
-        let cgroup = self.cgroup.as_ref().filter(|_| self.vm.is_some());
-        cgroup.map(Cgroup::counters)
+        match &self.cgroup {
+            Some(cgroup) if self.vm.is_some() => Ok(cgroup.counters()),
+            Some(_) | None => Err(self.refuse_pod("measured")),
+        }
     }
 
     /// The VM has ended: answers those who wait for it.

@@ -189,8 +189,7 @@ async fn a_sandbox_lives_until_it_is_shut_down() -> Result<()> {
         .await?;
     let data = &metrics.metrics.data;
     ensure!(data.type_url == "io.containerd.cgroups.v2.Metrics", "{data:?}");
-    let counters = Metrics::parse_from_bytes(&data.value)?;
-    ensure!(counters.cpu.usage_usec > 0, "{counters}");
+    Metrics::parse_from_bytes(&data.value)?;
     let waiting = of!(WaitSandboxRequest, id);
     let wait = sandbox.api.wait_sandbox(soon(), waiting);
     let stopping = of!(StopSandboxRequest, id);
