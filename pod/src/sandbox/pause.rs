@@ -105,7 +105,9 @@ impl Sandbox {
         Ok(runs.then_some(listed).into_iter().collect())
     }
 
-    /// Answers the pod's counters: the sums over its containers.
+    /// Answers the counters of the pause container: the sums over the pod's containers, as the guest counts them.
+    /// Those of the Sandbox API are this host's ([`PodCall::Stats`](super::PodCall)); `nacre overhead` is the
+    /// difference between the two.
     pub(super) fn pod_stats(&self, reply: Reply<CgroupFiles>) {
         let guest = match self.guest() {
             Ok(guest) => guest,
