@@ -1,5 +1,5 @@
 //! The option `--tap NAME[,queues=N][,mac=MAC]` of a standalone VMM: a network device whose tap the VMM opens
-//! itself. The options are parsed by [`crate::StandaloneArguments`]; the shim never uses them.
+//! itself. The options are parsed by `StandaloneArguments`; the shim never uses them.
 
 use std::str::FromStr;
 
