@@ -87,12 +87,17 @@ impl Namespace {
         &self.record.path
     }
 
-    /// Moves the calling process, a forked child, into the namespace.
+    /// Moves the calling process, a forked child, into the namespace: EINVAL if it is one of another type.
+    pub fn join(&self) -> nix::Result<()> {
+        nix::sched::setns(&self.file, nix::sched::CloneFlags::CLONE_NEWNET)
+    }
+
+    /// As [`Self::join`].
     ///
     /// # Errors
     /// [`Error::Namespace`] if it is a namespace of another type.
     pub fn enter(&self) -> Result<(), Error> {
-        nix::sched::setns(&self.file, nix::sched::CloneFlags::CLONE_NEWNET).map_err(|error| {
+        self.join().map_err(|error| {
             let reason = if error == nix::Error::EINVAL {
                 "is not a network namespace".to_owned()
             } else {

@@ -34,13 +34,16 @@ pub fn release_blocking(record: &NetworkNamespace, key: &str) -> Result<(), Stri
 }
 
 fn in_namespace(namespace: &Namespace, key: &str) -> Result<(), String> {
-    let released = namespace
-        .enter()
-        .map_err(|error| error.to_string())
-        .and_then(|()| {
-            let mut socket = Socket::open().map_err(|error| error.to_string())?;
-            remove_redirections(&mut socket, key.as_bytes()).map_err(|error| error.to_string())
-        });
+    let released = match namespace.join() {
+        // A namespace of another type, which the start refused: nothing was made in it.
+        Err(nix::Error::EINVAL) => return Ok(()),
+        Err(error) => Err(format!("entering it: {error}")),
+        Ok(()) => Socket::open()
+            .map_err(|error| error.to_string())
+            .and_then(|mut socket| {
+                remove_redirections(&mut socket, key.as_bytes()).map_err(|error| error.to_string())
+            }),
+    };
     let path = namespace.path().display();
     released.map_err(|reason| format!("network namespace {path}: removing the redirections: {reason}"))
 }

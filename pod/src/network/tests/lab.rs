@@ -272,6 +272,8 @@ async fn a_namespace_that_can_t_be_opened_is_not_taken_for_gone() {
     for gone in ["/run/netns/none-of-this-name", "/etc/passwd/x", "/etc/passwd"] {
         release_blocking(&at(gone.to_owned()), KEY).unwrap();
     }
+    let other = Namespace::open(std::path::Path::new("/proc/self/ns/uts")).unwrap();
+    release_blocking(&other.record, KEY).unwrap();
 }
 
 #[tokio::test]

@@ -100,6 +100,10 @@ impl Drop for Network {
         for name in [self.name.clone(), self.peer()] {
             let _ = Command::new("ip").args(["netns", "del", &name]).status();
         }
+        // The first `ip netns add` mounts it.
+        if fs::read_dir("/run/netns").is_ok_and(|mut left| left.next().is_none()) {
+            let _ = Command::new("umount").arg("/run/netns").status();
+        }
     }
 }
 
