@@ -47,7 +47,7 @@ impl Lab {
     /// What ip and tc show of the namespace, whether duplicate address detection is over or not.
     fn shown(&self) -> String {
         let name = &self.name;
-        let all = "ip -d link; ip addr; tc qdisc; for l in $(ls /sys/class/net); do tc filter show dev $l ingress; done";
+        let all = "ip -d link; ip addr; tc qdisc; for l in $(ls /sys/class/net); do tc filter show dev $l ingress; done; true";
         run(&format!("ip netns exec {name} sh -c '{all}'")).replace(" tentative", "")
     }
 
