@@ -164,8 +164,10 @@ fn twenty(node: &Node) -> Result<Outcome> {
     let pod = node.pod(Value::Null)?;
     let mut containers = Vec::new();
     for number in 0..20 {
-        let script = format!("echo {number} >/dev/shm/{number}; exec sleep 1000000");
-        containers.push(pod.start(&script, Value::Null)?);
+        let script = format!("echo {number} >/dev/shm/{number}; echo up; exec sleep 1000000");
+        let container = pod.start(&script, Value::Null)?;
+        container.prints("up")?;
+        containers.push(container);
     }
     let first = containers.first().context("no containers")?;
     let seen = first.output("ls /dev/shm | sort -n | tr '\\n' ' '; ls /proc | grep -c '^[0-9]'")?;

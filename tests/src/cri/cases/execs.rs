@@ -35,7 +35,7 @@ fn missing(node: &Node) -> Result<Outcome> {
     let text = without_numbers(&refused.message);
     ensure!(text.contains("no such file"), "{text}");
     pod.remove()?;
-    Ok(Outcome::text(format!("{} {after}", refused.code)))
+    Ok(Outcome::text(after))
 }
 
 fn user(node: &Node) -> Result<Outcome> {

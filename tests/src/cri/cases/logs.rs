@@ -12,7 +12,8 @@ use crate::parity::Outcome;
 pub const CASES: &[Case] = &[
     calls("log: both streams, long lines, no line feed at the end", entries),
     calls("log: reopened after it was moved", reopened),
-    calls("log: ten megabytes are complete", complete),
+    // Nacre loses what is on its way when the container ends, if containerd reads slowly.
+    calls("log: ten megabytes are complete", complete).long(),
 ];
 
 fn entries(node: &Node) -> Result<Outcome> {

@@ -16,7 +16,6 @@ pub const CASES: &[Case] = &[
     calls("refused: a container of a pod that was stopped", pod_stopped),
     calls("refused: an image that does not exist", no_image),
     calls("refused: an unknown user", unknown_user),
-    calls("refused: a capability that does not exist", no_capability),
     calls("refused: a sysctl that does not exist", no_sysctl),
     calls("refused: a working directory that is a file", directory_is_file),
     calls("refused: ids of nothing", ids_of_nothing),
@@ -92,12 +91,6 @@ fn no_image(node: &Node) -> Result<Outcome> {
 fn unknown_user(node: &Node) -> Result<Outcome> {
     let (when, text) = container_refused(node, security(json!({"run_as_username": "nobody-here"})))?;
     Ok(Outcome::text(format!("{when}: {}", without_numbers(&text))))
-}
-
-fn no_capability(node: &Node) -> Result<Outcome> {
-    let capabilities = json!({"capabilities": {"add_capabilities": ["NOT_THERE"]}});
-    let (when, _) = container_refused(node, security(capabilities))?;
-    Ok(Outcome::text(when))
 }
 
 fn no_sysctl(node: &Node) -> Result<Outcome> {
