@@ -1,5 +1,5 @@
 //! gRPC over a Unix socket, as much as the CRI client needs: one request, one answer or a stream of them. Called
-//! by `client`. It never retries; each call has a deadline.
+//! by `node`. It never retries; each call has a deadline.
 
 use std::fmt;
 use std::future::Future;

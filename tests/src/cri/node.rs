@@ -1,4 +1,4 @@
-//! The connection to containerd's CRI. Cases make their pods with it; `run` removes what they leave behind.
+//! The connection to containerd's CRI. Cases make their pods with it; `nacre-cri` removes what they leave behind.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Messages of the interface as JSON: from `runtime.proto`, by reflection. `client` calls it. Field names are
+//! Messages of the interface as JSON: from `runtime.proto`, by reflection. `node` calls it. Field names are
 //! those of the interface; a name or a value that it does not have is an error that says where.
 
 use anyhow::{Context as _, Result, bail};

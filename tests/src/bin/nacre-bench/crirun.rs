@@ -14,7 +14,7 @@ use crate::statistics::{median, percentile};
 /// The largest ratio to runc that is wanted.
 const WANTED: f64 = 1.9;
 
-/// Runs `count` pods under each runtime, in turns, and adds the rows `crirun`, its p10 and p90.
+/// Runs `count` pods under each runtime, in turns, and adds the row `crirun`, with p10 and p90 in its note.
 ///
 /// # Errors
 /// If containerd has no CRI or a pod fails.
