@@ -1,5 +1,5 @@
 //! Runs tests one after the other, compares snapshots of the host before and after each, and prints a line
-//! for each and the totals. Called by `nacre-e2e` and `nacre-guests`; `tests/all` reads the last line.
+//! for each and the totals. Called by the test programs; `tests/all` reads the last line.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::leaks::Snapshot;
 use crate::selection::{Selection, command_for};
 
 /// How long the processes of a test may take to exit after it.
-const EXIT_DEADLINE: Duration = Duration::from_secs(15);
+pub const EXIT_DEADLINE: Duration = Duration::from_secs(15);
 
 /// The exit code of the test program `name`: 0 if none of its tests failed, 1 if some did, 2 after printing
 /// why they could not be run.
@@ -62,11 +62,32 @@ pub fn run_all(
         }
     }
     println!("the tests took {:.0} s", started.elapsed().as_secs_f64());
-    for name in &failures {
+    Ok(print_totals(passed, &failures))
+}
+
+/// Prints the names of those that failed and, as the last line, the totals; returns the number of failures.
+pub fn print_totals(passed: usize, failed: &[&str]) -> usize {
+    for name in failed {
         println!("failed: {name}");
     }
-    println!("{passed} passed, {} failed", failures.len());
-    Ok(failures.len())
+    println!("{passed} passed, {} failed", failed.len());
+    failed.len()
+}
+
+/// Groups the items of which `shares` is true for the first of a group; groups are in the order of their first
+/// items.
+pub fn grouped<T>(items: &[&'static T], shares: impl Fn(&T, &T) -> bool) -> Vec<Vec<&'static T>> {
+    let mut groups: Vec<Vec<&'static T>> = Vec::new();
+    for item in items {
+        let found = groups
+            .iter_mut()
+            .find(|group| group.first().is_some_and(|first| shares(first, item)));
+        match found {
+            Some(group) => group.push(item),
+            None => groups.push(vec![item]),
+        }
+    }
+    groups
 }
 
 /// Runs a test and fails if it leaves anything behind.

@@ -130,6 +130,8 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all.len());
+        let is_grouped = |case: &&Case| !matches!(case.procedure, Procedure::Calls(_));
+        assert!(!all.iter().copied().filter(is_grouped).any(|case| case.only_nacre));
         let case = calls("x", |_| Ok(Outcome::default())).since("1.10");
         for (version, runs) in [("1.9", false), ("1.10", true), ("2.1", true)] {
             assert_eq!(case.runs_under(version), runs, "{version}");

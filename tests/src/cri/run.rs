@@ -8,21 +8,14 @@ use super::node::Node;
 use super::pod::{Container, Pod};
 use super::{Case, PodKind, Procedure};
 use crate::parity::Outcome;
+use crate::runner::grouped;
 
 /// Groups the cases that share a pod; groups are in the order of their first cases.
 pub fn groups(cases: &[&'static Case]) -> Vec<Vec<&'static Case>> {
-    let mut groups: Vec<Vec<&'static Case>> = Vec::new();
-    for case in cases {
-        let shares = |group: &&mut Vec<&'static Case>| {
-            let kinds = (group.first().and_then(|first| pod_of(first)), pod_of(case));
-            matches!(kinds, (Some(one), Some(other)) if one.name == other.name)
-        };
-        match groups.iter_mut().find(shares) {
-            Some(group) => group.push(case),
-            None => groups.push(vec![case]),
-        }
-    }
-    groups
+    grouped(
+        cases,
+        |one, other| matches!((pod_of(one), pod_of(other)), (Some(one), Some(other)) if one.name == other.name),
+    )
 }
 
 fn pod_of(case: &Case) -> Option<&'static PodKind> {

@@ -7,25 +7,14 @@ use super::{Behaviour, Outcome, Procedure, Spec};
 use crate::containerd::Runtime;
 use crate::containerd::bundle::Bundle;
 use crate::containerd::ctr::{Output, Run, ctr, fresh_id, remove_detached};
+use crate::runner::grouped;
 
 /// Record separator: ends the output of each script on both streams. No script prints it.
 const MARK: char = '\u{1e}';
 
 /// Groups the behaviours that can share a container; groups are in the order of their first behaviours.
 pub fn groups(behaviours: &[&'static Behaviour]) -> Vec<Vec<&'static Behaviour>> {
-    let mut groups: Vec<Vec<&'static Behaviour>> = Vec::new();
-    for behaviour in behaviours {
-        let found = groups.iter_mut().find(|group| {
-            group
-                .first()
-                .is_some_and(|first| can_share_container(first, behaviour))
-        });
-        match found {
-            Some(group) => group.push(behaviour),
-            None => groups.push(vec![behaviour]),
-        }
-    }
-    groups
+    grouped(behaviours, can_share_container)
 }
 
 fn can_share_container(one: &Behaviour, other: &Behaviour) -> bool {

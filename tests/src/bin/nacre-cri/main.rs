@@ -2,7 +2,7 @@
 //! alone (Nacre only), or DIFFERENT with both outcomes. Run by `tests/lab/run --cri`.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
@@ -14,9 +14,6 @@ use nacre_tests::parity::{Outcome, Verdict, compare};
 use nacre_tests::runner;
 use nacre_tests::selection::{Selection, command_for};
 use serde_json::Value;
-
-/// How long the processes of a group's pods may take to exit after it.
-const EXIT_DEADLINE: Duration = Duration::from_secs(15);
 
 /// Compares Nacre with runc, case by case, through the CRI of the containerd at CONTAINERD_ADDRESS.
 #[derive(Parser)]
@@ -113,46 +110,31 @@ fn run(arguments: &Arguments, chosen: &[&'static Case]) -> Result<usize> {
         passed + failed.len(),
         started.elapsed().as_secs_f64()
     );
-    for name in &failed {
-        println!("failed: {name}");
-    }
-    println!("{passed} passed, {} failed", failed.len());
-    Ok(failed.len())
+    Ok(runner::print_totals(passed, &failed))
 }
 
 type Outcomes = Vec<(Option<Result<Outcome>>, Option<Result<Outcome>>)>;
 
 /// The outcomes of `group` under runc and under Nacre, each under the leak check.
 fn run_both(group: &[&'static Case], nodes: &Nodes) -> Outcomes {
-    let under = |node: &Option<Node>, cases: &[&'static Case]| match node {
-        Some(node) => run_checked(cases, node).into_iter().map(Some).collect(),
-        None => cases.iter().map(|_| None).collect::<Vec<_>>(),
+    let under = |node: Option<&Node>| match node {
+        Some(node) => run_checked(group, node).into_iter().map(Some).collect(),
+        None => group.iter().map(|_| None).collect::<Vec<_>>(),
     };
-    let compared: Vec<&'static Case> = group.iter().copied().filter(|case| !case.only_nacre).collect();
-    let mut runc = under(&nodes.runc, &compared).into_iter();
-    let nacre = under(&nodes.nacre, group);
-    let pairs = group.iter().zip(nacre).map(|(case, nacre)| {
-        let runc = if case.only_nacre {
-            None
-        } else {
-            runc.next().flatten()
-        };
-        (runc, nacre)
-    });
-    pairs.collect()
+    // A case for Nacre alone is made of calls, so it is alone in its group.
+    let is_compared = group.iter().all(|case| !case.only_nacre);
+    let runc = under(nodes.runc.as_ref().filter(|_| is_compared));
+    runc.into_iter().zip(under(nodes.nacre.as_ref())).collect()
 }
 
 /// Runs `cases`; what they leave behind makes the last of them fail.
 fn run_checked(cases: &[&'static Case], node: &Node) -> Vec<Result<Outcome>> {
-    if cases.is_empty() {
-        return Vec::new();
-    }
     let before = Snapshot::take().context("taking a snapshot of the host before the group");
     let mut outcomes = run_group(cases, node);
     let left = before.and_then(|before| {
         node.remove_leftovers()?;
         before
-            .compare(EXIT_DEADLINE)
+            .compare(runner::EXIT_DEADLINE)
             .with_context(|| format!("the pods of {}", node.handler))
     });
     if let (Err(error), Some(last)) = (left, outcomes.last_mut()) {
@@ -177,10 +159,11 @@ fn report(case: &Case, runc: Option<&Result<Outcome>>, nacre: Option<&Result<Out
     let verdict = match (runc, nacre) {
         (Some(runc), Some(nacre)) => compare(case.allowed_difference.as_ref(), runc, nacre),
         (Some(Ok(_)), None) | (None, Some(Ok(_))) => Verdict::Equal,
-        (None, Some(Err(error))) if allowed_error(case, error).is_some() => {
-            Verdict::Allowed(allowed_error(case, error).unwrap_or_default())
-        }
-        (Some(Err(error)), None) | (None, Some(Err(error))) => Verdict::Different(format!("{error:#}")),
+        (None, Some(Err(error))) => match allowed_error(case, error) {
+            Some(reason) => Verdict::Allowed(reason),
+            None => Verdict::Different(format!("{error:#}")),
+        },
+        (Some(Err(error)), None) => Verdict::Different(format!("{error:#}")),
         (None, None) => Verdict::Equal,
     };
     let (word, more) = match &verdict {

@@ -37,7 +37,7 @@ fn nacre(arguments: &[&str]) -> Result<String> {
 }
 
 /// The PID of the only Nacre process whose program name starts with `name`.
-fn only_process(name: &str) -> Result<u32> {
+pub fn only_process(name: &str) -> Result<u32> {
     let mut found = nacre_processes()?
         .into_iter()
         .filter(|(_, process)| process.starts_with(name));
@@ -46,7 +46,8 @@ fn only_process(name: &str) -> Result<u32> {
     Ok(pid)
 }
 
-fn send_sigkill(pid: u32) -> Result<()> {
+/// Sends SIGKILL to the process `pid`.
+pub fn send_sigkill(pid: u32) -> Result<()> {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
     Ok(nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?)
 }

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::ctr::{Foreground, Run, fresh_id, output};
-use nacre_tests::leaks::{nacre_processes, wait_for_exit};
+use nacre_tests::leaks::wait_for_exit;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::faults::{only_process, send_sigkill};
 use crate::{Test, core, test};
 
 pub const TESTS: &[Test] = &[
@@ -240,14 +241,9 @@ fn nothing_is_left() -> Result<()> {
     );
     let pod = Pod::start()?;
     let open = pod.namespace.connect(ipv4(80))?;
-    let shims = nacre_processes()?;
-    let shim = shims.iter().find(|(_, name)| name.starts_with("containerd-shim"));
-    let (shim, _) = shim.context("no shim runs")?;
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(i32::try_from(*shim)?),
-        nix::sys::signal::Signal::SIGKILL,
-    )?;
-    wait_for_exit(*shim, Instant::now() + DEADLINE)?;
+    let shim = only_process("containerd-shim-nacre")?;
+    send_sigkill(shim)?;
+    wait_for_exit(shim, Instant::now() + DEADLINE)?;
     ensure!((&open).read(&mut [0]).is_err(), "a connection outlives the shim");
     drop(open);
     ensure!(

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use nacre_tests::containerd::ctr::{Run, ctr, fresh_id, output};
-use nacre_tests::leaks::{nacre_processes, wait_for_exit};
+use nacre_tests::leaks::wait_for_exit;
 
+use crate::faults::{only_process, send_sigkill};
 use crate::{Test, core, test};
 
 pub const TESTS: &[Test] = &[
@@ -258,20 +259,11 @@ fn as_found_after_a_kill() -> Result<()> {
         network.shown()?.contains("Egress Redirect"),
         "the links are not tied"
     );
-    let shim = nacre_processes()?
-        .into_iter()
-        .find(|(_, name)| name.starts_with("containerd-shim"));
-    let (pid, _) = shim.context("there is no shim")?;
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(i32::try_from(pid)?),
-        nix::sys::signal::Signal::SIGKILL,
-    )?;
-    wait_for_exit(pid, Instant::now() + DEADLINE)?;
-    // containerd runs the command `delete`, and then has no task.
-    let until = Instant::now() + DEADLINE;
-    while ctr(["task", "list"])?.success()?.contains(&id) {
-        ensure!(Instant::now() < until, "containerd does not delete the task");
-    }
+    let shim = only_process("containerd-shim-nacre")?;
+    send_sigkill(shim)?;
+    wait_for_exit(shim, Instant::now() + DEADLINE)?;
+    // containerd notices that the shim is dead and runs `delete`; `task delete` waits for that.
+    ctr(["task", "delete", "--force", &id])?;
     ctr(["containers", "delete", &id])?.success()?;
     network.is_as_before(&before)?;
     Ok(())

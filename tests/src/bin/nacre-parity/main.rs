@@ -100,11 +100,7 @@ fn compare_all(chosen: &[&'static Behaviour], selection: &Selection) -> Result<u
         started.elapsed().as_secs_f64(),
         different.len()
     );
-    for name in &different {
-        println!("failed: {name}");
-    }
-    println!("{} passed, {} failed", equal + allowed, different.len());
-    Ok(different.len())
+    Ok(runner::print_totals(equal + allowed, &different))
 }
 
 /// Runs `chosen` under `runtime` only and prints the outcomes; returns the number of errors.

@@ -6,9 +6,10 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::bundle::{Bundle, shared_directory};
 use nacre_tests::containerd::ctr::{Foreground, Output, Run, ctr, fresh_id, output, remove_detached};
-use nacre_tests::leaks::nacre_processes;
 use nacre_tests::memory::resident_kib;
 use serde_json::{Value, json};
+
+use crate::faults::only_process;
 
 /// The namespaces that CRI shares between the containers of a pod.
 const SHARED: [(&str, &str); 3] = [("network", "net"), ("ipc", "ipc"), ("uts", "uts")];
@@ -101,11 +102,7 @@ impl Pod {
 
     /// What the pod's VMM and shim hold now.
     pub fn figures(&self) -> Result<Figures> {
-        let processes = nacre_processes()?;
-        let shim = processes
-            .iter()
-            .find(|(_, name)| name.starts_with("containerd-shim"));
-        let (shim, _) = *shim.context("no shim runs")?;
+        let shim = only_process("containerd-shim-nacre")?;
         let count = |path: String| -> Result<usize> { Ok(fs::read_dir(&path).context(path)?.count()) };
         let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.pid))?;
         Ok(Figures {
