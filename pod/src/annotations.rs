@@ -56,10 +56,12 @@ pub fn role_in(config_json: &[u8]) -> Result<Role, Refused> {
         annotations: Value,
     }
     // Parsing takes longer than this search, and most specs have no such annotation.
-    let has_any = config_json.windows(PREFIX.len()).any(|window| window == PREFIX);
+    if !config_json.windows(PREFIX.len()).any(|window| window == PREFIX) {
+        return Ok(Role::Standalone);
+    }
     match serde_json::from_slice::<Spec>(config_json) {
-        Ok(spec) if has_any => role(&spec.annotations),
-        Ok(_) | Err(_) => Ok(Role::Standalone),
+        Ok(spec) => role(&spec.annotations),
+        Err(_) => Ok(Role::Standalone),
     }
 }
 
