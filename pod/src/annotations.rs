@@ -94,27 +94,23 @@ pub fn role(annotations: &Value) -> Result<Role, Refused> {
 /// The pod's size, as far as `annotations` give it. A value that is not a number is left out; [`check`]
 /// refuses it at Create.
 pub fn size(annotations: &Value) -> SizeHints {
-    let resources = crio_resources(annotations).and_then(|(_, text)| serde_json::from_str(text).ok());
-    if let Some(resources) = resources {
-        let resources: Value = resources;
-        let limit = |name: &str| resources[name].as_i64().filter(|limit| *limit > 0);
-        return SizeHints {
-            memory_limit: limit("memory_limit_in_bytes"),
-            cpu_quota: limit("cpu_quota"),
-            cpu_period: limit("cpu_period").and_then(|period| period.try_into().ok()),
-            cpu_shares: limit("cpu_shares").and_then(|shares| shares.try_into().ok()),
+    let resources: Option<Value> =
+        crio_resources(annotations).and_then(|(_, text)| serde_json::from_str(text).ok());
+    let limit = |crio: &str, containerd: &str| {
+        let given = match &resources {
+            Some(resources) => resources[crio].as_i64(),
+            None => annotations[containerd]
+                .as_str()
+                .and_then(|text| text.parse().ok()),
         };
-    }
-    let limit = |name: &str| {
-        let number: i64 = annotations[name].as_str()?.parse().ok()?;
-        Some(number).filter(|number| *number > 0)
+        given.unwrap_or(0)
     };
-    SizeHints {
-        memory_limit: limit(MEMORY),
-        cpu_quota: limit(CPU_QUOTA),
-        cpu_period: limit(CPU_PERIOD).and_then(|period| period.try_into().ok()),
-        cpu_shares: limit(CPU_SHARES).and_then(|shares| shares.try_into().ok()),
-    }
+    SizeHints::of_cri(
+        limit("memory_limit_in_bytes", MEMORY),
+        limit("cpu_quota", CPU_QUOTA),
+        limit("cpu_period", CPU_PERIOD),
+        limit("cpu_shares", CPU_SHARES),
+    )
 }
 
 /// Refuses annotations that name no role, or a size that is not a number.

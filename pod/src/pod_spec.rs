@@ -111,6 +111,18 @@ impl PodSpec {
 }
 
 impl SizeHints {
+    /// The limits in CRI's `LinuxContainerResources`, in which 0 and -1 are none.
+    #[must_use]
+    pub fn of_cri(memory_limit: i64, cpu_quota: i64, cpu_period: i64, cpu_shares: i64) -> Self {
+        let limit = |limit: i64| Some(limit).filter(|limit| *limit > 0);
+        Self {
+            memory_limit: limit(memory_limit),
+            cpu_quota: limit(cpu_quota),
+            cpu_period: limit(cpu_period).and_then(|period| period.try_into().ok()),
+            cpu_shares: limit(cpu_shares).and_then(|shares| shares.try_into().ok()),
+        }
+    }
+
     /// These limits, and those of `other` where there is none.
     fn or(self, other: Self) -> Self {
         // A quota and its period belong together.

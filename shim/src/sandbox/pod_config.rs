@@ -4,7 +4,6 @@
 use containerd_shim_protos::protobuf::Message as _;
 use nacre_pod::{Error, PodSpec, SizeHints};
 
-use super::update::positive;
 use crate::proto::cri::{
     DNSConfig, LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig,
 };
@@ -95,12 +94,12 @@ fn cgroups_path(parent: &str, namespace: &str, id: &str) -> String {
 /// The limits of the pod's containers together. The VM's own share (`linux.overhead`) is not part of the
 /// guest's memory, but of the limits of the pod's cgroup, which kubelet sets.
 fn size(resources: &LinuxContainerResources) -> SizeHints {
-    SizeHints {
-        memory_limit: positive(resources.memory_limit_in_bytes),
-        cpu_quota: positive(resources.cpu_quota),
-        cpu_period: positive(resources.cpu_period).and_then(|period| period.try_into().ok()),
-        cpu_shares: positive(resources.cpu_shares).and_then(|shares| shares.try_into().ok()),
-    }
+    SizeHints::of_cri(
+        resources.memory_limit_in_bytes,
+        resources.cpu_quota,
+        resources.cpu_period,
+        resources.cpu_shares,
+    )
 }
 
 #[cfg(test)]

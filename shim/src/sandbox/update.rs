@@ -50,17 +50,14 @@ pub fn size(request: &UpdateSandboxRequest) -> Result<Option<SizeHints>, Error> 
     }
     let updated: UpdatedResources =
         serde_json::from_slice(&extension.value).map_err(|error| refused(error.to_string()))?;
-    Ok(updated.resources.map(|resources| SizeHints {
-        memory_limit: positive(resources.memory_limit_in_bytes),
-        cpu_quota: positive(resources.cpu_quota),
-        cpu_period: positive(resources.cpu_period).and_then(|period| period.try_into().ok()),
-        cpu_shares: positive(resources.cpu_shares).and_then(|shares| shares.try_into().ok()),
+    Ok(updated.resources.map(|resources| {
+        SizeHints::of_cri(
+            resources.memory_limit_in_bytes,
+            resources.cpu_quota,
+            resources.cpu_period,
+            resources.cpu_shares,
+        )
     }))
-}
-
-/// A limit of CRI; 0 and -1 are none.
-pub fn positive(limit: i64) -> Option<i64> {
-    (limit > 0).then_some(limit)
 }
 
 #[cfg(test)]
