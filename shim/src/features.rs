@@ -3,7 +3,7 @@
 //! accordingly: `rro` in `mountOptions` for recursive read-only mounts, the namespace `user` together with
 //! `mountExtensions.idmap` for user namespaces. Called by `command::info`. Pure.
 
-use nacre_protocol::spec::{self, Handling, Kind, MountKind, OptionHandling, SPEC};
+use nacre_protocol::spec::{self, Handling, Kind, Leaf, MountKind, OptionHandling, SPEC};
 use serde_json::{Value, json};
 
 /// The type URL of the document in `RuntimeInfo.features`; its content is JSON.
@@ -60,10 +60,8 @@ fn hooks() -> Vec<String> {
 
 /// The options that have their effect on some mount.
 fn mount_options() -> Vec<&'static str> {
-    let mut options: Vec<&str> = spec::OPTIONS.iter().map(|option| option.name).collect();
-    if has_mount_option("idmap") {
-        options.push("ridmap");
-    }
+    let options = spec::OPTIONS.iter().map(|option| option.name);
+    let mut options: Vec<&str> = options.chain(["ridmap"]).collect();
     options.retain(|name| offers(name));
     options.sort_unstable();
     options
@@ -81,7 +79,7 @@ fn has_mount_option(name: &str) -> bool {
 
 /// The names that the field at `path` accepts, and those that it refuses.
 fn names(path: &str) -> (Vec<&'static str>, Vec<&'static str>) {
-    match kind_of(path) {
+    match leaf(path).map(|leaf| leaf.kind) {
         Some(Kind::OneOf(names) | Kind::OneOfOrIgnored(names)) => (names.to_vec(), Vec::new()),
         Some(Kind::OneOfExcept(names, refused)) => {
             (names.to_vec(), refused.iter().map(|(name, _)| *name).collect())
@@ -90,14 +88,13 @@ fn names(path: &str) -> (Vec<&'static str>, Vec<&'static str>) {
     }
 }
 
-fn kind_of(path: &str) -> Option<Kind> {
-    let found = spec::leaves(&SPEC, "").into_iter().find(|(of, _)| of == path);
-    found.map(|(_, leaf)| leaf.kind)
+fn is_applied(path: &str) -> bool {
+    leaf(path).is_some_and(|leaf| matches!(leaf.handling, Handling::Applied(_)))
 }
 
-fn is_applied(path: &str) -> bool {
+fn leaf(path: &str) -> Option<Leaf> {
     let found = spec::leaves(&SPEC, "").into_iter().find(|(of, _)| of == path);
-    found.is_some_and(|(_, leaf)| matches!(leaf.handling, Handling::Applied(_)))
+    found.map(|(_, leaf)| leaf)
 }
 
 #[cfg(test)]

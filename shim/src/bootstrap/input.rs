@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use nacre_pod::sys;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
@@ -27,7 +27,7 @@ pub fn read(input: impl AsFd) -> io::Result<Vec<u8>> {
     }
     let deadline = Instant::now() + DEADLINE;
     let mut part = [0; 4096];
-    while wait_readable(&input, deadline)? {
+    while sys::wait_readable(&input, deadline)? {
         match rustix::io::read(&input, &mut part) {
             Ok(0) => return Ok(bytes),
             Ok(length) if bytes.len() + length > MAX => {
@@ -39,19 +39,6 @@ pub fn read(input: impl AsFd) -> io::Result<Vec<u8>> {
         }
     }
     Ok(bytes)
-}
-
-/// Waits until `input` can be read or has ended; false if the deadline has passed.
-fn wait_readable(input: &impl AsFd, deadline: Instant) -> io::Result<bool> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
-        match poll(&mut [PollFd::new(input, PollFlags::IN)], Some(&timeout)) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 #[cfg(test)]
