@@ -8,7 +8,6 @@ use crate::container::{CreateRequest, Deleted, ExecRequest, Freeze, Reply, TaskS
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::guest::CgroupFiles;
-use crate::pod_spec::SizeHints;
 use crate::process_id::ProcessId;
 use crate::streams::{StdioPaths, TerminalSize};
 
@@ -77,8 +76,6 @@ pub enum Call {
     Resume(String, Reply<()>),
     /// Changes the limits of a container: `linux.resources` of the OCI specification, JSON.
     Update(String, Vec<u8>, Reply<()>),
-    /// Changes what all containers of the pod may use together.
-    UpdatePod(SizeHints, Reply<()>),
     /// Reads the counters of a container.
     Stats(String, Reply<CgroupFiles>),
     /// A call about the pod itself.

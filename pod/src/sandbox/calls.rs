@@ -38,7 +38,6 @@ impl Sandbox {
             Call::Pause(id, reply) => self.pause(&id, reply),
             Call::Resume(id, reply) => self.resume(&id, reply),
             Call::Update(id, resources, reply) => self.update(&id, &resources, reply),
-            Call::UpdatePod(hints, reply) => self.update_pod(hints, reply),
             Call::Stats(id, reply) => self.stats(&id, reply),
             Call::Pod(call) => self.pod_call(call),
             Call::Shutdown { now, reply } => self.shut_down(now, reply),

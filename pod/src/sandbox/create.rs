@@ -270,7 +270,7 @@ impl Job {
             let run = self.plan.hooks.run(point, self.pid).await;
             run.map_err(|error| failed("run hooks", error, None))?;
         }
-        self.ready().await
+        ready(&mut self.progress).await
     }
 
     /// Makes the container's mounts of the host and moves them into the VMM's mount namespace.
@@ -335,14 +335,15 @@ impl Job {
             Progress::Starting | Progress::Running | Progress::Ready(_) => Ok(()),
         }
     }
+}
 
-    async fn ready(&mut self) -> Result<Guest, Error> {
-        let known = |progress: &Progress| matches!(progress, Progress::Ready(_) | Progress::Ended(_));
-        match &*changed(&mut self.progress, known).await? {
-            Progress::Ready(guest) => Ok(guest.clone()),
-            Progress::Ended(reason) => Err(StepFailed::clone(reason).into()),
-            Progress::Starting | Progress::Running => Err(Error::Closing),
-        }
+/// The guest, when its agent is ready.
+pub(super) async fn ready(progress: &mut watch::Receiver<Progress>) -> Result<Guest, Error> {
+    let known = |progress: &Progress| matches!(progress, Progress::Ready(_) | Progress::Ended(_));
+    match &*changed(progress, known).await? {
+        Progress::Ready(guest) => Ok(guest.clone()),
+        Progress::Ended(reason) => Err(StepFailed::clone(reason).into()),
+        Progress::Starting | Progress::Running => Err(Error::Closing),
     }
 }
 

@@ -2,18 +2,17 @@
 //! API). The VM then starts with Create and not with the shim, and lives until Stop, Shutdown or its own end.
 //! Called by `calls`; `vm_life` reports the VM's end.
 
+use super::actions::lost;
+use super::create::ready;
 use super::queue::Event;
-use super::{Progress, Sandbox, failed};
+use super::{Sandbox, failed};
 use crate::clock;
 use crate::container::{Reply, answer};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::guest::CgroupFiles;
 use crate::pod_files;
-use crate::pod_spec::{Lifetime, PodSpec};
-
-/// The exit status of a pod whose VM ended by itself: 128 + SIGKILL.
-const LOST_STATUS: u32 = 137;
+use crate::pod_spec::{Lifetime, PodSpec, SizeHints};
 
 /// A call about the pod itself. Start, Wait and Stats are refused before Create; all are refused if the pod was
 /// started for a container.
@@ -32,6 +31,8 @@ pub enum PodCall {
     Stop(Reply<()>),
     /// Reads this host's counters of the pod.
     Stats(Reply<CgroupFiles>),
+    /// Changes what all containers of the pod may use together.
+    Update(SizeHints, Reply<()>),
 }
 
 /// How far a pod has come.
@@ -92,6 +93,10 @@ impl Sandbox {
             PodCall::Wait(reply) => self.wait_pod(reply),
             PodCall::Stop(reply) => self.stop_pod(reply),
             PodCall::Stats(reply) => answer(reply, self.pod_counters()),
+            PodCall::Update(hints, reply) => match self.has_pod_calls() {
+                Ok(()) => self.update_pod(hints, reply),
+                Err(error) => answer(reply, Err(error)),
+            },
         }
     }
 
@@ -176,12 +181,9 @@ impl Sandbox {
         let mut progress = self.progress.subscribe();
         let queue = self.queue.clone();
         tokio::spawn(async move {
-            let known = |progress: &Progress| matches!(progress, Progress::Ready(_) | Progress::Ended(_));
-            let known = progress.wait_for(known).await.map(|progress| progress.clone());
-            match known {
-                Ok(Progress::Ended(reason)) => answer(reply, Err(Error::Step(Box::new((*reason).clone())))),
+            match ready(&mut progress).await {
                 Ok(_) => queue.send(Event::PodReady(reply)).await,
-                Err(_) => answer(reply, Err(Error::Closing)),
+                Err(error) => answer(reply, Err(error)),
             }
         });
     }
@@ -240,10 +242,10 @@ impl Sandbox {
 
     /// The VM has ended: answers those who wait for it.
     pub(super) fn pod_ended(&mut self) {
-        let exit = Exit {
-            status: if self.closing { 0 } else { LOST_STATUS },
-            at_ns: clock::realtime_ns(),
-            oom_kills: 0,
+        let exit = if self.closing {
+            Exit { status: 0, ..lost() }
+        } else {
+            lost()
         };
         self.pod_life.phase = PodPhase::Ended;
         self.pod_life.exit.get_or_insert(exit);

@@ -178,16 +178,15 @@ impl Sandbox for SandboxService {
         request: UpdateSandboxRequest,
     ) -> ttrpc::Result<UpdateSandboxResponse> {
         let size = update::size(&request).map_err(status_of)?;
-        // Refuses another sandbox's id, and a pod that does not run.
-        self.pod_call(&request.sandbox_id, PodCall::View).await?;
         match size {
-            None => Ok(UpdateSandboxResponse::new()),
+            // Another sandbox's id is refused nevertheless.
+            None => drop(self.pod_call(&request.sandbox_id, PodCall::View).await?),
             Some(size) => {
-                let update = |reply| Call::UpdatePod(size, reply);
-                self.call(&request.sandbox_id, update).await?;
-                Ok(UpdateSandboxResponse::new())
+                let update = |reply| PodCall::Update(size, reply);
+                self.pod_call(&request.sandbox_id, update).await?;
             }
         }
+        Ok(UpdateSandboxResponse::new())
     }
 }
 
