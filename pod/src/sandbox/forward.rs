@@ -7,7 +7,7 @@ use nacre_protocol::vsock::StreamAddress;
 use tokio::sync::oneshot;
 
 use super::queue::Event;
-use super::{Progress, Sandbox};
+use super::{Progress, Sandbox, until_ended};
 use crate::forward::{self, Connection};
 use crate::guest::Guest;
 use crate::network::Namespace;
@@ -33,8 +33,7 @@ impl Sandbox {
                 result.map_err(|error| format!("accepting connections: {error}"))
             };
             tokio::select! {
-                // An error: the sandbox has exited.
-                _ = progress.wait_for(|progress| matches!(progress, Progress::Ended(_))) => {}
+                () = until_ended(&mut progress) => {}
                 Err(reason) = forwarded => log::warn(format_args!(
                     "port-forward to this pod does not work: {reason}"
                 )),
@@ -70,7 +69,7 @@ impl Sandbox {
         let mut progress = self.progress.subscribe();
         self.queue.send_result(async move {
             tokio::select! {
-                _ = progress.wait_for(|progress| matches!(progress, Progress::Ended(_))) => {}
+                () = until_ended(&mut progress) => {}
                 () = connection.serve(&guest, address, opened) => {}
             }
             Event::ForwardEnded(address)

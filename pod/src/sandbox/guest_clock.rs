@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{Progress, Sandbox};
+use super::{Sandbox, until_ended};
 use crate::guest::{CallError, Guest};
 use crate::log;
 
@@ -17,8 +17,7 @@ impl Sandbox {
         let mut progress = self.progress.subscribe();
         tokio::spawn(async move {
             tokio::select! {
-                // An error: the sandbox has exited.
-                _ = progress.wait_for(|progress| matches!(progress, Progress::Ended(_))) => {}
+                () = until_ended(&mut progress) => {}
                 () = correct_clock(guest) => {}
             }
         });

@@ -266,6 +266,14 @@ impl Sandbox {
     }
 }
 
+/// Returns when the VM has ended, or the sandbox has exited.
+async fn until_ended(progress: &mut watch::Receiver<Progress>) {
+    // An error: the sandbox has exited.
+    let _ = progress
+        .wait_for(|progress| matches!(progress, Progress::Ended(_)))
+        .await;
+}
+
 fn failed(step: &str, error: impl std::fmt::Display, hint: Option<String>) -> StepFailed {
     StepFailed {
         step: step.into(),

@@ -13,7 +13,7 @@ use nacre_protocol::vsock::{AGENT_PORT, StreamAddress};
 use super::actions::lost;
 use super::queue::Event;
 use super::resize::Sizing;
-use super::{Progress, Sandbox, failed, timeline};
+use super::{Progress, Sandbox, failed, timeline, until_ended};
 use crate::cgroup::Cgroup;
 use crate::error::StepFailed;
 use crate::guest::{CallError, Guest};
@@ -213,8 +213,7 @@ impl Sandbox {
         tokio::spawn(async move {
             loop {
                 tokio::select! {
-                    // An error: the sandbox has exited.
-                    _ = progress.wait_for(|progress| matches!(progress, Progress::Ended(_))) => return,
+                    () = until_ended(&mut progress) => return,
                     () = guest.timed_out() => {}
                 }
                 if !guest.answers().await {
