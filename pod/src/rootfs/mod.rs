@@ -91,7 +91,7 @@ pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<V
             detached::map_ids(&bound.mount, mount.source.display(), &ids, *recursive)?;
         }
         placements.push(Placement {
-            target: directory.join(guest::MOUNTS_DIR).join(mount.index.to_string()),
+            target: mount_point(&directory, mount),
             is_directory: bound.is_directory,
             mounts: vec![bound.mount],
         });
@@ -102,10 +102,14 @@ pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<V
 /// The mount points that [`detach`] has for a container.
 pub fn mount_points(id: &str, mounts: &[HostMount]) -> Vec<PathBuf> {
     let directory = PathBuf::from(id);
-    let host = |mount: &HostMount| directory.join(guest::MOUNTS_DIR).join(mount.index.to_string());
     let mut points = vec![directory.join(guest::ROOTFS_DIR)];
-    points.extend(mounts.iter().map(host));
+    points.extend(mounts.iter().map(|mount| mount_point(&directory, mount)));
     points
+}
+
+/// Where `mount` is in the directory of its container.
+fn mount_point(directory: &Path, mount: &HostMount) -> PathBuf {
+    directory.join(guest::MOUNTS_DIR).join(mount.index.to_string())
 }
 
 /// The size for the pod's /dev/shm, bytes: that of the tmpfs that the host has for it.

@@ -4,6 +4,7 @@
 //!
 //! The mounts are detached: files that the VMM still has open stay usable until the guest has forgotten them.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -56,15 +57,12 @@ fn at(path: &Path, error: &io::Error) -> String {
     format!("/{}: {error}", path.display())
 }
 
-/// The directories above `mount_points`, the deepest first.
+/// The directories above `mount_points`, each before the one above it.
 fn parents(mount_points: &[PathBuf]) -> Vec<&Path> {
     let above = mount_points.iter().flat_map(|point| point.ancestors().skip(1));
-    let mut parents: Vec<&Path> = above.filter(|path| !path.as_os_str().is_empty()).collect();
-    parents.sort_unstable_by_key(|path| std::cmp::Reverse(path.components().count()));
-    parents.dedup();
-    let mut seen = std::collections::BTreeSet::new();
-    parents.retain(|path| seen.insert(*path));
-    parents
+    let parents: BTreeSet<&Path> = above.filter(|path| !path.as_os_str().is_empty()).collect();
+    // A directory sorts before what is in it.
+    parents.into_iter().rev().collect()
 }
 
 impl Tree {
