@@ -2,13 +2,12 @@
 
 use nacre_protocol::agent::Address;
 
-use crate::message::{Message, attributes_after, u8_at, u32_at};
+use crate::message::{F_CREATE_NEW, Message, attributes_after, byte, family_of, u8_at, u32_at};
 
 const NEWADDR: u16 = 20;
 const GETADDR: u16 = 22;
 /// Length of `struct ifaddrmsg`.
 const HEADER: usize = 8;
-const F_CREATE_NEW: u16 = 0x600;
 
 const ADDRESS: u16 = 1;
 const LOCAL: u16 = 2;
@@ -72,10 +71,8 @@ pub fn parse(body: &[u8]) -> Option<(u32, Address)> {
 /// on the host.
 #[must_use]
 pub fn add(index: u32, address: &Address) -> Message {
-    let is_v4 = address.address.len() == 4;
-    let family = if is_v4 { libc::AF_INET } else { libc::AF_INET6 };
     let mut header = [
-        byte(family.unsigned_abs()),
+        family_of(&address.address),
         byte(address.prefix_length),
         0,
         byte(address.scope),
@@ -85,6 +82,7 @@ pub fn add(index: u32, address: &Address) -> Message {
         0,
     ];
     header[4..].copy_from_slice(&index.to_ne_bytes());
+    let is_v4 = address.address.len() == 4;
     let without_detection = if is_v4 { 0 } else { NO_DUPLICATE_DETECTION };
     let of_prefix = if address.peer.is_empty() {
         &address.address
@@ -106,11 +104,6 @@ pub fn add(index: u32, address: &Address) -> Message {
         message = message.with(CACHE, lifetimes.as_flattened());
     }
     message
-}
-
-/// A field of one byte; larger values do not occur in what [`parse`] returns.
-fn byte(value: u32) -> u8 {
-    u8::try_from(value).unwrap_or(u8::MAX)
 }
 
 #[cfg(test)]

@@ -10,6 +10,24 @@ const ATTRIBUTE_HEADER: usize = 4;
 const TYPE_MASK: u16 = 0x3fff;
 const NESTED: u16 = 0x8000;
 
+/// NLM_F_CREATE and NLM_F_EXCL: what the request makes must not exist.
+pub(crate) const F_CREATE_NEW: u16 = 0x600;
+
+/// A field of one byte; larger values do not occur in what this crate parses.
+pub(crate) fn byte(value: u32) -> u8 {
+    u8::try_from(value).unwrap_or(u8::MAX)
+}
+
+/// The address family of an IPv4 or IPv6 address, by its length.
+pub(crate) fn family_of(address: &[u8]) -> u8 {
+    let family = if address.len() == 4 {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
+    byte(family.unsigned_abs())
+}
+
 /// A request: `nlmsghdr`, the fixed header of its family, attributes. Attributes of more than 65531 bytes are
 /// not supported.
 #[derive(Debug, Clone, PartialEq, Eq)]

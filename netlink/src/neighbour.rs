@@ -2,7 +2,7 @@
 
 use nacre_protocol::agent::Neighbour;
 
-use crate::message::{Message, attributes_after, u16_at, u32_at};
+use crate::message::{Message, attributes_after, family_of, u16_at, u32_at};
 use crate::{IndexOf, NameOf};
 
 const NEWNEIGH: u16 = 28;
@@ -44,10 +44,8 @@ pub fn parse(body: &[u8], name_of: NameOf<'_>) -> Option<Neighbour> {
 /// Adds an entry, in the place of one for the same address; None if its link does not exist.
 #[must_use]
 pub fn add(neighbour: &Neighbour, index_of: IndexOf<'_>) -> Option<Message> {
-    let is_v4 = neighbour.address.len() == 4;
-    let family = if is_v4 { libc::AF_INET } else { libc::AF_INET6 };
     let mut header = [0; HEADER];
-    header[0] = u8::try_from(family).unwrap_or_default();
+    header[0] = family_of(&neighbour.address);
     header[4..8].copy_from_slice(&index_of(&neighbour.link)?.to_ne_bytes());
     header[8..10].copy_from_slice(&PERMANENT.to_ne_bytes());
     let message = Message::new(NEWNEIGH, F_CREATE_REPLACE, &header);

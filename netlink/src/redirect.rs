@@ -2,7 +2,7 @@
 //! that matches all packets, and the action mirred. The action has a cookie, the owner, by which the
 //! redirection is found and removed again.
 
-use crate::message::{Message, attributes, attributes_after, text, u32_at};
+use crate::message::{F_CREATE_NEW, Message, attributes, attributes_after, text, u32_at};
 
 const NEWQDISC: u16 = 36;
 const DELQDISC: u16 = 37;
@@ -10,7 +10,6 @@ const NEWTFILTER: u16 = 44;
 const GETTFILTER: u16 = 46;
 /// Length of `struct tcmsg`.
 const HEADER: usize = 20;
-const F_CREATE_NEW: u16 = 0x600;
 
 /// TC_H_INGRESS, the parent of an ingress qdisc.
 const INGRESS: u32 = 0xffff_fff1;

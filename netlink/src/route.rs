@@ -2,7 +2,7 @@
 
 use nacre_protocol::agent::{Metric, NextHop, Route};
 
-use crate::message::{Message, attributes, attributes_after, u8_at, u16_at, u32_at};
+use crate::message::{Message, attributes, attributes_after, byte, u8_at, u16_at, u32_at};
 use crate::{IndexOf, NameOf};
 
 const NEWROUTE: u16 = 24;
@@ -247,11 +247,6 @@ fn next_hop(route: &Route, hop: &NextHop, index: u32) -> Vec<u8> {
 #[must_use]
 pub fn is_v4(route: &Route) -> bool {
     route.family == libc::AF_INET.unsigned_abs()
-}
-
-/// A field of one byte; larger values do not occur in what [`parse`] returns.
-fn byte(value: u32) -> u8 {
-    u8::try_from(value).unwrap_or(u8::MAX)
 }
 
 #[cfg(test)]

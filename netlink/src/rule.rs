@@ -1,13 +1,12 @@
 //! Rules of the routing policy. They name links by their names, so that a rule is carried over as it is: what
 //! the kernel lists is what it accepts.
 
-use crate::message::{Message, attributes_after, u8_at};
+use crate::message::{F_CREATE_NEW, Message, attributes_after, u8_at};
 
 const NEWRULE: u16 = 32;
 const GETRULE: u16 = 34;
 /// Length of `struct fib_rule_hdr`.
 const HEADER: usize = 12;
-const F_CREATE_NEW: u16 = 0x600;
 const PROTOCOL: u16 = 21;
 /// RTPROT_KERNEL.
 const BY_KERNEL: u8 = 2;
