@@ -71,7 +71,7 @@ impl Memory {
     pub fn at_boot() -> Result<Self, Error> {
         let containers = Cgroup::new(Path::new(&cgroup_path("")));
         Ok(Self {
-            total_at_boot: policy::total(&read(MEMINFO)?),
+            total_at_boot: total()?,
             given: watch::Sender::default(),
             has_device: AtomicBool::new(false),
             high: High::new(containers.directory().join("memory.high")),
@@ -88,14 +88,14 @@ impl Memory {
             self.has_device.store(true, Ordering::Relaxed);
         }
         let grows = given.plugged_mib > self.given.borrow().plugged_mib;
-        let before = self.plugged_mib()?;
+        let before = self.plugged_mib(total()?);
         let now = if grows && !has_arrived(before, given.plugged_mib) {
             self.arrival(given).await?
         } else {
             before
         };
         self.given.send_replace(given);
-        self.limit(given)?;
+        self.limit(total()?, given)?;
         Ok(now)
     }
 
@@ -103,9 +103,10 @@ impl Memory {
         let uevents = uevents()?;
         let arrived = async {
             loop {
-                let now = self.plugged_mib()?;
+                let total = total()?;
+                let now = self.plugged_mib(total);
                 // The containers may use each block at once.
-                self.limit(given)?;
+                self.limit(total, given)?;
                 if has_arrived(now, given.plugged_mib) {
                     return Ok(now);
                 }
@@ -114,7 +115,7 @@ impl Memory {
         };
         match tokio::time::timeout(ARRIVAL, arrived).await {
             Ok(arrived) => arrived,
-            Err(_late) => self.plugged_mib(),
+            Err(_late) => Ok(self.plugged_mib(total()?)),
         }
     }
 
@@ -130,8 +131,10 @@ impl Memory {
         let mut looks = Looks::new(Instant::now());
         loop {
             let given = *changes.borrow_and_update();
-            self.limit(given)?;
-            let usage = self.usage()?;
+            let meminfo = read(MEMINFO)?;
+            // First: lowering memory.high reclaims, which the usage then shows.
+            self.limit(policy::total(&meminfo), given)?;
+            let usage = self.usage(&meminfo)?;
             if let Some(wanted) = policy::growth(usage, self.total_at_boot, given) {
                 return Ok(wanted);
             }
@@ -141,7 +144,7 @@ impl Memory {
                 // The sender is owned by `self`.
                 _ = changes.changed() => looks = Looks::new(Instant::now()),
                 () = until(looks.next, given) => {
-                    let wanted = policy::shrinkage(self.usage()?, self.total_at_boot, given);
+                    let wanted = policy::shrinkage(self.usage(&read(MEMINFO)?)?, self.total_at_boot, given);
                     if looks.record(Instant::now(), wanted.is_some())
                         && let Some(wanted) = wanted
                     {
@@ -152,26 +155,30 @@ impl Memory {
         }
     }
 
-    /// The usable memory besides that at boot, MiB.
-    fn plugged_mib(&self) -> Result<u32, Error> {
-        let plugged = policy::total(&read(MEMINFO)?).saturating_sub(self.total_at_boot);
-        Ok(u32::try_from(plugged / 1024).unwrap_or(u32::MAX))
+    /// The usable memory besides that at boot, MiB, if all usable memory is `total` KiB.
+    fn plugged_mib(&self, total: u64) -> u32 {
+        let plugged = total.saturating_sub(self.total_at_boot);
+        u32::try_from(plugged / 1024).unwrap_or(u32::MAX)
     }
 
-    fn usage(&self) -> Result<Usage, Error> {
+    fn usage(&self, meminfo: &str) -> Result<Usage, Error> {
         let file = |name| read(self.containers.directory().join(name));
         Ok(Usage::parse(
-            &read(MEMINFO)?,
+            meminfo,
             &file("memory.current")?,
             &file("memory.stat")?,
         ))
     }
 
-    /// Sets the containers' memory.high.
-    fn limit(&self, given: Given) -> Result<(), Error> {
-        let total = policy::total(&read(MEMINFO)?);
+    /// Sets the containers' memory.high, if all usable memory is `total` KiB.
+    fn limit(&self, total: u64, given: Given) -> Result<(), Error> {
         self.high.set(policy::high(total, given))
     }
+}
+
+/// All usable memory, KiB.
+fn total() -> Result<u64, Error> {
+    Ok(policy::total(&read(MEMINFO)?))
 }
 
 /// Whether memory of `mib` MiB is usable if `usable` MiB are. The descriptions of its pages, one part in 64, may
