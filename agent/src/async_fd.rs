@@ -9,8 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use nacre_protocol::control::Channel;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nacre_protocol::control::{Channel, socket_pair};
 use rustix::fs::{OFlags, fcntl_setfl};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -39,13 +38,7 @@ pub fn register_for<T: FdOwner>(owner: T, interest: Interest) -> io::Result<Asyn
 /// A SOCK_SEQPACKET socket pair to a child process: the agent's end, registered, and the child's end.
 pub fn channel() -> Result<(AsyncFd<Channel>, OwnedFd), Error> {
     let what = "creating the socket to a child process";
-    let (ours, theirs) = socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )
-    .map_err(Error::system(what))?;
+    let (ours, theirs) = socket_pair().map_err(Error::system(what))?;
     fcntl_setfl(&ours, OFlags::NONBLOCK).map_err(Error::system(what))?;
     let ours = register(Channel::new(ours)).map_err(Error::system(what))?;
     Ok((ours, theirs))
