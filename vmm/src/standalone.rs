@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use nacre_protocol::control::{DeviceListError, Outcome, is_pluggable};
+use nacre_protocol::control::{Outcome, check_pluggable};
 use nacre_protocol::guest::SHARED_TAG;
 use nacre_protocol::vsock::AGENT_PORT;
 use nacre_vmm::config::{Config, ConsoleOutput};
@@ -165,11 +165,8 @@ fn devices(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow:
 }
 
 fn mem_config(max_mib: u32) -> anyhow::Result<mem::Config> {
-    if !is_pluggable(max_mib) {
-        bail!(
-            "--max-plugged-mib {max_mib}: {}",
-            DeviceListError::PluggedMemory(max_mib)
-        );
+    if let Err(error) = check_pluggable(max_mib) {
+        bail!("--max-plugged-mib {max_mib}: {error}");
     }
     Ok(mem::Config {
         max_bytes: u64::from(max_mib) << 20,

@@ -4,10 +4,10 @@
 
 use std::collections::HashMap;
 
+use nacre_protocol::control::MEMORY_SECTION_MIB as STEP_MIB;
+
 use super::Given;
 
-/// Memory is given in steps of this, MiB: the blocks in which Linux adds memory on x86-64.
-const STEP_MIB: u32 = 128;
 /// What the kernel and the agent need besides the containers, with room for what a burst takes until the
 /// kernel slows it down.
 const RESERVE: u64 = 64 * 1024;

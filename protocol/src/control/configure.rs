@@ -87,10 +87,16 @@ pub enum DeviceConfig {
     },
 }
 
-/// Whether [`DeviceConfig::Mem`] may have this size.
-#[must_use]
-pub fn is_pluggable(max_mib: u32) -> bool {
-    max_mib.is_multiple_of(MEMORY_SECTION_MIB) && (1..=MAX_PLUGGED_MIB).contains(&max_mib)
+/// Checks the size of [`DeviceConfig::Mem`].
+///
+/// # Errors
+/// [`DeviceListError::PluggedMemory`].
+pub fn check_pluggable(max_mib: u32) -> Result<(), DeviceListError> {
+    if max_mib.is_multiple_of(MEMORY_SECTION_MIB) && (1..=MAX_PLUGGED_MIB).contains(&max_mib) {
+        Ok(())
+    } else {
+        Err(DeviceListError::PluggedMemory(max_mib))
+    }
 }
 
 impl DeviceConfig {
@@ -148,10 +154,8 @@ impl Configure {
             if count > most {
                 return Err(DeviceListError::TooManyOfKind { kind, count, most });
             }
-            if let DeviceConfig::Mem { max_mib } = *device
-                && !is_pluggable(max_mib)
-            {
-                return Err(DeviceListError::PluggedMemory(max_mib));
+            if let DeviceConfig::Mem { max_mib } = *device {
+                check_pluggable(max_mib)?;
             }
         }
         let is_vsock = |device: &DeviceConfig| matches!(device, DeviceConfig::Vsock { .. });

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 pub use channel::{Channel, Error, socket_pair};
 pub use configure::{
     Configure, DeviceConfig, DeviceListError, MAX_DEVICES, MAX_NETS, MAX_PLUGGED_MIB, MAX_TAPS,
-    MEMORY_SECTION_MIB, MIN_MTU, is_pluggable,
+    MEMORY_SECTION_MIB, MIN_MTU, check_pluggable,
 };
 pub use descriptors::{Attachments, DescriptorError, Descriptors, FdIndex};
 pub use request::{Answer, ErrorText, Lenient, MEMORY_BLOCK_MIB, Request};

@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use nacre_protocol::control::{
-    Answer, Channel, Configure, Descriptors, DeviceConfig, DeviceListError, Error as ChannelError, ErrorText,
-    FromVmm, Lenient, Outcome, Request, Step, ToVmm, is_pluggable,
+    Answer, Channel, Configure, Descriptors, DeviceConfig, Error as ChannelError, ErrorText, FromVmm,
+    Lenient, Outcome, Request, Step, ToVmm, check_pluggable,
 };
 use nacre_protocol::stream_table::StreamTable;
 use nacre_protocol::text::printable;
@@ -202,13 +202,13 @@ impl Control {
 fn check_attached(device: &DeviceConfig, machine: &Machine) -> Result<(), ErrorText> {
     match device {
         DeviceConfig::Net { .. } => Ok(()),
-        DeviceConfig::Mem { max_mib } if !is_pluggable(*max_mib) => {
-            Err(ErrorText::new(DeviceListError::PluggedMemory(*max_mib)))
+        DeviceConfig::Mem { max_mib } => {
+            check_pluggable(*max_mib).map_err(ErrorText::new)?;
+            if machine.plugged_memory().is_ok() {
+                return Err(ErrorText::new("the VM has a device to plug memory (mem) already"));
+            }
+            Ok(())
         }
-        DeviceConfig::Mem { .. } if machine.plugged_memory().is_ok() => {
-            Err(ErrorText::new("the VM has a device to plug memory (mem) already"))
-        }
-        DeviceConfig::Mem { .. } => Ok(()),
         DeviceConfig::Vsock { .. } | DeviceConfig::Fs { .. } => Err(ErrorText::new(
             "only a network device or one to plug memory (mem) can be attached to a running VM",
         )),

@@ -7,15 +7,17 @@
 //!              the hot-plug region, at the next multiple of HOTPLUG_ALIGNMENT
 //! ```
 
+use nacre_protocol::control::{MAX_PLUGGED_MIB, MEMORY_SECTION_MIB};
+
 use crate::machine::layout::{MMIO, RAM_ABOVE_4G};
 
 /// Alignment of the hot-plug region's start and size, in bytes: the blocks in which Linux adds memory on
 /// x86-64. It is a multiple of each block size of 2 MiB to 128 MiB, as virtio-mem requires (virtio 1.2,
 /// 5.15.4).
-pub const HOTPLUG_ALIGNMENT: u64 = 128 << 20;
+pub const HOTPLUG_ALIGNMENT: u64 = (MEMORY_SECTION_MIB as u64) << 20;
 /// Size of the hot-plug region in bytes. With boot RAM of up to 128 GiB the region ends below 2^39, the limit
 /// of physical addresses on Intel's client processors; servers have more.
-pub const HOTPLUG_BYTES: u64 = 256 << 30;
+pub const HOTPLUG_BYTES: u64 = (MAX_PLUGGED_MIB as u64) << 20;
 
 /// A contiguous range of guest-physical addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

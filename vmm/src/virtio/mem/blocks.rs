@@ -3,8 +3,10 @@
 
 use std::ops::Range;
 
+use nacre_protocol::control::MEMORY_BLOCK_MIB;
+
 /// Size and alignment of a block in bytes: the smallest that Linux plugs on x86-64, and a huge page.
-pub const BLOCK: u64 = 2 << 20;
+pub const BLOCK: u64 = (MEMORY_BLOCK_MIB as u64) << 20;
 
 /// Blocks that a request names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -39,6 +39,9 @@ use crate::log::LimitedLog;
 
 /// The size of each queue for packets.
 const QUEUE_SIZE: u16 = 256;
+/// Most descriptors of a chain that are read, as many as the queue has: a driver must not make a longer chain
+/// (virtio 1.2, 2.7.5.3.1). A longer one ends there.
+const MAX_DESCRIPTORS: usize = QUEUE_SIZE as usize;
 /// The size of the control queue, if there is one.
 const CONTROL_QUEUE_SIZE: u16 = 16;
 /// What is waited for on a tap: packets.

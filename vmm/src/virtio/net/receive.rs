@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use vm_memory::{Address as _, Bytes as _, GuestAddress};
 
+use super::MAX_DESCRIPTORS;
 use super::tap::{HEADER_BYTES, MAX_VECTORS, Tap, Vectors};
 use crate::log::LimitedLog;
 use crate::virtio::Memory;
@@ -21,9 +22,6 @@ use crate::virtio::worker::{ActiveDevice, Chain, Fault};
 const PACKETS_PER_INTERRUPT: u32 = 32;
 /// Packets after which the worker handles other events first.
 const PACKETS_PER_TURN: u32 = 256;
-/// Most descriptors of a chain that are read; a longer chain ends there. The queue has as many, and a driver
-/// must not make a longer chain (virtio 1.2, 2.7.5.3.1).
-const MAX_DESCRIPTORS: usize = 256;
 /// Offset of num_buffers in the header.
 const NUM_BUFFERS: u64 = 10;
 

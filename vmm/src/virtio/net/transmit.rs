@@ -6,15 +6,12 @@ use std::sync::Arc;
 
 use vmm_sys_util::epoll::EventSet;
 
-use super::TAP_EVENTS;
 use super::tap::{HEADER_BYTES, Tap, Vectors};
+use super::{MAX_DESCRIPTORS, TAP_EVENTS};
 use crate::log::LimitedLog;
 use crate::virtio::Memory;
 use crate::virtio::worker::{ActiveDevice, Chain, Fault};
 
-/// Most descriptors of a packet; as many as the queue has, which is the most that a driver may use (virtio
-/// 1.2, 2.7.5.3.1).
-const MAX_DESCRIPTORS: usize = 256;
 /// Longest packet with its header: what a tap may pass to the guest, too.
 pub const LARGEST: u32 = 65_562;
 
