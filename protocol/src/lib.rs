@@ -5,12 +5,13 @@
 //! - between shim and agent: the ttrpc service ([`agent`]), vsock addresses ([`vsock`]), names ([`guest`]),
 //!   and the check of an OCI spec, which both make ([`spec`], [`container_id`], [`cpu_list`]);
 //! - files: the state of a pod ([`state`]) and the configuration ([`config`]);
-//! - parsing and output that several programs share: [`mountinfo`], [`text`].
+//! - parsing and output that several programs share: [`mountinfo`], [`text`], [`bpf`].
 //!
 //! Only [`control::Channel`], [`console`], [`stream_table`], [`config`] and [`state`] do I/O.
 
 #[cfg(feature = "agent")]
 pub mod agent;
+pub mod bpf;
 #[cfg(feature = "config")]
 pub mod config;
 pub mod console;

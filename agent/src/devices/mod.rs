@@ -10,6 +10,10 @@ pub mod load;
 
 use std::path::Path;
 
+use nacre_protocol::bpf::instruction;
+use nacre_protocol::bpf::opcode::{
+    AND, EXIT, JUMP_IF_EQUAL, JUMP_IF_NOT_EQUAL, LOAD_WORD, MOVE, MOVE_REGISTER, SHIFT_RIGHT,
+};
 use nacre_protocol::spec::add_name;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
@@ -205,25 +209,6 @@ const WANTED: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 const SCRATCH: u8 = 6;
-
-// Opcodes (include/uapi/linux/bpf.h and bpf_common.h).
-const LOAD_WORD: u8 = 0x61;
-const MOVE: u8 = 0xb7;
-const MOVE_REGISTER: u8 = 0xbf;
-const AND: u8 = 0x57;
-const SHIFT_RIGHT: u8 = 0x77;
-const JUMP_IF_EQUAL: u8 = 0x15;
-const JUMP_IF_NOT_EQUAL: u8 = 0x55;
-const EXIT: u8 = 0x95;
-
-/// Encodes one `struct bpf_insn`: opcode, destination and source register, jump offset, immediate.
-fn instruction(operation: u8, destination: u8, source: u8, offset: u16, immediate: u32) -> u64 {
-    u64::from(operation)
-        | u64::from(destination) << 8
-        | u64::from(source) << 12
-        | u64::from(offset) << 16
-        | u64::from(immediate) << 32
-}
 
 /// Checks the rules from the last to the first. A matching rule that allows clears its permissions in WANTED,
 /// and the access is allowed once WANTED is 0. A matching rule that denies a permission still in WANTED

@@ -5,6 +5,12 @@
 //! Only TCP to 127.0.0.0/8 or ::1 is handed over, whatever the port. Everything else passes as if there were
 //! no program, and so does a connection whose family has no socket in the map.
 
+use nacre_protocol::bpf::instruction;
+use nacre_protocol::bpf::opcode::{
+    ADD, AND, CALL, EXIT, JUMP, JUMP_IF_EQUAL, JUMP_IF_NOT_EQUAL, LOAD_CONSTANT, LOAD_WORD, MOVE,
+    MOVE_REGISTER, STORE_WORD_CONSTANT,
+};
+
 /// Index of the socket for 127.0.0.0/8 in the map.
 pub const IPV4_INDEX: u32 = 0;
 /// Index of the socket for ::1 in the map.
@@ -36,29 +42,6 @@ const VALUE: u8 = 8;
 const STACK: u8 = 10;
 /// Offset of the map's key from [`STACK`], two's complement.
 const KEY: u16 = (-4_i16).cast_unsigned();
-
-/// Opcodes (linux/bpf_common.h, linux/bpf.h).
-const LOAD_WORD: u8 = 0x61;
-const STORE_WORD_CONSTANT: u8 = 0x62;
-const LOAD_CONSTANT: u8 = 0x18;
-const MOVE: u8 = 0xb7;
-const MOVE_REGISTER: u8 = 0xbf;
-const ADD: u8 = 0x07;
-const AND: u8 = 0x57;
-const JUMP: u8 = 0x05;
-const JUMP_IF_EQUAL: u8 = 0x15;
-const JUMP_IF_NOT_EQUAL: u8 = 0x55;
-const CALL: u8 = 0x85;
-const EXIT: u8 = 0x95;
-
-/// `struct bpf_insn` as one little-endian word.
-fn instruction(operation: u8, destination: u8, source: u8, offset: u16, immediate: u32) -> u64 {
-    u64::from(operation)
-        | u64::from(destination) << 8
-        | u64::from(source) << 12
-        | u64::from(offset) << 16
-        | u64::from(immediate) << 32
-}
 
 /// Where a jump goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
