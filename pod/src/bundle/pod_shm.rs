@@ -61,7 +61,8 @@ mod tests {
     use super::*;
     use crate::pod_spec::PodSpec;
 
-    fn replaced(source: &str, destination: &str, lifetime: Lifetime) -> (Option<PathBuf>, Value) {
+    /// What is replaced of `mount` in a container of a pod that lives for `lifetime`.
+    fn replaced_in(lifetime: Lifetime, shares_ipc: bool, mut mount: Value) -> (Option<PathBuf>, Value) {
         let spec = PodSpec {
             lifetime,
             ..PodSpec::default()
@@ -74,8 +75,12 @@ mod tests {
             shares_pids: false,
             is_same: |a, b| a == b,
         };
-        let mut mount = json!({"source": source, "destination": destination, "options": ["rbind", "rw"]});
-        (replace(&mut mount, pod, true), mount)
+        (replace(&mut mount, pod, shares_ipc), mount)
+    }
+
+    fn replaced(source: &str, destination: &str, lifetime: Lifetime) -> (Option<PathBuf>, Value) {
+        let mount = json!({"source": source, "destination": destination, "options": ["rbind", "rw"]});
+        replaced_in(lifetime, true, mount)
     }
 
     #[test]
@@ -125,21 +130,9 @@ mod tests {
     #[test]
     fn a_tmpfs_is_replaced_if_the_engine_makes_the_pod_s() {
         let replaced = |lifetime, shares_ipc| {
-            let spec = PodSpec {
-                lifetime,
-                ..PodSpec::default()
-            };
-            let pod = Pod {
-                pid: 5,
-                sandbox: "s",
-                spec: &spec,
-                own_pids: &[],
-                shares_pids: false,
-                is_same: |a, b| a == b,
-            };
-            let mut mount = json!({"source": "shm", "type": "tmpfs", "destination": "/dev/shm",
+            let mount = json!({"source": "shm", "type": "tmpfs", "destination": "/dev/shm",
                 "options": ["mode=1777", "size=65536k"]});
-            (replace(&mut mount, pod, shares_ipc), mount)
+            replaced_in(lifetime, shares_ipc, mount)
         };
         let (source, mount) = replaced(Lifetime::SandboxApi, true);
         assert_eq!(source, Some(PathBuf::new()));
