@@ -23,6 +23,7 @@ const ROUND_TRIPS: usize = 1000;
 /// What a container of the pod serves: a sink that answers the number of bytes, a source, an echo.
 const SERVERS: &str =
     "nc -ll -p 9 -e wc -c & nc -ll -p 19 -e head -c 67108864 /dev/zero & nc -ll -p 7 -e cat &
+    for port in 9 19 7; do until netstat -ltn | grep -q \":$port .*LISTEN\"; do usleep 10000; done; done
     echo up; exec sleep 1000000";
 
 /// One round's figures of a pod.
