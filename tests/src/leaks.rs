@@ -122,7 +122,8 @@ pub fn wait_for_exit(pid: u32, until: Instant) -> Result<()> {
     let pid = Pid::from_raw(raw).context("pid 0")?;
     let pidfd: OwnedFd = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        // EINVAL: no process has this id any more, but it is still the id of a process group or session.
+        Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     wait_readable(&pidfd, until)
@@ -141,5 +142,35 @@ fn walk(directory: &Path, found: &mut Vec<PathBuf>, only_directories: bool) {
         if is_directory || !only_directories {
             found.push(entry.path());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_dead_leader_of_a_living_process_group_has_exited() {
+        let mut leader = Command::new("sleep")
+            .arg("1000")
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let group = i32::try_from(leader.id()).unwrap();
+        let mut member = Command::new("cat")
+            .stdin(Stdio::piped())
+            .process_group(group)
+            .spawn()
+            .unwrap();
+        leader.kill().unwrap();
+        leader.wait().unwrap();
+        let exited = wait_for_exit(leader.id(), Instant::now() + Duration::from_secs(1));
+        member.kill().unwrap();
+        member.wait().unwrap();
+        exited.unwrap();
     }
 }
