@@ -79,6 +79,7 @@ pub mod rings;
 pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
+mod vectors;
 pub mod vsock;
 pub mod worker;
 

@@ -13,9 +13,10 @@ use std::sync::Arc;
 use vm_memory::{Address as _, Bytes as _, GuestAddress};
 
 use super::MAX_DESCRIPTORS;
-use super::tap::{HEADER_BYTES, MAX_VECTORS, Tap, Vectors};
+use super::tap::{HEADER_BYTES, Tap};
 use crate::log::LimitedLog;
 use crate::virtio::Memory;
+use crate::virtio::vectors::{MAX_VECTORS, Vectors};
 use crate::virtio::worker::{ActiveDevice, Chain, Fault};
 
 /// Packets after which an interrupt is raised, if the driver wants one.
@@ -74,7 +75,7 @@ impl Receiver {
             largest,
             readable: false,
             chains: Vec::with_capacity(size),
-            vectors: Vectors::new(Arc::clone(&active.memory)),
+            vectors: Vectors::with_capacity(Arc::clone(&active.memory), MAX_VECTORS),
             bytes: 0,
             used: Vec::with_capacity(size),
         }

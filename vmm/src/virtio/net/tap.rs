@@ -8,11 +8,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemory as _};
-
-use crate::virtio::Memory;
+use crate::virtio::vectors::Vectors;
 
 /// The size of the header before each packet (virtio 1.2, 5.1.6), in bytes.
 pub const HEADER_BYTES: u32 = 12;
@@ -26,8 +23,6 @@ const MULTI_QUEUE: u16 = 0x0100;
 /// IFF_ATTACH_QUEUE and IFF_DETACH_QUEUE.
 const ATTACH: libc::c_short = 0x0200;
 const DETACH: libc::c_short = 0x0400;
-/// Most buffers of one system call (UIO_MAXIOV).
-pub const MAX_VECTORS: usize = 1024;
 
 /// Why a descriptor is not the tap that the device needs.
 #[derive(Debug, thiserror::Error)]
@@ -136,7 +131,7 @@ impl Tap {
     /// # Errors
     /// As [`Tap::read`].
     pub fn read_first(&self, buffers: &Vectors, count: usize) -> io::Result<u32> {
-        let (list, count) = (buffers.list.as_ptr(), buffers.clamp(count));
+        let (list, count) = buffers.first(count);
         // SAFETY: each vector is a range of guest memory, which `buffers` keeps mapped. The guest may access
         // it at the same time, so no reference to it exists.
         length(unsafe { libc::readv(self.fd.as_raw_fd(), list, count) })
@@ -147,7 +142,7 @@ impl Tap {
     /// # Errors
     /// As writev(2): [`io::ErrorKind::WouldBlock`] if the tap is full.
     pub fn write(&self, buffers: &Vectors) -> io::Result<u32> {
-        let (list, count) = (buffers.list.as_ptr(), buffers.clamp(buffers.len()));
+        let (list, count) = buffers.first(buffers.len());
         // SAFETY: as in `read_first`; the kernel only reads.
         length(unsafe { libc::writev(self.fd.as_raw_fd(), list, count) })
     }
@@ -220,66 +215,6 @@ fn interface_flags(fd: &OwnedFd) -> io::Result<u16> {
     Ok(unsafe { request.ifr_ifru.ifru_flags }.cast_unsigned())
 }
 
-/// Ranges of guest memory for one or more packets, as readv and writev take them. Keeps its allocation, so that
-/// a packet needs none.
-pub struct Vectors {
-    /// Keeps the ranges mapped: guest memory grows, but never loses a part.
-    memory: Arc<Memory>,
-    list: Vec<libc::iovec>,
-}
-
-impl Vectors {
-    /// No ranges; at most [`MAX_VECTORS`] can be added.
-    pub fn new(memory: Arc<Memory>) -> Self {
-        Self {
-            memory,
-            list: Vec::with_capacity(MAX_VECTORS),
-        }
-    }
-
-    /// Guest memory has grown.
-    pub fn set_memory(&mut self, memory: &Arc<Memory>) {
-        self.memory = Arc::clone(memory);
-    }
-
-    /// The number of ranges.
-    pub fn len(&self) -> usize {
-        self.list.len()
-    }
-
-    /// Appends `length` bytes from `address` on; false if they are not wholly in one region of guest memory,
-    /// or if there are [`MAX_VECTORS`] ranges already.
-    pub fn push(&mut self, address: GuestAddress, length: u32) -> bool {
-        let iov_len = usize::try_from(length).unwrap_or(usize::MAX);
-        let Ok(slice) = self.memory.get_slice(address, iov_len) else {
-            return false;
-        };
-        if self.list.len() >= MAX_VECTORS {
-            return false;
-        }
-        self.list.push(libc::iovec {
-            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-            iov_len,
-        });
-        true
-    }
-
-    /// Removes the first `count` ranges.
-    pub fn remove_first(&mut self, count: usize) {
-        self.list.drain(..count.min(self.list.len()));
-    }
-
-    /// Removes all ranges but the first `count`.
-    pub fn truncate(&mut self, count: usize) {
-        self.list.truncate(count);
-    }
-
-    /// `count`, or the number of ranges if that is less, as a system call takes it.
-    fn clamp(&self, count: usize) -> libc::c_int {
-        libc::c_int::try_from(count.min(self.list.len())).unwrap_or_default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,27 +224,5 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let error = Tap::new(file.into()).unwrap_err().to_string();
         assert!(error.contains("read the tap's flags"), "{error}");
-    }
-
-    #[test]
-    fn only_ranges_inside_of_guest_memory_are_added() {
-        let memory = Memory::from_ranges(&[(GuestAddress(0), 0x2000), (GuestAddress(0x4000), 0x1000)]);
-        let mut vectors = Vectors::new(Arc::new(memory.unwrap()));
-        for (address, length) in [
-            (0x1fff, 2),
-            (0x2000, 1),
-            (0x4fff, 2),
-            (u64::MAX, 2),
-            (0, u32::MAX),
-        ] {
-            assert!(
-                !vectors.push(GuestAddress(address), length),
-                "{address:#x} {length}"
-            );
-        }
-        for _ in 0..MAX_VECTORS {
-            assert!(vectors.push(GuestAddress(0x4000), 0x1000));
-        }
-        assert!(!vectors.push(GuestAddress(0), 1), "too many");
     }
 }

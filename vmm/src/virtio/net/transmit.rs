@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use vmm_sys_util::epoll::EventSet;
 
-use super::tap::{HEADER_BYTES, Tap, Vectors};
+use super::tap::{HEADER_BYTES, Tap};
 use super::{MAX_DESCRIPTORS, TAP_EVENTS};
 use crate::log::LimitedLog;
 use crate::virtio::Memory;
+use crate::virtio::vectors::{MAX_VECTORS, Vectors};
 use crate::virtio::worker::{ActiveDevice, Chain, Fault};
 
 /// Longest packet with its header: what a tap may pass to the guest, too.
@@ -38,7 +39,7 @@ impl Transmitter {
         Self {
             queue,
             writable: true,
-            vectors: Vectors::new(Arc::clone(&active.memory)),
+            vectors: Vectors::with_capacity(Arc::clone(&active.memory), MAX_VECTORS),
         }
     }
 
