@@ -44,7 +44,8 @@ pub type Chain = DescriptorChain<Arc<Memory>>;
 /// reset.
 ///
 /// Between two calls, no chain is with the data path: each one that it popped has been pushed or its pop
-/// undone. That is why the worker may be paused there, and the state of the queues says everything.
+/// undone. That is why the worker may be paused there, and the state of the queues says everything. A data path
+/// that keeps chains longer implements [`DataPath::quiesce`].
 pub trait DataPath {
     /// Called once per activation, before any other method: the driver set DRIVER_OK.
     ///
@@ -79,6 +80,14 @@ pub trait DataPath {
     /// # Errors
     /// [`Fault`] if the device can't continue.
     fn on_memory(&mut self, _active: &mut ActiveDevice) -> Result<(), Fault> {
+        Ok(())
+    }
+    /// The worker is about to be paused: push each chain that is still with the data path, and access neither
+    /// guest memory nor descriptors until the next call.
+    ///
+    /// # Errors
+    /// [`Fault`] if the device can't continue.
+    fn quiesce(&mut self, _active: &mut ActiveDevice) -> Result<(), Fault> {
         Ok(())
     }
     /// The queues are about to be taken away: drop everything that belongs to this activation.

@@ -158,6 +158,7 @@ impl<D: DataPath> WorkerThread<D> {
                     let _ = released.try_send(());
                 }
                 Command::Pause(paused) => {
+                    self.call(D::quiesce);
                     self.handle(Event::Pause, None);
                     let _ = paused.try_send(self.queue_states());
                 }
