@@ -13,7 +13,7 @@ use std::process::{Command, ExitStatus, Output};
 use nix::sys::eventfd::EventFd;
 use rustix::thread::CapabilitySet;
 
-use super::calls::{self, Profile, balloon, fs, mem, net, rng, vsock};
+use super::calls::{self, Profile, balloon, blk, fs, mem, net, rng, vsock};
 use super::{Confinement, Violation, enter};
 
 /// Environment of a child process: the case, see [`perform`].

@@ -70,6 +70,7 @@
 )]
 
 pub mod balloon;
+pub mod blk;
 mod config_space;
 mod device;
 pub mod fs;
@@ -95,6 +96,11 @@ use crate::machine::memory::ranges::Range;
 pub(crate) use config_space::copy_padded;
 pub use config_space::{ConfigSpace, NotWritable};
 pub use device::{Device, DeviceError, Spec};
+
+/// The bit of feature number `number`, which is at most 63.
+const fn feature(number: u32) -> u64 {
+    1_u64.wrapping_shl(number)
+}
 
 /// Guest memory. It has no dirty bitmap, because nothing reads one.
 pub type Memory = GuestMemoryMmap;

@@ -4,6 +4,7 @@
 //! be listed twice in a profile.
 
 pub mod balloon;
+pub mod blk;
 mod common;
 mod control;
 pub mod fs;
@@ -58,6 +59,7 @@ pub static ALL: &[&Profile] = &[
     &VCPU,
     &CONTROL,
     &balloon::PROFILE,
+    &blk::PROFILE,
     &fs::PROFILE,
     &net::PROFILE,
     &mem::PROFILE,

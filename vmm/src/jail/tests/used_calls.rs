@@ -12,8 +12,9 @@ type Row = (&'static Profile, &'static str, &'static [(i64, &'static str)]);
 /// The tests of the devices count interrupts instead of sending them. vsock makes other ioctls.
 const INTERRUPT: (i64, &str) = (libc::SYS_ioctl, "the transport, to send an interrupt");
 
-const DEVICES: [Row; 7] = [
+const DEVICES: [Row; 8] = [
     (&balloon::PROFILE, "virtio::balloon::tests::", &[INTERRUPT]),
+    (&blk::PROFILE, "virtio::blk::tests::", &[INTERRUPT]),
     (&net::PROFILE, "virtio::net::tests::", &[]),
     (
         &mem::PROFILE,

@@ -33,7 +33,7 @@ use self::tap::Tap;
 pub use self::tap::{TapError, open_tap};
 use self::taps::{MAX_CHANGES, Taps};
 use super::worker::{ActiveDevice, DataPath, Fault, Notify};
-use super::{Device, DeviceError, Env, Spec};
+use super::{Device, DeviceError, Env, Spec, feature};
 use crate::jail::calls::net::PROFILE;
 use crate::log::LimitedLog;
 
@@ -167,11 +167,6 @@ pub fn spawn(config: Config, env: &Env) -> Result<Device, DeviceError> {
             log: LimitedLog::new(),
         })
     })
-}
-
-/// The bit of a feature. Of the numbers above, none is beyond 63.
-const fn feature(bit: u32) -> u64 {
-    1_u64.wrapping_shl(bit)
 }
 
 struct NetDataPath {
