@@ -83,6 +83,10 @@ struct StandaloneArguments {
     /// detach-tap removes.
     #[arg(long, value_name = "NAME[,queues=N][,mac=MAC]", requires = "commands")]
     late_tap: Vec<standalone::TapOption>,
+    /// A file or block device that the guest gets as a disk; may be given several times. Its serial number is
+    /// disk-N, where N counts from 1. With ro, the guest can't write it; with blocking, io_uring is not used.
+    #[arg(long, value_name = "FILE[,ro][,queues=N][,blocking]")]
+    disk: Vec<standalone::DiskOption>,
     /// A Unix socket to create: a client that connects and writes "CONNECT <port>" reaches that vsock port of
     /// the guest.
     #[arg(long, value_name = "PATH")]

@@ -1,6 +1,7 @@
 //! The standalone mode, without a shim: the configuration comes from the command line, and the result goes to
 //! standard error and the exit code. For debugging and for measuring a boot; the shim never uses it.
 
+mod disk;
 mod pause_resume;
 mod tap;
 
@@ -21,9 +22,10 @@ use nacre_vmm::jail::{self, Confinement, Violation};
 use nacre_vmm::machine::vm_exit::borrow_eventfd;
 use nacre_vmm::machine::{self, DeviceBuilder, Failure, Resources};
 use nacre_vmm::main_loop::{self, Inputs, LateDevices, StandardInput, StopReason};
-use nacre_vmm::virtio::{fs, mem, net, vsock};
+use nacre_vmm::virtio::{blk, fs, mem, net, vsock};
 use vmm_sys_util::eventfd::EventFd;
 
+pub use self::disk::DiskOption;
 use self::pause_resume::Cycles;
 pub use self::tap::TapOption;
 use crate::StandaloneArguments;
@@ -142,7 +144,7 @@ fn resources(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyho
 }
 
 /// The devices that the shim configures, too; virtio-fs only with `--share`, virtio-net with
-/// `--tap`.
+/// `--tap`, virtio-blk with `--disk`.
 fn devices(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow::Result<Vec<DeviceBuilder>> {
     let vsock = vsock::Config {
         host: Box::new(acceptor),
@@ -156,6 +158,10 @@ fn devices(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow:
     for (number, tap) in (1..).zip(&arguments.tap) {
         let config = tap.open(number)?;
         devices.push(Box::new(|env| net::spawn(config, env)));
+    }
+    for (number, disk) in (1..).zip(&arguments.disk) {
+        let config = disk.open(number)?;
+        devices.push(Box::new(|env| blk::spawn(config, env)));
     }
     if let Some(max_mib) = arguments.max_plugged_mib {
         let config = mem_config(max_mib)?;

@@ -7,6 +7,7 @@
 //! Conversations go over vsock: the workload listens at [`vsock::PORT`], then dials the agent's port, which
 //! the VMM reports.
 
+pub mod disk;
 pub mod exits;
 mod initramfs;
 pub mod io;
@@ -51,6 +52,7 @@ pub fn tests() -> Vec<Test> {
         memory_returns::TESTS,
         memory_plugs::TESTS,
         network::TESTS,
+        disk::TESTS,
     ]
     .concat()
 }
@@ -62,6 +64,7 @@ const WORKLOADS: &[Workload] = &[
     memory_returns::WORKLOAD,
     memory_plugs::WORKLOAD,
     network::WORKLOAD,
+    disk::WORKLOAD,
 ];
 
 const fn test(name: &'static str, run: fn(&Build) -> Result<()>) -> Test {
