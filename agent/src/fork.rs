@@ -1,6 +1,7 @@
 //! Forks of the agent, by clone3(2): into a cgroup, for an exec process, which never runs outside its
 //! container's limits (no process is moved between cgroups, which would wait for an RCU grace period); into a
-//! new pid namespace, for the init that a pod's containers share. And close_range(2) for the child.
+//! new pid namespace, for the init that a pod's containers share; and a plain one, for a system call that may
+//! take long. And close_range(2) for the child.
 #![allow(unsafe_code, reason = "clone3, close_range and signal have no safe wrapper")]
 
 use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
@@ -16,6 +17,11 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 pub fn into_cgroup(cgroup: BorrowedFd<'_>, child: impl Fn() -> i32) -> Result<Pid, Errno> {
     let cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(|_| Errno::BADF)?;
     fork(CLONE_INTO_CGROUP, cgroup, child)
+}
+
+/// Forks. `child` runs in a copy of this process, and its result is the exit status.
+pub fn plain(child: impl Fn() -> i32) -> Result<Pid, Errno> {
+    fork(0, 0, child)
 }
 
 /// Forks. `child` runs in a copy of this process, as the init of a new pid namespace.

@@ -196,7 +196,7 @@ impl Agent for Service {
     ) -> ttrpc::Result<UpdateContainerResponse> {
         let container = self.containers.get(&request.container_id)?;
         Ok(UpdateContainerResponse {
-            ignored: container.update(&request.resources)?,
+            ignored: container.update(&request.resources).await?,
             ..UpdateContainerResponse::default()
         })
     }

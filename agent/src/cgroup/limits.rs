@@ -7,7 +7,7 @@ mod apply;
 
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
-pub use self::apply::apply;
+pub use self::apply::{apply, update};
 
 /// One change of, or condition on, a file of a cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]

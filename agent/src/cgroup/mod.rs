@@ -4,6 +4,7 @@
 
 mod counters;
 pub mod limits;
+pub mod writer;
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _};
@@ -39,6 +40,11 @@ impl Cgroup {
     /// [`Error::BadSpec`] with the first field that the kernel refuses; the limits before it stay applied.
     pub fn apply(&self, limits: &[Setting]) -> Result<(), Error> {
         limits::apply(&self.0, limits)
+    }
+
+    /// As [`Cgroup::apply`], while processes run in the cgroup: the kernel may have to reclaim their memory.
+    pub async fn update(&self, limits: &[Setting]) -> Result<(), Error> {
+        limits::update(&self.0, limits).await
     }
 
     /// The pids of all processes in the cgroup and its descendants, as the guest numbers them.

@@ -130,6 +130,7 @@ impl Containers {
             lifecycle: Mutex::new(Lifecycle::new()),
             execs: Mutex::default(),
             freeze_lock: RwLock::default(),
+            update_lock: tokio::sync::Mutex::default(),
             oom_kills: watch::Sender::new(0),
             oom_watcher: Mutex::default(),
         });

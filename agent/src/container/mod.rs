@@ -3,7 +3,7 @@
 //! nothing of RPC.
 //!
 //! Lock order: the table, then a container's lifecycle. No lock is held across an await, except
-//! `freeze_lock`.
+//! `freeze_lock` and `update_lock`.
 
 mod create;
 mod exec;
@@ -73,6 +73,8 @@ pub struct Container {
     /// Read-locked while an exec process is being started, write-locked while the cgroup is being frozen: a
     /// child frozen before its execve would leave StartExec waiting.
     freeze_lock: RwLock<()>,
+    /// Locked while limits are updated, which may take as long as the kernel reclaims.
+    update_lock: tokio::sync::Mutex<()>,
     /// Number of the container's processes that the kernel has OOM-killed.
     oom_kills: watch::Sender<u64>,
     oom_watcher: Mutex<Option<AbortHandle>>,
@@ -249,13 +251,14 @@ impl Container {
 
     /// Sets the limits that `resources` (the OCI `linux.resources` object, JSON) has; the others keep their
     /// values. Returns the fields that have no effect, each as a JSON path and the reason.
-    pub fn update(&self, resources: &[u8]) -> Result<Vec<String>, Error> {
+    pub async fn update(&self, resources: &[u8]) -> Result<Vec<String>, Error> {
+        let _one_at_a_time = self.update_lock.lock().await;
         let lifecycle = *lock(&self.lifecycle);
         if !lifecycle.accepts_update() {
             return Err(self.wrong_state(lifecycle, "update"));
         }
         let (limits, ignored) = spec::parse_update(resources)?;
-        self.cgroup.apply(&limits)?;
+        self.cgroup.update(&limits).await?;
         Ok(ignored)
     }
 

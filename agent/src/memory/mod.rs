@@ -95,7 +95,7 @@ impl Memory {
             before
         };
         self.given.send_replace(given);
-        self.limit(total()?, given)?;
+        self.limit(total()?, given).await?;
         Ok(now)
     }
 
@@ -106,7 +106,7 @@ impl Memory {
                 let total = total()?;
                 let now = self.plugged_mib(total);
                 // The containers may use each block at once.
-                self.limit(total, given)?;
+                self.limit(total, given).await?;
                 if has_arrived(now, given.plugged_mib) {
                     return Ok(now);
                 }
@@ -133,7 +133,7 @@ impl Memory {
             let given = *changes.borrow_and_update();
             let meminfo = read(MEMINFO)?;
             // First: lowering memory.high reclaims, which the usage then shows.
-            self.limit(policy::total(&meminfo), given)?;
+            self.limit(policy::total(&meminfo), given).await?;
             let usage = self.usage(&meminfo)?;
             if let Some(wanted) = policy::growth(usage, self.total_at_boot, given) {
                 return Ok(wanted);
@@ -171,8 +171,8 @@ impl Memory {
     }
 
     /// Sets the containers' memory.high, if all usable memory is `total` KiB.
-    fn limit(&self, total: u64, given: Given) -> Result<(), Error> {
-        self.high.set(policy::high(total, given))
+    async fn limit(&self, total: u64, given: Given) -> Result<(), Error> {
+        self.high.set(policy::high(total, given)).await
     }
 }
 

@@ -6,7 +6,30 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 use super::{Change, Setting};
+use crate::cgroup::writer::Writer;
 use crate::error::Error;
+
+/// Files for which the kernel reclaims memory before write(2) returns, if the processes use more.
+const RECLAIMING: [&str; 3] = ["memory.high", "memory.max", "memory.reclaim"];
+
+/// As [`apply`] for a cgroup that processes run in: what reclaims their memory does not block the event loop.
+pub async fn update(directory: &Path, settings: &[Setting]) -> Result<(), Error> {
+    for setting in settings {
+        if let Change::Set(text) = &setting.change
+            && RECLAIMING.contains(&&*setting.file)
+            && text.lines().count() == 1
+        {
+            let written = match Writer::start(&directory.join(&setting.file), text) {
+                Ok(writer) => writer.finish().await,
+                Err(error) => Err(error),
+            };
+            written.map_err(|error| failure(directory, setting, &error))?;
+        } else {
+            apply(directory, std::slice::from_ref(setting))?;
+        }
+    }
+    Ok(())
+}
 
 /// Applies `settings` to the cgroup in `directory`, in order, up to the first that fails.
 ///

@@ -5,6 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::cgroup::writer::full_pipe::FullPipe;
 
 fn resources(json: Value) -> LinuxResources {
     serde_json::from_value(json).unwrap()
@@ -177,4 +178,24 @@ fn settings_are_applied_in_order_until_one_fails() {
         ),
         "{error}"
     );
+}
+
+#[test]
+fn an_update_that_reclaims_does_not_block_the_event_loop() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut pipe = FullPipe::new();
+    std::os::unix::fs::symlink(pipe.path(), directory.path().join("memory.max")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let limits = settings(&resources(json!({"memory": {"limit": 7}, "pids": {"limit": 8}})));
+    runtime.unwrap().block_on(async {
+        let mut updated = Box::pin(update(directory.path(), &limits));
+        assert!(futures::poll!(&mut updated).is_pending());
+        pipe.empty();
+        let error = updated.await.unwrap_err().to_string();
+        assert!(error.contains("no cgroup file pids.max"), "{error}");
+        fs::remove_file(directory.path().join("memory.max")).unwrap();
+        let error = update(directory.path(), &limits).await.unwrap_err().to_string();
+        assert!(error.contains("no cgroup file memory.max"), "{error}");
+    });
+    assert_eq!(pipe.written(), "7");
 }
