@@ -5,6 +5,9 @@
 //! - An exit that is known before the reply to Start is reported after that reply.
 //! - Init's exit is reported last. If it comes while exec processes are live, it is held
 //!   ([`Action::HoldInitExit`]) until their exits are reported, or until the hold expires.
+//! - Init's exit is also held until its output is written, or until the reader stalls: containerd before
+//!   1.6.22 and 1.7.3 closes its end of the FIFOs as soon as it knows of the exit. An exec process's exit is
+//!   not held: containerd reads its output to the end.
 //! - Delete is answered when the process has exited and its output is written, or its deadline has passed.
 //! - Delete of a container that is being created cancels the creation; Delete of one that was never started
 //!   kills it.
@@ -13,9 +16,10 @@
 //!            ExecAdded   StartCalled   Started     Exited        OutputDrained + DeleteCalled
 //! (exec)  ──────────▶ Created ──▶ Starting ──▶ Running ──▶ Stopped ──────────────────────────▶ removed
 //! (init)  Creating ──▶ Created ──▶ Starting ──▶ Running ──▶ Stopped ─────────────────────────▶ container removed
-//!            Created                  (exit held while execs are live)
+//!            Created                  (exit held while execs live or output is unread)
 //! ```
 
+mod exits;
 mod interface;
 mod process_state;
 
@@ -23,6 +27,7 @@ use std::collections::BTreeMap;
 
 use super::task_state::{Freeze, FreezeInput, Input, TaskState};
 use crate::exit::Exit;
+use exits::HeldExit;
 pub use interface::{Action, Event, Rejected};
 pub use process_state::ProcessState;
 
@@ -32,7 +37,7 @@ pub struct Lifecycle {
     init: ProcessState,
     execs: BTreeMap<String, ProcessState>,
     freeze: Freeze,
-    pending_init_exit: Option<Exit>,
+    pending_init_exit: Option<HeldExit>,
 }
 
 impl Lifecycle {
@@ -81,17 +86,25 @@ impl Lifecycle {
         self.init.state == TaskState::Running && self.pending_init_exit.is_none()
     }
 
-    /// True while init's exit is known and held back for the exits of exec processes.
+    /// True while init's exit is known and held back.
     #[must_use]
     pub fn is_init_exit_held(&self) -> bool {
         self.pending_init_exit.is_some()
+    }
+
+    /// True while init's exit is held back for the exits of exec processes.
+    #[must_use]
+    pub fn awaits_execs(&self) -> bool {
+        self.pending_init_exit.is_some_and(|held| held.awaits_execs)
     }
 
     /// True if an exec process may be added or started.
     #[must_use]
     pub fn accepts_exec(&self) -> bool {
         match self.init.state {
-            TaskState::Created | TaskState::Starting => !self.init.deleting,
+            TaskState::Created | TaskState::Starting => {
+                !self.init.deleting && self.pending_init_exit.is_none()
+            }
             TaskState::Running => self.is_running() && self.freeze == Freeze::Thawed,
             TaskState::Creating | TaskState::Exiting | TaskState::Stopped => false,
         }
@@ -130,6 +143,9 @@ impl Lifecycle {
             Event::Exited(exec, exit) => self.exited(&exec, exit, &mut actions)?,
             Event::InitExitHoldExpired(lost) => self.hold_expired(lost, &mut actions),
             Event::OutputDrained(exec) => self.output_drained(exec, &mut actions)?,
+            Event::InitOutputStalled => {
+                self.release_init_exit(|held| held.awaits_output = false, &mut actions);
+            }
             Event::DeleteCalled(exec) => self.delete_called(exec, &mut actions)?,
             Event::PauseCalled => {
                 self.freeze_called(FreezeInput::Pause)?;
@@ -230,123 +246,6 @@ impl Lifecycle {
         }
         actions.push(Action::ReportStartFailed(exec.clone()));
         self.settle_exit(&exec, actions);
-        Ok(())
-    }
-
-    fn exited(&mut self, exec: &str, exit: Exit, actions: &mut Vec<Action>) -> Result<(), Rejected> {
-        if exec.is_empty() && self.init.state.may_exit() && self.has_live_execs() {
-            // The first exit counts; the VM's end may follow it.
-            if self.pending_init_exit.is_none() {
-                self.pending_init_exit = Some(exit);
-                actions.push(Action::HoldInitExit);
-            }
-            return Ok(());
-        }
-        let rejected = self.rejected();
-        let process = self.process_mut(exec).ok_or(rejected)?;
-        if !exec.is_empty() && process.state == TaskState::Created {
-            return Err(process.rejected());
-        }
-        let state = process.state.next(Input::Exited).ok_or(process.rejected())?;
-        process.state = state;
-        process.exit = Some(exit);
-        actions.push(Action::CloseStdin(exec.to_owned()));
-        if state == TaskState::Stopped {
-            self.report_exit(exec, actions);
-        }
-        Ok(())
-    }
-
-    fn report_exit(&mut self, exec: &str, actions: &mut Vec<Action>) {
-        if let Some(exit) = self.process(exec).and_then(|process| process.exit) {
-            actions.push(Action::ReportExit(exec.to_owned(), exit));
-        }
-        self.settle_exit(exec, actions);
-    }
-
-    /// What follows a process's end, reported or not: waiters are answered, output is awaited, a held exit of
-    /// init may go.
-    fn settle_exit(&mut self, exec: &str, actions: &mut Vec<Action>) {
-        if let Some(exit) = self.process(exec).and_then(ProcessState::end) {
-            actions.push(Action::AnswerWaiters(exec.to_owned(), exit));
-        }
-        actions.push(Action::AwaitOutput(exec.to_owned()));
-        if self.process(exec).is_some_and(|process| process.deleting) {
-            // Delete was called before: its wait for output begins now.
-            actions.push(Action::LimitOutput(exec.to_owned()));
-        }
-        if !self.has_live_execs() {
-            self.release_init_exit(actions);
-        }
-    }
-
-    fn release_init_exit(&mut self, actions: &mut Vec<Action>) {
-        let Some(exit) = self.pending_init_exit.take() else {
-            return;
-        };
-        let Some(state) = self.init.state.next(Input::Exited) else {
-            return;
-        };
-        self.init.state = state;
-        self.init.exit = Some(exit);
-        actions.push(Action::CloseStdin(String::new()));
-        if state == TaskState::Stopped {
-            self.report_exit("", actions);
-        }
-    }
-
-    fn hold_expired(&mut self, lost: Exit, actions: &mut Vec<Action>) {
-        let Some(init_exit) = self.pending_init_exit else {
-            return;
-        };
-        let exit = Exit {
-            at_ns: init_exit.at_ns,
-            ..lost
-        };
-        self.end_execs(exit, actions);
-        // An exec process whose start the guest has not answered is reported when it does; init waits no
-        // longer.
-        self.release_init_exit(actions);
-    }
-
-    fn vm_ended(&mut self, exit: Exit, actions: &mut Vec<Action>) {
-        self.end_execs(exit, actions);
-        if self.init.state.may_exit() {
-            // Possible in every state that may exit, so never rejected.
-            let _ = self.exited("", exit, actions);
-        }
-    }
-
-    fn end_execs(&mut self, exit: Exit, actions: &mut Vec<Action>) {
-        let live = |process: &ProcessState| process.state.is_live() && process.state.may_exit();
-        let execs: Vec<String> = self
-            .execs
-            .iter()
-            .filter(|(_, process)| live(process))
-            .map(|(exec, _)| exec.clone())
-            .collect();
-        for exec in execs {
-            // Possible in every live state, so never rejected.
-            let _ = self.exited(&exec, exit, actions);
-        }
-    }
-
-    fn has_live_execs(&self) -> bool {
-        self.execs.values().any(|process| process.state.is_live())
-    }
-
-    fn output_drained(&mut self, exec: String, actions: &mut Vec<Action>) -> Result<(), Rejected> {
-        let rejected = self.rejected();
-        let process = self.process_mut(&exec).ok_or(rejected)?;
-        if process.state != TaskState::Stopped {
-            return Err(process.rejected());
-        }
-        process.drained = true;
-        let is_drained = |process: &ProcessState| process.drained || process.state != TaskState::Stopped;
-        if self.init.drained && self.execs.values().all(is_drained) {
-            actions.push(Action::AllDrained);
-        }
-        self.finish_delete(exec, actions);
         Ok(())
     }
 

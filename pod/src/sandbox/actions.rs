@@ -13,8 +13,12 @@ use crate::pod_spec::Lifetime;
 use crate::process_id::{ProcessId, ProcessKey};
 use crate::{clock, log};
 
-/// How long Delete waits for output that nobody reads.
+/// How long Delete waits for output that nobody reads, and init's exit for output that is read slowly: at most
+/// a megabyte of it is on its way.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+/// How long init's exit waits while no byte of its output moves: longer than a reader on a busy host pauses,
+/// shorter than a caller notices who does not read.
+const STALL_DEADLINE: Duration = Duration::from_secs(2);
 /// How long init's exit is held. The guest kills the exec processes that init leaves; one that has not exited
 /// by then is reported as lost.
 const HOLD_DEADLINE: Duration = Duration::from_secs(10);
@@ -131,13 +135,19 @@ impl Sandbox {
         let Some(process) = self.find_process_mut(id, exec) else {
             return;
         };
-        let mut left = process.streams.outputs_left();
+        let mut outputs = process.streams.outputs();
         let (key, queue) = (process.key.clone(), self.queue.clone());
         tokio::spawn(async move {
-            // An error: the streams are gone, and the process with them.
-            if left.wait_for(|left| *left == 0).await.is_ok() {
-                queue.send(Event::Drained(key)).await;
+            let is_init = key.name.is_init();
+            if is_init
+                && !outputs
+                    .written_unless_stalled(STALL_DEADLINE, DRAIN_DEADLINE)
+                    .await
+            {
+                queue.send(Event::InitOutputStalled(key.clone())).await;
             }
+            outputs.written().await;
+            queue.send(Event::Drained(key)).await;
         });
     }
 
@@ -181,9 +191,17 @@ impl Sandbox {
         self.advance(key, container::Event::Exited(key.name.exec.clone(), exit));
     }
 
+    pub(super) fn init_output_stalled(&mut self, init: &ProcessKey) {
+        log::warn(format_args!(
+            "{} has exited, and nobody reads the rest of its output",
+            init.name
+        ));
+        self.advance(init, container::Event::InitOutputStalled);
+    }
+
     pub(super) fn init_exit_hold_expired(&mut self, init: &ProcessKey) {
-        let is_held = |container: &mut container::Container| container.lifecycle.is_init_exit_held();
-        if self.container_of_key(init).is_some_and(is_held) {
+        let awaits_execs = |container: &mut container::Container| container.lifecycle.awaits_execs();
+        if self.container_of_key(init).is_some_and(awaits_execs) {
             log::error(format_args!(
                 "{}: exec processes have not exited {} s after init; they are reported as lost",
                 init.name,

@@ -185,6 +185,7 @@ impl Sandbox {
             Event::Started(key, result) => self.started(&key, result),
             Event::Exited(key, exit) => self.exited(&key, exit),
             Event::InitExitHoldExpired(key) => self.init_exit_hold_expired(&key),
+            Event::InitOutputStalled(key) => self.init_output_stalled(&key),
             Event::KillExpired(key) => self.kill_expired(&key),
             Event::Drained(key) => {
                 let drained = container::Event::OutputDrained(key.name.exec.clone());

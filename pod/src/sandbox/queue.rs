@@ -41,8 +41,10 @@ pub enum Event {
     Started(ProcessKey, Result<Option<u32>, Error>),
     /// The guest reported an exit.
     Exited(ProcessKey, Exit),
-    /// Init's exit has been held for as long as allowed.
+    /// Init's exit has been held for the exits of exec processes for as long as allowed.
     InitExitHoldExpired(ProcessKey),
+    /// Init has exited, and the rest of its output does not get written.
+    InitOutputStalled(ProcessKey),
     /// The deadline of a SIGKILL to this init process has passed.
     KillExpired(ProcessKey),
     /// All output of an ended process is written, or its deadline has passed.

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::unix::AsyncFd;
 
+use super::read_out;
 use crate::sys;
 
 /// Most bytes of one splice: the default capacity of a FIFO.
@@ -22,24 +23,53 @@ const TURN: usize = 16;
 /// Copies a FIFO to the guest, then ends the stream in the guest, too.
 pub async fn fifo_to_stream(fifo: OwnedFd, stream: OwnedFd) -> io::Result<()> {
     let (from, to) = (watch(fifo)?, watch(stream)?);
-    splice_all(&from, &to).await?;
+    splice_all(&from, &to, &|| {}).await?;
     UnixStream::from(to.into_inner()).shutdown(Shutdown::Write)
 }
 
-/// Copies the guest's stream to a FIFO or pipe.
-pub async fn stream_to_fifo(stream: OwnedFd, fifo: OwnedFd) -> io::Result<()> {
-    splice_all(&watch(stream)?, &watch(fifo)?).await
+/// Copies the guest's stream to a pipe; calls `moved` when bytes were moved.
+pub async fn stream_to_pipe(stream: OwnedFd, pipe: OwnedFd, moved: impl Fn()) -> io::Result<()> {
+    splice_all(&watch(stream)?, &watch(pipe)?, &moved).await
 }
 
-/// Copies the guest's stream to a regular file.
-pub async fn stream_to_file(stream: OwnedFd, mut file: File) -> io::Result<()> {
+/// Copies the guest's stream to a FIFO, then waits until that is read, unless nobody else has it open for
+/// reading. `reader` keeps what is in the FIFO as long as nobody reads; returned with the result, so that it
+/// goes on doing so. Calls `moved` when bytes were moved.
+pub async fn stream_to_fifo(
+    stream: OwnedFd,
+    writer: OwnedFd,
+    reader: File,
+    moved: impl Fn(),
+) -> (io::Result<()>, Option<File>) {
+    let (from, to) = match (watch(stream), watch(writer)) {
+        (Ok(from), Ok(to)) => (from, to),
+        (Err(error), _) | (_, Err(error)) => return (Err(error), Some(reader)),
+    };
+    if let Err(error) = splice_all(&from, &to, &moved).await {
+        return (Err(error), Some(reader));
+    }
+    // While it is open, the kernel does not report that the last other reader has gone. The writing end keeps
+    // what is in the FIFO.
+    drop(reader);
+    let read = read_out::until_read(&to, moved).await;
+    match read_out::open_reader(&to) {
+        Ok(reader) => (read, Some(reader)),
+        Err(error) => (Err(error), None),
+    }
+}
+
+/// Copies the guest's stream to a regular file; calls `moved` when bytes were moved.
+pub async fn stream_to_file(stream: OwnedFd, mut file: File, moved: impl Fn()) -> io::Result<()> {
     let from = watch(stream)?;
     let mut buffer = vec![0; CHUNK];
     loop {
         let mut ready = from.readable().await?;
         match ready.try_io(|from| Ok(rustix::io::read(from.get_ref(), &mut buffer)?)) {
             Ok(Ok(0)) => return Ok(()),
-            Ok(Ok(length)) => file.write_all(buffer.get(..length).unwrap_or_default())?,
+            Ok(Ok(length)) => {
+                file.write_all(buffer.get(..length).unwrap_or_default())?;
+                moved();
+            }
             Ok(Err(error)) => return Err(error),
             Err(_would_block) => {}
         }
@@ -65,11 +95,11 @@ fn is_ready(fd: &impl AsFd, events: PollFlags) -> io::Result<bool> {
     Ok(poll(&mut fds, Some(&Timespec::default()))? > 0)
 }
 
-async fn splice_all(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) -> io::Result<()> {
+async fn splice_all(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>, moved: &impl Fn()) -> io::Result<()> {
     loop {
         // A FIFO that nobody has opened for writing yet reads as ended: only epoll tells the difference.
         let mut source = from.readable().await?;
-        if splice_turn(from.get_ref(), to.get_ref())? == Turn::Ended {
+        if splice_turn(from.get_ref(), to.get_ref(), moved)? == Turn::Ended {
             return Ok(());
         }
         // EAGAIN does not say which side blocked. The readiness guard is older than this poll, so no change
@@ -94,7 +124,7 @@ enum Turn {
     Blocked,
 }
 
-fn splice_turn(from: &OwnedFd, to: &OwnedFd) -> io::Result<Turn> {
+fn splice_turn(from: &OwnedFd, to: &OwnedFd, moved: &impl Fn()) -> io::Result<Turn> {
     for _ in 0..TURN {
         match splice(
             from,
@@ -105,7 +135,7 @@ fn splice_turn(from: &OwnedFd, to: &OwnedFd) -> io::Result<Turn> {
             SpliceFlags::NONBLOCK | SpliceFlags::MOVE,
         ) {
             Ok(0) => return Ok(Turn::Ended),
-            Ok(_) => {}
+            Ok(_) => moved(),
             Err(Errno::AGAIN) => return Ok(Turn::Blocked),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),

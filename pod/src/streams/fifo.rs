@@ -39,7 +39,7 @@ pub struct Writer {
 #[derive(Debug)]
 pub enum Sink {
     /// A FIFO, and its reading end: held until the container is deleted, so that what is written while no
-    /// reader is attached is not lost.
+    /// reader is attached is not lost. Only while another reader reads the rest it is closed.
     Fifo { writer: OwnedFd, reader: File },
     /// A pipe to a program.
     Pipe(OwnedFd),

@@ -7,13 +7,14 @@ mod copy;
 mod expected;
 mod fifo;
 mod logger;
+mod read_out;
+mod written;
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use nacre_protocol::agent::Stdio;
 use nacre_protocol::vsock::StreamAddress;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 pub use expected::ExpectedStreams;
@@ -21,6 +22,8 @@ pub use fifo::Error;
 use fifo::{Sink, Source};
 pub use logger::LoggedContainer;
 use logger::Logger;
+pub use written::Outputs;
+use written::{OutputCopy, outputs};
 
 /// Where the caller wants a process's streams; empty for a stream that is not wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -52,11 +55,9 @@ pub type Expected = (StreamAddress, oneshot::Sender<OwnedFd>);
 pub struct Streams {
     stdin_writer: Option<fifo::Writer>,
     stdin: Option<AbortHandle>,
-    outputs_left: watch::Receiver<usize>,
-    outputs: Vec<AbortHandle>,
+    outputs: Outputs,
+    copies: Vec<AbortHandle>,
     addresses: Vec<StreamAddress>,
-    /// The reading ends of the output FIFOs, so that a reader that goes away ends nothing.
-    _fifo_readers: Vec<File>,
     _logger: Option<Logger>,
 }
 
@@ -109,15 +110,13 @@ impl Streams {
     /// [`Error`] with the path.
     pub fn open(paths: &StdioPaths, container: LoggedContainer<'_>) -> Result<Opened, Error> {
         let ends = HostEnds::open(paths, container)?;
-        let wanted = [ends.stdout.is_some(), ends.stderr.is_some()];
-        let (left, outputs_left) = watch::channel(wanted.into_iter().filter(|wanted| *wanted).count());
+        let (copies, outputs) = outputs();
         let mut streams = Self {
             stdin_writer: None,
             stdin: None,
-            outputs_left,
-            outputs: Vec::new(),
+            outputs,
+            copies: Vec::new(),
             addresses: Vec::new(),
-            _fifo_readers: Vec::new(),
             _logger: ends.logger,
         };
         let mut stdio = Stdio::default();
@@ -129,11 +128,11 @@ impl Streams {
         }
         if let Some(sink) = ends.stdout {
             let stream = streams.expect(&mut stdio.stdout, &mut expected)?;
-            streams.start_output("stdout", sink, stream, &left);
+            streams.start_output("stdout", sink, stream, copies.begin());
         }
         if let Some(sink) = ends.stderr {
             let stream = streams.expect(&mut stdio.stderr, &mut expected)?;
-            streams.start_output("stderr", sink, stream, &left);
+            streams.start_output("stderr", sink, stream, copies.begin());
         }
         Ok(Opened {
             streams,
@@ -162,23 +161,24 @@ impl Streams {
         name: &'static str,
         sink: Sink,
         stream: oneshot::Receiver<OwnedFd>,
-        left: &watch::Sender<usize>,
+        copy: OutputCopy,
     ) {
-        let output = match sink {
-            Sink::Fifo { writer, reader } => {
-                self._fifo_readers.push(reader);
-                Output::Fifo(writer)
-            }
-            Sink::Pipe(writer) => Output::Fifo(writer),
-            Sink::File(file) => Output::File(file),
-        };
-        let left = Countdown(left.clone());
         let copying = tokio::spawn(async move {
-            let _left = left;
             let Ok(stream) = stream.await else { return };
-            log_early_end(name, copy_out(stream, output).await);
+            let moved = || copy.moved();
+            let (copied, reader) = match sink {
+                Sink::Fifo { writer, reader } => copy::stream_to_fifo(stream, writer, reader, moved).await,
+                Sink::Pipe(pipe) => (copy::stream_to_pipe(stream, pipe, moved).await, None),
+                Sink::File(file) => (copy::stream_to_file(stream, file, moved).await, None),
+            };
+            log_early_end(name, copied);
+            drop(copy);
+            if let Some(_reader) = reader {
+                // Held until the streams are dropped, for a reader that comes later.
+                std::future::pending().await
+            }
         });
-        self.outputs.push(copying.abort_handle());
+        self.copies.push(copying.abort_handle());
     }
 
     /// Closes standard input after what has been written to its FIFO.
@@ -200,17 +200,17 @@ impl Streams {
         &self.addresses
     }
 
-    /// The number of outputs that are still copied: 0 when all output is written.
+    /// How far the outputs are written.
     #[must_use]
-    pub fn outputs_left(&self) -> watch::Receiver<usize> {
-        self.outputs_left.clone()
+    pub fn outputs(&self) -> Outputs {
+        self.outputs.clone()
     }
 }
 
 impl Drop for Streams {
     fn drop(&mut self) {
         self.end_stdin();
-        for task in &self.outputs {
+        for task in &self.copies {
             task.abort();
         }
     }
@@ -230,27 +230,6 @@ pub fn random_address() -> std::io::Result<StreamAddress> {
         {
             return Ok(address);
         }
-    }
-}
-
-/// Counts an output as written when its copy ends, however it ends.
-struct Countdown(watch::Sender<usize>);
-
-impl Drop for Countdown {
-    fn drop(&mut self) {
-        self.0.send_modify(|left| *left = left.saturating_sub(1));
-    }
-}
-
-enum Output {
-    Fifo(OwnedFd),
-    File(File),
-}
-
-async fn copy_out(stream: OwnedFd, output: Output) -> std::io::Result<()> {
-    match output {
-        Output::Fifo(fifo) => copy::stream_to_fifo(stream, fifo).await,
-        Output::File(file) => copy::stream_to_file(stream, file).await,
     }
 }
 

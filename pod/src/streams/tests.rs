@@ -1,6 +1,7 @@
 //! Streams between real FIFOs and a socketpair in the guest's place.
 
 use super::*;
+use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -51,10 +52,9 @@ fn open(paths: &StdioPaths) -> (Streams, Vec<UnixStream>) {
 }
 
 async fn all_written(streams: &Streams) {
-    let mut left = streams.outputs_left();
-    tokio::time::timeout(Duration::from_secs(20), left.wait_for(|left| *left == 0))
+    let mut outputs = streams.outputs();
+    tokio::time::timeout(Duration::from_secs(20), outputs.written())
         .await
-        .unwrap()
         .unwrap();
 }
 
@@ -99,8 +99,8 @@ async fn a_reader_that_does_not_read_stops_the_writer() {
         }
         (written, guest)
     });
-    let mut left = streams.outputs_left();
-    let end = tokio::time::timeout(Duration::from_secs(2), left.wait_for(|left| *left == 0)).await;
+    let mut outputs = streams.outputs();
+    let end = tokio::time::timeout(Duration::from_secs(2), outputs.written()).await;
     assert!(end.is_err(), "the copy ended though the guest's end is open");
     let (written, guest) = writer.join().unwrap();
     assert!(written < 1 << 20, "{written} bytes went somewhere");
@@ -122,15 +122,65 @@ async fn output_without_a_reader_waits_for_one() {
     guests.remove(0).write_all(b"before anybody reads").unwrap();
     all_written(&streams).await;
     // The copy is over, but the streams are held: a reader that comes now still finds the bytes.
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut reader = std::fs::File::options()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(stdout)
-        .unwrap();
+    let mut reader = open_reader(&stdout);
     let mut read = [0; 20];
     reader.read_exact(&mut read).unwrap();
     assert_eq!(&read, b"before anybody reads");
+}
+
+fn open_reader(fifo: &str) -> File {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = File::options();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    options.open(fifo).unwrap()
+}
+
+async fn is_written_soon(streams: &Streams) -> bool {
+    let mut outputs = streams.outputs();
+    let written = tokio::time::timeout(Duration::from_millis(200), outputs.written()).await;
+    written.is_ok()
+}
+
+/// containerd closes its end when it knows of the exit, which is reported when output counts as written.
+#[tokio::test]
+async fn output_is_written_when_its_reader_has_read_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let stdout = make_fifo(&directory.path().join("out"));
+    let (streams, mut guests) = open(&StdioPaths {
+        stdout: stdout.clone(),
+        ..StdioPaths::default()
+    });
+    let mut reader = open_reader(&stdout);
+    std::fs::remove_file(&stdout).unwrap();
+    let sent = bytes(60_000);
+    guests.remove(0).write_all(&sent).unwrap();
+    let mut read = vec![0; sent.len()];
+    for part in read.chunks_mut(20_000) {
+        assert!(!is_written_soon(&streams).await, "it is not read yet");
+        reader.read_exact(part).unwrap();
+    }
+    all_written(&streams).await;
+    assert!(read == sent);
+    // The writing end is closed: the reader is at the end.
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn output_whose_reader_goes_away_is_written_and_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let stdout = make_fifo(&directory.path().join("out"));
+    let (streams, mut guests) = open(&StdioPaths {
+        stdout: stdout.clone(),
+        ..StdioPaths::default()
+    });
+    let reader = open_reader(&stdout);
+    guests.remove(0).write_all(b"kept").unwrap();
+    assert!(!is_written_soon(&streams).await, "there is a reader");
+    drop(reader);
+    all_written(&streams).await;
+    let mut kept = String::new();
+    open_reader(&stdout).read_to_string(&mut kept).unwrap();
+    assert_eq!(kept, "kept");
 }
 
 #[tokio::test]

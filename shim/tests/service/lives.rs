@@ -1,11 +1,13 @@
 //! Whole lives of containers, without failures. Each test checks that nothing is left on the host.
 
+use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use containerd_shim_protos::api::{CloseIORequest, ConnectRequest, StartRequest};
+use containerd_shim_protos::shim_async::TaskClient;
 use serde_json::json;
 use ttrpc::Code;
 
@@ -18,6 +20,8 @@ cases![
     both_services_answer,
     streams_are_byte_exact,
     a_slow_reader_stops_the_writer,
+    an_exit_is_reported_when_the_output_is_read,
+    an_exit_is_reported_though_nobody_reads,
     an_exit_before_the_reply_to_start,
     signals_and_statuses,
     unknown_ids_and_invalid_calls_are_refused,
@@ -172,6 +176,49 @@ async fn a_slow_reader_stops_the_writer() -> Result<()> {
     ensure!(pod.wait(&client).await?.exit_status == 0);
     pod.delete(&client).await?;
     ensure!(count.await?? == 1024 * 65536);
+    pod.finish(&client).await
+}
+
+/// A task that prints a word and exits, whose reader has not read it yet.
+async fn printed(id: &str) -> Result<(Pod, TaskClient, File)> {
+    let (pod, client) = Pod::start(id, "", &["print", "word", ""]).await?;
+    let stdout = pod.fifo("out")?;
+    let mut creation = pod.creation();
+    creation.stdout = stdout.display().to_string();
+    let mut options = File::options();
+    let reader = options.read(true).custom_flags(libc::O_NONBLOCK).open(&stdout)?;
+    nix::fcntl::fcntl(&reader, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty()))?;
+    client.create(soon(), &creation).await?;
+    pod.start_task(&client).await?;
+    let waited = tokio::time::timeout(Duration::from_millis(300), pod.wait(&client)).await;
+    ensure!(waited.is_err(), "the exit is reported before the output is read");
+    Ok((pod, client, reader))
+}
+
+async fn an_exit_is_reported_when_the_output_is_read() -> Result<()> {
+    let (mut pod, client, mut reader) = printed("read").await?;
+    ensure!(pod.state(&client).await?.status.value() == 2, "not running");
+    let (code, message) = refused(pod.kill(&client, libc::SIGKILL).await)?;
+    ensure!(code == Code::NOT_FOUND, "{code:?} {message}");
+    let mut word = [0; 4];
+    reader.read_exact(&mut word)?;
+    ensure!(pod.wait(&client).await?.exit_status == 0 && &word == b"word");
+    ensure!(reader.read(&mut word)? == 0, "the writing end is open");
+    pod.delete(&client).await?;
+    pod.finish(&client).await?;
+    let events = pod.events_until("delete").await?;
+    ensure!(events == ["create", "start", "exit 0", "delete"], "{events:?}");
+    Ok(())
+}
+
+async fn an_exit_is_reported_though_nobody_reads() -> Result<()> {
+    let (pod, client, mut reader) = printed("unread").await?;
+    ensure!(pod.wait(&client).await?.exit_status == 0);
+    ensure!(pod.state(&client).await?.status.value() == 3, "not stopped");
+    let mut word = String::new();
+    reader.read_to_string(&mut word)?;
+    ensure!(word == "word", "{word}");
+    pod.delete(&client).await?;
     pod.finish(&client).await
 }
 

@@ -26,6 +26,9 @@ pub enum Event {
     InitExitHoldExpired(Exit),
     /// All output of a process is written, or its deadline has passed.
     OutputDrained(String),
+    /// Init has exited, and the rest of its output can't be written: its reader does not read, or a process of
+    /// another container holds it open.
+    InitOutputStalled,
     /// The caller called Delete.
     DeleteCalled(String),
     /// The caller called Pause.
@@ -63,7 +66,8 @@ pub enum Action {
     ReportExit(String, Exit),
     /// Answer Wait.
     AnswerWaiters(String, Exit),
-    /// Report [`Event::OutputDrained`] when the process's output is written.
+    /// Report [`Event::OutputDrained`] when the process's output is written. For init, also report
+    /// [`Event::InitOutputStalled`] if that takes too long.
     AwaitOutput(String),
     /// Report [`Event::OutputDrained`] when the deadline for output has passed.
     LimitOutput(String),

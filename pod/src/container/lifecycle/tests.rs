@@ -24,6 +24,7 @@ fn events() -> Vec<Event> {
         Event::CreateFailed,
         Event::StartFailed,
         Event::InitExitHoldExpired(LOST),
+        Event::InitOutputStalled,
         Event::PauseCalled,
         Event::ResumeCalled,
         Event::FreezeDone,
@@ -85,7 +86,8 @@ fn check_step(before: &Lifecycle, event: &Event, after: &Lifecycle, actions: &[A
         let want = usize::from(!was_stopped && is_stopped && !never_ran);
         assert_eq!(reported(&exec), want, "{exec:?} {event:?}\n{before:?}\n{after:?}");
     }
-    if reported("") == 1 && !matches!(event, Event::InitExitHoldExpired(_)) {
+    let had_expired = before.pending_init_exit.is_some_and(|held| !held.awaits_execs);
+    if reported("") == 1 && !had_expired && !matches!(event, Event::InitExitHoldExpired(_)) {
         let live = after.has_live_execs();
         // An init that ended before its Start was answered is reported with that answer.
         let after_start =
@@ -111,10 +113,14 @@ fn check_step(before: &Lifecycle, event: &Event, after: &Lifecycle, actions: &[A
         let may = before.init.state == TaskState::Creating || after.init.end().is_some();
         assert!(may, "removed while alive: {event:?}\n{before:?}");
     }
-    assert!(
-        after.pending_init_exit.is_none() || after.has_live_execs(),
-        "init's exit is held for nobody: {event:?}\n{before:?}"
-    );
+    if let Some(held) = after.pending_init_exit {
+        let awaits_execs = held.awaits_execs && after.has_live_execs();
+        let awaits_output = held.awaits_output && !after.init.drained;
+        assert!(
+            awaits_execs || awaits_output,
+            "init's exit is held for nothing: {event:?}\n{before:?}"
+        );
+    }
 }
 
 #[test]
@@ -160,6 +166,7 @@ fn from_every_state_a_container_can_be_removed() {
             feed(&mut state, Event::VmEnded(LOST));
         }
         feed(&mut state, Event::InitExitHoldExpired(LOST));
+        feed(&mut state, Event::InitOutputStalled);
         feed(&mut state, Event::DeleteCalled(String::new()));
         // The output's deadline passes, if it runs: it does in a state in which Delete waits for output
         // already.
@@ -208,8 +215,14 @@ fn init_is_reported_after_its_exec_processes() {
     let mut events = with_exec();
     events.push(Event::Exited(init(), INIT_EXIT));
     let (mut state, actions) = story(events);
-    assert_eq!(actions, [Action::HoldInitExit]);
+    let want = [
+        Action::CloseStdin(init()),
+        Action::AwaitOutput(init()),
+        Action::HoldInitExit,
+    ];
+    assert_eq!(actions, want);
     assert!(!state.is_running() && !state.accepts_exec() && state.name() == "stopped");
+    assert_eq!(state.on(Event::OutputDrained(init())), Ok(vec![]));
     let actions = state.on(Event::Exited("a".into(), EXEC_EXIT)).unwrap();
     let reports: Vec<&Action> = actions
         .iter()
@@ -232,7 +245,7 @@ fn a_hold_that_expires_reports_the_exec_processes_as_lost_at_init_s_time() {
             ..INIT_EXIT
         },
     ));
-    events.push(Event::InitExitHoldExpired(LOST));
+    events.extend([Event::OutputDrained(init()), Event::InitExitHoldExpired(LOST)]);
     let (_, actions) = story(events);
     let lost = Exit { at_ns: 9, ..LOST };
     assert!(
@@ -255,15 +268,59 @@ fn an_exit_before_the_reply_to_start_is_reported_after_it() {
         Event::StartCalled(init()),
         Event::Exited(init(), INIT_EXIT),
     ]);
-    assert_eq!(actions, [Action::CloseStdin(init())]);
-    let actions = state.on(Event::Started(init())).unwrap();
-    assert_eq!(
-        actions[..2],
-        [
-            Action::ReportStarted(init()),
-            Action::ReportExit(init(), INIT_EXIT)
-        ]
+    assert_eq!(actions, [Action::CloseStdin(init()), Action::AwaitOutput(init())]);
+    let mut late = state.clone();
+    // Its output is written before the reply.
+    assert_eq!(state.on(Event::OutputDrained(init())), Ok(vec![]));
+    let (started, exited) = (
+        Action::ReportStarted(init()),
+        Action::ReportExit(init(), INIT_EXIT),
     );
+    let actions = state.on(Event::Started(init())).unwrap();
+    assert_eq!(actions[..2], [started.clone(), exited.clone()]);
+    assert!(actions.contains(&Action::AllDrained), "{actions:?}");
+    // The reply comes before its output is written.
+    assert_eq!(late.on(Event::Started(init())), Ok(vec![started]));
+    let actions = late.on(Event::OutputDrained(init())).unwrap();
+    assert_eq!(actions[0], exited);
+    assert!(actions.contains(&Action::AllDrained), "{actions:?}");
+}
+
+#[test]
+fn init_is_reported_when_its_output_is_written() {
+    let mut events = running();
+    events.push(Event::Exited(init(), INIT_EXIT));
+    let (mut state, actions) = story(events);
+    assert_eq!(actions, [Action::CloseStdin(init()), Action::AwaitOutput(init())]);
+    assert!(state.is_init_exit_held() && !state.awaits_execs() && !state.accepts_exec());
+    assert_eq!(state.init().end(), None);
+    // The VM's end is not a second exit.
+    assert_eq!(state.on(Event::VmEnded(LOST)), Ok(vec![]));
+    let want = [
+        Action::ReportExit(init(), INIT_EXIT),
+        Action::AnswerWaiters(init(), INIT_EXIT),
+        Action::AllDrained,
+    ];
+    assert_eq!(state.on(Event::OutputDrained(init())).unwrap(), want);
+    assert_eq!(state.init().end(), Some(INIT_EXIT));
+}
+
+/// A reader that does not read delays the exit, and keeps it from nobody.
+#[test]
+fn init_is_reported_when_its_output_stalls() {
+    let mut events = with_exec();
+    events.extend([Event::Exited(init(), INIT_EXIT), Event::InitOutputStalled]);
+    let (mut state, actions) = story(events);
+    assert_eq!(actions, [], "its exec process is reported first");
+    let actions = state.on(Event::Exited("a".into(), EXEC_EXIT)).unwrap();
+    assert!(
+        actions.contains(&Action::ReportExit(init(), INIT_EXIT)),
+        "{actions:?}"
+    );
+    let actions = state.on(Event::DeleteCalled(init())).unwrap();
+    assert_eq!(actions, [Action::LimitOutput(init())]);
+    let actions = state.on(Event::OutputDrained(init())).unwrap();
+    assert!(actions.contains(&Action::RemoveContainer), "{actions:?}");
 }
 
 #[test]
@@ -324,7 +381,11 @@ fn delete_of_a_created_container_waits_for_output_from_the_exit_on() {
 #[test]
 fn output_is_awaited_before_delete_is_answered() {
     let mut events = running();
-    events.extend([Event::Exited(init(), INIT_EXIT), Event::DeleteCalled(init())]);
+    events.extend([
+        Event::Exited(init(), INIT_EXIT),
+        Event::InitOutputStalled,
+        Event::DeleteCalled(init()),
+    ]);
     let (mut state, actions) = story(events);
     assert_eq!(actions, [Action::LimitOutput(init())]);
     assert!(state.on(Event::DeleteCalled(init())).is_err(), "a second Delete");

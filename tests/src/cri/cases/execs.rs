@@ -13,6 +13,7 @@ pub const CASES: &[Case] = &[
     calls("exec: a program that does not exist", missing),
     calls("exec: the container's user and environment", user),
     calls("exec: ten at once", ten),
+    calls("exec: two megabytes of output are complete", output),
 ];
 
 fn time_out(node: &Node) -> Result<Outcome> {
@@ -81,4 +82,22 @@ fn ten(node: &Node) -> Result<Outcome> {
     let outcomes = outcomes?;
     pod.remove()?;
     Ok(Outcome::text(json!(outcomes).to_string()))
+}
+
+/// The program ends at once after it has written them.
+fn output(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let container = pod.start("exec sleep 1000000", Value::Null)?;
+    let outcome = container.exec("yes 0123456789 | head -c 2000000; exit 3")?;
+    pod.remove()?;
+    let wrong = outcome
+        .stdout
+        .lines()
+        .filter(|line| *line != "0123456789")
+        .count();
+    Ok(Outcome::text(format!(
+        "{:?}: {} bytes, {wrong} short lines",
+        outcome.code,
+        outcome.stdout.len()
+    )))
 }

@@ -12,9 +12,13 @@ use crate::parity::Outcome;
 pub const CASES: &[Case] = &[
     calls("log: both streams, long lines, no line feed at the end", entries),
     calls("log: reopened after it was moved", reopened),
-    // Nacre loses what is on its way when the container ends, if containerd reads slowly.
-    calls("log: ten megabytes are complete", complete).long(),
+    calls("log: two megabytes are complete", two_megabytes),
+    calls("log: ten megabytes are complete", ten_megabytes).long(),
+    calls("log: twenty containers of one line each", one_line_each),
 ];
+
+/// What [`complete`] writes, again and again.
+const LINE: &str = "0123456789abcdef0123456789abcdef0123456789abcdef";
 
 fn entries(node: &Node) -> Result<Outcome> {
     let pod = node.pod(Value::Null)?;
@@ -51,18 +55,34 @@ fn reopened(node: &Node) -> Result<Outcome> {
     Ok(Outcome::text(format!("{old}{}", outcome.stdout)))
 }
 
-fn complete(node: &Node) -> Result<Outcome> {
+fn two_megabytes(node: &Node) -> Result<Outcome> {
+    complete(node, 2_000_000)
+}
+
+fn ten_megabytes(node: &Node) -> Result<Outcome> {
+    complete(node, 10_000_000)
+}
+
+/// A container that ends at once after it has written `bytes`: containerd 1.6.20 reads the log only until it
+/// knows of the exit.
+fn complete(node: &Node, bytes: usize) -> Result<Outcome> {
     let pod = node.pod(Value::Null)?;
-    let outcome = pod.run(
-        "yes 0123456789abcdef0123456789abcdef0123456789abcdef | head -c 10000000",
-        Value::Null,
-    )?;
+    let outcome = pod.run(&format!("yes {LINE} | head -c {bytes}"), Value::Null)?;
     pod.remove()?;
-    let whole = "0123456789abcdef0123456789abcdef0123456789abcdef";
-    let wrong = outcome.stdout.lines().filter(|line| *line != whole).count();
+    let wrong = outcome.stdout.lines().filter(|line| *line != LINE).count();
     Ok(Outcome::text(format!(
         "{:?}: {} bytes, {wrong} short lines",
         outcome.code,
         outcome.stdout.len()
     )))
+}
+
+fn one_line_each(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let mut printed = String::new();
+    for number in 0..20 {
+        printed += &pod.run(&format!("echo {number}"), Value::Null)?.stdout;
+    }
+    pod.remove()?;
+    Ok(Outcome::text(printed))
 }
