@@ -1,9 +1,10 @@
 //! The pod's cgroup: a leaf in the cgroup2 file system, below the parent that the spec's cgroupsPath names.
-//! The VMM is in it, the shim is not. cgroupsPath may have either notation: a path (cgroupfs), or
+//! The VMM is in it, and the shim of a Kubernetes pod while the VM runs. cgroupsPath may have either notation: a path (cgroupfs), or
 //! "slice:prefix:name" (systemd), whose directories are made without D-Bus. A parent that had to be made gets
 //! an extended attribute as a mark, and is removed with its last pod. Called by the sandbox and by clean_up.
 
 mod counters;
+mod process;
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _};
@@ -15,6 +16,7 @@ use rustix::event::PollFlags;
 use rustix::fs::XattrFlags;
 
 use crate::sys;
+pub use process::{move_process, own_cgroup};
 
 /// The extended attribute that marks parents made by a shim.
 const MARK: &str = "user.nacre";

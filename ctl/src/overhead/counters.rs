@@ -12,10 +12,12 @@ use super::shim;
 /// The counters of a pod. Memory is in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// memory.current of the pod's cgroup: the VMM with the guest's memory.
+    /// memory.current of the pod's cgroup: the VMM with the guest's memory, and the shim if it is in it.
     pub pod_memory: u64,
     /// The shim's proportional share of its pages (Pss).
     pub shim_memory: u64,
+    /// Whether the pod's cgroup counts the shim.
+    pub shim_in_cgroup: bool,
     /// What the containers use, as the guest counts it.
     pub containers_memory: u64,
     /// CPU time of the pod's cgroup.
@@ -36,6 +38,7 @@ pub fn read(root: &Path, pod: &Pod) -> Result<Counters> {
     Ok(Counters {
         pod_memory: text(&cgroup.join("memory.current"))?.trim().parse()?,
         shim_memory: pss.context("smaps_rollup has no Pss")?.saturating_mul(1024),
+        shim_in_cgroup: is_in(&text(&process.join("cgroup"))?, cgroup),
         containers_memory: containers.memory,
         pod_cpu_usec: keyed(&text(&cgroup.join("cpu.stat"))?, "usage_usec")
             .context("cpu.stat has no usage_usec")?,
@@ -54,6 +57,12 @@ fn keyed(text: &str, key: &str) -> Option<u64> {
     let mut lines = text.lines().map(str::split_whitespace);
     let mut line = lines.find_map(|mut words| (words.next() == Some(key)).then_some(words))?;
     line.next()?.parse().ok()
+}
+
+/// Whether a process is in the cgroup whose directory is `directory`, by the text of its /proc/PID/cgroup.
+fn is_in(proc_cgroup: &str, directory: &Path) -> bool {
+    let path = proc_cgroup.lines().find_map(|line| line.strip_prefix("0::/"));
+    path.is_some_and(|path| !path.is_empty() && directory.ends_with(path))
 }
 
 /// The CPU time of a process with one thread, by its schedstat (Documentation/scheduler/sched-stats.rst): the
@@ -76,5 +85,20 @@ mod tests {
         assert_eq!(keyed("usage_usec\n", "usage_usec"), None);
         assert_eq!(cpu_usec("5123456 7 9\n"), Some(5123));
         assert_eq!(cpu_usec(""), None);
+    }
+
+    #[test]
+    fn a_process_is_in_the_pod_s_cgroup_or_not() {
+        let pod = Path::new("/sys/fs/cgroup/kubepods/pod1/nacre-k");
+        for (text, want) in [
+            ("0::/kubepods/pod1/nacre-k\n", true),
+            ("5:memory:/x\n0::/kubepods/pod1/nacre-k\n", true),
+            ("0::/system.slice/containerd.service\n", false),
+            ("0::/kubepods/pod1\n", false),
+            ("0::/\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_in(text, pod), want, "{text}");
+        }
     }
 }

@@ -99,9 +99,10 @@ fn wait(seconds: u32) -> Result<()> {
 
 /// What a pod took besides its containers between two readings.
 fn overhead(begin: Counters, end: Counters, seconds: u32) -> Overhead {
-    let memory = end.pod_memory.saturating_add(end.shim_memory);
+    let shim = |figure: u64| if end.shim_in_cgroup { 0 } else { figure };
+    let memory = end.pod_memory.saturating_add(shim(end.shim_memory));
     let used = |counters: Counters| {
-        let all = counters.pod_cpu_usec.saturating_add(counters.shim_cpu_usec);
+        let all = counters.pod_cpu_usec.saturating_add(shim(counters.shim_cpu_usec));
         all.saturating_sub(counters.containers_cpu_usec)
     };
     let usec = used(end).saturating_sub(used(begin));
@@ -157,8 +158,9 @@ fn as_text(measured: &[Measured], seconds: u32) -> String {
     let fixed = pod_fixed(measured);
     format!(
         "{}\n\
-         # VM: memory of the pod's cgroup on this host. SHIM: the shim's share of its pages. CONTAINERS: what the\n\
-         # guest counts for them. CPU: of the VM and the shim less that of the containers, over {seconds} s.\n\
+         # VM: memory of the pod's cgroup on this host; of a Kubernetes pod the shim is in it, too. SHIM: the\n\
+         # shim's share of its pages. CONTAINERS: what the guest counts for them. CPU: of the VM and the shim less\n\
+         # that of the containers, over {seconds} s.\n\
          # podFixed has the largest of {} running pod(s); memory that a guest has freed is still in it for 2 s.\n\
          apiVersion: node.k8s.io/v1\n\
          kind: RuntimeClass\n\
@@ -179,6 +181,7 @@ mod tests {
     const BEGIN: Counters = Counters {
         pod_memory: 70 << 20,
         shim_memory: 2 << 20,
+        shim_in_cgroup: false,
         containers_memory: 10 << 20,
         pod_cpu_usec: 5_000_000,
         shim_cpu_usec: 100_000,
@@ -206,6 +209,16 @@ mod tests {
             millicpus: 7,
         };
         assert_eq!(overhead(BEGIN, end, 10), want);
+        // The pod's cgroup has the shim's part.
+        let inside = Counters {
+            shim_in_cgroup: true,
+            ..end
+        };
+        let want = Overhead {
+            memory: 60 << 20,
+            millicpus: 5,
+        };
+        assert_eq!(overhead(BEGIN, inside, 10), want);
         // A guest may report anything.
         let lies = Counters {
             containers_memory: u64::MAX,

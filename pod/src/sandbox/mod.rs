@@ -26,6 +26,7 @@ mod pause;
 mod pod_calls;
 mod queue;
 mod resize;
+mod shim_cgroup;
 mod start;
 mod timeline;
 mod vm_life;
@@ -55,6 +56,7 @@ use pod_calls::PodLife;
 pub use pod_calls::{PodCall, PodPhase, PodView};
 use queue::{Event, Queue};
 use resize::Sizing;
+use shim_cgroup::ShimPlace;
 use timeline::Recorder;
 
 /// How far the VM has come.
@@ -81,6 +83,7 @@ pub struct Sandbox {
     vm: Option<Vm>,
     network: network::PodNetwork,
     cgroup: Option<Cgroup>,
+    shim_place: ShimPlace,
     /// The VM's size, once the VM was started.
     sizing: Option<Sizing>,
     containers: BTreeMap<String, Container>,
@@ -139,6 +142,7 @@ impl Sandbox {
             vm: None,
             network: network::PodNetwork::default(),
             cgroup: None,
+            shim_place: ShimPlace::default(),
             sizing: None,
             containers: BTreeMap::new(),
             deleting: BTreeSet::new(),
@@ -196,6 +200,7 @@ impl Sandbox {
             Event::OutOfMemory(key, kills) => self.out_of_memory(&key, kills),
             Event::LinksTied(result) => self.links_tied(*result),
             Event::LinksAttached(key, result) => self.links_attached(&key, result),
+            Event::ShimMoved(moved) => self.shim_moved(moved),
             Event::NetworkReleased(result) => self.network_released(result),
             Event::ForwardAccepted(connection) => self.forward_accepted(connection),
             Event::ForwardEnded(address) => self.forward_ended(&address),
@@ -241,7 +246,12 @@ impl Sandbox {
     }
 
     fn is_over(&self) -> bool {
-        self.shutdown.is_some() && self.vm.is_none() && !self.network.is_busy()
+        self.shutdown.is_some() && self.vm.is_none() && !self.uses_cgroup()
+    }
+
+    /// Whether the shim, or a child of it that releases the network, may be in the pod's cgroup.
+    fn uses_cgroup(&self) -> bool {
+        self.shim_place != ShimPlace::Home || self.network.is_busy()
     }
 
     /// Removes what is left of the pod on the host; the directory, with the socket, is the last.
@@ -256,9 +266,12 @@ impl Sandbox {
         }
     }
 
-    /// Removes the cgroup. One that can't be removed yet, because a process in it has not exited, is kept for
-    /// the next try.
+    /// Removes the cgroup of a VM that has ended. One that can't be removed yet, because a process in it has not
+    /// exited, is kept for the next try.
     fn remove_cgroup(&mut self) {
+        if self.vm.is_some() || self.uses_cgroup() {
+            return;
+        }
         let Some(cgroup) = self.cgroup.take() else { return };
         if let Err(error) = cgroup.remove() {
             log::error(format_args!("removing the pod's cgroup: {error}"));

@@ -213,5 +213,6 @@ impl Sandbox {
             Ok(()) => self.pod.network = None,
             Err(reason) => log::error(&reason),
         }
+        self.remove_cgroup();
     }
 }

@@ -61,6 +61,8 @@ pub enum Event {
     /// The guest has the links that were made before the container with this init was started, or could not
     /// get them.
     LinksAttached(ProcessKey, Result<(), Error>),
+    /// The shim has entered or left the pod's cgroup, or the reason why not.
+    ShimMoved(Result<(), String>),
     /// The pod's network namespace is as it was found, or the reason why not.
     NetworkReleased(Result<(), String>),
     /// A client has connected to the localhost of the pod's network namespace.

@@ -60,6 +60,7 @@ impl Sandbox {
             Some(namespace) => self.tie_links(namespace),
             None => self.boot(&[]),
         }
+        self.enter_cgroup();
         Ok(())
     }
 
@@ -271,6 +272,7 @@ impl Sandbox {
         if let Some(vm) = &self.vm {
             vm.kill();
         }
+        self.leave_cgroup();
     }
 
     fn reason(&self, end: &End) -> StepFailed {
@@ -289,6 +291,7 @@ impl Sandbox {
     pub(super) fn vm_ended(&mut self, reason: StepFailed) {
         self.vm = None;
         self.expected_streams.clear();
+        self.leave_cgroup();
         self.release_network();
         self.remove_cgroup();
         if !self.closing {

@@ -1,12 +1,16 @@
 //! The life of a pod, as its owner sees it.
 
-use anyhow::{Context as _, Result, ensure};
+use std::fs;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nacre_protocol::state;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::without_numbers;
 use crate::cri::node::{NAMESPACE, Node};
+use crate::cri::pod::Pod;
 use crate::cri::{Case, calls};
 use crate::leaks::nacre_processes;
 use crate::parity::Outcome;
@@ -21,6 +25,12 @@ pub const CASES: &[Case] = &[
     calls("pod: without DNS configuration", no_dns),
     calls("pod: two side by side are apart", apart),
     calls("pod: its VMM is killed, and its neighbour lives", vmm_killed).only_nacre(),
+    calls(
+        "pod: its cgroup has the shim and the VMM, and goes with them",
+        cgroup,
+    )
+    .only_nacre(),
+    calls("pod: at the limit of its cgroup the VMM is killed", host_limit).only_nacre(),
 ];
 
 fn status(node: &Node) -> Result<Outcome> {
@@ -174,6 +184,70 @@ fn vmm_killed(node: &Node) -> Result<Outcome> {
     pod.remove()?;
     neighbour.remove()?;
     Ok(Outcome::text("the container ends with 137"))
+}
+
+/// What the shim has recorded of the pod.
+fn recorded(pod: &Pod<'_>) -> Result<state::Pod> {
+    let file = state::pod_dir(&key(pod)?).join(state::POD_FILE);
+    let text = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+fn key(pod: &Pod<'_>) -> Result<String> {
+    let address = std::env::var("CONTAINERD_ADDRESS").context("CONTAINERD_ADDRESS")?;
+    Ok(state::pod_key(&address, "k8s.io", &pod.id))
+}
+
+/// The cgroup is used as soon as the guest boots; each pod of the run makes and removes its own.
+fn cgroup(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let container = pod.start("exec sleep 1000000", Value::Null)?;
+    let state::Pod {
+        shim_pid,
+        vmm_pid: Some(vmm_pid),
+        cgroup: Some(cgroup),
+        ..
+    } = recorded(&pod)?
+    else {
+        bail!("no VMM or cgroup is recorded")
+    };
+    let pids = fs::read_to_string(cgroup.join("cgroup.procs"))?;
+    let mut pids: Vec<u32> = pids.lines().map(str::parse).collect::<Result<_, _>>()?;
+    pids.sort_unstable();
+    let mut want = [shim_pid, vmm_pid];
+    want.sort_unstable();
+    ensure!(pids == want, "{pids:?} are in the cgroup, not {want:?}");
+    let score = |pid: u32| -> Result<i32> {
+        let text = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
+        Ok(text.trim().parse()?)
+    };
+    let (shim, vmm) = (score(shim_pid)?, score(vmm_pid)?);
+    ensure!(shim < vmm, "oom_score_adj of the shim: {shim}, of the VMM: {vmm}");
+    container.stop(0)?;
+    pod.remove()?;
+    ensure!(!cgroup.exists(), "{} is left", cgroup.display());
+    Ok(Outcome::text("as expected"))
+}
+
+/// The shim lives and reports why the pod ended.
+fn host_limit(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let container = pod.start("exec sleep 1000000", Value::Null)?;
+    let cgroup = recorded(&pod)?.cgroup.context("no cgroup is recorded")?;
+    let used: u64 = fs::read_to_string(cgroup.join("memory.current"))?
+        .trim()
+        .parse()?;
+    fs::write(cgroup.join("memory.max"), (used + (16 << 20)).to_string())?;
+    let used_up = container.exec("head -c 134217728 /dev/zero >/dev/shm/a");
+    ensure!(used_up.is_err(), "128 MiB fit into the cgroup: {used_up:?}");
+    let ended = container.ended()?;
+    ensure!(ended.code == Some(137), "{ended}");
+    let file = state::failure_file(&key(&pod)?);
+    let failure: state::Failure = serde_json::from_slice(&fs::read(&file)?)?;
+    ensure!(failure.reason.contains("SIGKILL"), "{failure:?}");
+    pod.remove()?;
+    ensure!(!cgroup.exists(), "{} is left", cgroup.display());
+    Ok(Outcome::text("as expected"))
 }
 
 fn lines(seen: &[Value]) -> String {

@@ -1,0 +1,78 @@
+//! Which cgroup a process is in, and moving one to another. Called by the sandbox for the shim's own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{Error, at, root};
+use crate::sys;
+
+/// The directory of this process's cgroup.
+///
+/// # Errors
+/// As [`root`]; [`Error::File`] if /proc/self/cgroup can't be read.
+pub fn own_cgroup() -> Result<PathBuf, Error> {
+    let file = Path::new("/proc/self/cgroup");
+    let text = fs::read_to_string(file).map_err(at(file))?;
+    Ok(root()?.join(in_cgroup2(&text)))
+}
+
+/// The path in the cgroup2 hierarchy, relative to its root, by the text of /proc/PID/cgroup (cgroups(7)).
+fn in_cgroup2(text: &str) -> &str {
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    path.unwrap_or_default()
+}
+
+/// Moves the process `pid` into the first of the cgroups `to` that accepts it. In a child, because the write
+/// waits for an RCU grace period.
+///
+/// # Errors
+/// Why the last one did not accept it.
+pub async fn move_process(pid: u32, to: Vec<PathBuf>) -> Result<(), String> {
+    let moved = sys::in_child(move || {
+        let mut moved = Ok(());
+        for cgroup in to {
+            let file = cgroup.join("cgroup.procs");
+            moved = fs::write(&file, pid.to_string()).map_err(|error| format!("{}: {error}", file.display()));
+            if moved.is_ok() {
+                break;
+            }
+        }
+        moved
+    });
+    moved.await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cgroup_is_found_on_pure_and_hybrid_hosts() {
+        for (text, want) in [
+            (
+                "0::/system.slice/containerd.service\n",
+                "system.slice/containerd.service",
+            ),
+            ("12:memory:/a\n1:name=systemd:/b\n0::/c\n", "c"),
+            ("0::/\n", ""),
+            ("1:memory:/a\n", ""),
+        ] {
+            assert_eq!(in_cgroup2(text), want, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_goes_to_the_first_cgroup_that_exists() {
+        let directory = tempfile::tempdir().unwrap();
+        let [none, first, second] = ["none", "first", "second"].map(|name| directory.path().join(name));
+        for cgroup in [&first, &second] {
+            fs::create_dir(cgroup).unwrap();
+        }
+        let to = vec![none.clone(), first.clone(), second.clone()];
+        assert_eq!(move_process(7, to).await, Ok(()));
+        assert_eq!(fs::read_to_string(first.join("cgroup.procs")).unwrap(), "7");
+        assert!(!second.join("cgroup.procs").exists());
+        let refused = move_process(7, vec![none]).await.unwrap_err();
+        assert!(refused.contains("none/cgroup.procs"), "{refused}");
+    }
+}
