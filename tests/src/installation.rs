@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 /// The shim's file below a prefix.
 pub const SHIM: &str = "bin/containerd-shim-nacre-v2";
@@ -23,4 +23,33 @@ pub fn prefix() -> Result<PathBuf> {
     let shim = fs::canonicalize(shim)?;
     let prefix = shim.parent().and_then(std::path::Path::parent);
     Ok(prefix.context("the shim is not in a prefix's bin")?.to_owned())
+}
+
+/// Nacre's config.toml below the prefix, removed on drop.
+pub struct Config(PathBuf);
+
+impl Config {
+    /// Writes `toml` to the path that the shim reads first.
+    ///
+    /// # Errors
+    /// If there is a config.toml, or it can't be written.
+    pub fn with(toml: &str) -> Result<Self> {
+        let file = prefix()?.join("etc/nacre/config.toml");
+        ensure!(
+            !file.exists(),
+            "{} exists; remove it, since the tests create and delete it",
+            file.display()
+        );
+        fs::create_dir_all(file.parent().context("config.toml has no parent directory")?)?;
+        fs::write(&file, toml).with_context(|| format!("writing {}", file.display()))?;
+        Ok(Self(file))
+    }
+}
+
+impl Drop for Config {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            eprintln!("removing {}: {error}", self.0.display());
+        }
+    }
 }

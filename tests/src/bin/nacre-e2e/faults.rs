@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::ctr::{Run, ctr, fresh_id, output, wait_until_stopped};
-use nacre_tests::installation::prefix;
+use nacre_tests::installation::{Config, prefix};
 use nacre_tests::leaks::{nacre_processes, wait_for_exit};
 
-use crate::setup::{Config, restart_containerd};
+use crate::setup::restart_containerd;
 use crate::{Test, core, test};
 
 pub const TESTS: &[Test] = &[

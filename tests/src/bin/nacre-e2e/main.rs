@@ -26,6 +26,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use nacre_tests::installation::Config;
 use nacre_tests::runner;
 use nacre_tests::selection::Selection;
 
@@ -116,7 +117,7 @@ fn run(tests: &[Test], arguments: &Arguments) -> Result<usize> {
     println!("containerd: {}", setup::containerd_version()?);
     // Removed when this returns.
     let _config = match arguments.vcpus {
-        Some(vcpus) => Some(setup::Config::with(&format!("vcpus = {vcpus}\n"))?),
+        Some(vcpus) => Some(Config::with(&format!("vcpus = {vcpus}\n"))?),
         None => None,
     };
     let names: Vec<&str> = tests.iter().map(|test| test.name).collect();

@@ -1,4 +1,4 @@
-//! The host that the tests run on: containerd's version, socket and process, and Nacre's configuration.
+//! The host that the tests run on: containerd's version, socket and process.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::ctr::{DEADLINE, ctr};
-use nacre_tests::installation::prefix;
 use nacre_tests::leaks::wait_for_exit;
 
 /// The server's version in the output of `ctr version`.
@@ -32,32 +31,6 @@ pub fn containerd_address() -> Result<PathBuf> {
     std::env::var_os("CONTAINERD_ADDRESS")
         .map(PathBuf::from)
         .context("CONTAINERD_ADDRESS is not set; run the tests with tests/lab/run")
-}
-
-/// Nacre's config.toml below the prefix, removed on drop.
-pub struct Config(PathBuf);
-
-impl Config {
-    /// Writes `toml` to the path that the shim reads first.
-    pub fn with(toml: &str) -> Result<Self> {
-        let file = prefix()?.join("etc/nacre/config.toml");
-        ensure!(
-            !file.exists(),
-            "{} exists; remove it, since the tests create and delete it",
-            file.display()
-        );
-        fs::create_dir_all(file.parent().context("config.toml has no parent directory")?)?;
-        fs::write(&file, toml).with_context(|| format!("writing {}", file.display()))?;
-        Ok(Self(file))
-    }
-}
-
-impl Drop for Config {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.0) {
-            eprintln!("removing {}: {error}", self.0.display());
-        }
-    }
 }
 
 /// containerd's PID, from the peer credentials of its socket.

@@ -11,10 +11,10 @@ use containerd_shim_protos::protobuf::{Message as _, MessageField};
 use nacre_tests::containerd::bundle::Bundle;
 use nacre_tests::containerd::ctr::{DEADLINE, Run, ctr, fresh_id, remove_detached};
 use nacre_tests::containerd::task;
+use nacre_tests::installation::Config;
 use serde_json::{Value, json};
 
 use crate::operator::pod;
-use crate::setup::Config;
 use crate::{Test, test};
 
 pub const TESTS: &[Test] = &[

@@ -1,12 +1,18 @@
 //! Limits and figures: what a container is given, and what containerd tells of its use.
 
-use anyhow::{Context as _, Result, ensure};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::PLAIN;
+use crate::containerd::Runtime;
+use crate::containerd::ctr::{DEADLINE, output};
 use crate::cri::node::Node;
-use crate::cri::pod::Container;
+use crate::cri::pod::{Container, Pod};
 use crate::cri::{Case, calls, container, exec};
+use crate::installation::Config;
 use crate::parity::Outcome;
 
 const MIB: u64 = 1 << 20;
@@ -51,6 +57,7 @@ pub const CASES: &[Case] = &[
     calls("limits: updated while the container runs", updated)
         .allow_difference("Nacre converts shares to cpu.weight as runc 1.4 does", "35"),
     calls("limits: the status tells them", told).since("1.7"),
+    calls("limits: resized up and down under load, and all figures agree", resized),
     calls("figures: of a container", of_container),
     calls("figures: grow with the work", grow),
     calls("figures: of a pod", of_pod).since("1.7"),
@@ -103,6 +110,111 @@ fn told(node: &Node) -> Result<Outcome> {
     seen.push(container.status()?["resources"].clone());
     pod.remove()?;
     Ok(Outcome::text(json!(seen).to_string()))
+}
+
+/// Checks 16 MiB in memory again and again, so that pages that move while memory is unplugged must stay whole.
+const CHECK_MEMORY: &str = "head -c 16777216 /dev/urandom >/dev/shm/data; md5sum /dev/shm/data >/tmp/sum
+    n=0; while md5sum -c -s /tmp/sum; do n=$((n + 1)); echo round $n; done; echo changed";
+
+fn resized(node: &Node) -> Result<Outcome> {
+    let _config = Config::with("max_vcpus = 4\n")?;
+    let pod = node.pod(Value::Null)?;
+    let container = pod.start(CHECK_MEMORY, resources(size(2, 1024)))?;
+    container.prints("round 1")?;
+    let mut seen = String::new();
+    let mut at_boot = None;
+    for (cpus, mib) in [(2, 1024), (4, 2048), (2, 1024)] {
+        let request = json!({"container_id": container.id, "linux": size(cpus, mib)});
+        node.call("UpdateContainerResources", request)?;
+        seen.push_str(&container.output("cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/memory.max")?);
+        if node.runtime == Runtime::Nacre {
+            let guest = guest_and_host_agree(&pod, &container, cpus, mib, at_boot)?;
+            at_boot.get_or_insert(guest);
+        }
+        cri_agrees(node, &container, cpus, mib)?;
+        let rounds = container.lines()?.len();
+        container.prints(&format!("round {}", rounds + 1))?;
+    }
+    ensure!(container.lines()?.iter().all(|line| line.text != "changed"));
+    pod.remove()?;
+    Ok(Outcome::text(seen))
+}
+
+/// A container's limits as the resources of a request.
+fn size(cpus: u64, mib: u64) -> Value {
+    let memory = mib * MIB;
+    json!({
+        "memory_limit_in_bytes": memory, "memory_swap_limit_in_bytes": memory,
+        "cpu_quota": cpus * 100_000, "cpu_period": 100_000,
+    })
+}
+
+/// The guest has `cpus` vCPUs and the memory for a limit of `mib`, as `nacre ps` says too. What it had `at_boot`, MiB,
+/// it has again after it was shrunk. Returns what it has.
+fn guest_and_host_agree(
+    pod: &Pod<'_>,
+    container: &Container<'_>,
+    cpus: u64,
+    mib: u64,
+    at_boot: Option<u64>,
+) -> Result<u64> {
+    let until = Instant::now() + DEADLINE;
+    let most = at_boot.filter(|_| mib == 1024).unwrap_or(u64::MAX);
+    // Memory is given back later: the guest's kernel moves pages first.
+    let guest = loop {
+        let text = container.output("nproc; awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo")?;
+        let numbers: Vec<u64> = text.lines().map(str::parse).collect::<Result<_, _>>()?;
+        let [vcpus, memory] = numbers[..] else {
+            bail!("the guest prints {text:?}");
+        };
+        ensure!(
+            vcpus == cpus && memory >= mib,
+            "{cpus} CPUs, {mib} MiB: {numbers:?}"
+        );
+        if memory <= most {
+            break memory;
+        }
+        ensure!(Instant::now() < until, "memory was not given back: {memory} MiB");
+    };
+    let mut ps = Command::new("nacre");
+    ps.args(["ps", "--json"]);
+    let pods: Vec<Value> = serde_json::from_str(&output(ps)?.success()?)?;
+    let listed = pods.iter().find(|listed| listed["id"] == pod.id.as_str());
+    let listed = &listed.context("nacre ps does not list the pod")?["size"];
+    ensure!(listed["vcpus"] == cpus, "{cpus} vCPUs: {listed}");
+    // The guest's kernel counts neither itself nor the descriptions of pages.
+    let vm = listed["memory_mib"].as_u64().context("no memory_mib")?;
+    ensure!(
+        (guest..guest + guest / 32 + 64).contains(&vm),
+        "{guest} MiB: {listed}"
+    );
+    Ok(guest)
+}
+
+/// containerd's figures of the limits, as far as its version has them.
+fn cri_agrees(node: &Node, container: &Container<'_>, cpus: u64, mib: u64) -> Result<()> {
+    let status = container.status()?;
+    if let Some(limits) = status.pointer("/resources/linux") {
+        for (name, value) in [
+            ("memory_limit_in_bytes", mib * MIB),
+            ("cpu_quota", cpus * 100_000),
+        ] {
+            ensure!(limits[name] == value, "{name} must be {value}: {limits}");
+        }
+    }
+    let stats = stats(node, container)?;
+    ensure!(
+        figure(&stats, "/cpu/usage_core_nano_seconds/value")? > 0,
+        "{stats}"
+    );
+    if let Some(available) = stats
+        .pointer("/memory/available_bytes/value")
+        .and_then(Value::as_u64)
+    {
+        let used = figure(&stats, "/memory/working_set_bytes/value")?;
+        ensure!(available + used == mib * MIB, "{mib} MiB: {stats}");
+    }
+    Ok(())
 }
 
 /// A figure that must be there.
