@@ -76,6 +76,11 @@ impl Node {
         Self::new(self.runtime, &self.handler)
     }
 
+    /// Prints a figure that runc and Nacre need not share, such as a rate.
+    pub fn figure(&self, text: &str) {
+        println!("    figure: {} {text}", self.handler);
+    }
+
     /// Calls `method`. A refusal is a [`Status`].
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The cases, by subject. A pod takes seconds in the lab, so cases that need the same pod share it.
 
+mod bulk;
 mod containers;
 mod ends;
 mod execs;
@@ -35,6 +36,7 @@ pub fn cases() -> Vec<&'static Case> {
         mounts::CASES,
         limits::CASES,
         network::CASES,
+        bulk::CASES,
         refused::CASES,
         many::CASES,
     ]

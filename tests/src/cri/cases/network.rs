@@ -30,11 +30,10 @@ pub const CASES: &[Case] = &[
     calls("network: 16 interfaces", many_links),
     calls("network: an interface without an address", bare_link),
     calls("network: it stays when containers restart", stays),
-    calls("network: 256 MiB each way while execs run", bulk).long(),
 ];
 
 /// Where pods reach the host.
-const HOST: [&str; 2] = ["10.88.0.1", "fd88::1"];
+pub(super) const HOST: [&str; 2] = ["10.88.0.1", "fd88::1"];
 
 /// A served file's size, bytes.
 const SIZE: usize = 3_000_000;
@@ -58,7 +57,7 @@ fn web_server<'p>(pod: &'p Pod<'_>, port: u16) -> Result<Container<'p>> {
     Ok(server)
 }
 
-fn get(address: &str, path: &str) -> Result<Vec<u8>> {
+pub(super) fn get(address: &str, path: &str) -> Result<Vec<u8>> {
     let mut stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
     stream.set_read_timeout(Some(DEADLINE))?;
     write!(stream, "GET /{path} HTTP/1.0\r\n\r\n")?;
@@ -339,60 +338,4 @@ fn stays(node: &Node) -> Result<Outcome> {
     }
     pod.remove()?;
     Ok(Outcome::text(seen))
-}
-
-fn bulk(node: &Node) -> Result<Outcome> {
-    const BULK: usize = 256 << 20;
-    let pod = node.pod(Value::Null)?;
-    let container = pod.start("exec sleep 1000000", Value::Null)?;
-    let (listener, back) = (TcpListener::bind((HOST[0], 0))?, TcpListener::bind((HOST[0], 0))?);
-    let (to, from) = (listener.local_addr()?.port(), back.local_addr()?.port());
-    let receive = std::thread::spawn(move || -> Result<(usize, bool)> {
-        let (mut stream, _) = listener.accept()?;
-        let (mut total, mut whole) = (0, true);
-        let mut buffer = vec![0; 11 * 4096];
-        loop {
-            let mut filled = 0;
-            while filled < buffer.len() {
-                match stream.read(buffer.get_mut(filled..).unwrap_or_default())? {
-                    0 => break,
-                    length => filled += length,
-                }
-            }
-            let piece = buffer.get(..filled).unwrap_or_default();
-            whole &= intact(piece);
-            total += filled;
-            if filled < buffer.len() {
-                return Ok((total, whole));
-            }
-        }
-    });
-    let send = std::thread::spawn(move || -> Result<()> {
-        let (mut stream, _) = back.accept()?;
-        let piece: Vec<u8> = b"0123456789\n".iter().copied().cycle().take(11 * 4096).collect();
-        let mut left = BULK;
-        while left > 0 {
-            let now = left.min(piece.len());
-            stream.write_all(piece.get(..now).unwrap_or_default())?;
-            left -= now;
-        }
-        Ok(())
-    });
-    let both = format!(
-        "(yes 0123456789 | head -c {BULK} | nc {host} {to}) &
-        nc {host} {from} </dev/null >/tmp/got & wait
-        yes 0123456789 | head -c {BULK} | cmp - /tmp/got && echo same",
-        host = HOST[0]
-    );
-    let mover = pod.start(&both, Value::Null)?;
-    for number in 0..50 {
-        ensure!(container.output(&format!("echo {number}"))? == format!("{number}\n"));
-    }
-    send.join().ok().context("a thread panicked")??;
-    let (total, whole) = receive.join().ok().context("a thread panicked")??;
-    let same = mover.ended()?.stdout;
-    pod.remove()?;
-    Ok(Outcome::text(format!(
-        "{total} bytes, intact: {whole}, back: {same}"
-    )))
 }
