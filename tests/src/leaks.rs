@@ -130,7 +130,7 @@ pub fn wait_for_exit(pid: u32, until: Instant) -> Result<()> {
 }
 
 /// Adds the paths below `directory` to `found`, depth first. Unreadable directories are skipped.
-fn walk(directory: &Path, found: &mut Vec<PathBuf>, only_directories: bool) {
+pub(crate) fn walk(directory: &Path, found: &mut Vec<PathBuf>, only_directories: bool) {
     let Ok(entries) = fs::read_dir(directory) else {
         return;
     };

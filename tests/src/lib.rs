@@ -5,6 +5,7 @@ pub mod conformance;
 pub mod containerd;
 pub mod cri;
 pub mod elf;
+pub mod growth;
 pub mod guests;
 pub mod installation;
 pub mod leaks;
