@@ -105,6 +105,13 @@ pub fn job(arguments: &Arguments, checkout: &Path) -> Result<Job> {
     let images = prepare(checkout, &["image"])?;
     let containerd = part(&prepare(checkout, &["containerd", &arguments.containerd])?, "bin")?;
     let environment: Vec<(OsString, OsString)> = std::env::vars_os().collect();
+    let mut pod_images = Vec::new();
+    if arguments.cri || arguments.software {
+        pod_images.push(part(&images, "pod_images")?);
+    }
+    if arguments.software {
+        pod_images.push(part(&prepare(checkout, &["software"])?, "software")?);
+    }
     Ok(Job {
         command: arguments.command.clone(),
         environment,
@@ -114,7 +121,7 @@ pub fn job(arguments: &Arguments, checkout: &Path) -> Result<Job> {
         containerd_version: arguments.containerd.clone(),
         name: arguments.name.clone(),
         image: part(&images, "image")?,
-        pod_images: arguments.cri.then(|| part(&images, "pod_images")).transpose()?,
+        pod_images,
         modules: None,
         terminal: None,
     })

@@ -41,8 +41,8 @@ pub struct Job {
     pub name: Option<String>,
     /// The busybox image, an OCI archive.
     pub image: PathBuf,
-    /// The images of pods, an OCI archive, if containerd's CRI plugin is wanted.
-    pub pod_images: Option<PathBuf>,
+    /// The images of pods, OCI archives; none if containerd's CRI plugin is not wanted.
+    pub pod_images: Vec<PathBuf>,
     /// `lib/modules` of the VM's kernel package; None on this machine.
     pub modules: Option<PathBuf>,
     /// Rows and columns of the command's terminal; None if it gets pipes.

@@ -41,7 +41,7 @@ pub fn start(job: &Job, environment: &[(OsString, OsString)]) -> Result<()> {
     fs::create_dir_all(DIRECTORY)?;
     let config = Path::new(DIRECTORY).join("config.toml");
     fs::write(&config, configuration(job))?;
-    if job.pod_images.is_some() {
+    if !job.pod_images.is_empty() {
         cri::network()?;
     }
     let notify = Path::new(DIRECTORY).join("notify");
@@ -62,16 +62,17 @@ pub fn start(job: &Job, environment: &[(OsString, OsString)]) -> Result<()> {
     wait_ready(&socket, &child)
         .with_context(|| format!("the last lines of containerd's log:\n{}", log_tail()))?;
     import(job, environment, "default", &job.image)?;
-    match &job.pod_images {
-        Some(images) => import(job, environment, "k8s.io", images),
-        None => Ok(()),
+    for images in &job.pod_images {
+        import(job, environment, "k8s.io", images)?;
     }
+    Ok(())
 }
 
 fn configuration(job: &Job) -> String {
-    match job.pod_images {
-        Some(_) => cri::configuration(&job.containerd_version, UNUSED_PLUGINS),
-        None => format!("version = 2\ndisabled_plugins = [{CRI_PLUGINS}{UNUSED_PLUGINS}]\n"),
+    if job.pod_images.is_empty() {
+        format!("version = 2\ndisabled_plugins = [{CRI_PLUGINS}{UNUSED_PLUGINS}]\n")
+    } else {
+        cri::configuration(&job.containerd_version, UNUSED_PLUGINS)
     }
 }
 

@@ -52,10 +52,10 @@ pub fn direct(job: &Job) -> Result<()> {
         None::<&str>,
     )?;
     mount_new("proc", "/proc", "")?;
-    let pods: &[&str] = if job.pod_images.is_some() {
-        &PRIVATE_OF_PODS
-    } else {
+    let pods: &[&str] = if job.pod_images.is_empty() {
         &[]
+    } else {
+        &PRIVATE_OF_PODS
     };
     for directory in PRIVATE.iter().chain(pods) {
         mount_new("tmpfs", directory, "mode=711")?;
