@@ -1,6 +1,8 @@
 //! Converts CreateSandbox to the engine's [`PodSpec`]: CRI's configuration of the pod, and its network
 //! namespace. What a VM can't give is refused by name. Called by the Sandbox service. Pure.
 
+use std::collections::{BTreeMap, HashMap};
+
 use containerd_shim_protos::protobuf::Message as _;
 use nacre_pod::{Error, PodSpec, SizeHints};
 
@@ -13,13 +15,25 @@ use crate::proto::sandbox::CreateSandboxRequest;
 const CONFIG: &str = "runtime.v1.PodSandboxConfig";
 /// The prefix of systemd's notation of a cgroup, as containerd's CRI writes it for containers.
 const SYSTEMD_PREFIX: &str = "cri-containerd";
+/// What containerd 2.x sets in a pod by default, in the spec of its pause container: any user may open any port
+/// and send echo requests. Its configuration may turn that off, which a shim is not told.
+const DEFAULT_SYSCTLS: [(&str, &str); 2] = [
+    ("net.ipv4.ip_unprivileged_port_start", "0"),
+    ("net.ipv4.ping_group_range", "0 2147483647"),
+];
 
 /// The pod that `request` describes. A client other than CRI may give no configuration.
 ///
 /// # Errors
 /// [`Error::Refused`] with the field.
 pub fn pod_spec(request: &CreateSandboxRequest, namespace: &str) -> Result<PodSpec, Error> {
-    let config = config(request)?;
+    let given = config(request)?;
+    let defaults = if given.is_some() {
+        &DEFAULT_SYSCTLS[..]
+    } else {
+        &[]
+    };
+    let config = given.unwrap_or_default();
     let linux = &config.linux;
     check_namespaces(&linux.security_context.namespace_options)?;
     let name = Some(&config.metadata)
@@ -34,16 +48,27 @@ pub fn pod_spec(request: &CreateSandboxRequest, namespace: &str) -> Result<PodSp
         network_namespace: Some(request.netns_path.clone())
             .filter(|path| !path.is_empty())
             .map(Into::into),
-        sysctls: linux.sysctls.clone().into_iter().collect(),
+        sysctls: sysctls(defaults, &linux.sysctls),
         name,
         ..PodSpec::of_sandbox_api()
     })
 }
 
-fn config(request: &CreateSandboxRequest) -> Result<PodSandboxConfig, Error> {
+/// The `defaults`, as far as `given` does not set them.
+fn sysctls(defaults: &[(&str, &str)], given: &HashMap<String, String>) -> BTreeMap<String, String> {
+    let mut all: BTreeMap<String, String> = defaults
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    all.extend(given.iter().map(|(name, value)| (name.clone(), value.clone())));
+    all
+}
+
+/// CRI's configuration of the pod; None if the client gives none.
+fn config(request: &CreateSandboxRequest) -> Result<Option<PodSandboxConfig>, Error> {
     let options = &request.options;
     if options.type_url.is_empty() {
-        return Ok(PodSandboxConfig::new());
+        return Ok(None);
     }
     // With or without a host before it.
     if options.type_url.rsplit('/').next() != Some(CONFIG) {
@@ -51,6 +76,7 @@ fn config(request: &CreateSandboxRequest) -> Result<PodSandboxConfig, Error> {
         return Err(Error::Refused(reason));
     }
     PodSandboxConfig::parse_from_bytes(&options.value)
+        .map(Some)
         .map_err(|error| Error::Refused(format!("options: {CONFIG}: {error}")))
 }
 

@@ -58,6 +58,9 @@ fn cri_s_configuration_becomes_the_pod() {
         },
         hostname: Some("web-0".into()),
         network_namespace: Some("/run/netns/a".into()),
+        sysctls: DEFAULT_SYSCTLS
+            .map(|(name, value)| (name.into(), value.into()))
+            .into(),
         lifetime: Lifetime::SandboxApi,
         name: Some("shop/web-0".into()),
         ..PodSpec::default()
@@ -77,7 +80,7 @@ fn a_client_may_give_no_configuration() {
         (spec.hostname, spec.network_namespace, spec.name),
         (None, None, None)
     );
-    assert_eq!(spec.lifetime, Lifetime::SandboxApi);
+    assert_eq!((spec.lifetime, spec.sysctls.len()), (Lifetime::SandboxApi, 0));
 }
 
 #[test]
@@ -138,12 +141,21 @@ fn namespaces_of_the_host_are_refused_by_name() {
 }
 
 #[test]
-fn sysctls_are_the_pod_s() {
+fn sysctls_are_the_pod_s_and_containerd_s_defaults() {
     let mut config = config();
     let sysctls = &mut config.linux.mut_or_insert_default().sysctls;
     sysctls.insert("net.core.somaxconn".into(), "9".into());
-    let want = [("net.core.somaxconn".to_owned(), "9".to_owned())].into();
-    assert_eq!(pod_spec(&request(&config), "k8s.io").unwrap().sysctls, want);
+    sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), "81".into());
+    let want = [
+        ("net.core.somaxconn", "9"),
+        ("net.ipv4.ip_unprivileged_port_start", "81"),
+        ("net.ipv4.ping_group_range", "0 2147483647"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(
+        pod_spec(&request(&config), "k8s.io").unwrap().sysctls,
+        want.into()
+    );
 }
 
 #[test]

@@ -85,7 +85,8 @@ pub const CASES: &[Case] = &[
     exec(
         "pod: sysctls",
         &PLAIN,
-        "cat /proc/sys/net/core/somaxconn /proc/sys/kernel/msgmax /proc/sys/net/ipv4/ip_unprivileged_port_start",
+        "cat /proc/sys/net/core/somaxconn /proc/sys/kernel/msgmax
+        cd /proc/sys/net/ipv4; cat ip_unprivileged_port_start ping_group_range",
     ),
     exec(
         "pod: /dev/shm",
