@@ -1,9 +1,10 @@
 //! gRPC over a Unix socket, as much as the CRI client needs: one request, one answer or a stream of them. Called
-//! by `node`. It never retries; each call has a deadline.
+//! by `node`. It never repeats a call, and connects anew if the server has restarted; each call has a deadline.
 
 use std::fmt;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -38,7 +39,8 @@ impl std::error::Error for Status {}
 /// A connection to a server.
 pub struct Connection {
     runtime: Runtime,
-    requests: SendRequest<Bytes>,
+    path: PathBuf,
+    requests: Mutex<SendRequest<Bytes>>,
 }
 
 /// The answers of a call, one after the other.
@@ -61,15 +63,27 @@ impl Connection {
             .worker_threads(1)
             .enable_all()
             .build()?;
-        let requests = runtime.block_on(async {
-            let stream = UnixStream::connect(path).await?;
-            let (requests, connection) = h2::client::handshake(stream).await?;
-            // An error of the connection is the next call's error, too.
-            tokio::spawn(async move { drop(connection.await) });
-            anyhow::Ok(requests)
-        });
-        let requests = requests.with_context(|| format!("connecting to {}", path.display()))?;
-        Ok(Self { runtime, requests })
+        let requests = runtime.block_on(connect(path))?;
+        Ok(Self {
+            runtime,
+            path: path.to_owned(),
+            requests: Mutex::new(requests),
+        })
+    }
+
+    /// What sends the next request: that of the open connection, or of a new one if the server closed it.
+    async fn ready(&self) -> Result<SendRequest<Bytes>> {
+        let current = self.kept().clone();
+        if let Ok(ready) = current.ready().await {
+            return Ok(ready);
+        }
+        let new = connect(&self.path).await?;
+        *self.kept() = new.clone();
+        Ok(new.ready().await?)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, SendRequest<Bytes>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends `message` and waits for the answer.
@@ -120,7 +134,7 @@ impl Connection {
             .header("content-type", "application/grpc")
             .header("te", "trailers")
             .body(())?;
-        let mut requests = self.requests.clone().ready().await?;
+        let mut requests = self.ready().await?;
         let (response, mut body) = requests.send_request(request, false)?;
         let mut frame = BytesMut::with_capacity(message.len() + 5);
         frame.put_u8(0);
@@ -155,6 +169,19 @@ impl Answers<'_> {
             }
         })
     }
+}
+
+async fn connect(path: &Path) -> Result<SendRequest<Bytes>> {
+    let connecting = async {
+        let stream = UnixStream::connect(path).await?;
+        let (requests, connection) = h2::client::handshake(stream).await?;
+        // An error of the connection is the next call's error, too.
+        tokio::spawn(async move { drop(connection.await) });
+        anyhow::Ok(requests)
+    };
+    connecting
+        .await
+        .with_context(|| format!("connecting to {}", path.display()))
 }
 
 /// Appends the next piece of the body to `pending`; false at its end.

@@ -3,21 +3,26 @@
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::grpc::{Answers, Connection, Status};
 use super::pod::Pod;
 use super::wire::{Method, Schema};
 use crate::containerd::Runtime;
-use crate::containerd::ctr::DEADLINE;
+use crate::containerd::ctr::{DEADLINE, ctr};
+use crate::containerd::restart::restart_containerd;
 
 /// The pods' namespace; what a failed case leaves is found by it.
 pub const NAMESPACE: &str = "nacre-cri";
 
 /// The cgroup of all pods, as kubelet's `/kubepods`. It exists for the whole run.
 const CGROUP: &str = "/nacre-cri";
+
+/// gRPC's code of a server that does not serve yet.
+const UNAVAILABLE: u32 = 14;
 
 /// A number that no other pod or container of this run has.
 pub(super) fn fresh_number() -> u32 {
@@ -93,6 +98,22 @@ impl Node {
             Ok(answer) => found.decode(&answer),
             Err(status) => Err(anyhow::Error::from(status).context(method.to_owned())),
         }
+    }
+
+    /// Kills containerd, starts it again and waits until it knows its pods again.
+    ///
+    /// # Errors
+    /// If it does not within the deadline.
+    pub fn restart_containerd(&self) -> Result<()> {
+        restart_containerd()?;
+        let until = Instant::now() + DEADLINE;
+        // Until then it answers that it is unavailable. Each turn waits for a program's start and end.
+        while let Err(error) = self.call("ListPodSandbox", json!({})) {
+            let code = error.downcast_ref::<Status>().map(|status| status.code);
+            ensure!(code == Some(UNAVAILABLE) && Instant::now() < until, "{error:#}");
+            ctr(["version"])?;
+        }
+        Ok(())
     }
 
     /// Calls `method`, which must be refused; the error is the outcome.

@@ -24,6 +24,7 @@ pub const CASES: &[Case] = &[
     calls("pod: its end is that of its containers", end_of_containers),
     calls("pod: without DNS configuration", no_dns),
     calls("pod: two side by side are apart", apart),
+    calls("pod: it lives on when containerd restarts", containerd_restarts),
     calls("pod: its VMM is killed, and its neighbour lives", vmm_killed).only_nacre(),
     calls(
         "pod: its cgroup has the shim and the VMM, and goes with them",
@@ -165,6 +166,32 @@ fn apart(node: &Node) -> Result<Outcome> {
     two.remove()?;
     one.remove()?;
     Ok(Outcome::text(seen))
+}
+
+fn containerd_restarts(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(json!({"labels": {"app": "web"}}))?;
+    let script = "trap 'exit 3' TERM; echo up; read line; while :; do sleep 0.1; done";
+    let running = pod.start(script, Value::Null)?;
+    running.prints("up")?;
+    let ended = pod.start("exit 5", Value::Null)?;
+    ended.ended()?;
+    let addresses = pod.addresses()?;
+    node.restart_containerd()?;
+    let status = pod.status()?;
+    ensure!(pod.addresses()? == addresses, "{status}");
+    let mut seen = vec![json!([status["state"], status["labels"]])];
+    for container in [&running, &ended] {
+        let status = container.status()?;
+        seen.push(json!([status["state"], status["exit_code"]]));
+    }
+    seen.push(json!(running.output("echo executed")?));
+    seen.push(json!(pod.run("echo next", Value::Null)?.stdout));
+    running.stop(60)?;
+    seen.push(running.status()?["exit_code"].clone());
+    pod.stop()?;
+    seen.push(pod.status()?["state"].clone());
+    pod.remove()?;
+    Ok(Outcome::text(lines(&seen)))
 }
 
 fn vmm_killed(node: &Node) -> Result<Outcome> {

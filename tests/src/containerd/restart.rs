@@ -1,0 +1,83 @@
+//! The process of the containerd under test. Called by tests that stop it or start it anew.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::ctr::{DEADLINE, ctr};
+use crate::leaks::wait_for_exit;
+
+/// The socket of the containerd under test.
+///
+/// # Errors
+/// If this is no lab.
+pub fn containerd_address() -> Result<PathBuf> {
+    std::env::var_os("CONTAINERD_ADDRESS")
+        .map(PathBuf::from)
+        .context("CONTAINERD_ADDRESS is not set; run the tests with tests/lab/run")
+}
+
+/// containerd's PID, from the peer credentials of its socket.
+///
+/// # Errors
+/// If it does not answer at its socket.
+pub fn containerd_pid() -> Result<u32> {
+    let stream = UnixStream::connect(containerd_address()?)?;
+    let peer = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)?;
+    Ok(u32::try_from(peer.pid())?)
+}
+
+/// Kills containerd and starts it again with the same program, arguments, environment and log.
+///
+/// # Errors
+/// If it does not end, or does not answer again.
+pub fn restart_containerd() -> Result<()> {
+    let pid = containerd_pid()?;
+    let strings_of = |file: &str| -> Result<Vec<String>> {
+        let bytes = fs::read(format!("/proc/{pid}/{file}"))?;
+        Ok(bytes
+            .split(|b| *b == 0)
+            .filter(|s| !s.is_empty())
+            .map(|s| String::from_utf8_lossy(s).into_owned())
+            .collect())
+    };
+    let arguments = strings_of("cmdline")?;
+    let environment = strings_of("environ")?;
+    let program = fs::read_link(format!("/proc/{pid}/exe"))?;
+    let log = fs::OpenOptions::new()
+        .append(true)
+        .open(format!("/proc/{pid}/fd/2"))
+        .context("containerd's standard error")?;
+    let raw = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
+    nix::sys::signal::kill(raw, nix::sys::signal::Signal::SIGKILL)?;
+    wait_for_exit(pid, Instant::now() + DEADLINE)?;
+    let mut command = Command::new(program);
+    command.args(arguments.iter().skip(1)).env_clear();
+    command.envs(environment.iter().filter_map(|pair| pair.split_once('=')));
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context("starting containerd again")?;
+    wait_for_socket()
+}
+
+/// Runs `ctr version` until containerd answers. ctr itself waits up to 10 s for the socket, so that the loop
+/// does not spin.
+fn wait_for_socket() -> Result<()> {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        if ctr(["version"])?.code == Some(0) {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < until,
+            "timed out waiting for containerd to answer after its restart"
+        );
+    }
+}
