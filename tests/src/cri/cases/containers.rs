@@ -170,7 +170,7 @@ fn twenty(node: &Node) -> Result<Outcome> {
         containers.push(container);
     }
     let first = containers.first().context("no containers")?;
-    let seen = first.output("ls /dev/shm | sort -n | tr '\\n' ' '; ls /proc | grep -c '^[0-9]'")?;
+    let seen = first.output("ls /dev/shm | sort -n | tr '\\n' ' '; set -- /proc/[0-9]*; echo $#")?;
     for (number, container) in containers.iter().enumerate() {
         ensure!(
             container.status()?["state"] == "CONTAINER_RUNNING",
