@@ -17,6 +17,7 @@ mod pods;
 mod remote;
 mod sandboxes;
 mod sizes;
+mod streaming;
 mod tasks;
 
 use std::pin::Pin;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         hung::ALL,
         sandboxes::ALL,
         sizes::ALL,
+        streaming::ALL,
     ]
     .into_iter()
     .flatten()
