@@ -235,6 +235,20 @@ pub const INVALID_VALUES: &[Row] = &[
         Refused(&["hooks.prestart"]),
     ),
     (
+        "a pod's size that is no number",
+        |spec| {
+            spec["annotations"] = json!({
+                "io.kubernetes.cri.container-type": "sandbox",
+                "io.kubernetes.cri.sandbox-id": "s1",
+                "io.kubernetes.cri.sandbox-memory": "1Gi",
+            });
+        },
+        Refused(&[
+            "annotations[\"io.kubernetes.cri.sandbox-memory\"]",
+            "expected a decimal number",
+        ]),
+    ),
+    (
         "an invalid user id",
         |spec| spec["process"]["user"] = json!({"uid": 4_294_967_295_u32, "gid": 0}),
         Refused(&["uid"]),
