@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use containerd_shim_protos::api::{PauseRequest, StatsRequest};
 use serde_json::json;
 use ttrpc::Code;
@@ -14,7 +14,8 @@ use crate::remote::Remote;
 
 cases![
     containers_of_a_pod_join_its_shim,
-    a_pause_container_has_no_process
+    a_pause_container_has_no_process,
+    a_pod_s_shim_is_in_its_cgroup_while_the_vm_runs,
 ];
 
 /// Runs `start` for container `inner` in `bundle`, as containerd does for a container that joins a pod;
@@ -84,6 +85,46 @@ async fn containers_of_a_pod_join_its_shim() -> Result<()> {
     );
     pause.kill(9).await?;
     pause.wait().await?;
+    pause.delete().await?;
+    pod.finish(&client).await
+}
+
+async fn a_pod_s_shim_is_in_its_cgroup_while_the_vm_runs() -> Result<()> {
+    let mut pod = Pod::prepare("place", "", |spec| {
+        spec["annotations"] =
+            json!({"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": "place"});
+    })
+    .await?;
+    let client = pod.run_start().await?;
+    let vmm = client.create(soon(), &pod.creation()).await?.pid;
+    let recorded = pod.recorded()?;
+    let (shim, cgroup) = (recorded.shim_pid, recorded.cgroup.context("no cgroup")?);
+    let is_inside = || -> Result<bool> {
+        let text = std::fs::read_to_string(format!("/proc/{shim}/cgroup"))?;
+        let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
+        Ok(path.is_some_and(|path| !path.is_empty() && cgroup.ends_with(path)))
+    };
+    let pause = Remote::init(&client, "place");
+    // A child moves it, whose end is handled before one of these calls.
+    for _ in 0..1000 {
+        if is_inside()? {
+            break;
+        }
+        pause.state().await?;
+    }
+    ensure!(is_inside()?, "it is outside of {}", cgroup.display());
+    pause.start().await?;
+    let vmm = nix::unistd::Pid::from_raw(i32::try_from(vmm)?);
+    nix::sys::signal::kill(vmm, nix::sys::signal::Signal::SIGKILL)?;
+    pause.wait().await?;
+    for _ in 0..1000 {
+        if !cgroup.exists() {
+            break;
+        }
+        pause.state().await?;
+    }
+    ensure!(!cgroup.exists(), "{} is left", cgroup.display());
+    pod.failure()?;
     pause.delete().await?;
     pod.finish(&client).await
 }
