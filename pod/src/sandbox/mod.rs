@@ -13,6 +13,7 @@
 mod actions;
 mod call;
 mod calls;
+mod cpus;
 mod create;
 mod delete;
 mod exec;

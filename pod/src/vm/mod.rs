@@ -1,6 +1,7 @@
 //! A pod's VMM process: its start, and its end. The sandbox holds a [`Vm`] to control it and gets [`Event`]s
 //! from its [`VmmMonitor`]. Speaks `nacre_protocol::control`; knows nothing of containers.
 
+mod affinity;
 mod end;
 mod memory;
 mod monitor;
@@ -187,6 +188,14 @@ impl Vm {
         }
     }
 
+    /// Lets the VM run on these CPUs of the host only.
+    ///
+    /// # Errors
+    /// As sched_setaffinity(2); EINVAL if the host has none of them.
+    pub fn set_cpus(&self, cpus: &[usize]) -> io::Result<()> {
+        affinity::set_all(self.pid, cpus)
+    }
+
     /// Kills the VMM, and its guest with it. Does nothing if it has exited already.
     pub fn kill(&self) {
         self.killed.notify_one();
@@ -258,7 +267,7 @@ fn pid_of(spawned: &sys::Spawned) -> u32 {
 /// Sets what the VMM's threads inherit. It waits for its configuration, so it has only one thread so far.
 fn set_up(spawned: &sys::Spawned, spec: &PodSpec) -> Result<(), Error> {
     set_oom_score_adj(pid_of(spawned), spec.oom_score_adj.unwrap_or(0));
-    set_affinity(spawned.pid, &spec.cpus)
+    affinity::set(spawned.pid, &spec.cpus)
         .map_err(system("running the VMM on the CPUs of linux.resources.cpu.cpus"))
 }
 
@@ -394,18 +403,6 @@ fn spawn(
     sys::spawn(&spawn).map_err(failed)
 }
 
-/// Lets the process `pid` run on `cpus` only; on all CPUs if there are none.
-fn set_affinity(pid: nix::unistd::Pid, cpus: &[usize]) -> io::Result<()> {
-    if cpus.is_empty() {
-        return Ok(());
-    }
-    let mut set = nix::sched::CpuSet::new();
-    for cpu in cpus {
-        set.set(*cpu)?;
-    }
-    Ok(nix::sched::sched_setaffinity(pid, &set)?)
-}
-
 /// Sets the OOM killer's preference for a process, -1000..=1000 (proc_pid_oom_score_adj(5)). The VMM would
 /// inherit the shim's, which is that of containerd's daemons.
 fn set_oom_score_adj(pid: u32, adjustment: i32) {
@@ -433,28 +430,5 @@ mod tests {
         let is_bounded = |kind: &String| kind.len() <= MAX_NAME && !kind.contains('\x1b');
         assert!(bounded.keys().all(is_bounded));
         assert!(matches!(exits_in(Answer::Done), Err(RequestError::WrongAnswer)));
-    }
-
-    #[test]
-    fn a_process_runs_on_the_given_cpus_only() {
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
-        let allowed = || {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-            let line = status
-                .lines()
-                .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-            line.unwrap().trim().to_owned()
-        };
-        let all = allowed();
-        set_affinity(pid, &[]).unwrap();
-        let before = allowed();
-        set_affinity(pid, &[0]).unwrap();
-        let after = allowed();
-        let error = set_affinity(pid, &[1023]).map_err(|error| error.kind());
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert_eq!((before, after.as_str()), (all, "0"));
-        assert_eq!(error, Err(io::ErrorKind::InvalidInput));
     }
 }

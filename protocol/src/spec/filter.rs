@@ -44,19 +44,14 @@ pub fn filter_update(resources: &mut Value) -> Findings {
     if findings.refused.is_empty() {
         resources::check(resources, &mut findings);
     }
-    let mut remove = |parent: &str, key: &str, reason: &str| {
-        let object = resources.pointer_mut(parent).and_then(Value::as_object_mut);
-        if object
-            .and_then(|object| object.remove(key))
-            .is_some_and(|value| is_set(&value, true))
-        {
-            let path = format!("linux.resources{}.{key}", parent.replace('/', "."));
-            findings.ignore(path, reason);
-        }
-    };
     // Kubernetes sends all resources with each change.
-    remove("", "devices", "device rules cannot change after Create");
-    remove("/cpu", "cpus", "the VM's CPUs cannot change after its start");
+    let devices = resources
+        .as_object_mut()
+        .and_then(|object| object.remove("devices"));
+    if devices.is_some_and(|devices| is_set(&devices, true)) {
+        let reason = "device rules cannot change after Create";
+        findings.ignore("linux.resources.devices", reason);
+    }
     findings
 }
 

@@ -1,5 +1,7 @@
 //! Terminals, pausing, limits, counters, OOM kills and hooks of a task.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context as _, Result, ensure};
 use containerd_shim_protos::api::{
     CheckpointTaskRequest, PauseRequest, ResumeRequest, StatsRequest, UpdateTaskRequest,
@@ -23,6 +25,7 @@ cases![
     a_paused_task_is_resumed_or_killed,
     a_task_that_can_t_be_paused_keeps_running,
     limits_change_and_counters_are_returned,
+    an_update_of_cpus_is_for_the_vm,
     an_oom_kill_is_reported_once_and_before_the_exit,
     hooks_run_around_the_container,
     a_failing_hook_fails_create_and_not_the_pod,
@@ -215,6 +218,42 @@ async fn limits_change_and_counters_are_returned() -> Result<()> {
             "{message}"
         );
     }
+    init.kill(9).await?;
+    init.wait().await?;
+    init.delete().await?;
+    pod.finish(&client).await
+}
+
+/// The fake agent gets the rest of the update.
+async fn an_update_of_cpus_is_for_the_vm() -> Result<()> {
+    let (pod, client) = Pod::start("cpus", "", &["sleep"]).await?;
+    let vmm = client.create(soon(), &pod.creation()).await?.pid;
+    let init = Remote::init(&client, "cpus");
+    init.start().await?;
+    let cpus = || -> Result<BTreeSet<String>> {
+        let mut seen = BTreeSet::new();
+        for task in std::fs::read_dir(format!("/proc/{vmm}/task"))? {
+            let status = std::fs::read_to_string(task?.path().join("status"))?;
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+            seen.insert(line.context("no CPUs")?.trim().to_owned());
+        }
+        Ok(seen)
+    };
+    update(
+        &client,
+        "cpus",
+        &json!({"cpu": {"cpus": "0"}, "pids": {"limit": 5}}),
+    )
+    .await?;
+    ensure!(cpus()? == BTreeSet::from(["0".to_owned()]), "{:?}", cpus()?);
+    let (code, message) = refused(update(&client, "cpus", &json!({"cpu": {"cpus": "1023"}})).await)?;
+    ensure!(
+        code == Code::INVALID_ARGUMENT && message.contains("linux.resources.cpu.cpus"),
+        "{code:?} {message}"
+    );
+    ensure!(cpus()? == BTreeSet::from(["0".to_owned()]), "{:?}", cpus()?);
     init.kill(9).await?;
     init.wait().await?;
     init.delete().await?;

@@ -24,7 +24,10 @@ const CALLS: [(&str, &str); 17] = [
         "works: freezes the container's processes, not the VM",
     ),
     ("Task.Resume", "works"),
-    ("Task.Update", "works for the resources of the guest's cgroup v2"),
+    (
+        "Task.Update",
+        "works for the resources of the guest's cgroup v2, and for the CPUs of the VM",
+    ),
     ("Task.Stats", "works: returns cgroup v2 metrics"),
     ("Task.Pids", "works: returns the guest's PIDs"),
     ("Task.Delete", "works for containers and exec processes"),

@@ -232,7 +232,7 @@ pub const TESTS: &[Test] = &[
         &["linux.resources.cpu.cpus"],
     ),
     test(
-        "pod/src/vm/mod.rs",
+        "pod/src/vm/affinity.rs",
         "a_process_runs_on_the_given_cpus_only",
         &["linux.resources.cpu.cpus"],
     ),

@@ -178,7 +178,11 @@ impl Sandbox {
     }
 
     pub(super) fn update(&mut self, id: &str, resources: &[u8], reply: Reply<()>) {
-        match self.check_update(id, resources) {
+        let checked = self.check_update(id, resources).and_then(|mut resources| {
+            self.update_cpus(id, &mut resources)?;
+            Ok(resources)
+        });
+        match checked {
             // No process of its own: its limits are those of the pod.
             Ok(resources) if self.is_pause(id) => {
                 self.change_size(Change::Pod(size_of_container(&resources), reply));

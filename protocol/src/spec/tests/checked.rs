@@ -63,14 +63,14 @@ fn the_resources_of_an_update_are_checked() {
     let checked = check_resources(json).unwrap();
     assert_eq!(
         checked.value(),
-        &json!({"memory": {"limit": 5}, "cpu": {"shares": 2}})
+        &json!({"memory": {"limit": 5}, "cpu": {"cpus": "0", "shares": 2}})
     );
     let paths: Vec<_> = checked
         .ignored()
         .iter()
         .map(|finding| finding.path.as_str())
         .collect();
-    assert_eq!(paths, ["linux.resources.devices", "linux.resources.cpu.cpus"]);
+    assert_eq!(paths, ["linux.resources.devices"]);
     let error = check_resources(br#"{"cpu":{"mems":"0"}}"#)
         .unwrap_err()
         .to_string();
