@@ -18,6 +18,9 @@ use crate::copy::Pair;
 use crate::dial::Dialer;
 use crate::error::Error;
 
+/// How long a server may take to accept a connection: one that has too many waiting answers nothing.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
 const IPV4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const IPV6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
@@ -50,6 +53,12 @@ impl Target {
             port,
             stream,
         })
+    }
+
+    /// As [`Target::connect`], within `deadline`.
+    async fn connect_within(&self, deadline: Duration) -> Result<OwnedFd, Error> {
+        let connected = tokio::time::timeout(deadline, self.connect()).await;
+        connected.unwrap_or_else(|_elapsed| Err(self.unreachable(io::ErrorKind::TimedOut.into())))
     }
 
     /// Connects to the first address that accepts the connection.
@@ -86,7 +95,7 @@ async fn connect(address: SocketAddr) -> io::Result<OwnedFd> {
 /// Carries out `request`, until both directions have ended.
 pub async fn forward(dialer: &Dialer, request: &ForwardRequest) -> Result<(), Error> {
     let target = Target::parse(request)?;
-    let server = target.connect().await?;
+    let server = target.connect_within(CONNECT_DEADLINE).await?;
     let stream = dialer.start_stream(target.stream)?.finish().await?;
     let connection = Connection::new(stream, &server)?;
     let Err(source) = connection.copy().await else {

@@ -131,6 +131,33 @@ fn a_refused_connection_is_an_error_and_opens_no_stream() {
     assert!(error.to_string().contains(&port.to_string()), "{error}");
 }
 
+/// As a container that has hung, whose kernel drops further connections.
+#[test]
+fn a_server_that_does_not_accept_is_unreachable_after_the_deadline() {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(IPV4, 0)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let error = runtime.block_on(async {
+        let listener = socket.listen(1).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let target = Target::parse(&request(Family::IPV4, port)).unwrap();
+        let mut waiting = Vec::new();
+        loop {
+            match target.connect_within(Duration::from_millis(200)).await {
+                Ok(connection) => waiting.push(connection),
+                Err(error) => break error,
+            }
+        }
+    });
+    assert!(
+        matches!(&error, Error::Unreachable { source, .. } if source.kind() == io::ErrorKind::TimedOut),
+        "{error}"
+    );
+}
+
 /// The host would take the end of the stream for the end of the data.
 #[test]
 fn the_stream_of_a_reset_connection_stays_open_until_the_host_closes_it() {
