@@ -20,6 +20,7 @@ mod exec;
 mod fork;
 mod forward;
 mod guest_init;
+mod kernel_reports;
 mod keyring;
 mod memory;
 mod network;

@@ -6,7 +6,6 @@
 
 mod high;
 mod policy;
-mod uevents;
 
 use std::fs;
 use std::io;
@@ -21,9 +20,9 @@ use tokio::time::Instant;
 
 use self::high::High;
 use self::policy::Usage;
-use self::uevents::Uevents;
 use crate::cgroup::Cgroup;
 use crate::error::Error;
+use crate::kernel_reports::KernelReports;
 use crate::pci;
 
 const MEMINFO: &str = "/proc/meminfo";
@@ -191,8 +190,8 @@ fn read(file: impl AsRef<Path>) -> Result<String, Error> {
     fs::read_to_string(&file).map_err(Error::file("reading", file.as_ref()))
 }
 
-fn uevents() -> Result<Uevents, Error> {
-    Uevents::open().map_err(Error::system("opening a socket for the kernel's uevents"))
+fn uevents() -> Result<KernelReports, Error> {
+    KernelReports::of_devices().map_err(Error::system("opening a socket for the kernel's uevents"))
 }
 
 fn receiving(error: io::Error) -> Error {

@@ -12,6 +12,7 @@ use nacre_netlink::{Error as NetlinkError, Message, Socket, address, link, neigh
 use nacre_protocol::agent::{Link, Network};
 
 use crate::error::Error;
+use crate::kernel_reports::KernelReports;
 use crate::pci;
 
 /// Most links of a guest that are looked at; a container can create more.
@@ -20,10 +21,10 @@ const MAX_LINKS: usize = 4096;
 /// Finds devices that were attached to the VM since its boot, and then sets up `network`. When this returns,
 /// the links can send.
 pub async fn set_up_attached(network: &Network) -> Result<(), Error> {
-    let changes = carrier::Changes::open()?;
+    let changes = KernelReports::of_links().map_err(Error::system("watching the guest's links"))?;
     pci::find_attached()?;
     set_up(network)?;
-    changes.wait_for_carriers(&network.links).await
+    carrier::wait_for_carriers(&changes, &network.links).await
 }
 
 /// Sets up `network`; costs nothing if it is empty.

@@ -239,9 +239,9 @@ fn a_link_is_waited_for_until_it_can_send() {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let changes = carrier::Changes::open().unwrap();
+            let changes = KernelReports::of_links().unwrap();
             set_up(&network).unwrap();
-            let wait = changes.wait_for_carriers(&links);
+            let wait = carrier::wait_for_carriers(&changes, &links);
             tokio::pin!(wait);
             let early = tokio::time::timeout(std::time::Duration::from_millis(50), &mut wait).await;
             assert!(early.is_err(), "the link has no carrier");
