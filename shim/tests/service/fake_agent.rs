@@ -422,10 +422,13 @@ impl Agent for FakeAgent {
     }
 
     async fn wait_memory(&self, _: &TtrpcContext, _: WaitMemoryRequest) -> ttrpc::Result<WaitMemoryResponse> {
-        Ok(WaitMemoryResponse {
-            plugged_mib: fake_memory::wanted(&self.behaviour).await,
-            ..Default::default()
-        })
+        match fake_memory::wanted(&self.behaviour).await {
+            Ok(plugged_mib) => Ok(WaitMemoryResponse {
+                plugged_mib,
+                ..Default::default()
+            }),
+            Err(reason) => refuse(ttrpc::Code::INTERNAL, reason),
+        }
     }
 
     async fn wait_clock_lost(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

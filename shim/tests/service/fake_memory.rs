@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A guest that always needs more memory.
 pub const GREEDY: &str = "fake=greedy";
+/// The same, but the agent refuses the first question.
+const REFUSES_ONCE: &str = "fake=refuses-once";
 
 /// Memory at boot, and what is plugged in, MiB.
 static MEMORY_MIB: [AtomicU32; 2] = [AtomicU32::new(0), AtomicU32::new(0)];
@@ -58,13 +60,14 @@ pub fn limit(bytes: i64) -> Result<(), String> {
     Ok(())
 }
 
-/// What the guest with `behaviour` needs.
-pub async fn wanted(behaviour: &str) -> u32 {
-    ASKED.fetch_add(1, Ordering::SeqCst);
-    if behaviour == GREEDY {
-        return u32::MAX;
+/// What the guest with `behaviour` needs, or why it can't say.
+pub async fn wanted(behaviour: &str) -> Result<u32, &'static str> {
+    let asked = ASKED.fetch_add(1, Ordering::SeqCst);
+    match behaviour {
+        REFUSES_ONCE if asked == 0 => Err("out of descriptors"),
+        GREEDY | REFUSES_ONCE => Ok(u32::MAX),
+        _ => std::future::pending().await,
     }
-    std::future::pending().await
 }
 
 /// How often the guest was asked for its need of memory.

@@ -17,6 +17,7 @@ cases![
     the_vm_grows_before_a_limit_and_shrinks_after_it,
     a_limit_beyond_the_maximum_changes_nothing,
     a_greedy_guest_gets_the_maximum_and_is_not_asked_again,
+    a_guest_that_has_refused_is_asked_again,
 ];
 
 fn size(pod: &Pod) -> Result<PodSize> {
@@ -92,6 +93,25 @@ async fn a_greedy_guest_gets_the_maximum_and_is_not_asked_again() -> Result<()> 
         "{grown:?}"
     );
     ensure!((1..=3).contains(&asked), "the guest was asked {asked} times");
+    pod.kill(&client, libc::SIGKILL).await?;
+    pod.wait(&client).await?;
+    pod.delete(&client).await?;
+    pod.finish(&client).await
+}
+
+async fn a_guest_that_has_refused_is_asked_again() -> Result<()> {
+    let config = "kernel_params = \"fake=refuses-once\"\n";
+    let (pod, client) = Pod::start("refuses", config, &["sleep"]).await?;
+    client.create(soon(), &pod.creation()).await?;
+    pod.start_task(&client).await?;
+    // Each call lets a moment pass; the test has a deadline.
+    loop {
+        pod.state(&client).await?;
+        let grown = size(&pod)?;
+        if grown.memory_mib == grown.max_mib {
+            break;
+        }
+    }
     pod.kill(&client, libc::SIGKILL).await?;
     pod.wait(&client).await?;
     pod.delete(&client).await?;

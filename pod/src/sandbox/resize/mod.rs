@@ -1,24 +1,23 @@
 //! The size of the pod's VM while it lives. It changes when a container comes, when limits are updated, and
-//! when the guest runs short of memory; [`crate::size`] decides how, [`job`] does it. One change at a time:
-//! further ones wait in a list. A container that comes is started when the VM has its size.
+//! when the guest runs short of memory ([`demand`]); [`crate::size`] decides how, [`job`] does it. One change at
+//! a time: further ones wait in a list. A container that comes is started when the VM has its size.
 
+mod demand;
 mod job;
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
 
-use nacre_protocol::agent::PluggedMemory;
 use nacre_protocol::spec;
 use nacre_protocol::state::PodSize as Recorded;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use self::demand::Demands;
 use self::job::{Given, Job, NewLimits};
 use super::queue::Event;
 use super::{Sandbox, log_ignored_fields};
 use crate::container::{Reply, TaskState, answer};
 use crate::error::Error;
-use crate::guest::CallError;
 use crate::log;
 use crate::pod_spec::{SizeHints, size_of_container};
 use crate::process_id::ProcessId;
@@ -26,9 +25,6 @@ use crate::size::{Limits, PodSize, Target, VmSize};
 
 /// Most changes that wait.
 const MAX_WAITING: usize = 64;
-/// The least time between two changes that the guest asks for and that are no growth. Growth ends at the
-/// ceiling, so the two together bound what a hostile guest can cause.
-const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why the VM's size is to change.
 #[derive(Debug)]
@@ -68,10 +64,8 @@ pub struct Sizing {
     waiting: VecDeque<Change>,
     /// The change that is underway.
     current: Option<Change>,
-    /// The agent is asked for the guest's need of memory.
-    is_followed: bool,
-    /// When a change that the guest asked for began.
-    last_demand: Option<Instant>,
+    /// What the guest asks for.
+    demands: Demands,
     /// The VM can't get more memory than this, MiB: plugging has failed.
     stuck_at: Option<u32>,
 }
@@ -95,8 +89,7 @@ impl Sizing {
             fit: watch::Sender::new(Fit::Fits),
             waiting: VecDeque::new(),
             current: None,
-            is_followed: false,
-            last_demand: None,
+            demands: Demands::default(),
             stuck_at: None,
         }
     }
@@ -335,54 +328,6 @@ impl Sandbox {
             self.pod.size = recorded;
             self.write_pod();
         }
-    }
-
-    /// Asks the agent for the need of memory, if the VM may get more or has more than it must.
-    pub(super) fn follow_memory(&mut self) {
-        let Ok(guest) = self.guest() else { return };
-        let Some(sizing) = &mut self.sizing else { return };
-        let target = sizing.target(&sizing.needed, sizing.given.memory_mib);
-        let is_fixed =
-            target.ceiling_mib == target.memory_mib && target.memory_mib == sizing.given.memory_mib;
-        if sizing.is_followed || is_fixed {
-            return;
-        }
-        sizing.is_followed = true;
-        sizing.given.ceiling_mib = target.ceiling_mib;
-        let boot = sizing.needed.vm().boot_mib;
-        let memory = PluggedMemory {
-            mib: sizing.given.memory_mib.saturating_sub(boot),
-            most_mib: target.ceiling_mib.saturating_sub(boot),
-            ..Default::default()
-        };
-        self.queue
-            .send_result(async move { Event::MemoryWanted(guest.wait_memory(memory).await) });
-    }
-
-    /// The guest needs another amount of memory.
-    pub(super) fn memory_wanted(&mut self, wanted: Result<u32, CallError>) {
-        let Some(sizing) = &mut self.sizing else { return };
-        let plugged_mib = match wanted {
-            Ok(plugged_mib) => plugged_mib,
-            // The VM has ended. This call has no deadline.
-            Err(CallError::Lost(_) | CallError::TimedOut) => return,
-            Err(CallError::Answer(code, message)) => {
-                return log::warn(format_args!(
-                    "the pod's memory does not grow any more: {code:?}: {message}"
-                ));
-            }
-        };
-        sizing.is_followed = false;
-        let wanted_mib = sizing.needed.vm().boot_mib.saturating_add(plugged_mib);
-        let to = sizing.target(&sizing.needed, wanted_mib);
-        let now = Instant::now();
-        let is_recent = |last: Instant| now.saturating_duration_since(last) < INTERVAL;
-        let grows = to.memory_mib > sizing.given.memory_mib;
-        if !grows && (to == sizing.given || sizing.last_demand.is_some_and(is_recent)) {
-            return self.queue.send_after(INTERVAL, Event::MemoryFollowed);
-        }
-        sizing.last_demand = Some(now);
-        self.change_size(Change::Demand(plugged_mib));
     }
 }
 
