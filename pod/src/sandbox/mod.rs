@@ -208,6 +208,7 @@ impl Sandbox {
             Event::Resized(resized) => self.resized(*resized),
             Event::MemoryWanted(wanted) => self.memory_wanted(wanted),
             Event::MemoryFollowed => self.follow_memory_again(),
+            Event::SizeDue => self.size_due(),
             Event::AgentLost(reason) => self.agent_lost(&reason),
             Event::VmFailed(failed) => self.fail_vm(failed),
             Event::PodReady(reply) => self.pod_ready(reply),

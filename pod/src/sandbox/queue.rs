@@ -75,6 +75,8 @@ pub enum Event {
     MemoryWanted(Result<u32, CallError>),
     /// The guest may be asked again for its need of memory.
     MemoryFollowed,
+    /// The VM's size may be written to disk again.
+    SizeDue,
     /// The agent's stream is lost.
     AgentLost(String),
     /// The agent is ready, and PodCall::Start waits for it.

@@ -1,9 +1,11 @@
 //! The size of the pod's VM while it lives. It changes when a container comes, when limits are updated, and
 //! when the guest runs short of memory ([`demand`]); [`crate::size`] decides how, [`job`] does it. One change at
-//! a time: further ones wait in a list. A container that comes is started when the VM has its size.
+//! a time: further ones wait in a list. A container that comes is started when the VM has its size. [`record`]
+//! writes the size to disk.
 
 mod demand;
 mod job;
+mod record;
 
 use std::collections::VecDeque;
 
@@ -14,6 +16,7 @@ use tokio::sync::watch;
 
 use self::demand::Demands;
 use self::job::{Given, Job, NewLimits};
+use self::record::Writes;
 use super::queue::Event;
 use super::{Sandbox, log_ignored_fields};
 use crate::container::{Reply, TaskState, answer};
@@ -66,6 +69,8 @@ pub struct Sizing {
     current: Option<Change>,
     /// What the guest asks for.
     demands: Demands,
+    /// When the size was written to disk.
+    writes: Writes,
     /// The VM can't get more memory than this, MiB: plugging has failed.
     stuck_at: Option<u32>,
 }
@@ -90,6 +95,7 @@ impl Sizing {
             waiting: VecDeque::new(),
             current: None,
             demands: Demands::default(),
+            writes: Writes::default(),
             stuck_at: None,
         }
     }
@@ -311,22 +317,6 @@ impl Sandbox {
                 sizing.waiting.push_back(Change::Fit);
             }
             Change::Demand(_) => {}
-        }
-    }
-
-    /// The guest has plugged in or given back memory until it had `mib` besides that at boot.
-    pub(super) fn memory_plugged(&mut self, mib: u32) {
-        let Some(sizing) = &mut self.sizing else { return };
-        sizing.plugged_mib = mib.min(sizing.needed.vm().pluggable_mib());
-        self.record_size();
-    }
-
-    /// Writes the VM's size to the pod's state on disk, if it is another.
-    fn record_size(&mut self) {
-        let recorded = self.sizing.as_ref().map(Sizing::recorded);
-        if recorded != self.pod.size {
-            self.pod.size = recorded;
-            self.write_pod();
         }
     }
 }
