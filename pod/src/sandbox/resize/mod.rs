@@ -254,13 +254,10 @@ impl Sandbox {
         }
     }
 
-    /// The VM has ended: nothing waits for it any more.
+    /// If the VM has ended, nothing waits for it any more.
     fn refuse_resizes(&mut self) {
-        let Err(error) = self.guest() else { return };
-        let has_ended = matches!(error, Error::Step(_));
-        let waiting = self.sizing.as_mut().filter(|_| has_ended);
-        for change in waiting.into_iter().flat_map(|sizing| sizing.waiting.drain(..)) {
-            refuse(change, error.clone());
+        if let (Err(error @ Error::Step(_)), Some(sizing)) = (self.guest(), &mut self.sizing) {
+            sizing.end(&error);
         }
     }
 
@@ -322,6 +319,16 @@ impl Sandbox {
 }
 
 impl Sizing {
+    /// Refuses all changes that wait, for `error`.
+    fn end(&mut self, error: &Error) {
+        for change in self.waiting.drain(..) {
+            if matches!(change, Change::Fit) {
+                self.fit.send_replace(Fit::Failed(error.clone()));
+            }
+            refuse(change, error.clone());
+        }
+    }
+
     /// What the VM is to have after `change`, and the limits that the guest must apply for it.
     fn plan(&self, change: &Change) -> Result<(Given, Option<NewLimits>), Error> {
         match change {
@@ -372,5 +379,32 @@ fn refuse(change: Change, error: Error) {
     match change {
         Change::Update(_, _, reply) | Change::Pod(_, reply) => answer(reply, Err(error)),
         Change::Fit | Change::Demand(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::size::Host;
+
+    #[test]
+    fn the_end_of_the_vm_ends_the_wait_for_its_size() {
+        let vm = VmSize {
+            boot_mib: 256,
+            max_mib: 512,
+            vcpus: 1,
+            max_vcpus: 1,
+        };
+        let host = Host {
+            cpus: 1,
+            memory_mib: 1024,
+        };
+        let mut sizing = Sizing::new(PodSize::new(vm, Limits::default(), host));
+        let fit = sizing.fit();
+        sizing.fit.send_replace(Fit::Changing);
+        sizing.waiting.push_back(Change::Fit);
+        sizing.end(&Error::Closing);
+        assert!(matches!(*fit.borrow(), Fit::Failed(Error::Closing)));
+        assert!(sizing.waiting.is_empty());
     }
 }
