@@ -14,7 +14,7 @@ use crate::guest::CgroupFiles;
 use crate::pod_files;
 use crate::pod_spec::{Lifetime, PodSpec, SizeHints};
 
-/// A call about the pod itself. Start, Wait and Stats are refused before Create; all are refused if the pod was
+/// A call about the pod itself. Start, Wait, Stats and Update are refused before Create; all are refused if the pod was
 /// started for a container.
 #[derive(Debug)]
 pub enum PodCall {
@@ -94,6 +94,9 @@ impl Sandbox {
             PodCall::Stop(reply) => self.stop_pod(reply),
             PodCall::Stats(reply) => answer(reply, self.pod_counters()),
             PodCall::Update(hints, reply) => match self.has_pod_calls() {
+                Ok(()) if self.pod_life.phase == PodPhase::Absent => {
+                    answer(reply, Err(self.refuse_pod("updated")));
+                }
                 Ok(()) => self.update_pod(hints, reply),
                 Err(error) => answer(reply, Err(error)),
             },

@@ -30,6 +30,7 @@ cases![
     every_call_of_a_sandbox_in_every_state,
     containers_come_and_go_in_a_sandbox,
     a_sandbox_whose_vm_dies_is_reported,
+    a_sandbox_is_resized_once_its_guest_has_booted,
     delete_ends_a_sandbox_that_was_never_created,
     start_reads_and_answers_the_bootstrap_message,
 ];
@@ -54,7 +55,12 @@ struct Sandbox {
 
 impl Sandbox {
     async fn start(id: &str) -> Result<Self> {
-        let mut pod = Pod::prepare(id, "", |_| {}).await?;
+        Self::start_with(id, "").await
+    }
+
+    /// As [`Sandbox::start`], with `config` as config.toml.
+    async fn start_with(id: &str, config: &str) -> Result<Self> {
+        let mut pod = Pod::prepare(id, config, |_| {}).await?;
         let bundle = pod.path().join("bundle");
         std::fs::create_dir(pod.path().join("inner"))?;
         std::fs::rename(bundle.join("config.json"), pod.path().join("inner/config.json"))?;
@@ -80,17 +86,23 @@ impl Sandbox {
         Ok(self.api.sandbox_status(soon(), request).await?)
     }
 
-    /// Calls UpdateSandbox, which the client's crate does not have.
-    async fn update(&self, id: &str) -> ttrpc::Result<()> {
+    /// Calls UpdateSandbox, which the client's crate does not have, with `fields` besides the sandbox's id.
+    async fn update(&self, id: &str, fields: &[u8]) -> ttrpc::Result<()> {
+        let mut payload = of!(UpdateSandboxRequest, id).write_to_bytes().unwrap();
+        payload.extend(fields);
         let request = ttrpc::Request {
             service: "containerd.runtime.sandbox.v1.Sandbox".into(),
             method: "UpdateSandbox".into(),
             timeout_nano: 20_000_000_000,
-            payload: of!(UpdateSandboxRequest, id).write_to_bytes().unwrap(),
+            payload,
             ..Default::default()
         };
         self.raw.request(request).await?;
         Ok(())
+    }
+
+    async fn resize(&self, id: &str) -> ttrpc::Result<()> {
+        self.update(id, &resize_to_256_mib()).await
     }
 
     /// Makes `call` for sandbox `id`; the code of its answer.
@@ -107,7 +119,8 @@ impl Sandbox {
             "status" => code(api.sandbox_status(soon(), of!(SandboxStatusRequest, id)).await),
             "ping" => code(api.ping_sandbox(soon(), of!(PingRequest, id)).await),
             "metrics" => code(api.sandbox_metrics(soon(), of!(SandboxMetricsRequest, id)).await),
-            "update" => code(self.update(id).await),
+            "update" => code(self.update(id, &[]).await),
+            "resize" => code(self.resize(id).await),
             "wait" => {
                 let moment = std::time::Duration::from_millis(50);
                 let request = of!(WaitSandboxRequest, id);
@@ -130,14 +143,29 @@ impl Sandbox {
     }
 }
 
+/// Field `number` of a message, as it is on the wire. `content` has less than 128 bytes.
+fn field(number: u8, content: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(content.len()).unwrap();
+    assert!(length < 128);
+    [&[number << 3 | 2, length], content].concat()
+}
+
+/// CRI's resize of a pod: an extension (field 7) of the sandbox (field 4).
+fn resize_to_256_mib() -> Vec<u8> {
+    let value = br#"{"Resources":{"memory_limit_in_bytes":268435456}}"#;
+    let any = [
+        field(1, b"io.containerd.cri.v1/UpdatedResources"),
+        field(2, value),
+    ]
+    .concat();
+    let entry = [field(1, b"updated-resources"), field(2, &any)].concat();
+    field(4, &field(7, &entry))
+}
+
 /// CRI's configuration with a host name (field 2) and a cgroup parent (field 1 of field 8), as it is on the wire.
 fn config(id: &str) -> Any {
-    let mut value = vec![0x12, 1, b'h'];
     let parent = format!("/nacre-test-{id}");
-    let mut linux = vec![0x0a, u8::try_from(parent.len()).unwrap()];
-    linux.extend(parent.bytes());
-    value.extend([0x42, u8::try_from(linux.len()).unwrap()]);
-    value.extend(linux);
+    let value = [field(2, b"h"), field(8, &field(1, parent.as_bytes()))].concat();
     Any {
         type_url: "runtime.v1.PodSandboxConfig".into(),
         value,
@@ -216,13 +244,14 @@ const PRE: Code = Code::FAILED_PRECONDITION;
 
 /// The code of each call in the order of [`STATES`]. A call that changes the state is made last.
 #[rustfmt::skip]
-const CODES: [(&str, [Code; 4]); 9] = [
+const CODES: [(&str, [Code; 4]); 10] = [
     //           absent created running stopped
     ("platform", [OK,   OK,     OK,     OK]),
     ("status",   [OK,   OK,     OK,     OK]),
     ("ping",     [OK,   OK,     OK,     OK]),
     ("metrics",  [PRE,  OK,     OK,     PRE]),
     ("update",   [OK,   OK,     OK,     OK]),
+    ("resize",   [PRE,  OK,     OK,     Code::UNKNOWN]),
     ("wait",     [PRE,  OK,     OK,     OK]),
     ("create",   [OK,   PRE,    PRE,    Code::UNAVAILABLE]),
     ("start",    [PRE,  OK,     PRE,    Code::UNKNOWN]),
@@ -316,6 +345,27 @@ async fn a_sandbox_whose_vm_dies_is_reported() -> Result<()> {
     ensure!(sandbox.status().await?.state == "SANDBOX_NOTREADY");
     ensure!(sandbox.pod.failure()?.reason.contains("killed"), "no reason");
     ensure!(sandbox.code("stop", &id).await == OK);
+    sandbox.finish().await
+}
+
+async fn a_sandbox_is_resized_once_its_guest_has_booted() -> Result<()> {
+    let sandbox = Sandbox::start_with("api-size", "memory_mib = 64\n").await?;
+    sandbox.api.create_sandbox(soon(), &sandbox.creation()).await?;
+    sandbox.resize("api-size").await?;
+    let size = sandbox.pod.recorded()?.size.context("no size")?;
+    ensure!(size.memory_mib > 256, "{size:?}");
+    sandbox.finish().await?;
+    // This guest never boots.
+    let sandbox = Sandbox::start_with("api-size", "kernel_params = \"fake=silent\"\n").await?;
+    sandbox.api.create_sandbox(soon(), &sandbox.creation()).await?;
+    let stopping = of!(StopSandboxRequest, "api-size");
+    let (resized, stopped) = tokio::join!(
+        sandbox.resize("api-size"),
+        sandbox.api.stop_sandbox(soon(), stopping)
+    );
+    stopped?;
+    let (code, message) = refused(resized)?;
+    ensure!(code == Code::UNKNOWN, "{code:?}: {message}");
     sandbox.finish().await
 }
 

@@ -205,11 +205,9 @@ impl Sandbox {
         Ok(checked.value().clone())
     }
 
+    /// A pod whose guest still boots is changed once it has.
     pub(super) fn update_pod(&mut self, hints: SizeHints, reply: Reply<()>) {
-        match self.guest() {
-            Ok(_) => self.change_size(Change::Pod(hints, reply)),
-            Err(error) => answer(reply, Err(error)),
-        }
+        self.change_size(Change::Pod(hints, reply));
     }
 
     fn change_size(&mut self, change: Change) {
