@@ -3,6 +3,7 @@
 use nacre_protocol::{container_id, spec};
 
 use crate::process_id::ProcessId;
+use crate::size::TooLarge;
 
 /// A step that failed, with what an operator needs: which step, on which object, why, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,5 +123,11 @@ impl From<StepFailed> for Error {
 impl From<spec::Refused> for Error {
     fn from(refused: spec::Refused) -> Self {
         Self::Refused(refused.to_string())
+    }
+}
+
+impl From<TooLarge> for Error {
+    fn from(limits: TooLarge) -> Self {
+        Self::Refused(limits.to_string())
     }
 }

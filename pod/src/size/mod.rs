@@ -63,7 +63,13 @@ impl VmSize {
     /// The most memory that can be plugged in besides that at boot, MiB.
     #[must_use]
     pub fn pluggable_mib(&self) -> u32 {
-        self.max_mib.saturating_sub(self.boot_mib)
+        self.besides_boot(self.max_mib)
+    }
+
+    /// What a VM of `mib` has besides its memory at boot, MiB.
+    #[must_use]
+    pub fn besides_boot(&self, mib: u32) -> u32 {
+        mib.saturating_sub(self.boot_mib)
     }
 
     /// The size, in steps of [`MEMORY_SECTION_MIB`] from that at boot, that has `mib` if the VM can have it.

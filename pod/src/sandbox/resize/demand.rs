@@ -3,11 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use nacre_protocol::agent::PluggedMemory;
-
 use super::super::Sandbox;
 use super::super::queue::Event;
 use super::Change;
+use super::job::plugged_memory;
 use crate::guest::CallError;
 use crate::log;
 
@@ -65,12 +64,7 @@ impl Sandbox {
         }
         sizing.demands.is_followed = true;
         sizing.given.ceiling_mib = target.ceiling_mib;
-        let boot = sizing.needed.vm().boot_mib;
-        let memory = PluggedMemory {
-            mib: sizing.given.memory_mib.saturating_sub(boot),
-            most_mib: target.ceiling_mib.saturating_sub(boot),
-            ..Default::default()
-        };
+        let memory = plugged_memory(sizing.needed.vm(), &sizing.given);
         self.queue
             .send_result(async move { Event::MemoryWanted(guest.wait_memory(memory).await) });
     }

@@ -37,6 +37,15 @@ pub struct NewLimits {
     pub resources: Vec<u8>,
 }
 
+/// What the guest is told of its memory.
+pub fn plugged_memory(vm: &VmSize, given: &Given) -> PluggedMemory {
+    PluggedMemory {
+        mib: vm.besides_boot(given.memory_mib),
+        most_mib: vm.besides_boot(given.ceiling_mib),
+        ..Default::default()
+    }
+}
+
 impl Job {
     /// Makes the change. Returns what the VM has been given then, also if it failed.
     pub async fn run(self) -> (Given, Result<(), Error>) {
@@ -75,7 +84,7 @@ impl Job {
 
     /// Asks the VMM for a VM with `mib` of memory.
     async fn plug(&self, mib: u32) -> Result<(), StepFailed> {
-        let plugged = mib.saturating_sub(self.vm.boot_mib);
+        let plugged = self.vm.besides_boot(mib);
         let done = self.memory.plug(plugged, self.vm.pluggable_mib()).await;
         done.map_err(|error| failed(STEP, format_args!("memory of {mib} MiB: {error}"), None))
     }
@@ -83,13 +92,8 @@ impl Job {
     /// Tells the guest its size. It brings vCPUs online or offline, finds the device that plugs memory if it
     /// is new, and waits for its memory.
     async fn tell(&self, size: Given) -> Result<(), Error> {
-        let besides_boot = |mib: u32| mib.saturating_sub(self.vm.boot_mib);
-        let wanted_mib = besides_boot(size.memory_mib);
-        let memory = PluggedMemory {
-            mib: wanted_mib,
-            most_mib: besides_boot(size.ceiling_mib),
-            ..Default::default()
-        };
+        let memory = plugged_memory(&self.vm, &size);
+        let wanted_mib = memory.mib;
         let has = self.guest.resize_vm(size.vcpus, memory).await;
         let has = has.map_err(|error| error.into_error(STEP))?;
         if has.vcpus < size.vcpus.into() {

@@ -145,8 +145,7 @@ impl Sandbox {
         let Some(sizing) = &mut self.sizing else {
             return Ok(());
         };
-        let added = sizing.needed.set(id, limits);
-        added.map_err(|error| Error::Refused(error.to_string()))?;
+        sizing.needed.set(id, limits)?;
         self.fit_size();
         Ok(())
     }
@@ -265,7 +264,7 @@ impl Sandbox {
         let before = std::mem::replace(&mut sizing.given, given);
         if result.is_ok() {
             // The guest has confirmed growth. It gives memory back later.
-            let plugged_mib = given.memory_mib.saturating_sub(sizing.needed.vm().boot_mib);
+            let plugged_mib = sizing.needed.vm().besides_boot(given.memory_mib);
             sizing.plugged_mib = sizing.plugged_mib.max(plugged_mib);
         }
         let change = sizing.current.take();
@@ -300,10 +299,7 @@ impl Sandbox {
                 self.fit_size();
             }
             Change::Pod(hints, reply) => {
-                let set = result.and_then(|()| {
-                    let set = sizing.needed.set_pod(Limits::from(hints));
-                    set.map_err(|error| Error::Refused(error.to_string()))
-                });
+                let set = result.and_then(|()| Ok(sizing.needed.set_pod(Limits::from(hints))?));
                 answer(reply, set);
                 self.fit_size();
             }
@@ -337,13 +333,12 @@ impl Sizing {
             }
             Change::Pod(hints, _) => {
                 let mut needed = self.needed.clone();
-                let set = needed.set_pod(Limits::from(*hints));
-                set.map_err(|error| Error::Refused(error.to_string()))?;
+                needed.set_pod(Limits::from(*hints))?;
                 Ok((self.target(&needed, self.given.memory_mib), None))
             }
             Change::Update(id, resources, _) => {
                 let mut needed = self.needed.clone();
-                updated(&mut needed, id, resources).map_err(|error| Error::Refused(error.to_string()))?;
+                updated(&mut needed, id, resources)?;
                 let to = self.target(&needed, self.given.memory_mib);
                 let limits = NewLimits {
                     container: id.clone(),
