@@ -49,7 +49,7 @@ pub use error::{Error, StepFailed};
 pub use event::{EventSink, TaskEvent};
 pub use exit::Exit;
 pub use guest::CgroupFiles;
-pub use identity::{Identity, config_json};
+pub use identity::{Identity, read_spec};
 pub use mount::Mount;
 pub use pod_spec::{Lifetime, PodSpec, SizeHints};
 pub use process_id::ProcessId;

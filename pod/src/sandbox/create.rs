@@ -128,9 +128,8 @@ impl Sandbox {
     }
 
     fn plan(&self, request: &CreateRequest) -> Result<Plan, Error> {
-        let file = identity::config_json(&request.bundle);
-        let spec = std::fs::read(&file)
-            .map_err(|error| failed("read spec", format_args!("{}: {error}", file.display()), None))?;
+        let spec = identity::read_spec(&request.bundle);
+        let spec = spec.map_err(|error| failed("read spec", error, None))?;
         let (own_pids, shares_pids) = self.pid_namespaces();
         let pod = Pod {
             pid: self.vm.as_ref().map_or(0, Vm::pid),

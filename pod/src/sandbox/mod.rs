@@ -110,7 +110,7 @@ impl Sandbox {
     pub fn new(identity: Identity, events: Box<dyn EventSink>, begun_ns: u64) -> (Self, Handle) {
         let (queue, received) = Queue::new();
         let handle = Handle::new(queue.clone());
-        let spec = match std::fs::read(identity::config_json(&identity.bundle)) {
+        let spec = match identity::read_spec(&identity.bundle) {
             Ok(bytes) => PodSpec::from_oci(&bytes),
             // Without a spec there is no container yet: PodCall::Create describes the pod.
             Err(_) => PodSpec::of_sandbox_api(),

@@ -20,7 +20,7 @@ pub fn run(arguments: Arguments, begun_ns: u64) -> anyhow::Result<()> {
     let bundle = std::env::current_dir().context("working directory")?;
     let input = input::read(std::io::stdin()).context("standard input")?;
     let bootstrap = Bootstrap::parse(&input, &arguments);
-    let spec = std::fs::read(nacre_pod::config_json(&bundle)).unwrap_or_default();
+    let spec = nacre_pod::read_spec(&bundle).unwrap_or_default();
     match nacre_pod::role_in(&spec).context("config.json")? {
         Role::Member(sandbox) if sandbox != arguments.id => return join(&arguments, &sandbox, &bootstrap),
         Role::Member(_) | Role::Sandbox | Role::Standalone => {}
