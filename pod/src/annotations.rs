@@ -26,7 +26,6 @@ const POD_NAME: [&str; 2] = ["io.kubernetes.cri.sandbox-name", "io.kubernetes.cr
 const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
-const CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
 /// CRI-O's sizes: the same sums as a `LinuxContainerResources` of CRI, JSON. The second is the older name.
 const CRIO_RESOURCES: [&str; 2] = [
     "pod-linux-resources.crio.io",
@@ -109,7 +108,6 @@ pub fn size(annotations: &Value) -> SizeHints {
         limit("memory_limit_in_bytes", MEMORY),
         limit("cpu_quota", CPU_QUOTA),
         limit("cpu_period", CPU_PERIOD),
-        limit("cpu_shares", CPU_SHARES),
     )
 }
 
@@ -118,7 +116,7 @@ pub fn check(annotations: &Value, findings: &mut Findings) {
     if let Err(refused) = role(annotations) {
         findings.refused.extend(refused.into_findings());
     }
-    for name in [MEMORY, CPU_QUOTA, CPU_PERIOD, CPU_SHARES] {
+    for name in [MEMORY, CPU_QUOTA, CPU_PERIOD] {
         let value = &annotations[name];
         let is_number = value.as_str().is_some_and(|text| text.parse::<i64>().is_ok());
         if !value.is_null() && !is_number {
@@ -218,10 +216,8 @@ mod tests {
             memory_limit: Some(629_145_600),
             cpu_quota: Some(150_000),
             cpu_period: Some(100_000),
-            cpu_shares: Some(102),
         };
-        let containerd = json!({MEMORY: "629145600", CPU_QUOTA: "150000", CPU_PERIOD: "100000",
-            CPU_SHARES: "102"});
+        let containerd = json!({MEMORY: "629145600", CPU_QUOTA: "150000", CPU_PERIOD: "100000"});
         assert_eq!(size(&containerd), want);
         let resources = r#"{"cpu_period":100000,"cpu_quota":150000,"cpu_shares":102,
             "memory_limit_in_bytes":629145600,"unified":{}}"#;
@@ -239,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_size_that_is_not_a_number_is_refused_by_name() {
-        for name in [MEMORY, CPU_QUOTA, CPU_PERIOD, CPU_SHARES] {
+        for name in [MEMORY, CPU_QUOTA, CPU_PERIOD] {
             for value in [json!("1Gi"), json!(""), json!(5), json!("99999999999999999999")] {
                 let annotations = json!({name: value});
                 assert!(refusals(&annotations).starts_with(&path(name)), "{annotations}");

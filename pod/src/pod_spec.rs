@@ -52,8 +52,6 @@ pub struct SizeHints {
     pub cpu_quota: Option<i64>,
     /// Microseconds.
     pub cpu_period: Option<u64>,
-    /// CPU weight of all containers, 1024 for one CPU.
-    pub cpu_shares: Option<u64>,
 }
 
 /// How long a pod's VM lives.
@@ -113,13 +111,12 @@ impl PodSpec {
 impl SizeHints {
     /// The limits in CRI's `LinuxContainerResources`, in which 0 and -1 are none.
     #[must_use]
-    pub fn of_cri(memory_limit: i64, cpu_quota: i64, cpu_period: i64, cpu_shares: i64) -> Self {
+    pub fn of_cri(memory_limit: i64, cpu_quota: i64, cpu_period: i64) -> Self {
         let limit = |limit: i64| Some(limit).filter(|limit| *limit > 0);
         Self {
             memory_limit: limit(memory_limit),
             cpu_quota: limit(cpu_quota),
             cpu_period: limit(cpu_period).and_then(|period| period.try_into().ok()),
-            cpu_shares: limit(cpu_shares).and_then(|shares| shares.try_into().ok()),
         }
     }
 
@@ -134,7 +131,6 @@ impl SizeHints {
             memory_limit: self.memory_limit.or(other.memory_limit),
             cpu_quota,
             cpu_period,
-            cpu_shares: self.cpu_shares.or(other.cpu_shares),
         }
     }
 }
@@ -146,7 +142,6 @@ pub fn size_of_container(resources: &Value) -> SizeHints {
         memory_limit: resources["memory"]["limit"].as_i64(),
         cpu_quota: cpu["quota"].as_i64(),
         cpu_period: cpu["period"].as_u64(),
-        cpu_shares: cpu["shares"].as_u64(),
     }
 }
 
@@ -221,7 +216,7 @@ mod tests {
         let spec = json!({"hostname": "h", "process": {"oomScoreAdj": 1000}, "linux": {
             "cgroupsPath": "/d/a",
             "resources": {"memory": {"limit": 5},
-                "cpu": {"quota": 1, "period": 2, "cpus": "0,2", "shares": 3}},
+                "cpu": {"quota": 1, "period": 2, "cpus": "0,2"}},
             "namespaces": [{"type": "pid"}, {"type": "network", "path": "/var/run/netns/a"}]}});
         let want = PodSpec {
             cgroups_path: Some("/d/a".into()),
@@ -229,7 +224,6 @@ mod tests {
                 memory_limit: Some(5),
                 cpu_quota: Some(1),
                 cpu_period: Some(2),
-                cpu_shares: Some(3),
             },
             cpus: vec![0, 2],
             hostname: Some("h".into()),
@@ -289,14 +283,12 @@ mod tests {
             ("io.kubernetes.cri.sandbox-cpu-quota", "0"),
             ("io.kubernetes.cri.sandbox-cpu-period", "7"),
         ]);
-        spec["linux"] =
-            json!({"resources": {"memory": {"limit": 5}, "cpu": {"quota": 3, "period": 4, "shares": 2}}});
+        spec["linux"] = json!({"resources": {"memory": {"limit": 5}, "cpu": {"quota": 3, "period": 4}}});
         let pod = read(&spec);
         let want = SizeHints {
             memory_limit: Some(1000),
             cpu_quota: Some(3),
             cpu_period: Some(4),
-            cpu_shares: Some(2),
         };
         assert_eq!((pod.size, pod.lifetime), (want, Lifetime::PauseContainer));
         // The pod's size is nothing to a container that has its own VM.

@@ -124,7 +124,6 @@ fn size(resources: &LinuxContainerResources) -> SizeHints {
         resources.memory_limit_in_bytes,
         resources.cpu_quota,
         resources.cpu_period,
-        resources.cpu_shares,
     )
 }
 

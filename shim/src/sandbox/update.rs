@@ -24,7 +24,6 @@ struct UpdatedResources {
 struct Resources {
     cpu_period: i64,
     cpu_quota: i64,
-    cpu_shares: i64,
     memory_limit_in_bytes: i64,
 }
 
@@ -55,7 +54,6 @@ pub fn size(request: &UpdateSandboxRequest) -> Result<Option<SizeHints>, Error> 
             resources.memory_limit_in_bytes,
             resources.cpu_quota,
             resources.cpu_period,
-            resources.cpu_shares,
         )
     }))
 }
@@ -90,7 +88,6 @@ mod tests {
             memory_limit: Some(2 << 30),
             cpu_quota: Some(200_000),
             cpu_period: Some(100_000),
-            cpu_shares: None,
         };
         for fields in [
             &["extensions"][..],

@@ -54,7 +54,6 @@ fn cri_s_configuration_becomes_the_pod() {
             memory_limit: Some(1 << 30),
             cpu_quota: Some(150_000),
             cpu_period: Some(100_000),
-            cpu_shares: None,
         },
         hostname: Some("web-0".into()),
         network_namespace: Some("/run/netns/a".into()),
