@@ -202,6 +202,9 @@ impl Sandbox {
     }
 
     fn stats(&self, id: &str, reply: Reply<CgroupFiles>) {
+        if self.is_pod_without_pause(id) {
+            return self.pod_stats(reply);
+        }
         let begun = self
             .container(id)
             .and_then(|container| match container.lifecycle.init().state {

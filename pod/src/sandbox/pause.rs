@@ -105,7 +105,14 @@ impl Sandbox {
         Ok(runs.then_some(listed).into_iter().collect())
     }
 
-    /// Answers the counters of the pause container: the sums over the pod's containers, as the guest counts them.
+    /// True if `id` is the pod's own, which no container has: the Sandbox API made the pod.
+    pub(super) fn is_pod_without_pause(&self, id: &str) -> bool {
+        self.spec.lifetime == Lifetime::SandboxApi
+            && id == self.identity.id
+            && !self.containers.contains_key(id)
+    }
+
+    /// Answers the counters of the pause container, or of the pod's id if there is none: the sums over the pod's containers, as the guest counts them.
     /// Those of the Sandbox API are this host's ([`PodCall::Stats`](super::PodCall)); `nacre overhead` is the
     /// difference between the two.
     pub(super) fn pod_stats(&self, reply: Reply<CgroupFiles>) {

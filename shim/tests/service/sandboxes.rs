@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
-use containerd_shim_protos::api::{ConnectRequest, ShutdownRequest};
+use containerd_shim_protos::api::{ConnectRequest, ShutdownRequest, StatsRequest};
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::Message;
@@ -292,10 +292,36 @@ async fn containers_come_and_go_in_a_sandbox() -> Result<()> {
         ..Default::default()
     };
     ensure!(tasks.connect(soon(), &connect).await?.task_pid == 0);
+    ensure!(
+        tasks
+            .stats(
+                soon(),
+                &StatsRequest {
+                    id: pod.id.clone(),
+                    ..Default::default()
+                }
+            )
+            .await
+            .is_err()
+    );
     for step in ["create", "start"] {
         ensure!(sandbox.code(step, &pod.id).await == OK, "{step}");
     }
     let pid = sandbox.status().await?.pid;
+    // Its id stands for its containers together, of which it has none: `nacre overhead` asks for them.
+    let stats = tasks
+        .stats(
+            soon(),
+            &StatsRequest {
+                id: pod.id.clone(),
+                ..Default::default()
+            },
+        )
+        .await?;
+    ensure!(
+        Metrics::parse_from_bytes(&stats.stats.value)?.memory.usage == 0,
+        "{stats}"
+    );
     let shutdown = ShutdownRequest {
         id: "inner".into(),
         ..Default::default()
