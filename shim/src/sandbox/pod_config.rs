@@ -16,7 +16,8 @@ const CONFIG: &str = "runtime.v1.PodSandboxConfig";
 /// The prefix of systemd's notation of a cgroup, as containerd's CRI writes it for containers.
 const SYSTEMD_PREFIX: &str = "cri-containerd";
 /// What containerd 2.x sets in a pod by default, in the spec of its pause container: any user may open any port
-/// and send echo requests. Its configuration may turn that off, which a shim is not told.
+/// and, unless the pod has a user namespace, send echo requests. Its configuration may turn that off, which a shim
+/// is not told.
 const DEFAULT_SYSCTLS: [(&str, &str); 2] = [
     ("net.ipv4.ip_unprivileged_port_start", "0"),
     ("net.ipv4.ping_group_range", "0 2147483647"),
@@ -28,11 +29,7 @@ const DEFAULT_SYSCTLS: [(&str, &str); 2] = [
 /// [`Error::Refused`] with the field.
 pub fn pod_spec(request: &CreateSandboxRequest, namespace: &str) -> Result<PodSpec, Error> {
     let given = config(request)?;
-    let defaults = if given.is_some() {
-        &DEFAULT_SYSCTLS[..]
-    } else {
-        &[]
-    };
+    let defaults = given.as_ref().map_or(&[][..], default_sysctls);
     let config = given.unwrap_or_default();
     let linux = &config.linux;
     check_namespaces(&linux.security_context.namespace_options)?;
@@ -52,6 +49,19 @@ pub fn pod_spec(request: &CreateSandboxRequest, namespace: &str) -> Result<PodSp
         name,
         ..PodSpec::of_sandbox_api()
     })
+}
+
+/// In a user namespace, 2147483647 is no group.
+fn default_sysctls(config: &PodSandboxConfig) -> &'static [(&'static str, &'static str)] {
+    let options = &config.linux.security_context.namespace_options;
+    let users = options
+        .userns_options
+        .as_ref()
+        .map(|users| users.mode.enum_value());
+    match users {
+        Some(Ok(NamespaceMode::POD)) => &DEFAULT_SYSCTLS[..1],
+        _ => &DEFAULT_SYSCTLS,
+    }
 }
 
 /// The `defaults`, as far as `given` does not set them.

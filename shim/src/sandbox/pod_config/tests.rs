@@ -153,7 +153,16 @@ fn sysctls_are_the_pod_s_and_containerd_s_defaults() {
     .map(|(name, value)| (name.to_owned(), value.to_owned()));
     assert_eq!(
         pod_spec(&request(&config), "k8s.io").unwrap().sysctls,
-        want.into()
+        want.clone().into()
+    );
+    let linux = config.linux.mut_or_insert_default();
+    let security = linux.security_context.mut_or_insert_default();
+    let options = security.namespace_options.mut_or_insert_default();
+    options.userns_options.mut_or_insert_default().mode = NamespaceMode::POD.into();
+    let [somaxconn, first_port, _] = want;
+    assert_eq!(
+        pod_spec(&request(&config), "k8s.io").unwrap().sysctls,
+        [somaxconn, first_port].into()
     );
 }
 
