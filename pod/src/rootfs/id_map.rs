@@ -28,6 +28,27 @@ pub async fn user_namespace(map: &IdMap) -> Result<OwnedFd, Error> {
     namespace.ok_or_else(|| Error::Staged("the child process sent no user namespace".into()))
 }
 
+/// User namespaces of a container's mounts, one for each map.
+#[derive(Debug, Default)]
+pub struct Namespaces(Vec<(IdMap, OwnedFd)>);
+
+impl Namespaces {
+    /// The user namespace with the id map `map`, made by the first call.
+    ///
+    /// # Errors
+    /// As [`user_namespace`].
+    pub async fn get(&mut self, map: &IdMap) -> Result<&OwnedFd, Error> {
+        let index = match self.0.iter().position(|(known, _)| known == map) {
+            Some(index) => index,
+            None => {
+                self.0.push((map.clone(), user_namespace(map).await?));
+                self.0.len() - 1
+            }
+        };
+        Ok(&self.0[index].1)
+    }
+}
+
 /// The child's part. Its own child enters the namespace and waits to be killed.
 fn make(map: &IdMap) -> Result<OwnedFd, String> {
     let failed = |error: io::Error| format!("making a user namespace for an id map: {error}");

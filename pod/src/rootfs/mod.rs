@@ -84,11 +84,12 @@ pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<V
         is_directory: true,
         mounts: root,
     }];
+    let mut namespaces = id_map::Namespaces::default();
     for mount in mounts {
         let bound = detached::bind(&mount.source, mount.extent)?;
         if let Some((map, recursive)) = &mount.id_map {
-            let ids = id_map::user_namespace(map).await?;
-            detached::map_ids(&bound.mount, mount.source.display(), &ids, *recursive)?;
+            let ids = namespaces.get(map).await?;
+            detached::map_ids(&bound.mount, mount.source.display(), ids, *recursive)?;
         }
         placements.push(Placement {
             target: mount_point(&directory, mount),
