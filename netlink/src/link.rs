@@ -1,5 +1,7 @@
 //! Links: their list, and changes of one.
 
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
 use crate::message::{Message, attributes, attributes_after, text, u16_at, u32_at};
 
 const NEWLINK: u16 = 16;
@@ -16,6 +18,7 @@ const QUEUE_LENGTH: u16 = 13;
 const INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
 const FAMILY_SPEC: u16 = 26;
+const NAMESPACE_FD: u16 = 28;
 const FAMILY_INET6: u16 = 10;
 const INET6_ADDRESS_MODE: u16 = 8;
 /// IN6_ADDR_GEN_MODE_NONE.
@@ -137,6 +140,17 @@ pub fn set_up(index: u32) -> Message {
 #[must_use]
 pub fn rename(index: u32, name: &str) -> Message {
     change(index, 0).with_text(NAME, name)
+}
+
+/// Moves a link to the network namespace that is open as `namespace`. It gets a new name there, `prefix` with a
+/// number, and is down.
+#[must_use]
+pub fn move_to(index: u32, namespace: BorrowedFd<'_>, prefix: &str) -> Message {
+    // The kernel reads the descriptor as an unsigned number.
+    let namespace = namespace.as_raw_fd().unsigned_abs();
+    change(index, 0)
+        .with_text(NAME, &format!("{prefix}%d"))
+        .with_u32(NAMESPACE_FD, namespace)
 }
 
 /// Sets a link's MTU, in bytes.
