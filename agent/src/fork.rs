@@ -1,11 +1,12 @@
 //! Forks of the agent, by clone3(2): into a cgroup, for an exec process, which never runs outside its
-//! container's limits (no process is moved between cgroups, which would wait for an RCU grace period); into a
-//! new pid namespace, for the init that a pod's containers share; and a plain one, for a system call that may
-//! take long. And close_range(2) for the child.
+//! container's limits (no process is moved between cgroups, which would wait for an RCU grace period); into
+//! new namespaces, for the init that a pod's containers share; and a plain one, for a system call that may take
+//! long. And close_range(2) for the child.
 #![allow(unsafe_code, reason = "clone3, close_range and signal have no safe wrapper")]
 
 use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
 
+use nix::sched::CloneFlags;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
@@ -24,9 +25,9 @@ pub fn plain(child: impl Fn() -> i32) -> Result<Pid, Errno> {
     fork(0, 0, child)
 }
 
-/// Forks. `child` runs in a copy of this process, as the init of a new pid namespace.
-pub fn into_pid_namespace(child: impl Fn() -> i32) -> Result<Pid, Errno> {
-    fork(u64::from(libc::CLONE_NEWPID.unsigned_abs()), 0, child)
+/// Forks. `child` runs in a copy of this process, in new namespaces of these types.
+pub fn into_namespaces(types: CloneFlags, child: impl Fn() -> i32) -> Result<Pid, Errno> {
+    fork(u64::from(types.bits().unsigned_abs()), 0, child)
 }
 
 fn fork(flags: u64, cgroup: u64, child: impl Fn() -> i32) -> Result<Pid, Errno> {

@@ -98,6 +98,8 @@ fn check_build(shim: &str) -> Result<(), Error> {
 impl Agent for Service {
     async fn setup(&self, _: &TtrpcContext, request: SetupRequest) -> ttrpc::Result<SetupResponse> {
         check_build(&request.build_id)?;
+        // First: the host name, the links and the sysctls are those of its namespaces.
+        self.containers.enter_users(&request.uids, &request.gids)?;
         if let Some(guest) = &self.guest {
             guest
                 .clock

@@ -5,21 +5,10 @@
 #[allow(dead_code, reason = "each file of tests uses a part of it")]
 mod guest;
 
-use guest::container::{Container, add};
+use guest::container::{Container, add, chown};
 use guest::{Guest, run};
 use serde_json::{Value, json};
 use ttrpc::Code;
-
-/// Changes the owner of `path` and everything below it to uid and gid `id`; does not follow symbolic links.
-fn chown(path: &std::path::Path, id: u32) {
-    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            chown(&entry.path(), id);
-        }
-        std::os::unix::fs::lchown(entry.path(), Some(id), Some(id)).unwrap();
-    }
-    std::os::unix::fs::lchown(path, Some(id), Some(id)).unwrap();
-}
 
 #[test]
 fn user_namespace() {

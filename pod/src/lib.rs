@@ -50,7 +50,7 @@ pub use event::{EventSink, TaskEvent};
 pub use exit::Exit;
 pub use guest::CgroupFiles;
 pub use identity::{Identity, read_spec};
-pub use mount::Mount;
+pub use mount::{IdMap, IdRange, Mount};
 pub use pod_spec::{Lifetime, PodSpec, SizeHints};
 pub use process_id::ProcessId;
 pub use sandbox::{Call, Handle, Listed, PodCall, PodPhase, PodView, Sandbox, View};

@@ -1,7 +1,10 @@
 //! The parts of the host's file systems that a container sees, as data: planned by `bundle`, mounted by
 //! `rootfs`.
 
+use std::fmt;
 use std::path::PathBuf;
+
+use serde_json::{Value, json};
 
 /// A mount in the caller's Create request, as a snapshotter of containerd returns it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,13 +39,74 @@ pub struct IdRange {
     pub size: u32,
 }
 
-/// The ids that a mount shows instead of those in its file system.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl IdRange {
+    /// As it is in a spec.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({"containerID": self.container, "hostID": self.host, "size": self.size})
+    }
+}
+
+/// The ids that a mount shows instead of those in its file system; or the ids outside of a user namespace of
+/// those inside.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IdMap {
     /// User ids.
     pub uids: Vec<IdRange>,
     /// Group ids.
     pub gids: Vec<IdRange>,
+}
+
+impl IdMap {
+    /// The mappings in a spec's `linux`, or in one of its mounts. Their types have been checked, or whoever reads
+    /// them before the check refuses nothing.
+    #[must_use]
+    pub fn parse(object: &Value) -> Self {
+        let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
+        let range = |mapping: &Value| IdRange {
+            container: number(&mapping["containerID"]).unwrap_or_default(),
+            host: number(&mapping["hostID"]).unwrap_or_default(),
+            size: number(&mapping["size"]).unwrap_or_default(),
+        };
+        let ranges = |list: &Value| list.as_array().into_iter().flatten().map(range).collect();
+        Self {
+            uids: ranges(&object["uidMappings"]),
+            gids: ranges(&object["gidMappings"]),
+        }
+    }
+
+    /// The ids that user 0 and group 0 become; None for one that is not mapped.
+    #[must_use]
+    pub fn root(&self) -> (Option<u32>, Option<u32>) {
+        let root = |ranges: &[IdRange]| {
+            let mut ranges = ranges
+                .iter()
+                .filter(|range| range.container == 0 && range.size > 0);
+            ranges.next().map(|range| range.host)
+        };
+        (root(&self.uids), root(&self.gids))
+    }
+
+    /// Whether it maps no id.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.uids.is_empty() && self.gids.is_empty()
+    }
+}
+
+/// The user ids, as "0:100000:65536", and the group ids if they differ.
+impl fmt::Display for IdMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |ranges: &[IdRange]| {
+            let range = |range: &IdRange| format!("{}:{}:{}", range.container, range.host, range.size);
+            ranges.iter().map(range).collect::<Vec<_>>().join(",")
+        };
+        f.write_str(&text(&self.uids))?;
+        if self.gids != self.uids {
+            write!(f, ", for groups {}", text(&self.gids))?;
+        }
+        Ok(())
+    }
 }
 
 /// A file or directory of the host that a container sees.

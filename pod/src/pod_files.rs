@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::mount::IdMap;
+
 /// In the pod's directory.
 const DIRECTORY: &str = "files";
 
@@ -21,11 +23,16 @@ pub struct PodFile {
 }
 
 /// Writes the files into the pod's `directory`. Without a `resolv_conf` the pod has this host's; it has this
-/// host's /etc/hosts, too.
+/// host's /etc/hosts, too. They belong to root in the pod, whose user namespace has the id map `users`.
 ///
 /// # Errors
 /// If a file can't be written; the error names it.
-pub fn write(directory: &Path, hostname: &str, resolv_conf: Option<&str>) -> io::Result<Vec<PodFile>> {
+pub fn write(
+    directory: &Path,
+    hostname: &str,
+    resolv_conf: Option<&str>,
+    users: Option<&IdMap>,
+) -> io::Result<Vec<PodFile>> {
     let directory = directory.join(DIRECTORY);
     fs::create_dir_all(&directory).map_err(named(&directory))?;
     let host_names = host_file("/etc/hosts")?;
@@ -43,6 +50,10 @@ pub fn write(directory: &Path, hostname: &str, resolv_conf: Option<&str>) -> io:
         let name = Path::new(destination).file_name().unwrap_or_default();
         let source = directory.join(name);
         fs::write(&source, content).map_err(named(&source))?;
+        if let Some(users) = users {
+            let (uid, gid) = users.root();
+            std::os::unix::fs::chown(&source, uid, gid).map_err(named(&source))?;
+        }
         files.push(PodFile { destination, source });
     }
     Ok(files)
@@ -98,7 +109,7 @@ mod tests {
     #[test]
     fn the_files_are_written_and_named() {
         let directory = tempfile::tempdir().unwrap();
-        let files = write(directory.path(), "web-0", Some("nameserver 10.0.0.1\n")).unwrap();
+        let files = write(directory.path(), "web-0", Some("nameserver 10.0.0.1\n"), None).unwrap();
         let contents: Vec<_> = files
             .iter()
             .map(|file| (file.destination, fs::read_to_string(&file.source).unwrap()))
@@ -114,7 +125,9 @@ mod tests {
 
     #[test]
     fn a_file_that_can_t_be_written_is_named() {
-        let error = write(Path::new("/proc/self"), "h", None).unwrap_err().to_string();
+        let error = write(Path::new("/proc/self"), "h", None, None)
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("/proc/self/files: "), "{error}");
     }
 

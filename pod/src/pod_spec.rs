@@ -10,6 +10,7 @@ use nacre_protocol::cpu_list;
 use serde_json::Value;
 
 use crate::annotations::{self, Role};
+use crate::mount::IdMap;
 use crate::pod_files::PodFile;
 
 /// What a pod's VM is started for.
@@ -30,6 +31,9 @@ pub struct PodSpec {
     /// Other namespaces of the host that were made for the pod, by type: CRI-O pins those of type "ipc" and
     /// "uts" to files. The guest has its own instead.
     pub pinned_namespaces: BTreeMap<String, PathBuf>,
+    /// The id map of the pod's user namespace; None for a pod without one, and for a single container, whose user
+    /// namespace is its own.
+    pub users: Option<IdMap>,
     /// The content of /etc/resolv.conf, if the engine makes the pod's files; None for this host's.
     pub resolv_conf: Option<String>,
     /// The files of the pod that the engine has made; see [`crate::pod_files`].
@@ -90,6 +94,7 @@ impl PodSpec {
             oom_score_adj: oom_score_adj(&spec),
             network_namespace: namespace_path(&linux["namespaces"], "network"),
             pinned_namespaces: pinned_namespaces(&linux["namespaces"], lifetime),
+            users: users(linux, lifetime),
             resolv_conf: None,
             files: Vec::new(),
             sysctls: sysctls(&linux["sysctl"], lifetime),
@@ -165,6 +170,14 @@ fn pinned_namespaces(namespaces: &Value, lifetime: Lifetime) -> BTreeMap<String,
     ["ipc", "uts"].into_iter().filter_map(pinned).collect()
 }
 
+/// A sandbox without id maps is refused by Create.
+fn users(linux: &Value, lifetime: Lifetime) -> Option<IdMap> {
+    let mut listed = linux["namespaces"].as_array().into_iter().flatten();
+    let has_users = listed.any(|namespace| namespace["type"] == "user");
+    let map = Some(IdMap::parse(linux)).filter(|map| !map.is_empty());
+    map.filter(|_| has_users && lifetime == Lifetime::PauseContainer)
+}
+
 /// Strings only: Create refuses anything else.
 fn sysctls(sysctl: &Value, lifetime: Lifetime) -> BTreeMap<String, String> {
     let listed = sysctl.as_object().into_iter().flatten();
@@ -230,6 +243,7 @@ mod tests {
             oom_score_adj: Some(1000),
             network_namespace: Some("/var/run/netns/a".into()),
             pinned_namespaces: BTreeMap::new(),
+            users: None,
             resolv_conf: None,
             files: Vec::new(),
             sysctls: BTreeMap::new(),
@@ -256,6 +270,20 @@ mod tests {
         assert_eq!(read(&spec).pinned_namespaces, pinned);
         spec["annotations"] = json!({});
         assert_eq!(read(&spec).pinned_namespaces, BTreeMap::new());
+    }
+
+    #[test]
+    fn the_user_namespace_of_a_sandbox_is_the_pod_s() {
+        let ids = json!([{"containerID": 0, "hostID": 70000, "size": 65536}]);
+        let linux = json!({"namespaces": [{"type": "user", "path": "/run/pinned"}], "uidMappings": ids,
+            "gidMappings": ids});
+        let mut spec = sandbox(&[]);
+        spec["linux"] = linux.clone();
+        assert_eq!(read(&spec).users, Some(IdMap::parse(&linux)));
+        spec["linux"]["namespaces"] = json!([{"type": "network"}]);
+        assert_eq!(read(&spec).users, None);
+        // That of a single container is its own.
+        assert_eq!(read(&json!({"linux": linux})).users, None);
     }
 
     #[test]

@@ -38,8 +38,8 @@ impl Containers {
         }
         let mut prepared = spec::prepare(id, &request.spec)?;
         spec::resolve_namespaces(&mut prepared.spec, |container| match container {
-            Some(id) => self.init_of(id),
-            None => self.shared_init.get(&self.reaper),
+            Some(id) => self.init_of(id).map(pod::namespaces_of),
+            None => self.shared_init.namespaces(&self.reaper),
         })?;
         let left_out = devices::leave_out_missing(&mut prepared.spec, prepared.devices.is_empty())?;
         prepared.ignored.extend(left_out);

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nacre_protocol::agent::IdRange;
 use oci_spec::runtime::Spec;
 use rustix::process::Pid;
 use tokio::sync::{RwLock, watch};
@@ -30,7 +31,7 @@ use self::state::{Input, Lifecycle, TaskState};
 use crate::cgroup::Cgroup;
 use crate::dial::Dialer;
 use crate::error::Error;
-use crate::pod::SharedInit;
+use crate::pod::{self, SharedInit};
 use crate::reaper::{Exit, Reaper};
 use crate::runtime::Helper;
 use crate::signal;
@@ -110,6 +111,16 @@ impl Containers {
         let helper = Helper::start(&self.program)?;
         *lock(&self.spare_helper) = Some(helper);
         Ok(())
+    }
+
+    /// Makes the pod's user namespace with these id maps, which containers then join; nothing if there are none.
+    pub fn enter_users(&self, uids: &[IdRange], gids: &[IdRange]) -> Result<(), Error> {
+        if uids.is_empty() && gids.is_empty() {
+            return Ok(());
+        }
+        pod::enter_users(&self.shared_init, &self.reaper, uids, gids)?;
+        // One that was started before is in the namespaces that the agent has left.
+        self.start_spare_helper()
     }
 
     fn take_helper(&self) -> Result<Helper, Error> {

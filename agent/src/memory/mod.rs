@@ -24,6 +24,7 @@ use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::kernel_reports::KernelReports;
 use crate::pci;
+use crate::pod;
 
 const MEMINFO: &str = "/proc/meminfo";
 /// Time between two looks for memory that is not needed any more.
@@ -191,7 +192,10 @@ fn read(file: impl AsRef<Path>) -> Result<String, Error> {
 }
 
 fn uevents() -> Result<KernelReports, Error> {
-    KernelReports::of_devices().map_err(Error::system("opening a socket for the kernel's uevents"))
+    // In any other network namespace, a socket receives none of memory.
+    let opened = pod::in_initial_network(|_| KernelReports::of_devices())?
+        .unwrap_or_else(KernelReports::of_devices);
+    opened.map_err(Error::system("opening a socket for the kernel's uevents"))
 }
 
 fn receiving(error: io::Error) -> Error {

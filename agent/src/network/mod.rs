@@ -14,9 +14,12 @@ use nacre_protocol::agent::{Link, Network};
 use crate::error::Error;
 use crate::kernel_reports::KernelReports;
 use crate::pci;
+use crate::pod;
 
 /// Most links of a guest that are looked at; a container can create more.
 const MAX_LINKS: usize = 4096;
+/// What a link's name begins with before it gets its own.
+const ASIDE: &str = "nacre";
 
 /// Finds devices that were attached to the VM since its boot, and then sets up `network`. When this returns,
 /// the links can send.
@@ -32,6 +35,7 @@ pub fn set_up(network: &Network) -> Result<(), Error> {
     if network.links.is_empty() && network.routes.is_empty() && network.rules.is_empty() {
         return Ok(());
     }
+    take_devices(&network.links)?;
     let mut socket = Socket::open().map_err(|error| Error::Network(error.to_string()))?;
     let indices = find(&mut socket, &network.links)?;
     let mut requests = Requests {
@@ -43,6 +47,26 @@ pub fn set_up(network: &Network) -> Result<(), Error> {
     }
     requests.add_neighbours(network)?;
     requests.add_routes(network)
+}
+
+/// Moves the devices of `links` from the guest's initial network namespace to the pod's, if that is another.
+fn take_devices(links: &[Link]) -> Result<(), Error> {
+    let moved = pod::in_initial_network(|pod| {
+        let mut socket = Socket::open()?;
+        let present = socket.dump(link::list(), MAX_LINKS, link::parse)?;
+        let is_wanted = |found: &&link::Found| {
+            links
+                .iter()
+                .any(|link| link.mac == found.mac && found.is_ethernet())
+        };
+        present
+            .iter()
+            .filter(is_wanted)
+            .try_for_each(|found| socket.request(link::move_to(found.index, pod, ASIDE)))
+    })?;
+    let failed =
+        |error: NetlinkError| Error::Network(format!("moving links to the pod's namespace: {error}"));
+    moved.unwrap_or(Ok(())).map_err(failed)
 }
 
 /// Finds the devices of `links` by their hardware addresses and gives them their names; returns the links'
@@ -75,7 +99,7 @@ fn find(socket: &mut Socket, links: &[Link]) -> Result<BTreeMap<String, u32>, Er
     // One may have the name of another, so all give theirs up first.
     let aside = renamed
         .iter()
-        .map(|(index, name)| (*index, format!("nacre{index}"), *name));
+        .map(|(index, name)| (*index, format!("{ASIDE}{index}"), *name));
     let named = renamed
         .iter()
         .map(|(index, name)| (*index, (*name).clone(), *name));

@@ -1,6 +1,7 @@
 //! A pod's network, set up in a network namespace of a forked child, where veth links stand in for the VM's
 //! devices; ip(8) shows the result. Needs root, and is skipped without.
 
+use std::os::fd::AsFd as _;
 use std::process::Command;
 
 use nacre_protocol::agent::{Address, Link, Neighbour, NextHop, Route};
@@ -171,6 +172,37 @@ fn a_link_that_may_choose_gets_a_link_local_address() {
         run("ip -o addr show dev eth0")
     });
     assert!(shown.is_none_or(|shown| shown.contains("inet6 fe80::ff:fe00:1/64")));
+}
+
+#[test]
+fn a_link_is_moved_to_another_namespace() {
+    let shown = in_namespace(|| {
+        let namespace = || std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        let enter = |namespace: &std::fs::File| {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        };
+        let first = namespace();
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        // The name that the link would keep.
+        run("ip link add eth0 type dummy || ip link add eth0 type veth peer name peer0");
+        let second = namespace();
+        enter(&first);
+        let mut socket = Socket::open().unwrap();
+        let present = socket.dump(link::list(), MAX_LINKS, link::parse).unwrap();
+        for found in present.iter().filter(|found| found.name.starts_with("eth")) {
+            let request = link::move_to(found.index, second.as_fd(), ASIDE);
+            socket.request(request).unwrap();
+        }
+        let left = run("ip -o link");
+        enter(&second);
+        let names = run(
+            "ip -o link | grep link/ether | grep 02:00:00:00:00 | cut -d: -f 2 | cut -d@ -f 1 | sort | xargs",
+        );
+        format!("{}{names}", left.contains(": eth"))
+    });
+    if let Some(shown) = shown {
+        assert_eq!(shown, "falsenacre0 nacre1\n");
+    }
 }
 
 #[test]

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use nacre_protocol::guest::{NAMESPACE_OF, POD_NAMESPACE};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType as Kind, Spec};
-use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -90,11 +89,11 @@ fn other_container(namespace: &LinuxNamespace) -> Option<&str> {
     namespace.path().as_ref()?.to_str()?.strip_prefix(NAMESPACE_OF)
 }
 
-/// Replaces the paths of other containers' namespaces, and of the pod's, by `/proc/<pid>/ns/…`. `holder_of`
-/// returns the pid of a container's init; without a container, the pid of the pod's own init.
+/// Replaces the paths of other containers' namespaces, and of the pod's. `directory_of` returns the directory with
+/// the namespaces of a container's init, as /proc/PID/ns; without a container, with those of the pod's own init.
 pub fn resolve_namespaces(
     spec: &mut Spec,
-    holder_of: impl Fn(Option<&str>) -> Result<Pid, Error>,
+    directory_of: impl Fn(Option<&str>) -> Result<PathBuf, Error>,
 ) -> Result<(), Error> {
     let namespaces = spec
         .linux_mut()
@@ -104,9 +103,8 @@ pub fn resolve_namespaces(
         if namespace.path().is_none() {
             continue;
         }
-        let pid = holder_of(other_container(namespace))?.as_raw_nonzero();
-        let path = format!("/proc/{pid}/ns/{}", proc_name(namespace.typ()));
-        namespace.set_path(Some(PathBuf::from(path)));
+        let directory = directory_of(other_container(namespace))?;
+        namespace.set_path(Some(directory.join(proc_name(namespace.typ()))));
     }
     Ok(())
 }

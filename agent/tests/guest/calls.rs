@@ -125,10 +125,30 @@ impl Guest {
     }
 
     pub async fn setup(&self, build_id: &str) -> Answer<SetupResponse> {
-        let request = SetupRequest {
+        self.setup_as(SetupRequest {
             build_id: build_id.to_owned(),
             ..Default::default()
+        })
+        .await
+    }
+
+    /// Sets up a pod whose user namespace has the first 65536 ids from `first` on.
+    pub async fn setup_users(&self, first: u32) -> Answer<SetupResponse> {
+        let range = IdRange {
+            host: first,
+            size: 65_536,
+            ..Default::default()
         };
+        self.setup_as(SetupRequest {
+            build_id: nacre_protocol::BUILD_ID.to_owned(),
+            uids: vec![range.clone()],
+            gids: vec![range],
+            ..Default::default()
+        })
+        .await
+    }
+
+    async fn setup_as(&self, request: SetupRequest) -> Answer<SetupResponse> {
         answer(self.client().setup(context(), &request).await)
     }
 }

@@ -160,3 +160,14 @@ pub fn add(spec: &mut Value, pointer: &str, value: Value) {
         .unwrap()
         .push(value);
 }
+
+/// Changes the owner of `path` and everything below it to uid and gid `id`; does not follow symbolic links.
+pub fn chown(path: &std::path::Path, id: u32) {
+    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            chown(&entry.path(), id);
+        }
+        std::os::unix::fs::lchown(entry.path(), Some(id), Some(id)).unwrap();
+    }
+    std::os::unix::fs::lchown(path, Some(id), Some(id)).unwrap();
+}

@@ -4,7 +4,7 @@
 use nacre_protocol::spec::Findings;
 use serde_json::Value;
 
-use crate::mount::{IdMap, IdRange};
+use crate::mount::IdMap;
 
 /// The options that ask for an id map; the second one includes the mounts below.
 const OPTIONS: [&str; 2] = ["idmap", "ridmap"];
@@ -13,13 +13,13 @@ const OPTIONS: [&str; 2] = ["idmap", "ridmap"];
 /// runc, an option without mappings means those of the container's user namespace.
 pub fn of_mount(spec: &Value, index: usize, is_bind: bool, findings: &mut Findings) -> Option<(IdMap, bool)> {
     let mount = &spec["mounts"][index];
-    let own = [ranges(&mount["uidMappings"]), ranges(&mount["gidMappings"])];
+    let own = IdMap::parse(mount);
     let has_option = |name: &str| {
         let options = mount["options"].as_array();
         options.into_iter().flatten().any(|option| option == name)
     };
     let recursive = has_option(OPTIONS[1]);
-    if own.iter().all(Vec::is_empty) && !recursive && !has_option(OPTIONS[0]) {
+    if own.is_empty() && !recursive && !has_option(OPTIONS[0]) {
         return None;
     }
     let mut refuse = |field: &str, reason: &str| {
@@ -29,14 +29,13 @@ pub fn of_mount(spec: &Value, index: usize, is_bind: bool, findings: &mut Findin
     if !is_bind {
         return refuse("uidMappings", "only a bind mount can be id-mapped");
     }
-    let [uids, gids] = if own.iter().all(Vec::is_empty) {
-        let linux = &spec["linux"];
-        [ranges(&linux["uidMappings"]), ranges(&linux["gidMappings"])]
+    let map = if own.is_empty() {
+        IdMap::parse(&spec["linux"])
     } else {
         own
     };
-    match (uids.is_empty(), gids.is_empty()) {
-        (false, false) => Some((IdMap { uids, gids }, recursive)),
+    match (map.uids.is_empty(), map.gids.is_empty()) {
+        (false, false) => Some((map, recursive)),
         (true, true) => refuse(
             "options",
             "an id map is requested, but neither the mount nor linux has uidMappings and gidMappings",
@@ -44,17 +43,6 @@ pub fn of_mount(spec: &Value, index: usize, is_bind: bool, findings: &mut Findin
         (true, false) => refuse("uidMappings", "missing, and gidMappings is present"),
         (false, true) => refuse("gidMappings", "missing, and uidMappings is present"),
     }
-}
-
-/// The ranges of a list of mappings, whose types have been checked.
-fn ranges(mappings: &Value) -> Vec<IdRange> {
-    let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
-    let range = |mapping: &Value| IdRange {
-        container: number(&mapping["containerID"]).unwrap_or_default(),
-        host: number(&mapping["hostID"]).unwrap_or_default(),
-        size: number(&mapping["size"]).unwrap_or_default(),
-    };
-    mappings.as_array().into_iter().flatten().map(range).collect()
 }
 
 /// Removes from `mount` what the host has done.
@@ -71,6 +59,7 @@ pub fn remove(mount: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mount::IdRange;
     use serde_json::json;
 
     fn mapped(mount: Value, linux: Value) -> (Option<(IdMap, bool)>, String) {

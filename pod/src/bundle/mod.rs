@@ -5,6 +5,7 @@
 mod id_maps;
 mod namespaces;
 mod pod_shm;
+mod users;
 
 use std::path::{Component, Path, PathBuf};
 
@@ -71,6 +72,7 @@ pub fn plan(
     annotations::check(&spec["annotations"], &mut findings);
     check_role(id, &spec["annotations"], pod, &mut findings);
     namespaces::check(id, &mut spec["linux"]["namespaces"], pod, &mut findings);
+    users::check(id, &mut spec["linux"], pod, &mut findings);
     pod_files::add_mounts(&mut spec, &pod.spec.files, normalized);
     let pod_shm = pod_shm::replace_all(&mut spec, pod);
     let mut mounts = host_mounts(bundle, &spec, &mut findings);

@@ -122,10 +122,17 @@ impl Pod<'_> {
         if is_initial && (self.names_task(kind, path) || self.owns(is_first, kind, path)) {
             return InGuest::Initial;
         }
+        if kind == "user" && is_first && self.spec.users.is_some() {
+            // containerd pins the one that the pod's network namespace on the host belongs to.
+            return InGuest::At(guest::POD_NAMESPACE.to_owned());
+        }
         if !self.names_task(kind, path) {
             return InGuest::Refused("names a namespace of the host, which a guest can't enter");
         }
         match (kind, self.spec.lifetime) {
+            ("user", Lifetime::PauseContainer | Lifetime::SandboxApi) if self.spec.users.is_some() => {
+                InGuest::At(guest::POD_NAMESPACE.to_owned())
+            }
             // Mount namespaces are never shared within a pod.
             ("mount", _) => InGuest::Refused("names the mount namespace of another container"),
             (_, Lifetime::Container) => InGuest::At(guest::namespace_of(self.sandbox)),

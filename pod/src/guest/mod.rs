@@ -3,17 +3,18 @@
 //! lost stream. Never connects, never retries.
 
 mod clock;
+mod setup;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::agent::{
-    AgentClient, ContainerRef, CreateContainerRequest, Family, ForwardRequest, KillProcessRequest, Network,
-    PluggedMemory, ProcessRef, ResizePtyRequest, ResizeRequest, ResizeResponse, SetupRequest, SetupResponse,
-    StartExecRequest, Stdio, UpdateContainerRequest, WaitMemoryRequest, WaitOomRequest,
+    AgentClient, ContainerRef, CreateContainerRequest, Family, ForwardRequest, KillProcessRequest,
+    PluggedMemory, ProcessRef, ResizePtyRequest, ResizeRequest, ResizeResponse, StartExecRequest, Stdio,
+    UpdateContainerRequest, WaitMemoryRequest, WaitOomRequest,
 };
 use nacre_protocol::text::printable;
 use nacre_protocol::vsock::StreamAddress;
@@ -24,7 +25,7 @@ use ttrpc::context::{Context, with_duration};
 
 use crate::error::{Error, StepFailed};
 use crate::exit::Exit;
-use crate::guest_text::{MAX_MESSAGE, MAX_NAME};
+use crate::guest_text::MAX_MESSAGE;
 use crate::log;
 use crate::process_id::ProcessId;
 use crate::streams::TerminalSize;
@@ -210,43 +211,6 @@ impl Guest {
             .list_pids(with_duration(PING_DEADLINE), &reference(""))
             .await;
         matches!(listed, Ok(_) | Err(ttrpc::Error::RpcStatus(_)))
-    }
-
-    /// The first call: compares the builds, and sets the guest's clock and host name, the pod's network and `sysctls`.
-    ///
-    /// # Errors
-    /// [`CallError`], with FAILED_PRECONDITION if the builds differ.
-    pub async fn setup(
-        &self,
-        hostname: &str,
-        network: Network,
-        sysctls: BTreeMap<String, String>,
-    ) -> Result<SetupResponse, CallError> {
-        let request = SetupRequest {
-            build_id: nacre_protocol::BUILD_ID.to_owned(),
-            realtime_ns: crate::clock::realtime_ns(),
-            hostname: hostname.to_owned(),
-            network: Some(network).into(),
-            sysctls: sysctls.into_iter().collect(),
-            ..Default::default()
-        };
-        let mut response = self
-            .within_deadline(self.client.setup(context(), &request))
-            .await?;
-        for text in [&mut response.build_id, &mut response.kernel_release] {
-            *text = printable(text, MAX_NAME);
-        }
-        Ok(response)
-    }
-
-    /// Sets up links that were attached to the VM after [`Guest::setup`].
-    ///
-    /// # Errors
-    /// [`CallError`].
-    pub async fn configure_network(&self, network: &Network) -> Result<(), CallError> {
-        self.within_deadline(self.client.configure_network(context(), network))
-            .await?;
-        Ok(())
     }
 
     /// Creates a container whose init process waits for [`Guest::start`]; returns its pid in the guest.

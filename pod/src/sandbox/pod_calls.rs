@@ -156,8 +156,13 @@ impl Sandbox {
         // As containerd does for a pod without a name: this host's.
         let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         let hostname = spec.hostname.clone().unwrap_or_else(host);
-        let files = pod_files::write(&self.identity.directory(), &hostname, spec.resolv_conf.as_deref())
-            .map_err(|error| failed("write the pod's files", error, None))?;
+        let files = pod_files::write(
+            &self.identity.directory(),
+            &hostname,
+            spec.resolv_conf.as_deref(),
+            spec.users.as_ref(),
+        )
+        .map_err(|error| failed("write the pod's files", error, None))?;
         self.spec = PodSpec {
             lifetime: Lifetime::SandboxApi,
             hostname: Some(hostname),

@@ -134,10 +134,10 @@ impl Sandbox {
             .clone()
             .unwrap_or_else(|| self.identity.id.clone());
         let network = self.network.take_guest_s();
-        let sysctls = self.spec.sysctls.clone();
+        let spec = self.spec.clone();
         self.queue.send_result(async move {
             let result = guest
-                .setup(&hostname, network, sysctls)
+                .setup(&hostname, network, &spec)
                 .await
                 .map(|response| (guest, response));
             Event::AgentSetUp(Box::new(result))

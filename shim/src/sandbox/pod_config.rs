@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use containerd_shim_protos::protobuf::Message as _;
-use nacre_pod::{Error, PodSpec, SizeHints};
+use nacre_pod::{Error, IdMap, IdRange, PodSpec, SizeHints};
 
 use crate::proto::cri::{
-    DNSConfig, LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    DNSConfig, IDMapping, LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig,
 };
 use crate::proto::sandbox::CreateSandboxRequest;
 
@@ -20,8 +20,10 @@ const SYSTEMD_PREFIX: &str = "cri-containerd";
 /// is not told.
 const DEFAULT_SYSCTLS: [(&str, &str); 2] = [
     ("net.ipv4.ip_unprivileged_port_start", "0"),
-    ("net.ipv4.ping_group_range", "0 2147483647"),
+    (PING_GROUPS, "0 2147483647"),
 ];
+/// Not set in a pod with a user namespace, which does not have all these groups.
+const PING_GROUPS: &str = "net.ipv4.ping_group_range";
 
 /// The pod that `request` describes. A client other than CRI may give no configuration.
 ///
@@ -29,9 +31,12 @@ const DEFAULT_SYSCTLS: [(&str, &str); 2] = [
 /// [`Error::Refused`] with the field.
 pub fn pod_spec(request: &CreateSandboxRequest, namespace: &str) -> Result<PodSpec, Error> {
     let given = config(request)?;
-    let defaults = given.as_ref().map_or(&[][..], default_sysctls);
+    let has_defaults = given.is_some();
     let config = given.unwrap_or_default();
     let linux = &config.linux;
+    let users = users(&linux.security_context.namespace_options)?;
+    let mut defaults = DEFAULT_SYSCTLS.to_vec();
+    defaults.retain(|(name, _)| has_defaults && (users.is_none() || *name != PING_GROUPS));
     check_namespaces(&linux.security_context.namespace_options)?;
     let name = Some(&config.metadata)
         .filter(|metadata| metadata.is_some())
@@ -45,23 +50,11 @@ pub fn pod_spec(request: &CreateSandboxRequest, namespace: &str) -> Result<PodSp
         network_namespace: Some(request.netns_path.clone())
             .filter(|path| !path.is_empty())
             .map(Into::into),
-        sysctls: sysctls(defaults, &linux.sysctls),
+        users,
+        sysctls: sysctls(&defaults, &linux.sysctls),
         name,
         ..PodSpec::of_sandbox_api()
     })
-}
-
-/// In a user namespace, 2147483647 is no group.
-fn default_sysctls(config: &PodSandboxConfig) -> &'static [(&'static str, &'static str)] {
-    let options = &config.linux.security_context.namespace_options;
-    let users = options
-        .userns_options
-        .as_ref()
-        .map(|users| users.mode.enum_value());
-    match users {
-        Some(Ok(NamespaceMode::POD)) => &DEFAULT_SYSCTLS[..1],
-        _ => &DEFAULT_SYSCTLS,
-    }
 }
 
 /// The `defaults`, as far as `given` does not set them.
@@ -113,6 +106,33 @@ fn check_namespaces(options: &NamespaceOption) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// The id map of the pod's user namespace, if it has one.
+fn users(options: &NamespaceOption) -> Result<Option<IdMap>, Error> {
+    let Some(users) = options.userns_options.as_ref() else {
+        return Ok(None);
+    };
+    let refused = |reason: &str| {
+        let field = "linux.security_context.namespace_options.userns_options";
+        Err(Error::Refused(format!("{field}: {reason}")))
+    };
+    let range = |mapping: &IDMapping| IdRange {
+        container: mapping.container_id,
+        host: mapping.host_id,
+        size: mapping.length,
+    };
+    match users.mode.enum_value() {
+        Ok(NamespaceMode::NODE) => Ok(None),
+        Ok(NamespaceMode::POD) if users.uids.is_empty() || users.gids.is_empty() => {
+            refused("a user namespace needs uids and gids")
+        }
+        Ok(NamespaceMode::POD) => Ok(Some(IdMap {
+            uids: users.uids.iter().map(range).collect(),
+            gids: users.gids.iter().map(range).collect(),
+        })),
+        Ok(NamespaceMode::CONTAINER | NamespaceMode::TARGET) | Err(_) => refused("expected mode POD or NODE"),
+    }
 }
 
 /// The pod's cgroup in the notation of `linux.cgroupsPath`, as containerd's CRI writes it for containers.

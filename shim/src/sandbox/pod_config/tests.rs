@@ -5,7 +5,9 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use nacre_pod::Lifetime;
 
 use super::*;
-use crate::proto::cri::{LinuxPodSandboxConfig, LinuxSandboxSecurityContext, PodSandboxMetadata};
+use crate::proto::cri::{
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, PodSandboxMetadata, UserNamespace,
+};
 
 fn request(config: &PodSandboxConfig) -> CreateSandboxRequest {
     CreateSandboxRequest {
@@ -111,6 +113,56 @@ fn a_slice_is_written_in_systemd_s_notation() {
 }
 
 #[test]
+fn a_user_namespace_is_the_pod_s() {
+    let read = |mode: NamespaceMode, gids: &[IDMapping]| {
+        let mapping = IDMapping {
+            host_id: 70_000,
+            length: 65_536,
+            ..Default::default()
+        };
+        let users = UserNamespace {
+            mode: mode.into(),
+            uids: vec![mapping],
+            gids: gids.to_vec(),
+            ..Default::default()
+        };
+        let options = NamespaceOption {
+            userns_options: Some(users).into(),
+            ..Default::default()
+        };
+        super::users(&options)
+    };
+    let range = |host, size| IdRange {
+        container: 0,
+        host,
+        size,
+    };
+    let gids = [IDMapping {
+        host_id: 5,
+        length: 7,
+        ..Default::default()
+    }];
+    let want = IdMap {
+        uids: vec![range(70_000, 65_536)],
+        gids: vec![range(5, 7)],
+    };
+    assert_eq!(read(NamespaceMode::POD, &gids).unwrap(), Some(want));
+    assert_eq!(read(NamespaceMode::NODE, &gids).unwrap(), None);
+    assert_eq!(super::users(&NamespaceOption::new()).unwrap(), None);
+    for (mode, gids, named) in [
+        (
+            NamespaceMode::POD,
+            &[][..],
+            "userns_options: a user namespace needs",
+        ),
+        (NamespaceMode::CONTAINER, &gids, "userns_options: expected mode"),
+    ] {
+        let error = read(mode, gids).unwrap_err().to_string();
+        assert!(error.contains(named), "{error}");
+    }
+}
+
+#[test]
 fn namespaces_of_the_host_are_refused_by_name() {
     type Set = fn(&mut NamespaceOption);
     let sets: [(&str, Set); 3] = [
@@ -151,19 +203,19 @@ fn sysctls_are_the_pod_s_and_containerd_s_defaults() {
         ("net.ipv4.ping_group_range", "0 2147483647"),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()));
-    assert_eq!(
-        pod_spec(&request(&config), "k8s.io").unwrap().sysctls,
-        want.clone().into()
-    );
+    let mut want = BTreeMap::from(want);
+    assert_eq!(pod_spec(&request(&config), "k8s.io").unwrap().sysctls, want);
+    let mapping = IDMapping {
+        length: 5,
+        ..Default::default()
+    };
     let linux = config.linux.mut_or_insert_default();
-    let security = linux.security_context.mut_or_insert_default();
-    let options = security.namespace_options.mut_or_insert_default();
-    options.userns_options.mut_or_insert_default().mode = NamespaceMode::POD.into();
-    let [somaxconn, first_port, _] = want;
-    assert_eq!(
-        pod_spec(&request(&config), "k8s.io").unwrap().sysctls,
-        [somaxconn, first_port].into()
-    );
+    let options = linux.security_context.mut_or_insert_default();
+    let options = options.namespace_options.mut_or_insert_default();
+    let users = options.userns_options.mut_or_insert_default();
+    (users.uids, users.gids) = (vec![mapping.clone()], vec![mapping]);
+    want.remove(PING_GROUPS);
+    assert_eq!(pod_spec(&request(&config), "k8s.io").unwrap().sysctls, want);
 }
 
 #[test]
