@@ -15,6 +15,7 @@ mod process;
 mod refused;
 mod rights;
 mod streams;
+mod users;
 
 pub use network::echo_datagrams;
 
@@ -33,6 +34,7 @@ pub fn cases() -> Vec<&'static Case> {
         streams::CASES,
         logs::CASES,
         namespaces::CASES,
+        users::CASES,
         mounts::CASES,
         limits::CASES,
         network::CASES,
