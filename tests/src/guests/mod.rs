@@ -15,6 +15,7 @@ pub mod memory_plugs;
 pub mod memory_returns;
 pub mod network;
 pub mod pause;
+pub mod randomness;
 pub mod vcpus;
 mod vm;
 mod vsock;
@@ -49,6 +50,7 @@ pub fn tests() -> Vec<Test> {
         vcpus::TESTS,
         io::TESTS,
         pause::TESTS,
+        randomness::TESTS,
         memory_returns::TESTS,
         memory_plugs::TESTS,
         network::TESTS,
@@ -61,6 +63,7 @@ const WORKLOADS: &[Workload] = &[
     vcpus::WORKLOAD,
     io::WORKLOAD,
     pause::WORKLOAD,
+    randomness::WORKLOAD,
     memory_returns::WORKLOAD,
     memory_plugs::WORKLOAD,
     network::WORKLOAD,

@@ -69,6 +69,7 @@ fn boot_with(build: &Build, vcpus: usize, max_vcpus: usize) -> Result<()> {
         workload: WORKLOAD.name,
         parameters: &[("online", &vcpus)],
         arguments: &arguments,
+        ..Options::default()
     })?;
     let report = guest.finish(DEADLINE)?;
     let cpus: Vec<Cpu> = serde_json::from_value(report).context("parsing the report")?;

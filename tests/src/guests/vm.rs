@@ -66,6 +66,7 @@ impl Build {
         for (key, value) in options.parameters {
             cmdline += &format!(" {}.{key}={value}", workload::NAME);
         }
+        cmdline += &format!(" {}", options.cmdline);
         let mut command = Command::new(&self.vmm);
         command
             .arg("--kernel")
@@ -115,6 +116,8 @@ pub struct Options<'a> {
     pub workload: &'a str,
     /// Parameters of the workload.
     pub parameters: &'a [(&'a str, &'a str)],
+    /// Parameters of the kernel.
+    pub cmdline: &'a str,
     /// Arguments of `nacre-vmm` besides kernel, initramfs, command line, shared directory and vsock socket.
     pub arguments: &'a [&'a str],
 }

@@ -28,8 +28,7 @@ const ALWAYS: &[&str] = &[
     // Make three quarters of the memory that is plugged in movable, so that it can be unplugged again. All of
     // it would be too much: page tables, inodes and sockets need the other kind.
     "memory_hotplug.online_policy=auto-movable",
-    // Credit RDRAND, so that the random number generator is ready at once; virtio-rng adds the host's
-    // entropy.
+    // Credit RDRAND, so that the random number generator is ready at once, as the host's seed does, too.
     "random.trust_cpu=on",
 ];
 

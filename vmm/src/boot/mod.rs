@@ -38,6 +38,9 @@ pub enum Error {
     /// The zero page can't be filled or written.
     #[error("zero page: {0}")]
     ZeroPage(String),
+    /// The host has no random bytes for the guest.
+    #[error("seed of the guest's random number generator: {0}")]
+    Seed(std::io::Error),
 }
 
 /// Memory that a guest needs besides its kernel and the initramfs as archive and as files, in bytes: page

@@ -1,6 +1,7 @@
 //! Writes the data of the 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit boot protocol"): the
 //! zero page with the addresses of command line, initramfs and ACPI tables and with the memory map; page
-//! tables that map the first GiB to itself; a GDT. Called by the machine's steps.
+//! tables that map the first GiB to itself; a GDT; a seed for the random number generator. Called by the
+//! machine's steps.
 //!
 //! The kernel has a PVH entry point, too, which is not used: there Linux searches 256 CPUID leaves for Xen,
 //! and each costs an exit.
@@ -21,8 +22,14 @@ const ACPI: u32 = 3;
 const PRESENT: u64 = 0b11;
 /// Page directory entry: maps 2 MiB.
 const LARGE: u64 = 1 << 7;
+/// The type of a `struct setup_data` whose data seed the random number generator (SETUP_RNG_SEED). The kernel
+/// credits them, and overwrites them with zeros.
+const SETUP_RNG_SEED: u32 = 9;
 /// The GDT: two null descriptors, 64-bit code at selector 0x10, data at 0x18.
 const GDT: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+
+/// Random bytes of the host.
+pub type Seed = [u8; 32];
 
 /// A zero page that is being filled.
 struct ZeroPage([u8; PAGE]);
@@ -47,11 +54,19 @@ impl ZeroPage {
 }
 
 /// Writes all boot data for a guest with `command_line`, `initrd` and ACPI tables whose RSDP is at `rsdp`.
+/// The guest's random number generator starts with `seed`.
 ///
 /// # Errors
 /// [`Error::ZeroPage`] if guest memory is too small for it.
-pub fn write(memory: &Memory, command_line: &str, initrd: Location, rsdp: u64) -> Result<(), Error> {
+pub fn write(
+    memory: &Memory,
+    command_line: &str,
+    initrd: Location,
+    rsdp: u64,
+    seed: Seed,
+) -> Result<(), Error> {
     write_bytes(memory, layout::COMMAND_LINE, command_line.as_bytes())?;
+    write_bytes(memory, layout::RANDOM_SEED, &setup_data(SETUP_RNG_SEED, seed))?;
     write_bytes(memory, layout::ZERO_PAGE, &zero_page(memory, initrd, rsdp)?.0)?;
     write_bytes(memory, layout::GDT, &words(GDT))?;
     let directory = (0..512u64).map(|index| index << 21 | PRESENT | LARGE);
@@ -66,6 +81,13 @@ pub fn write(memory: &Memory, command_line: &str, initrd: Location, rsdp: u64) -
         &((layout::PAGE_TABLES + 0x2000) | PRESENT).to_le_bytes(),
     )?;
     write_bytes(memory, layout::PAGE_TABLES + 0x2000, &words(directory))
+}
+
+/// A `struct setup_data`, the last of its list: next, type, length, data.
+fn setup_data(kind: u32, data: Seed) -> Vec<u8> {
+    let length = u32::try_from(data.len()).unwrap_or_default();
+    let header = [[0; 8].as_slice(), &kind.to_le_bytes(), &length.to_le_bytes()];
+    [header.concat().as_slice(), &data].concat()
 }
 
 fn words(words: impl IntoIterator<Item = u64>) -> Vec<u8> {
@@ -87,6 +109,8 @@ fn zero_page(memory: &Memory, initrd: Location, rsdp: u64) -> Result<ZeroPage, E
     page.set_split(0x218, 0xc0, initrd.address)?;
     page.set_split(0x21c, 0xc4, initrd.bytes)?;
     page.set_split(0x228, 0xc8, layout::COMMAND_LINE)?;
+    // setup_data
+    page.set(0x250, &layout::RANDOM_SEED.to_le_bytes())?;
     let map = memory_map(memory);
     // e820_entries, e820_table
     page.set(
@@ -147,6 +171,7 @@ mod tests {
                 bytes: 5,
             },
             layout::ACPI,
+            [7; 32],
         )
         .unwrap();
         memory
@@ -162,6 +187,10 @@ mod tests {
         assert_eq!(page[0x218..0x220], [0, 0, 0x20, 0, 5, 0, 0, 0]);
         assert_eq!(page[0x228..0x22c], [0, 0x20, 0, 0]);
         assert_eq!(read(&memory, layout::COMMAND_LINE), *b"a=b\0");
+        assert_eq!(page[0x250..0x258], layout::RANDOM_SEED.to_le_bytes());
+        let seed: [u8; 48] = read(&memory, layout::RANDOM_SEED);
+        assert_eq!(seed[..16], [0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 32, 0, 0, 0]);
+        assert_eq!(seed[16..], [7; 32]);
         assert_eq!(
             page[0x1e8], 5,
             "low RAM, ACPI, reserved, RAM below and above 4 GiB"

@@ -89,7 +89,7 @@ impl Failure {
             Error::Boot(boot::Error::CommandLine(_)) => Some("shorten kernel_params in config.toml".to_owned()),
             Error::Kvm(_) => Some("run `nacre doctor` to check whether this host's KVM runs a guest".to_owned()),
             Error::Memory(_) => Some("the host is short of memory or address space".to_owned()),
-            Error::Boot(boot::Error::ZeroPage(_))
+            Error::Boot(boot::Error::ZeroPage(_) | boot::Error::Seed(_))
             | Error::Acpi(_)
             | Error::Bus(_)
             | Error::Device(_)

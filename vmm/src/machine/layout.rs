@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! 0x0000_0500  GDT                     0x0000_1000  zero page        0x0000_2000  kernel command line
+//! 0x0000_3000  seed of the guest's random number generator
 //! 0x0000_9000  page tables for the kernel's first instructions
 //! 0x0009_fc00  end of conventional RAM (Linux puts its trampoline for secondary CPUs below)
 //! 0x000e_0000  ACPI tables           0x000f_f000  VM generation id, in a page of its own
@@ -28,6 +29,8 @@ pub const COMMAND_LINE: u64 = 0x2000;
 pub const COMMAND_LINE_BYTES: usize = 2048;
 /// End of RAM below the legacy hole.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
+/// A `struct setup_data` with the seed of the guest's random number generator.
+pub const RANDOM_SEED: u64 = 0x3000;
 /// The ACPI tables, the RSDP first.
 pub const ACPI: u64 = 0xe_0000;
 /// End of the area for ACPI tables.

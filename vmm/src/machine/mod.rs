@@ -316,7 +316,7 @@ fn load_images(
     Ok(location.map_err(boot::Error::from)?)
 }
 
-/// Writes what the kernel reads at boot: ACPI tables, command line and zero page.
+/// Writes what the kernel reads at boot: ACPI tables, command line, zero page and a seed.
 fn write_boot_data(config: &Config, memory: &Memory, initrd: initrd::Location) -> Result<(), Error> {
     let tables = acpi::build(&acpi::Platform {
         vcpus: config.max_vcpus,
@@ -324,6 +324,9 @@ fn write_boot_data(config: &Config, memory: &Memory, initrd: initrd::Location) -
     });
     tables.write(memory)?;
     let command_line = cmdline::compose(config).map_err(boot::Error::from)?;
-    zero_page::write(memory, &command_line, initrd, layout::ACPI)?;
+    let mut seed = zero_page::Seed::default();
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| boot::Error::Seed(error.into()))?;
+    zero_page::write(memory, &command_line, initrd, layout::ACPI, seed)?;
     Ok(())
 }

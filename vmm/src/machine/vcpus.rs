@@ -157,7 +157,7 @@ mod tests {
         let memory = crate::machine::memory::allocate(2 << 20).unwrap();
         memory.write_slice(code, GuestAddress(ENTRY)).unwrap();
         let no_initrd = crate::boot::initrd::Location { address: 0, bytes: 0 };
-        crate::boot::zero_page::write(&memory, "", no_initrd, 0).unwrap();
+        crate::boot::zero_page::write(&memory, "", no_initrd, 0, [0; 32]).unwrap();
         vm.set_memory(&memory).unwrap();
         let vm_exit = VmExit::new().unwrap();
         let mut ports = Bus::new("port");

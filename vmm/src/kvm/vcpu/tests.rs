@@ -39,7 +39,7 @@ impl Guest {
         let memory = memory::allocate(2 << 20).unwrap();
         memory.write_slice(code, GuestAddress(CODE)).unwrap();
         let no_initrd = crate::boot::initrd::Location { address: 0, bytes: 0 };
-        crate::boot::zero_page::write(&memory, "", no_initrd, 0).unwrap();
+        crate::boot::zero_page::write(&memory, "", no_initrd, 0, [0; 32]).unwrap();
         vm.set_memory(&memory).unwrap();
         let fd = vm.create_vcpu(0).unwrap();
         let cpuid = cpuid::for_vcpu(&vm.supported_cpuid().unwrap(), 0, 1).unwrap();
