@@ -11,6 +11,7 @@ pub mod disk;
 pub mod exits;
 mod initramfs;
 pub mod io;
+pub mod large;
 pub mod memory_plugs;
 pub mod memory_returns;
 pub mod network;
@@ -49,6 +50,7 @@ pub fn tests() -> Vec<Test> {
     [
         vcpus::TESTS,
         io::TESTS,
+        large::TESTS,
         pause::TESTS,
         randomness::TESTS,
         memory_returns::TESTS,
@@ -62,6 +64,7 @@ pub fn tests() -> Vec<Test> {
 const WORKLOADS: &[Workload] = &[
     vcpus::WORKLOAD,
     io::WORKLOAD,
+    large::WORKLOAD,
     pause::WORKLOAD,
     randomness::WORKLOAD,
     memory_returns::WORKLOAD,

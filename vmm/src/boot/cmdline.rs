@@ -25,6 +25,9 @@ const ALWAYS: &[&str] = &[
     // Keep lock prefixes. For a single CPU Linux would patch thousands of them out, each with a switch of
     // address spaces, and the agent may bring more CPUs online later.
     "noreplace-smp",
+    // No bounce buffers. With RAM above 4 GiB, Linux would reserve 64 MiB for devices that can't reach it,
+    // and write zeros there; virtio devices reach all memory.
+    "swiotlb=noforce",
     // Make three quarters of the memory that is plugged in movable, so that it can be unplugged again. All of
     // it would be too much: page tables, inodes and sockets need the other kind.
     "memory_hotplug.online_policy=auto-movable",
