@@ -1,5 +1,6 @@
 //! Finds devices that were attached to the VM since its boot. `network` and `memory` call it in the requests
-//! that need a new device; never called before the VMM has attached it.
+//! that need a new device, `service` when the engine has had the devices attached that every VM has; never
+//! called before the VMM has attached a device.
 
 use crate::error::Error;
 

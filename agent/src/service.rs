@@ -26,6 +26,7 @@ use crate::forward::forward;
 use crate::guest_init;
 use crate::memory::Memory;
 use crate::network;
+use crate::pci;
 use crate::pod;
 use crate::reaper::realtime_ns;
 
@@ -287,6 +288,13 @@ impl Agent for Service {
     async fn configure_network(&self, _: &TtrpcContext, request: Network) -> ttrpc::Result<Empty> {
         if self.guest.is_some() {
             network::set_up_attached(&request).await?;
+        }
+        Ok(Empty::new())
+    }
+
+    async fn find_devices(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        if self.guest.is_some() {
+            pci::find_attached()?;
         }
         Ok(Empty::new())
     }

@@ -17,6 +17,8 @@ pub enum Command {
         /// The wanted size in MiB, not a difference.
         mib: u32,
     },
+    /// `attach-common`: adds the devices that every VM has and no boot needs.
+    AttachCommon,
     /// `attach-tap`: adds a network device, with the next tap that was opened for it.
     AttachTap,
     /// `detach-tap`: removes the device that was added last.
@@ -28,8 +30,8 @@ pub enum Command {
 /// A line that is not a command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "unknown command {0:?}, expected renew-generation-id, memory, plug-memory and a number of MiB, attach-tap, or \
-     detach-tap"
+    "unknown command {0:?}, expected renew-generation-id, memory, plug-memory and a number of MiB, attach-common, \
+     attach-tap, or detach-tap"
 )]
 pub struct Unknown(pub String);
 
@@ -40,6 +42,7 @@ impl FromStr for Command {
         let words: Vec<&str> = line.split_whitespace().collect();
         let command = match *words {
             ["renew-generation-id"] => Some(Self::RenewGenerationId),
+            ["attach-common"] => Some(Self::AttachCommon),
             ["attach-tap"] => Some(Self::AttachTap),
             ["detach-tap"] => Some(Self::DetachTap),
             ["memory"] => Some(Self::Memory),

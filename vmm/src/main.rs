@@ -67,9 +67,10 @@ struct StandaloneArguments {
     #[arg(long)]
     console: bool,
     /// Read commands from standard input while the guest runs, one per line: renew-generation-id gives the VM
-    /// a new generation id and notifies the guest, as restoring it from a snapshot would; plug-memory N asks the
-    /// guest to have N MiB plugged in besides its memory at boot (--max-plugged-mib);
-    /// memory prints how much is.
+    /// a new generation id and notifies the guest, as restoring it from a snapshot would; plug-memory N asks
+    /// the guest to have N MiB plugged in besides its memory at boot (--max-plugged-mib); memory prints how
+    /// much is; attach-common adds virtio-rng and virtio-balloon, which the guest finds when it scans its PCI
+    /// bus again.
     #[arg(long, conflicts_with = "console")]
     commands: bool,
     /// A directory to share with the guest, which mounts it as virtiofs with the tag "nacre".

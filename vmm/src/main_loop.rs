@@ -202,6 +202,10 @@ fn run_commands(machine: &mut Machine, lines: &mut Lines, late: Option<&LateDevi
                 .plug_memory(mib)
                 .map(|()| None)
                 .map_err(|error| error.to_string()),
+            Ok(Command::AttachCommon) => machine
+                .attach_common()
+                .map(|()| Some("added the devices that every VM has".to_owned()))
+                .map_err(|error| error.to_string()),
             Ok(Command::AttachTap) => late.clone().and_then(|late| late.attach(machine)).map(Some),
             Ok(Command::DetachTap) => late.clone().and_then(|late| late.detach(machine)).map(Some),
         };

@@ -3,6 +3,8 @@
 //! skipped prints why.
 #![allow(missing_docs, reason = "a test")]
 
+#[path = "control/common.rs"]
+mod common;
 mod guest;
 #[path = "control/memory.rs"]
 mod memory;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::agent::{
-    AgentClient, ContainerRef, CreateContainerRequest, Family, ForwardRequest, KillProcessRequest,
+    AgentClient, ContainerRef, CreateContainerRequest, Empty, Family, ForwardRequest, KillProcessRequest,
     PluggedMemory, ProcessRef, ResizePtyRequest, ResizeRequest, ResizeResponse, StartExecRequest, Stdio,
     UpdateContainerRequest, WaitMemoryRequest, WaitOomRequest,
 };
@@ -431,6 +431,16 @@ impl Guest {
     /// [`CallError`].
     pub async fn forget_files(&self, id: &str) -> Result<(), CallError> {
         self.within_deadline(self.client.forget_files(context(), &reference(id)))
+            .await?;
+        Ok(())
+    }
+
+    /// Has the guest find the devices that were attached to the VM since its boot.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn find_devices(&self) -> Result<(), CallError> {
+        self.within_deadline(self.client.find_devices(context(), &Empty::new()))
             .await?;
         Ok(())
     }

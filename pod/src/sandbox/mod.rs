@@ -8,11 +8,12 @@
 //! ```
 //! `calls` answers what needs no change of state, `create`, `exec`, `start`, `freeze`, `kill` and `delete`
 //! begin changes, `pause` answers for the pause container, `actions` carries out what a container's state
-//! machine decides, `vm_life` follows the VM.
+//! machine decides, `vm_life` follows the VM, `common_devices` completes it.
 
 mod actions;
 mod call;
 mod calls;
+mod common_devices;
 mod cpus;
 mod create;
 mod delete;
@@ -94,6 +95,8 @@ pub struct Sandbox {
     expected_streams: ExpectedStreams,
     next_serial: u64,
     agent_seen: bool,
+    /// The VM has the devices that every VM has, or gets them soon.
+    has_common_devices: bool,
     /// Why we ended the VM, if we did.
     cause: Option<StepFailed>,
     /// The VM is no longer wanted: its end is not a failure.
@@ -150,6 +153,7 @@ impl Sandbox {
             expected_streams: ExpectedStreams::default(),
             next_serial: 0,
             agent_seen: false,
+            has_common_devices: false,
             cause: None,
             closing: false,
             shutdown: None,
@@ -209,6 +213,7 @@ impl Sandbox {
             Event::MemoryWanted(wanted) => self.memory_wanted(wanted),
             Event::MemoryFollowed => self.follow_memory_again(),
             Event::SizeDue => self.size_due(),
+            Event::CommonDevicesDue => self.attach_common_devices(),
             Event::AgentLost(reason) => self.agent_lost(&reason),
             Event::VmFailed(failed) => self.fail_vm(failed),
             Event::PodReady(reply) => self.pod_ready(reply),

@@ -77,6 +77,8 @@ pub enum Event {
     MemoryFollowed,
     /// The VM's size may be written to disk again.
     SizeDue,
+    /// The VM is to get the devices that every VM has.
+    CommonDevicesDue,
     /// The agent's stream is lost.
     AgentLost(String),
     /// The agent is ready, and PodCall::Start waits for it.

@@ -137,6 +137,9 @@ impl Sandbox {
             self.recorder.step("container started", clock::monotonic_ns());
             self.recorder.write();
             self.follow_memory();
+            if !self.is_pause(id) {
+                self.plan_common_devices();
+            }
         } else {
             self.events.publish(&TaskEvent::ExecStarted { id, exec, pid });
         }

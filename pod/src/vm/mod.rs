@@ -235,6 +235,20 @@ impl Vm {
         }
     }
 
+    /// Adds the devices that every VM has to the running VM, now. The guest finds them when it scans its PCI
+    /// bus again, which it should do once the future is ready.
+    pub fn attach_common(&self) -> impl Future<Output = Result<(), RequestError>> + use<> + 'static {
+        let answer = self.requests.send(Request::AttachCommon, REQUEST_DEADLINE);
+        async move {
+            match answer.await? {
+                Answer::Done => Ok(()),
+                Answer::Attached { .. } | Answer::Exits(_) | Answer::Memory { .. } => {
+                    Err(RequestError::WrongAnswer)
+                }
+            }
+        }
+    }
+
     /// The last 20 lines of the guest's console, without control characters.
     #[must_use]
     pub fn console_tail(&self) -> Vec<String> {

@@ -43,6 +43,10 @@ pub enum Request {
         /// The device.
         device: DeviceConfig,
     },
+    /// Adds the devices that every VM has and no boot needs (virtio-rng and virtio-balloon) to the running
+    /// VM, answered by [`Answer::Done`]. The guest finds them when it scans its PCI bus again. Refused the
+    /// second time, and if the VM has no slots left.
+    AttachCommon,
     /// Removes a device that was added by [`Request::Attach`], answered by [`Answer::Done`]: the guest should
     /// have removed it before. Its descriptors are closed. A [`DeviceConfig::Mem`] can't be removed.
     Detach {

@@ -450,6 +450,10 @@ impl Agent for FakeAgent {
         Ok(Empty::new())
     }
 
+    async fn find_devices(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        Ok(Empty::new())
+    }
+
     async fn forget_files(&self, _: &TtrpcContext, _: ContainerRef) -> ttrpc::Result<Empty> {
         Ok(Empty::new())
     }

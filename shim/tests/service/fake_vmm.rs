@@ -198,6 +198,8 @@ fn serve(channel: Channel, configure: &Configure, stream_table: StreamTable) {
                         .map_err(ErrorText::new)
                 } else if matches!(request, Request::Exits) {
                     Ok(Answer::Exits([("io".to_owned(), 3)].into()))
+                } else if matches!(request, Request::AttachCommon) {
+                    Ok(Answer::Done)
                 } else {
                     continue;
                 };

@@ -59,6 +59,8 @@ const ALLOCATE: u8 = b'a';
 const ALLOCATE_LITTLE: u8 = b'l';
 const FREE: u8 = b'f';
 const FILES: u8 = b'i';
+/// Order of the test: the guest finds the devices that were added.
+const FIND: u8 = b'd';
 /// Order of the test, followed by [`ECHO_BYTES`], which the guest returns.
 const ECHO: u8 = b'e';
 const ECHO_BYTES: usize = 1 << 20;
@@ -135,7 +137,10 @@ impl Grown {
             ..Options::default()
         })?;
         let stream = guest.connect()?;
-        Ok(Self { guest, stream })
+        guest.attach_common()?;
+        let mut grown = Self { guest, stream };
+        grown.order(FIND)?;
+        Ok(grown)
     }
 
     fn resident_mib(&self) -> Result<u64> {
@@ -323,6 +328,7 @@ fn serve(_: &Parameters) -> Result<Value> {
             [ALLOCATE_LITTLE] => allocated = vec![1_u8; usize::try_from(SOON_MIB)? << 20],
             [FREE] => allocated = Vec::new(),
             [FILES] => write_and_read_files()?,
+            [FIND] => workload::scan_pci_bus()?,
             _ => bail!("there is no order {order:?}"),
         }
         std::hint::black_box(&allocated);

@@ -1,5 +1,5 @@
-//! A guest that uses memory and frees it: within seconds the host has it back, by the balloon's free page
-//! reporting.
+//! A guest that uses memory and frees it: within seconds the host has it back, by the free page reporting of
+//! the balloon, which the VM gets while it runs.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -10,7 +10,7 @@ use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::vsock::Conversation;
-use super::workload::Parameters;
+use super::workload::{self, Parameters};
 use super::{Build, Options, Test, Workload, test};
 use crate::memory;
 
@@ -41,9 +41,11 @@ const STEP: [u8; 1] = [b's'];
 fn memory_returns(build: &Build) -> Result<()> {
     let mut guest = build.boot(&Options {
         workload: WORKLOAD.name,
+        arguments: &["--commands"],
         ..Options::default()
     })?;
     let mut stream = guest.connect()?;
+    guest.attach_common()?;
     let resident_mib = || Ok::<u64, anyhow::Error>(memory::resident_kib(guest.vmm_pid())? / 1024);
     step(&mut stream)?;
     let before = resident_mib()?;
@@ -96,6 +98,7 @@ fn serve(_: &Parameters) -> Result<Value> {
     let mut conversation = Conversation::accept()?;
     let stream = &mut conversation.stream;
     await_step(stream)?;
+    workload::scan_pci_bus()?;
     finish_step(stream)?;
     await_step(stream)?;
     // Each page is written.

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::exits::Exits;
 use super::vm::DEADLINE;
 use super::vsock::Conversation;
-use super::workload::Parameters;
+use super::workload::{self, Parameters};
 use super::{Build, Guest, Options, Test, Workload, test};
 
 /// The tests.
@@ -333,7 +333,7 @@ fn carry_out(order: u8) -> Result<()> {
             });
             Ok(())
         }
-        RESCAN => fs::write("/sys/bus/pci/rescan", "1").context("scanning the bus"),
+        RESCAN => workload::scan_pci_bus(),
         REMOVE => {
             let link = ethernet_link()?;
             // The link's device is that of virtio, which is on the PCI function.

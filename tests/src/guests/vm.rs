@@ -184,6 +184,17 @@ impl Guest {
         writeln!(self.stdin, "{line}").with_context(|| format!("sending {line:?} to the VMM"))
     }
 
+    /// Adds the devices that every VM has, of a VMM that was started with `--commands`. The guest finds them
+    /// by [`workload::scan_pci_bus`].
+    ///
+    /// # Errors
+    /// If the VMM does not add them within [`DEADLINE`].
+    pub fn attach_common(&mut self) -> Result<()> {
+        self.command("attach-common")?;
+        self.wait_for("added the devices", DEADLINE)?;
+        Ok(())
+    }
+
     /// Waits for a line of the VMM or of the console that contains `text`, and returns it.
     ///
     /// # Errors

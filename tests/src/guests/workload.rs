@@ -56,6 +56,14 @@ impl Parameters {
     }
 }
 
+/// Makes the guest's kernel find PCI devices that were added since its boot.
+///
+/// # Errors
+/// If sysfs has no such file.
+pub fn scan_pci_bus() -> Result<()> {
+    fs::write("/sys/bus/pci/rescan", "1").context("scanning the PCI bus")
+}
+
 /// Runs the workload. Returns only if the guest can't be ended; PID 1 then ends, which panics the kernel.
 pub fn run_as_init() {
     std::panic::set_hook(Box::new(|panic| print_failure(&panic.to_string())));

@@ -164,6 +164,7 @@ impl Control {
             Request::Pause => machine.pause().map_err(ErrorText::new).and(done),
             Request::Resume => machine.resume().map_err(ErrorText::new).and(done),
             Request::Attach { device } => self.attach(device, descriptors, machine),
+            Request::AttachCommon => machine.attach_common().map_err(ErrorText::new).and(done),
             Request::Detach { slot } => machine.detach(slot).map_err(ErrorText::new).and(done),
             Request::PlugMemory { mib } => machine.plug_memory(mib).map_err(ErrorText::new).and(done),
             Request::Memory => {

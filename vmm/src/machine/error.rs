@@ -32,6 +32,9 @@ pub enum Error {
     /// No device was attached to this slot while the VM runs.
     #[error("no device was attached to PCI slot {0}")]
     NoSuchDevice(u8),
+    /// The devices that every VM has can be added once.
+    #[error("the VM has the devices that every VM has already")]
+    HasCommonDevices,
     /// The guest uses the memory of this slot's device.
     #[error("the device in PCI slot {0} plugs memory, which the guest may use: it can't be removed")]
     Permanent(u8),
@@ -95,6 +98,7 @@ impl Failure {
             | Error::Device(_)
             | Error::TooManyDevices(_)
             | Error::NoSuchDevice(_)
+            | Error::HasCommonDevices
             | Error::Permanent(_)
             | Error::RegisterPages(_)
             | Error::EventFd(_)

@@ -69,6 +69,8 @@ pub struct Machine {
     vcpus: Vcpus,
     devices: PciSlots,
     plug: Option<Plug>,
+    /// The devices that every VM has were added.
+    has_common_devices: bool,
     state: RunState,
     vm: Vm,
     /// All of guest memory. KVM and the devices use it.
@@ -142,6 +144,7 @@ pub fn build(
         vcpus,
         devices,
         plug: plugger.map(Plug::new),
+        has_common_devices: false,
         state: RunState::NotStarted,
         vm,
         memory,
@@ -233,6 +236,22 @@ impl Machine {
             self.plug = Some(Plug::new(plugger));
         }
         Ok(slot)
+    }
+
+    /// Adds the devices that every VM has to the running VM. The guest finds them when it scans the bus
+    /// again.
+    ///
+    /// # Errors
+    /// [`Error::HasCommonDevices`] the second time. If one can't be created, or no slot is empty, [`Error`];
+    /// those that were added before it stay.
+    pub fn attach_common(&mut self) -> Result<(), Error> {
+        if std::mem::replace(&mut self.has_common_devices, true) {
+            return Err(Error::HasCommonDevices);
+        }
+        for spawn in virtio_devices::EVERY_VM {
+            self.attach(Box::new(spawn))?;
+        }
+        Ok(())
     }
 
     /// Removes the device that [`Machine::attach`] has put into `slot`. A guest that has not removed it reads

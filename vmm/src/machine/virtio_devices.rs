@@ -1,6 +1,6 @@
 //! The virtio devices of a VM: creates each with its worker and puts it into a slot of the PCI bus, with
 //! registers, interrupts and notifications. Called by the machine's steps, before any thread runs guest code,
-//! and by [`super::Machine::attach`] while the guest runs.
+//! and by [`super::Machine::attach`] and [`super::Machine::attach_common`] while the guest runs.
 //!
 //! A device that is added later differs in two respects (docs/decisions/0007-virtio-pci.md): its registers are
 //! not mapped into the guest, so that each read exits; and it says that its addresses are fixed.
@@ -40,15 +40,13 @@ const VECTORS: u16 = 2;
 /// A device's `spawn`, if it needs nothing from the host.
 type Spawn = fn(&Env) -> Result<Device, DeviceError>;
 
-/// The devices that every VM has, because they need nothing from the host. The guest finds them after the
-/// others.
-const EVERY_VM: [Spawn; 2] = [rng::spawn, balloon::spawn];
+/// The devices that every VM has, because they need nothing from the host. No boot needs them, so they are
+/// added when the guest runs: a boot would have 178 exits more for these two (docs/boot.md).
+pub(super) const EVERY_VM: [Spawn; 2] = [rng::spawn, balloon::spawn];
 
-/// Creates the devices with their workers, in the order of their slots: those of `builders`, then those
-/// that every VM has.
+/// Creates the devices of `builders` with their workers, in the order of their slots.
 pub(super) fn create(builders: Vec<DeviceBuilder>, env: &Env) -> Result<Vec<Device>, Error> {
-    let configured = builders.into_iter().map(|build| build(env));
-    let devices = configured.chain(EVERY_VM.into_iter().map(|spawn| spawn(env)));
+    let devices = builders.into_iter().map(|build| build(env));
     Ok(devices.collect::<Result<_, _>>()?)
 }
 

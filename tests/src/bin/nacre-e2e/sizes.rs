@@ -9,7 +9,7 @@ use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message as _, MessageField};
 use nacre_tests::containerd::bundle::Bundle;
-use nacre_tests::containerd::ctr::{DEADLINE, Run, ctr, fresh_id, remove_detached};
+use nacre_tests::containerd::ctr::{DEADLINE, Run, ctr, fresh_id, remove_detached, shell};
 use nacre_tests::containerd::task;
 use nacre_tests::installation::Config;
 use serde_json::{Value, json};
@@ -31,6 +31,10 @@ pub const TESTS: &[Test] = &[
     test(
         "a pod without limits has as many vCPUs as it may have",
         free_vcpus,
+    ),
+    test(
+        "a pod gets the devices that no boot needs when its container runs",
+        common_devices,
     ),
 ];
 
@@ -118,6 +122,15 @@ fn limits(memory: u64, cpus: u64) -> Value {
 
 /// Uses one CPU.
 const LOAD: &str = "while :; do :; done";
+
+fn common_devices() -> Result<()> {
+    let wait = "cd /sys/bus/virtio/drivers; \
+                until [ -e virtio_balloon/virtio* ] && [ -e virtio_rng/virtio* ]; do usleep 50000; done; \
+                cat /sys/class/misc/hw_random/rng_current";
+    let printed = shell("common", wait)?.success()?;
+    ensure!(printed.starts_with("virtio_rng."), "printed {printed:?}");
+    Ok(())
+}
 
 fn resized() -> Result<()> {
     let _config = Config::with("max_vcpus = 4\n")?;

@@ -1,9 +1,10 @@
 //! System calls of the main thread once the VM runs: the control socket, the console's input when the VMM
 //! runs standalone, and the VM's exit.
 //!
-//! It also adds devices to the running VM (virtio-net, virtio-mem), each with a worker. A thread inherits the
-//! filters of the thread that creates it and adds those of its own profile. It may then make only calls that
-//! are in both tables, so this one also has what these workers need. It can't create a process.
+//! It also adds devices to the running VM (virtio-net, virtio-mem, virtio-rng, virtio-balloon), each with a
+//! worker. A thread inherits the filters of the thread that creates it and adds those of its own profile. It
+//! may then make only calls that are in both tables, so this one also has what these workers need. It can't
+//! create a process.
 
 use super::{Call, KVM_SET_USER_MEMORY_REGION, KVM_SIGNAL_MSI, any, one_of, options, unsupported};
 
