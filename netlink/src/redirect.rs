@@ -6,6 +6,7 @@ use crate::message::{F_CREATE_NEW, Message, attributes, attributes_after, text, 
 
 const NEWQDISC: u16 = 36;
 const DELQDISC: u16 = 37;
+const GETQDISC: u16 = 38;
 const NEWTFILTER: u16 = 44;
 const GETTFILTER: u16 = 46;
 /// Length of `struct tcmsg`.
@@ -53,6 +54,19 @@ pub fn add_qdisc(index: u32) -> Message {
 #[must_use]
 pub fn remove_qdisc(index: u32) -> Message {
     Message::new(DELQDISC, 0, &header(index, QDISC, INGRESS, 0))
+}
+
+/// Asks for the qdiscs of all links.
+#[must_use]
+pub fn list_qdiscs() -> Message {
+    Message::new(GETQDISC, 0, &header(0, 0, 0, 0))
+}
+
+/// The index of the link in one entry of [`list_qdiscs`], if it is an ingress qdisc.
+#[must_use]
+pub fn parse_qdisc(body: &[u8]) -> Option<u32> {
+    let (_, kind) = attributes_after(body, HEADER).find(|(kind, _)| *kind == KIND)?;
+    (text(kind) == "ingress").then(|| u32_at(body, 4))?
 }
 
 /// Sends everything that arrives on link `from`, which has the qdisc, out by link `to`. `owner` has at most
@@ -114,6 +128,14 @@ mod tests {
         let of_another = Message::new(NEWTFILTER, 0, &[0; HEADER]).with_text(KIND, "flower");
         assert_eq!(parse(&of_another.with(OPTIONS, &[]).finish(0, 0)[16..]), None);
         assert_eq!(parse(&[]), None);
+    }
+
+    #[test]
+    fn an_ingress_qdisc_is_found_by_its_kind() {
+        assert_eq!(parse_qdisc(&add_qdisc(7).finish(0, 0)[16..]), Some(7));
+        let of_another = Message::new(NEWQDISC, 0, &header(7, 0, 0, 0)).with_text(KIND, "clsact");
+        assert_eq!(parse_qdisc(&of_another.finish(0, 0)[16..]), None);
+        assert_eq!(parse_qdisc(&[]), None);
     }
 
     #[test]

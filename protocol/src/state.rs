@@ -99,6 +99,10 @@ pub struct NetworkNamespace {
     pub device: u64,
     /// The inode number of its file.
     pub inode: u64,
+    /// Its links are being tied, or a child was killed while it tied them: an ingress qdisc may have no filter
+    /// yet that names the pod.
+    #[serde(default)]
+    pub is_tying: bool,
 }
 
 /// The size of a pod's VM.

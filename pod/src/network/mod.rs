@@ -83,6 +83,11 @@ pub enum Error {
         /// Why it failed.
         reason: String,
     },
+    /// The child that ties was killed: what it has made is released with [`NetworkNamespace::is_tying`].
+    ///
+    /// [`NetworkNamespace::is_tying`]: nacre_protocol::state::NetworkNamespace::is_tying
+    #[error("tying its links: {0}")]
+    Unfinished(std::io::Error),
     /// A system call outside of the namespace's objects failed.
     #[error("{step}: {reason}")]
     System {
@@ -141,7 +146,8 @@ pub struct Owner {
     pub queue_pairs: u8,
 }
 
-/// Makes the taps for the links of `namespace` and ties them. If it fails, nothing is left.
+/// Makes the taps for the links of `namespace` and ties them. If it fails, nothing is left, except by
+/// [`Error::Unfinished`].
 ///
 /// # Errors
 /// The reason, with the object that it is about.
@@ -156,7 +162,7 @@ pub async fn tie_links(namespace: Namespace, owner: Owner) -> Result<Tied, Error
             }
         })
     });
-    let result = done.await.map_err(system("running a child process"))?;
+    let result = done.await.map_err(Error::Unfinished)?;
     let (report, files) = result.map_err(|reason| Error::Namespace { path, reason })?;
     received(report, files)
 }

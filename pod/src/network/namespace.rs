@@ -52,6 +52,7 @@ impl Namespace {
             path: path.to_owned(),
             device: stat.st_dev,
             inode: stat.st_ino,
+            is_tying: false,
         };
         Ok(Self { file, record })
     }
@@ -63,7 +64,10 @@ impl Namespace {
     /// If that can't be found out, with the path.
     pub fn recorded(record: &NetworkNamespace) -> Result<Option<Self>, String> {
         match Self::find(&record.path) {
-            Ok(found) => Ok((found.record == *record).then_some(found)),
+            Ok(mut found) => {
+                found.record.is_tying = record.is_tying;
+                Ok((found.record == *record).then_some(found))
+            }
             // A path into /proc of a process that has exited may be ESRCH, too.
             Err(error)
                 if matches!(

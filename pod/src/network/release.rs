@@ -2,7 +2,7 @@
 //! descriptors any more, with the VMM. Safe at any time: what is not there is no error, neither a namespace
 //! that was deleted nor a link.
 
-use nacre_netlink::{Error as NetlinkError, Socket, link, redirect};
+use nacre_netlink::{Error as NetlinkError, Socket, redirect};
 use nacre_protocol::state::NetworkNamespace;
 
 use super::Namespace;
@@ -41,24 +41,29 @@ fn in_namespace(namespace: &Namespace, key: &str) -> Result<(), String> {
         Ok(()) => Socket::open()
             .map_err(|error| error.to_string())
             .and_then(|mut socket| {
-                remove_redirections(&mut socket, key.as_bytes()).map_err(|error| error.to_string())
+                let is_tying = namespace.record.is_tying;
+                remove_redirections(&mut socket, key.as_bytes(), is_tying).map_err(|error| error.to_string())
             }),
     };
     let path = namespace.path().display();
     released.map_err(|reason| format!("network namespace {path}: removing the redirections: {reason}"))
 }
 
-/// Removes the ingress qdiscs with a filter of `owner` in the namespace that the process is in.
-pub fn remove_redirections(socket: &mut Socket, owner: &[u8]) -> Result<(), NetlinkError> {
-    let links = socket.dump(link::list(), usize::MAX, |body| Some(link::parse(body)?.index))?;
-    for index in links {
+/// Removes the ingress qdiscs with a filter of `owner` in the namespace that the process is in. If `is_tying`,
+/// also those without any filter: the kernel can't add both at once, and the child that did may have been killed
+/// between.
+pub fn remove_redirections(socket: &mut Socket, owner: &[u8], is_tying: bool) -> Result<(), NetlinkError> {
+    let qdiscs = socket.dump(redirect::list_qdiscs(), usize::MAX, redirect::parse_qdisc)?;
+    for index in qdiscs {
+        let filter = |body: &[u8]| Some(redirect::parse(body));
         // A link may go at any time.
-        let owners = match socket.dump(redirect::list(index), usize::MAX, redirect::parse) {
+        let owners = match socket.dump(redirect::list(index), usize::MAX, filter) {
             Ok(owners) => owners,
             Err(error) if is_gone(&error) => continue,
             Err(error) => return Err(error),
         };
-        if !owners.iter().any(|found| found == owner) {
+        let is_ours = owners.iter().flatten().any(|found| found == owner);
+        if !(is_ours || is_tying && owners.is_empty()) {
             continue;
         }
         match socket.request(redirect::remove_qdisc(index)) {

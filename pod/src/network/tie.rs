@@ -17,7 +17,7 @@ pub fn tie(socket: &mut Socket, ties: &[Tie], owner: &Owner) -> Result<Vec<Vec<O
     let made = tie_all(socket, ties, owner);
     if made.is_err() {
         // The taps are closed. The error to report is the first one.
-        let _ = release::remove_redirections(socket, owner.key.as_bytes());
+        let _ = release::remove_redirections(socket, owner.key.as_bytes(), false);
     }
     made
 }

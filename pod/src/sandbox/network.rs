@@ -14,6 +14,7 @@
 use std::path::PathBuf;
 
 use nacre_protocol::agent::Network;
+use nacre_protocol::state::NetworkNamespace;
 
 use super::queue::Event;
 use super::{Sandbox, failed};
@@ -76,7 +77,10 @@ impl Sandbox {
 
     fn open_namespace(&mut self, path: PathBuf) -> Result<Namespace, StepFailed> {
         let namespace = Namespace::open(&path).map_err(|error| failed(STEP, error, None))?;
-        self.pod.network = Some(namespace.record.clone());
+        self.pod.network = Some(NetworkNamespace {
+            is_tying: true,
+            ..namespace.record.clone()
+        });
         Ok(namespace)
     }
 
@@ -96,6 +100,9 @@ impl Sandbox {
     /// The links are tied: the VM boots with them, or gets them now if it runs already.
     pub(super) fn links_tied(&mut self, result: Result<Tied, network::Error>) {
         self.network.state = State::Tied(Box::default());
+        if let Some(record) = &mut self.pod.network {
+            record.is_tying = matches!(result, Err(network::Error::Unfinished(_)));
+        }
         let awaited_by = self.network.awaited_by.take();
         let result = result.map_err(|error| failed(STEP, error, None));
         if self.vm.is_none() {

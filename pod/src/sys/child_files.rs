@@ -15,7 +15,7 @@ use super::{CHILD_DEADLINE, ForkedChild, MAX_REASON, fork_into, pidfd_of, watch}
 /// returns. The child is killed with the shim, so that nothing is made that nobody knows.
 ///
 /// # Errors
-/// If no process or socket can be created, or the child did not exit in time.
+/// If no process or socket can be created, or the child did not exit in time or was killed.
 pub async fn in_child_with_files<T: Serialize + DeserializeOwned>(
     work: impl FnOnce() -> Result<(T, Vec<OwnedFd>), String>,
 ) -> io::Result<Result<(T, Vec<OwnedFd>), String>> {
@@ -30,7 +30,9 @@ pub async fn in_child_with_files<T: Serialize + DeserializeOwned>(
     // The child has exited and the closure is dropped, so this returns at once.
     match Channel::new(ours).receive::<Result<T, String>>() {
         Ok((result, files)) => Ok(result.map(|value| (value, files))),
-        Err(error) => Ok(Err(format!("the child process failed: {status:?}: {error}"))),
+        Err(error) => Err(io::Error::other(format!(
+            "the child process failed: {status:?}: {error}"
+        ))),
     }
 }
 
@@ -85,7 +87,7 @@ mod tests {
             rustix::process::kill_process(rustix::process::getpid(), Signal::KILL).unwrap();
             Ok(((), vec![]))
         };
-        let reason = in_child_with_files(killed).await.unwrap().unwrap_err();
+        let reason = in_child_with_files(killed).await.unwrap_err().to_string();
         assert!(reason.starts_with("the child process failed"), "{reason}");
     }
 }

@@ -265,6 +265,7 @@ async fn a_namespace_that_can_t_be_opened_is_not_taken_for_gone() {
         path: path.into(),
         device: 1,
         inode: 1,
+        is_tying: false,
     };
     let long = at(format!("/run/{}", "x".repeat(5000)));
     let reason = release(&long, KEY).await.unwrap_err();
@@ -274,6 +275,25 @@ async fn a_namespace_that_can_t_be_opened_is_not_taken_for_gone() {
     }
     let other = Namespace::open(std::path::Path::new("/proc/self/ns/uts")).unwrap();
     release_blocking(&other.record, KEY).unwrap();
+}
+
+/// As when the child was killed after it had added the first qdisc.
+#[tokio::test]
+async fn a_qdisc_without_a_filter_is_released_if_links_were_being_tied() {
+    let Some(lab) = Lab::new("killed", 2) else { return };
+    let in_pod = |command: &str| run(&format!("ip netns exec {} tc {command}", lab.name));
+    in_pod("qdisc add dev eth1 ingress");
+    in_pod("filter add dev eth1 ingress protocol ip prio 5 u32 match u32 0 0 flowid 1:1");
+    let before = lab.shown();
+    in_pod("qdisc add dev eth0 ingress");
+    let mut record = lab.namespace().record;
+    let half = lab.shown();
+    release(&record, KEY).await.unwrap();
+    assert_eq!(lab.shown(), half, "another program's qdisc was removed");
+    record.is_tying = true;
+    release(&record, KEY).await.unwrap();
+    assert_eq!(lab.shown(), before);
+    release_blocking(&record, KEY).unwrap();
 }
 
 #[tokio::test]
