@@ -31,6 +31,28 @@ pub const POD_SHM: &str = "/run/nacre/shm";
 /// container holds.
 pub const POD_NAMESPACE: &str = "pod:";
 
+/// The files of a cgroup that are counters of each controller, and the limits that metrics show: those of a
+/// container, which the agent reads, and those of the pod on the host.
+pub const CGROUP_COUNTERS: [&str; 15] = [
+    "cpu.pressure",
+    "cpu.stat",
+    "io.pressure",
+    "io.stat",
+    "memory.current",
+    "memory.events",
+    "memory.max",
+    "memory.peak",
+    "memory.pressure",
+    "memory.stat",
+    "memory.swap.current",
+    "memory.swap.max",
+    "memory.swap.peak",
+    "pids.current",
+    "pids.max",
+];
+/// Most bytes of one of them that are read; the rest is cut off.
+pub const MAX_COUNTER_BYTES: u64 = 64 * 1024;
+
 /// Prefix of a `linux.namespaces[].path` that is the namespace of another container.
 pub const NAMESPACE_OF: &str = "container:";
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _};
 
+use nacre_protocol::guest::{CGROUP_COUNTERS, MAX_COUNTER_BYTES};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -12,39 +13,19 @@ use super::{Cgroup, is_removed};
 use crate::async_fd;
 use crate::error::Error;
 
-/// Files whose content the host gets: usage, limits, events and pressure of each controller.
-const FILES: [&str; 18] = [
-    "cpu.pressure",
-    "cpu.stat",
-    "io.pressure",
-    "io.stat",
-    "memory.current",
-    "memory.events",
-    "memory.max",
-    "memory.peak",
-    "memory.pressure",
-    "memory.stat",
-    "memory.swap.current",
-    "memory.swap.max",
-    "memory.swap.peak",
-    "pids.current",
-    "pids.max",
-    "rdma.current",
-    "rdma.max",
-    "cgroup.events",
-];
-/// Most bytes of one file that are returned; the rest is cut off.
-const MAX_FILE: u64 = 64 * 1024;
+/// Files whose content the host gets of a container besides [`CGROUP_COUNTERS`].
+const MORE_FILES: [&str; 3] = ["rdma.current", "rdma.max", "cgroup.events"];
 
 impl Cgroup {
-    /// The content of the files in [`FILES`] and of the hugetlb counters, by file name. Files of controllers
-    /// that the guest's kernel does not have are missing from the result.
+    /// The content of the files in [`CGROUP_COUNTERS`] and [`MORE_FILES`] and of the hugetlb counters, by file
+    /// name. Files of controllers that the guest's kernel does not have are missing from the result.
     pub fn stats(&self) -> Result<HashMap<String, Vec<u8>>, Error> {
         let mut files = HashMap::new();
         let mut add = |name: &str| {
             let path = self.directory().join(name);
             let mut bytes = Vec::new();
-            let read = File::open(&path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut bytes));
+            let read =
+                File::open(&path).and_then(|file| file.take(MAX_COUNTER_BYTES).read_to_end(&mut bytes));
             match read {
                 Ok(_) => drop(files.insert(name.to_owned(), bytes)),
                 // EOPNOTSUPP: the kernel does not measure pressure.
@@ -59,7 +40,10 @@ impl Cgroup {
             }
             Ok(())
         };
-        FILES.iter().try_for_each(|name| add(name))?;
+        CGROUP_COUNTERS
+            .iter()
+            .chain(&MORE_FILES)
+            .try_for_each(|name| add(name))?;
         for entry in fs::read_dir(self.directory()).map_err(Error::file("listing", self.directory()))? {
             let entry = entry.map_err(Error::file("listing", self.directory()))?;
             match entry.file_name().to_str() {

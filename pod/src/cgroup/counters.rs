@@ -4,29 +4,10 @@
 use std::fs::File;
 use std::io::Read as _;
 
+use nacre_protocol::guest::{CGROUP_COUNTERS, MAX_COUNTER_BYTES};
+
 use super::Cgroup;
 use crate::guest::CgroupFiles;
-
-/// Usage, limits, events and pressure of each controller.
-const FILES: [&str; 15] = [
-    "cpu.pressure",
-    "cpu.stat",
-    "io.pressure",
-    "io.stat",
-    "memory.current",
-    "memory.events",
-    "memory.max",
-    "memory.peak",
-    "memory.pressure",
-    "memory.stat",
-    "memory.swap.current",
-    "memory.swap.max",
-    "memory.swap.peak",
-    "pids.current",
-    "pids.max",
-];
-/// Most bytes that are read of one file.
-const MAX_FILE: u64 = 64 * 1024;
 
 impl Cgroup {
     /// The content of the files. Those of controllers that are not enabled here are missing.
@@ -34,10 +15,10 @@ impl Cgroup {
         let read = |name: &&str| {
             let mut bytes = Vec::new();
             let file = File::open(self.path().join(name)).ok()?;
-            file.take(MAX_FILE).read_to_end(&mut bytes).ok()?;
+            file.take(MAX_COUNTER_BYTES).read_to_end(&mut bytes).ok()?;
             Some(((*name).to_owned(), bytes))
         };
-        FILES.iter().filter_map(read).collect()
+        CGROUP_COUNTERS.iter().filter_map(read).collect()
     }
 }
 
