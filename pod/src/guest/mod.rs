@@ -2,6 +2,7 @@
 //! once have a deadline; a deadline that passes is an error of its own kind, apart from a refusal and from a
 //! lost stream. Never connects, never retries.
 
+mod call_error;
 mod clock;
 mod setup;
 
@@ -23,12 +24,13 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{Context, with_duration};
 
-use crate::error::{Error, StepFailed};
 use crate::exit::Exit;
 use crate::guest_text::MAX_MESSAGE;
 use crate::log;
 use crate::process_id::ProcessId;
 use crate::streams::TerminalSize;
+
+pub use self::call_error::CallError;
 
 /// The deadline of a call. Emulated hosts take seconds for what others do in milliseconds.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -42,53 +44,6 @@ const PING_DEADLINE: Duration = Duration::from_secs(10);
 const MAX_PIDS: usize = 32_768;
 /// Most ignored fields of a reply that are logged.
 const MAX_IGNORED: usize = 64;
-
-/// Why a call failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CallError {
-    /// The agent refused, with this status.
-    Answer(ttrpc::Code, String),
-    /// No answer came within [`DEADLINE`]. The agent may still carry the call out.
-    TimedOut,
-    /// The stream is lost, most likely with the VM.
-    Lost(String),
-}
-
-impl CallError {
-    /// The error for the caller; `step` names the call if the agent did not answer it.
-    pub fn into_error(self, step: &str) -> Error {
-        match self {
-            Self::Answer(code, message) => Error::Guest { code, message },
-            Self::TimedOut => Error::Guest {
-                code: ttrpc::Code::DEADLINE_EXCEEDED,
-                message: format!("{step}: the agent did not answer within {} s", DEADLINE.as_secs()),
-            },
-            Self::Lost(reason) => StepFailed {
-                step: step.into(),
-                reason,
-                hint: None,
-                console: Vec::new(),
-            }
-            .into(),
-        }
-    }
-}
-
-impl From<ttrpc::Error> for CallError {
-    fn from(error: ttrpc::Error) -> Self {
-        match error {
-            ttrpc::Error::RpcStatus(status) => {
-                Self::Answer(status.code(), printable(&status.message, MAX_MESSAGE))
-            }
-            lost @ (ttrpc::Error::Socket(_)
-            | ttrpc::Error::Nix(_)
-            | ttrpc::Error::LocalClosed
-            | ttrpc::Error::RemoteClosed
-            | ttrpc::Error::Eof
-            | ttrpc::Error::Others(_)) => Self::Lost(format!("the agent's stream: {lost}")),
-        }
-    }
-}
 
 /// Files of a container's cgroup in the guest, by name.
 pub type CgroupFiles = HashMap<String, Vec<u8>>;

@@ -2,6 +2,7 @@
 //! from its [`VmmMonitor`]. Speaks `nacre_protocol::control`; knows nothing of containers.
 
 mod affinity;
+mod boot;
 mod end;
 mod memory;
 mod monitor;
@@ -19,11 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::console;
-use nacre_protocol::control::{
-    Answer, Attachments, Channel, Configure, DeviceConfig, Request, ToVmm, socket_pair,
-};
-use nacre_protocol::guest::SHARED_TAG;
-use nacre_protocol::stream_table::{self, StreamTable};
+use nacre_protocol::control::{Answer, Attachments, Channel, Request, socket_pair};
+use nacre_protocol::stream_table::StreamTable;
 use nacre_protocol::text::printable;
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
@@ -33,10 +31,11 @@ use crate::cgroup::{self, Cgroup};
 use crate::guest_text::MAX_NAME;
 use crate::network::Nic;
 use crate::pod_spec::PodSpec;
-use crate::size::VmSize;
 use crate::sys;
 use nacre_protocol::config::Config;
 
+pub use boot::Boot;
+use boot::{BootFiles, Files, net_device, open};
 pub use end::End;
 pub use memory::MemoryControl;
 pub use monitor::{Event, VmmMonitor};
@@ -283,113 +282,6 @@ fn set_up(spawned: &sys::Spawned, spec: &PodSpec) -> Result<(), Error> {
     set_oom_score_adj(pid_of(spawned), spec.oom_score_adj.unwrap_or(0));
     affinity::set(spawned.pid, &spec.cpus)
         .map_err(system("running the VMM on the CPUs of linux.resources.cpu.cpus"))
-}
-
-/// The files that a VMM gets.
-struct Files {
-    boot: BootFiles,
-    /// The console's ring, which the engine reads.
-    console: File,
-    stream_table: StreamTable,
-}
-
-/// The files that only the VMM needs.
-#[derive(Debug)]
-struct BootFiles {
-    kvm: File,
-    kernel: File,
-    initrd: File,
-}
-
-impl Files {
-    fn open(config: &Config) -> Result<Self, Error> {
-        Ok(Self {
-            boot: BootFiles {
-                kvm: open("/dev/kvm", Path::new("/dev/kvm"), true)?,
-                kernel: open("guest kernel", &config.kernel, false)?,
-                initrd: open("guest image", &config.initrd, false)?,
-            },
-            console: sys::memory_file("nacre-console", console::RING_BYTES)
-                .map_err(system("console ring"))?,
-            stream_table: sys::memory_file("nacre-streams", stream_table::TABLE_BYTES)
-                .map(StreamTable::new)
-                .map_err(system("stream table"))?,
-        })
-    }
-}
-
-/// The VM to boot.
-#[derive(Debug)]
-pub struct Boot<'a> {
-    /// Nacre's configuration.
-    pub config: &'a Config,
-    /// Memory and vCPUs.
-    pub size: VmSize,
-    /// The pod's id, for messages.
-    pub id: &'a str,
-    /// From [`Vm::start`].
-    pub stream_table: &'a StreamTable,
-    /// The links of the pod's network.
-    pub nics: &'a [Nic],
-}
-
-impl<'a> Boot<'a> {
-    /// The message that configures the VMM, and the descriptors that it names.
-    fn configuration(&self, files: &'a BootFiles, console: &'a File) -> (ToVmm, Attachments<'a>) {
-        let mut attachments = Attachments::default();
-        let mut devices = vec![
-            DeviceConfig::Vsock {
-                stream_table: attachments.add(self.stream_table.file().as_fd()),
-            },
-            DeviceConfig::Fs {
-                tag: SHARED_TAG.to_owned(),
-            },
-        ];
-        let nics = self.nics.iter().map(|nic| net_device(nic, &mut attachments));
-        devices.extend(nics);
-        let message = ToVmm::Configure(Configure {
-            build_id: nacre_protocol::BUILD_ID.to_owned(),
-            pod: self.id.to_owned(),
-            memory_mib: self.size.boot_mib,
-            vcpus: self.size.vcpus,
-            max_vcpus: self.size.max_vcpus,
-            extra_cmdline: self.config.kernel_params.clone(),
-            console_to_stderr: self.config.console_to_log,
-            kvm: attachments.add(files.kvm.as_fd()),
-            kernel: attachments.add(files.kernel.as_fd()),
-            initrd: attachments.add(files.initrd.as_fd()),
-            console_ring: attachments.add(console.as_fd()),
-            devices,
-        });
-        (message, attachments)
-    }
-}
-
-/// The device of a link; its taps are added to `attachments`.
-fn net_device<'a>(nic: &'a Nic, attachments: &mut Attachments<'a>) -> DeviceConfig {
-    DeviceConfig::Net {
-        taps: nic.taps.iter().map(|tap| attachments.add(tap.as_fd())).collect(),
-        mac: nic.mac,
-        mtu: nic.mtu,
-    }
-}
-
-fn open(what: &'static str, path: &Path, write: bool) -> Result<File, Error> {
-    let source = match File::options().read(true).write(write).open(path) {
-        Ok(file) => return Ok(file),
-        Err(source) => source,
-    };
-    // The path follows it in the message.
-    let what = if what == "/dev/kvm" {
-        "the KVM device"
-    } else {
-        what
-    };
-    Err(Error::Open {
-        what,
-        path: path.to_owned(),
-        source,
-    })
 }
 
 fn spawn(
