@@ -38,7 +38,8 @@ pub fn slot_offset(slot: u8) -> u64 {
 /// part of an empty slot reads as all ones. Clones are the same window: one is on the bus, one is with the
 /// machine, which fills slots while the guest runs.
 ///
-/// Lock order: a window's lock is held during an access to a function, which takes the transport's lock.
+/// Lock order: a function's lock is held during an access to it, which takes the transport's lock and may wait
+/// for the device's worker. The window's lock is held only to look a function up, and never with another one.
 #[derive(Clone)]
 pub struct SlotWindow {
     /// The slot of the window's first address.
@@ -47,8 +48,11 @@ pub struct SlotWindow {
     distance: u64,
     /// Size of a part, in bytes.
     bytes: u64,
-    functions: Arc<Mutex<BTreeMap<u8, Box<dyn BusDevice>>>>,
+    functions: Arc<Mutex<BTreeMap<u8, Function>>>,
 }
+
+/// The registers in a slot's part of a window; None once they are removed.
+type Function = Arc<Mutex<Option<Box<dyn BusDevice>>>>;
 
 impl SlotWindow {
     /// The window on the configuration spaces of all slots.
@@ -72,28 +76,39 @@ impl SlotWindow {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u8, Box<dyn BusDevice>>> {
+    fn functions(&self) -> MutexGuard<'_, BTreeMap<u8, Function>> {
         self.functions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a function's registers into `slot`.
     pub fn insert(&self, slot: u8, function: Box<dyn BusDevice>) {
-        self.lock().insert(slot, function);
+        self.functions()
+            .insert(slot, Arc::new(Mutex::new(Some(function))));
     }
 
     /// Empties `slot`. When this returns, no access to its registers is under way.
     pub fn remove(&self, slot: u8) {
-        self.lock().remove(&slot);
+        let removed = self.functions().remove(&slot);
+        if let Some(function) = removed {
+            // An access that has found it before waits for this lock, or has it.
+            lock(&function).take();
+        }
     }
 
     /// Calls `access` with the function at `offset` and the offset in its part; None if there is none.
     fn access<T>(&self, offset: u64, access: impl FnOnce(&mut dyn BusDevice, u64) -> T) -> Option<T> {
         let slot = u8::try_from(offset.checked_div(self.distance)?).ok()?;
         let in_slot = offset.checked_rem(self.distance)?;
-        let mut functions = self.lock();
-        let function = functions.get_mut(&slot.checked_add(self.first)?)?;
-        (in_slot < self.bytes).then(|| access(function.as_mut(), in_slot))
+        let slot = slot.checked_add(self.first)?;
+        let function = Arc::clone(self.functions().get(&slot)?);
+        let mut function = lock(&function);
+        let function = function.as_mut().filter(|_| in_slot < self.bytes)?;
+        Some(access(function.as_mut(), in_slot))
     }
+}
+
+fn lock(function: &Function) -> MutexGuard<'_, Option<Box<dyn BusDevice>>> {
+    function.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl BusDevice for SlotWindow {
@@ -135,6 +150,8 @@ impl BusDevice for EmptyPorts {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
     use super::*;
 
     #[test]
@@ -187,6 +204,54 @@ mod tests {
             window.write(slot_offset(2), &byte);
             assert_eq!(byte, [expected], "{offset:#x}");
         }
+    }
+
+    /// A write to it waits, as a reset does for a worker in a slow system call.
+    struct Slow {
+        begun: Sender<()>,
+        end: Receiver<()>,
+    }
+
+    impl BusDevice for Slow {
+        fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
+        fn write(&mut self, _offset: u64, _data: &[u8]) {
+            self.begun.send(()).unwrap();
+            self.end.recv().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_slow_function_delays_no_other_and_is_removed_after_its_access() {
+        let window = SlotWindow::bar(0, 0x2000);
+        let ((begun, has_begun), (end, has_ended)) = (channel(), channel());
+        window.insert(
+            0,
+            Box::new(Slow {
+                begun,
+                end: has_ended,
+            }),
+        );
+        let mut on_the_bus = window.clone();
+        let vcpu = std::thread::spawn(move || on_the_bus.write(0, &[1]));
+        has_begun.recv().unwrap();
+        window.insert(1, Box::new(Slot(7)));
+        let mut byte = [0];
+        window.clone().read(0x2000, &mut byte);
+        assert_eq!(byte, [7]);
+        window.remove(1);
+        let (removed, is_removed) = channel();
+        let remover = std::thread::spawn(move || {
+            window.remove(0);
+            removed.send(()).unwrap();
+        });
+        let moment = std::time::Duration::from_millis(50);
+        assert!(
+            is_removed.recv_timeout(moment).is_err(),
+            "removed during an access"
+        );
+        end.send(()).unwrap();
+        remover.join().unwrap();
+        vcpu.join().unwrap();
     }
 
     #[test]
