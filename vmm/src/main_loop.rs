@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 use std::io::BufRead as _;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use nacre_protocol::control::{Error as ChannelError, Outcome};
 use nix::errno::Errno;
@@ -13,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::commands::{Command, Lines};
 use crate::control::{Control, Error};
 use crate::devices::serial::SerialInput;
-use crate::machine::{DeviceBuilder, Machine};
+use crate::machine::{DeviceBuilder, Machine, PlugError};
 use crate::virtio::mem::Sizes;
 
 /// Why the loop ended; the process then exits.
@@ -86,6 +87,7 @@ pub enum StandardInput {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
     VmExit,
+    MemoryTaken,
     Control,
     StopRequest,
     Stdin,
@@ -113,6 +115,7 @@ pub fn run(machine: &mut Machine, mut inputs: Inputs<'_>) -> Result<StopReason, 
                     }
                     Some(Err(error)) => return Ok(StopReason::ShimGone(error.to_string())),
                 },
+                Source::MemoryTaken => machine.plug_on(),
                 Source::StopRequest => return Ok(StopReason::Requested),
                 Source::Stdin => {
                     let is_open = match inputs.stdin {
@@ -129,11 +132,12 @@ pub fn run(machine: &mut Machine, mut inputs: Inputs<'_>) -> Result<StopReason, 
     }
 }
 
-/// Blocks until a descriptor is readable; returns the sources that are.
+/// Blocks until a descriptor is readable, or devices have not taken memory in time; returns the sources that are.
 fn wait(machine: &Machine, inputs: &Inputs<'_>) -> Result<Vec<Source>, Errno> {
     let stdin = std::io::stdin();
-    let candidates: [(Source, Option<BorrowedFd<'_>>); 4] = [
+    let candidates: [(Source, Option<BorrowedFd<'_>>); 5] = [
         (Source::VmExit, Some(machine.vm_exit().as_fd())),
+        (Source::MemoryTaken, Some(machine.memory_taken())),
         (Source::Control, inputs.control.map(|control| control.as_fd())),
         (Source::StopRequest, inputs.stop_request),
         (
@@ -145,8 +149,14 @@ fn wait(machine: &Machine, inputs: &Inputs<'_>) -> Result<Vec<Source>, Errno> {
         .into_iter()
         .filter_map(|(source, fd)| Some((source, PollFd::new(fd?, PollFlags::POLLIN))))
         .unzip();
-    match poll(&mut fds, PollTimeout::NONE) {
+    let timeout = machine.plug_deadline().map_or(PollTimeout::NONE, |deadline| {
+        // One more, since it is rounded down.
+        let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    });
+    match poll(&mut fds, timeout) {
         Err(Errno::EINTR) => return Ok(Vec::new()),
+        Ok(0) => return Ok(vec![Source::MemoryTaken]),
         result => result?,
     };
     let ready = sources
@@ -198,10 +208,10 @@ fn run_commands(machine: &mut Machine, lines: &mut Lines, late: Option<&LateDevi
                 })
                 .map_err(|error| error.to_string()),
             // Once the guest has it, the device reports that.
-            Ok(Command::PlugMemory { mib }) => machine
-                .plug_memory(mib)
-                .map(|()| None)
-                .map_err(|error| error.to_string()),
+            Ok(Command::PlugMemory { mib }) => {
+                machine.plug_memory(mib, Box::new(report_failure));
+                Ok(None)
+            }
             Ok(Command::AttachCommon) => machine
                 .attach_common()
                 .map(|()| Some("added the devices that every VM has".to_owned()))
@@ -214,6 +224,12 @@ fn run_commands(machine: &mut Machine, lines: &mut Lines, late: Option<&LateDevi
         }
     }
     length > 0
+}
+
+fn report_failure(result: Result<(), PlugError>) {
+    if let Err(error) = result {
+        eprintln!("nacre-vmm: {error}");
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use nacre_protocol::control::{
 use nacre_protocol::stream_table::StreamTable;
 use nacre_protocol::text::printable;
 
-use crate::machine::{Failure, Machine};
+use crate::machine::{Failure, Machine, PlugError};
 use crate::process::exit_now;
 use crate::shim_managed;
 use crate::virtio::mem::OnReached;
@@ -137,10 +137,12 @@ impl Control {
         match message {
             ToVmm::Request { id, request } => {
                 let descriptors = Descriptors::new(fds);
-                let result = request
-                    .0
-                    .and_then(|request| self.carry_out(request, descriptors, machine));
-                self.send(&FromVmm::Answer { id, result });
+                let control = self.clone();
+                let answer = move |result| control.send(&FromVmm::Answer { id, result });
+                match request.0 {
+                    Ok(request) => self.carry_out(request, descriptors, machine, answer),
+                    Err(error) => answer(Err(error)),
+                }
             }
             // The descriptors beside it are closed here.
             ToVmm::Configure(_) => eprintln!("nacre-vmm: ignoring a second Configure message"),
@@ -148,33 +150,41 @@ impl Control {
         Ok(())
     }
 
-    /// Carries out `request`, on the main thread.
+    /// Carries out `request`, on the main thread, and passes the result to `answer`, now or later.
     fn carry_out(
         &self,
         request: Request,
         descriptors: Descriptors,
         machine: &mut Machine,
-    ) -> Result<Answer, ErrorText> {
-        if !matches!(request, Request::Attach { .. }) {
-            descriptors.finish().map_err(ErrorText::new)?;
+        answer: impl FnOnce(Result<Answer, ErrorText>) + 'static,
+    ) {
+        if !matches!(request, Request::Attach { .. })
+            && let Err(error) = descriptors.finish()
+        {
+            return answer(Err(ErrorText::new(error)));
         }
         let done = Ok(Answer::Done);
-        match request {
+        let result = match request {
             Request::Exits => Ok(Answer::Exits(machine.exit_counts())),
             Request::Pause => machine.pause().map_err(ErrorText::new).and(done),
             Request::Resume => machine.resume().map_err(ErrorText::new).and(done),
             Request::Attach { device } => self.attach(device, descriptors, machine),
             Request::AttachCommon => machine.attach_common().map_err(ErrorText::new).and(done),
             Request::Detach { slot } => machine.detach(slot).map_err(ErrorText::new).and(done),
-            Request::PlugMemory { mib } => machine.plug_memory(mib).map_err(ErrorText::new).and(done),
-            Request::Memory => {
-                let sizes = machine.plugged_memory().map_err(ErrorText::new)?;
-                Ok(Answer::Memory {
+            Request::PlugMemory { mib } => {
+                let on_plugged =
+                    move |result: Result<_, PlugError>| answer(result.map_err(ErrorText::new).and(done));
+                return machine.plug_memory(mib, Box::new(on_plugged));
+            }
+            Request::Memory => machine
+                .plugged_memory()
+                .map_err(ErrorText::new)
+                .map(|sizes| Answer::Memory {
                     requested_mib: mib(sizes.requested),
                     plugged_mib: mib(sizes.plugged),
-                })
-            }
-        }
+                }),
+        };
+        answer(result);
     }
 
     /// Adds a device to the running VM.

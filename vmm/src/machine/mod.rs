@@ -17,18 +17,21 @@ pub mod vm_exit;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::mem::ManuallyDrop;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub use self::error::{Error, Failure};
 pub use self::pause::PauseError;
 use self::pause::{Pausable, RunState, pause_all, resume_all};
 use self::plug::Plug;
-pub use self::plug::PlugError;
+pub use self::plug::{OnPlugged, PlugError};
 use self::vcpus::Vcpus;
 pub use self::virtio_devices::DeviceBuilder;
 use self::virtio_devices::PciSlots;
-use self::vm_exit::VmExit;
+use self::vm_exit::{VmExit, borrow_eventfd};
 use crate::acpi;
 use crate::boot::{self, cmdline, initrd, kernel, zero_page};
 use crate::config::{Config, ConsoleOutput};
@@ -75,6 +78,8 @@ pub struct Machine {
     vm: Vm,
     /// All of guest memory. KVM and the devices use it.
     memory: Arc<Memory>,
+    /// Written by each device that has taken memory that was added.
+    memory_taken: Arc<EventFd>,
 }
 
 /// The kernel's headers and the initramfs's size.
@@ -111,6 +116,8 @@ pub fn build(
     on_step("guest loaded");
 
     let vm_exit = VmExit::new().map_err(Failure::at("create devices"))?;
+    let memory_taken = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::EventFd);
+    let memory_taken = Arc::new(memory_taken.map_err(Failure::at("create devices"))?);
     let console = Console::new(console_ring, config.console);
     let io_apic = IoApic::new(layout::GSIS, vm.message_sender());
     let generation_id = create_generation_id(&io_apic, &memory).map_err(Failure::at("create devices"))?;
@@ -143,11 +150,12 @@ pub fn build(
         buses: ManuallyDrop::new(buses),
         vcpus,
         devices,
-        plug: plugger.map(Plug::new),
+        plug: plugger.map(|plugger| Plug::new(plugger, Arc::clone(&memory_taken))),
         has_common_devices: false,
         state: RunState::NotStarted,
         vm,
         memory,
+        memory_taken,
     })
 }
 
@@ -199,15 +207,38 @@ impl Machine {
     }
 
     /// Asks the guest to have `mib` MiB plugged in besides the memory at boot, a multiple of
-    /// [`nacre_protocol::control::MEMORY_BLOCK_MIB`]. Returns when the guest has been asked; a paused one is
-    /// asked when it runs on.
-    ///
-    /// # Errors
-    /// [`PlugError`]: the size is out of range, the host has no memory, or a device did not answer within
-    /// 10 s. The guest keeps what it has, and this may be called again.
-    pub fn plug_memory(&mut self, mib: u32) -> Result<(), PlugError> {
-        let plug = self.plug.as_mut().ok_or(PlugError::NoDevice)?;
-        plug.request(mib, &self.vm, &mut self.memory, &self.devices)
+    /// [`nacre_protocol::control::MEMORY_BLOCK_MIB`]. Calls `on_plugged` when the guest has been asked, perhaps
+    /// from [`Machine::plug_on`]; a paused guest is asked when it runs on. Or with a [`PlugError`]: the size is out
+    /// of range, the host has no memory, or a device has not taken it within 10 s. The guest then keeps what it
+    /// has, and this may be called again.
+    pub fn plug_memory(&mut self, mib: u32, on_plugged: OnPlugged) {
+        match &mut self.plug {
+            Some(plug) => {
+                plug.request(mib, &self.memory, &self.devices, on_plugged);
+            }
+            None => on_plugged(Err(PlugError::NoDevice)),
+        }
+    }
+
+    /// Readable when [`Machine::plug_on`] is to be called.
+    #[must_use]
+    pub fn memory_taken(&self) -> BorrowedFd<'_> {
+        borrow_eventfd(&self.memory_taken)
+    }
+
+    /// When [`Machine::plug_on`] is to be called at the latest.
+    #[must_use]
+    pub fn plug_deadline(&self) -> Option<Instant> {
+        self.plug.as_ref()?.until()
+    }
+
+    /// Goes on with the request of [`Machine::plug_memory`] that waits for devices.
+    pub fn plug_on(&mut self) {
+        // Fails if it is not readable, since the deadline has passed.
+        let _ = self.memory_taken.read();
+        if let Some(plug) = &mut self.plug {
+            plug.go_on(Instant::now(), &self.vm, &mut self.memory);
+        }
     }
 
     /// How much memory is to be plugged in, and how much is.
@@ -231,9 +262,9 @@ impl Machine {
     /// # Errors
     /// [`Error`] if the device can't be created, or no slot is empty.
     pub fn attach(&mut self, build: DeviceBuilder) -> Result<u8, Error> {
-        let slot = self.devices.attach(build, &self.vm, &self.memory)?;
+        let slot = self.devices.attach(build, &self.vm)?;
         if let Some(plugger) = self.devices.plugger(slot) {
-            self.plug = Some(Plug::new(plugger));
+            self.plug = Some(Plug::new(plugger, Arc::clone(&self.memory_taken)));
         }
         Ok(slot)
     }

@@ -21,7 +21,8 @@ use crate::transport::pci::function::FunctionPages;
 use crate::transport::pci::page::{PAGE_BYTES, RegisterPages};
 use crate::transport::pci::{Areas, PciTransport, Placement, notify_offset};
 use crate::virtio::mem::Plugger;
-use crate::virtio::{Device, DeviceError, Env, Memory, Report, balloon, rng};
+use crate::virtio::worker::MemorySender;
+use crate::virtio::{Device, DeviceError, Env, Memory, Report, SharedMemory, balloon, rng};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Pages of BAR 0.
@@ -68,23 +69,30 @@ pub(super) fn env(confinement: &Confinement, vm_exit: &VmExit, boot_bytes: u64) 
 
 /// A device with its transport, which the buses have, too. The vCPUs are paused before it, since their
 /// threads lock the transport.
-struct AttachedDevice(Arc<Mutex<PciTransport>>);
+struct AttachedDevice {
+    transport: Arc<Mutex<PciTransport>>,
+    /// Without a lock: a vCPU thread may hold the transport while it waits for the worker.
+    memory: MemorySender,
+    plugger: Option<Plugger>,
+}
 
 impl Pausable for AttachedDevice {
     fn pause(&mut self) -> Result<(), PauseError> {
         // The state of the queues is for a snapshot; the worker keeps them.
-        let _ = PciTransport::lock(&self.0).device().pause()?;
+        let _ = PciTransport::lock(&self.transport).device().pause()?;
         Ok(())
     }
 
     fn resume(&mut self) -> Result<(), PauseError> {
-        Ok(PciTransport::lock(&self.0).device().resume()?)
+        Ok(PciTransport::lock(&self.transport).device().resume()?)
     }
 }
 
 /// The slots of the PCI bus with their devices.
 pub(super) struct PciSlots {
     env: Env,
+    /// Of all devices.
+    memory: SharedMemory,
     /// By slot.
     devices: BTreeMap<u8, AttachedDevice>,
     /// The first slot that was empty when the guest was started.
@@ -115,6 +123,7 @@ impl PciSlots {
         let bar = || SlotWindow::bar(first_late, u64::from(BAR_BYTES));
         let mut slots = Self {
             env,
+            memory: SharedMemory::new(Arc::clone(memory)),
             devices: BTreeMap::new(),
             first_late,
             config: SlotWindow::config(),
@@ -132,7 +141,7 @@ impl PciSlots {
             let name = device.name();
             let placement = placement(&device, vm, slot, pages)?;
             let [bar0, bar1] = placement.bars.map(u64::from);
-            let areas = slots.put(slot, device, memory, placement);
+            let areas = slots.put(slot, device, placement);
             buses.mmio.insert(name, bar0, u64::from(BAR_BYTES), areas.bar0)?;
             let notifications = format!("{name} notifications");
             buses
@@ -165,22 +174,23 @@ impl PciSlots {
     }
 
     /// Remembers `device` and returns its areas, which the guest does not see yet.
-    fn put(&mut self, slot: u8, device: Device, memory: &Arc<Memory>, placement: Placement) -> Areas {
-        let transport = PciTransport::new(device, Arc::clone(memory), placement);
+    fn put(&mut self, slot: u8, device: Device, placement: Placement) -> Areas {
+        let (memory, plugger) = (device.memory_sender(), device.plugger().cloned());
+        let transport = PciTransport::new(device, self.memory.clone(), placement);
         let transport = Arc::new(Mutex::new(transport));
         let areas = PciTransport::areas(&transport);
-        self.devices.insert(slot, AttachedDevice(transport));
+        let attached = AttachedDevice {
+            transport,
+            memory,
+            plugger,
+        };
+        self.devices.insert(slot, attached);
         areas
     }
 
     /// Creates a device while the guest runs and puts it into an empty slot, which is returned. If this
     /// fails, nothing has changed.
-    pub(super) fn attach(
-        &mut self,
-        build: DeviceBuilder,
-        vm: &Vm,
-        memory: &Arc<Memory>,
-    ) -> Result<u8, Error> {
+    pub(super) fn attach(&mut self, build: DeviceBuilder, vm: &Vm) -> Result<u8, Error> {
         let slot = (self.first_late..pci::MAX_SLOTS)
             .find(|slot| !self.devices.contains_key(slot))
             .ok_or(Error::TooManyDevices(self.devices.len().saturating_add(1)))?;
@@ -198,7 +208,7 @@ impl PciSlots {
             has_fixed_bars: true,
             ..placement(&device, vm, slot, function_pages)?
         };
-        let areas = self.put(slot, device, memory, placement);
+        let areas = self.put(slot, device, placement);
         let [bar0, bar1] = &self.bars;
         bar0.insert(slot, areas.bar0);
         bar1.insert(slot, areas.bar1);
@@ -218,21 +228,21 @@ impl PciSlots {
             .ok_or(Error::NoSuchDevice(slot))?;
         self.config.remove(slot);
         self.bars.iter().for_each(|window| window.remove(slot));
-        let transport = PciTransport::lock(&device.0);
+        let transport = PciTransport::lock(&device.transport);
         remove_notifications(vm, slot, transport.ioeventfds());
         Ok(())
     }
 
     /// Plugs memory, if the device in `slot` does that.
     pub(super) fn plugger(&self, slot: u8) -> Option<Plugger> {
-        let device = self.devices.get(&slot)?;
-        PciTransport::lock(&device.0).device().plugger().cloned()
+        self.devices.get(&slot)?.plugger.clone()
     }
 
-    /// Gives the devices guest memory that has grown.
-    pub(super) fn set_memory(&self, memory: &Arc<Memory>) -> Result<(), DeviceError> {
-        let mut devices = self.devices.values();
-        devices.try_for_each(|device| PciTransport::lock(&device.0).set_memory(memory))
+    /// Gives guest memory that has grown to the devices, those that are added later, too. Returns what sends it
+    /// to those that there are.
+    pub(super) fn set_memory(&self, memory: &Arc<Memory>) -> impl Iterator<Item = &MemorySender> {
+        self.memory.set(Arc::clone(memory));
+        self.devices.values().map(|device| &device.memory)
     }
 
     /// The devices that can be paused, in the order of their slots.

@@ -15,8 +15,8 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 use virtio_queue::QueueState;
 
 use super::mem::Plugger;
-use super::worker::{DataPath, Worker};
-use super::{Activation, ConfigSpace, Env, Memory};
+use super::worker::{DataPath, MemorySender, Worker};
+use super::{Activation, ConfigSpace, Env};
 use crate::jail::Profile;
 
 /// What every device offers: it complies with virtio 1.0 and later, and the worker handles indirect
@@ -187,15 +187,10 @@ impl Device {
         self.worker.resume()
     }
 
-    /// Replaces guest memory by `memory`, which has grown: it has the regions of an earlier activation, and
-    /// more. When it returns, the driver may use all of it for buffers. Has no effect on a device that is not
-    /// active. A paused device takes it at once.
-    ///
-    /// # Errors
-    /// [`DeviceError`] if the worker's thread has exited or does not answer within 10 s; in the latter case
-    /// it takes the memory later.
-    pub fn set_memory(&mut self, memory: Arc<Memory>) -> Result<(), DeviceError> {
-        self.worker.set_memory(memory)
+    /// Gives the device guest memory that has grown.
+    #[must_use]
+    pub fn memory_sender(&self) -> MemorySender {
+        self.worker.memory_sender()
     }
 
     /// Changes how long reset and pause wait, so that a test need not.

@@ -84,7 +84,7 @@ mod vectors;
 pub mod vsock;
 pub mod worker;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
@@ -104,6 +104,33 @@ const fn feature(number: u32) -> u64 {
 
 /// Guest memory. It has no dirty bitmap, because nothing reads one.
 pub type Memory = GuestMemoryMmap;
+
+/// Guest memory, which grows while the VM runs. Clones are the same memory.
+#[derive(Clone)]
+pub struct SharedMemory(Arc<Mutex<Arc<Memory>>>);
+
+impl SharedMemory {
+    /// Guest memory that has not grown.
+    #[must_use]
+    pub fn new(memory: Arc<Memory>) -> Self {
+        Self(Arc::new(Mutex::new(memory)))
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn get(&self) -> Arc<Memory> {
+        Arc::clone(&self.lock())
+    }
+
+    /// Replaces it by `memory`, which contains it.
+    pub fn set(&self, memory: Arc<Memory>) {
+        *self.lock() = memory;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<Memory>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Notifications from a device to its driver. One implementation per transport, one double for tests.
 pub trait Interrupt: Send + Sync {

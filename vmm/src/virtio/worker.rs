@@ -103,9 +103,56 @@ enum Command {
     /// Answered with the state of the queues.
     Pause(SyncSender<Vec<QueueState>>),
     Resume,
-    /// Guest memory has grown. Answered when the data path has it.
-    Memory(Arc<Memory>, SyncSender<()>),
+    /// Guest memory has grown. Call the function when the data path has it.
+    Memory(Arc<Memory>, OnTaken),
     Exit,
+}
+
+/// Called on the worker's thread once it uses memory that was added.
+pub type OnTaken = Box<dyn FnOnce() + Send>;
+
+/// Gives a worker guest memory that has grown, without access to the device.
+#[derive(Clone)]
+pub struct MemorySender {
+    name: &'static str,
+    commands: Sender<Command>,
+    wake: Arc<EventFd>,
+}
+
+impl MemorySender {
+    /// The device's name.
+    #[must_use]
+    pub fn device(&self) -> &'static str {
+        self.name
+    }
+
+    /// Sends `memory`, which contains all that the device has. From `on_taken` on, the driver may use all of it
+    /// for buffers. A paused worker takes it at once; one that is not active keeps it for its next activation.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the worker's thread has exited.
+    pub fn send(&self, memory: Arc<Memory>, on_taken: OnTaken) -> Result<(), DeviceError> {
+        let sent = send_command(&self.commands, &self.wake, Command::Memory(memory, on_taken));
+        sent.map_err(DeviceError::at(self.name, "use more guest memory"))
+    }
+}
+
+#[cfg(test)]
+impl MemorySender {
+    /// Sends `memory`, and waits until the worker uses it.
+    pub fn give(&self, memory: Arc<Memory>) {
+        let (taken, is_taken) = channel();
+        self.send(memory, Box::new(move || taken.send(()).unwrap()))
+            .unwrap();
+        is_taken.recv_timeout(TIMEOUT).unwrap();
+    }
+}
+
+fn send_command(commands: &Sender<Command>, wake: &EventFd, command: Command) -> Result<(), NoAnswer> {
+    commands.send(command).map_err(|_| NoAnswer::Exited)?;
+    // Fails only if the counter would overflow, and then the worker is awake.
+    let _ = wake.write(1);
+    Ok(())
 }
 
 /// Why the worker did not carry out a command.
@@ -125,7 +172,7 @@ pub struct Worker {
     config: Arc<ConfigSpace>,
     commands: Sender<Command>,
     /// Wakes the thread after a command was sent or the configuration space was written.
-    wake: EventFd,
+    wake: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
     pub(super) timeout: Duration,
 }
@@ -179,7 +226,7 @@ impl Worker {
             name,
             config,
             commands,
-            wake,
+            wake: Arc::new(wake),
             thread: Some(thread),
             timeout: TIMEOUT,
         };
@@ -240,14 +287,14 @@ impl Worker {
             .map_err(DeviceError::at(self.name, "resume"))
     }
 
-    /// Gives the worker guest memory that has grown; returns once it uses it. See
-    /// [`super::Device::set_memory`].
-    ///
-    /// # Errors
-    /// [`DeviceError`] if the worker's thread has exited or does not answer within 10 s.
-    pub fn set_memory(&self, memory: Arc<Memory>) -> Result<(), DeviceError> {
-        self.ask(|taken| Command::Memory(memory, taken))
-            .map_err(DeviceError::at(self.name, "use more guest memory"))
+    /// See [`MemorySender`].
+    #[must_use]
+    pub fn memory_sender(&self) -> MemorySender {
+        MemorySender {
+            name: self.name,
+            commands: self.commands.clone(),
+            wake: Arc::clone(&self.wake),
+        }
     }
 
     /// Sends a command and waits for its answer.
@@ -261,10 +308,7 @@ impl Worker {
     }
 
     fn send_command(&self, command: Command) -> Result<(), NoAnswer> {
-        self.commands.send(command).map_err(|_| NoAnswer::Exited)?;
-        // Fails only if the counter would overflow, and then the worker is awake.
-        let _ = self.wake.write(1);
-        Ok(())
+        send_command(&self.commands, &self.wake, command)
     }
 }
 

@@ -38,7 +38,7 @@ use super::status::{self, DRIVER_OK, Transition};
 use crate::bus::{BusDevice, Half};
 use crate::log::LimitedLog;
 use crate::msi::SendMessage;
-use crate::virtio::{Activation, ActiveQueue, Device, DeviceError, Interrupt as _, Memory};
+use crate::virtio::{Activation, ActiveQueue, Device, Interrupt as _, SharedMemory};
 
 /// VIRTIO_F_VERSION_1: compliance with virtio 1.0 and later (virtio 1.2, 6).
 const VERSION_1: u64 = 1 << 32;
@@ -62,7 +62,7 @@ pub struct Placement {
 /// A device with its registers.
 pub struct PciTransport {
     device: Device,
-    memory: Arc<Memory>,
+    memory: SharedMemory,
     function: Arc<PciFunction>,
     ioeventfds: Vec<EventFd>,
     queues: Vec<QueueSetup>,
@@ -99,7 +99,7 @@ pub fn notify_offset(index: u16) -> u32 {
 impl PciTransport {
     /// Wraps `device`, which is then in its initial state.
     #[must_use]
-    pub fn new(device: Device, memory: Arc<Memory>, placement: Placement) -> Self {
+    pub fn new(device: Device, memory: SharedMemory, placement: Placement) -> Self {
         let sizes = device.queue_sizes();
         let queues = u16::try_from(sizes.len()).unwrap_or(u16::MAX);
         let identity = Identity {
@@ -136,15 +136,6 @@ impl PciTransport {
     /// The device itself, for the machine.
     pub fn device(&mut self) -> &mut Device {
         &mut self.device
-    }
-
-    /// Replaces guest memory by `memory`, which has grown, for this activation of the device and later ones.
-    ///
-    /// # Errors
-    /// As [`Device::set_memory`].
-    pub fn set_memory(&mut self, memory: &Arc<Memory>) -> Result<(), DeviceError> {
-        self.memory = Arc::clone(memory);
-        self.device.set_memory(Arc::clone(memory))
     }
 
     /// The eventfds of the queues' notifications, in order.
@@ -272,7 +263,7 @@ impl PciTransport {
 
     /// Handles a write to queue_enable of the selected queue. Only a reset disables a queue.
     fn enable_queue(&mut self, value: u16) {
-        let memory = Arc::clone(&self.memory);
+        let memory = self.memory.get();
         let active = self.status & DRIVER_OK != 0;
         let Some(queue) = self.queues.get_mut(usize::from(self.selected.queue)) else {
             return self.log_misuse("enables a queue that does not exist");
@@ -336,7 +327,7 @@ impl PciTransport {
             queues.push(ActiveQueue { index, queue, kick });
         }
         let activation = Activation {
-            memory: Arc::clone(&self.memory),
+            memory: self.memory.get(),
             queues,
             interrupt: Arc::clone(&self.function) as Arc<_>,
             features: self.driver_features,

@@ -285,7 +285,7 @@ fn buffers_may_be_in_memory_that_was_added() {
     std::fs::write(guest.path().join("file"), "text").unwrap();
     let region = GuestRegionMmap::from_range(GuestAddress(ADDED), 8192, None).unwrap();
     let grown = Arc::new(guest.driver.memory.insert_region(Arc::new(region)).unwrap());
-    guest.device.set_memory(Arc::clone(&grown)).unwrap();
+    guest.device.memory_sender().give(Arc::clone(&grown));
     let request = guest.request(LOOKUP, ROOT, &Body::default().name("file"));
     grown.write_slice(&request, GuestAddress(ADDED)).unwrap();
     let length = request.len() as u32;

@@ -240,10 +240,10 @@ fn a_read_that_fails_leaves_the_link_up() {
 
 #[test]
 fn packets_use_memory_that_was_plugged_in() {
-    let (mut device, mut driver, host) = activated_with(NOT_LARGE);
+    let (device, mut driver, host) = activated_with(NOT_LARGE);
     let plugged = GuestRegionMmap::from_range(GuestAddress(MEMORY_SIZE), 1 << 20, None).unwrap();
     driver.memory = Arc::new(driver.memory.insert_region(Arc::new(plugged)).unwrap());
-    device.set_memory(Arc::clone(&driver.memory)).unwrap();
+    device.memory_sender().give(Arc::clone(&driver.memory));
     let sent = packet(60, 1);
     send(&mut driver, MEMORY_SIZE, &sent);
     assert_eq!(host.receive().unwrap(), sent);

@@ -231,17 +231,42 @@ fn buffers_in_memory_that_was_added_are_served() {
     for is_paused in [false, true] {
         let mut driver = Driver::new(&[16]);
         let worker = spawn(&driver, TestDataPath);
-        worker.set_memory(Arc::clone(&driver.memory)).unwrap();
         if is_paused {
             worker.pause().unwrap();
         }
         worker.activate(driver.activation(u64::MAX)).unwrap();
         let region = GuestRegionMmap::from_range(GuestAddress(ADDED), 4096, None).unwrap();
         let grown = driver.memory.insert_region(Arc::new(region)).unwrap();
-        worker.set_memory(Arc::new(grown)).unwrap();
+        worker.memory_sender().give(Arc::new(grown));
         worker.resume().unwrap();
-        driver.offer(0, &[writable(ADDED, 8)]);
-        driver.kick(0);
-        assert_eq!(driver.wait_used(0).1, 7, "paused: {is_paused}");
+        // The second time, the transport has read guest memory before it has grown.
+        for _ in 0..2 {
+            driver.offer(0, &[writable(ADDED, 8)]);
+            driver.kick(0);
+            assert_eq!(driver.wait_used(0).1, 7, "paused: {is_paused}");
+            worker.reset().unwrap();
+            driver.restart();
+            worker.activate(driver.activation(u64::MAX)).unwrap();
+        }
     }
+}
+
+/// As while the file server is in a slow system call.
+#[test]
+fn nobody_waits_for_a_worker_that_is_to_use_more_memory() {
+    let driver = Driver::new(&[16]);
+    let (entered, has_entered) = channel();
+    let (release, may_return) = channel();
+    let worker = spawn(&driver, BlockingDataPath { entered, may_return });
+    worker.activate(driver.activation(u64::MAX)).unwrap();
+    driver.kick(0);
+    has_entered.recv_timeout(DEADLINE).unwrap();
+    let (taken, is_taken) = channel();
+    let on_taken = Box::new(move || taken.send(()).unwrap());
+    let sender = worker.memory_sender();
+    sender.send(Arc::clone(&driver.memory), on_taken).unwrap();
+    assert!(is_taken.try_recv().is_err());
+    release.send(()).unwrap();
+    is_taken.recv_timeout(DEADLINE).unwrap();
+    drop(release);
 }

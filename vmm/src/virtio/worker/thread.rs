@@ -46,6 +46,8 @@ pub(super) struct WorkerThread<D> {
     active: Option<ActiveDevice>,
     /// The queues in [`super::lifecycle::Phase::Held`].
     held: Option<Box<Activation>>,
+    /// Guest memory, if it has grown.
+    grown: Option<Arc<Memory>>,
     /// How many [`Report::Stopped`] may still be sent.
     reports_left: u32,
 }
@@ -71,6 +73,7 @@ impl<D: DataPath> WorkerThread<D> {
             lifecycle: Lifecycle::NEW,
             active: None,
             held: None,
+            grown: None,
             reports_left: MAX_REPORTS,
         })
     }
@@ -163,9 +166,9 @@ impl<D: DataPath> WorkerThread<D> {
                     let _ = paused.try_send(self.queue_states());
                 }
                 Command::Resume => self.handle(Event::Resume, None),
-                Command::Memory(memory, taken) => {
+                Command::Memory(memory, on_taken) => {
                     self.set_memory(memory);
-                    let _ = taken.try_send(());
+                    on_taken();
                 }
                 Command::Exit => return false,
             }
@@ -190,19 +193,19 @@ impl<D: DataPath> WorkerThread<D> {
         }
     }
 
-    /// Replaces guest memory by `memory`, which contains it, in the activation that there is.
+    /// Replaces guest memory by `memory`, which contains it, in this activation and later ones.
     fn set_memory(&mut self, memory: Arc<Memory>) {
+        self.grown = Some(Arc::clone(&memory));
         if let Some(active) = &mut self.active {
             active.memory = memory;
             self.call(D::on_memory);
-        } else if let Some(held) = &mut self.held {
-            held.memory = memory;
         }
     }
 
     fn start(&mut self, activation: Activation) {
         let mut active = ActiveDevice {
-            memory: activation.memory,
+            // The transport may have read it before it grew.
+            memory: self.grown.clone().unwrap_or(activation.memory),
             features: activation.features,
             config: Arc::clone(&self.setup.config),
             poller: Arc::clone(&self.poller),

@@ -15,7 +15,7 @@ use crate::transport::pci::page::RegisterPages;
 use crate::transport::pci::register::COMMON_BYTES;
 use crate::transport::pci::{Areas, PciTransport, Placement, VERSION_1};
 use crate::virtio::worker::{ActiveDevice, DataPath, Fault};
-use crate::virtio::{Device, Env, Memory, Report, Spec};
+use crate::virtio::{Device, Env, Memory, Report, SharedMemory, Spec};
 
 pub const FEATURES: u64 = VERSION_1 | 1 << 29 | 1 << 28 | 1;
 pub const MEMORY: u64 = 1 << 20;
@@ -112,7 +112,7 @@ impl Driver {
                 .collect(),
             send: Arc::new(move |message| sender.send(message).map_err(std::io::Error::other)),
         };
-        let transport = PciTransport::new(device, Arc::clone(&memory), placement);
+        let transport = PciTransport::new(device, SharedMemory::new(Arc::clone(&memory)), placement);
         let function = Arc::clone(&transport.function);
         let transport = Arc::new(Mutex::new(transport));
         let mut driver = Self {
