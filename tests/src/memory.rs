@@ -35,9 +35,21 @@ pub fn of(pid: u64) -> Result<Memory> {
 pub fn resident_kib(pid: u32) -> Result<u64> {
     let file = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Rss:"));
-    let kib = line.with_context(|| format!("{file} has no Rss"))?;
-    Ok(kib.trim().trim_end_matches(" kB").parse()?)
+    field_kib(&text, "Rss").context(file)
+}
+
+/// The value of field `name` in the text of /proc/meminfo or of a process's smaps_rollup, KiB.
+///
+/// # Errors
+/// If there is no such field.
+pub fn field_kib(text: &str, name: &str) -> Result<u64> {
+    let mut fields = text.lines().filter_map(|line| line.split_once(':'));
+    let field = fields.find(|(key, _)| *key == name);
+    kib(field.with_context(|| format!("no {name}"))?.1)
+}
+
+fn kib(value: &str) -> Result<u64> {
+    Ok(value.trim().trim_end_matches(" kB").parse()?)
 }
 
 fn parse(smaps: &str) -> Result<Memory> {
@@ -50,13 +62,12 @@ fn parse(smaps: &str) -> Result<Memory> {
         let Some((key, value)) = line.split_once(':') else {
             continue;
         };
-        let kib = || -> Result<u64> { Ok(value.trim().trim_end_matches(" kB").parse()?) };
         match key {
             "Size" => {
-                in_guest = kib()? >= GUEST_KIB;
+                in_guest = kib(value)? >= GUEST_KIB;
                 memory.guests += u64::from(in_guest);
             }
-            "Private_Dirty" if !in_guest => memory.own_kib += kib()?,
+            "Private_Dirty" if !in_guest => memory.own_kib += kib(value)?,
             _ => {}
         }
     }

@@ -16,6 +16,13 @@ use super::ctr::{Output, Run, ctr, fresh_id, output};
 /// Name of the shared directory in a bundle's directory.
 const SHARED: &str = "shared";
 
+/// Adds `mount` to `spec`.
+pub fn add_mount(spec: &mut Value, mount: Value) {
+    if let Some(mounts) = spec["mounts"].as_array_mut() {
+        mounts.push(mount);
+    }
+}
+
 /// A root file system and a specification, in a temporary directory that is removed on drop.
 pub struct Bundle {
     directory: TempDir,

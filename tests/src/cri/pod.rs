@@ -18,6 +18,27 @@ use crate::parity::Outcome;
 /// containerd keeps a container's status in a file here, which it replaces at each change.
 const STATUS_FILES: &str = "/var/lib/containerd/io.containerd.grpc.v1.cri/containers";
 
+/// Calls `look` now and after each change of `path`, until it returns what is wanted. Its inner error says what is
+/// waited for.
+fn look_at_changes<T>(
+    path: &Path,
+    flags: AddWatchFlags,
+    mut look: impl FnMut() -> Result<Result<T, String>>,
+) -> Result<T> {
+    let until = Instant::now() + DEADLINE;
+    let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    changes
+        .add_watch(path, flags)
+        .with_context(|| format!("watching {}", path.display()))?;
+    loop {
+        match look()? {
+            Ok(found) => return Ok(found),
+            Err(waiting) => wait_readable(&changes, until).context(waiting)?,
+        };
+        changes.read_events()?;
+    }
+}
+
 /// A pod; removed when dropped.
 pub struct Pod<'n> {
     node: &'n Node,
@@ -194,21 +215,16 @@ impl Container<'_> {
     /// # Errors
     /// If it is not within the deadline.
     pub fn wait(&self, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
-        let until = Instant::now() + DEADLINE;
-        let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         let directory = Path::new(STATUS_FILES).join(&self.id);
         let flags = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CLOSE_WRITE;
-        changes
-            .add_watch(&directory, flags)
-            .with_context(|| format!("watching {}", directory.display()))?;
-        loop {
+        look_at_changes(&directory, flags, || {
             let status = self.status()?;
-            if wanted(&status) {
-                return Ok(status);
-            }
-            wait_readable(&changes, until).with_context(|| format!("waiting; the status is {status}"))?;
-            changes.read_events()?;
-        }
+            Ok(if wanted(&status) {
+                Ok(status)
+            } else {
+                Err(format!("waiting; the status is {status}"))
+            })
+        })
     }
 
     /// Waits for its end; what it printed is the outcome.
@@ -238,18 +254,14 @@ impl Container<'_> {
     /// # Errors
     /// If it does not within the deadline.
     pub fn prints(&self, text: &str) -> Result<()> {
-        let until = Instant::now() + DEADLINE;
-        let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        changes.add_watch(&self.log, AddWatchFlags::IN_MODIFY)?;
-        loop {
+        look_at_changes(&self.log, AddWatchFlags::IN_MODIFY, || {
             let log = fs::read_to_string(&self.log)?;
-            if log.contains(text) {
-                return Ok(());
-            }
-            wait_readable(&changes, until)
-                .with_context(|| format!("waiting for {text:?} in the log, which is {log:?}"))?;
-            changes.read_events()?;
-        }
+            Ok(if log.contains(text) {
+                Ok(())
+            } else {
+                Err(format!("waiting for {text:?} in the log, which is {log:?}"))
+            })
+        })
     }
 
     /// Runs `command` in it by ExecSync, within `seconds` (0: no limit).

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::exits::Exits;
@@ -80,15 +80,10 @@ struct Sizes {
 impl Sizes {
     fn read() -> Result<Self> {
         let meminfo = fs::read_to_string("/proc/meminfo")?;
-        let field = |name: &str| -> Result<u64> {
-            let line = meminfo.lines().find_map(|line| line.strip_prefix(name));
-            let kib = line.with_context(|| format!("/proc/meminfo has no {name}"))?;
-            Ok(kib.trim().trim_end_matches(" kB").parse()?)
-        };
         let zones = fs::read_to_string("/proc/zoneinfo")?;
         Ok(Self {
-            total: field("MemTotal:")?,
-            free: field("MemFree:")?,
+            total: memory::field_kib(&meminfo, "MemTotal")?,
+            free: memory::field_kib(&meminfo, "MemFree")?,
             normal: in_zone(&zones, "Normal", "managed"),
             movable: in_zone(&zones, "Movable", "managed"),
         })

@@ -7,7 +7,7 @@ use super::process::{keep_words, run_bundle, run_with};
 use super::specs::{DEFAULT, DEVICES, KERNEL, MOUNTS};
 use super::{Behaviour, Outcome, calls, script};
 use crate::containerd::Runtime;
-use crate::containerd::bundle::Bundle;
+use crate::containerd::bundle::{Bundle, add_mount};
 
 const OPTIONS: &[&str] = &["mounts[].options"];
 
@@ -214,12 +214,6 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         missing_root,
     ),
 ];
-
-fn add_mount(spec: &mut serde_json::Value, mount: serde_json::Value) {
-    if let Some(mounts) = spec["mounts"].as_array_mut() {
-        mounts.push(mount);
-    }
-}
 
 fn dot_dot_destination(runtime: Runtime) -> Result<Outcome> {
     run_with(

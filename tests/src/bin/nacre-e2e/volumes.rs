@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use nacre_tests::containerd::bundle::{Bundle, shared_directory};
+use nacre_tests::containerd::bundle::{Bundle, add_mount, shared_directory};
 use nacre_tests::containerd::ctr::{Run, fresh_id, output};
 use nix::mount::{MntFlags, umount2};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{Test, test};
 
@@ -43,12 +43,6 @@ impl Drop for HostMount {
         if let Err(error) = removed {
             eprintln!("removing {}: {error}", self.0.display());
         }
-    }
-}
-
-fn add_mount(spec: &mut Value, mount: Value) {
-    if let Some(mounts) = spec["mounts"].as_array_mut() {
-        mounts.push(mount);
     }
 }
 
