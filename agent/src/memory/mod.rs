@@ -193,8 +193,8 @@ fn read(file: impl AsRef<Path>) -> Result<String, Error> {
 
 fn uevents() -> Result<KernelReports, Error> {
     // In any other network namespace, a socket receives none of memory.
-    let opened = pod::in_initial_network(|_| KernelReports::of_devices())?
-        .unwrap_or_else(KernelReports::of_devices);
+    let opened =
+        pod::in_initial_network(|_| KernelReports::of_devices())?.unwrap_or_else(KernelReports::of_devices);
     opened.map_err(Error::system("opening a socket for the kernel's uevents"))
 }
 

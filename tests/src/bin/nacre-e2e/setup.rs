@@ -19,4 +19,3 @@ pub fn containerd_version() -> Result<String> {
         .trim()
         .to_owned())
 }
-
