@@ -51,9 +51,12 @@ pub async fn stream_to_fifo(
     // While it is open, the kernel does not report that the last other reader has gone. The writing end keeps
     // what is in the FIFO.
     drop(reader);
-    let read = read_out::until_read(&to, moved).await;
+    if let Err(error) = read_out::until_read(&to, moved).await {
+        // Everything is written all the same. On a node, inotify's limits are the usual reason.
+        crate::log::warn(format_args!("waiting for the reader of an output: {error}"));
+    }
     match read_out::open_reader(&to) {
-        Ok(reader) => (read, Some(reader)),
+        Ok(reader) => (Ok(()), Some(reader)),
         Err(error) => (Err(error), None),
     }
 }

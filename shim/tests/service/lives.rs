@@ -22,6 +22,7 @@ cases![
     a_slow_reader_stops_the_writer,
     an_exit_is_reported_when_the_output_is_read,
     an_exit_is_reported_though_nobody_reads,
+    a_reader_that_stops_at_the_exit_has_read_everything,
     an_exit_before_the_reply_to_start,
     signals_and_statuses,
     unknown_ids_and_invalid_calls_are_refused,
@@ -218,6 +219,38 @@ async fn an_exit_is_reported_though_nobody_reads() -> Result<()> {
     let mut word = String::new();
     reader.read_to_string(&mut word)?;
     ensure!(word == "word", "{word}");
+    pod.delete(&client).await?;
+    pod.finish(&client).await
+}
+
+/// As containerd 1.6.20, whose reader is slower than the task and is stopped when it knows of the exit.
+async fn a_reader_that_stops_at_the_exit_has_read_everything() -> Result<()> {
+    let (pod, client) = Pod::start("tail", "", &["flood"]).await?;
+    let stdout = pod.fifo("out")?;
+    let mut creation = pod.creation();
+    creation.stdout = stdout.display().to_string();
+    let (exit, has_exited) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || -> std::io::Result<usize> {
+        let mut reader = File::open(stdout)?;
+        let mut count = 0;
+        while has_exited.try_recv().is_err() {
+            match reader.read(&mut [0; 4096])? {
+                0 => break,
+                length => count += length,
+            }
+        }
+        Ok(count)
+    });
+    client.create(soon(), &creation).await?;
+    pod.start_task(&client).await?;
+    ensure!(pod.wait(&client).await?.exit_status == 0);
+    // Fails if the reader is at the end already.
+    let _ = exit.send(());
+    let count = tokio::task::spawn_blocking(move || reader.join())
+        .await?
+        .ok()
+        .context("reader")??;
+    ensure!(count == 1024 * 65536, "{count} bytes were read");
     pod.delete(&client).await?;
     pod.finish(&client).await
 }
