@@ -13,7 +13,7 @@ pub const TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/featur
 /// in a pod. Empty this list as they come.
 /// `idmap` is what user namespaces of pods depend on: the containers of such a pod join the sandbox's user
 /// namespace, which is refused so far.
-const NOT_OFFERED: [&str; 3] = ["rro", "idmap", "ridmap"];
+const NOT_OFFERED: [&str; 2] = ["idmap", "ridmap"];
 
 /// The document.
 pub fn features() -> Value {
@@ -107,6 +107,7 @@ mod tests {
         for (path, name) in [
             ("/hooks", "poststop"),
             ("/mountOptions", "noexec"),
+            ("/mountOptions", "rro"),
             ("/linux/namespaces", "user"),
             ("/linux/capabilities", "CAP_NET_RAW"),
             ("/linux/seccomp/actions", "SCMP_ACT_ERRNO"),
@@ -132,7 +133,6 @@ mod tests {
         for (path, name) in [
             ("/hooks", "createContainer"),
             ("/mountOptions", "tmpcopyup"),
-            ("/mountOptions", "rro"),
             ("/linux/seccomp/actions", "SCMP_ACT_NOTIFY"),
             (
                 "/linux/seccomp/supportedFlags",
