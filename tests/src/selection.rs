@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+/// The names of CRI cases that need the image with software begin with this.
+pub const SOFTWARE_CASES: &str = "software: ";
+
 /// Command-line arguments of the test programs.
 #[derive(Debug, Default, clap::Args)]
 pub struct Selection {
@@ -78,11 +81,17 @@ fn command_line(version: Option<&str>, program: &Path, name: &str) -> String {
         Some(version) => format!("--containerd {version} "),
     };
     let name = name.replace('\'', r"'\''");
-    let cri = match program.file_name() == Some("nacre-cri".as_ref()) {
-        true => "--cri ",
-        false => "",
+    let (lab, more) = if program.file_name() != Some("nacre-cri".as_ref()) {
+        ("", "")
+    } else if name.starts_with(SOFTWARE_CASES) {
+        ("--software ", " --software")
+    } else {
+        ("--cri ", "")
     };
-    format!("tests/lab/run {version}{cri}-- {} '{name}'", program.display())
+    format!(
+        "tests/lab/run {version}{lab}-- {}{more} '{name}'",
+        program.display()
+    )
 }
 
 #[cfg(test)]
@@ -137,6 +146,10 @@ mod tests {
         assert_eq!(
             command_line(Some("1.7"), Path::new("target/debug/nacre-cri"), "x"),
             "tests/lab/run --containerd 1.7 --cri -- target/debug/nacre-cri 'x'"
+        );
+        assert_eq!(
+            command_line(None, Path::new("target/debug/nacre-cri"), "software: x"),
+            "tests/lab/run --software -- target/debug/nacre-cri --software 'software: x'"
         );
         assert_eq!(
             command_line(Some("1.6"), program, "x"),

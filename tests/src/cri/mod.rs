@@ -17,7 +17,11 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::parity::{AllowedDifference, Outcome};
+use crate::selection;
 use node::Node;
+
+/// The image with software from Debian packages, which a lab has with `--software` (`tests/lab/software`).
+pub const SOFTWARE: &str = "localhost/software:lab";
 
 /// Something that a pod's owner can observe.
 pub struct Case {
@@ -105,6 +109,11 @@ impl Case {
     const fn allow_difference(mut self, reason: &'static str, nacre_output: &'static str) -> Self {
         self.allowed_difference = Some(AllowedDifference { reason, nacre_output });
         self
+    }
+
+    /// Whether it needs the image [`SOFTWARE`].
+    pub fn needs_software(&self) -> bool {
+        self.name.starts_with(selection::SOFTWARE_CASES)
     }
 
     /// Whether containerd `version` has what it needs.

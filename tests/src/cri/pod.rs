@@ -23,9 +23,10 @@ const STATUS_FILES: &str = "/var/lib/containerd/io.containerd.grpc.v1.cri/contai
 fn look_at_changes<T>(
     path: &Path,
     flags: AddWatchFlags,
+    deadline: Duration,
     mut look: impl FnMut() -> Result<Result<T, String>>,
 ) -> Result<T> {
-    let until = Instant::now() + DEADLINE;
+    let until = Instant::now() + deadline;
     let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
     changes
         .add_watch(path, flags)
@@ -210,14 +211,19 @@ impl Container<'_> {
         Ok(self.node.call("ContainerStatus", self.request())?["status"].take())
     }
 
-    /// Waits until its status is as `wanted`, and returns it. Woken by containerd's file of the status.
+    /// Waits until its status is as `wanted`, and returns it.
     ///
     /// # Errors
     /// If it is not within the deadline.
     pub fn wait(&self, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        self.wait_within(DEADLINE, wanted)
+    }
+
+    /// As [`Self::wait`], with another deadline. Woken by containerd's file of the status.
+    fn wait_within(&self, deadline: Duration, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
         let directory = Path::new(STATUS_FILES).join(&self.id);
         let flags = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CLOSE_WRITE;
-        look_at_changes(&directory, flags, || {
+        look_at_changes(&directory, flags, deadline, || {
             let status = self.status()?;
             Ok(if wanted(&status) {
                 Ok(status)
@@ -232,7 +238,15 @@ impl Container<'_> {
     /// # Errors
     /// If it does not end within the deadline.
     pub fn ended(&self) -> Result<Outcome> {
-        let status = self.wait(|status| status["state"] == "CONTAINER_EXITED")?;
+        self.ended_within(DEADLINE)
+    }
+
+    /// As [`Self::ended`], with another deadline.
+    ///
+    /// # Errors
+    /// As [`Self::ended`].
+    pub fn ended_within(&self, deadline: Duration) -> Result<Outcome> {
+        let status = self.wait_within(deadline, |status| status["state"] == "CONTAINER_EXITED")?;
         let lines = log::read(&self.log)?;
         Ok(Outcome {
             code: status["exit_code"].as_i64().map(i32::try_from).transpose()?,
@@ -254,7 +268,15 @@ impl Container<'_> {
     /// # Errors
     /// If it does not within the deadline.
     pub fn prints(&self, text: &str) -> Result<()> {
-        look_at_changes(&self.log, AddWatchFlags::IN_MODIFY, || {
+        self.prints_within(DEADLINE, text)
+    }
+
+    /// As [`Self::prints`], with another deadline.
+    ///
+    /// # Errors
+    /// As [`Self::prints`].
+    pub fn prints_within(&self, deadline: Duration, text: &str) -> Result<()> {
+        look_at_changes(&self.log, AddWatchFlags::IN_MODIFY, deadline, || {
             let log = fs::read_to_string(&self.log)?;
             Ok(if log.contains(text) {
                 Ok(())

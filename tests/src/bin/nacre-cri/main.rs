@@ -27,6 +27,9 @@ struct Arguments {
     /// Also run the cases that take long.
     #[arg(long)]
     long: bool,
+    /// Run the cases with redis, nginx, Python and PostgreSQL, and no others; in a lab with --software.
+    #[arg(long)]
+    software: bool,
     /// The runtime handler of Nacre's pods: nacre, or nacre-sandbox, which has no pause container.
     #[arg(long, default_value = "nacre")]
     handler: String,
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         .into_iter()
         .filter(|case| arguments.selection.selects(case.name, &names))
         .filter(|case| arguments.long || !case.long || arguments.selection.names_one(case.name))
+        .filter(|case| case.needs_software() == arguments.software)
         .filter(|case| case.runs_under(&version))
         .collect();
     if arguments.list {

@@ -14,6 +14,7 @@ mod pods;
 mod process;
 mod refused;
 mod rights;
+mod software;
 mod streams;
 mod users;
 
@@ -41,6 +42,7 @@ pub fn cases() -> Vec<&'static Case> {
         bulk::CASES,
         refused::CASES,
         many::CASES,
+        software::CASES,
     ]
     .into_iter()
     .flatten()
