@@ -22,7 +22,7 @@ pub struct PodSpec {
     pub size: SizeHints,
     /// The host's CPUs that the VM may run on, all of them if this is empty.
     pub cpus: Vec<usize>,
-    /// The guest's host name.
+    /// The pod's own host name; see [`PodSpec::guest_hostname`].
     pub hostname: Option<String>,
     /// The process.oomScoreAdj for the VMM; see [`oom_score_adj`].
     pub oom_score_adj: Option<i32>,
@@ -71,6 +71,13 @@ pub enum Lifetime {
 }
 
 impl PodSpec {
+    /// The guest's host name: the pod's own, or this host's, as under runc, whose UTS namespaces begin as copies
+    /// of the host's. An id would not do: with 64 characters it is longer than a label of DNS may be.
+    pub fn guest_hostname(&self) -> String {
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        self.hostname.clone().unwrap_or_else(host)
+    }
+
     /// Reads the config.json of a pod's first container. If that is not valid, the fields are empty as far as
     /// they can't be read; Create then reports the error.
     pub fn from_oci(config_json: &[u8]) -> Self {
@@ -90,7 +97,10 @@ impl PodSpec {
             cgroups_path: linux["cgroupsPath"].as_str().map(str::to_owned),
             size,
             cpus: cpus.and_then(cpu_list::parse).unwrap_or_default(),
-            hostname: spec["hostname"].as_str().map(str::to_owned),
+            hostname: spec["hostname"]
+                .as_str()
+                .filter(|name| !name.is_empty())
+                .map(str::to_owned),
             oom_score_adj: oom_score_adj(&spec),
             network_namespace: namespace_path(&linux["namespaces"], "network"),
             pinned_namespaces: pinned_namespaces(&linux["namespaces"], lifetime),
@@ -221,6 +231,15 @@ mod tests {
             annotations[name] = json!(value);
         }
         json!({ "annotations": annotations })
+    }
+
+    #[test]
+    fn without_a_name_the_guest_has_this_host_s() {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+        assert_eq!(read(&json!({"hostname": "web-0"})).guest_hostname(), "web-0");
+        for spec in [json!({}), json!({"hostname": ""})] {
+            assert_eq!(read(&spec).guest_hostname(), host.trim_end());
+        }
     }
 
     #[test]

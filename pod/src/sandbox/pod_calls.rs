@@ -153,9 +153,7 @@ impl Sandbox {
         if self.pod_life.phase != PodPhase::Absent {
             return Err(self.refuse_pod("created"));
         }
-        // As containerd does for a pod without a name: this host's.
-        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let hostname = spec.hostname.clone().unwrap_or_else(host);
+        let hostname = spec.guest_hostname();
         let files = pod_files::write(
             &self.identity.directory(),
             &hostname,

@@ -128,11 +128,7 @@ impl Sandbox {
             Ok(guest) => guest,
             Err(error) => return self.fail_vm(failed("set up guest", error, None)),
         };
-        let hostname = self
-            .spec
-            .hostname
-            .clone()
-            .unwrap_or_else(|| self.identity.id.clone());
+        let hostname = self.spec.guest_hostname();
         let network = self.network.take_guest_s();
         let spec = self.spec.clone();
         self.queue.send_result(async move {

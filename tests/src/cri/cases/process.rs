@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{PLAIN, nothing, security};
+use super::{PLAIN, PRIVILEGED, nothing, security};
 use crate::cri::{Case, container, exec};
 
 pub const CASES: &[Case] = &[
@@ -79,6 +79,11 @@ pub const CASES: &[Case] = &[
         "pod: hostname",
         &PLAIN,
         "hostname; cat /proc/sys/kernel/hostname; cat /etc/hostname",
+    ),
+    exec(
+        "pod: without a hostname it has the host's",
+        &PRIVILEGED,
+        "hostname; cat /etc/hostname",
     ),
     exec("pod: resolv.conf", &PLAIN, "cat /etc/resolv.conf"),
     exec("pod: hosts", &PLAIN, "grep -v web-0 /etc/hosts | sort"),
