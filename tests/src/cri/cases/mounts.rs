@@ -34,6 +34,10 @@ pub const CASES: &[Case] = &[
     calls("volume: private mounts stay private", |node| {
         propagated(node, "PROPAGATION_PRIVATE")
     }),
+    calls("volume: as the upper layer of an overlay", overlay).allow_difference(
+        "overlayfs refuses an upper layer on virtio-fs, as on every file system that another kernel may change",
+        "Invalid argument",
+    ),
     calls("volume: read-only with all mounts below it", recursively).since("2.4"),
     calls("volume: an image", image).since("2.1"),
     container(
@@ -48,6 +52,20 @@ fn one_mount(path: &Path, more: Value) -> Value {
     let mut mount = json!({"container_path": "/volume", "host_path": path});
     crate::cri::node::merge(&mut mount, more);
     json!({"mounts": [mount]})
+}
+
+fn overlay(node: &Node) -> Result<Outcome> {
+    let privileged = json!({"linux": {"security_context": {"privileged": true}}});
+    let pod = node.pod(privileged.clone())?;
+    // The lab's /tmp is an overlay itself, which runc's container could not use either.
+    let volume = tempfile::tempdir_in("/run")?;
+    let script = "cd /volume; mkdir lower upper work merged; echo below >lower/file
+        mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay merged && cat merged/file";
+    let mut change = one_mount(volume.path(), Value::Null);
+    crate::cri::node::merge(&mut change, privileged);
+    let outcome = pod.run(script, change)?;
+    pod.remove()?;
+    Ok(outcome)
 }
 
 fn volumes(node: &Node) -> Result<Outcome> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
+use super::network::get;
 use crate::containerd::Runtime;
 use crate::cri::node::{Node, merge};
 use crate::cri::pod::{Container, Pod};
@@ -15,6 +16,7 @@ use crate::cri::{Case, SOFTWARE, calls};
 use crate::parity::Outcome;
 
 pub const CASES: &[Case] = &[
+    calls("software: what Docker in a pod needs", docker),
     calls("software: PostgreSQL with pgbench, data on a volume", postgres),
     calls("software: Python's HTTP server", python),
     calls("software: redis with redis-benchmark", redis),
@@ -243,5 +245,58 @@ fn postgres(node: &Node) -> Result<Outcome> {
         fs::exists(volume.path().join("db/PG_VERSION"))?,
         "no database on the volume"
     );
+    Ok(Outcome::text(seen))
+}
+
+/// The file system of a container as an overlay on a tmpfs, since a volume can't be its upper layer, a bridge, and
+/// translation of addresses by nftables and by iptables.
+const DOCKER: &str = "set -e
+mkdir -p /docker /merged
+mount -t tmpfs docker /docker
+mkdir /docker/lower /docker/upper /docker/work
+echo of the image >/docker/lower/kept; echo of the image >/docker/lower/removed
+mount -t overlay -o lowerdir=/docker/lower,upperdir=/docker/upper,workdir=/docker/work overlay /merged
+echo changed >>/merged/kept; rm /merged/removed; mkdir /merged/new; mv /merged/new /merged/renamed
+ls /merged; cat /merged/kept; stat -c '%F %t %T' /docker/upper/removed; cat /docker/lower/kept
+ip link add docker0 type bridge
+ip addr add 172.30.0.1/24 dev docker0
+ip link set docker0 up
+ip netns add inner
+ip link add outside type veth peer name eth0 netns inner
+ip link set outside master docker0 up
+ip netns exec inner ip addr add 172.30.0.2/24 dev eth0
+ip netns exec inner ip link set eth0 up
+ip netns exec inner ip link set lo up
+ip netns exec inner ip route add default via 172.30.0.1
+echo 1 >/proc/sys/net/ipv4/ip_forward
+ip netns exec inner ping -c 1 172.30.0.1 >/dev/null; echo the bridge answers
+! ip netns exec inner ping -c 1 -W 1 10.88.0.1 >/dev/null; echo the host cannot answer
+nft add table ip docker
+nft 'add chain ip docker postrouting { type nat hook postrouting priority srcnat; }'
+nft add rule ip docker postrouting ip saddr 172.30.0.0/24 counter masquerade
+ip netns exec inner ping -c 1 10.88.0.1 >/dev/null; echo the host answers
+nft list table ip docker | sed 's/packets.*bytes [0-9]*/N/'
+nft delete table ip docker
+iptables-nft -t nat -A POSTROUTING -s 172.30.0.0/24 -j MASQUERADE
+iptables-nft -t nat -A PREROUTING -p tcp --dport 8080 -m conntrack --ctstate NEW -j DNAT --to-destination 172.30.0.2:80
+iptables-nft -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+iptables-nft -t nat -S
+mkdir /www; echo hello >/www/page
+ip netns exec inner httpd -p 80 -h /www";
+
+fn docker(node: &Node) -> Result<Outcome> {
+    let privileged = json!({"linux": {"security_context": {"privileged": true}}});
+    let pod = node.pod(privileged.clone())?;
+    let script = format!("({DOCKER}); echo ended with $?; exec sleep 1000000");
+    let container = serve(&pod, &script, privileged, "ended with")?;
+    let mut seen: String = container
+        .lines()?
+        .iter()
+        .map(|line| format!("{}\n", line.text))
+        .collect();
+    let [address, _] = pod.addresses()?;
+    let page = get(&format!("{address}:8080"), "page").with_context(|| seen.clone())?;
+    seen.push_str(&String::from_utf8_lossy(&page));
+    pod.remove()?;
     Ok(Outcome::text(seen))
 }
