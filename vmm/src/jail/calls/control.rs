@@ -80,4 +80,10 @@ pub const CALLS: &[Call] = &[
     any(libc::SYS_epoll_ctl, "an added worker"),
     any(libc::SYS_epoll_wait, "an added worker"),
     any(libc::SYS_readv, "the worker of virtio-net"),
+    one_of(
+        libc::SYS_sched_setscheduler,
+        1,
+        &[libc::SCHED_OTHER as u64, libc::SCHED_BATCH as u64],
+        "the worker of virtio-net",
+    ),
 ];

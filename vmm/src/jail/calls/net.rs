@@ -20,6 +20,12 @@ const CALLS: &[Call] = &[
         "reads a packet from the tap, directly into guest memory",
     ),
     one_of(
+        libc::SYS_sched_setscheduler,
+        1,
+        &[libc::SCHED_OTHER as u64, libc::SCHED_BATCH as u64],
+        "waits its turn while much data flows, which needs no privilege",
+    ),
+    one_of(
         libc::SYS_ioctl,
         1,
         &[libc::TUNSETOFFLOAD, libc::TUNSETQUEUE, KVM_SIGNAL_MSI],

@@ -10,6 +10,7 @@
 //! set: it is read until it is empty, or until the guest has no more buffers; then packets wait in the tap.
 
 mod control;
+mod pace;
 mod pair;
 mod receive;
 mod tap;
@@ -27,6 +28,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use vmm_sys_util::epoll::EventSet;
 
 use self::control::Command;
+use self::pace::Pace;
 use self::pair::QueuePair;
 use self::receive::Received;
 use self::tap::Tap;
@@ -163,6 +165,7 @@ pub fn spawn(config: Config, env: &Env) -> Result<Device, DeviceError> {
             taps: Taps::new(config.taps, config.max_changes),
             mtu: config.mtu,
             pairs: Vec::new(),
+            pace: Pace::default(),
             was_active: false,
             log: LimitedLog::new(),
         })
@@ -174,6 +177,7 @@ struct NetDataPath {
     mtu: u16,
     /// Those that the driver uses, from the first one on; none while the device is not active.
     pairs: Vec<QueuePair>,
+    pace: Pace,
     /// A driver has used the device before, and may have left packets in the tap.
     was_active: bool,
     log: LimitedLog,
@@ -205,16 +209,22 @@ impl DataPath for NetDataPath {
             return self.carry_out_commands(index, active);
         }
         let pair = self.pairs.get_mut(usize::from(index.wrapping_shr(1)));
-        let received = pair.map(|pair| pair.on_queue(index, &self.log, active));
-        self.check_link(received, active)
+        let Some(pair) = pair else { return Ok(()) };
+        let received = pair.on_queue(index, &self.log, active)?;
+        follow(&mut self.pace, pair)?;
+        self.check_link(received, active);
+        Ok(())
     }
 
     fn on_event(&mut self, token: u64, ready: EventSet, active: &mut ActiveDevice) -> Result<(), Fault> {
         let pair = usize::try_from(token)
             .ok()
             .and_then(|token| self.pairs.get_mut(token));
-        let received = pair.map(|pair| pair.on_tap(ready, &self.log, active));
-        self.check_link(received, active)
+        let Some(pair) = pair else { return Ok(()) };
+        let received = pair.on_tap(ready, &self.log, active)?;
+        follow(&mut self.pace, pair)?;
+        self.check_link(received, active);
+        Ok(())
     }
 
     fn on_memory(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
@@ -274,19 +284,22 @@ impl NetDataPath {
     }
 
     /// Sets the link down if a tap has lost its network interface.
-    fn check_link(
-        &self,
-        received: Option<Result<Received, Fault>>,
-        active: &ActiveDevice,
-    ) -> Result<(), Fault> {
-        if received.transpose()? == Some(Received::Gone) {
+    fn check_link(&self, received: Received, active: &ActiveDevice) {
+        if received == Received::Gone {
             self.log
                 .write(|| "virtio net: the tap's network interface was removed; the link is down".to_owned());
             // Cannot fail: the field exists.
             let _ = active.config.update(STATUS, &[0, 0]);
         }
-        Ok(())
     }
+}
+
+/// Makes the worker's `pace` follow what has passed through `pair`.
+fn follow(pace: &mut Pace, pair: &mut QueuePair) -> Result<(), Fault> {
+    let mut passed = pair.take_passed().into_iter();
+    passed
+        .try_for_each(|passed| pace.follow(passed))
+        .map_err(Fault::io("change how the worker is scheduled"))
 }
 
 /// The tap's offloads (TUN_F_*) for the features that the driver accepted: what the guest takes.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use virtio_bindings::bindings::virtio_net as bits;
 use vmm_sys_util::epoll::EventSet;
 
+use super::pace::Passed;
 use super::receive::{Received, Receiver};
 use super::tap::{HEADER_BYTES, Tap};
 use super::transmit::{LARGEST, Transmitter};
@@ -92,6 +93,11 @@ impl QueuePair {
         } else {
             Ok(Received::Done)
         }
+    }
+
+    /// The packets that have passed since the last call, of each direction.
+    pub fn take_passed(&mut self) -> [Passed; 2] {
+        [self.receiver.take_passed(), self.transmitter.take_passed()]
     }
 
     /// Guest memory has grown.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use vm_memory::{Address as _, Bytes as _, GuestAddress};
 
 use super::MAX_DESCRIPTORS;
+use super::pace::Passed;
 use super::tap::{HEADER_BYTES, Tap};
 use crate::log::LimitedLog;
 use crate::virtio::Memory;
@@ -54,6 +55,7 @@ pub struct Receiver {
     bytes: u32,
     /// The chains of the packet at hand. Keeps its allocation.
     used: Vec<(u16, u32)>,
+    passed: Passed,
 }
 
 /// How a turn ended.
@@ -78,12 +80,18 @@ impl Receiver {
             vectors: Vectors::with_capacity(Arc::clone(&active.memory), MAX_VECTORS),
             bytes: 0,
             used: Vec::with_capacity(size),
+            passed: Passed::default(),
         }
     }
 
     /// Guest memory has grown.
     pub fn set_memory(&mut self, memory: &Arc<Memory>) {
         self.vectors.set_memory(memory);
+    }
+
+    /// The packets that have passed since the last call.
+    pub fn take_passed(&mut self) -> Passed {
+        std::mem::take(&mut self.passed)
     }
 
     /// The tap reported that it has packets.
@@ -206,6 +214,7 @@ impl Receiver {
 
     /// Gives a packet of `length` bytes, header included, to the driver (virtio 1.2, 5.1.6.4).
     fn deliver(&mut self, length: u32, active: &mut ActiveDevice) -> Result<(), Fault> {
+        self.passed.add(length);
         let (mut count, mut room) = (0_u16, 0_u32);
         for chain in &self.chains {
             count = count.wrapping_add(1);

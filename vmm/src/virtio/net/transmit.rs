@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::epoll::EventSet;
 
+use super::pace::Passed;
 use super::tap::{HEADER_BYTES, Tap};
 use super::{MAX_DESCRIPTORS, TAP_EVENTS};
 use crate::log::LimitedLog;
@@ -22,6 +23,7 @@ pub struct Transmitter {
     /// The tap takes packets: it was not full, or has reported space since.
     writable: bool,
     vectors: Vectors,
+    passed: Passed,
 }
 
 /// What happened to a packet.
@@ -40,12 +42,18 @@ impl Transmitter {
             queue,
             writable: true,
             vectors: Vectors::with_capacity(Arc::clone(&active.memory), MAX_VECTORS),
+            passed: Passed::default(),
         }
     }
 
     /// Guest memory has grown.
     pub fn set_memory(&mut self, memory: &Arc<Memory>) {
         self.vectors.set_memory(memory);
+    }
+
+    /// The packets that have passed since the last call.
+    pub fn take_passed(&mut self) -> Passed {
+        std::mem::take(&mut self.passed)
     }
 
     /// The tap reported that it has space; true if packets wait for it.
@@ -117,7 +125,10 @@ impl Transmitter {
                     log.write(|| format!("virtio net: dropping a packet that the tap refuses: {error}"));
                     return Sent::Done;
                 }
-                Ok(_) => return Sent::Done,
+                Ok(length) => {
+                    self.passed.add(length);
+                    return Sent::Done;
+                }
             }
         }
     }
