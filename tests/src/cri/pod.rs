@@ -40,6 +40,24 @@ fn look_at_changes<T>(
     }
 }
 
+/// This program as a container's command, with the libraries that it needs: the image has only busybox.
+///
+/// # Errors
+/// If the program's file can't be found.
+pub fn this_program(arguments: &[&str]) -> Result<Value> {
+    let program = std::env::current_exe()?;
+    let mut command = vec!["/test".to_owned()];
+    command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+    Ok(json!({
+        "command": command,
+        "mounts": [
+            {"container_path": "/test", "host_path": program, "readonly": true},
+            {"container_path": "/lib", "host_path": "/usr/lib", "readonly": true},
+            {"container_path": "/lib64", "host_path": "/usr/lib64", "readonly": true},
+        ],
+    }))
+}
+
 /// A pod; removed when dropped.
 pub struct Pod<'n> {
     node: &'n Node,

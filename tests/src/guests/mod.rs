@@ -9,7 +9,7 @@
 
 pub mod disk;
 pub mod exits;
-mod initramfs;
+pub mod initramfs;
 pub mod io;
 pub mod large;
 pub mod memory_plugs;

@@ -19,6 +19,7 @@ mod runtimes;
 mod start;
 mod statistics;
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -41,7 +42,7 @@ enum Part {
     Guest,
     /// A pod by containerd's CRI, beside runc.
     Pod,
-    /// TCP with a pod, beside runc.
+    /// TCP and datagrams with a pod, beside runc and QEMU.
     Network,
     /// Memory of an idle pod.
     Memory,
@@ -70,6 +71,12 @@ struct Arguments {
     /// Directory of results.json and index.html.
     #[arg(long, default_value = "target/bench")]
     output: PathBuf,
+    /// Serve traffic; the part `network` runs this in pods.
+    #[arg(long, hide = true)]
+    serve: bool,
+    /// The same as /init of a guest, whose link has this address.
+    #[arg(long, hide = true)]
+    serve_as_guest: Option<Ipv4Addr>,
 }
 
 fn main() -> ExitCode {
@@ -83,6 +90,12 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(address) = arguments.serve_as_guest {
+        return network::qemu::serve_as_guest(address);
+    }
+    if arguments.serve {
+        return network::traffic::serve();
+    }
     ensure!(
         arguments.pairs > 0 && arguments.starts > 0 && arguments.guests > 0,
         "--pairs, --starts and --guests must be at least 1"
@@ -136,7 +149,7 @@ fn measure(
         crirun::measure(arguments.pairs, results)?;
     }
     if wants(Part::Network) {
-        network::measure(arguments.guests, results)?;
+        network::measure(runtimes, arguments.guests, results)?;
     }
     if wants(Part::Memory) {
         memory::measure(runtimes, results)?;

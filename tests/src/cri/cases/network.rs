@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::containerd::ctr::{DEADLINE, output};
 use crate::cri::node::Node;
-use crate::cri::pod::{Container, Pod};
+use crate::cri::pod::{Container, Pod, this_program};
 use crate::cri::{Case, calls};
 use crate::parity::Outcome;
 
@@ -148,21 +148,6 @@ fn pings(node: &Node) -> Result<Outcome> {
     }
     pod.remove()?;
     Ok(Outcome::text(seen))
-}
-
-/// This program as a container's command, with the libraries that it needs: the image has only busybox.
-fn this_program(arguments: &[&str]) -> Result<Value> {
-    let program = std::env::current_exe()?;
-    let mut command = vec!["/test".to_owned()];
-    command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
-    Ok(json!({
-        "command": command,
-        "mounts": [
-            {"container_path": "/test", "host_path": program, "readonly": true},
-            {"container_path": "/lib", "host_path": "/usr/lib", "readonly": true},
-            {"container_path": "/lib64", "host_path": "/usr/lib64", "readonly": true},
-        ],
-    }))
 }
 
 /// Answers each datagram with itself, until it is killed. Runs in a pod.
