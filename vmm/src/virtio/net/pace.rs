@@ -15,8 +15,10 @@ const LARGE: u32 = 4096;
 const WEIGHT: u32 = 4;
 /// The count ends here, so that small packets are noticed soon.
 const MOST: u32 = 64;
-/// Up to this count, the worker is as other tasks again; from twice as much on, it waits its turn.
+/// Up to this count, the worker is as other tasks again.
 const FEW: u32 = 16;
+/// From this count on, it waits its turn.
+const MANY: u32 = 32;
 
 /// How many packets have passed, in either direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -75,7 +77,7 @@ impl Pace {
     /// Whether the thread is to wait its turn, if that is new.
     fn change(&self) -> Option<bool> {
         match (self.is_batch, self.count) {
-            (false, count) if count >= 2 * FEW => Some(true),
+            (false, count) if count >= MANY => Some(true),
             (true, ..=FEW) => Some(false),
             (false | true, _) => None,
         }
