@@ -14,7 +14,14 @@ const INTERRUPT: (i64, &str) = (libc::SYS_ioctl, "the transport, to send an inte
 
 const DEVICES: [Row; 8] = [
     (&balloon::PROFILE, "virtio::balloon::tests::", &[INTERRUPT]),
-    (&blk::PROFILE, "virtio::blk::tests::", &[INTERRUPT]),
+    (
+        &blk::PROFILE,
+        "virtio::blk::tests::",
+        &[
+            INTERRUPT,
+            (libc::SYS_io_uring_enter, "a ring, which can't be recorded"),
+        ],
+    ),
     (&net::PROFILE, "virtio::net::tests::", &[]),
     (
         &mem::PROFILE,

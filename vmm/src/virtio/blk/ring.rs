@@ -31,9 +31,7 @@ const OPERATIONS: [u8; 4] = [
 /// A ring with its disk. Dropping it waits for the operations in progress.
 pub struct Ring {
     ring: IoUring,
-    /// Operations that are added and not submitted.
-    added: usize,
-    /// Operations that are submitted and whose results were not returned.
+    /// Operations that were added and whose results were not returned.
     in_progress: usize,
 }
 
@@ -45,11 +43,7 @@ impl Ring {
     pub fn new(disk: Disk, capacity: u16) -> Result<Self, Disk> {
         match restricted_ring(&disk, capacity) {
             // The ring keeps the file open.
-            Ok(ring) => Ok(Self {
-                ring,
-                added: 0,
-                in_progress: 0,
-            }),
+            Ok(ring) => Ok(Self { ring, in_progress: 0 }),
             Err(_) => Err(disk),
         }
     }
@@ -70,20 +64,8 @@ impl Ring {
         // keeps mapped; the caller keeps `data`. The guest may access them at the same time, so no reference to
         // them exists.
         if unsafe { self.ring.submission().push(&entry) }.is_ok() {
-            self.added = self.added.saturating_add(1);
+            self.in_progress = self.in_progress.saturating_add(1);
         }
-    }
-
-    /// Submits what was added.
-    fn submit(&mut self) -> io::Result<()> {
-        while self.added > 0 {
-            match self.ring.submit() {
-                Ok(count) => self.count_submitted(count),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 
     /// Submits what was added, and waits until there is a result; false if no operation is in progress.
@@ -91,14 +73,27 @@ impl Ring {
     /// # Errors
     /// As io_uring_enter(2).
     pub fn wait(&mut self) -> io::Result<bool> {
-        while self.added > 0 || (self.in_progress > 0 && self.ring.completion().is_empty()) {
-            match self.ring.submit_and_wait(1) {
-                Ok(count) => self.count_submitted(count),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+        self.submit()?;
+        while self.in_progress > 0 && self.ring.completion().is_empty() {
+            self.enter(1)?;
         }
         Ok(self.in_progress > 0)
+    }
+
+    /// Submits what was added.
+    fn submit(&mut self) -> io::Result<()> {
+        while !self.ring.submission().is_empty() {
+            self.enter(0)?;
+        }
+        Ok(())
+    }
+
+    /// Submits what was added, and waits for `results` results or a signal.
+    fn enter(&mut self, results: usize) -> io::Result<()> {
+        match self.ring.submit_and_wait(results) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// The next result, if there is one: an operation's number, and how many bytes it read or wrote. Submits what
@@ -107,7 +102,7 @@ impl Ring {
     /// # Errors
     /// As io_uring_enter(2).
     pub fn next_result(&mut self) -> io::Result<Option<(u16, io::Result<usize>)>> {
-        if self.added > 0 && self.ring.completion().is_empty() {
+        if self.ring.completion().is_empty() {
             self.submit()?;
         }
         Ok(self.take_result())
@@ -120,11 +115,6 @@ impl Ring {
         let result = usize::try_from(completion.result())
             .map_err(|_| io::Error::from_raw_os_error(completion.result().saturating_neg()));
         Some((id, result))
-    }
-
-    fn count_submitted(&mut self, count: usize) {
-        self.added = self.added.saturating_sub(count);
-        self.in_progress = self.in_progress.saturating_add(count);
     }
 }
 
@@ -201,7 +191,7 @@ mod tests {
         for entry in refused {
             // SAFETY: the path outlives the operation, which ends below.
             unsafe { ring.ring.submission().push(&entry) }.unwrap();
-            ring.added += 1;
+            ring.in_progress += 1;
             assert!(ring.wait().unwrap());
             let (_, result) = ring.take_result().unwrap();
             assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EACCES));

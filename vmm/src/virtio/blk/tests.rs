@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt as _;
 
 use super::*;
 use crate::virtio::testing::{
-    BUFFERS, Driver, Fields, assert_passes_confined, hammer, is_confined, readable, writable,
+    BUFFERS, Driver, Fields, assert_passes_confined, hammer, is_confined, is_recorded, readable, writable,
 };
 
 /// The size of the disk: 1 MiB.
@@ -83,7 +83,7 @@ impl Fixture {
         }
         let mut config =
             Config::new(file.try_clone().unwrap().into(), is_read_only, "disk-1", queues).unwrap();
-        config.io_uring = io_uring;
+        config.io_uring = io_uring && !is_recorded();
         let driver = Driver::new(&vec![QUEUE_SIZE; queues.into()]);
         let mut device = spawn(config, &driver.env()).unwrap();
         device.activate(driver.activation(device.features())).unwrap();
