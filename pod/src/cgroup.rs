@@ -1,7 +1,8 @@
 //! The pod's cgroup: a leaf in the cgroup2 file system, below the parent that the spec's cgroupsPath names.
-//! The VMM is in it, and the shim of a Kubernetes pod while the VM runs. cgroupsPath may have either notation: a path (cgroupfs), or
-//! "slice:prefix:name" (systemd), whose directories are made without D-Bus. A parent that had to be made gets
-//! an extended attribute as a mark, and is removed with its last pod. Called by the sandbox and by clean_up.
+//! The VMM is in it, and the shim of a Kubernetes pod while the VM runs. cgroupsPath may have either notation: a
+//! path (cgroupfs), or "slice:prefix:name" (systemd), whose directories are made without D-Bus. A parent that had
+//! to be made gets an extended attribute as a mark, and is removed with its last pod. Called by the sandbox and by
+//! clean_up.
 
 mod counters;
 mod process;
