@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 /// Each becomes a module of its name; a service also one with the suffix `_ttrpc`.
-const FILES: [&str; 6] = ["types", "bootstrap", "sandbox", "cri", "streaming", "transfer"];
+const FILES: [&str; 5] = ["types", "bootstrap", "sandbox", "cri", "streaming"];
 const SERVICES: [&str; 2] = ["sandbox", "streaming"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

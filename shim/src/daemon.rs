@@ -107,14 +107,13 @@ fn serve(start: Start) -> anyhow::Result<()> {
         let (publisher, delivered) = Publisher::spawn(&start.identity.namespace, address);
         let wake = publisher.wake();
         let (id, namespace) = (start.identity.id.clone(), start.identity.namespace.clone());
-        let fifos = streaming::Fifos::new(&start.identity.directory());
         let (sandbox, handle) = Sandbox::new(start.identity, Box::new(publisher), start.begun_ns);
         let listener = Listener::try_from(start.listener).context("registering the pod's socket")?;
         let mut server = Server::new()
             .add_listener(listener)
-            .register_service(service::services(&handle, &wake, &fifos))
+            .register_service(service::services(&handle, &wake))
             .register_service(sandbox::services(id, namespace, &handle, &wake))
-            .register_service(streaming::services(fifos));
+            .register_service(streaming::services());
         server.start().await.context("starting the services")?;
         sandbox.run().await;
         // Waits until the answer to Shutdown is written, not until clients close their connections.

@@ -20,19 +20,17 @@ use nacre_pod::{Call, Error, Handle, Reply};
 
 use crate::events::Wake;
 use crate::status::status_of;
-use crate::streaming::Fifos;
 use crate::{messages, metrics};
 
 const V2: &str = "containerd.task.v2.Task";
 const V3: &str = "containerd.task.v3.Task";
 
 /// The method tables for a ttrpc server, by service name.
-pub fn services(sandbox: &Handle, wake: &Wake, fifos: &Fifos) -> HashMap<String, Service> {
+pub fn services(sandbox: &Handle, wake: &Wake) -> HashMap<String, Service> {
     let table = || {
         create_task(Arc::new(TaskService {
             sandbox: sandbox.clone(),
             wake: wake.clone(),
-            fifos: fifos.clone(),
         }))
     };
     let mut services = table();
@@ -49,7 +47,6 @@ pub fn services(sandbox: &Handle, wake: &Wake, fifos: &Fifos) -> HashMap<String,
 struct TaskService {
     sandbox: Handle,
     wake: Wake,
-    fifos: Fifos,
 }
 
 impl TaskService {
@@ -68,8 +65,7 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: CreateTaskRequest,
     ) -> ttrpc::Result<CreateTaskResponse> {
-        let mut request = messages::create_request(request).map_err(status_of)?;
-        self.fifos.resolve(&mut request.paths).map_err(status_of)?;
+        let request = messages::create_request(request).map_err(status_of)?;
         let pid = self.call(|reply| Call::Create(request, reply)).await?;
         Ok(CreateTaskResponse {
             pid,
@@ -78,8 +74,7 @@ impl Task for TaskService {
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
-        let mut request = messages::exec_request(request);
-        self.fifos.resolve(&mut request.paths).map_err(status_of)?;
+        let request = messages::exec_request(request);
         self.call(|reply| Call::Exec(request, reply)).await?;
         Ok(Empty::new())
     }

@@ -17,7 +17,6 @@ mod pods;
 mod remote;
 mod sandboxes;
 mod sizes;
-mod streaming;
 mod tasks;
 
 use std::pin::Pin;
@@ -62,7 +61,6 @@ fn main() -> ExitCode {
         hung::ALL,
         sandboxes::ALL,
         sizes::ALL,
-        streaming::ALL,
     ]
     .into_iter()
     .flatten()

@@ -33,6 +33,7 @@ cases![
     a_sandbox_is_resized_once_its_guest_has_booted,
     delete_ends_a_sandbox_that_was_never_created,
     start_reads_and_answers_the_bootstrap_message,
+    streaming_is_refused_with_what_to_do,
 ];
 
 /// Builds a request that has only the sandbox's id.
@@ -440,4 +441,28 @@ async fn start_reads_and_answers_the_bootstrap_message() -> Result<()> {
         "the socket is left"
     );
     Ok(())
+}
+
+async fn streaming_is_refused_with_what_to_do() -> Result<()> {
+    let sandbox = Sandbox::start("api-stream").await?;
+    let stream = sandbox
+        .raw
+        .new_stream(
+            ttrpc::Request {
+                service: "containerd.services.streaming.v1.Streaming".into(),
+                method: "Stream".into(),
+                timeout_nano: 20_000_000_000,
+                ..Default::default()
+            },
+            true,
+            true,
+        )
+        .await?;
+    let mut stream = ttrpc::asynchronous::ClientStream::<Any, Any>::new(stream);
+    let (code, message) = refused(stream.recv().await)?;
+    ensure!(
+        code == Code::UNIMPLEMENTED && message.contains("remove io_type"),
+        "{code:?} {message}"
+    );
+    sandbox.finish().await
 }

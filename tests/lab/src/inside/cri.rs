@@ -64,10 +64,12 @@ pub fn configuration(version: &str, unused: &str) -> String {
     }
     if !first {
         let sandboxer = "  sandboxer = \"shim\"\n";
-        let streaming = format!("{sandboxer}  io_type = \"streaming\"\n");
-        for (name, more) in [("nacre-sandbox", sandboxer), ("nacre-streaming", &streaming)] {
-            text.push_str(&handler(cri, name, "io.containerd.nacre.v2", more));
-        }
+        text.push_str(&handler(
+            cri,
+            "nacre-sandbox",
+            "io.containerd.nacre.v2",
+            sandboxer,
+        ));
     }
     text
 }
@@ -162,7 +164,7 @@ mod tests {
 
     #[test]
     fn each_version_has_its_names_of_plugins_and_one_handler_per_runtime() {
-        for (version, format, handlers) in [("1.6", 2, 2), ("1.7", 2, 2), ("2.1", 3, 4), ("2.4", 3, 4)] {
+        for (version, format, handlers) in [("1.6", 2, 2), ("1.7", 2, 2), ("2.1", 3, 3), ("2.4", 3, 3)] {
             let text = configuration(version, "");
             assert!(text.starts_with(&format!("version = {format}\n")), "{text}");
             assert_eq!(text.matches("runtime_type = ").count(), handlers, "{version}");
