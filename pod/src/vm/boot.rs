@@ -57,7 +57,7 @@ pub struct Boot<'a> {
     pub size: VmSize,
     /// The pod's id, for messages.
     pub id: &'a str,
-    /// From [`Vm::start`].
+    /// From [`super::Vm::start`].
     pub stream_table: &'a StreamTable,
     /// The links of the pod's network.
     pub nics: &'a [Nic],
