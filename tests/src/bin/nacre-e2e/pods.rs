@@ -9,6 +9,7 @@ use nacre_tests::containerd::ctr::{ctr, fresh_id};
 use nacre_tests::leaks::nacre_processes;
 use serde_json::json;
 
+use crate::sizes::AWAIT_COMMON_DEVICES;
 use crate::{Test, core, test};
 use pod::{Pod, exec};
 
@@ -107,6 +108,8 @@ fn come_and_go() -> Result<()> {
         Ok(())
     };
     run(&fresh_id("warm"))?;
+    // They cost the VMM descriptors, once.
+    pod.run("awaits", AWAIT_COMMON_DEVICES, |_| {})?;
     let before = pod.figures()?;
     let once = fresh_id("once");
     for index in 0..12 {

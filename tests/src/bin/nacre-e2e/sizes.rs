@@ -123,11 +123,13 @@ fn limits(memory: u64, cpus: u64) -> Value {
 /// Uses one CPU.
 const LOAD: &str = "while :; do :; done";
 
+/// Waits in a container until the guest has the devices that come after the boot.
+pub const AWAIT_COMMON_DEVICES: &str = "cd /sys/bus/virtio/drivers; \
+    until [ -e virtio_balloon/virtio* ] && [ -e virtio_rng/virtio* ]; do usleep 50000; done; \
+    cat /sys/class/misc/hw_random/rng_current";
+
 fn common_devices() -> Result<()> {
-    let wait = "cd /sys/bus/virtio/drivers; \
-                until [ -e virtio_balloon/virtio* ] && [ -e virtio_rng/virtio* ]; do usleep 50000; done; \
-                cat /sys/class/misc/hw_random/rng_current";
-    let printed = shell("common", wait)?.success()?;
+    let printed = shell("common", AWAIT_COMMON_DEVICES)?.success()?;
     ensure!(printed.starts_with("virtio_rng."), "printed {printed:?}");
     Ok(())
 }
