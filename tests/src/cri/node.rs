@@ -107,10 +107,14 @@ impl Node {
     pub fn restart_containerd(&self) -> Result<()> {
         restart_containerd()?;
         let until = Instant::now() + DEADLINE;
-        // Until then it answers that it is unavailable. Each turn waits for a program's start and end.
+        // Until then it answers that it is unavailable, in 1.6 by an unknown error with this text. Each turn waits
+        // for a program's start and end.
+        let is_starting = |status: &Status| {
+            status.code == UNAVAILABLE || status.message.contains("server is not initialized yet")
+        };
         while let Err(error) = self.call("ListPodSandbox", json!({})) {
-            let code = error.downcast_ref::<Status>().map(|status| status.code);
-            ensure!(code == Some(UNAVAILABLE) && Instant::now() < until, "{error:#}");
+            let is_starting = error.downcast_ref().is_some_and(is_starting);
+            ensure!(is_starting && Instant::now() < until, "{error:#}");
             ctr(["version"])?;
         }
         Ok(())
