@@ -5,7 +5,8 @@
 //! - between shim and agent: the ttrpc service ([`agent`]), vsock addresses ([`vsock`]), names ([`guest`]),
 //!   and the check of an OCI spec, which both make ([`spec`], [`container_id`], [`cpu_list`]);
 //! - files: the state of a pod ([`state`]) and the configuration ([`config`]);
-//! - parsing and output that several programs share: [`mountinfo`], [`text`], [`bpf`].
+//! - parsing and output that several programs share: [`mountinfo`], [`proc_cgroup`],
+//!   [`text`], [`bpf`].
 //!
 //! Only [`control::Channel`], [`console`], [`stream_table`], [`config`] and [`state`] do I/O.
 
@@ -20,6 +21,7 @@ pub mod control;
 pub mod cpu_list;
 pub mod guest;
 pub mod mountinfo;
+pub mod proc_cgroup;
 pub mod spec;
 pub mod state;
 pub mod stream_table;

@@ -15,6 +15,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nacre_protocol::control::{self, Channel};
+use nacre_protocol::proc_cgroup::cgroup2_path;
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -116,11 +117,7 @@ fn open_cgroup(directory: &Path) -> Result<OwnedFd, Error> {
 fn cgroup_of(pid: Pid) -> Result<PathBuf, Error> {
     let file = format!("/proc/{}/cgroup", pid.as_raw_nonzero());
     let text = fs::read_to_string(&file).map_err(Error::file("reading", &file))?;
-    let path = text
-        .lines()
-        .find_map(|line| line.strip_prefix("0::/"))
-        .unwrap_or_default();
-    Ok(Path::new(cgroup::ROOT).join(path))
+    Ok(Path::new(cgroup::ROOT).join(cgroup2_path(&text).unwrap_or_default()))
 }
 
 impl StartedChild {

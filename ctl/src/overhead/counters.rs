@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use nacre_protocol::proc_cgroup::cgroup2_path;
 use nacre_protocol::state::{Pod, SOCKET_FILE, pod_key};
 
 use super::shim;
@@ -61,8 +62,7 @@ fn keyed(text: &str, key: &str) -> Option<u64> {
 
 /// Whether a process is in the cgroup whose directory is `directory`, by the text of its /proc/PID/cgroup.
 fn is_in(proc_cgroup: &str, directory: &Path) -> bool {
-    let path = proc_cgroup.lines().find_map(|line| line.strip_prefix("0::/"));
-    path.is_some_and(|path| !path.is_empty() && directory.ends_with(path))
+    cgroup2_path(proc_cgroup).is_some_and(|path| !path.is_empty() && directory.ends_with(path))
 }
 
 /// The CPU time of a process with one thread, by its schedstat (Documentation/scheduler/sched-stats.rst): the

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nacre_protocol::proc_cgroup::cgroup2_path;
+
 use super::{Error, at, root};
 use crate::sys;
 
@@ -13,13 +15,7 @@ use crate::sys;
 pub fn own_cgroup() -> Result<PathBuf, Error> {
     let file = Path::new("/proc/self/cgroup");
     let text = fs::read_to_string(file).map_err(at(file))?;
-    Ok(root()?.join(in_cgroup2(&text)))
-}
-
-/// The path in the cgroup2 hierarchy, relative to its root, by the text of /proc/PID/cgroup (cgroups(7)).
-fn in_cgroup2(text: &str) -> &str {
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
-    path.unwrap_or_default()
+    Ok(root()?.join(cgroup2_path(&text).unwrap_or_default()))
 }
 
 /// Moves the process `pid` into the first of the cgroups `to` that accepts it. In a child, because the write
@@ -45,21 +41,6 @@ pub async fn move_process(pid: u32, to: Vec<PathBuf>) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_cgroup_is_found_on_pure_and_hybrid_hosts() {
-        for (text, want) in [
-            (
-                "0::/system.slice/containerd.service\n",
-                "system.slice/containerd.service",
-            ),
-            ("12:memory:/a\n1:name=systemd:/b\n0::/c\n", "c"),
-            ("0::/\n", ""),
-            ("1:memory:/a\n", ""),
-        ] {
-            assert_eq!(in_cgroup2(text), want, "{text}");
-        }
-    }
 
     #[tokio::test]
     async fn a_process_goes_to_the_first_cgroup_that_exists() {

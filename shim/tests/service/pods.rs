@@ -101,7 +101,7 @@ async fn a_pod_s_shim_is_in_its_cgroup_while_the_vm_runs() -> Result<()> {
     let (shim, cgroup) = (recorded.shim_pid, recorded.cgroup.context("no cgroup")?);
     let is_inside = || -> Result<bool> {
         let text = std::fs::read_to_string(format!("/proc/{shim}/cgroup"))?;
-        let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
+        let path = nacre_protocol::proc_cgroup::cgroup2_path(&text);
         Ok(path.is_some_and(|path| !path.is_empty() && cgroup.ends_with(path)))
     };
     let pause = Remote::init(&client, "place");
