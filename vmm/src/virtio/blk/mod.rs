@@ -258,7 +258,7 @@ impl BlkDataPath {
             return Ok(false);
         };
         let head = chain.head_index();
-        let (status, at, data_bytes) = match request::parse(&memory, chain.clone(), self.limits, data) {
+        let length = match request::parse(&memory, chain.clone(), self.limits, data) {
             Parsed::Request(request) => {
                 self.engine.start(slot, Origin { queue: index, head }, request);
                 return Ok(true);
@@ -266,18 +266,15 @@ impl BlkDataPath {
             Parsed::GetId(at) => {
                 let written = write_id(&memory, chain, &self.id);
                 let status = written.map_or(Status::IoError, |_| Status::Ok);
-                (status, at, written.unwrap_or_default())
+                write_status(&memory, at, status, written.unwrap_or_default())
             }
-            Parsed::Refused(status, at) => (status, at, 0),
+            Parsed::Refused(status, at) => write_status(&memory, at, status, 0),
             Parsed::NoStatus => {
                 self.log
                     .write(|| "virtio blk: a request has no byte for its status".to_owned());
-                active.push(index, head, 0)?;
-                active.notify(index)?;
-                return Ok(true);
+                0
             }
         };
-        let length = write_status(&memory, at, status, data_bytes);
         active.push(index, head, length)?;
         active.notify(index)?;
         Ok(true)
@@ -298,11 +295,10 @@ impl BlkDataPath {
             active.notify(queue)?;
         }
         if queues != 0 && std::mem::take(&mut self.is_stalled) {
-            for queue in (0..MAX_QUEUES)
-                .filter(|queue| active.is_ready(*queue))
-                .collect::<Vec<_>>()
-            {
-                active.requeue(queue)?;
+            for queue in 0..MAX_QUEUES {
+                if active.is_ready(queue) {
+                    active.requeue(queue)?;
+                }
             }
         }
         Ok(())
