@@ -17,6 +17,7 @@ pub mod memory_returns;
 pub mod network;
 pub mod pause;
 pub mod randomness;
+pub mod threads;
 pub mod vcpus;
 mod vm;
 mod vsock;

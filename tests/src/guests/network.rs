@@ -5,7 +5,6 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -17,7 +16,7 @@ use super::exits::Exits;
 use super::vm::DEADLINE;
 use super::vsock::Conversation;
 use super::workload::{self, Parameters};
-use super::{Build, Guest, Options, Test, Workload, test};
+use super::{Build, Guest, Options, Test, Workload, test, threads};
 
 /// The tests.
 pub const TESTS: &[Test] = &[
@@ -207,23 +206,13 @@ struct Counts {
     exits: Option<Exits>,
     packets: u64,
     /// System calls of the device's worker that read and that write, and how often it has slept.
-    calls: [u64; 3],
+    calls: threads::Counts,
 }
 
 impl Counts {
     fn read(guest: &Guest) -> Result<Self> {
-        let tasks = PathBuf::from(format!("/proc/{}/task", guest.vmm_pid()));
-        let mut calls = [0; 3];
-        for task in fs::read_dir(&tasks)?.flatten() {
-            let path = task.path();
-            if fs::read_to_string(path.join("comm"))?.trim() == "net" {
-                calls = [
-                    number(&path.join("io"), "syscr:").unwrap_or_default(),
-                    number(&path.join("io"), "syscw:").unwrap_or_default(),
-                    number(&path.join("status"), "voluntary_ctxt_switches:")?,
-                ];
-            }
-        }
+        let calls = threads::counts(guest.vmm_pid())?;
+        let calls = calls.get("net").copied().unwrap_or_default();
         let packets = |direction: &str| -> Result<u64> {
             let file = format!("/sys/class/net/{TAP}/statistics/{direction}_packets");
             Ok(fs::read_to_string(file)?.trim().parse()?)
@@ -234,16 +223,6 @@ impl Counts {
             calls,
         })
     }
-}
-
-/// The number after `key` in a file of /proc.
-fn number(file: &std::path::Path, key: &str) -> Result<u64> {
-    let text = fs::read_to_string(file)?;
-    let value = text.lines().find_map(|line| line.strip_prefix(key));
-    Ok(value
-        .with_context(|| format!("no {key} in {}", file.display()))?
-        .trim()
-        .parse()?)
 }
 
 /// Carries out `transfer` and prints what it cost.
