@@ -93,9 +93,7 @@ impl Sandbox {
         if self.vm.is_none() || self.closing {
             self.leave_cgroup();
         }
-        if self.vm.is_none() {
-            self.remove_cgroup();
-        }
+        self.remove_cgroup();
     }
 }
 

@@ -221,7 +221,7 @@ impl Driver {
     pub fn env(&self) -> Env {
         let reporter = self.reporter.clone();
         let report = move |report| drop(reporter.send(report));
-        let confinement = if std::env::var_os(recorder::FILE).is_some() {
+        let confinement = if is_recorded() {
             Confinement::closed(Violation::Record).unwrap()
         } else if std::env::var_os(CONFINED).is_some() {
             Confinement::closed(Violation::Kill).unwrap()
