@@ -19,10 +19,10 @@ pub enum Command {
     },
     /// `attach-common`: adds the devices that every VM has and no boot needs.
     AttachCommon,
-    /// `attach-tap`: adds a network device, with the next tap that was opened for it.
-    AttachTap,
-    /// `detach-tap`: removes the device that was added last.
-    DetachTap,
+    /// `attach-device`: adds the next device that was prepared for it (`--late-tap`, `--late-disk`).
+    AttachDevice,
+    /// `detach-device`: removes the device that was added last.
+    DetachDevice,
     /// `memory`: prints how much is to be plugged in, and how much is.
     Memory,
 }
@@ -31,7 +31,7 @@ pub enum Command {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "unknown command {0:?}, expected renew-generation-id, memory, plug-memory and a number of MiB, attach-common, \
-     attach-tap, or detach-tap"
+     attach-device, or detach-device"
 )]
 pub struct Unknown(pub String);
 
@@ -43,8 +43,8 @@ impl FromStr for Command {
         let command = match *words {
             ["renew-generation-id"] => Some(Self::RenewGenerationId),
             ["attach-common"] => Some(Self::AttachCommon),
-            ["attach-tap"] => Some(Self::AttachTap),
-            ["detach-tap"] => Some(Self::DetachTap),
+            ["attach-device"] => Some(Self::AttachDevice),
+            ["detach-device"] => Some(Self::DetachDevice),
             ["memory"] => Some(Self::Memory),
             ["plug-memory", mib] => mib.parse().ok().map(|mib| Self::PlugMemory { mib }),
             _ => None,

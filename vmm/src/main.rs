@@ -80,14 +80,18 @@ struct StandaloneArguments {
     /// guest's address is 02:00:00:00:00:NN, where NN counts from 1, unless it is given.
     #[arg(long, value_name = "NAME[,queues=N][,mac=MAC]")]
     tap: Vec<standalone::TapOption>,
-    /// As --tap, for a device that the command attach-tap adds to the running guest, and the command
-    /// detach-tap removes.
+    /// As --tap, for a device that the command attach-device adds to the running guest, and the command
+    /// detach-device removes.
     #[arg(long, value_name = "NAME[,queues=N][,mac=MAC]", requires = "commands")]
     late_tap: Vec<standalone::TapOption>,
     /// A file or block device that the guest gets as a disk; may be given several times. Its serial number is
     /// disk-N, where N counts from 1. With ro, the guest can't write it; with blocking, io_uring is not used.
     #[arg(long, value_name = "FILE[,ro][,queues=N][,blocking]")]
     disk: Vec<standalone::DiskOption>,
+    /// As --disk, for a disk that the command attach-device adds to the running guest after those of
+    /// --late-tap. The serial numbers continue those of --disk.
+    #[arg(long, value_name = "FILE[,ro][,queues=N][,blocking]", requires = "commands")]
+    late_disk: Vec<standalone::DiskOption>,
     /// A Unix socket to create: a client that connects and writes "CONNECT <port>" reaches that vsock port of
     /// the guest.
     #[arg(long, value_name = "PATH")]

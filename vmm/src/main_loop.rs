@@ -41,7 +41,7 @@ pub struct Inputs<'a> {
     pub stop_request: Option<BorrowedFd<'a>>,
 }
 
-/// Devices that the operator adds while the guest runs, by [`Command::AttachTap`].
+/// Devices that the operator adds while the guest runs, by [`Command::AttachDevice`].
 #[derive(Default)]
 pub struct LateDevices {
     /// Not added yet; the last one is next.
@@ -58,7 +58,7 @@ impl std::fmt::Debug for LateDevices {
 
 impl LateDevices {
     fn attach(&self, machine: &mut Machine) -> Result<String, String> {
-        let device = self.prepared.borrow_mut().pop().ok_or("no tap was opened")?;
+        let device = self.prepared.borrow_mut().pop().ok_or("no device was prepared")?;
         let slot = machine.attach(device).map_err(|error| error.to_string())?;
         self.slots.borrow_mut().push(slot);
         Ok(format!("added a device in PCI slot {slot}"))
@@ -192,7 +192,7 @@ fn run_commands(machine: &mut Machine, lines: &mut Lines, late: Option<&LateDevi
     let length = bytes.len();
     let commands = lines.push(bytes);
     stdin.consume(length);
-    let late = late.ok_or("no tap was opened".to_owned());
+    let late = late.ok_or("no device was prepared".to_owned());
     for command in commands {
         let result = match command {
             Err(unknown) => Err(unknown.to_string()),
@@ -216,8 +216,8 @@ fn run_commands(machine: &mut Machine, lines: &mut Lines, late: Option<&LateDevi
                 .attach_common()
                 .map(|()| Some("added the devices that every VM has".to_owned()))
                 .map_err(|error| error.to_string()),
-            Ok(Command::AttachTap) => late.clone().and_then(|late| late.attach(machine)).map(Some),
-            Ok(Command::DetachTap) => late.clone().and_then(|late| late.detach(machine)).map(Some),
+            Ok(Command::AttachDevice) => late.clone().and_then(|late| late.attach(machine)).map(Some),
+            Ok(Command::DetachDevice) => late.clone().and_then(|late| late.detach(machine)).map(Some),
         };
         if let Some(text) = result.unwrap_or_else(Some) {
             eprintln!("nacre-vmm: {text}");

@@ -16,7 +16,7 @@ use crate::jail::{self, Confinement, Violation};
 use crate::machine::{self, DeviceBuilder, Failure, Machine, Resources};
 use crate::main_loop::{self, Inputs, StopReason};
 use crate::process::exit_now;
-use crate::virtio::{fs, mem, net, vsock};
+use crate::virtio::{blk, fs, mem, net, vsock};
 
 /// A failed step before [`machine::build`], with its error.
 struct StepError(&'static str, Box<dyn StdError>);
@@ -42,6 +42,9 @@ pub(crate) enum Refused {
     /// A network device has an invalid value, or a descriptor that is not a tap.
     #[error("devices: {0}")]
     Net(#[from] net::ConfigError),
+    /// A disk has an invalid value, or a descriptor that can't be a disk.
+    #[error("devices: {0}")]
+    Blk(#[from] blk::ConfigError),
     /// A file that a device needs can't be opened.
     #[error("open /proc/self/fd: {0}")]
     Open(#[from] std::io::Error),
@@ -124,6 +127,16 @@ pub(crate) fn device(
                 .map(|tap| descriptors.take("devices: net: taps", tap));
             let config = net::Config::new(taps.collect::<Result<_, _>>()?, mac, mtu)?;
             Box::new(|env| net::spawn(config, env))
+        }
+        DeviceConfig::Blk {
+            file,
+            read_only,
+            serial,
+            queues,
+        } => {
+            let file = descriptors.take("devices: blk: file", file)?;
+            let config = blk::Config::new(file, read_only, &serial, queues)?;
+            Box::new(|env| blk::spawn(config, env))
         }
         DeviceConfig::Mem { max_mib } => {
             let config = mem::Config {

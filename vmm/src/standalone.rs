@@ -183,6 +183,13 @@ fn mem_config(max_mib: u32) -> anyhow::Result<mem::Config> {
 /// The devices that commands add, the first one last.
 fn late_devices(arguments: &StandaloneArguments) -> anyhow::Result<LateDevices> {
     let late = LateDevices::default();
+    let first = arguments.disk.len().saturating_add(1);
+    for (index, disk) in arguments.late_disk.iter().enumerate().rev() {
+        let config = disk.open(first.saturating_add(index))?;
+        late.prepared
+            .borrow_mut()
+            .push(Box::new(|env| blk::spawn(config, env)));
+    }
     let first = arguments.tap.len().saturating_add(1);
     for (index, tap) in arguments.late_tap.iter().enumerate().rev() {
         let config = tap.open(u8::try_from(first.saturating_add(index))?)?;

@@ -15,6 +15,8 @@ pub const MAX_PLUGGED_MIB: u32 = 256 * 1024;
 pub const MAX_NETS: usize = 16;
 /// Most taps, and so queue pairs, of a network device.
 pub const MAX_TAPS: usize = 8;
+/// Most disks of a VM at once.
+pub const MAX_DISKS: usize = 24;
 /// Smallest MTU of a network device, as IPv4 requires.
 pub const MIN_MTU: u16 = 68;
 
@@ -85,6 +87,19 @@ pub enum DeviceConfig {
         /// The MTU that the guest's driver sets, at least [`MIN_MTU`].
         mtu: u16,
     },
+    /// virtio-blk: a disk.
+    Blk {
+        /// A regular file or a block device, open for reading, and for writing unless `read_only`. Its size is
+        /// that of the disk, in whole sectors of 512 bytes.
+        file: FdIndex,
+        /// Whether the guest can't write it.
+        read_only: bool,
+        /// What the guest finds as `/sys/block/<disk>/serial`: at most 20 letters, digits and characters of
+        /// `-_.`.
+        serial: String,
+        /// The number of queues, 1..=8.
+        queues: u16,
+    },
 }
 
 /// Checks the size of [`DeviceConfig::Mem`].
@@ -107,6 +122,7 @@ impl DeviceConfig {
             Self::Fs { .. } => ("fs", 1),
             Self::Mem { .. } => ("mem", 1),
             Self::Net { .. } => ("net", MAX_NETS),
+            Self::Blk { .. } => ("blk", MAX_DISKS),
         }
     }
 }
@@ -175,7 +191,7 @@ mod tests {
         json!({
             "build_id": "b", "pod": "p", "memory_mib": 64, "vcpus": 1, "max_vcpus": 2, "extra_cmdline": "",
             "console_to_stderr": false, "kvm": 0, "kernel": 1, "initrd": 2, "console_ring": 3,
-            "devices": [vsock(), {"Fs": {"tag": "t"}}, net()],
+            "devices": [vsock(), {"Fs": {"tag": "t"}}, net(), blk()],
         })
     }
 
@@ -189,6 +205,10 @@ mod tests {
 
     fn net() -> Value {
         json!({"Net": {"taps": [5, 6], "mac": [2, 0, 0, 0, 0, 1], "mtu": 1500}})
+    }
+
+    fn blk() -> Value {
+        json!({"Blk": {"file": 7, "read_only": true, "serial": "d1", "queues": 1}})
     }
 
     fn with(field: &str, value: Value) -> Result<Configure, serde_json::Error> {
@@ -234,6 +254,11 @@ mod tests {
                 json!([{"Net": {"taps": [5], "mac": [2, 0, 0], "mtu": 1500}}]),
                 "length 3",
             ),
+            (
+                "devices",
+                json!([{"Blk": {"file": 7, "read_only": true, "serial": "d1"}}]),
+                "queues",
+            ),
             ("devices", json!({}), "sequence"),
         ] {
             let error = with(field, value.clone()).unwrap_err().to_string();
@@ -267,6 +292,14 @@ mod tests {
                     kind: "net",
                     count: MAX_NETS + 1,
                     most: MAX_NETS,
+                },
+            ),
+            (
+                json!([vec![vsock()], vec![blk(); MAX_DISKS + 1]].concat()),
+                DeviceListError::TooManyOfKind {
+                    kind: "blk",
+                    count: MAX_DISKS + 1,
+                    most: MAX_DISKS,
                 },
             ),
             (json!(vec![vsock(); MAX_DEVICES]), twice("vsock", MAX_DEVICES)),

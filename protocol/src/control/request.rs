@@ -37,8 +37,8 @@ pub enum Request {
     Memory,
     /// Adds a device to the running VM, answered by [`Answer::Attached`]. The descriptors that it names are
     /// sent with the request. The guest finds it when it scans its PCI bus again. Only a
-    /// [`DeviceConfig::Net`] or the VM's first [`DeviceConfig::Mem`]; refused if the VM has no slot left, and
-    /// a request that is refused changes nothing.
+    /// [`DeviceConfig::Net`], a [`DeviceConfig::Blk`] or the VM's first [`DeviceConfig::Mem`]; refused if the VM
+    /// has no slot left, and a request that is refused changes nothing.
     Attach {
         /// The device.
         device: DeviceConfig,

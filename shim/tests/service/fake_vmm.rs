@@ -67,7 +67,10 @@ fn take_files(configure: &Configure, fds: Vec<OwnedFd>) -> (File, StreamTable) {
     let console = fds.take("console_ring", configure.console_ring).unwrap();
     let stream_table = configure.devices.iter().find_map(|device| match device {
         DeviceConfig::Vsock { stream_table } => Some(*stream_table),
-        DeviceConfig::Fs { .. } | DeviceConfig::Mem { .. } | DeviceConfig::Net { .. } => None,
+        DeviceConfig::Fs { .. }
+        | DeviceConfig::Mem { .. }
+        | DeviceConfig::Net { .. }
+        | DeviceConfig::Blk { .. } => None,
     });
     for device in &configure.devices {
         if let DeviceConfig::Net { taps, .. } = device {

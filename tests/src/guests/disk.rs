@@ -165,7 +165,7 @@ fn read_at_random(file: &File, count: u32, threads: u32) -> Result<()> {
 }
 
 /// The name of the disk with this serial number.
-fn disk_with(serial: &str) -> Result<String> {
+pub fn disk_with(serial: &str) -> Result<String> {
     for entry in fs::read_dir("/sys/block")?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if attribute(&name, "serial").is_ok_and(|found| found == serial) {

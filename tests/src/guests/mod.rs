@@ -12,6 +12,7 @@ pub mod exits;
 pub mod initramfs;
 pub mod io;
 pub mod large;
+pub mod late_disks;
 pub mod memory_plugs;
 pub mod memory_returns;
 pub mod network;
@@ -58,6 +59,7 @@ pub fn tests() -> Vec<Test> {
         memory_plugs::TESTS,
         network::TESTS,
         disk::TESTS,
+        late_disks::TESTS,
     ]
     .concat()
 }
@@ -72,6 +74,7 @@ const WORKLOADS: &[Workload] = &[
     memory_plugs::WORKLOAD,
     network::WORKLOAD,
     disk::WORKLOAD,
+    late_disks::WORKLOAD,
 ];
 
 const fn test(name: &'static str, run: fn(&Build) -> Result<()>) -> Test {

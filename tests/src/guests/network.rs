@@ -122,7 +122,7 @@ fn attach(build: &Build) -> Result<()> {
         "the guest has a link already"
     );
     let before = Exits::of(guest.vmm_pid())?;
-    guest.command("attach-tap")?;
+    guest.command("attach-device")?;
     guest.wait_for("added a device in PCI slot", DEADLINE)?;
     order(&mut orders, RESCAN)?;
     if let (Some(before), Some(after)) = (before, Exits::of(guest.vmm_pid())?) {
@@ -132,7 +132,7 @@ fn attach(build: &Build) -> Result<()> {
     order(&mut orders, SET_UP)?;
     exchange(&guest, &mut orders)?;
     order(&mut orders, REMOVE)?;
-    guest.command("detach-tap")?;
+    guest.command("detach-device")?;
     guest.wait_for("removed the device in PCI slot", DEADLINE)?;
     ensure!(index_of(TAP)?.is_none(), "the tap is still open");
     order(&mut orders, RESCAN)?;

@@ -212,7 +212,7 @@ impl Control {
 /// Whether `device` may be added to the running VM.
 fn check_attached(device: &DeviceConfig, machine: &Machine) -> Result<(), ErrorText> {
     match device {
-        DeviceConfig::Net { .. } => Ok(()),
+        DeviceConfig::Net { .. } | DeviceConfig::Blk { .. } => Ok(()),
         DeviceConfig::Mem { max_mib } => {
             check_pluggable(*max_mib).map_err(ErrorText::new)?;
             if machine.plugged_memory().is_ok() {
@@ -221,7 +221,7 @@ fn check_attached(device: &DeviceConfig, machine: &Machine) -> Result<(), ErrorT
             Ok(())
         }
         DeviceConfig::Vsock { .. } | DeviceConfig::Fs { .. } => Err(ErrorText::new(
-            "only a network device or one to plug memory (mem) can be attached to a running VM",
+            "only a network device, a disk or a device to plug memory (mem) can be attached to a running VM",
         )),
     }
 }

@@ -1,8 +1,8 @@
 //! System calls of the main thread once the VM runs: the control socket, the console's input when the VMM
 //! runs standalone, and the VM's exit.
 //!
-//! It also adds devices to the running VM (virtio-net, virtio-mem, virtio-rng, virtio-balloon), each with a
-//! worker. A thread inherits the filters of the thread that creates it and adds those of its own profile. It
+//! It also adds devices to the running VM (virtio-net, virtio-blk, virtio-mem, virtio-rng, virtio-balloon), each
+//! with a worker. A thread inherits the filters of the thread that creates it and adds those of its own profile. It
 //! may then make only calls that are in both tables, so this one also has what these workers need. It can't
 //! create a process.
 
@@ -10,6 +10,10 @@ use super::{Call, KVM_SET_USER_MEMORY_REGION, KVM_SIGNAL_MSI, any, one_of, optio
 
 /// `_IOW(KVMIO, 0x79, struct kvm_ioeventfd)`.
 const KVM_IOEVENTFD: u64 = 0x4040_ae79;
+/// `_IO(0x12, 104)`.
+const BLKSSZGET: u64 = 0x1268;
+/// `_IO(0x12, 123)`.
+const BLKPBSZGET: u64 = 0x127b;
 /// The flags with which the C library creates a thread: it shares everything with its process.
 const THREAD: u64 = (libc::CLONE_VM
     | libc::CLONE_FS
@@ -44,11 +48,13 @@ pub const CALLS: &[Call] = &[
             libc::TUNSETVNETHDRSZ,
             libc::TUNSETOFFLOAD,
             libc::TUNSETQUEUE,
+            BLKSSZGET,
+            BLKPBSZGET,
         ],
-        "interrupts the driver of the serial port and of virtio-mem; maps memory that is plugged in; adds a network device: notifications and the tap",
+        "interrupts the driver of the serial port and of virtio-mem; maps memory that is plugged in; adds a network device or a disk: notifications, the tap, block sizes",
     ),
     any(libc::SYS_pwrite64, "writes the console's last line to its ring"),
-    // A network device that is added later.
+    // A device that is added later.
     any(libc::SYS_eventfd2, "notifications of an added device"),
     unsupported(
         libc::SYS_clone3,
@@ -86,4 +92,19 @@ pub const CALLS: &[Call] = &[
         &[libc::SCHED_OTHER as u64, libc::SCHED_BATCH as u64],
         "the worker of virtio-net",
     ),
+    any(libc::SYS_fstat, "an added disk: whether its file can be one"),
+    any(libc::SYS_lseek, "an added disk: its size"),
+    any(
+        libc::SYS_io_uring_setup,
+        "an added disk: its ring, which is restricted before it is enabled",
+    ),
+    any(
+        libc::SYS_io_uring_register,
+        "an added disk: the restrictions of its ring",
+    ),
+    any(libc::SYS_io_uring_enter, "the worker of virtio-blk"),
+    any(libc::SYS_preadv, "the worker of virtio-blk"),
+    any(libc::SYS_pwritev, "the worker of virtio-blk"),
+    any(libc::SYS_fdatasync, "the worker of virtio-blk"),
+    any(libc::SYS_fallocate, "the worker of virtio-blk"),
 ];
