@@ -32,6 +32,7 @@ mod runtime;
 mod scheduler;
 mod service;
 mod signal;
+mod slow_call;
 mod spec;
 mod stdio;
 mod terminal;

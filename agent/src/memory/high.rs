@@ -1,5 +1,5 @@
 //! memory.high of the containers' cgroup. The kernel reclaims what is above it before the write(2) returns, so
-//! a child writes it ([`Writer`]), and only when it changes: containers whose page cache is at the limit must
+//! a child writes it ([`writer`]), and only when it changes: containers whose page cache is at the limit must
 //! not have the guest do their work again and again.
 
 use std::io;
@@ -7,8 +7,9 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::cgroup::writer::{self, Writer};
+use crate::cgroup::writer;
 use crate::error::Error;
+use crate::slow_call;
 
 /// The file, and what was written to it last.
 pub struct High {
@@ -51,7 +52,7 @@ impl High {
             if latest.text != text || written.as_ref() == Some(&text) {
                 return Ok(());
             }
-            let writer = Writer::start(&self.file, &text)?;
+            let writer = writer::start(&self.file, &text)?;
             latest.child = Some(writer.child()?);
             writer
         };
@@ -77,7 +78,7 @@ impl High {
         let mut latest = lock(&self.latest);
         if latest.text != text {
             text.clone_into(&mut latest.text);
-            latest.child.as_ref().map_or(Ok(()), writer::kill)?;
+            latest.child.as_ref().map_or(Ok(()), slow_call::kill)?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 use super::{Change, Setting};
-use crate::cgroup::writer::Writer;
+use crate::cgroup::writer;
 use crate::error::Error;
 
 /// Files for which the kernel reclaims memory before write(2) returns, if the processes use more.
@@ -19,7 +19,7 @@ pub async fn update(directory: &Path, settings: &[Setting]) -> Result<(), Error>
             && RECLAIMING.contains(&&*setting.file)
             && text.lines().count() == 1
         {
-            let written = match Writer::start(&directory.join(&setting.file), text) {
+            let written = match writer::start(&directory.join(&setting.file), text) {
                 Ok(writer) => writer.finish().await,
                 Err(error) => Err(error),
             };
