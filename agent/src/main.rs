@@ -15,6 +15,7 @@ mod copy;
 mod cpus;
 mod devices;
 mod dial;
+mod disk;
 mod error;
 mod exec;
 mod fork;

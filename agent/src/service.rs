@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use nacre_protocol::BUILD_ID;
 use nacre_protocol::agent::{
     Agent, ContainerRef, ContainerStatsResponse, CorrectClockRequest, CreateContainerRequest,
-    CreateContainerResponse, Empty, ForwardRequest, KillProcessRequest, ListPidsResponse, Network,
+    CreateContainerResponse, DiskRef, Empty, ForwardRequest, KillProcessRequest, ListPidsResponse, Network,
     ProcessRef, ReadClockResponse, ResizePtyRequest, ResizeRequest, ResizeResponse, SetupRequest,
     SetupResponse, StartExecRequest, StartExecResponse, UpdateContainerRequest, UpdateContainerResponse,
     WaitMemoryRequest, WaitMemoryResponse, WaitOomRequest, WaitOomResponse, WaitProcessResponse,
@@ -21,6 +21,7 @@ use crate::clock::{Clock, Measurement};
 use crate::container::{Containers, check_signal};
 use crate::cpus::Cpus;
 use crate::dial::Dialer;
+use crate::disk;
 use crate::error::Error;
 use crate::forward::forward;
 use crate::guest_init;
@@ -295,6 +296,13 @@ impl Agent for Service {
     async fn find_devices(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
         if self.guest.is_some() {
             pci::find_attached()?;
+        }
+        Ok(Empty::new())
+    }
+
+    async fn remove_disk(&self, _: &TtrpcContext, request: DiskRef) -> ttrpc::Result<Empty> {
+        if self.guest.is_some() {
+            disk::remove(&request.serial).await?;
         }
         Ok(Empty::new())
     }

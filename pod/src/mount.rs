@@ -122,9 +122,54 @@ pub struct HostMount {
     pub id_map: Option<(IdMap, bool)>,
 }
 
+/// What becomes a disk of the VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskSource {
+    /// A path on the host of an image or a block device.
+    File(PathBuf),
+    /// The number of a block device of the host.
+    Device {
+        /// Its major number.
+        major: u32,
+        /// Its minor number.
+        minor: u32,
+    },
+}
+
+impl fmt::Display for DiskSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "disk {}", path.display()),
+            Self::Device { major, minor } => write!(f, "block device {major}:{minor}"),
+        }
+    }
+}
+
+/// A disk of the host that a container uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// Where it is.
+    pub source: DiskSource,
+    /// The VM can't write it.
+    pub read_only: bool,
+}
+
+/// A root file system on a disk, which the guest mounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskRootfs {
+    /// The disk.
+    pub disk: Disk,
+    /// The type of its file system.
+    pub kind: String,
+    /// Options in the notation of mount(8).
+    pub options: Vec<String>,
+}
+
 /// Where a container's root file system comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rootfs {
+    /// A disk of the host.
+    Disk(DiskRootfs),
     /// A directory of the host.
     Directory(PathBuf),
     /// Mounts of the snapshotter, bottom first.

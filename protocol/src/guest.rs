@@ -24,6 +24,22 @@ pub fn mount_path(container_id: &str, index: usize) -> String {
     format!("{SHARED_MOUNT}/{container_id}/{MOUNTS_DIR}/{index}")
 }
 
+/// Where the agent mounts the file systems of disks.
+const DISKS_MOUNT: &str = "/run/nacre/disks";
+
+/// The path in the guest of a container's root file system that is on a disk, such as
+/// "/run/nacre/disks/ID/rootfs".
+#[must_use]
+pub fn disk_rootfs_path(container_id: &str) -> String {
+    format!("{DISKS_MOUNT}/{container_id}/{ROOTFS_DIR}")
+}
+
+/// The directory in the guest of the mount points of a container's disks, such as "/run/nacre/disks/ID".
+#[must_use]
+pub fn disks_path(container_id: &str) -> String {
+    format!("{DISKS_MOUNT}/{container_id}")
+}
+
 /// The pod's /dev/shm in the guest, a tmpfs: the source of a bind mount in the guest's spec.
 pub const POD_SHM: &str = "/run/nacre/shm";
 

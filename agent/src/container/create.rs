@@ -16,6 +16,7 @@ use super::state::{Input, Lifecycle};
 use super::{BUNDLES, Container, Containers, STATE, lock, remove_directories};
 use crate::cgroup::Cgroup;
 use crate::devices;
+use crate::disk::{self, MountedFileSystems};
 use crate::error::Error;
 use crate::pod;
 use crate::runtime::{Create, CreatedInit, LATE_FILTER, newidmap};
@@ -36,7 +37,7 @@ impl Containers {
         if !container_id::is_valid(id) {
             return Err(Error::bad_id(id));
         }
-        let mut prepared = spec::prepare(id, &request.spec)?;
+        let mut prepared = spec::prepare(id, &request.spec, &disk::find_devices(&request.disks)?)?;
         spec::resolve_namespaces(&mut prepared.spec, |container| match container {
             Some(id) => self.init_of(id).map(pod::namespaces_of),
             None => self.shared_init.namespaces(&self.reaper),
@@ -78,6 +79,8 @@ impl Containers {
         let id = &request.container_id;
         newidmap::install(&prepared.spec, &self.program)
             .map_err(Error::file("linking programs in", newidmap::DIRECTORY))?;
+        // Unmounted again if a step fails.
+        let file_systems = MountedFileSystems::mount(id, &request.file_systems).await?;
         let dialed = stdio::dial(&self.dialer, request.stdio.get_or_default())?;
         let helper = self.take_helper()?;
         let cgroup = Cgroup::new(&prepared.cgroup);
@@ -104,6 +107,7 @@ impl Containers {
             None => dialed.with_pipes(pending).await?,
         };
         let container = self.adopt(id, prepared, cgroup, init)?;
+        *lock(&container.file_systems) = file_systems;
         container.init.attach(streams, terminal);
         container.watch_oom_kills();
         container.apply(Input::Created, "create")?;
@@ -127,6 +131,7 @@ impl Containers {
             init: Arc::new(Process::new(init.pid)),
             init_pidfd,
             cgroup,
+            file_systems: Mutex::default(),
             lifecycle: Mutex::new(Lifecycle::new()),
             execs: Mutex::default(),
             freeze_lock: RwLock::default(),

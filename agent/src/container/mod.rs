@@ -30,6 +30,7 @@ use self::process::Process;
 use self::state::{Input, Lifecycle, TaskState};
 use crate::cgroup::Cgroup;
 use crate::dial::Dialer;
+use crate::disk::MountedFileSystems;
 use crate::error::Error;
 use crate::pod::{self, SharedInit};
 use crate::reaper::{Exit, Reaper};
@@ -68,6 +69,8 @@ pub struct Container {
     init: Arc<Process>,
     init_pidfd: OwnedFd,
     cgroup: Cgroup,
+    /// Of its disks.
+    file_systems: Mutex<MountedFileSystems>,
     lifecycle: Mutex<Lifecycle>,
     /// Exec processes by exec id; None while the process is being started.
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
@@ -186,6 +189,8 @@ impl Containers {
             .await
             .map_err(timed_out)
             .map_err(Error::system(format!("deleting container {id:?}")))??;
+        let file_systems = std::mem::take(&mut *lock(&container.file_systems));
+        file_systems.unmount().await?;
         remove_directories(id)?;
         lock(&self.table).remove(id);
         Ok(())

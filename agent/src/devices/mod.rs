@@ -92,7 +92,12 @@ const DEFAULTS: [Rule; 10] = [
 /// or would be a different device than on the host.
 pub fn leave_out_missing(spec: &mut Spec, may_use_all: bool) -> Result<Option<String>, Error> {
     let is_missing = |device: &LinuxDevice| {
-        let node = format!("/sys/dev/char/{}:{}", device.major(), device.minor());
+        let kind = if device.typ() == LinuxDeviceType::B {
+            "block"
+        } else {
+            "char"
+        };
+        let node = format!("/sys/dev/{kind}/{}:{}", device.major(), device.minor());
         device.typ() != LinuxDeviceType::P && !Path::new(&node).exists()
     };
     let field = "linux.devices";

@@ -9,6 +9,7 @@ mod mounts;
 mod namespaces;
 mod workdir;
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use nacre_protocol::spec::{self, Checked};
@@ -16,6 +17,7 @@ use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, Spec};
 
 use crate::cgroup::limits::{self, Setting};
 use crate::devices;
+use crate::disk::{GuestDisk, use_guest_numbers};
 use crate::error::Error;
 use crate::terminal::Terminal;
 
@@ -53,11 +55,17 @@ pub struct PreparedSpec {
     pub ignored: Vec<String>,
 }
 
-/// Checks the spec of container `id` (JSON) and completes it.
-pub fn prepare(id: &str, json: &[u8]) -> Result<PreparedSpec, Error> {
+/// Checks the spec of container `id` (JSON) and completes it. `disks` are the container's by the numbers of the
+/// host's block devices that they are.
+pub fn prepare(
+    id: &str,
+    json: &[u8],
+    disks: &BTreeMap<(u32, u32), GuestDisk>,
+) -> Result<PreparedSpec, Error> {
     let checked = spec::check(json)?;
     let ignored = ignored(&checked);
     let mut spec = library::spec(checked)?;
+    use_guest_numbers(&mut spec, disks);
     check_root(&spec)?;
     check_hooks(&spec)?;
     let mut process = required("process", spec.process())?;

@@ -2,6 +2,7 @@
 //! gets. Called by the sandbox's create flow. Pure: opens no file, so that a spec that can't be honoured is
 //! refused before anything is created.
 
+mod disks;
 mod id_maps;
 mod namespaces;
 mod pod_shm;
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::annotations::{self, Role};
 use crate::hooks::Hooks;
-use crate::mount::{Extent, HostMount, Mount, Rootfs};
+use crate::mount::{Disk, Extent, HostMount, Mount, Rootfs};
 use crate::pod_files;
 use crate::pod_spec::{Lifetime, oom_score_adj};
 use crate::size::Limits;
@@ -28,6 +29,8 @@ pub struct Plan {
     pub guest_spec: Vec<u8>,
     /// The root file system.
     pub rootfs: Rootfs,
+    /// Block devices of the host that the container uses.
+    pub disks: Vec<Disk>,
     /// Files and directories of the host that the container sees.
     pub mounts: Vec<HostMount>,
     /// The host's tmpfs whose place the guest's /dev/shm takes, if the container has the pod's.
@@ -46,6 +49,14 @@ pub struct Plan {
     pub terminal: bool,
     /// What the spec's process.oomScoreAdj asks for the VMM; see [`oom_score_adj`].
     pub oom_score_adj: Option<i32>,
+}
+
+impl Plan {
+    /// Whether the container uses disks of the host.
+    #[must_use]
+    pub fn has_disks(&self) -> bool {
+        matches!(self.rootfs, Rootfs::Disk(_)) || !self.disks.is_empty()
+    }
 }
 
 /// Plans container `id` with the spec `spec` of `bundle`, for the VM of `pod`. Its root file system is
@@ -77,6 +88,7 @@ pub fn plan(
     let pod_shm = pod_shm::replace_all(&mut spec, pod);
     let mut mounts = host_mounts(bundle, &spec, &mut findings);
     mounts.retain(|mount| !pod_shm.contains_key(&mount.index));
+    let disks = disks::devices(&spec, &mut findings);
     check_proc(&spec["mounts"], &mut findings);
     check_cpus(id, &spec, pod, &mut findings);
     let oom_score_adj = oom_score_adj(&spec);
@@ -88,12 +100,12 @@ pub fn plan(
     let rootfs = if rootfs.is_empty() {
         Rootfs::Directory(bundle.join(root_path))
     } else {
-        Rootfs::Mounts(rootfs)
+        disks::rootfs(rootfs)
     };
     let terminal = spec["process"]["terminal"].as_bool().unwrap_or(false);
     let limits = Limits::of(&spec["linux"]["resources"]);
     let pids = Pids::of(&spec["linux"]["namespaces"]);
-    rewrite_for_guest(&mut spec, id, &mounts);
+    rewrite_for_guest(&mut spec, id, &rootfs, &mounts);
     let guest_spec = spec.to_string().into_bytes();
     if guest_spec.len() > MAX_SPEC {
         // The guest's paths can be longer than the host's.
@@ -106,6 +118,7 @@ pub fn plan(
     Ok(Plan {
         guest_spec,
         rootfs,
+        disks,
         mounts,
         pod_shm: pod_shm.into_values().next(),
         ignored,
@@ -209,8 +222,11 @@ fn host_mounts(bundle: &Path, spec: &Value, findings: &mut Findings) -> Vec<Host
 
 /// Rewrites paths of the host to the guest's, and removes what the host does itself: its hooks and the VM's
 /// CPUs.
-fn rewrite_for_guest(spec: &mut Value, id: &str, mounts: &[HostMount]) {
-    spec["root"]["path"] = json!(guest::rootfs_path(id));
+fn rewrite_for_guest(spec: &mut Value, id: &str, rootfs: &Rootfs, mounts: &[HostMount]) {
+    spec["root"]["path"] = json!(match rootfs {
+        Rootfs::Disk(_) => guest::disk_rootfs_path(id),
+        Rootfs::Directory(_) | Rootfs::Mounts(_) => guest::rootfs_path(id),
+    });
     for mount in mounts {
         spec["mounts"][mount.index]["source"] = json!(guest::mount_path(id, mount.index));
         spec["mounts"][mount.index]["type"] = json!("bind");

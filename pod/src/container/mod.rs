@@ -94,6 +94,8 @@ pub struct Container {
     pub hooks: Hooks,
     /// Its mount points in the tree that the guest sees; none for the pause container.
     pub mount_points: Vec<PathBuf>,
+    /// It uses disks of the host.
+    pub has_disks: bool,
     /// The caller of Create.
     pub creating: Option<Reply<u32>>,
     /// Dropped to cancel the creation.

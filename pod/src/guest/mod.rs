@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::agent::{
-    AgentClient, ContainerRef, CreateContainerRequest, Empty, Family, ForwardRequest, KillProcessRequest,
-    PluggedMemory, ProcessRef, ResizePtyRequest, ResizeRequest, ResizeResponse, StartExecRequest, Stdio,
-    UpdateContainerRequest, WaitMemoryRequest, WaitOomRequest,
+    AgentClient, ContainerRef, CreateContainerRequest, DiskRef, Empty, Family, ForwardRequest,
+    KillProcessRequest, PluggedMemory, ProcessRef, ResizePtyRequest, ResizeRequest, ResizeResponse,
+    StartExecRequest, Stdio, UpdateContainerRequest, WaitMemoryRequest, WaitOomRequest,
 };
 use nacre_protocol::text::printable;
 use nacre_protocol::vsock::StreamAddress;
@@ -386,6 +386,20 @@ impl Guest {
     /// [`CallError`].
     pub async fn forget_files(&self, id: &str) -> Result<(), CallError> {
         self.within_deadline(self.client.forget_files(context(), &reference(id)))
+            .await?;
+        Ok(())
+    }
+
+    /// Removes the disk with this serial number from the guest, which writes what it has cached of it.
+    ///
+    /// # Errors
+    /// [`CallError`], with INTERNAL if a file system of it is mounted.
+    pub async fn remove_disk(&self, serial: &str) -> Result<(), CallError> {
+        let request = DiskRef {
+            serial: serial.to_owned(),
+            ..Default::default()
+        };
+        self.within_deadline(self.client.remove_disk(context(), &request))
             .await?;
         Ok(())
     }

@@ -121,7 +121,9 @@ pub async fn mount(index: usize, mount: &Mount) -> Result<OwnedFd, Error> {
             Ok(bound)
         }
         _ => Err(unsupported(
-            "only overlay and bind are supported; use the overlayfs or native snapshotter".into(),
+            "expected overlay, bind, or a single mount of an ext4 or erofs image; use the overlayfs, native or blockfile \
+             snapshotter"
+                .into(),
         )),
     }
 }

@@ -61,7 +61,9 @@ pub struct Placement {
 pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<Vec<Placement>, Error> {
     let directory = PathBuf::from(id);
     let root = match rootfs {
-        Rootfs::Directory(path) => vec![
+        // The guest mounts it.
+        Rootfs::Disk(_) => None,
+        Rootfs::Directory(path) => Some(vec![
             detached::bind(
                 path,
                 Extent {
@@ -70,20 +72,21 @@ pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<V
                 },
             )?
             .mount,
-        ],
+        ]),
         Rootfs::Mounts(mounts) => {
             let mut stack = Vec::new();
             for (index, mount) in mounts.iter().enumerate() {
                 stack.push(detached::mount(index, mount).await?);
             }
-            stack
+            Some(stack)
         }
     };
-    let mut placements = vec![Placement {
+    let root = root.map(|mounts| Placement {
         target: directory.join(guest::ROOTFS_DIR),
         is_directory: true,
-        mounts: root,
-    }];
+        mounts,
+    });
+    let mut placements: Vec<Placement> = root.into_iter().collect();
     let mut namespaces = id_map::Namespaces::default();
     for mount in mounts {
         let bound = detached::bind(&mount.source, mount.extent)?;
@@ -101,9 +104,12 @@ pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<V
 }
 
 /// The mount points that [`detach`] has for a container.
-pub fn mount_points(id: &str, mounts: &[HostMount]) -> Vec<PathBuf> {
+pub fn mount_points(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Vec<PathBuf> {
     let directory = PathBuf::from(id);
-    let mut points = vec![directory.join(guest::ROOTFS_DIR)];
+    let mut points = match rootfs {
+        Rootfs::Disk(_) => Vec::new(),
+        Rootfs::Directory(_) | Rootfs::Mounts(_) => vec![directory.join(guest::ROOTFS_DIR)],
+    };
     points.extend(mounts.iter().map(|mount| mount_point(&directory, mount)));
     points
 }

@@ -98,8 +98,12 @@ impl Sandbox {
             Action::KillInit => self.kill_unstarted_init(id),
             Action::AllDrained => {
                 // Nothing else can run in this VM, so it is ended now and is usually gone before Delete is
-                // called.
-                if id == self.identity.id && self.spec.lifetime == Lifetime::Container {
+                // called. If the guest still has to write to disks, Delete ends it.
+                let has_disks = self
+                    .containers
+                    .get(id)
+                    .is_some_and(|container| container.has_disks);
+                if id == self.identity.id && self.spec.lifetime == Lifetime::Container && !has_disks {
                     self.discard_vm();
                 }
             }

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nacre_protocol::agent::{CreateContainerRequest, Stdio};
-use nacre_protocol::{container_id, spec};
+use nacre_protocol::agent::{self, CreateContainerRequest, DeviceNumber, FileSystem, Stdio};
+use nacre_protocol::{container_id, guest, spec};
 use tokio::sync::{oneshot, watch};
 
 use super::queue::{Event, Queue};
@@ -19,9 +19,10 @@ use crate::error::{Error, StepFailed};
 use crate::event::TaskEvent;
 use crate::guest::{CallError, Guest};
 use crate::hooks::Point;
+use crate::mount::{DiskSource, Rootfs};
 use crate::pod_spec::is_same_namespace;
 use crate::process_id::{ProcessId, ProcessKey};
-use crate::vm::Vm;
+use crate::vm::{Disks, Vm};
 use crate::{clock, identity, log, rootfs};
 
 /// How long to wait for the reason of the VM's end after the agent's stream is lost: most likely it is on its
@@ -44,6 +45,7 @@ impl Sandbox {
                     pids: job.plan.pids,
                     hooks: job.plan.hooks.clone(),
                     mount_points: job.mount_points.clone(),
+                    has_disks: job.plan.has_disks(),
                     creating: Some(reply),
                     cancel_create: Some(cancel_create),
                     kill_enforced: false,
@@ -88,7 +90,7 @@ impl Sandbox {
         let mount_points = if plan.is_pause {
             Vec::new()
         } else {
-            rootfs::mount_points(&request.id, &plan.mounts)
+            rootfs::mount_points(&request.id, &plan.rootfs, &plan.mounts)
         };
         let job = Job {
             id: request.id.clone(),
@@ -96,10 +98,12 @@ impl Sandbox {
             stdio,
             pid: self.vm.as_ref().map_or(0, Vm::pid),
             vmm: self.vm.as_ref().map(|vm| vm.shared_pidfd()),
+            disks: self.vm.as_ref().map(Vm::disks),
             progress: self.progress.subscribe(),
             queue: self.queue.clone(),
             mount_points,
             may_have_mounts: false,
+            may_have_disks: false,
             hooks_ran: false,
         };
         Ok((init, job))
@@ -229,12 +233,15 @@ struct Job {
     /// The VMM's host pid.
     pid: u32,
     vmm: Option<Arc<OwnedFd>>,
+    disks: Option<Arc<Disks>>,
     progress: watch::Receiver<Progress>,
     queue: Queue,
     /// The container's mount points in the tree that the guest sees.
     mount_points: Vec<PathBuf>,
     /// Mounts of the container may be in the VMM's namespace.
     may_have_mounts: bool,
+    /// The VM may have disks of the container.
+    may_have_disks: bool,
     /// A hook of the creation may have run.
     hooks_ran: bool,
 }
@@ -295,13 +302,63 @@ impl Job {
         if let Some(vmm) = self.vmm.as_ref().filter(|_| self.may_have_mounts) {
             delete::remove_files(vmm, &self.id, &self.mount_points, &self.progress).await;
         }
+        if let Some(disks) = self.disks.as_ref().filter(|_| self.may_have_disks) {
+            let guest = delete::ready_guest(&self.progress);
+            disks.release(guest.as_ref(), &self.id).await;
+        }
         if self.hooks_ran {
             self.plan.hooks.run_all(Point::Poststop, self.pid).await;
         }
     }
 
+    /// Adds the container's disks to the VM: those of its spec, and that of its root file system.
+    async fn attach_disks(&mut self) -> Result<(Vec<agent::Disk>, Vec<FileSystem>), Error> {
+        let (mut attached, mut file_systems) = (Vec::new(), Vec::new());
+        let root = match &self.plan.rootfs {
+            Rootfs::Disk(root) => Some(root),
+            Rootfs::Directory(_) | Rootfs::Mounts(_) => None,
+        };
+        if !self.plan.has_disks() {
+            return Ok((attached, file_systems));
+        }
+        let disks = self.disks.clone().ok_or(Error::Closing)?;
+        self.may_have_disks = true;
+        let wanted = root.map(|root| &root.disk).into_iter().chain(&self.plan.disks);
+        for disk in wanted {
+            let serial = disks.attach(&self.id, disk).await;
+            let serial = serial.map_err(|error| failed("attach disks", error, None))?;
+            let device = match disk.source {
+                DiskSource::Device { major, minor } => Some(DeviceNumber {
+                    major,
+                    minor,
+                    ..Default::default()
+                }),
+                DiskSource::File(_) => None,
+            };
+            attached.push(agent::Disk {
+                serial,
+                device: device.into(),
+                ..Default::default()
+            });
+        }
+        if let (Some(root), Some(disk)) = (root, attached.first()) {
+            file_systems.push(FileSystem {
+                type_: root.kind.clone(),
+                disk: disk.serial.clone(),
+                target: guest::disk_rootfs_path(&self.id),
+                options: root.options.clone(),
+                ..Default::default()
+            });
+        }
+        self.step("disks attached").await;
+        Ok((attached, file_systems))
+    }
+
     async fn ask(&mut self, guest: Guest) -> Result<u32, Error> {
+        let (disks, file_systems) = self.attach_disks().await?;
         let request = CreateContainerRequest {
+            disks,
+            file_systems,
             container_id: self.id.clone(),
             spec: std::mem::take(&mut self.plan.guest_spec),
             stdio: Some(std::mem::take(&mut self.stdio)).into(),

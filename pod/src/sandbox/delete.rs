@@ -110,14 +110,12 @@ impl Sandbox {
         let Some(reply) = container.init.deleting.take() else {
             return;
         };
-        let guest = if self.owns_vm(id) {
+        // The guest writes what it has cached of disks before its VM ends.
+        let guest = if self.owns_vm(id) && !container.has_disks {
             self.discard_vm();
             None
         } else {
-            match &*self.progress.borrow() {
-                Progress::Ready(guest) => Some(guest.clone()),
-                Progress::Starting | Progress::Running | Progress::Ended(_) => None,
-            }
+            ready_guest(&self.progress.subscribe())
         };
         let hooks = container.hooks;
         if guest.is_none() && !hooks.has(Point::Poststop) {
@@ -125,12 +123,16 @@ impl Sandbox {
         }
         let id = id.to_owned();
         let vmm = self.vm.as_ref().map(Vm::shared_pidfd);
+        let disks = self.vm.as_ref().map(Vm::disks).filter(|_| container.has_disks);
         let progress = self.progress.subscribe();
         self.deleting.insert(id.clone());
         self.queue.send_result(async move {
             let result = delete_in_guest(guest.as_ref(), &id).await;
-            if let (Some(vmm), Some(_)) = (vmm, guest) {
+            if let (Some(vmm), Some(_)) = (vmm, &guest) {
                 remove_files(&vmm, &id, &container.mount_points, &progress).await;
+            }
+            if let Some(disks) = disks {
+                disks.release(guest.as_ref(), &id).await;
             }
             hooks.run_all(Point::Poststop, pid).await;
             Event::Deleted(id, reply, result.map(|()| deleted))
@@ -140,6 +142,9 @@ impl Sandbox {
     /// Nothing is left of the container: its id may be used again.
     pub(super) fn deleted(&mut self, id: &str, reply: Reply<Deleted>, result: Result<Deleted, Error>) {
         self.deleting.remove(id);
+        if self.owns_vm(id) && !self.closing {
+            self.discard_vm();
+        }
         answer(reply, result);
     }
 
@@ -168,6 +173,14 @@ impl Sandbox {
             state: state.map_or(TaskState::Stopped, |process| process.state).name(),
             wanted,
         }
+    }
+}
+
+/// The guest, if its agent is ready.
+pub(super) fn ready_guest(progress: &watch::Receiver<Progress>) -> Option<Guest> {
+    match &*progress.borrow() {
+        Progress::Ready(guest) => Some(guest.clone()),
+        Progress::Starting | Progress::Running | Progress::Ended(_) => None,
     }
 }
 

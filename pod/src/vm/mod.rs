@@ -3,6 +3,8 @@
 
 mod affinity;
 mod boot;
+mod disk_file;
+mod disks;
 mod end;
 mod memory;
 mod monitor;
@@ -36,6 +38,7 @@ use nacre_protocol::config::Config;
 
 pub use boot::Boot;
 use boot::{BootFiles, Files, net_device, open};
+pub use disks::Disks;
 pub use end::End;
 pub use memory::MemoryControl;
 pub use monitor::{Event, VmmMonitor};
@@ -79,6 +82,7 @@ fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
 #[derive(Debug)]
 pub struct Vm {
     pid: u32,
+    disks: Arc<Disks>,
     pidfd: Arc<OwnedFd>,
     channel: Arc<AsyncFd<Channel>>,
     requests: Arc<Requests>,
@@ -127,6 +131,7 @@ impl Vm {
             pidfd: Arc::new(spawned.pidfd),
             channel: Arc::clone(&channel),
             memory: MemoryControl::new(Arc::clone(&requests)),
+            disks: Arc::new(Disks::new(Arc::clone(&requests))),
             requests,
             boot_files: Some(files.boot),
             console: files.console,
@@ -215,6 +220,12 @@ impl Vm {
     #[must_use]
     pub fn memory_control(&self) -> MemoryControl {
         self.memory.clone()
+    }
+
+    /// The disks of this VM.
+    #[must_use]
+    pub fn disks(&self) -> Arc<Disks> {
+        Arc::clone(&self.disks)
     }
 
     /// Adds a network device to the running VM, now: for the link `nic`, whose taps the VMM then has, too. The

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 pub use channel::{Channel, Error, socket_pair};
 pub use configure::{
-    Configure, DeviceConfig, DeviceListError, MAX_DEVICES, MAX_NETS, MAX_PLUGGED_MIB, MAX_TAPS,
+    Configure, DeviceConfig, DeviceListError, MAX_DEVICES, MAX_DISKS, MAX_NETS, MAX_PLUGGED_MIB, MAX_TAPS,
     MEMORY_SECTION_MIB, MIN_MTU, check_pluggable,
 };
 pub use descriptors::{Attachments, DescriptorError, Descriptors, FdIndex};

@@ -1,6 +1,6 @@
 //! `linux.devices` of a container that may use every device (`--privileged`). The list then names all devices
-//! of the host instead of those that the container wants, so that disks in it are ignored; the table refuses
-//! them otherwise.
+//! of the host instead of those that the container wants, so that disks in it are ignored. Otherwise each
+//! disk is attached to the VM.
 
 use serde_json::Value;
 
@@ -29,7 +29,7 @@ pub fn remove_disks(spec: &mut Value, findings: &mut Findings) {
     if !names.is_empty() {
         findings.ignore(
             PATH,
-            format!("block devices of the host do not exist in the guest: {names}"),
+            format!("a container that may use every device does not get the disks of the host: {names}"),
         );
     }
 }

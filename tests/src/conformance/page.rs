@@ -52,9 +52,10 @@ const NOTES: &str = "\
   guest shares.
 - **mounts[].uidMappings, gidMappings**, and the options `idmap` and `ridmap`: made by the host on bind mounts,
   if the file system there supports id-mapped mounts (on Linux 6.1 ext4, xfs and btrfs, but not tmpfs).
-- **linux.devices**: character devices that the guest kernel has, and FIFOs, below /dev. null, zero, full,
+- **linux.devices**: character devices that the guest kernel has, block devices of the host, which become disks of
+  the VM ([disks.md](disks.md)), and FIFOs, below /dev. null, zero, full,
   random, urandom, tty and ptmx are always present. A container that may use every device (`--privileged`)
-  gets a list of all devices of the host; those that the guest does not have, mainly disks, are left out and
+  gets a list of all devices of the host; disks, and those that the guest does not have, are left out and
   logged.
 - **linux.resources.devices**: enforced by a BPF program of the agent. The last rule that matches a permission
   decides, and the default devices are always allowed.

@@ -6,6 +6,9 @@ use super::*;
 use oci_spec::runtime::{Linux, LinuxNamespaceType as Namespace};
 use serde_json::{Value, json};
 
+/// For a container without disks.
+const NO_DISKS: &BTreeMap<(u32, u32), GuestDisk> = &BTreeMap::new();
+
 /// A small valid spec, changed by `change`.
 fn spec_json(change: impl FnOnce(&mut Value)) -> Vec<u8> {
     let mut spec = json!({
@@ -20,12 +23,14 @@ fn spec_json(change: impl FnOnce(&mut Value)) -> Vec<u8> {
 
 /// The small spec, changed by `change` and prepared.
 fn prepared(change: impl FnOnce(&mut Value)) -> PreparedSpec {
-    prepare("a", &spec_json(change)).unwrap()
+    prepare("a", &spec_json(change), NO_DISKS).unwrap()
 }
 
 /// The error that the small spec, changed by `change`, is refused with.
 fn refusal(change: impl FnOnce(&mut Value)) -> String {
-    prepare("a", &spec_json(change)).unwrap_err().to_string()
+    prepare("a", &spec_json(change), NO_DISKS)
+        .unwrap_err()
+        .to_string()
 }
 
 fn process(prepared: &PreparedSpec) -> &Process {
@@ -122,7 +127,10 @@ fn refusals_name_the_field() {
             refusal(|spec| spec["linux"]["devices"] = device),
             "linux.devices[0].path: ",
         ),
-        (prepare("a", b"{").unwrap_err().to_string(), "config.json: "),
+        (
+            prepare("a", b"{", NO_DISKS).unwrap_err().to_string(),
+            "config.json: ",
+        ),
     ] {
         assert!(text.starts_with(&format!("spec: {want}")), "{text}");
     }

@@ -70,7 +70,7 @@ fn bytes_that_are_no_json_object_are_an_error() {
         b"{\"ociVersion\": \"1\"",
         b"{\"process\":\"\xff\"}",
     ] {
-        let text = prepare("a", bytes).unwrap_err().to_string();
+        let text = prepare("a", bytes, NO_DISKS).unwrap_err().to_string();
         assert!(text.starts_with("spec: "), "{text}");
         assert!(parse_process(bytes).is_err());
     }
@@ -127,7 +127,7 @@ fn every_name_of_the_table_is_accepted() {
         for name in names {
             let (pointer, value) = example(&path, name);
             let json = spec_json(|spec| set(spec, pointer, value));
-            prepare("a", &json).unwrap_or_else(|error| panic!("{path} = {name}: {error}"));
+            prepare("a", &json, NO_DISKS).unwrap_or_else(|error| panic!("{path} = {name}: {error}"));
             seen += 1;
         }
     }
@@ -140,7 +140,8 @@ fn missing_and_empty_fields_are_accepted() {
     let prepared = |change: &dyn Fn(&mut Value)| {
         let mut spec = least.clone();
         change(&mut spec);
-        prepare("a", &serde_json::to_vec(&spec).unwrap()).unwrap_or_else(|error| panic!("{spec}: {error}"))
+        prepare("a", &serde_json::to_vec(&spec).unwrap(), NO_DISKS)
+            .unwrap_or_else(|error| panic!("{spec}: {error}"))
     };
     assert_eq!(prepared(&|_| {}).uid, 0);
     for (pointer, value) in [
@@ -247,7 +248,7 @@ fn oci_spec_reads_every_value_that_the_table_accepts() {
     let complete = complete(&SPEC, "").unwrap();
     let is_read = |spec: &Value, what: &str| {
         // The check refuses some combinations of values; what it accepts must be read.
-        match prepare("a", spec.to_string().as_bytes()) {
+        match prepare("a", spec.to_string().as_bytes(), NO_DISKS) {
             Ok(_) => true,
             Err(Error::Refused(_)) => false,
             Err(error) => panic!("{what}: {error}"),

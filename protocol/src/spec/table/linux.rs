@@ -35,14 +35,7 @@ pub const LINUX: &[Field] = &[
     list!(
         "devices",
         &Node::Object(&[
-            required!(
-                "type",
-                OneOfExcept(
-                    &["c", "u", "p"],
-                    &[("b", "block devices of the host do not exist in the guest")],
-                ),
-                GUEST,
-            ),
+            required!("type", OneOf(&["c", "u", "p", "b"]), GUEST),
             required!("path", DevicePath, GUEST),
             field!("major", I64, GUEST),
             field!("minor", I64, GUEST),

@@ -8,6 +8,7 @@
 mod bad_specs;
 mod calls;
 mod clocks;
+mod disks;
 mod events;
 mod execs;
 mod faults;
@@ -80,6 +81,7 @@ fn tests() -> Vec<Test> {
         network::TESTS,
         streams::TESTS,
         volumes::TESTS,
+        disks::TESTS,
         execs::TESTS,
         events::TESTS,
         calls::TESTS,

@@ -2,7 +2,7 @@
 //! shim, VM and namespaces, come and go while it lives, and leave nothing behind in the VMM, in its mount
 //! namespace or in the guest.
 
-mod pod;
+pub mod pod;
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::ctr::{ctr, fresh_id};

@@ -3,12 +3,14 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MsFlags, mount, umount};
 use serde_json::{Value, json};
 
 use super::PRIVILEGED;
+use crate::containerd::ctr::output;
 use crate::cri::node::Node;
 use crate::cri::{Case, calls, container};
 use crate::parity::Outcome;
@@ -40,6 +42,7 @@ pub const CASES: &[Case] = &[
     ),
     calls("volume: read-only with all mounts below it", recursively).since("2.4"),
     calls("volume: an image", image).since("2.1"),
+    calls("device: a raw block device", block_device),
     container(
         "device: a host's null device by another name",
         &PRIVILEGED,
@@ -47,6 +50,51 @@ pub const CASES: &[Case] = &[
         "echo a >/dev/nothing && wc -c </dev/nothing; stat -c '%t %T %F' /dev/nothing",
     ),
 ];
+
+/// kubelet's `volumeDevices`: a container writes the device and another one, which may only read it, finds that.
+fn block_device(node: &Node) -> Result<Outcome> {
+    let directory = tempfile::tempdir_in("/run")?;
+    let file = directory.path().join("disk");
+    fs::write(&file, vec![b'-'; 1 << 20])?;
+    run("modprobe", &["loop"])?;
+    let device = run("losetup", &["--find", "--show", &file.display().to_string()])?;
+    let device = device.trim();
+    let pod = node.pod(Value::Null)?;
+    let change = |permissions: &str| {
+        json!({"devices": [
+            {"container_path": "/dev/xvda", "host_path": device, "permissions": permissions}
+        ]})
+    };
+    let write = "stat -c '%F %a' /dev/xvda; blockdev --getsize64 /dev/xvda; head -c 4 /dev/xvda; echo
+        echo written | dd of=/dev/xvda bs=512 seek=100 conv=notrunc,fsync 2>/dev/null; echo $?";
+    let read = "dd if=/dev/xvda bs=512 skip=100 count=1 2>/dev/null | head -n 1
+        echo no | dd of=/dev/xvda bs=512 seek=200 conv=notrunc 2>&1 | head -n 1";
+    let written = pod.run(write, change("mrw"));
+    let outcome = written.and_then(|written| {
+        let mut outcome = pod.run(read, change("mr"))?;
+        outcome.stdout = written.stdout + &outcome.stdout;
+        Ok(outcome)
+    });
+    pod.remove()?;
+    run("losetup", &["--detach", device])?;
+    let content = fs::read(&file)?;
+    ensure!(
+        content[100 * 512..].starts_with(b"written\n-"),
+        "the host does not read what was written"
+    );
+    ensure!(
+        content[200 * 512] == b'-',
+        "a device that may only be read was written"
+    );
+    outcome
+}
+
+/// Standard output of a program of the node, which must succeed.
+fn run(program: &str, arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    output(command)?.success()
+}
 
 fn one_mount(path: &Path, more: Value) -> Value {
     let mut mount = json!({"container_path": "/volume", "host_path": path});
