@@ -72,6 +72,7 @@ image: programs agent
 	@echo "==> image of the guest"
 	@mkdir -p $(PREFIX)/share/nacre
 	@$(BUILT)/nacre-rootfs-builder --agent $(AGENT) --output $(PREFIX)/share/nacre/initramfs.cpio
+	@scripts/writable-layer $(PREFIX)/share/nacre/writable-layer.ext4
 
 demo: setup
 	@$(MAKE) --no-print-directory install

@@ -174,4 +174,17 @@ pub enum Rootfs {
     Directory(PathBuf),
     /// Mounts of the snapshotter, bottom first.
     Mounts(Vec<Mount>),
+    /// An overlay that the guest puts together.
+    Overlay(DiskOverlay),
+}
+
+/// An overlay whose writable layer is a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskOverlay {
+    /// The layers below, which the host mounts read-only.
+    pub lower: Mount,
+    /// The disk's file, which may not exist yet.
+    pub disk: PathBuf,
+    /// What the disk is a copy of.
+    pub template: PathBuf,
 }

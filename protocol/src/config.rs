@@ -47,6 +47,9 @@ pub struct Config {
     pub console_to_log: bool,
     /// How long a guest may take from its start until its agent is ready, 1 to 600 seconds.
     pub boot_deadline: Duration,
+    /// An ext4 image with the directories `upper` and `work`. A container whose root file system is an overlay gets
+    /// a copy of it, a disk, for its writable layer. None: the host writes the layer, by virtio-fs.
+    pub writable_layer: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -62,6 +65,7 @@ struct File {
     kernel_params: Option<String>,
     console_to_log: Option<bool>,
     boot_deadline_s: Option<u32>,
+    writable_layer: Option<PathBuf>,
 }
 
 /// Why a configuration is refused.
@@ -149,6 +153,7 @@ fn parse(text: &str, file: &Path, prefix: &Path) -> Result<Config, Error> {
         kernel_params: read.kernel_params.unwrap_or_default(),
         console_to_log: read.console_to_log.unwrap_or(false),
         boot_deadline: Duration::from_secs(read.boot_deadline_s.unwrap_or(30).into()),
+        writable_layer: read.writable_layer,
     };
     check(&config).map_err(|wrong| Error::Value {
         file: file.to_owned(),

@@ -49,7 +49,11 @@ impl MountedFileSystems {
             options,
             ..
         } = file_system;
-        let node = find(disk)?.node;
+        let source = if disk.is_empty() {
+            type_.as_str().into()
+        } else {
+            find(disk)?.node
+        };
         fs::create_dir_all(target).map_err(Error::file("creating", target))?;
         let (flags, data) = parse(options);
         let text = |text: &str| {
@@ -58,15 +62,15 @@ impl MountedFileSystems {
             })
         };
         let (point, kind, data) = (text(target)?, text(type_)?, text(&data)?);
-        let node = text(&node.to_string_lossy())?;
+        let source = text(&source.to_string_lossy())?;
         // Reads the disk, and may replay a journal.
-        let call = SlowCall::start([], || Ok(mount(&*node, &*point, &*kind, flags, &*data)?));
+        let call = SlowCall::start([], || Ok(mount(&*source, &*point, &*kind, flags, &*data)?));
         let mounted = match call {
             Ok(call) => call.finish().await,
             Err(error) => Err(error),
         };
         mounted.map_err(|source| Error::System {
-            what: format!("mounting the {type_} file system of disk {disk}"),
+            what: format!("mounting the {type_} file system on {target}"),
             source: explain(source),
         })?;
         self.targets.push(target.into());

@@ -1,24 +1,74 @@
 //! The disks of a container: a root file system that is an image or a block device of the host, and block devices
 //! in its spec. Pure.
 
+use std::path::Path;
+
 use nacre_protocol::control::MAX_DISKS;
 use nacre_protocol::spec::Findings;
 use serde_json::Value;
 
-use crate::mount::{Disk, DiskRootfs, DiskSource, Mount, Rootfs};
+use crate::mount::{Disk, DiskOverlay, DiskRootfs, DiskSource, Mount, Rootfs};
+use crate::rootfs::writable_layer;
 
 /// File systems that the guest's kernel mounts from a disk.
 const FILE_SYSTEMS: [&str; 2] = ["ext4", "erofs"];
 
 /// The root file system of these mounts of a snapshotter: on a disk if it is one mount of an image or a block
-/// device.
-pub fn rootfs(mounts: Vec<Mount>) -> Rootfs {
+/// device. The writable layer of an overlay is a disk if there is a template for it.
+pub fn rootfs(mounts: Vec<Mount>, template: Option<&Path>) -> Rootfs {
+    if let Some(overlay) = template.and_then(|template| disk_overlay(&mounts, template)) {
+        return Rootfs::Overlay(overlay);
+    }
     match &mounts[..] {
         [mount] if FILE_SYSTEMS.contains(&mount.kind.as_str()) && mount.target.is_empty() => {
             Rootfs::Disk(of_mount(mount))
         }
         _ => Rootfs::Mounts(mounts),
     }
+}
+
+/// The upper directory of a root file system that is one overlay with a writable layer, and no id map.
+pub fn upper_directory(mounts: &[Mount]) -> Option<&Path> {
+    let [mount] = mounts else { return None };
+    let has = |key: &str| mount.options.iter().any(|option| option.starts_with(key));
+    if mount.kind != "overlay" || !mount.target.is_empty() || has("uidmap=") || has("gidmap=") {
+        return None;
+    }
+    let value = |key: &str| mount.options.iter().find_map(|option| option.strip_prefix(key));
+    value("lowerdir=")?;
+    value("upperdir=").map(Path::new)
+}
+
+/// The layers below the upper directory, mounted read-only: an overlay, or the directory if there is only one.
+fn disk_overlay(mounts: &[Mount], template: &Path) -> Option<DiskOverlay> {
+    let (upper, [mount]) = (upper_directory(mounts)?, mounts) else {
+        return None;
+    };
+    let layers = mount
+        .options
+        .iter()
+        .find_map(|option| option.strip_prefix("lowerdir="))?;
+    let lower = if layers.contains(':') {
+        let is_of_upper =
+            |option: &&String| option.starts_with("upperdir=") || option.starts_with("workdir=");
+        let others = mount.options.iter().filter(|option| !is_of_upper(option));
+        Mount {
+            options: others.cloned().chain(["ro".to_owned()]).collect(),
+            ..mount.clone()
+        }
+    } else {
+        Mount {
+            kind: "bind".to_owned(),
+            source: layers.to_owned(),
+            target: String::new(),
+            options: vec!["bind".to_owned(), "ro".to_owned()],
+        }
+    };
+    Some(DiskOverlay {
+        lower,
+        disk: upper.join(writable_layer::FILE),
+        template: template.to_owned(),
+    })
 }
 
 fn of_mount(mount: &Mount) -> DiskRootfs {
@@ -115,21 +165,70 @@ mod tests {
             })
         };
         assert_eq!(
-            rootfs(vec![mount("ext4", &["loop", "rw", "sync"])]),
+            rootfs(vec![mount("ext4", &["loop", "rw", "sync"])], None),
             disk("ext4", false, &["rw", "sync"])
         );
         assert_eq!(
-            rootfs(vec![mount("ext4", &["ro", "loop"])]),
+            rootfs(vec![mount("ext4", &["ro", "loop"])], None),
             disk("ext4", true, &["ro"])
         );
-        assert_eq!(rootfs(vec![mount("erofs", &[])]), disk("erofs", true, &[]));
+        assert_eq!(rootfs(vec![mount("erofs", &[])], None), disk("erofs", true, &[]));
         for others in [
             vec![mount("overlay", &[])],
             vec![mount("bind", &[])],
             vec![mount("ext4", &[]), mount("ext4", &[])],
         ] {
-            assert_eq!(rootfs(others.clone()), Rootfs::Mounts(others));
+            assert_eq!(
+                rootfs(others.clone(), Some(Path::new("/t"))),
+                Rootfs::Mounts(others)
+            );
         }
+    }
+
+    #[test]
+    fn a_writable_layer_is_a_disk_over_what_is_below_it() {
+        let overlay = |options: &[&str]| {
+            vec![Mount {
+                kind: "overlay".to_owned(),
+                source: "overlay".to_owned(),
+                target: String::new(),
+                options: options.iter().map(|option| (*option).to_owned()).collect(),
+            }]
+        };
+        let lower = |options: &[&str]| {
+            let mounts = overlay(options);
+            assert_eq!(rootfs(mounts.clone(), None), Rootfs::Mounts(mounts.clone()));
+            match rootfs(mounts, Some(Path::new("/template"))) {
+                Rootfs::Overlay(DiskOverlay { lower, disk, .. }) => {
+                    assert_eq!(disk, Path::new("/s/3/fs").join(writable_layer::FILE));
+                    Some((lower.kind, lower.source, lower.options.join(",")))
+                }
+                Rootfs::Disk(_) | Rootfs::Directory(_) | Rootfs::Mounts(_) => None,
+            }
+        };
+        let text =
+            |kind: &str, source: &str, options: &str| Some((kind.into(), source.into(), options.into()));
+        assert_eq!(
+            lower(&[
+                "index=off",
+                "workdir=/s/3/work",
+                "upperdir=/s/3/fs",
+                "lowerdir=/s/2/fs:/s/1/fs"
+            ]),
+            text("overlay", "overlay", "index=off,lowerdir=/s/2/fs:/s/1/fs,ro")
+        );
+        assert_eq!(
+            lower(&["workdir=/s/3/work", "upperdir=/s/3/fs", "lowerdir=/s/1/fs"]),
+            text("bind", "/s/1/fs", "bind,ro")
+        );
+        assert_eq!(lower(&["lowerdir=/s/2/fs:/s/1/fs"]), None);
+        let mapped = [
+            "workdir=/w",
+            "upperdir=/s/3/fs",
+            "lowerdir=/s/1/fs",
+            "uidmap=0:1:2",
+        ];
+        assert_eq!(lower(&mapped), None);
     }
 
     #[test]

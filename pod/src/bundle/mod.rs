@@ -20,6 +20,7 @@ use crate::mount::{Disk, Extent, HostMount, Mount, Rootfs};
 use crate::pod_files;
 use crate::pod_spec::{Lifetime, oom_score_adj};
 use crate::size::Limits;
+pub use disks::upper_directory;
 pub use namespaces::{Pids, Pod};
 
 /// What is to be done on the host and in the guest for a container.
@@ -55,7 +56,7 @@ impl Plan {
     /// Whether the container uses disks of the host.
     #[must_use]
     pub fn has_disks(&self) -> bool {
-        matches!(self.rootfs, Rootfs::Disk(_)) || !self.disks.is_empty()
+        matches!(self.rootfs, Rootfs::Disk(_) | Rootfs::Overlay(_)) || !self.disks.is_empty()
     }
 }
 
@@ -100,7 +101,7 @@ pub fn plan(
     let rootfs = if rootfs.is_empty() {
         Rootfs::Directory(bundle.join(root_path))
     } else {
-        disks::rootfs(rootfs)
+        disks::rootfs(rootfs, pod.writable_layer)
     };
     let terminal = spec["process"]["terminal"].as_bool().unwrap_or(false);
     let limits = Limits::of(&spec["linux"]["resources"]);
@@ -224,7 +225,7 @@ fn host_mounts(bundle: &Path, spec: &Value, findings: &mut Findings) -> Vec<Host
 /// CPUs.
 fn rewrite_for_guest(spec: &mut Value, id: &str, rootfs: &Rootfs, mounts: &[HostMount]) {
     spec["root"]["path"] = json!(match rootfs {
-        Rootfs::Disk(_) => guest::disk_rootfs_path(id),
+        Rootfs::Disk(_) | Rootfs::Overlay(_) => guest::disk_rootfs_path(id),
         Rootfs::Directory(_) | Rootfs::Mounts(_) => guest::rootfs_path(id),
     });
     for mount in mounts {

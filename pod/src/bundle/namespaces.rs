@@ -37,6 +37,8 @@ pub struct Pod<'a> {
     pub own_pids: &'a [String],
     /// Whether a running container shares the pod's pid namespace.
     pub shares_pids: bool,
+    /// What the container's writable layer is to be a copy of, if it is to be a disk.
+    pub writable_layer: Option<&'a Path>,
     /// True if two paths name the same namespace of the host.
     pub is_same: fn(&Path, &Path) -> bool,
 }
@@ -238,6 +240,7 @@ mod tests {
             spec: &spec(lifetime),
             own_pids,
             shares_pids,
+            writable_layer: None,
             is_same: |a, b| a == b,
         };
         check(id, &mut namespaces, pod, &mut findings);

@@ -73,6 +73,7 @@ mod tests {
             spec: &spec,
             own_pids: &[],
             shares_pids: false,
+            writable_layer: None,
             is_same: |a, b| a == b,
         };
         (replace(&mut mount, pod, shares_ipc), mount)

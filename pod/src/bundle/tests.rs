@@ -34,6 +34,7 @@ fn pod(sandbox: &str) -> Pod<'_> {
         spec: &SPEC,
         own_pids: &[],
         shares_pids: false,
+        writable_layer: None,
         is_same: |a, b| a == b,
     }
 }

@@ -58,6 +58,7 @@ mod tests {
             spec: &spec,
             own_pids: &[],
             shares_pids: false,
+            writable_layer: None,
             is_same: |a, b| a == b,
         };
         let mut linux = json!({

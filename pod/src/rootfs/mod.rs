@@ -13,6 +13,7 @@ mod staged;
 #[cfg(test)]
 mod stand_in;
 mod tree;
+pub mod writable_layer;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -80,6 +81,7 @@ pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<V
             }
             Some(stack)
         }
+        Rootfs::Overlay(overlay) => Some(vec![detached::mount(0, &overlay.lower).await?]),
     };
     let root = root.map(|mounts| Placement {
         target: directory.join(guest::ROOTFS_DIR),
@@ -108,7 +110,9 @@ pub fn mount_points(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Vec<Path
     let directory = PathBuf::from(id);
     let mut points = match rootfs {
         Rootfs::Disk(_) => Vec::new(),
-        Rootfs::Directory(_) | Rootfs::Mounts(_) => vec![directory.join(guest::ROOTFS_DIR)],
+        Rootfs::Directory(_) | Rootfs::Mounts(_) | Rootfs::Overlay(_) => {
+            vec![directory.join(guest::ROOTFS_DIR)]
+        }
     };
     points.extend(mounts.iter().map(|mount| mount_point(&directory, mount)));
     points

@@ -2,13 +2,15 @@
 //! refused without waiting. Then a task of its own makes the mounts, places them when the VMM's mount
 //! namespace is ready, runs the hooks, and asks the agent for the container when the agent is ready.
 
+mod disks;
+
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nacre_protocol::agent::{self, CreateContainerRequest, DeviceNumber, FileSystem, Stdio};
-use nacre_protocol::{container_id, guest, spec};
+use nacre_protocol::agent::{CreateContainerRequest, Stdio};
+use nacre_protocol::{container_id, spec};
 use tokio::sync::{oneshot, watch};
 
 use super::queue::{Event, Queue};
@@ -19,7 +21,7 @@ use crate::error::{Error, StepFailed};
 use crate::event::TaskEvent;
 use crate::guest::{CallError, Guest};
 use crate::hooks::Point;
-use crate::mount::{DiskSource, Rootfs};
+use crate::mount::Mount;
 use crate::pod_spec::is_same_namespace;
 use crate::process_id::{ProcessId, ProcessKey};
 use crate::vm::{Disks, Vm};
@@ -141,6 +143,7 @@ impl Sandbox {
             spec: &self.spec,
             own_pids: &own_pids,
             shares_pids,
+            writable_layer: self.writable_layer(&request.rootfs),
             is_same: is_same_namespace,
         };
         let spec = spec::check(&spec)?;
@@ -151,6 +154,13 @@ impl Sandbox {
             request.rootfs.clone(),
             pod,
         )?)
+    }
+
+    /// What the writable layer of a root file system of these mounts is to be a copy of; None if the host writes it.
+    fn writable_layer(&self, mounts: &[Mount]) -> Option<&Path> {
+        let template = self.config.as_ref()?.writable_layer.as_deref()?;
+        let upper = bundle::upper_directory(mounts)?;
+        rootfs::writable_layer::fits(upper).then_some(template)
     }
 
     /// The running containers with a pid namespace of their own, and whether another one shares the pod's.
@@ -309,49 +319,6 @@ impl Job {
         if self.hooks_ran {
             self.plan.hooks.run_all(Point::Poststop, self.pid).await;
         }
-    }
-
-    /// Adds the container's disks to the VM: those of its spec, and that of its root file system.
-    async fn attach_disks(&mut self) -> Result<(Vec<agent::Disk>, Vec<FileSystem>), Error> {
-        let (mut attached, mut file_systems) = (Vec::new(), Vec::new());
-        let root = match &self.plan.rootfs {
-            Rootfs::Disk(root) => Some(root),
-            Rootfs::Directory(_) | Rootfs::Mounts(_) => None,
-        };
-        if !self.plan.has_disks() {
-            return Ok((attached, file_systems));
-        }
-        let disks = self.disks.clone().ok_or(Error::Closing)?;
-        self.may_have_disks = true;
-        let wanted = root.map(|root| &root.disk).into_iter().chain(&self.plan.disks);
-        for disk in wanted {
-            let serial = disks.attach(&self.id, disk).await;
-            let serial = serial.map_err(|error| failed("attach disks", error, None))?;
-            let device = match disk.source {
-                DiskSource::Device { major, minor } => Some(DeviceNumber {
-                    major,
-                    minor,
-                    ..Default::default()
-                }),
-                DiskSource::File(_) => None,
-            };
-            attached.push(agent::Disk {
-                serial,
-                device: device.into(),
-                ..Default::default()
-            });
-        }
-        if let (Some(root), Some(disk)) = (root, attached.first()) {
-            file_systems.push(FileSystem {
-                type_: root.kind.clone(),
-                disk: disk.serial.clone(),
-                target: guest::disk_rootfs_path(&self.id),
-                options: root.options.clone(),
-                ..Default::default()
-            });
-        }
-        self.step("disks attached").await;
-        Ok((attached, file_systems))
     }
 
     async fn ask(&mut self, guest: Guest) -> Result<u32, Error> {

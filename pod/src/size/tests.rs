@@ -27,6 +27,7 @@ fn config(max_memory_percent: u8, max_vcpus: Option<u8>) -> Config {
         kernel_params: String::new(),
         console_to_log: false,
         boot_deadline: Duration::from_secs(30),
+        writable_layer: None,
     }
 }
 

@@ -188,6 +188,7 @@ mod tests {
             kernel_params: String::new(),
             console_to_log: false,
             boot_deadline: Duration::from_secs(1),
+            writable_layer: None,
         }
     }
 

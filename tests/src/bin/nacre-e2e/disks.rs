@@ -12,9 +12,11 @@ use containerd_shim_protos::api::{
     WaitRequest, WaitResponse,
 };
 use containerd_shim_protos::types::mount::Mount;
+use nacre_tests::containerd::Runtime;
 use nacre_tests::containerd::bundle::Bundle;
-use nacre_tests::containerd::ctr::{fresh_id, output};
+use nacre_tests::containerd::ctr::{IMAGE, ctr, fresh_id, output};
 use nacre_tests::containerd::task;
+use nacre_tests::installation::{Config, prefix};
 use serde_json::{Value, json};
 
 use crate::pods::pod::Pod;
@@ -36,6 +38,10 @@ pub const TESTS: &[Test] = &[
         no_file_system,
     ),
     test("a block device that the host does not have is refused", no_device),
+    core(
+        "the writable layer of an overlay on a disk of its own",
+        writable_layer,
+    ),
 ];
 
 const BLOCK: u64 = 4096;
@@ -322,4 +328,33 @@ fn no_device() -> Result<()> {
         "{seen:?}"
     );
     Ok(())
+}
+
+/// A container that runs twice finds the second time what it has changed the first time: of its own files, and of
+/// those of the image.
+fn writable_layer() -> Result<()> {
+    let template = prefix()?.join("share/nacre/writable-layer.ext4");
+    let _config = Config::with(&format!("writable_layer = {template:?}\n"))?;
+    let script = r#"
+        if [ -e /made/file ]; then
+            cat /made/file; tail -n 1 /etc/passwd; ls /etc/group /root 2>&1; stat -c '%a %u:%g' / /made/file
+            rm -r /made; exit 5
+        fi
+        grep -q '^overlay / overlay rw' /proc/mounts || exit 9
+        mkdir /made && echo kept >/made/file && chmod 640 /made/file && chown 7:8 /made/file
+        echo added >>/etc/passwd; rm /etc/group; mv /root /made/root
+        dd if=/dev/zero of=/made/large bs=1M count=20 2>/dev/null && rm /made/large
+        exit 3"#;
+    let id = fresh_id("layer");
+    let runtime = Runtime::Nacre.name();
+    let first = ctr(["run", "--runtime", runtime, IMAGE, &id, "sh", "-c", script])?;
+    ensure!(first.code == Some(3), "the first run: {first:?}");
+    let second = ctr(["task", "start", &id])?;
+    let expected = "kept\nadded\nls: /etc/group: No such file or directory\nls: /root: No such file or directory\n\
+        755 0:0\n640 7:8\n";
+    ensure!(
+        second.code == Some(5) && second.text() == expected,
+        "the second run: {second:?}"
+    );
+    ctr(["containers", "delete", &id])?.success().map(drop)
 }
