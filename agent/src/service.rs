@@ -8,12 +8,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use nacre_protocol::BUILD_ID;
 use nacre_protocol::agent::{
-    Agent, ContainerRef, ContainerStatsResponse, CorrectClockRequest, CreateContainerRequest,
-    CreateContainerResponse, DiskRef, Empty, ForwardRequest, KillProcessRequest, ListPidsResponse, Network,
-    ProcessRef, ReadClockResponse, ResizePtyRequest, ResizeRequest, ResizeResponse, SetupRequest,
-    SetupResponse, StartExecRequest, StartExecResponse, UpdateContainerRequest, UpdateContainerResponse,
-    WaitMemoryRequest, WaitMemoryResponse, WaitOomRequest, WaitOomResponse, WaitProcessResponse,
-    create_agent,
+    Agent, ChangeMirrorRequest, ChangeMirrorResponse, ContainerRef, ContainerStatsResponse,
+    CorrectClockRequest, CreateContainerRequest, CreateContainerResponse, DiskRef, Empty, ForwardRequest,
+    KillProcessRequest, ListPidsResponse, MirrorRef, Network, ProcessRef, ReadClockResponse,
+    ResizePtyRequest, ResizeRequest, ResizeResponse, SetupRequest, SetupResponse, StartExecRequest,
+    StartExecResponse, UpdateContainerRequest, UpdateContainerResponse, WaitMemoryRequest,
+    WaitMemoryResponse, WaitOomRequest, WaitOomResponse, WaitProcessResponse, create_agent,
 };
 use ttrpc::asynchronous::{Service as Methods, TtrpcContext};
 
@@ -80,7 +80,7 @@ impl Service {
 
     fn guest(&self) -> Result<&GuestState, Error> {
         self.guest.as_ref().ok_or_else(|| Error::BadRequest {
-            what: "this agent runs standalone: it has no guest to resize".to_owned(),
+            what: "this agent runs standalone: it has no guest".to_owned(),
         })
     }
 }
@@ -283,6 +283,21 @@ impl Agent for Service {
 
     async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
         forward(&self.dialer, &request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn change_mirror(
+        &self,
+        _: &TtrpcContext,
+        request: ChangeMirrorRequest,
+    ) -> ttrpc::Result<ChangeMirrorResponse> {
+        self.guest()?;
+        Ok(pod::change_mirror(&request)?)
+    }
+
+    async fn remove_mirror(&self, _: &TtrpcContext, request: MirrorRef) -> ttrpc::Result<Empty> {
+        self.guest()?;
+        pod::remove_mirror(request.mirror)?;
         Ok(Empty::new())
     }
 

@@ -43,6 +43,25 @@ pub fn disks_path(container_id: &str) -> String {
 /// The pod's /dev/shm in the guest, a tmpfs: the source of a bind mount in the guest's spec.
 pub const POD_SHM: &str = "/run/nacre/shm";
 
+/// In the guest: the mirrors, each a directory named after its number. A mirror is a copy in a tmpfs of a directory
+/// of the host that changes while containers read it.
+pub const MIRRORS: &str = "/run/nacre/mirror";
+/// In a mirror's directory: the copy, which containers mount.
+pub const MIRROR_FILES: &str = "files";
+/// Most bytes of files in a mirror. The tmpfs has room for twice as much, because a new version is complete before
+/// the old one is removed.
+pub const MAX_MIRROR_BYTES: u64 = 64 << 20;
+/// Most files, directories and symbolic links of a mirror. The tmpfs has room for twice as many.
+pub const MAX_MIRROR_ENTRIES: u32 = 16 * 1024;
+/// Most operations of one ChangeMirror.
+pub const MAX_MIRROR_OPERATIONS: usize = 1024;
+
+/// The path in the guest that containers mount of mirror `number`, such as "/run/nacre/mirror/3/files".
+#[must_use]
+pub fn mirror_path(number: u32) -> String {
+    format!("{MIRRORS}/{number}/{MIRROR_FILES}")
+}
+
 /// The `linux.namespaces[].path`, in the guest's spec, of the namespace that a pod's containers share and no
 /// container holds.
 pub const POD_NAMESPACE: &str = "pod:";

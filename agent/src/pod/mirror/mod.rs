@@ -1,0 +1,99 @@
+//! Mirrors: copies of host directories whose changes containers must notice by inotify(7), such as a ConfigMap's.
+//! virtio-fs has no inotify; each mirror is a tmpfs of the guest, which the shim keeps as the host's directory is
+//! by ChangeMirror. Called by `service`; knows neither the host's directory nor the containers that mount the copy.
+//!
+//! ```text
+//! /run/nacre/mirror/N/files   the copy, which containers mount
+//!                    /new     a file or link until it is complete; no container sees it
+//! ```
+
+mod operations;
+
+use std::ffi::CString;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use nacre_protocol::agent::{ChangeMirrorRequest, ChangeMirrorResponse};
+use nacre_protocol::guest::{
+    MAX_MIRROR_BYTES, MAX_MIRROR_ENTRIES, MAX_MIRROR_OPERATIONS, MIRROR_FILES, MIRRORS,
+};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use self::operations::Copy;
+use crate::error::{Error, truncate};
+
+/// In a mirror's directory: what is being made.
+const NEW: &str = "new";
+
+/// Carries out the operations of `request`; makes the mirror if there is none.
+///
+/// # Errors
+/// If the mirror can't be made. An operation that fails is part of the reply.
+pub fn change_mirror(request: &ChangeMirrorRequest) -> Result<ChangeMirrorResponse, Error> {
+    if request.operations.len() > MAX_MIRROR_OPERATIONS {
+        return Err(Error::BadRequest {
+            what: format!(
+                "expected at most {MAX_MIRROR_OPERATIONS} operations, got {}",
+                request.operations.len()
+            ),
+        });
+    }
+    let directory = directory(request.mirror);
+    make(&directory)?;
+    let copy = Copy::open(&directory)?;
+    let mut response = ChangeMirrorResponse::new();
+    for operation in &request.operations {
+        if let Err(error) = copy.apply(operation) {
+            response.error = truncate(error);
+            break;
+        }
+        response.done += 1;
+    }
+    Ok(response)
+}
+
+/// Removes mirror `number`. Containers that have it mounted keep its files.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn remove_mirror(number: u32) -> Result<(), Error> {
+    let directory = directory(number);
+    match unmount(&directory, UnmountFlags::DETACH) {
+        Ok(()) => fs::remove_dir(&directory).map_err(Error::file("removing", directory)),
+        Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(Error::file("unmounting", directory)(error)),
+    }
+}
+
+fn directory(number: u32) -> PathBuf {
+    Path::new(MIRRORS).join(number.to_string())
+}
+
+/// Mounts the tmpfs of a mirror on `directory`, unless that exists.
+fn make(directory: &Path) -> Result<(), Error> {
+    fs::create_dir_all(MIRRORS).map_err(Error::file("creating", MIRRORS))?;
+    match fs::create_dir(directory) {
+        Ok(()) => {}
+        // Made together with the mount below.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(Error::file("creating", directory)(error)),
+    }
+    mount_tmpfs(directory).inspect_err(|_| {
+        // So that the next call tries again. The original error is returned.
+        let _ = unmount(directory, UnmountFlags::DETACH);
+        let _ = fs::remove_dir(directory);
+    })
+}
+
+fn mount_tmpfs(directory: &Path) -> Result<(), Error> {
+    let (bytes, inodes) = (MAX_MIRROR_BYTES * 2, MAX_MIRROR_ENTRIES * 2);
+    let options = CString::new(format!("mode=755,size={bytes},nr_inodes={inodes}")).unwrap_or_default();
+    // A container's mount has the flags of its spec.
+    mount("mirror", directory, "tmpfs", MountFlags::empty(), Some(&*options))
+        .map_err(Error::file("mounting a tmpfs on", directory))?;
+    [MIRROR_FILES, NEW].iter().try_for_each(|name| {
+        let part = directory.join(name);
+        fs::create_dir(&part).map_err(Error::file("creating", part))
+    })
+}
