@@ -6,6 +6,7 @@
 //! door ──Handle::call(Call)──▶ sandbox ──┬─▶ vm        starts and watches nacre-vmm
 //!      ◀──EventSink::publish── (one task, ├─▶ guest     the agent's ttrpc client
 //!                               one queue)├─▶ rootfs    detached host mounts, moved into the VMM's namespace
+//!                                         ├─▶ mirror    copies in the guest of volumes that change
 //!                                         ├─▶ forward   port-forward: the host's localhost to the guest's
 //!                                         ├─▶ streams   FIFOs, files and loggers of standard streams
 //!                                         └─▶ container what a container and its processes may do when
@@ -29,6 +30,7 @@ mod guest_text;
 mod hooks;
 mod identity;
 pub mod log;
+mod mirror;
 mod mount;
 mod network;
 mod pod_files;

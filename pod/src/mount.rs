@@ -120,6 +120,8 @@ pub struct HostMount {
     pub extent: Extent,
     /// Its id map, and whether that also applies to the mounts below the source.
     pub id_map: Option<(IdMap, bool)>,
+    /// The guest may have a copy of it instead, if its directory is as kubelet makes it.
+    pub may_be_mirrored: bool,
 }
 
 /// What becomes a disk of the VM.

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::annotations::{self, Role};
 use crate::hooks::Hooks;
+use crate::mirror;
 use crate::mount::{Disk, Extent, HostMount, Mount, Rootfs};
 use crate::pod_files;
 use crate::pod_spec::{Lifetime, oom_score_adj};
@@ -26,8 +27,8 @@ pub use namespaces::{Pids, Pod};
 /// What is to be done on the host and in the guest for a container.
 #[derive(Debug, PartialEq)]
 pub struct Plan {
-    /// The spec for the guest, JSON: it names no path, namespace or cgroup of the host.
-    pub guest_spec: Vec<u8>,
+    /// The spec for the guest: it names no path, namespace or cgroup of the host.
+    pub guest_spec: Value,
     /// The root file system.
     pub rootfs: Rootfs,
     /// Block devices of the host that the container uses.
@@ -57,6 +58,12 @@ impl Plan {
     #[must_use]
     pub fn has_disks(&self) -> bool {
         matches!(self.rootfs, Rootfs::Disk(_) | Rootfs::Overlay(_)) || !self.disks.is_empty()
+    }
+
+    /// Has the container see mirror `number` in place of mount `index` of the spec.
+    pub fn use_mirror(&mut self, index: usize, number: u32) {
+        self.mounts.retain(|mount| mount.index != index);
+        self.guest_spec["mounts"][index]["source"] = json!(guest::mirror_path(number));
     }
 }
 
@@ -107,17 +114,14 @@ pub fn plan(
     let limits = Limits::of(&spec["linux"]["resources"]);
     let pids = Pids::of(&spec["linux"]["namespaces"]);
     rewrite_for_guest(&mut spec, id, &rootfs, &mounts);
-    let guest_spec = spec.to_string().into_bytes();
-    if guest_spec.len() > MAX_SPEC {
+    let length = spec.to_string().len();
+    if length > MAX_SPEC {
         // The guest's paths can be longer than the host's.
-        let reason = format!(
-            "expected at most {MAX_SPEC} bytes for the guest, got {}",
-            guest_spec.len()
-        );
+        let reason = format!("expected at most {MAX_SPEC} bytes for the guest, got {length}");
         return Err(Refused::new("config.json", reason));
     }
     Ok(Plan {
-        guest_spec,
+        guest_spec: spec,
         rootfs,
         disks,
         mounts,
@@ -188,6 +192,7 @@ fn normalized(path: &Path) -> PathBuf {
 /// The bind mounts of `spec`: their sources are on the host. The guest makes all other mounts.
 fn host_mounts(bundle: &Path, spec: &Value, findings: &mut Findings) -> Vec<HostMount> {
     let mut found = Vec::new();
+    let has_users = has_namespace(spec, "user");
     for (index, mount) in spec["mounts"].as_array().into_iter().flatten().enumerate() {
         let has = |wanted: &str| {
             mount["options"]
@@ -208,14 +213,19 @@ fn host_mounts(bundle: &Path, spec: &Value, findings: &mut Findings) -> Vec<Host
             );
             continue;
         };
+        let source = bundle.join(source);
+        let read_only = has("ro") || has("rro");
+        // A write to a copy would not reach the host, and the files of a copy have the ids of the host.
+        let may_be_mirrored = read_only && id_map.is_none() && !has_users && mirror::is_volume(&source);
         found.push(HostMount {
             index,
-            source: bundle.join(source),
+            source,
             extent: Extent {
                 recursive: !has("bind"),
-                read_only: has("ro") || has("rro"),
+                read_only,
             },
             id_map,
+            may_be_mirrored,
         });
     }
     found

@@ -40,7 +40,7 @@ fn pod(sandbox: &str) -> Pod<'_> {
 }
 
 fn guest_spec(plan: &Plan) -> Value {
-    serde_json::from_slice(&plan.guest_spec).unwrap()
+    plan.guest_spec.clone()
 }
 
 #[test]
@@ -95,6 +95,7 @@ fn binds_come_from_the_host_and_other_mounts_are_made_in_the_guest() {
         source: source.into(),
         extent,
         id_map: None,
+        may_be_mirrored: false,
     };
     let whole = Extent {
         recursive: true,
@@ -270,4 +271,46 @@ fn annotations_of_a_pod_that_are_invalid_are_refused_by_name() {
         let error = planned(&text, Vec::new()).unwrap_err().to_string();
         assert!(error.starts_with("annotations[\"io.kubernetes.cri."), "{error}");
     }
+}
+
+#[test]
+fn a_volume_that_changes_may_be_mirrored_if_it_is_read_only() {
+    let source = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~configmap/c";
+    let planned_with = |mount: &str, rest: &str| {
+        let mount = format!(r#"{{"destination":"/c","type":"bind","source":"{source}",{mount}}}"#);
+        planned(&spec(&format!(r#","mounts":[{mount}]{rest}"#)), Vec::new()).unwrap()
+    };
+    let may_be = |plan: &Plan| plan.mounts[0].may_be_mirrored;
+    let mut plan = planned_with(r#""options":["rbind","rprivate","ro"]"#, "");
+    assert!(may_be(&plan));
+    assert!(may_be(&planned_with(r#""options":["rbind","rro"]"#, "")));
+    assert!(!may_be(&planned_with(r#""options":["rbind","rw"]"#, "")));
+    assert!(!may_be(&planned_with(r#""options":["rbind"]"#, "")));
+    let map = r#"[{"containerID":0,"hostID":1000,"size":1}]"#;
+    let mapped = format!(r#""options":["rbind","ro","idmap"],"uidMappings":{map},"gidMappings":{map}"#);
+    assert!(!may_be(&planned_with(&mapped, "")));
+
+    plan.use_mirror(0, 7);
+    assert_eq!(plan.mounts, []);
+    let mount = &guest_spec(&plan)["mounts"][0];
+    assert_eq!(mount["source"], "/run/nacre/mirror/7/files");
+    assert_eq!(
+        (&mount["type"], &mount["options"]),
+        (&json!("bind"), &json!(["rbind", "rprivate", "ro"]))
+    );
+}
+
+#[test]
+fn a_container_with_users_of_its_own_has_no_mirror() {
+    let ids = r#"[{"containerID":0,"hostID":1000,"size":10}]"#;
+    let text = spec(
+        r#","mounts":[{"destination":"/c","type":"bind","options":["rbind","ro"],
+        "source":"/k/volumes/kubernetes.io~secret/s"}]"#,
+    );
+    let text = text.replace(r#"{"type":"mount"}"#, r#"{"type":"mount"},{"type":"user"}"#);
+    let text = text.replace(
+        r#""linux":{"#,
+        &format!(r#""linux":{{"uidMappings":{ids},"gidMappings":{ids},"#),
+    );
+    assert!(!planned(&text, Vec::new()).unwrap().mounts[0].may_be_mirrored);
 }

@@ -4,6 +4,7 @@
 
 mod call_error;
 mod clock;
+mod mirror;
 mod setup;
 
 use std::collections::HashMap;

@@ -105,6 +105,21 @@ pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<V
     Ok(placements)
 }
 
+/// A detached mount of the directory `source`, of which no process on the host knows.
+///
+/// # Errors
+/// [`Error`], also if it is not a directory.
+pub fn clone_directory(source: &Path, extent: Extent) -> Result<OwnedFd, Error> {
+    let bound = detached::bind(source, extent)?;
+    if bound.is_directory {
+        return Ok(bound.mount);
+    }
+    Err(Error::Path {
+        what: source.display().to_string(),
+        source: std::io::ErrorKind::NotADirectory.into(),
+    })
+}
+
 /// The mount points that [`detach`] has for a container.
 pub fn mount_points(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Vec<PathBuf> {
     let directory = PathBuf::from(id);

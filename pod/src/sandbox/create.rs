@@ -14,13 +14,14 @@ use nacre_protocol::{container_id, spec};
 use tokio::sync::{oneshot, watch};
 
 use super::queue::{Event, Queue};
-use super::{Progress, Sandbox, delete, failed, log_ignored_fields};
+use super::{Progress, Sandbox, delete, failed, log_ignored_fields, until_ended};
 use crate::bundle::{self, Pids, Plan, Pod};
 use crate::container::{self, Container, CreateRequest, Lifecycle, Process, Reply, TaskState, answer};
 use crate::error::{Error, StepFailed};
 use crate::event::TaskEvent;
 use crate::guest::{CallError, Guest};
 use crate::hooks::Point;
+use crate::mirror::Mirrors;
 use crate::mount::Mount;
 use crate::pod_spec::is_same_namespace;
 use crate::process_id::{ProcessId, ProcessKey};
@@ -94,6 +95,7 @@ impl Sandbox {
         } else {
             rootfs::mount_points(&request.id, &plan.rootfs, &plan.mounts)
         };
+        let mirrors = self.mirrors_for(&plan);
         let job = Job {
             id: request.id.clone(),
             plan,
@@ -103,12 +105,23 @@ impl Sandbox {
             disks: self.vm.as_ref().map(Vm::disks),
             progress: self.progress.subscribe(),
             queue: self.queue.clone(),
+            mirrors,
             mount_points,
             may_have_mounts: false,
             may_have_disks: false,
             hooks_ran: false,
         };
         Ok((init, job))
+    }
+
+    /// The pod's mirrors, if the container may have one.
+    fn mirrors_for(&mut self, plan: &Plan) -> Option<Mirrors> {
+        if !plan.mounts.iter().any(|mount| mount.may_be_mirrored) {
+            return None;
+        }
+        let mut progress = self.progress.subscribe();
+        let ended = async move { until_ended(&mut progress).await };
+        Some(self.mirrors.get_or_insert_with(|| Mirrors::start(ended)).clone())
     }
 
     /// Whether a container called `id` may be created now.
@@ -246,6 +259,8 @@ struct Job {
     disks: Option<Arc<Disks>>,
     progress: watch::Receiver<Progress>,
     queue: Queue,
+    /// Those of the pod, if the container may have one.
+    mirrors: Option<Mirrors>,
     /// The container's mount points in the tree that the guest sees.
     mount_points: Vec<PathBuf>,
     /// Mounts of the container may be in the VMM's namespace.
@@ -279,6 +294,7 @@ impl Job {
     /// Everything that comes before the agent's part.
     async fn prepare(&mut self) -> Result<Guest, Error> {
         if !self.plan.is_pause {
+            self.choose_mirrors().await;
             self.make_mounts().await?;
         }
         self.hooks_ran = true;
@@ -286,7 +302,30 @@ impl Job {
             let run = self.plan.hooks.run(point, self.pid).await;
             run.map_err(|error| failed("run hooks", error, None))?;
         }
-        ready(&mut self.progress).await
+        let guest = ready(&mut self.progress).await?;
+        if let Some(mirrors) = &self.mirrors {
+            let filled = mirrors.fill(&self.id, guest.clone()).await;
+            filled.map_err(|reason| failed("copy volumes", reason, None))?;
+        }
+        Ok(guest)
+    }
+
+    /// Takes the volumes that change out of the container's host mounts: it sees a copy in the guest. What can't
+    /// have a copy stays.
+    async fn choose_mirrors(&mut self) {
+        let Some(mirrors) = &self.mirrors else { return };
+        let volumes = self.plan.mounts.iter().filter(|mount| mount.may_be_mirrored);
+        let volumes: Vec<_> = volumes.map(|mount| (mount.index, mount.source.clone())).collect();
+        for (index, source) in volumes {
+            match mirrors.take(&self.id, source.clone()).await {
+                Ok(number) => self.plan.use_mirror(index, number),
+                Err(reason) => log::warn(format_args!(
+                    "{}: {} stays on virtio-fs, without inotify: {reason}",
+                    self.id,
+                    source.display()
+                )),
+            }
+        }
     }
 
     /// Makes the container's mounts of the host and moves them into the VMM's mount namespace.
@@ -309,6 +348,9 @@ impl Job {
 
     /// Removes what a creation that failed or was cancelled has left.
     async fn undo(&mut self) {
+        if let Some(mirrors) = &self.mirrors {
+            mirrors.release(&self.id).await;
+        }
         if let Some(vmm) = self.vmm.as_ref().filter(|_| self.may_have_mounts) {
             delete::remove_files(vmm, &self.id, &self.mount_points, &self.progress).await;
         }
@@ -327,7 +369,7 @@ impl Job {
             disks,
             file_systems,
             container_id: self.id.clone(),
-            spec: std::mem::take(&mut self.plan.guest_spec),
+            spec: self.plan.guest_spec.to_string().into_bytes(),
             stdio: Some(std::mem::take(&mut self.stdio)).into(),
             pod_shm_bytes: self.plan.pod_shm.as_deref().map_or(0, rootfs::shm_size),
             ..Default::default()

@@ -125,6 +125,7 @@ impl Sandbox {
         let vmm = self.vm.as_ref().map(Vm::shared_pidfd);
         let disks = self.vm.as_ref().map(Vm::disks).filter(|_| container.has_disks);
         let progress = self.progress.subscribe();
+        let mirrors = self.mirrors.clone();
         self.deleting.insert(id.clone());
         self.queue.send_result(async move {
             let result = delete_in_guest(guest.as_ref(), &id).await;
@@ -133,6 +134,9 @@ impl Sandbox {
             }
             if let Some(disks) = disks {
                 disks.release(guest.as_ref(), &id).await;
+            }
+            if let Some(mirrors) = mirrors {
+                mirrors.release(&id).await;
             }
             hooks.run_all(Point::Poststop, pid).await;
             Event::Deleted(id, reply, result.map(|()| deleted))

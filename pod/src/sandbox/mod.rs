@@ -48,6 +48,7 @@ use crate::error::StepFailed;
 use crate::event::EventSink;
 use crate::guest::Guest;
 use crate::identity::{self, Identity};
+use crate::mirror::Mirrors;
 use crate::pod_spec::PodSpec;
 use crate::process_id::{ProcessId, ProcessKey};
 use crate::streams::{ExpectedStreams, LoggedContainer, StdioPaths, Streams};
@@ -89,6 +90,8 @@ pub struct Sandbox {
     /// The VM's size, once the VM was started.
     sizing: Option<Sizing>,
     containers: BTreeMap<String, Container>,
+    /// Copies of volumes, once a container may have one.
+    mirrors: Option<Mirrors>,
     /// Ids of containers that are no longer in the table and not yet removed from the guest and the VMM.
     deleting: BTreeSet<String>,
     /// The streams that the agent is expected to open.
@@ -149,6 +152,7 @@ impl Sandbox {
             shim_place: ShimPlace::default(),
             sizing: None,
             containers: BTreeMap::new(),
+            mirrors: None,
             deleting: BTreeSet::new(),
             expected_streams: ExpectedStreams::default(),
             next_serial: 0,
