@@ -294,12 +294,26 @@ impl Container<'_> {
     /// # Errors
     /// As [`Self::prints`].
     pub fn prints_within(&self, deadline: Duration, text: &str) -> Result<()> {
+        self.prints_at_least(1, text, deadline)
+    }
+
+    /// Waits until its log contains `text` so many times.
+    ///
+    /// # Errors
+    /// If it does not within the deadline.
+    pub fn prints_times(&self, text: &str, times: usize) -> Result<()> {
+        self.prints_at_least(times, text, DEADLINE)
+    }
+
+    fn prints_at_least(&self, times: usize, text: &str, deadline: Duration) -> Result<()> {
         look_at_changes(&self.log, AddWatchFlags::IN_MODIFY, deadline, || {
             let log = fs::read_to_string(&self.log)?;
-            Ok(if log.contains(text) {
+            Ok(if log.matches(text).count() >= times {
                 Ok(())
             } else {
-                Err(format!("waiting for {text:?} in the log, which is {log:?}"))
+                Err(format!(
+                    "waiting for {text:?} {times} times in the log, which is {log:?}"
+                ))
             })
         })
     }

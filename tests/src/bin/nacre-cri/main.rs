@@ -1,6 +1,7 @@
 //! Runs each case of the CRI suite under runc and under Nacre and prints one row for each: equal, allowed,
 //! alone (Nacre only), or DIFFERENT with both outcomes. Run by `tests/lab/run --cri`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 use nacre_tests::containerd::Runtime;
 use nacre_tests::cri::node::{Node, prepare_cgroup};
-use nacre_tests::cri::{Case, cases, echo_datagrams, groups, run_group};
+use nacre_tests::cri::{Case, cases, echo_datagrams, groups, print_changes, run_group};
 use nacre_tests::leaks::Snapshot;
 use nacre_tests::parity::{Outcome, Verdict, compare};
 use nacre_tests::runner;
@@ -36,6 +37,9 @@ struct Arguments {
     /// Answer datagrams at this port with themselves; cases run this in pods.
     #[arg(long, hide = true)]
     echo_datagrams: Option<u16>,
+    /// Print the changes of this directory; a case runs this in pods.
+    #[arg(long, hide = true)]
+    watch: Option<PathBuf>,
     #[command(flatten)]
     selection: Selection,
 }
@@ -50,6 +54,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(port) = arguments.echo_datagrams {
         return runner::exit_code("nacre-cri", &echo_datagrams(port).map(|()| 0));
+    }
+    if let Some(directory) = arguments.watch {
+        return runner::exit_code("nacre-cri", &print_changes(&directory).map(|()| 0));
     }
     let version = std::env::var("NACRE_LAB_CONTAINERD").unwrap_or_else(|_| "1.6".to_owned());
     let names: Vec<&str> = cases().iter().map(|case| case.name).collect();

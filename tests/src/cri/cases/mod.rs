@@ -4,6 +4,7 @@ mod bulk;
 mod containers;
 mod ends;
 mod execs;
+mod kubelet_volumes;
 mod limits;
 mod logs;
 mod many;
@@ -18,6 +19,7 @@ mod software;
 mod streams;
 mod users;
 
+pub use kubelet_volumes::print_changes;
 pub use network::echo_datagrams;
 
 use super::{Case, PodKind};
@@ -37,6 +39,7 @@ pub fn cases() -> Vec<&'static Case> {
         namespaces::CASES,
         users::CASES,
         mounts::CASES,
+        kubelet_volumes::CASES,
         limits::CASES,
         network::CASES,
         bulk::CASES,
