@@ -23,9 +23,12 @@ const PERMISSIONS: u32 = 0o7777;
 /// Why a volume can't be copied.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The host changed it meanwhile: another look may succeed.
+    /// The host changed it meanwhile.
     #[error("it changes faster than it can be copied")]
     Changed,
+    /// `..data` leads to a directory that was not there when the volume was listed.
+    #[error("..data leads nowhere")]
+    NoVersion,
     #[error("{path:?}: {source}")]
     File { path: PathBuf, source: io::Error },
     /// It has something that a mirror can't have.
@@ -36,6 +39,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether another look may succeed.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Changed | Self::NoVersion)
+    }
+
     /// A name that was just found may be gone, or be another file.
     fn at(path: &Path, errno: Errno) -> Self {
         match errno {
@@ -156,14 +164,7 @@ impl Scan<'_> {
                 self.directories.push(path);
                 return Ok(());
             }
-            FileType::RegularFile => {
-                let version = version(&stat);
-                self.bytes = self.bytes.saturating_add(version.size);
-                if self.bytes > MAX_MIRROR_BYTES {
-                    return Err(too_large("bytes", MAX_MIRROR_BYTES));
-                }
-                Kind::File(version)
-            }
+            FileType::RegularFile => Kind::File(version(&stat)),
             FileType::Symlink => {
                 let target = readlinkat(directory, name, Vec::new());
                 let target = target.map_err(|errno| match errno {
@@ -180,7 +181,12 @@ impl Scan<'_> {
             | FileType::Unknown => return Err(Error::Unsupported { path }),
         };
         let attributes = attributes(&stat);
-        self.tree.insert(path, Entry { kind, attributes });
+        let entry = Entry { kind, attributes };
+        self.bytes = self.bytes.saturating_add(entry.bytes());
+        if self.bytes > MAX_MIRROR_BYTES {
+            return Err(too_large("bytes", MAX_MIRROR_BYTES));
+        }
+        self.tree.insert(path, entry);
         Ok(())
     }
 
@@ -192,10 +198,10 @@ impl Scan<'_> {
         };
         let now = readlinkat(self.root, DATA, Vec::new()).map_err(|_| Error::Changed)?;
         let is_same = OsStr::from_bytes(now.to_bytes()) == target;
-        if is_same && self.tree.get(target).is_some() {
-            Ok(())
-        } else {
-            Err(Error::Changed)
+        match (is_same, self.tree.get(target)) {
+            (true, Some(_)) => Ok(()),
+            (true, None) => Err(Error::NoVersion),
+            (false, _) => Err(Error::Changed),
         }
     }
 }

@@ -19,10 +19,11 @@ use super::scan::{self, open_below, version};
 use super::tree::{Attributes, Change, Kind, Tree, Version};
 use crate::guest::{CallError, Guest};
 
-/// Most bytes of content in one call, and in one part of a file. ttrpc's messages have at most 4 MiB.
-const MAX_CONTENT: usize = 1 << 20;
-/// What an operation takes in a message besides its content: paths, at most.
-const MAX_NAMES: usize = 2 << 20;
+/// Most bytes of content in one call, and in one part of a file. ttrpc's messages could have 4 MiB, but each is in the
+/// shim's memory several times.
+const MAX_CONTENT: usize = 256 << 10;
+/// Most bytes of everything else in one call.
+const MAX_NAMES: usize = 256 << 10;
 
 /// Why a mirror could not be changed.
 #[derive(Debug, thiserror::Error)]

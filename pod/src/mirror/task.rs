@@ -250,7 +250,7 @@ impl Mirror {
     fn first_look(&mut self, watch: &Watch, others: u64) -> Result<(), String> {
         let mut looked = self.look(watch);
         for _ in 1..MAX_LOOKS {
-            if !matches!(looked, Err(scan::Error::Changed)) {
+            if !looked.as_ref().is_err_and(scan::Error::is_passing) {
                 break;
             }
             looked = self.look(watch);
@@ -294,7 +294,7 @@ impl Mirror {
         loop {
             looks += 1;
             match self.copy(number, watch, guest).await {
-                Err(send::Error::Host(scan::Error::Changed)) if looks < MAX_LOOKS => {}
+                Err(send::Error::Host(error)) if error.is_passing() && looks < MAX_LOOKS => {}
                 updated => return updated,
             }
         }
@@ -312,8 +312,8 @@ impl Mirror {
         let source = self.source.display();
         let failure = match updated {
             Ok(()) => None,
-            // The VM's end is reported elsewhere. After so many looks, the host's next change comes soon.
-            Err(send::Error::Call(CallError::Lost(_)) | send::Error::Host(scan::Error::Changed)) => return,
+            // The VM's end is reported elsewhere.
+            Err(send::Error::Call(CallError::Lost(_))) => return,
             Err(error) => Some(error.to_string()),
         };
         if failure == self.failure {

@@ -13,6 +13,9 @@ pub const DATA: &str = "..data";
 /// What kubelet appends to the name of a link that it makes to replace another one.
 const TEMPORARY: &str = "_tmp";
 
+/// Bytes of a page of memory.
+const PAGE: u64 = 4096;
+
 /// Owner and permission bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attributes {
@@ -46,6 +49,20 @@ pub enum Kind {
 pub struct Entry {
     pub kind: Kind,
     pub attributes: Attributes,
+}
+
+impl Entry {
+    /// The memory that it takes in a tmpfs, bytes: whole pages.
+    pub fn bytes(&self) -> u64 {
+        /// A shorter target is part of the inode.
+        const SHORT: usize = 128;
+        let pages = |size: u64| size.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX);
+        match &self.kind {
+            Kind::File(version) => pages(version.size),
+            Kind::Symlink(target) if target.len() >= SHORT => pages(target.len() as u64),
+            Kind::Symlink(_) | Kind::Directory => 0,
+        }
+    }
 }
 
 /// A directory and everything below it, by its path relative to the directory, which itself has the empty path.
@@ -100,13 +117,9 @@ impl Tree {
         self.0.len()
     }
 
-    /// The bytes of all files.
+    /// The memory that all entries take in a tmpfs, bytes.
     pub fn bytes(&self) -> u64 {
-        let size = |entry: &Entry| match &entry.kind {
-            Kind::File(version) => version.size,
-            Kind::Directory | Kind::Symlink(_) => 0,
-        };
-        self.0.values().map(size).fold(0, u64::saturating_add)
+        self.0.values().map(Entry::bytes).fold(0, u64::saturating_add)
     }
 
     /// The target of `..data`; None unless it is a symbolic link.

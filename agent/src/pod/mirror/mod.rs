@@ -26,6 +26,10 @@ use crate::error::{Error, truncate};
 /// In a mirror's directory: what is being made.
 const NEW: &str = "new";
 
+/// Room of the tmpfs for a file until it is complete, and for the mirror's own directories.
+const SPARE_BYTES: u64 = 1 << 20;
+const SPARE_INODES: u32 = 8;
+
 /// Carries out the operations of `request`; makes the mirror if there is none.
 ///
 /// # Errors
@@ -87,7 +91,8 @@ fn make(directory: &Path) -> Result<(), Error> {
 }
 
 fn mount_tmpfs(directory: &Path) -> Result<(), Error> {
-    let (bytes, inodes) = (MAX_MIRROR_BYTES * 2, MAX_MIRROR_ENTRIES * 2);
+    let bytes = MAX_MIRROR_BYTES * 2 + SPARE_BYTES;
+    let inodes = MAX_MIRROR_ENTRIES * 2 + SPARE_INODES;
     let options = CString::new(format!("mode=755,size={bytes},nr_inodes={inodes}")).unwrap_or_default();
     // A container's mount has the flags of its spec.
     mount("mirror", directory, "tmpfs", MountFlags::empty(), Some(&*options))

@@ -4,10 +4,14 @@
 
 pub mod pod;
 
+use std::fs;
+use std::os::unix::fs::symlink;
+
 use anyhow::{Context as _, Result, ensure};
+use nacre_tests::containerd::bundle::add_mount;
 use nacre_tests::containerd::ctr::{ctr, fresh_id};
 use nacre_tests::leaks::nacre_processes;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::sizes::AWAIT_COMMON_DEVICES;
 use crate::{Test, core, test};
@@ -20,6 +24,10 @@ pub const TESTS: &[Test] = &[
     ),
     core("a pause container has no process", pause_container),
     test("containers that come and go leave nothing in a pod", come_and_go),
+    test(
+        "copies of volumes are freed with their last container",
+        copies_are_freed,
+    ),
     test("containers of a pod share namespaces", namespaces),
     test("containers of a pod share /dev/shm", shared_memory),
     test("a container that fails does not hurt its pod", failures),
@@ -123,6 +131,51 @@ fn come_and_go() -> Result<()> {
     let after = pod.figures()?;
     println!("  before 15 containers: {before}\n  after: {after}");
     before.compare(&after)?;
+    pod.remove()
+}
+
+/// The guest's Shmem is the memory of its tmpfs mounts.
+fn copies_are_freed() -> Result<()> {
+    const BYTES: u64 = 8 << 20;
+    let directory = tempfile::tempdir_in("/run")?;
+    let volume = directory.path().join("volumes/kubernetes.io~secret/large");
+    fs::create_dir_all(volume.join("..1"))?;
+    fs::write(volume.join("..1/key"), vec![b'x'; usize::try_from(BYTES)?])?;
+    symlink("..1", volume.join("..data"))?;
+    symlink("..data/key", volume.join("key"))?;
+    let mount =
+        json!({"destination": "/volume", "type": "bind", "source": volume, "options": ["rbind", "ro"]});
+    let pod = Pod::start("copies", |_| {})?;
+    let memory = |script: &str, mount: Option<Value>| -> Result<u64> {
+        let add = |spec: &mut Value| mount.into_iter().for_each(|mount| add_mount(spec, mount));
+        let printed = pod.run(
+            "copy",
+            &format!("{script} awk '/^Shmem:/ {{print $2}}' /proc/meminfo"),
+            add,
+        )?;
+        Ok(printed.trim().parse::<u64>().context(printed)? << 10)
+    };
+    let with_copy = || memory("test $(wc -c </volume/key) = 8388608 &&", Some(mount.clone()));
+    for _ in 0..2 {
+        with_copy()?;
+    }
+    pod.run("awaits", AWAIT_COMMON_DEVICES, |_| {})?;
+    let (before, figures) = (memory("", None)?, pod.figures()?);
+    for _ in 0..8 {
+        let during = with_copy()?;
+        ensure!(during >= before + BYTES, "no copy: Shmem {before} -> {during}");
+    }
+    let fails = pod.member("true", |spec| {
+        spec["process"]["args"] = json!(["/none"]);
+        add_mount(spec, mount.clone());
+    })?;
+    for _ in 0..2 {
+        let failed = pod.output(&fails, &fresh_id("fails"))?;
+        ensure!(failed.code != Some(0), "{failed:?}");
+    }
+    let after = memory("", None)?;
+    ensure!(after < before + BYTES / 8, "Shmem {before} -> {after} bytes");
+    figures.compare(&pod.figures()?)?;
     pod.remove()
 }
 
