@@ -17,6 +17,11 @@ const UPGRADE: &str = "boot a host kernel of version 5.14 or later (Debian 12 ha
 /// The settings of transparent huge pages. shmem_enabled does not matter: guest memory is anonymous.
 const THP: &str = "/sys/kernel/mm/transparent_hugepage";
 
+/// How many inotify instances a user of the host may have.
+const INOTIFY_INSTANCES: &str = "/proc/sys/fs/inotify/max_user_instances";
+/// Enough for a full node: kubelet's default of 110 pods, each with an instance, besides everything else of root.
+const ENOUGH_INSTANCES: u32 = 1024;
+
 /// The group's checks.
 pub fn checks() -> Vec<Check> {
     let mut checks = vec![
@@ -26,6 +31,7 @@ pub fn checks() -> Vec<Check> {
         mounting(),
         overlay(),
         huge_pages(Path::new(THP)),
+        inotify(&fs::read_to_string(INOTIFY_INSTANCES).unwrap_or_default()),
     ];
     checks.extend(cgroups());
     checks
@@ -147,6 +153,23 @@ fn selected(setting: &str) -> Option<String> {
     Some(rest.split_once(']')?.0.to_owned())
 }
 
+/// Each pod with a ConfigMap, Secret or service account's token takes one of root's instances.
+fn inotify(limit: &str) -> Check {
+    let limit = limit.trim();
+    match limit.parse::<u32>() {
+        Ok(instances) if instances >= ENOUGH_INSTANCES => {
+            Check::ok("inotify", format!("{instances} instances per user"))
+        }
+        _ => Check::warning(
+            "inotify",
+            format!("fs.inotify.max_user_instances is {limit:?}"),
+            "pods run, but each Kubernetes pod takes an instance of root's, and programs of the host, or updates of\n\
+             ConfigMaps in pods, may find none left;\n\
+             sysctl fs.inotify.max_user_instances=8192, and a line in /etc/sysctl.d",
+        ),
+    }
+}
+
 fn cgroups() -> Vec<Check> {
     let mounts = match fs::read_to_string("/proc/self/mountinfo") {
         Ok(mounts) => mounts,
@@ -222,6 +245,17 @@ mod tests {
         assert_eq!(version("5.10-rc1"), Some((5, 10)));
         assert_eq!(version("weird"), None);
         assert!(version("5.9.1") < Some(OLDEST_KERNEL) && version("5.14.0") >= Some(OLDEST_KERNEL));
+    }
+
+    #[test]
+    fn few_inotify_instances_are_a_warning() {
+        use super::super::Status;
+        assert_eq!(inotify("1024\n").status, Status::Ok);
+        for few in ["128\n", "", "none"] {
+            let check = inotify(few);
+            assert_eq!(check.status, Status::Warning, "{few}");
+            assert!(check.found.contains(few.trim()) && check.fix.unwrap().contains("=8192"));
+        }
     }
 
     #[test]
