@@ -4,6 +4,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use nacre_protocol::guest;
 use serde_json::{Value, json};
 
 /// A mount in the caller's Create request, as a snapshotter of containerd returns it.
@@ -120,6 +121,8 @@ pub struct HostMount {
     pub extent: Extent,
     /// Its id map, and whether that also applies to the mounts below the source.
     pub id_map: Option<(IdMap, bool)>,
+    /// The host's kernel makes its files (procfs, sysfs).
+    pub is_of_kernel: bool,
     /// The guest may have a copy of it instead, if its directory is as kubelet makes it.
     pub may_be_mirrored: bool,
 }
@@ -143,6 +146,18 @@ impl fmt::Display for DiskSource {
         match self {
             Self::File(path) => write!(f, "disk {}", path.display()),
             Self::Device { major, minor } => write!(f, "block device {major}:{minor}"),
+        }
+    }
+}
+
+impl HostMount {
+    /// The directory of the container's in the shared tree that has its mount point.
+    #[must_use]
+    pub fn directory(&self) -> &'static str {
+        if self.is_of_kernel {
+            guest::KERNEL_MOUNTS_DIR
+        } else {
+            guest::MOUNTS_DIR
         }
     }
 }

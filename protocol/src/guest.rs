@@ -10,6 +10,9 @@ pub const ROOTFS_DIR: &str = "rootfs";
 /// In a container's directory of the shared tree: the mount points of its bind mounts, each named after its
 /// index in the spec's `mounts`.
 pub const MOUNTS_DIR: &str = "mounts";
+/// In a container's directory of the shared tree: the same for bind mounts of the host's procfs and sysfs, whose files
+/// have content that their size does not tell.
+pub const KERNEL_MOUNTS_DIR: &str = "kernel";
 
 /// The path in the guest of a container's root file system, such as "/run/nacre/shared/ID/rootfs".
 #[must_use]
@@ -17,11 +20,11 @@ pub fn rootfs_path(container_id: &str) -> String {
     format!("{SHARED_MOUNT}/{container_id}/{ROOTFS_DIR}")
 }
 
-/// The path in the guest of the bind mount `mounts[index]` of a container, such as
+/// The path in the guest of the bind mount `mounts[index]` of a container, which is in `directory`, such as
 /// "/run/nacre/shared/ID/mounts/3".
 #[must_use]
-pub fn mount_path(container_id: &str, index: usize) -> String {
-    format!("{SHARED_MOUNT}/{container_id}/{MOUNTS_DIR}/{index}")
+pub fn mount_path(container_id: &str, directory: &str, index: usize) -> String {
+    format!("{SHARED_MOUNT}/{container_id}/{directory}/{index}")
 }
 
 /// Where the agent mounts the file systems of disks.

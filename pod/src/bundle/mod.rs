@@ -24,6 +24,9 @@ use crate::size::Limits;
 pub use disks::upper_directory;
 pub use namespaces::{Pids, Pod};
 
+/// Where the host's kernel shows files that it makes when they are read.
+const KERNEL_FILES: [&str; 2] = ["/proc", "/sys"];
+
 /// What is to be done on the host and in the guest for a container.
 #[derive(Debug, PartialEq)]
 pub struct Plan {
@@ -217,8 +220,10 @@ fn host_mounts(bundle: &Path, spec: &Value, findings: &mut Findings) -> Vec<Host
         let read_only = has("ro") || has("rro");
         // A write to a copy would not reach the host, and the files of a copy have the ids of the host.
         let may_be_mirrored = read_only && id_map.is_none() && !has_users && mirror::is_volume(&source);
+        let whole = normalized(&source);
         found.push(HostMount {
             index,
+            is_of_kernel: KERNEL_FILES.iter().any(|kernel| whole.starts_with(kernel)),
             source,
             extent: Extent {
                 recursive: !has("bind"),
@@ -239,7 +244,7 @@ fn rewrite_for_guest(spec: &mut Value, id: &str, rootfs: &Rootfs, mounts: &[Host
         Rootfs::Directory(_) | Rootfs::Mounts(_) => guest::rootfs_path(id),
     });
     for mount in mounts {
-        spec["mounts"][mount.index]["source"] = json!(guest::mount_path(id, mount.index));
+        spec["mounts"][mount.index]["source"] = json!(guest::mount_path(id, mount.directory(), mount.index));
         spec["mounts"][mount.index]["type"] = json!("bind");
     }
     spec["mounts"]

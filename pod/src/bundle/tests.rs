@@ -87,7 +87,8 @@ fn binds_come_from_the_host_and_other_mounts_are_made_in_the_guest() {
     let text = spec(
         r#","mounts":[{"destination":"/proc","type":"proc","source":"proc"},
         {"destination":"/d","type":"bind","source":"/host/d","options":["rbind","ro"]},
-        {"destination":"/e","source":"e","options":["bind"]}]"#,
+        {"destination":"/e","source":"e","options":["bind"]},
+        {"destination":"/f","source":"/sys/fs","options":["bind"]}]"#,
     );
     let plan = planned(&text, Vec::new()).unwrap();
     let mount = |index, source: &str, extent| HostMount {
@@ -95,6 +96,7 @@ fn binds_come_from_the_host_and_other_mounts_are_made_in_the_guest() {
         source: source.into(),
         extent,
         id_map: None,
+        is_of_kernel: source.starts_with("/sys"),
         may_be_mirrored: false,
     };
     let whole = Extent {
@@ -105,7 +107,8 @@ fn binds_come_from_the_host_and_other_mounts_are_made_in_the_guest() {
         plan.mounts,
         [
             mount(1, "/host/d", whole),
-            mount(2, "/bundle/e", Extent::default())
+            mount(2, "/bundle/e", Extent::default()),
+            mount(3, "/sys/fs", Extent::default()),
         ]
     );
     let guest = guest_spec(&plan);
@@ -113,6 +116,7 @@ fn binds_come_from_the_host_and_other_mounts_are_made_in_the_guest() {
     assert_eq!(guest["mounts"][1]["source"], "/run/nacre/shared/a/mounts/1");
     assert_eq!(guest["mounts"][1]["options"], json!(["rbind", "ro"]));
     assert_eq!(guest["mounts"][2]["type"], "bind");
+    assert_eq!(guest["mounts"][3]["source"], "/run/nacre/shared/a/kernel/3");
 }
 
 #[test]

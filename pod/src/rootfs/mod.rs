@@ -135,7 +135,7 @@ pub fn mount_points(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Vec<Path
 
 /// Where `mount` is in the directory of its container.
 fn mount_point(directory: &Path, mount: &HostMount) -> PathBuf {
-    directory.join(guest::MOUNTS_DIR).join(mount.index.to_string())
+    directory.join(mount.directory()).join(mount.index.to_string())
 }
 
 /// The size for the pod's /dev/shm, bytes: that of the tmpfs that the host has for it.

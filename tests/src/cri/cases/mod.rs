@@ -16,6 +16,7 @@ mod process;
 mod refused;
 mod rights;
 mod software;
+mod special_files;
 mod streams;
 mod users;
 
@@ -40,6 +41,7 @@ pub fn cases() -> Vec<&'static Case> {
         users::CASES,
         mounts::CASES,
         kubelet_volumes::CASES,
+        special_files::CASES,
         limits::CASES,
         network::CASES,
         bulk::CASES,

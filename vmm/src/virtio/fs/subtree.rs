@@ -8,6 +8,9 @@
 //!     mounts/            Mounts     not cached
 //!       <n>/…            HostMount  also changed by the host: names and attributes not cached; a file's
 //!                                   cached data is dropped when it is opened again or its mtime changed
+//!     kernel/            Kernel     not cached
+//!       <n>/…            Kernel     procfs and sysfs of the host: each read is a request, because the size of a
+//!                                   file, often 0, is not that of its content
 //!     …                  HostMount
 //! ```
 //! The subtree is stored in the upper bits of the inode number that the guest knows, so there is no table of
@@ -16,7 +19,7 @@
 use std::ffi::CStr;
 use std::time::Duration;
 
-use nacre_protocol::guest::{MOUNTS_DIR, ROOTFS_DIR};
+use nacre_protocol::guest::{KERNEL_MOUNTS_DIR, MOUNTS_DIR, ROOTFS_DIR};
 use virtiofsd::filesystem::Entry;
 
 /// How long the guest caches names and attributes that only this guest changes.
@@ -38,6 +41,8 @@ pub enum Subtree {
     Rootfs,
     /// A host mount. Also the policy for every other name in a container's directory.
     HostMount,
+    /// A mount of the host's procfs or sysfs, and the directory that holds such mounts.
+    Kernel,
 }
 
 impl Subtree {
@@ -48,6 +53,7 @@ impl Subtree {
             1 => Self::Container,
             2 => Self::Mounts,
             3 => Self::Rootfs,
+            6 => Self::Kernel,
             _ => Self::HostMount,
         }
     }
@@ -59,6 +65,7 @@ impl Subtree {
             Self::Mounts => 2,
             Self::Rootfs => 3,
             Self::HostMount => 4,
+            Self::Kernel => 6,
         };
         number << SUBTREE_SHIFT
     }
@@ -69,7 +76,8 @@ impl Subtree {
             Self::Root => Self::Container,
             Self::Container if name.to_bytes() == ROOTFS_DIR.as_bytes() => Self::Rootfs,
             Self::Container if name.to_bytes() == MOUNTS_DIR.as_bytes() => Self::Mounts,
-            Self::Rootfs => Self::Rootfs,
+            Self::Container if name.to_bytes() == KERNEL_MOUNTS_DIR.as_bytes() => Self::Kernel,
+            Self::Rootfs | Self::Kernel => self,
             Self::Container | Self::Mounts | Self::HostMount => Self::HostMount,
         }
     }

@@ -242,8 +242,10 @@ impl FileSystem for Tree {
         let (handle, mut options) =
             self.files
                 .open(ctx, library_inode(inode), kill_priv, checked_open_flags(flags)?)?;
-        if Subtree::of(inode) == Subtree::Rootfs {
-            options |= ROOTFS_OPEN;
+        match Subtree::of(inode) {
+            Subtree::Rootfs => options |= ROOTFS_OPEN,
+            Subtree::Kernel => options |= OpenOptions::DIRECT_IO,
+            Subtree::Root | Subtree::Container | Subtree::Mounts | Subtree::HostMount => {}
         }
         Ok((handle, options))
     }

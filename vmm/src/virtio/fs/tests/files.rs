@@ -243,6 +243,29 @@ fn caching_depends_on_the_subtree() {
 }
 
 #[test]
+fn only_files_of_the_host_s_kernel_are_read_past_their_size() {
+    let mut guest = Guest::new();
+    let rdonly = libc::O_RDONLY.cast_unsigned();
+    for (directory, is_direct) in [
+        ("c/kernel/0/d", 1),
+        ("c/mounts/0", 0),
+        ("c/rootfs/kernel", 0),
+        ("kernel/x", 0),
+    ] {
+        fs::create_dir_all(guest.path().join(directory)).unwrap();
+        fs::write(guest.path().join(directory).join("file"), "").unwrap();
+        let file = guest.walk(&format!("{directory}/file"));
+        assert_eq!(
+            (file.entry_seconds, file.attr_seconds) == (0, 0),
+            directory != "c/rootfs/kernel"
+        );
+        let reply = guest.call(OPEN, file.nodeid, Body::default().u32(rdonly).u32(0));
+        // FOPEN_DIRECT_IO.
+        assert_eq!(u32_at(&reply.unwrap(), 8) & 1, is_direct, "{directory}");
+    }
+}
+
+#[test]
 fn a_directory_is_listed_with_its_entries() {
     let mut guest = Guest::new();
     fs::create_dir_all(guest.path().join("c/rootfs")).unwrap();
