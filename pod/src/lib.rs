@@ -38,6 +38,7 @@ mod pod_spec;
 mod process_id;
 mod rootfs;
 mod sandbox;
+mod shared_mounts;
 mod size;
 pub mod state;
 mod streams;

@@ -125,6 +125,8 @@ pub struct HostMount {
     pub is_of_kernel: bool,
     /// The guest may have a copy of it instead, if its directory is as kubelet makes it.
     pub may_be_mirrored: bool,
+    /// The number of the shared mount that it is, if containers of the pod share it.
+    pub volume: Option<u32>,
 }
 
 /// What becomes a disk of the VM.
@@ -151,14 +153,18 @@ impl fmt::Display for DiskSource {
 }
 
 impl HostMount {
-    /// The directory of the container's in the shared tree that has its mount point.
+    /// Its mount point in the shared tree, if `container` has it.
     #[must_use]
-    pub fn directory(&self) -> &'static str {
-        if self.is_of_kernel {
+    pub fn mount_point(&self, container: &str) -> String {
+        if let Some(number) = self.volume {
+            return format!("{}/{}/0", guest::volume_directory(number), guest::MOUNTS_DIR);
+        }
+        let directory = if self.is_of_kernel {
             guest::KERNEL_MOUNTS_DIR
         } else {
             guest::MOUNTS_DIR
-        }
+        };
+        format!("{container}/{directory}/{}", self.index)
     }
 }
 

@@ -20,11 +20,10 @@ pub fn rootfs_path(container_id: &str) -> String {
     format!("{SHARED_MOUNT}/{container_id}/{ROOTFS_DIR}")
 }
 
-/// The path in the guest of the bind mount `mounts[index]` of a container, which is in `directory`, such as
-/// "/run/nacre/shared/ID/mounts/3".
+/// The path in the guest of `mount_point` of the shared tree, such as "/run/nacre/shared/ID/mounts/3".
 #[must_use]
-pub fn mount_path(container_id: &str, directory: &str, index: usize) -> String {
-    format!("{SHARED_MOUNT}/{container_id}/{directory}/{index}")
+pub fn shared_path(mount_point: &str) -> String {
+    format!("{SHARED_MOUNT}/{mount_point}")
 }
 
 /// Where the agent mounts the file systems of disks.
@@ -42,6 +41,22 @@ pub fn disk_rootfs_path(container_id: &str) -> String {
 pub fn disks_path(container_id: &str) -> String {
     format!("{DISKS_MOUNT}/{container_id}")
 }
+
+/// In the shared tree: the directory of a directory of the host that containers of the pod share. It has one mount,
+/// number 0 in [`MOUNTS_DIR`]. Not the id of a container.
+#[must_use]
+pub fn volume_directory(number: u32) -> String {
+    format!("{VOLUME_PREFIX}{number}")
+}
+
+/// Whether `name` is one that [`volume_directory`] returns.
+#[must_use]
+pub fn is_volume_directory(name: &str) -> bool {
+    let number = name.strip_prefix(VOLUME_PREFIX).map(str::parse::<u32>);
+    matches!(number, Some(Ok(number)) if volume_directory(number) == name)
+}
+
+const VOLUME_PREFIX: &str = ".volume-";
 
 /// The pod's /dev/shm in the guest, a tmpfs: the source of a bind mount in the guest's spec.
 pub const POD_SHM: &str = "/run/nacre/shm";
@@ -108,4 +123,31 @@ pub const CONTAINERS_CGROUP: &str = "containers";
 #[must_use]
 pub fn cgroup_path(container_id: &str) -> String {
     format!("/{CONTAINERS_CGROUP}/{container_id}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_of_volumes_are_told_from_those_of_containers() {
+        for number in [0, 7, u32::MAX] {
+            let name = volume_directory(number);
+            assert!(
+                is_volume_directory(&name) && !crate::container_id::is_valid(&name),
+                "{name}"
+            );
+        }
+        for other in [
+            "",
+            "volume-1",
+            ".volume-",
+            ".volume-01",
+            ".volume-+1",
+            ".volume-1/..",
+            ".volume-4294967296",
+        ] {
+            assert!(!is_volume_directory(other), "{other}");
+        }
+    }
 }

@@ -5,18 +5,18 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use nacre_protocol::container_id;
-use nacre_protocol::guest::SHARED_MOUNT;
+use nacre_protocol::guest::{SHARED_MOUNT, is_volume_directory};
 
 use crate::error::Error;
 
-/// Looks the directory of container `id` up again, which the host has removed. The kernel learns so that
+/// Looks the directory of container `id`, or of a shared volume, up again, which the host has removed. The kernel learns so that
 /// nothing below it exists any more: it unmounts the container's file systems in every mount namespace, drops
 /// what it has cached of them, and tells the VMM.
 ///
 /// # Errors
 /// If the directory is still there.
 pub fn forget(id: &str) -> Result<(), Error> {
-    if !container_id::is_valid(id) {
+    if !container_id::is_valid(id) && !is_volume_directory(id) {
         return Err(Error::bad_id(id));
     }
     let directory = Path::new(SHARED_MOUNT).join(id);

@@ -63,6 +63,20 @@ impl Plan {
         matches!(self.rootfs, Rootfs::Disk(_) | Rootfs::Overlay(_)) || !self.disks.is_empty()
     }
 
+    /// Has the container see mount `index` of the spec by the shared mount `number`, which it makes itself, or which
+    /// another container makes.
+    pub fn use_volume(&mut self, index: usize, number: u32, is_maker: bool) {
+        let Some(at) = self.mounts.iter().position(|mount| mount.index == index) else {
+            return;
+        };
+        let mut mount = self.mounts.remove(at);
+        mount.volume = Some(number);
+        self.guest_spec["mounts"][index]["source"] = json!(guest::shared_path(&mount.mount_point("")));
+        if is_maker {
+            self.mounts.insert(at, mount);
+        }
+    }
+
     /// Has the container see mirror `number` in place of mount `index` of the spec.
     pub fn use_mirror(&mut self, index: usize, number: u32) {
         self.mounts.retain(|mount| mount.index != index);
@@ -231,6 +245,7 @@ fn host_mounts(bundle: &Path, spec: &Value, findings: &mut Findings) -> Vec<Host
             },
             id_map,
             may_be_mirrored,
+            volume: None,
         });
     }
     found
@@ -244,7 +259,7 @@ fn rewrite_for_guest(spec: &mut Value, id: &str, rootfs: &Rootfs, mounts: &[Host
         Rootfs::Directory(_) | Rootfs::Mounts(_) => guest::rootfs_path(id),
     });
     for mount in mounts {
-        spec["mounts"][mount.index]["source"] = json!(guest::mount_path(id, mount.directory(), mount.index));
+        spec["mounts"][mount.index]["source"] = json!(guest::shared_path(&mount.mount_point(id)));
         spec["mounts"][mount.index]["type"] = json!("bind");
     }
     spec["mounts"]

@@ -98,6 +98,7 @@ fn binds_come_from_the_host_and_other_mounts_are_made_in_the_guest() {
         id_map: None,
         is_of_kernel: source.starts_with("/sys"),
         may_be_mirrored: false,
+        volume: None,
     };
     let whole = Extent {
         recursive: true,

@@ -97,7 +97,7 @@ pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<V
             detached::map_ids(&bound.mount, mount.source.display(), ids, *recursive)?;
         }
         placements.push(Placement {
-            target: mount_point(&directory, mount),
+            target: mount.mount_point(id).into(),
             is_directory: bound.is_directory,
             mounts: vec![bound.mount],
         });
@@ -120,22 +120,24 @@ pub fn clone_directory(source: &Path, extent: Extent) -> Result<OwnedFd, Error> 
     })
 }
 
-/// The mount points that [`detach`] has for a container.
+/// The mount points that [`detach`] has for a container, but those of shared volumes.
 pub fn mount_points(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Vec<PathBuf> {
-    let directory = PathBuf::from(id);
     let mut points = match rootfs {
         Rootfs::Disk(_) => Vec::new(),
         Rootfs::Directory(_) | Rootfs::Mounts(_) | Rootfs::Overlay(_) => {
-            vec![directory.join(guest::ROOTFS_DIR)]
+            vec![Path::new(id).join(guest::ROOTFS_DIR)]
         }
     };
-    points.extend(mounts.iter().map(|mount| mount_point(&directory, mount)));
+    let own = mounts.iter().filter(|mount| mount.volume.is_none());
+    points.extend(own.map(|mount| PathBuf::from(mount.mount_point(id))));
     points
 }
 
-/// Where `mount` is in the directory of its container.
-fn mount_point(directory: &Path, mount: &HostMount) -> PathBuf {
-    directory.join(mount.directory()).join(mount.index.to_string())
+/// The mount point of the shared volume `number`.
+pub fn volume_mount_point(number: u32) -> PathBuf {
+    PathBuf::from(guest::volume_directory(number))
+        .join(guest::MOUNTS_DIR)
+        .join("0")
 }
 
 /// The size for the pod's /dev/shm, bytes: that of the tmpfs that the host has for it.

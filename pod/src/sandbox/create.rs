@@ -14,7 +14,7 @@ use nacre_protocol::{container_id, spec};
 use tokio::sync::{oneshot, watch};
 
 use super::queue::{Event, Queue};
-use super::{Progress, Sandbox, delete, failed, log_ignored_fields, until_ended};
+use super::{Progress, Sandbox, delete, failed, log_ignored_fields, volumes};
 use crate::bundle::{self, Pids, Plan, Pod};
 use crate::container::{self, Container, CreateRequest, Lifecycle, Process, Reply, TaskState, answer};
 use crate::error::{Error, StepFailed};
@@ -25,6 +25,7 @@ use crate::mirror::Mirrors;
 use crate::mount::Mount;
 use crate::pod_spec::is_same_namespace;
 use crate::process_id::{ProcessId, ProcessKey};
+use crate::shared_mounts::Part;
 use crate::vm::{Disks, Vm};
 use crate::{clock, identity, log, rootfs};
 
@@ -70,7 +71,7 @@ impl Sandbox {
     fn begin_create(&mut self, request: &CreateRequest) -> Result<(Process, Job), Error> {
         self.check_create(&request.id)?;
         self.recorder.step("create called", clock::monotonic_ns());
-        let plan = self.plan(request)?;
+        let mut plan = self.plan(request)?;
         log_ignored_fields(&ProcessId::init(&request.id), &plan.ignored);
         if plan.terminal != request.paths.terminal {
             let reason = if plan.terminal {
@@ -90,12 +91,13 @@ impl Sandbox {
         }
         let key = self.new_key(ProcessId::init(&request.id));
         let init = Process::new(key, request.paths.clone(), streams);
+        let mirrors = self.mirrors_for(&plan);
+        let shared = self.share_mounts(&request.id, &mut plan);
         let mount_points = if plan.is_pause {
             Vec::new()
         } else {
             rootfs::mount_points(&request.id, &plan.rootfs, &plan.mounts)
         };
-        let mirrors = self.mirrors_for(&plan);
         let job = Job {
             id: request.id.clone(),
             plan,
@@ -106,22 +108,13 @@ impl Sandbox {
             progress: self.progress.subscribe(),
             queue: self.queue.clone(),
             mirrors,
+            shared,
             mount_points,
             may_have_mounts: false,
             may_have_disks: false,
             hooks_ran: false,
         };
         Ok((init, job))
-    }
-
-    /// The pod's mirrors, if the container may have one.
-    fn mirrors_for(&mut self, plan: &Plan) -> Option<Mirrors> {
-        if !plan.mounts.iter().any(|mount| mount.may_be_mirrored) {
-            return None;
-        }
-        let mut progress = self.progress.subscribe();
-        let ended = async move { until_ended(&mut progress).await };
-        Some(self.mirrors.get_or_insert_with(|| Mirrors::start(ended)).clone())
     }
 
     /// Whether a container called `id` may be created now.
@@ -209,6 +202,7 @@ impl Sandbox {
                     answer(reply, Err(error));
                 }
                 self.recorder.write();
+                self.remove_unused_volumes(id);
                 self.advance(key, container::Event::CreateFailed);
             }
         }
@@ -261,6 +255,8 @@ struct Job {
     queue: Queue,
     /// Those of the pod, if the container may have one.
     mirrors: Option<Mirrors>,
+    /// Its part in each of the pod's shared mounts that it has.
+    shared: Vec<Part>,
     /// The container's mount points in the tree that the guest sees.
     mount_points: Vec<PathBuf>,
     /// Mounts of the container may be in the VMM's namespace.
@@ -294,7 +290,9 @@ impl Job {
     /// Everything that comes before the agent's part.
     async fn prepare(&mut self) -> Result<Guest, Error> {
         if !self.plan.is_pause {
-            self.choose_mirrors().await;
+            if let Some(mirrors) = &self.mirrors {
+                volumes::choose_mirrors(mirrors, &self.id, &mut self.plan).await;
+            }
             self.make_mounts().await?;
         }
         self.hooks_ran = true;
@@ -308,24 +306,6 @@ impl Job {
             filled.map_err(|reason| failed("copy volumes", reason, None))?;
         }
         Ok(guest)
-    }
-
-    /// Takes the volumes that change out of the container's host mounts: it sees a copy in the guest. What can't
-    /// have a copy stays.
-    async fn choose_mirrors(&mut self) {
-        let Some(mirrors) = &self.mirrors else { return };
-        let volumes = self.plan.mounts.iter().filter(|mount| mount.may_be_mirrored);
-        let volumes: Vec<_> = volumes.map(|mount| (mount.index, mount.source.clone())).collect();
-        for (index, source) in volumes {
-            match mirrors.take(&self.id, source.clone()).await {
-                Ok(number) => self.plan.use_mirror(index, number),
-                Err(reason) => log::warn(format_args!(
-                    "{}: {} stays on virtio-fs, without inotify: {reason}",
-                    self.id,
-                    source.display()
-                )),
-            }
-        }
     }
 
     /// Makes the container's mounts of the host and moves them into the VMM's mount namespace.
@@ -343,7 +323,7 @@ impl Job {
         }
         drop(placements);
         self.step("host mounts placed").await;
-        Ok(())
+        volumes::complete_shared(std::mem::take(&mut self.shared)).await
     }
 
     /// Removes what a creation that failed or was cancelled has left.

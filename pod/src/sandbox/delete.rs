@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use tokio::sync::watch;
 
 use super::queue::Event;
-use super::{Progress, Sandbox};
+use super::{Progress, Sandbox, volumes};
 use crate::container::{self, Deleted, Process, ProcessState, Reply, TaskState, answer};
 use crate::error::Error;
 use crate::event::TaskEvent;
@@ -126,11 +126,13 @@ impl Sandbox {
         let disks = self.vm.as_ref().map(Vm::disks).filter(|_| container.has_disks);
         let progress = self.progress.subscribe();
         let mirrors = self.mirrors.clone();
+        let volumes = self.shared_mounts.release(&id);
         self.deleting.insert(id.clone());
         self.queue.send_result(async move {
             let result = delete_in_guest(guest.as_ref(), &id).await;
             if let (Some(vmm), Some(_)) = (vmm, &guest) {
                 remove_files(&vmm, &id, &container.mount_points, &progress).await;
+                volumes::remove(&vmm, &volumes, &progress).await;
             }
             if let Some(disks) = disks {
                 disks.release(guest.as_ref(), &id).await;

@@ -32,6 +32,7 @@ mod shim_cgroup;
 mod start;
 mod timeline;
 mod vm_life;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -51,6 +52,7 @@ use crate::identity::{self, Identity};
 use crate::mirror::Mirrors;
 use crate::pod_spec::PodSpec;
 use crate::process_id::{ProcessId, ProcessKey};
+use crate::shared_mounts::SharedMounts;
 use crate::streams::{ExpectedStreams, LoggedContainer, StdioPaths, Streams};
 use crate::vm::Vm;
 use crate::{clock, log};
@@ -92,6 +94,8 @@ pub struct Sandbox {
     containers: BTreeMap<String, Container>,
     /// Copies of volumes, once a container may have one.
     mirrors: Option<Mirrors>,
+    /// Directories of the host that containers have in common.
+    shared_mounts: SharedMounts,
     /// Ids of containers that are no longer in the table and not yet removed from the guest and the VMM.
     deleting: BTreeSet<String>,
     /// The streams that the agent is expected to open.
@@ -153,6 +157,7 @@ impl Sandbox {
             sizing: None,
             containers: BTreeMap::new(),
             mirrors: None,
+            shared_mounts: SharedMounts::default(),
             deleting: BTreeSet::new(),
             expected_streams: ExpectedStreams::default(),
             next_serial: 0,

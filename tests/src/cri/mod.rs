@@ -10,7 +10,7 @@ mod run;
 mod session;
 mod wire;
 
-pub use cases::{cases, echo_datagrams, print_changes};
+pub use cases::{cases, connect_to, echo_datagrams, print_changes, serve_at};
 pub use run::{groups, run_group};
 
 use anyhow::Result;

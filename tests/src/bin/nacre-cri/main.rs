@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 use nacre_tests::containerd::Runtime;
 use nacre_tests::cri::node::{Node, prepare_cgroup};
-use nacre_tests::cri::{Case, cases, echo_datagrams, groups, print_changes, run_group};
+use nacre_tests::cri::{Case, cases, connect_to, echo_datagrams, groups, print_changes, run_group, serve_at};
 use nacre_tests::leaks::Snapshot;
 use nacre_tests::parity::{Outcome, Verdict, compare};
 use nacre_tests::runner;
@@ -40,6 +40,12 @@ struct Arguments {
     /// Print the changes of this directory; a case runs this in pods.
     #[arg(long, hide = true)]
     watch: Option<PathBuf>,
+    /// Serve connections to a socket at this path; a case runs this in pods.
+    #[arg(long, hide = true)]
+    serve: Option<PathBuf>,
+    /// Connect to a socket at this path; a case runs this in pods.
+    #[arg(long, hide = true)]
+    connect: Option<PathBuf>,
     #[command(flatten)]
     selection: Selection,
 }
@@ -57,6 +63,12 @@ fn main() -> ExitCode {
     }
     if let Some(directory) = arguments.watch {
         return runner::exit_code("nacre-cri", &print_changes(&directory).map(|()| 0));
+    }
+    if let Some(path) = arguments.serve {
+        return runner::exit_code("nacre-cri", &serve_at(&path).map(|()| 0));
+    }
+    if let Some(path) = arguments.connect {
+        return runner::exit_code("nacre-cri", &connect_to(&path).map(|()| 0));
     }
     let version = std::env::var("NACRE_LAB_CONTAINERD").unwrap_or_else(|_| "1.6".to_owned());
     let names: Vec<&str> = cases().iter().map(|case| case.name).collect();

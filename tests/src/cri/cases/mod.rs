@@ -22,6 +22,7 @@ mod users;
 
 pub use kubelet_volumes::print_changes;
 pub use network::echo_datagrams;
+pub use special_files::{connect_to, serve_at};
 
 use super::{Case, PodKind};
 use serde_json::{Value, json};
