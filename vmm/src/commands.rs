@@ -25,13 +25,15 @@ pub enum Command {
     DetachDevice,
     /// `memory`: prints how much is to be plugged in, and how much is.
     Memory,
+    /// `requests`: prints how many requests virtio-fs has served, by their kind.
+    Requests,
 }
 
 /// A line that is not a command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "unknown command {0:?}, expected renew-generation-id, memory, plug-memory and a number of MiB, attach-common, \
-     attach-device, or detach-device"
+     attach-device, detach-device, or requests"
 )]
 pub struct Unknown(pub String);
 
@@ -46,6 +48,7 @@ impl FromStr for Command {
             ["attach-device"] => Some(Self::AttachDevice),
             ["detach-device"] => Some(Self::DetachDevice),
             ["memory"] => Some(Self::Memory),
+            ["requests"] => Some(Self::Requests),
             ["plug-memory", mib] => mib.parse().ok().map(|mib| Self::PlugMemory { mib }),
             _ => None,
         };

@@ -70,7 +70,7 @@ struct StandaloneArguments {
     /// a new generation id and notifies the guest, as restoring it from a snapshot would; plug-memory N asks
     /// the guest to have N MiB plugged in besides its memory at boot (--max-plugged-mib); memory prints how
     /// much is; attach-common adds virtio-rng and virtio-balloon, which the guest finds when it scans its PCI
-    /// bus again.
+    /// bus again; requests prints how many requests virtio-fs has served, by their kind.
     #[arg(long, conflicts_with = "console")]
     commands: bool,
     /// A directory to share with the guest, which mounts it as virtiofs with the tag "nacre".

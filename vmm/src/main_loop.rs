@@ -218,12 +218,21 @@ fn run_commands(machine: &mut Machine, lines: &mut Lines, late: Option<&LateDevi
                 .map_err(|error| error.to_string()),
             Ok(Command::AttachDevice) => late.clone().and_then(|late| late.attach(machine)).map(Some),
             Ok(Command::DetachDevice) => late.clone().and_then(|late| late.detach(machine)).map(Some),
+            Ok(Command::Requests) => Ok(Some(requests())),
         };
         if let Some(text) = result.unwrap_or_else(Some) {
             eprintln!("nacre-vmm: {text}");
         }
     }
     length > 0
+}
+
+/// What virtio-fs has served, as `requests: Lookup=3 Read=1`.
+fn requests() -> String {
+    let counts = crate::virtio::fs::counts().into_iter();
+    counts.fold("requests:".to_owned(), |text, (kind, count)| {
+        format!("{text} {kind}={count}")
+    })
 }
 
 fn report_failure(result: Result<(), PlugError>) {

@@ -18,6 +18,7 @@ pub mod memory_returns;
 pub mod network;
 pub mod pause;
 pub mod randomness;
+pub mod requests;
 pub mod threads;
 pub mod vcpus;
 mod vm;
@@ -55,6 +56,7 @@ pub fn tests() -> Vec<Test> {
         large::TESTS,
         pause::TESTS,
         randomness::TESTS,
+        requests::TESTS,
         memory_returns::TESTS,
         memory_plugs::TESTS,
         network::TESTS,
@@ -70,6 +72,7 @@ const WORKLOADS: &[Workload] = &[
     large::WORKLOAD,
     pause::WORKLOAD,
     randomness::WORKLOAD,
+    requests::WORKLOAD,
     memory_returns::WORKLOAD,
     memory_plugs::WORKLOAD,
     network::WORKLOAD,

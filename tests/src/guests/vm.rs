@@ -67,7 +67,7 @@ impl Build {
             cmdline += &format!(" {}.{key}={value}", workload::NAME);
         }
         cmdline += &format!(" {}", options.cmdline);
-        let mut command = Command::new(&self.vmm);
+        let mut command = with_mounts(&self.vmm, &shared, options.mounts)?;
         command
             .arg("--kernel")
             .arg(&self.kernel)
@@ -109,6 +109,27 @@ impl Build {
     }
 }
 
+/// A command that executes `program`, for which each of `mounts` in `directory` is a mount. They are in a mount
+/// namespace of its own, so that they end with it.
+fn with_mounts(program: &Path, directory: &Path, mounts: &[&str]) -> Result<Command> {
+    if mounts.is_empty() {
+        return Ok(Command::new(program));
+    }
+    let mut command = Command::new("unshare");
+    let script = "program=$1; cd \"$2\"; shift 2; while [ \"$1\" != -- ]; do mount --bind \"$1\" \"$1\" || exit; shift; done; \
+                  shift; exec \"$program\" \"$@\"";
+    command
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(program)
+        .arg(directory);
+    for mount in mounts {
+        fs::create_dir_all(directory.join(mount))?;
+        command.arg(mount);
+    }
+    command.arg("--");
+    Ok(command)
+}
+
 /// What a guest is booted with.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options<'a> {
@@ -118,6 +139,9 @@ pub struct Options<'a> {
     pub parameters: &'a [(&'a str, &'a str)],
     /// Parameters of the kernel.
     pub cmdline: &'a str,
+    /// Directories that the shared directory has from the start. For the VMM, each is a mount of its own, as a
+    /// container's root file system and its volumes are.
+    pub mounts: &'a [&'a str],
     /// Arguments of `nacre-vmm` besides kernel, initramfs, command line, shared directory and vsock socket.
     pub arguments: &'a [&'a str],
 }

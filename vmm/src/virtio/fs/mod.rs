@@ -21,6 +21,7 @@
 //! not affected.
 
 mod checks;
+mod counts;
 mod memory_view;
 mod request;
 mod subtree;
@@ -42,6 +43,7 @@ use virtiofsd::server::Server;
 use super::worker::{ActiveDevice, DataPath, Fault, Notify};
 use super::{Device, DeviceError, Env, Spec};
 use crate::jail::calls::fs::PROFILE;
+pub use counts::counts;
 use memory_view::MemoryView;
 use tree::Tree;
 

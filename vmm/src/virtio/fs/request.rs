@@ -9,6 +9,7 @@ use virtiofsd::fuse::{InHeader, Opcode, OutHeader};
 use virtiofsd::server::Server;
 use vm_memory::ByteValued as _;
 
+use super::counts;
 use super::memory_view::MemoryView;
 use super::tree::Tree;
 use crate::virtio::worker::Chain;
@@ -31,22 +32,26 @@ pub fn serve(server: &Server<Tree>, view: &MemoryView, chain: &Chain) -> u32 {
 fn handle_message(server: &Server<Tree>, view: &MemoryView, chain: &Chain) -> Option<u32> {
     let reader = Reader::new(view.library(), chain.clone()).ok()?;
     let writer = Writer::new(view.library(), chain.clone()).ok()?;
+    let opcode = opcode(reader.clone())?;
+    counts::count(opcode);
     // The library assumes that the header of the reply fits.
-    if writer.available_bytes() < size_of::<OutHeader>() && wants_reply(reader.clone()) {
+    if writer.available_bytes() < size_of::<OutHeader>() && wants_reply(opcode) {
         return None;
     }
     let written = server.handle_message(reader, writer, None::<&mut ()>).ok()?;
     u32::try_from(written).ok()
 }
 
-fn wants_reply(mut reader: Reader<'_>) -> bool {
-    let opcode = reader
-        .read_obj::<InHeader>()
-        .ok()
-        .and_then(|header| Opcode::try_from(header.opcode).ok());
+/// The opcode of the request, whether or not there is such a one.
+fn opcode(mut reader: Reader<'_>) -> Option<u32> {
+    let header: InHeader = reader.read_obj().ok()?;
+    Some(header.opcode)
+}
+
+fn wants_reply(opcode: u32) -> bool {
     !matches!(
-        opcode,
-        Some(Opcode::Forget | Opcode::BatchForget | Opcode::Interrupt | Opcode::Destroy)
+        Opcode::try_from(opcode),
+        Ok(Opcode::Forget | Opcode::BatchForget | Opcode::Interrupt | Opcode::Destroy)
     )
 }
 
