@@ -22,8 +22,12 @@
 
 mod checks;
 mod counts;
+mod handles;
+mod library;
 mod memory_view;
+mod operations;
 mod request;
+mod streams;
 mod subtree;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,8 @@
 //! ```text
 //! /                      Root       not cached: containers are created and deleted
 //!   <container>/         Container  not cached
-//!     rootfs/…           Rootfs     changed by this guest only: everything cached, absent names, too
+//!     rootfs/…           Rootfs     changed by this guest only: everything cached, absent names, too; files
+//!                                   are used without being opened (or ReadOnlyRootfs, if it is one on the host)
 //!     mounts/            Mounts     not cached
 //!       <n>/…            HostMount  also changed by the host: names and attributes not cached; a file's
 //!                                   cached data is dropped when it is opened again or its mtime changed
@@ -24,6 +25,9 @@ use virtiofsd::filesystem::Entry;
 
 /// How long the guest caches names and attributes that only this guest changes.
 pub const ROOTFS_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+/// Flag of an inode's attributes: only this guest changes it. Known to our guest kernel
+/// (`guest-kernel-config/virtio-fs.patch`) and ignored by others, which then open files and refresh attributes.
+const ATTR_EXCLUSIVE: u32 = 1 << 31;
 /// The lower bits: the library's inode numbers, which count from 1.
 const LIBRARY_BITS: u64 = (1 << 61) - 1;
 const SUBTREE_SHIFT: u32 = 61;
@@ -39,6 +43,8 @@ pub enum Subtree {
     Mounts,
     /// A container's root file system.
     Rootfs,
+    /// A container's root file system that the host has mounted read-only: opening a file may fail.
+    ReadOnlyRootfs,
     /// A host mount. Also the policy for every other name in a container's directory.
     HostMount,
     /// A mount of the host's procfs or sysfs, and the directory that holds such mounts.
@@ -53,6 +59,7 @@ impl Subtree {
             1 => Self::Container,
             2 => Self::Mounts,
             3 => Self::Rootfs,
+            5 => Self::ReadOnlyRootfs,
             6 => Self::Kernel,
             _ => Self::HostMount,
         }
@@ -65,6 +72,7 @@ impl Subtree {
             Self::Mounts => 2,
             Self::Rootfs => 3,
             Self::HostMount => 4,
+            Self::ReadOnlyRootfs => 5,
             Self::Kernel => 6,
         };
         number << SUBTREE_SHIFT
@@ -77,15 +85,20 @@ impl Subtree {
             Self::Container if name.to_bytes() == ROOTFS_DIR.as_bytes() => Self::Rootfs,
             Self::Container if name.to_bytes() == MOUNTS_DIR.as_bytes() => Self::Mounts,
             Self::Container if name.to_bytes() == KERNEL_MOUNTS_DIR.as_bytes() => Self::Kernel,
-            Self::Rootfs | Self::Kernel => self,
+            Self::Rootfs | Self::ReadOnlyRootfs | Self::Kernel => self,
             Self::Container | Self::Mounts | Self::HostMount => Self::HostMount,
         }
+    }
+
+    /// Whether only this guest changes it.
+    pub fn is_rootfs(self) -> bool {
+        matches!(self, Self::Rootfs | Self::ReadOnlyRootfs)
     }
 
     /// How long the guest may cache the names in a directory, and the attributes of an inode, of this
     /// subtree.
     pub fn timeout(self) -> Duration {
-        if self == Self::Rootfs {
+        if self.is_rootfs() {
             ROOTFS_TIMEOUT
         } else {
             Duration::ZERO
@@ -98,13 +111,15 @@ pub fn library_inode(inode: u64) -> u64 {
     inode & LIBRARY_BITS
 }
 
-/// Turns the library's entry for `name` in the guest's inode `parent` into the guest's. The directory decides
-/// how long the name is cached (names in a container's directory may become mount points at any time), the
+/// Turns the library's entry in the guest's inode `parent` into the guest's, which is in `subtree`. The directory
+/// decides how long the name is cached (names in a container's directory may become mount points at any time), the
 /// entry's inode how long its attributes are.
-pub fn guest_entry(mut entry: Entry, parent: u64, name: &CStr) -> Entry {
+pub fn guest_entry(mut entry: Entry, parent: u64, subtree: Subtree) -> Entry {
     let directory = Subtree::of(parent);
-    let subtree = directory.child(name);
     entry.inode |= subtree.bits();
+    if subtree == Subtree::Rootfs {
+        entry.attr.flags |= ATTR_EXCLUSIVE;
+    }
     entry.attr_timeout = subtree.timeout();
     entry.entry_timeout = directory.timeout();
     entry

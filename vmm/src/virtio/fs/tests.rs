@@ -4,6 +4,7 @@
 mod attributes;
 mod files;
 mod malformed;
+mod unopened;
 
 use std::path::Path;
 
@@ -39,6 +40,7 @@ const FLUSH: u32 = 25;
 const INIT: u32 = 26;
 const OPENDIR: u32 = 27;
 const READDIR: u32 = 28;
+const FSYNCDIR: u32 = 30;
 const CREATE: u32 = 35;
 const BATCH_FORGET: u32 = 42;
 const FALLOCATE: u32 = 43;
@@ -95,6 +97,8 @@ struct EntryOut {
     size: u64,
     mode: u32,
     owner: (u32, u32),
+    /// Of the attributes.
+    flags: u32,
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
@@ -114,6 +118,7 @@ impl EntryOut {
             size: u64_at(bytes, 40 + 8),
             mode: u32_at(bytes, 40 + 60),
             owner: (u32_at(bytes, 40 + 68), u32_at(bytes, 40 + 72)),
+            flags: u32_at(bytes, 40 + 84),
         }
     }
 }
@@ -303,6 +308,11 @@ fn buffers_may_be_in_memory_that_was_added() {
 #[test]
 fn files_work_confined() {
     assert_passes_confined("virtio::fs::tests::files::");
+}
+
+#[test]
+fn unopened_files_work_confined() {
+    assert_passes_confined("virtio::fs::tests::unopened::");
 }
 
 #[test]

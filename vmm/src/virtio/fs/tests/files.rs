@@ -8,12 +8,12 @@ use super::*;
 const LONG_SECONDS: u64 = 24 * 60 * 60;
 
 impl Guest {
-    fn open(&mut self, nodeid: u64, flags: i32) -> Result<u64, i32> {
+    pub fn open(&mut self, nodeid: u64, flags: i32) -> Result<u64, i32> {
         let body = Body::default().u32(flags.cast_unsigned()).u32(0);
         self.call(OPEN, nodeid, body).map(|reply| u64_at(&reply, 0))
     }
 
-    fn read(&mut self, nodeid: u64, handle: u64, at: u64, size: u32) -> Reply {
+    pub fn read(&mut self, nodeid: u64, handle: u64, at: u64, size: u32) -> Reply {
         let body = Body::default()
             .u64(handle)
             .u64(at)
@@ -308,7 +308,7 @@ fn a_directory_is_listed_with_its_entries() {
 }
 
 /// The number of open descriptors of this process whose path contains `word`.
-fn open_files(word: &str) -> usize {
+pub fn open_files(word: &str) -> usize {
     let entries = fs::read_dir("/proc/self/fd").unwrap();
     let targets = entries.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
     targets
