@@ -13,6 +13,7 @@ pub mod initramfs;
 pub mod io;
 pub mod large;
 pub mod late_disks;
+pub mod local_files;
 pub mod memory_plugs;
 pub mod memory_returns;
 pub mod network;
@@ -56,6 +57,7 @@ pub fn tests() -> Vec<Test> {
         large::TESTS,
         pause::TESTS,
         randomness::TESTS,
+        local_files::TESTS,
         requests::TESTS,
         memory_returns::TESTS,
         memory_plugs::TESTS,
@@ -72,6 +74,7 @@ const WORKLOADS: &[Workload] = &[
     large::WORKLOAD,
     pause::WORKLOAD,
     randomness::WORKLOAD,
+    local_files::WORKLOAD,
     requests::WORKLOAD,
     memory_returns::WORKLOAD,
     memory_plugs::WORKLOAD,

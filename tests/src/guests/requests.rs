@@ -44,32 +44,32 @@ const BLOCK: [u8; 4096] = [b'x'; 4096];
 const OPERATIONS: &[Operation] = &[
     operation("stat", 2, 3, stat),
     operation("stat again", 0, 3, stat),
-    operation("open, read, close", 3, 9, read_host_file),
-    operation("the same again", 2, 9, read_host_file),
-    operation("make, write, close", 5, 9, make),
-    operation("read what was written", 5, 9, read_made),
+    operation("open, read, close", 1, 8, read_host_file),
+    operation("the same again", 0, 8, read_host_file),
+    operation("make, write, close", 3, 7, make),
+    operation("read what was written", 0, 8, read_made),
     operation(
         "make exclusively, write, set times, owner and mode, close",
-        9,
-        13,
+        5,
+        11,
         untar,
     ),
-    operation("append", 5, 8, append),
-    operation("overwrite 4 KiB", 4, 8, overwrite),
-    operation("overwrite 4 KiB, fsync", 5, 9, overwrite_and_fsync),
-    operation("truncate by open, write", 5, 10, truncate),
-    operation("rename", 2, 7, rename),
-    operation("unlink", 2, 4, unlink),
-    operation("make it again", 6, 9, make_renamed),
-    operation("mkdir, rmdir", 5, 8, make_directory),
-    operation("list 100 files, stat each", 84, 309, list),
-    operation("the same again", 3, 309, list),
+    operation("append", 1, 7, append),
+    operation("overwrite 4 KiB", 1, 7, overwrite),
+    operation("overwrite 4 KiB, fsync", 2, 8, overwrite_and_fsync),
+    operation("truncate by open, write", 2, 8, truncate),
+    operation("rename", 2, 6, rename),
+    operation("unlink", 1, 4, unlink),
+    operation("make it again", 2, 7, make_renamed),
+    operation("mkdir, rmdir", 3, 7, make_directory),
+    operation("list 100 files, stat each", 7, 210, list),
+    operation("the same again", 1, 210, list),
 ];
 
 /// An operation and the requests that it may make.
 struct Operation {
     name: &'static str,
-    /// In a root file system, and in a volume.
+    /// In a root file system, and the most in a volume: attributes that are less than 20 ms old save some.
     requests: [u64; 2],
     run: fn(&Path) -> Result<()>,
 }
@@ -109,7 +109,12 @@ fn count(build: &Build) -> Result<()> {
                 kinds.join(", ")
             );
             let expected = operation.requests[usize::from(number)];
-            if total != expected {
+            let is_right = if number == 0 {
+                total == expected
+            } else {
+                total <= expected
+            };
+            if !is_right {
                 wrong.push(format!(
                     "{tree}: {}: {total}, expected {expected}",
                     operation.name
