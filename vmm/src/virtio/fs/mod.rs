@@ -26,6 +26,7 @@ mod handles;
 mod library;
 mod memory_view;
 mod operations;
+mod privileges;
 mod request;
 mod streams;
 mod subtree;

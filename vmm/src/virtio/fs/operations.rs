@@ -13,6 +13,7 @@ use virtiofsd::fuse::{Attr, SetattrIn};
 
 use super::checks::{MAX_XATTR, checked_name, checked_offset, checked_open_flags, errno};
 use super::handles::{Access, OpenFile, guest_handle, library_handle};
+use super::privileges::without_fsetid;
 use super::streams::{Entries, ReadDirectory};
 use super::subtree::{ROOTFS_TIMEOUT, Subtree, guest_entry, library_inode};
 use super::tree::{Tree, access_of};
@@ -50,13 +51,7 @@ impl FileSystem for Tree {
     fn lookup(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         match self.files.lookup(ctx, library_inode(parent), checked_name(name)?) {
             Ok(entry) => {
-                let mut subtree = Subtree::of(parent).child(name);
-                if Subtree::of(parent) == Subtree::Container
-                    && subtree == Subtree::Rootfs
-                    && self.is_read_only(ctx, entry.inode)
-                {
-                    subtree = Subtree::ReadOnlyRootfs;
-                }
+                let subtree = self.subtree(ctx, parent, name, entry.inode);
                 Ok(guest_entry(entry, parent, subtree))
             }
             // A negative entry: the guest caches that the name does not exist.
@@ -101,9 +96,11 @@ impl FileSystem for Tree {
             checked_offset(attr.size)?;
         }
         let handle = handle.and_then(library_handle);
-        let (attr, _) = self
-            .files
-            .setattr(ctx, library_inode(inode), attr, handle, valid)?;
+        let inode_number = library_inode(inode);
+        let kills = valid.contains(SetattrValid::SIZE | SetattrValid::KILL_SUIDGID);
+        let valid = valid.difference(SetattrValid::KILL_SUIDGID);
+        let change = || self.files.setattr(ctx, inode_number, attr, handle, valid);
+        let (attr, _) = without_fsetid(kills, change)?;
         Ok((attr, Subtree::of(inode).timeout()))
     }
 
@@ -205,7 +202,8 @@ impl FileSystem for Tree {
         let subtree = Subtree::of(inode);
         let inode = library_inode(inode);
         let (flags, access) = access_of(subtree, checked_open_flags(flags)?);
-        let (handle, options) = self.files.open(ctx, inode, kill_priv, flags)?;
+        let open = || self.files.open(ctx, inode, false, flags);
+        let (handle, options) = without_fsetid(kill_priv, open)?;
         let handle = handle.ok_or_else(|| errno(libc::EBADF))?;
         let file = OpenFile {
             inode,
@@ -230,16 +228,12 @@ impl FileSystem for Tree {
         let subtree = Subtree::of(parent).child(name);
         let creating = libc::O_CREAT.cast_unsigned();
         let (flags, access) = access_of(subtree, checked_open_flags(flags & !creating)? | creating & flags);
-        let (entry, handle, options) = self.files.create(
-            ctx,
-            library_inode(parent),
-            name,
-            mode,
-            kill_priv,
-            flags,
-            umask,
-            extensions,
-        )?;
+        let parent_inode = library_inode(parent);
+        let create = || {
+            self.files
+                .create(ctx, parent_inode, name, mode, false, flags, umask, extensions)
+        };
+        let (entry, handle, options) = without_fsetid(kill_priv, create)?;
         let file = OpenFile {
             inode: entry.inode,
             handle: handle.ok_or_else(|| errno(libc::EBADF))?,
@@ -281,18 +275,20 @@ impl FileSystem for Tree {
     ) -> io::Result<usize> {
         let at = checked_offset(at)?;
         let (inode, handle) = self.open_file(ctx, inode, handle, Access::Write)?;
-        self.files.write(
-            ctx,
-            inode,
-            handle,
-            r,
-            size,
-            at,
-            lock_owner,
-            delayed_write,
-            kill_priv,
-            flags,
-        )
+        without_fsetid(kill_priv, || {
+            self.files.write(
+                ctx,
+                inode,
+                handle,
+                r,
+                size,
+                at,
+                lock_owner,
+                delayed_write,
+                false,
+                flags,
+            )
+        })
     }
 
     fn fallocate(

@@ -4,6 +4,7 @@
 //! are in [`super::operations`].
 
 use std::error::Error;
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
@@ -82,9 +83,19 @@ impl Tree {
         (Some(guest_handle(file.handle)), options)
     }
 
-    /// A root file system that is read-only on the host is no exclusive one of the guest: opening a file for writing
-    /// must fail, and not only writing.
-    pub(super) fn is_read_only(&self, ctx: Context, inode: u64) -> bool {
+    /// The subtree of `name` in the guest's inode `parent`, which the library has as `inode`. A root file system that is
+    /// read-only on the host is one of its own, because opening a file for writing must fail, and not only writing.
+    pub(super) fn subtree(&self, ctx: Context, parent: u64, name: &CStr, inode: u64) -> Subtree {
+        let directory = Subtree::of(parent);
+        let subtree = directory.child(name);
+        if directory == Subtree::Container && subtree == Subtree::Rootfs && self.is_read_only(ctx, inode) {
+            Subtree::ReadOnlyRootfs
+        } else {
+            subtree
+        }
+    }
+
+    fn is_read_only(&self, ctx: Context, inode: u64) -> bool {
         self.files
             .statfs(ctx, inode)
             .is_ok_and(|statfs| statfs.f_flag & libc::ST_RDONLY != 0)

@@ -1,7 +1,7 @@
 //! Files of a root file system, which the guest uses without opening them.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use super::files::open_files;
 use super::*;
@@ -261,4 +261,39 @@ fn writing_to_a_read_only_root_file_system_fails_when_it_is_opened() {
     assert_eq!(guest.write(file.nodeid, 0, 0, b"new"), Err(libc::EROFS));
     assert_eq!(fs::metadata(directory.join("file")).unwrap().size(), 4);
     drop(guest);
+}
+
+#[test]
+fn a_write_takes_set_user_id_away_if_the_guest_says_so() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: not root");
+        return;
+    }
+    let mut guest = Guest::new();
+    let rootfs = rootfs(&mut guest);
+    fs::set_permissions(guest.path().join("c/rootfs"), fs::Permissions::from_mode(0o777)).unwrap();
+    // After this, the library does not know its capabilities any more.
+    guest.user = 1000;
+    guest.make(rootfs, "of-a-user");
+    guest.user = 0;
+    let file = guest.make(rootfs, "program");
+    let path = guest.path().join("c/rootfs/program");
+    // FUSE_WRITE_KILL_SUIDGID
+    for (flags, expected) in [(0, 0o6777), (1 << 2, 0o777)] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+        let body = Body::default().u64(0).u64(0).u32(1).u32(flags).u64(0).u64(0);
+        guest.call(WRITE, file, body.bytes(b"x")).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, expected);
+    }
+    // FATTR_SIZE, and FATTR_KILL_SUIDGID
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+    let body = Body::default().u32(1 << 3 | 1 << 11).u32(0).bytes(&[0; 80]);
+    guest.call(SETATTR, file, body).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o777, "truncated");
+    // FUSE_OPEN_KILL_SUIDGID
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+    let flags = libc::O_WRONLY | libc::O_TRUNC;
+    let body = Body::default().u32(flags.cast_unsigned()).u32(1);
+    guest.call(OPEN, file, body).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o777, "opened");
 }
