@@ -1,5 +1,5 @@
-//! Files behave as on a local disk, although the guest's kernel asks the server for little: what it changes itself
-//! it must see at once, by whatever way, on a root file system and on a volume. The host looks at the result.
+//! Files behave as on a local disk, although the guest's kernel asks the server for little: what it changes
+//! itself it must see at once, by whatever way, on a root file system and on a volume.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};

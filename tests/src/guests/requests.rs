@@ -1,5 +1,6 @@
-//! What common operations on files cost: a guest makes each of them once, on a root file system and on a volume,
-//! and the test compares how many requests of virtio-fs the VMM counted with the table in docs/shared-files.md.
+//! What common operations on files cost: a guest makes each of them once, on a root file system and on a
+//! volume, and the test compares how many requests of virtio-fs the VMM counted with the table in
+//! docs/shared-files.md.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

@@ -1,6 +1,6 @@
-//! Counts the guest's requests by their FUSE opcode, so that a test can tell what an operation costs. Written by
-//! [`super::request`], read by the standalone VMM's command `requests`. One addition per request, without a lock;
-//! never reset.
+//! Counts the guest's requests by their FUSE opcode, so that a test can tell what an operation costs. Written
+//! by [`super::request`], read by the standalone VMM's command `requests`. One addition per request, without
+//! a lock; never reset.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

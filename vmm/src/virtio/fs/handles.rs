@@ -1,11 +1,11 @@
-//! Descriptors of files that the guest has not opened: in a root file system, the guest's kernel reads and writes
-//! a file by its inode, without OPEN and RELEASE, and lists a directory without OPENDIR (docs/shared-files.md).
-//! Called by [`super::tree`] for every request with a handle; opens files by the library only, so that the host's
-//! FIFOs and device nodes stay closed.
+//! Descriptors of files that the guest has not opened: in a root file system, the guest's kernel reads and
+//! writes a file by its inode, without OPEN and RELEASE, and lists a directory without OPENDIR
+//! (docs/shared-files.md). Called by [`super::tree`] for every request with a handle; opens files by the
+//! library only, so that the host's FIFOs and device nodes stay closed.
 //!
-//! The descriptors are opened when they are needed, and kept: until the guest forgets the inode, so that a deleted
-//! file's space is freed, or until others are used more. A file can be opened again at any time, also a deleted
-//! one, because the library has a descriptor of each inode.
+//! The descriptors are opened when they are needed, and kept: until the guest forgets the inode, so that a
+//! deleted file's space is freed, or until others are used more. A file can be opened again at any time, also
+//! a deleted one, because the library has a descriptor of each inode.
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -100,8 +100,8 @@ impl Handles {
         Some(file.handle)
     }
 
-    /// Keeps `file`, and closes what it replaces: the one that was not used for the longest time, and one of the same
-    /// inode that can do less.
+    /// Keeps `file`, and closes what it replaces: the one that was not used for the longest time, and one of
+    /// the same inode that can do less.
     pub fn keep(&self, files: &PassthroughFs, ctx: Context, file: OpenFile) {
         let mut kept = lock(&self.files);
         let is_replaced = |other: &mut OpenFile| {
@@ -150,8 +150,8 @@ impl Handles {
         self.streams.forget(files, ctx, inode);
     }
 
-    /// The handle that `open` returns. If the guest has too many open files, closes all that are kept here, which
-    /// the guest does not know of, and tries again.
+    /// The handle that `open` returns. If the guest has too many open files, closes all that are kept here,
+    /// which the guest does not know of, and tries again.
     fn with_room<O>(
         &self,
         files: &PassthroughFs,

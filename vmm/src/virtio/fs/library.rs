@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, NegotiationMode, PassthroughFs};
 
-/// The library's file server for `root`. `proc_self_fd` is a descriptor of /proc/self/fd. The guest gets ENFILE
-/// beyond `max_open_files`.
+/// The library's file server for `root`. `proc_self_fd` is a descriptor of /proc/self/fd. The guest gets
+/// ENFILE beyond `max_open_files`.
 ///
 /// # Errors
 /// If `root` is not UTF-8 or the library can't start.

@@ -1,5 +1,6 @@
-//! The guest's requests as the library's server passes them on, on the worker's thread: each is checked, its numbers
-//! are translated to the library's, and the library carries it out. Implements [`Tree`]'s file system.
+//! The guest's requests as the library's server passes them on, on the worker's thread: each is checked, its
+//! numbers are translated to the library's, and the library carries it out. Implements [`Tree`]'s file
+//! system.
 
 use std::ffi::CStr;
 use std::io;

@@ -1,9 +1,9 @@
-//! Lets the host's kernel take set-user-ID and set-group-ID bits away from a file, as it does when a process without
-//! CAP_FSETID writes to it. Used by [`super::operations`] where the guest says that its process has no such
-//! capability.
+//! Lets the host's kernel take set-user-ID and set-group-ID bits away from a file, as it does when a process
+//! without CAP_FSETID writes to it. Used by [`super::operations`] where the guest says that its process has
+//! no such capability.
 //!
-//! The library would do the same by libcap-ng, which remembers the thread's capabilities as they were the last time
-//! that it created a file as a user: without CAP_FSETID, so that it would no longer drop it.
+//! The library would do the same by libcap-ng, which remembers the thread's capabilities as they were the
+//! last time that it created a file as a user: without CAP_FSETID, so that it would no longer drop it.
 
 use std::io;
 

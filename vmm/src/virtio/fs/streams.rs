@@ -1,13 +1,14 @@
 //! How directories are read. Called by [`super::operations`] for READDIR and READDIRPLUS.
 //!
-//! The guest reads a directory in pages, and often takes fewer entries than the host returned. The others are kept
-//! for its next request: reading them again, after a seek, would miss some if it has removed files meanwhile, since
-//! the offsets of some file systems count the entries that are left (tmpfs before Linux 6.6).
+//! The guest reads a directory in pages, and often takes fewer entries than the host returned. The others are
+//! kept for its next request: reading them again, after a seek, would miss some if it has removed files
+//! meanwhile, since the offsets of some file systems count the entries that are left (tmpfs before Linux
+//! 6.6).
 //!
-//! In a root file system, the guest reads a directory without having opened it, and chooses a handle for each reader.
-//! Each has a descriptor of ours, because overlayfs numbers the entries for each descriptor. It is closed at the end of
-//! the directory, when the guest forgets the inode, or when others are used more; if its reader goes on then, it is
-//! opened again.
+//! In a root file system, the guest reads a directory without having opened it, and chooses a handle for each
+//! reader. Each has a descriptor of ours, because overlayfs numbers the entries for each descriptor. It is
+//! closed at the end of the directory, when the guest forgets the inode, or when others are used more; if its
+//! reader goes on then, it is opened again.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -196,7 +197,8 @@ impl Streams {
     }
 }
 
-/// The next entries of `stream`. The library seeks to the offset, which changes nothing if it is where it was.
+/// The next entries of `stream`. The library seeks to the offset, which changes nothing if it is where it
+/// was.
 fn batch(files: &PassthroughFs, ctx: Context, stream: &Stream, request: ReadDirectory) -> io::Result<Batch> {
     let size = request.size.min(MAX_BATCH);
     let mut entries = files.readdir(ctx, stream.inode, stream.handle, size, request.offset)?;

@@ -26,7 +26,8 @@ use virtiofsd::filesystem::Entry;
 /// How long the guest caches names and attributes that only this guest changes.
 pub const ROOTFS_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Flag of an inode's attributes: only this guest changes it. Known to our guest kernel
-/// (`guest-kernel-config/virtio-fs.patch`) and ignored by others, which then open files and refresh attributes.
+/// (`guest-kernel-config/virtio-fs.patch`) and ignored by others, which then open files and refresh
+/// attributes.
 const ATTR_EXCLUSIVE: u32 = 1 << 31;
 /// The lower bits: the library's inode numbers, which count from 1.
 const LIBRARY_BITS: u64 = (1 << 61) - 1;
@@ -111,9 +112,9 @@ pub fn library_inode(inode: u64) -> u64 {
     inode & LIBRARY_BITS
 }
 
-/// Turns the library's entry in the guest's inode `parent` into the guest's, which is in `subtree`. The directory
-/// decides how long the name is cached (names in a container's directory may become mount points at any time), the
-/// entry's inode how long its attributes are.
+/// Turns the library's entry in the guest's inode `parent` into the guest's, which is in `subtree`. The
+/// directory decides how long the name is cached (names in a container's directory may become mount points at
+/// any time), the entry's inode how long its attributes are.
 pub fn guest_entry(mut entry: Entry, parent: u64, subtree: Subtree) -> Entry {
     let directory = Subtree::of(parent);
     entry.inode |= subtree.bits();

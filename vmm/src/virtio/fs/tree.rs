@@ -1,7 +1,7 @@
-//! The file system that the guest sees: virtiofsd's passthrough, with three additions. What the guest may cache
-//! depends on the subtree ([`super::subtree`]), files of a root file system need not be opened
-//! ([`super::handles`]), and arguments that the library would trust are checked ([`super::checks`]). Its operations
-//! are in [`super::operations`].
+//! The file system that the guest sees: virtiofsd's passthrough, with three additions. What the guest may
+//! cache depends on the subtree ([`super::subtree`]), files of a root file system need not be opened
+//! ([`super::handles`]), and arguments that the library would trust are checked ([`super::checks`]). Its
+//! operations are in [`super::operations`].
 
 use std::error::Error;
 use std::ffi::CStr;
@@ -43,8 +43,8 @@ impl Tree {
         })
     }
 
-    /// The library's number of the guest's `inode`, and a handle of it for `access`: the guest's, or ours if the guest
-    /// has none.
+    /// The library's number of the guest's `inode`, and a handle of it for `access`: the guest's, or ours if
+    /// the guest has none.
     pub(super) fn open_file(
         &self,
         ctx: Context,
@@ -60,8 +60,9 @@ impl Tree {
         Ok((inode, handle))
     }
 
-    /// What the guest gets for a file in `subtree` that the library has opened: nothing in a root file system, where
-    /// we keep it. Elsewhere, closing a file that was written may fail on the host, so the guest sends FLUSH.
+    /// What the guest gets for a file in `subtree` that the library has opened: nothing in a root file
+    /// system, where we keep it. Elsewhere, closing a file that was written may fail on the host, so the
+    /// guest sends FLUSH.
     pub(super) fn hand_out(
         &self,
         ctx: Context,
@@ -83,8 +84,9 @@ impl Tree {
         (Some(guest_handle(file.handle)), options)
     }
 
-    /// The subtree of `name` in the guest's inode `parent`, which the library has as `inode`. A root file system that is
-    /// read-only on the host is one of its own, because opening a file for writing must fail, and not only writing.
+    /// The subtree of `name` in the guest's inode `parent`, which the library has as `inode`. A root file
+    /// system that is read-only on the host is one of its own, because opening a file for writing must fail,
+    /// and not only writing.
     pub(super) fn subtree(&self, ctx: Context, parent: u64, name: &CStr, inode: u64) -> Subtree {
         let directory = Subtree::of(parent);
         let subtree = directory.child(name);
@@ -102,8 +104,8 @@ impl Tree {
     }
 }
 
-/// The flags by which the library opens a file in `subtree`, and what the descriptor is good for. In a root file
-/// system, one that is written must serve readers, too.
+/// The flags by which the library opens a file in `subtree`, and what the descriptor is good for. In a root
+/// file system, one that is written must serve readers, too.
 pub(super) fn access_of(subtree: Subtree, flags: u32) -> (u32, Access) {
     let [mode, read_only, write_only, both] =
         [libc::O_ACCMODE, libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR].map(i32::cast_unsigned);

@@ -41,8 +41,8 @@ impl Guest {
         self.driver.wait_used(0);
     }
 
-    /// The names after offset `at` that fit into a page, and the offset of the last one. `reader` tells several
-    /// readers of the directory apart.
+    /// The names after offset `at` that fit into a page, and the offset of the last one. `reader` tells
+    /// several readers of the directory apart.
     fn list(&mut self, directory: u64, reader: u64, at: u64) -> (Vec<String>, u64) {
         let body = Body::default()
             .u64(NOT_OPENED | reader)
