@@ -36,6 +36,8 @@ pub fn files(
         inode_file_handles: InodeFileHandlesMode::Never,
         readdirplus: true,
         killpriv_v2: true,
+        // The guest's kernel has checked O_NOATIME, and the worker has CAP_FOWNER, which it needs here.
+        clean_noatime: false,
         posix_acl: NegotiationMode::Auto,
         guest_fd_limit: max_open_files,
         ..Config::default()

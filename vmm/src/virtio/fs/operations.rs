@@ -11,6 +11,7 @@ use virtiofsd::filesystem::{
     SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
 };
 use virtiofsd::fuse::{Attr, SetattrIn};
+use virtiofsd::soft_idmap::Id as _;
 
 use super::checks::{MAX_XATTR, checked_name, checked_offset, checked_open_flags, errno};
 use super::handles::{Access, OpenFile, guest_handle, library_handle};
@@ -96,13 +97,12 @@ impl FileSystem for Tree {
         if valid.contains(SetattrValid::SIZE) {
             checked_offset(attr.size)?;
         }
+        let (timeout, inode) = (Subtree::of(inode).timeout(), library_inode(inode));
         let handle = handle.and_then(library_handle);
-        let inode_number = library_inode(inode);
         let kills = valid.contains(SetattrValid::SIZE | SetattrValid::KILL_SUIDGID);
         let valid = valid.difference(SetattrValid::KILL_SUIDGID);
-        let change = || self.files.setattr(ctx, inode_number, attr, handle, valid);
-        let (attr, _) = without_fsetid(kills, change)?;
-        Ok((attr, Subtree::of(inode).timeout()))
+        let change = || self.files.setattr(ctx, inode, attr, handle, valid);
+        Ok((without_fsetid(kills, change)?.0, timeout))
     }
 
     fn symlink(
@@ -292,6 +292,7 @@ impl FileSystem for Tree {
         })
     }
 
+    /// The request has no flag for set-user-ID bits, so they are cleared for every user but root.
     fn fallocate(
         &self,
         ctx: Context,
@@ -303,9 +304,12 @@ impl FileSystem for Tree {
     ) -> io::Result<()> {
         let (at, length) = (checked_offset(at)?, checked_offset(length)?);
         let (inode, handle) = self.open_file(ctx, inode, handle, Access::Write)?;
-        self.files.fallocate(ctx, inode, handle, mode, at, length)
+        without_fsetid(!ctx.uid.is_root(), || {
+            self.files.fallocate(ctx, inode, handle, mode, at, length)
+        })
     }
 
+    /// As [`Self::fallocate`].
     fn copyfilerange(
         &self,
         ctx: Context,
@@ -321,9 +325,11 @@ impl FileSystem for Tree {
         let (from, to) = (checked_offset(offset_in)?, checked_offset(offset_out)?);
         let (inode_in, handle_in) = self.open_file(ctx, inode_in, handle_in, Access::Read)?;
         let (inode_out, handle_out) = self.open_file(ctx, inode_out, handle_out, Access::Write)?;
-        self.files.copyfilerange(
-            ctx, inode_in, handle_in, from, inode_out, handle_out, to, len, flags,
-        )
+        without_fsetid(!ctx.uid.is_root(), || {
+            self.files.copyfilerange(
+                ctx, inode_in, handle_in, from, inode_out, handle_out, to, len, flags,
+            )
+        })
     }
 
     fn opendir(&self, ctx: Context, inode: u64, flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {

@@ -152,3 +152,65 @@ fn a_supplementary_group_may_create_files() {
     guest.call(MKDIR, directory, extension).unwrap();
     assert!(shared.join("with").exists());
 }
+
+#[test]
+fn set_user_id_is_cleared_also_after_a_user_has_created_a_file() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: not root");
+        return;
+    }
+    let mut guest = Guest::new();
+    fs::set_permissions(guest.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let path = guest.path().join("file");
+    let (file, handle) = guest.create(ROOT, "file", 0o644).unwrap();
+    guest.write(file.nodeid, handle, 0, b"content").unwrap();
+    let mode_after = |guest: &mut Guest, opcode, body: &Body| {
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+        guest.call(opcode, file.nodeid, body.clone()).unwrap();
+        fs::metadata(&path).unwrap().mode() & 0o7777
+    };
+    let write = |flags| {
+        let body = Body::default().u64(handle).u64(0).u32(1).u32(flags);
+        body.u64(0).u32(0).u32(0).bytes(b"x")
+    };
+    // FATTR_SIZE, FATTR_FH and FATTR_KILL_SUIDGID.
+    let truncate = Body::default().u32(1 << 3 | 1 << 6 | 1 << 11).u32(0).u64(handle);
+    let copy = Body::default().u64(handle).u64(0).u64(file.nodeid).u64(handle);
+    let open_flags = (libc::O_TRUNC | libc::O_WRONLY).cast_unsigned();
+    let requests = [
+        // FUSE_WRITE_KILL_SUIDGID.
+        (WRITE, write(1 << 2)),
+        (COPY_FILE_RANGE, copy.u64(4).u64(1).u64(0)),
+        (SETATTR, truncate.u64(7).bytes(&[0; 64])),
+        (
+            FALLOCATE,
+            Body::default().u64(handle).u64(0).u64(5000).u32(0).u32(0),
+        ),
+        // FUSE_OPEN_KILL_SUIDGID.
+        (OPEN, Body::default().u32(open_flags).u32(1)),
+    ];
+    guest.user = 1000;
+    for round in 0..2 {
+        for (opcode, body) in &requests {
+            let mode = mode_after(&mut guest, *opcode, body);
+            assert_eq!(mode, 0o777, "round {round}, request {opcode}");
+        }
+        guest.create(ROOT, &format!("file-{round}"), 0o644).unwrap();
+        guest.mkdir(ROOT, &format!("directory-{round}"));
+    }
+    guest.user = 0;
+    for (opcode, body) in [(WRITE, &write(0)), (FALLOCATE, &requests[3].1)] {
+        assert_eq!(
+            mode_after(&mut guest, opcode, body),
+            0o6777,
+            "request {opcode} of root"
+        );
+    }
+    // FATTR_UID, FATTR_GID and FATTR_KILL_SUIDGID. Without execution by the group the bit has another meaning.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o6644)).unwrap();
+    let chown = Body::default().u32(1 << 1 | 1 << 2 | 1 << 11).u32(0);
+    let chown = chown.bytes(&[0; 68]).u32(5).u32(6).u32(0);
+    guest.call(SETATTR, file.nodeid, chown).unwrap();
+    let after = fs::metadata(&path).unwrap();
+    assert_eq!((after.mode() & 0o7777, after.uid(), after.gid()), (0o2644, 5, 6));
+}

@@ -375,3 +375,29 @@ fn the_configuration_space_has_the_tag() {
         assert!(spawn(config, &guest.driver.env()).is_err(), "{tag}");
     }
 }
+
+#[test]
+fn a_read_with_o_noatime_keeps_the_access_time() {
+    let mut guest = Guest::new();
+    let path = guest.path().join("file");
+    fs::write(&path, "content").unwrap();
+    let entry = guest.lookup(ROOT, "file").unwrap();
+    let mut atime_after_read = |flags| {
+        let past = std::time::UNIX_EPOCH + std::time::Duration::from_secs(5);
+        let times = fs::FileTimes::new().set_accessed(past);
+        fs::File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_times(times)
+            .unwrap();
+        let handle = guest.open(entry.nodeid, flags).unwrap();
+        guest.read(entry.nodeid, handle, 0, 100).unwrap();
+        guest.release(entry.nodeid, handle);
+        fs::metadata(&path).unwrap().atime()
+    };
+    assert_eq!(atime_after_read(libc::O_RDONLY | libc::O_NOATIME), 5);
+    if atime_after_read(libc::O_RDONLY) == 5 {
+        println!("the file system of the test keeps no access times");
+    }
+}
