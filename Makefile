@@ -4,7 +4,8 @@
 #   make setup     installs the missing packages (apt) and checks the Rust toolchain
 #   make demo      setup and build, then runs a container in its own microVM
 #   make test      setup and build, then the unit, guest, end-to-end, parity and CRI tests; the last line is their count
-#   make test-all  make test, then the tests of the lab, of other versions of containerd and of real software
+#   make test-all  make test, then file systems compared with runc's, the tests of the lab, of other versions of
+#                  containerd and of real software
 #   make bench     measures nacre beside runc; writes target/bench/results.json and index.html
 #                  OTHER=PREFIX also measures the build that is installed at PREFIX
 #   make clean     removes what was built; the caches in ~/.cache/nacre stay
@@ -84,7 +85,7 @@ test: setup
 
 test-all: setup
 	@$(MAKE) --no-print-directory install
-	@tests/all unit guests e2e two-vcpus parity cri lab other-containerds cri-others software
+	@tests/all unit guests e2e two-vcpus parity cri posix lab other-containerds cri-others software
 
 bench: setup
 	@$(MAKE) --no-print-directory install

@@ -11,5 +11,6 @@ pub mod installation;
 pub mod leaks;
 pub mod memory;
 pub mod parity;
+pub mod posix;
 pub mod runner;
 pub mod selection;

@@ -13,7 +13,7 @@ use cpio::newc::{Builder, ModeFileType, trailer};
 use crate::elf;
 
 /// Where the System V ABI of x86-64 has the dynamic loader.
-const LOADER: &str = "lib64/ld-linux-x86-64.so.2";
+pub const LOADER: &str = "lib64/ld-linux-x86-64.so.2";
 /// A directory that the loader searches by default.
 const LIBRARIES: &str = "lib";
 /// Mount points and directories, in the order of the archive: a parent before its children.
@@ -51,7 +51,7 @@ pub fn pack(program: &Path) -> Result<Vec<u8>> {
 
 /// The files of the dynamic loader and the libraries of this process: all other files of which it has
 /// executable mappings.
-fn loaded_libraries() -> Result<BTreeSet<PathBuf>> {
+pub fn loaded_libraries() -> Result<BTreeSet<PathBuf>> {
     let own = fs::read_link("/proc/self/exe")?;
     let maps = fs::read_to_string("/proc/self/maps")?;
     Ok(maps
