@@ -10,7 +10,7 @@ mod shm;
 mod sysctl;
 mod users;
 
-pub use files::forget;
+pub use files::{enter_volumes, forget};
 pub use init::{SharedInit, namespaces_of};
 pub use mirror::{change_mirror, remove_mirror};
 pub use shm::mount_shm;
