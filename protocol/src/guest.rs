@@ -7,6 +7,9 @@ pub const SHARED_TAG: &str = "nacre";
 pub const SHARED_MOUNT: &str = "/run/nacre/shared";
 /// In a container's directory of the shared tree: the mount point of its root file system.
 pub const ROOTFS_DIR: &str = "rootfs";
+/// In a container's directory of the shared tree, if its writable layer is a disk: the mount point of the layers
+/// below.
+pub const LOWER_DIR: &str = "lower";
 /// In a container's directory of the shared tree: the mount points of its bind mounts, each named after its
 /// index in the spec's `mounts`.
 pub const MOUNTS_DIR: &str = "mounts";

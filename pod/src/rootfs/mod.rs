@@ -84,7 +84,7 @@ pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<V
         Rootfs::Overlay(overlay) => Some(vec![detached::mount(0, &overlay.lower).await?]),
     };
     let root = root.map(|mounts| Placement {
-        target: directory.join(guest::ROOTFS_DIR),
+        target: directory.join(root_directory(rootfs)),
         is_directory: true,
         mounts,
     });
@@ -120,12 +120,20 @@ pub fn clone_directory(source: &Path, extent: Extent) -> Result<OwnedFd, Error> 
     })
 }
 
+/// The mount point in a container's directory of what the host mounts of its root file system.
+fn root_directory(rootfs: &Rootfs) -> &'static str {
+    match rootfs {
+        Rootfs::Overlay(_) => guest::LOWER_DIR,
+        Rootfs::Disk(_) | Rootfs::Directory(_) | Rootfs::Mounts(_) => guest::ROOTFS_DIR,
+    }
+}
+
 /// The mount points that [`detach`] has for a container, but those of shared volumes.
 pub fn mount_points(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Vec<PathBuf> {
     let mut points = match rootfs {
         Rootfs::Disk(_) => Vec::new(),
         Rootfs::Directory(_) | Rootfs::Mounts(_) | Rootfs::Overlay(_) => {
-            vec![Path::new(id).join(guest::ROOTFS_DIR)]
+            vec![Path::new(id).join(root_directory(rootfs))]
         }
     };
     let own = mounts.iter().filter(|mount| mount.volume.is_none());

@@ -82,7 +82,10 @@ fn overlay(id: &str, serial: String) -> [FileSystem; 2] {
     let layer = format!("{}/layer", guest::disks_path(id));
     let directories = vec![
         // With the slash, looking it up mounts it: each mount of the shared tree is an automount.
-        format!("lowerdir={}/", guest::rootfs_path(id)),
+        format!(
+            "lowerdir={}/",
+            guest::shared_path(&format!("{id}/{}", guest::LOWER_DIR))
+        ),
         format!("upperdir={layer}/upper"),
         format!("workdir={layer}/work"),
     ];

@@ -61,11 +61,6 @@ pub const ALLOWED: &[Allowed] = &[
         ACL,
         "EOPNOTSUPP EOPNOTSUPP []",
     ),
-    rootfs(
-        "a large directory is removed while it is read",
-        "the file server seeks to a position, which in a tmpfs is a count of the entries that are left",
-        "no ENOTEMPTY",
-    ),
     both("the file system's type", "it is virtio-fs", "65735546"),
     both("flags of an inode", "the file server serves no ioctl", "ENOTTY"),
     both("the time of birth", FUSE, "no"),

@@ -6,6 +6,7 @@
 //!   <container>/         Container  not cached
 //!     rootfs/…           Rootfs     changed by this guest only: everything cached, absent names, too; files
 //!                                   are used without being opened (or ReadOnlyRootfs, if it is one on the host)
+//!     lower/…            Rootfs     layers that nobody changes, below a writable layer on a disk
 //!     mounts/            Mounts     not cached
 //!       <n>/…            HostMount  also changed by the host: names and attributes not cached; a file's
 //!                                   cached data is dropped when it is opened again or its mtime changed
@@ -20,7 +21,7 @@
 use std::ffi::CStr;
 use std::time::Duration;
 
-use nacre_protocol::guest::{KERNEL_MOUNTS_DIR, MOUNTS_DIR, ROOTFS_DIR};
+use nacre_protocol::guest::{KERNEL_MOUNTS_DIR, LOWER_DIR, MOUNTS_DIR, ROOTFS_DIR};
 use virtiofsd::filesystem::Entry;
 
 /// How long the guest caches names and attributes that only this guest changes.
@@ -84,6 +85,7 @@ impl Subtree {
         match self {
             Self::Root => Self::Container,
             Self::Container if name.to_bytes() == ROOTFS_DIR.as_bytes() => Self::Rootfs,
+            Self::Container if name.to_bytes() == LOWER_DIR.as_bytes() => Self::Rootfs,
             Self::Container if name.to_bytes() == MOUNTS_DIR.as_bytes() => Self::Mounts,
             Self::Container if name.to_bytes() == KERNEL_MOUNTS_DIR.as_bytes() => Self::Kernel,
             Self::Rootfs | Self::ReadOnlyRootfs | Self::Kernel => self,

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
+use nacre_protocol::guest::ROOTFS_DIR;
 use virtiofsd::filesystem::{Context, FileSystem as _, OpenOptions};
 use virtiofsd::passthrough::PassthroughFs;
 
@@ -86,11 +87,12 @@ impl Tree {
 
     /// The subtree of `name` in the guest's inode `parent`, which the library has as `inode`. A root file
     /// system that is read-only on the host is one of its own, because opening a file for writing must fail,
-    /// and not only writing.
+    /// and not only writing. No file of the layers below a writable layer is opened for writing.
     pub(super) fn subtree(&self, ctx: Context, parent: u64, name: &CStr, inode: u64) -> Subtree {
         let directory = Subtree::of(parent);
         let subtree = directory.child(name);
-        if directory == Subtree::Container && subtree == Subtree::Rootfs && self.is_read_only(ctx, inode) {
+        let is_root = directory == Subtree::Container && name.to_bytes() == ROOTFS_DIR.as_bytes();
+        if is_root && self.is_read_only(ctx, inode) {
             Subtree::ReadOnlyRootfs
         } else {
             subtree

@@ -195,7 +195,7 @@ fn files_are_renamed_and_removed() {
 #[test]
 fn caching_depends_on_the_subtree() {
     let mut guest = Guest::new();
-    for directory in ["c/rootfs/etc", "c/mounts/0/sub", "c/other"] {
+    for directory in ["c/rootfs/etc", "c/lower/etc", "c/mounts/0/sub", "c/other"] {
         fs::create_dir_all(guest.path().join(directory)).unwrap();
     }
     fs::write(guest.path().join("c/rootfs/etc/file"), "").unwrap();
@@ -205,6 +205,8 @@ fn caching_depends_on_the_subtree() {
         ("c/rootfs", 0, LONG_SECONDS),
         ("c/rootfs/etc", LONG_SECONDS, LONG_SECONDS),
         ("c/rootfs/etc/file", LONG_SECONDS, LONG_SECONDS),
+        ("c/lower", 0, LONG_SECONDS),
+        ("c/lower/etc", LONG_SECONDS, LONG_SECONDS),
         ("c/mounts", 0, 0),
         ("c/mounts/0", 0, 0),
         ("c/mounts/0/sub", 0, 0),

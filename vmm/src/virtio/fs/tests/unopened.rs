@@ -260,6 +260,15 @@ fn writing_to_a_read_only_root_file_system_fails_when_it_is_opened() {
     assert_eq!(guest.read(file.nodeid, 0, 0, 10).unwrap(), b"text");
     assert_eq!(guest.write(file.nodeid, 0, 0, b"new"), Err(libc::EROFS));
     assert_eq!(fs::metadata(directory.join("file")).unwrap().size(), 4);
+    // Layers below a writable layer are not written, so that their files need not be opened.
+    let lower = guest.path().join("c/lower");
+    fs::create_dir(&lower).unwrap();
+    mount(Some(&directory), &lower, none, MsFlags::MS_BIND, none).unwrap();
+    mount(none, &lower, none, read_only, none).unwrap();
+    let file = guest.walk("c/lower/file");
+    assert_eq!(file.flags & ATTR_EXCLUSIVE, ATTR_EXCLUSIVE);
+    assert_eq!(guest.read(file.nodeid, 0, 0, 10).unwrap(), b"text");
+    assert_eq!(guest.write(file.nodeid, 0, 0, b"new"), Err(libc::EROFS));
     drop(guest);
 }
 
