@@ -36,7 +36,8 @@ pub fn enter_volumes(spec: &Spec) -> Result<(), Error> {
     Ok(())
 }
 
-/// Looks the directory of container `id`, or of a shared volume, up again, which the host has removed. The kernel learns so that
+/// Looks the directory of container `id`, or of a shared volume, up again, which the host has removed. The kernel
+/// learns so that
 /// nothing below it exists any more: it unmounts the container's file systems in every mount namespace, drops
 /// what it has cached of them, and tells the VMM.
 ///

@@ -21,7 +21,7 @@ use super::subtree::{Subtree, library_inode};
 /// FLUSH on close (every write has reached the host by then, and locks stay in the guest).
 const ROOTFS_OPEN: OpenOptions = OpenOptions::KEEP_CACHE.union(OpenOptions::NOFLUSH);
 
-/// Implements the library's [`FileSystem`] on top of its [`PassthroughFs`].
+/// Implements the library's [`FileSystem`](virtiofsd::filesystem::FileSystem) on top of its [`PassthroughFs`].
 pub struct Tree {
     pub(super) files: PassthroughFs,
     /// Of files that the guest has not opened.
