@@ -27,6 +27,8 @@ const DIRECTORIES: [&str; 8] = [
 
 /// Files in which CNI's host-local keeps the address that it gave last.
 const LAST_ADDRESS: &str = "last_reserved_ip";
+/// The directory that containerd from 2.1 on makes for its first image volume, and keeps.
+const IMAGE_VOLUMES: &str = "/run/containerd/io.containerd.grpc.v1.cri/image-volumes";
 
 /// A description of each object on the host that Nacre or a container could leave behind.
 #[derive(Debug)]
@@ -69,6 +71,7 @@ impl Snapshot {
                 .iter()
                 .filter(|path| !path.starts_with(&failures))
                 .filter(|path| !path.to_string_lossy().contains(LAST_ADDRESS))
+                .filter(|path| *path != Path::new(IMAGE_VOLUMES))
                 .map(|path| format!("file {}", path.display())),
         );
         Ok(Self(seen))
