@@ -8,6 +8,7 @@
 mod containers;
 mod crirun;
 mod exec_exits;
+mod files;
 mod guest_io;
 mod installed;
 mod memory;
@@ -44,6 +45,8 @@ enum Part {
     Pod,
     /// TCP and datagrams with a pod, beside runc and QEMU.
     Network,
+    /// Files in a container, beside runc. Not part of a whole run.
+    Files,
     /// Memory of an idle pod.
     Memory,
     /// Sizes of the installed files.
@@ -150,6 +153,9 @@ fn measure(
     }
     if wants(Part::Network) {
         network::measure(runtimes, arguments.guests, results)?;
+    }
+    if arguments.only.contains(&Part::Files) {
+        files::measure(arguments.guests, results)?;
     }
     if wants(Part::Memory) {
         memory::measure(runtimes, results)?;
