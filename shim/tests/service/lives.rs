@@ -326,7 +326,8 @@ async fn mounts_appear_in_the_shared_tree() -> Result<()> {
     for (name, directory, want) in [
         ("bind", "rootfs", "in-the-root"),
         ("overlay", "rootfs", "in-the-root upper-file"),
-        ("host", "mounts/0", "on-the-host"),
+        // One of the pod's shared volumes.
+        ("host", "../.volume-1/mounts/0", "on-the-host"),
     ] {
         let mut pod = Pod::prepare(&format!("mounts-{name}"), "", |_| {}).await?;
         let path = pod.path().to_owned();
