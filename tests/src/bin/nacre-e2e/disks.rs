@@ -38,7 +38,8 @@ pub const TESTS: &[Test] = &[
         no_file_system,
     ),
     test("a block device that the host does not have is refused", no_device),
-    core(
+    // Not core: it has a configuration of its own.
+    test(
         "the writable layer of an overlay on a disk of its own",
         writable_layer,
     ),

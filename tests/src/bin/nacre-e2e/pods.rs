@@ -163,7 +163,11 @@ fn copies_are_freed() -> Result<()> {
     let (before, figures) = (memory("", None)?, pod.figures()?);
     for _ in 0..8 {
         let during = with_copy()?;
-        ensure!(during >= before + BYTES, "no copy: Shmem {before} -> {during}");
+        // The agent's own files come and go.
+        ensure!(
+            during >= before + BYTES / 8 * 7,
+            "no copy: Shmem {before} -> {during}"
+        );
     }
     let fails = pod.member("true", |spec| {
         spec["process"]["args"] = json!(["/none"]);
