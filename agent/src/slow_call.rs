@@ -47,6 +47,14 @@ impl SlowCall {
         })
     }
 
+    /// As [`SlowCall::start`], and waits until the call has returned.
+    ///
+    /// # Errors
+    /// Those of [`SlowCall::start`] and [`SlowCall::finish`].
+    pub async fn run<const N: usize>(used: [RawFd; N], call: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        Self::start(used, call)?.finish().await
+    }
+
     /// The child, as a pidfd to kill it with.
     ///
     /// # Errors

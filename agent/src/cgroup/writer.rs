@@ -17,6 +17,14 @@ pub fn start(file: &Path, text: &str) -> io::Result<SlowCall> {
     SlowCall::start([file.as_raw_fd()], || (&file).write_all(text.as_bytes()))
 }
 
+/// As [`start`], and waits until write(2) has returned.
+///
+/// # Errors
+/// Those of [`start`] and of write(2).
+pub async fn write(file: &Path, text: &str) -> io::Result<()> {
+    start(file, text)?.finish().await
+}
+
 /// A full pipe, to which a write blocks as one that reclaims does.
 #[cfg(test)]
 pub mod full_pipe {

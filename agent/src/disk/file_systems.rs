@@ -64,11 +64,7 @@ impl MountedFileSystems {
         let (point, kind, data) = (text(target)?, text(type_)?, text(&data)?);
         let source = text(&source.to_string_lossy())?;
         // Reads the disk, and may replay a journal.
-        let call = SlowCall::start([], || Ok(mount(&*source, &*point, &*kind, flags, &*data)?));
-        let mounted = match call {
-            Ok(call) => call.finish().await,
-            Err(error) => Err(error),
-        };
+        let mounted = SlowCall::run([], || Ok(mount(&*source, &*point, &*kind, flags, &*data)?)).await;
         mounted.map_err(|source| Error::System {
             what: format!("mounting the {type_} file system on {target}"),
             source: explain(source),
@@ -85,10 +81,7 @@ impl MountedFileSystems {
         while let Some(target) = self.targets.last() {
             let what = format!("unmounting {}", target.display());
             let point = CString::new(target.as_os_str().as_bytes()).unwrap_or_default();
-            let unmounted = match SlowCall::start([], || Ok(unmount(&*point, UnmountFlags::empty())?)) {
-                Ok(call) => call.finish().await,
-                Err(error) => Err(error),
-            };
+            let unmounted = SlowCall::run([], || Ok(unmount(&*point, UnmountFlags::empty())?)).await;
             unmounted.map_err(Error::system(what))?;
             self.targets.pop();
         }

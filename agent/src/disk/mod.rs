@@ -85,24 +85,17 @@ pub async fn remove(serial: &str) -> Result<(), Error> {
     // Exclusive: fails if it is mounted.
     let disk = File::options().read(true).custom_flags(libc::O_EXCL).open(&node);
     let disk = disk.map_err(Error::file("opening", &node))?;
-    let written = match SlowCall::start([disk.as_raw_fd()], || disk.sync_all()) {
-        Ok(call) => call.finish().await,
-        Err(error) => Err(error),
-    };
+    let written = SlowCall::run([disk.as_raw_fd()], || disk.sync_all()).await;
     written.map_err(Error::file("writing", &node))?;
     drop(disk);
     // The disk's device is that of virtio, which is on the PCI function.
     let device = Path::new(BLOCK_DEVICES).join(&name).join("device");
     let device = device.canonicalize().map_err(Error::file("resolving", device))?;
     let function = device.parent().unwrap_or(&device).join("remove");
-    let removed = File::options().write(true).open(&function).and_then(|file| {
-        // Waits for the disk's requests.
-        SlowCall::start([file.as_raw_fd()], || (&file).write_all(b"1"))
-    });
-    let removed = match removed {
-        Ok(call) => call.finish().await,
-        Err(error) => Err(error),
-    };
+    let file = File::options().write(true).open(&function);
+    let file = file.map_err(Error::file("opening", &function))?;
+    // Waits for the disk's requests.
+    let removed = SlowCall::run([file.as_raw_fd()], || (&file).write_all(b"1")).await;
     removed.map_err(Error::file("writing", function))
 }
 

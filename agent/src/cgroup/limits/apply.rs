@@ -19,10 +19,7 @@ pub async fn update(directory: &Path, settings: &[Setting]) -> Result<(), Error>
             && RECLAIMING.contains(&&*setting.file)
             && text.lines().count() == 1
         {
-            let written = match writer::start(&directory.join(&setting.file), text) {
-                Ok(writer) => writer.finish().await,
-                Err(error) => Err(error),
-            };
+            let written = writer::write(&directory.join(&setting.file), text).await;
             written.map_err(|error| failure(directory, setting, &error))?;
         } else {
             apply(directory, std::slice::from_ref(setting))?;
