@@ -157,7 +157,7 @@ impl HostMount {
     #[must_use]
     pub fn mount_point(&self, container: &str) -> String {
         if let Some(number) = self.volume {
-            return format!("{}/{}/0", guest::volume_directory(number), guest::MOUNTS_DIR);
+            return guest::volume_mount_point(number);
         }
         let directory = if self.is_of_kernel {
             guest::KERNEL_MOUNTS_DIR

@@ -52,6 +52,12 @@ pub fn volume_directory(number: u32) -> String {
     format!("{VOLUME_PREFIX}{number}")
 }
 
+/// The mount point of shared volume `number` in the shared tree, such as ".volume-3/mounts/0".
+#[must_use]
+pub fn volume_mount_point(number: u32) -> String {
+    format!("{}/{MOUNTS_DIR}/0", volume_directory(number))
+}
+
 /// Whether `name` is one that [`volume_directory`] returns.
 #[must_use]
 pub fn is_volume_directory(name: &str) -> bool {

@@ -60,33 +60,11 @@ pub struct Placement {
 /// # Errors
 /// [`Error`] with the mount that failed.
 pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<Vec<Placement>, Error> {
-    let directory = PathBuf::from(id);
-    let root = match rootfs {
-        // The guest mounts it.
-        Rootfs::Disk(_) => None,
-        Rootfs::Directory(path) => Some(vec![
-            detached::bind(
-                path,
-                Extent {
-                    recursive: true,
-                    read_only: false,
-                },
-            )?
-            .mount,
-        ]),
-        Rootfs::Mounts(mounts) => {
-            let mut stack = Vec::new();
-            for (index, mount) in mounts.iter().enumerate() {
-                stack.push(detached::mount(index, mount).await?);
-            }
-            Some(stack)
-        }
-        Rootfs::Overlay(overlay) => Some(vec![detached::mount(0, &overlay.lower).await?]),
-    };
-    let root = root.map(|mounts| Placement {
-        target: directory.join(root_directory(rootfs)),
+    let root = root_mounts(rootfs).await?;
+    let root = root_mount_point(id, rootfs).map(|target| Placement {
+        target,
         is_directory: true,
-        mounts,
+        mounts: root,
     });
     let mut placements: Vec<Placement> = root.into_iter().collect();
     let mut namespaces = id_map::Namespaces::default();
@@ -105,6 +83,28 @@ pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<V
     Ok(placements)
 }
 
+/// The detached mounts of a root file system, bottom first; none if the guest mounts all of it.
+async fn root_mounts(rootfs: &Rootfs) -> Result<Vec<OwnedFd>, Error> {
+    Ok(match rootfs {
+        Rootfs::Disk(_) => Vec::new(),
+        Rootfs::Directory(path) => {
+            let extent = Extent {
+                recursive: true,
+                read_only: false,
+            };
+            vec![detached::bind(path, extent)?.mount]
+        }
+        Rootfs::Mounts(mounts) => {
+            let mut stack = Vec::new();
+            for (index, mount) in mounts.iter().enumerate() {
+                stack.push(detached::mount(index, mount).await?);
+            }
+            stack
+        }
+        Rootfs::Overlay(overlay) => vec![detached::mount(0, &overlay.lower).await?],
+    })
+}
+
 /// A detached mount of the directory `source`, of which no process on the host knows.
 ///
 /// # Errors
@@ -120,32 +120,23 @@ pub fn clone_directory(source: &Path, extent: Extent) -> Result<OwnedFd, Error> 
     })
 }
 
-/// The mount point in a container's directory of what the host mounts of its root file system.
-fn root_directory(rootfs: &Rootfs) -> &'static str {
-    match rootfs {
+/// The mount point in the directory of container `id` of what the host mounts of its root file system; None if the
+/// guest mounts all of it.
+fn root_mount_point(id: &str, rootfs: &Rootfs) -> Option<PathBuf> {
+    let name = match rootfs {
+        Rootfs::Disk(_) => return None,
         Rootfs::Overlay(_) => guest::LOWER_DIR,
-        Rootfs::Disk(_) | Rootfs::Directory(_) | Rootfs::Mounts(_) => guest::ROOTFS_DIR,
-    }
+        Rootfs::Directory(_) | Rootfs::Mounts(_) => guest::ROOTFS_DIR,
+    };
+    Some(Path::new(id).join(name))
 }
 
 /// The mount points that [`detach`] has for a container, but those of shared volumes.
 pub fn mount_points(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Vec<PathBuf> {
-    let mut points = match rootfs {
-        Rootfs::Disk(_) => Vec::new(),
-        Rootfs::Directory(_) | Rootfs::Mounts(_) | Rootfs::Overlay(_) => {
-            vec![Path::new(id).join(root_directory(rootfs))]
-        }
-    };
+    let mut points: Vec<PathBuf> = root_mount_point(id, rootfs).into_iter().collect();
     let own = mounts.iter().filter(|mount| mount.volume.is_none());
     points.extend(own.map(|mount| PathBuf::from(mount.mount_point(id))));
     points
-}
-
-/// The mount point of the shared volume `number`.
-pub fn volume_mount_point(number: u32) -> PathBuf {
-    PathBuf::from(guest::volume_directory(number))
-        .join(guest::MOUNTS_DIR)
-        .join("0")
 }
 
 /// The size for the pod's /dev/shm, bytes: that of the tmpfs that the host has for it.

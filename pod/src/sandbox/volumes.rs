@@ -3,17 +3,18 @@
 //! delete flows.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
-use nacre_protocol::guest::volume_directory;
+use nacre_protocol::guest::{volume_directory, volume_mount_point};
 use tokio::sync::watch;
 
 use super::{Progress, Sandbox, delete, failed, until_ended};
 use crate::bundle::Plan;
 use crate::error::Error;
+use crate::log;
 use crate::mirror::Mirrors;
 use crate::shared_mounts::Part;
 use crate::vm::Vm;
-use crate::{log, rootfs};
 
 impl Sandbox {
     /// Replaces the directories that container `id` has by the pod's shared mounts of them.
@@ -93,7 +94,10 @@ pub(super) async fn complete_shared(parts: Vec<Part>) -> Result<(), Error> {
 /// Removes mounts that containers have shared, as [`delete::remove_files`].
 pub(super) async fn remove(vmm: &OwnedFd, numbers: &[u32], progress: &watch::Receiver<Progress>) {
     for number in numbers {
-        let (directory, point) = (volume_directory(*number), rootfs::volume_mount_point(*number));
+        let (directory, point) = (
+            volume_directory(*number),
+            PathBuf::from(volume_mount_point(*number)),
+        );
         delete::remove_files(vmm, &directory, &[point], progress).await;
     }
 }
