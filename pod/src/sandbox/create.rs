@@ -111,7 +111,6 @@ impl Sandbox {
             shared,
             mount_points,
             may_have_mounts: false,
-            may_have_disks: false,
             hooks_ran: false,
         };
         Ok((init, job))
@@ -261,8 +260,6 @@ struct Job {
     mount_points: Vec<PathBuf>,
     /// Mounts of the container may be in the VMM's namespace.
     may_have_mounts: bool,
-    /// The VM may have disks of the container.
-    may_have_disks: bool,
     /// A hook of the creation may have run.
     hooks_ran: bool,
 }
@@ -334,8 +331,8 @@ impl Job {
         if let Some(vmm) = self.vmm.as_ref().filter(|_| self.may_have_mounts) {
             delete::remove_files(vmm, &self.id, &self.mount_points, &self.progress).await;
         }
-        if let Some(disks) = self.disks.as_ref().filter(|_| self.may_have_disks) {
-            let guest = delete::ready_guest(&self.progress);
+        if let Some(disks) = self.disks.as_ref().filter(|_| self.plan.has_disks()) {
+            let guest = self.progress.borrow().guest();
             disks.release(guest.as_ref(), &self.id).await;
         }
         if self.hooks_ran {

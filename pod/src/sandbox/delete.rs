@@ -115,7 +115,7 @@ impl Sandbox {
             self.discard_vm();
             None
         } else {
-            ready_guest(&self.progress.subscribe())
+            self.progress.borrow().guest()
         };
         let hooks = container.hooks;
         if guest.is_none() && !hooks.has(Point::Poststop) {
@@ -182,14 +182,6 @@ impl Sandbox {
     }
 }
 
-/// The guest, if its agent is ready.
-pub(super) fn ready_guest(progress: &watch::Receiver<Progress>) -> Option<Guest> {
-    match &*progress.borrow() {
-        Progress::Ready(guest) => Some(guest.clone()),
-        Progress::Starting | Progress::Running | Progress::Ended(_) => None,
-    }
-}
-
 /// Removes a container's mounts from the VMM's mount namespace, and what the guest has cached of their files,
 /// for each of which the VMM has a descriptor. A failure is logged: the container is gone all the same, and
 /// the rest ends with the VM.
@@ -203,16 +195,15 @@ pub(super) async fn remove_files(
         return;
     }
     let removed = rootfs::remove_from_vmm(vmm.as_fd(), mount_points).await;
-    let guest = match &*progress.borrow() {
-        Progress::Ready(guest) => Some(guest.clone()),
-        // The guest has not seen the files.
-        Progress::Starting | Progress::Running => None,
-        Progress::Ended(_) => return,
-    };
+    let progress = progress.borrow().clone();
+    if matches!(progress, Progress::Ended(_)) {
+        return;
+    }
     if let Err(error) = removed {
         return log::error(format_args!("delete {id}: {error}"));
     }
-    let Some(guest) = guest else { return };
+    // A guest that is not ready has not seen the files.
+    let Some(guest) = progress.guest() else { return };
     match guest.forget_files(id).await {
         Ok(()) | Err(CallError::Lost(_)) => {}
         Err(error) => {

@@ -7,7 +7,7 @@ use nacre_protocol::vsock::StreamAddress;
 use tokio::sync::oneshot;
 
 use super::queue::Event;
-use super::{Progress, Sandbox, until_ended};
+use super::{Sandbox, until_ended};
 use crate::forward::{self, Connection};
 use crate::guest::Guest;
 use crate::network::Namespace;
@@ -43,7 +43,7 @@ impl Sandbox {
 
     /// A client has connected to the localhost of the pod's network namespace.
     pub(super) fn forward_accepted(&mut self, connection: Connection) {
-        let Progress::Ready(guest) = self.progress.borrow().clone() else {
+        let Some(guest) = self.progress.borrow().guest() else {
             return;
         };
         match self.expect_stream() {

@@ -73,6 +73,16 @@ enum Progress {
     Ended(Arc<StepFailed>),
 }
 
+impl Progress {
+    /// The guest, if its agent is ready.
+    fn guest(&self) -> Option<Guest> {
+        match self {
+            Self::Ready(guest) => Some(guest.clone()),
+            Self::Starting | Self::Running | Self::Ended(_) => None,
+        }
+    }
+}
+
 /// A pod's state; see the module.
 #[derive(Debug)]
 pub struct Sandbox {

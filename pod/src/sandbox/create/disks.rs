@@ -11,13 +11,12 @@ use crate::rootfs;
 
 impl Job {
     /// Adds the container's disks to the VM: those of its spec, and that of its root file system.
-    pub(super) async fn attach_disks(&mut self) -> Result<(Vec<agent::Disk>, Vec<FileSystem>), Error> {
+    pub(super) async fn attach_disks(&self) -> Result<(Vec<agent::Disk>, Vec<FileSystem>), Error> {
         let (mut attached, mut file_systems) = (Vec::new(), Vec::new());
         if !self.plan.has_disks() {
             return Ok((attached, file_systems));
         }
         let disks = self.disks.clone().ok_or(Error::Closing)?;
-        self.may_have_disks = true;
         let attach = async |disk: &Disk| {
             let serial = disks.attach(&self.id, disk).await;
             serial.map_err(|error| Error::from(failed("attach disks", error, None)))
