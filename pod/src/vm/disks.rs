@@ -5,10 +5,9 @@ use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
-use nacre_protocol::control::{Answer, Attachments, DeviceConfig, Request};
+use nacre_protocol::control::{Attachments, DeviceConfig, Request};
 use tokio::sync::Mutex;
 
-use super::REQUEST_DEADLINE;
 use super::disk_file::{self, DiskFile, FileId};
 use super::requests::{RequestError, Requests};
 use crate::guest::{CallError, Guest};
@@ -100,12 +99,7 @@ impl Disks {
             serial: serial.to_owned(),
             queues: QUEUES,
         };
-        let request = Request::Attach { device };
-        let answer = self.requests.send_with(request, &attachments, REQUEST_DEADLINE);
-        match answer.await? {
-            Answer::Attached { slot } => Ok(slot),
-            Answer::Done | Answer::Exits(_) | Answer::Memory { .. } => Err(RequestError::WrongAnswer),
-        }
+        self.requests.attach(device, &attachments).await
     }
 
     /// Removes from the VM the disks that only `container` used: first from the guest, which writes what it has
@@ -144,8 +138,7 @@ impl Disks {
                 .map_err(RemoveError::Guest)?;
         }
         let request = Request::Detach { slot: disk.slot };
-        let answer = self.requests.send(request, REQUEST_DEADLINE).await;
-        answer.map(drop).map_err(RemoveError::Vmm)
+        self.requests.carry_out(request).await.map_err(RemoveError::Vmm)
     }
 }
 

@@ -5,9 +5,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nacre_protocol::control::{Answer, DeviceConfig, Request};
+use nacre_protocol::control::{Attachments, DeviceConfig, Request};
 
-use super::REQUEST_DEADLINE;
 use super::requests::{RequestError, Requests};
 
 /// Plugs memory into a VM. Its clones control the same VM.
@@ -36,36 +35,23 @@ impl MemoryControl {
         if !self.is_attached.load(Ordering::Relaxed) {
             self.attach(max_mib).await?;
         }
-        match self.send(Request::PlugMemory { mib }).await? {
-            Answer::Done => Ok(()),
-            Answer::Exits(_) | Answer::Memory { .. } | Answer::Attached { .. } => {
-                Err(RequestError::WrongAnswer)
-            }
-        }
+        self.requests.carry_out(Request::PlugMemory { mib }).await
     }
 
     async fn attach(&self, max_mib: u32) -> Result<(), RequestError> {
         let device = DeviceConfig::Mem { max_mib };
-        let attached = match self.send(Request::Attach { device }).await {
-            Ok(Answer::Attached { .. }) => Ok(()),
-            Ok(Answer::Exits(_) | Answer::Memory { .. } | Answer::Done) => Err(RequestError::WrongAnswer),
-            Err(error) => Err(error),
-        };
+        let attached = self.requests.attach(device, &Attachments::default()).await;
         // The VMM carries out a request even if its answer comes too late, and refuses a second device.
-        if matches!(attached, Ok(()) | Err(RequestError::TimedOut(_))) {
+        if matches!(attached, Ok(_) | Err(RequestError::TimedOut(_))) {
             self.is_attached.store(true, Ordering::Relaxed);
         }
-        attached
-    }
-
-    fn send(&self, request: Request) -> impl Future<Output = Result<Answer, RequestError>> + Send + use<> {
-        self.requests.send(request, REQUEST_DEADLINE)
+        attached.map(drop)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use nacre_protocol::control::{Channel, ErrorText, ToVmm, socket_pair};
+    use nacre_protocol::control::{Answer, Channel, ErrorText, ToVmm, socket_pair};
 
     use super::*;
 

@@ -234,29 +234,13 @@ impl Vm {
     pub fn attach_net(&self, nic: &Nic) -> impl Future<Output = Result<u8, RequestError>> + use<> + 'static {
         let mut attachments = Attachments::default();
         let device = net_device(nic, &mut attachments);
-        let answer = self
-            .requests
-            .send_with(Request::Attach { device }, &attachments, REQUEST_DEADLINE);
-        async move {
-            match answer.await? {
-                Answer::Attached { slot } => Ok(slot),
-                Answer::Done | Answer::Exits(_) | Answer::Memory { .. } => Err(RequestError::WrongAnswer),
-            }
-        }
+        self.requests.attach(device, &attachments)
     }
 
     /// Adds the devices that every VM has to the running VM, now. The guest finds them when it scans its PCI
     /// bus again, which it should do once the future is ready.
     pub fn attach_common(&self) -> impl Future<Output = Result<(), RequestError>> + use<> + 'static {
-        let answer = self.requests.send(Request::AttachCommon, REQUEST_DEADLINE);
-        async move {
-            match answer.await? {
-                Answer::Done => Ok(()),
-                Answer::Attached { .. } | Answer::Exits(_) | Answer::Memory { .. } => {
-                    Err(RequestError::WrongAnswer)
-                }
-            }
-        }
+        self.requests.carry_out(Request::AttachCommon)
     }
 
     /// The last 20 lines of the guest's console, without control characters.

@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nacre_protocol::control::{
-    Answer, Attachments, Channel, Error as ChannelError, ErrorText, Request, ToVmm,
+    Answer, Attachments, Channel, DeviceConfig, Error as ChannelError, ErrorText, Request, ToVmm,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
+
+use super::REQUEST_DEADLINE;
 
 /// Most requests that wait for their answers.
 const MAX_PENDING: usize = 16;
@@ -90,6 +92,37 @@ impl Requests {
                 // The sender was dropped by `end`.
                 Ok(Err(_)) => Err(RequestError::Ended),
                 Err(_elapsed) => Err(RequestError::TimedOut(deadline)),
+            }
+        }
+    }
+
+    /// Asks the VMM now to add `device`, whose descriptors are `attachments`. The future is its slot.
+    pub fn attach(
+        self: &Arc<Self>,
+        device: DeviceConfig,
+        attachments: &Attachments<'_>,
+    ) -> impl Future<Output = Result<u8>> + Send + use<> + 'static {
+        let answer = self.send_with(Request::Attach { device }, attachments, REQUEST_DEADLINE);
+        async move {
+            match answer.await? {
+                Answer::Attached { slot } => Ok(slot),
+                Answer::Done | Answer::Exits(_) | Answer::Memory { .. } => Err(RequestError::WrongAnswer),
+            }
+        }
+    }
+
+    /// As [`Requests::send`], for a request whose only answer is [`Answer::Done`].
+    pub fn carry_out(
+        self: &Arc<Self>,
+        request: Request,
+    ) -> impl Future<Output = Result<()>> + Send + use<> + 'static {
+        let answer = self.send(request, REQUEST_DEADLINE);
+        async move {
+            match answer.await? {
+                Answer::Done => Ok(()),
+                Answer::Attached { .. } | Answer::Exits(_) | Answer::Memory { .. } => {
+                    Err(RequestError::WrongAnswer)
+                }
             }
         }
     }
