@@ -13,7 +13,8 @@ pub static PROFILE: Profile = Profile {
     calls: &[common::CALLS, worker::CALLS, worker::INTERRUPT, CALLS],
 };
 
-const CALLS: &[Call] = &[
+/// Of the main thread, too, which creates the worker of a disk that is added later.
+pub(super) const CALLS: &[Call] = &[
     any(libc::SYS_io_uring_enter, "submits operations, and waits for them"),
     any(libc::SYS_preadv, "reads from the disk, without io_uring"),
     any(libc::SYS_pwritev, "writes to the disk, without io_uring"),

@@ -3,8 +3,8 @@
 //!
 //! It also adds devices to the running VM (virtio-net, virtio-blk, virtio-mem, virtio-rng, virtio-balloon), each
 //! with a worker. A thread inherits the filters of the thread that creates it and adds those of its own profile. It
-//! may then make only calls that are in both tables, so this one also has what these workers need. It can't
-//! create a process.
+//! may then make only calls that are in both tables, so this one also has what these workers need; the profile has the
+//! table of virtio-blk itself. It can't create a process.
 
 use super::{Call, KVM_SET_USER_MEMORY_REGION, KVM_SIGNAL_MSI, any, one_of, options, unsupported};
 
@@ -102,9 +102,4 @@ pub const CALLS: &[Call] = &[
         libc::SYS_io_uring_register,
         "an added disk: the restrictions of its ring",
     ),
-    any(libc::SYS_io_uring_enter, "the worker of virtio-blk"),
-    any(libc::SYS_preadv, "the worker of virtio-blk"),
-    any(libc::SYS_pwritev, "the worker of virtio-blk"),
-    any(libc::SYS_fdatasync, "the worker of virtio-blk"),
-    any(libc::SYS_fallocate, "the worker of virtio-blk"),
 ];

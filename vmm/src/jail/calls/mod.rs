@@ -51,7 +51,7 @@ pub static CONTROL: Profile = Profile {
     name: "control",
     capabilities: CapabilitySet::empty(),
     own_working_directory: false,
-    calls: &[common::CALLS, control::CALLS],
+    calls: &[common::CALLS, control::CALLS, blk::CALLS],
 };
 
 /// Every profile once. The process keeps the capabilities of all of them together.
