@@ -7,7 +7,7 @@ pub mod task;
 pub mod terminal;
 
 /// The containerd runtime that runs a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Runtime {
     /// The runtime under test.
     #[default]

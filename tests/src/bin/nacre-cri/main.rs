@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use nacre_tests::containerd::Runtime;
 use nacre_tests::cri::node::{Node, prepare_cgroup};
 use nacre_tests::cri::{Case, cases, connect_to, echo_datagrams, groups, print_changes, run_group, serve_at};
@@ -24,7 +24,7 @@ struct Arguments {
     list: bool,
     /// Run under one runtime only and print the outcomes.
     #[arg(long)]
-    only: Option<OnlyRuntime>,
+    only: Option<Runtime>,
     /// Also run the cases that take long.
     #[arg(long)]
     long: bool,
@@ -48,12 +48,6 @@ struct Arguments {
     connect: Option<PathBuf>,
     #[command(flatten)]
     selection: Selection,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum OnlyRuntime {
-    Nacre,
-    Runc,
 }
 
 fn main() -> ExitCode {
@@ -98,10 +92,10 @@ fn run(arguments: &Arguments, chosen: &[&'static Case]) -> Result<usize> {
     let started = Instant::now();
     prepare_cgroup()?;
     let nodes = Nodes {
-        runc: (arguments.only != Some(OnlyRuntime::Nacre))
+        runc: (arguments.only != Some(Runtime::Nacre))
             .then(|| Node::new(Runtime::Runc, "runc"))
             .transpose()?,
-        nacre: (arguments.only != Some(OnlyRuntime::Runc))
+        nacre: (arguments.only != Some(Runtime::Runc))
             .then(|| Node::new(Runtime::Nacre, &arguments.handler))
             .transpose()?,
     };

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use nacre_tests::containerd::{Runtime, ctr};
 use nacre_tests::parity::{Behaviour, Verdict, behaviours, compare, groups, run_group};
 use nacre_tests::runner;
@@ -19,15 +19,9 @@ struct Arguments {
     list: bool,
     /// Run under one runtime only and print the outcomes.
     #[arg(long)]
-    only: Option<OnlyRuntime>,
+    only: Option<Runtime>,
     #[command(flatten)]
     selection: Selection,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum OnlyRuntime {
-    Nacre,
-    Runc,
 }
 
 fn main() -> ExitCode {
@@ -44,8 +38,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let failed = match arguments.only {
-        Some(OnlyRuntime::Nacre) => Ok(run_under(&chosen, Runtime::Nacre)),
-        Some(OnlyRuntime::Runc) => Ok(run_under(&chosen, Runtime::Runc)),
+        Some(only) => Ok(run_under(&chosen, only)),
         None => compare_all(&chosen, &arguments.selection),
     };
     ctr::remove_leftovers();

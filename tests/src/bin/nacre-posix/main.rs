@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use nacre_tests::containerd::{Runtime, ctr};
 use nacre_tests::posix::compare::{Verdict, allowed, compare};
 use nacre_tests::posix::root::Place;
@@ -32,7 +32,7 @@ struct Arguments {
     list: bool,
     /// Observe under one runtime only and print the observations.
     #[arg(long)]
-    only: Option<OnlyRuntime>,
+    only: Option<Runtime>,
     /// Make 1,000,000 operations on each place instead of 20,000.
     #[arg(long)]
     long: bool,
@@ -44,21 +44,6 @@ struct Arguments {
     seed: u64,
     #[command(flatten)]
     selection: Selection,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum OnlyRuntime {
-    Nacre,
-    Runc,
-}
-
-impl From<OnlyRuntime> for Runtime {
-    fn from(only: OnlyRuntime) -> Self {
-        match only {
-            OnlyRuntime::Nacre => Self::Nacre,
-            OnlyRuntime::Runc => Self::Runc,
-        }
-    }
 }
 
 /// What is selected by a name, besides the behaviours.
@@ -100,13 +85,13 @@ fn run(arguments: &Arguments) -> Result<usize> {
     for (number, place) in Place::ALL.into_iter().enumerate() {
         if !chosen.is_empty() && arguments.selection.take(2 * number)? {
             match arguments.only {
-                Some(only) => print_under(only.into(), &containers, place, &chosen)?,
+                Some(only) => print_under(only, &containers, place, &chosen)?,
                 None => passed += compare_all(&containers, place, &chosen, &mut failed)?,
             }
         }
         let name = exercises[number].as_str();
         if arguments.selection.selects(name, &all)
-            && !matches!(arguments.only, Some(OnlyRuntime::Runc))
+            && !matches!(arguments.only, Some(Runtime::Runc))
             && arguments.selection.take(2 * number + 1)?
         {
             match exercise(arguments, &containers, place) {
