@@ -9,6 +9,7 @@ pub mod growth;
 pub mod guests;
 pub mod installation;
 pub mod leaks;
+pub mod loop_device;
 pub mod memory;
 pub mod parity;
 pub mod posix;

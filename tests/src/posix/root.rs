@@ -2,13 +2,14 @@
 //! bind-mounted into it. Called by `nacre-posix`.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
 use crate::containerd::ctr::output;
+use crate::loop_device::load_module;
 
 /// Bytes of a volume. Its image is sparse.
 const VOLUME_BYTES: u64 = 256 << 20;
@@ -66,11 +67,7 @@ impl Volume {
         make.args(["-q", "-F", "-m", "0", "-b", "4096", "-I", "256"])
             .arg(&image);
         output(make)?.success().context("mkfs.ext4")?;
-        if !Path::new("/dev/loop-control").exists() {
-            let mut load = Command::new("modprobe");
-            load.arg("loop");
-            output(load)?.success().context("loading the module loop")?;
-        }
+        load_module()?;
         let mut mount = Command::new("mount");
         mount.args(["-o", "loop"]).arg(&image).arg(&mounted);
         output(mount)?.success().context("mounting an ext4")?;

@@ -17,6 +17,7 @@ use nacre_tests::containerd::bundle::Bundle;
 use nacre_tests::containerd::ctr::{IMAGE, ctr, fresh_id, output};
 use nacre_tests::containerd::task;
 use nacre_tests::installation::{Config, prefix};
+use nacre_tests::loop_device::LoopDevice;
 use serde_json::{Value, json};
 
 use crate::pods::pod::Pod;
@@ -48,10 +49,9 @@ pub const TESTS: &[Test] = &[
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 2048;
 
-/// A loop device of the host; freed when dropped.
+/// A block device of the host.
 struct Loop {
-    /// Its device node.
-    node: String,
+    device: LoopDevice,
     /// The file behind it.
     file: File,
     _directory: tempfile::TempDir,
@@ -68,14 +68,8 @@ impl Loop {
             .open(&path)?;
         file.set_len(BLOCK * BLOCKS)?;
         file.write_all_at(b"of the host\n", 0)?;
-        let mut module = Command::new("modprobe");
-        module.arg("loop");
-        output(module)?.success()?;
-        let mut setup = Command::new("losetup");
-        setup.args(["--find", "--show"]).arg(&path);
-        let node = output(setup)?.success()?.trim().to_owned();
         Ok(Self {
-            node,
+            device: LoopDevice::new(&path)?,
             file,
             _directory: directory,
         })
@@ -83,7 +77,7 @@ impl Loop {
 
     /// Adds it to `spec` as `path`, with a rule for `access`.
     fn add(&self, spec: &mut Value, path: &str, access: &str) -> Result<()> {
-        let number = fs::metadata(&self.node)?.rdev();
+        let number = fs::metadata(&self.device.node)?.rdev();
         let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
         let device = json!({"type": "b", "path": path, "major": major, "minor": minor});
         let rule = json!({"allow": true, "type": "b", "major": major, "minor": minor, "access": access});
@@ -97,15 +91,6 @@ impl Loop {
         self.file.read_exact_at(&mut text, offset)?;
         let text = text.split(|byte| *byte == b'\n' || *byte == 0).next();
         Ok(String::from_utf8_lossy(text.unwrap_or_default()).into_owned())
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let detached = Command::new("losetup").arg("--detach").arg(&self.node).status();
-        if !detached.is_ok_and(|status| status.success()) {
-            eprintln!("nacre-e2e: losetup --detach {} failed", self.node);
-        }
     }
 }
 

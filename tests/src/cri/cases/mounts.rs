@@ -3,16 +3,15 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MsFlags, mount, umount};
 use serde_json::{Value, json};
 
 use super::PRIVILEGED;
-use crate::containerd::ctr::output;
 use crate::cri::node::Node;
 use crate::cri::{Case, calls, container};
+use crate::loop_device::LoopDevice;
 use crate::parity::Outcome;
 
 pub const CASES: &[Case] = &[
@@ -56,13 +55,11 @@ fn block_device(node: &Node) -> Result<Outcome> {
     let directory = tempfile::tempdir_in("/run")?;
     let file = directory.path().join("disk");
     fs::write(&file, vec![b'-'; 1 << 20])?;
-    run("modprobe", &["loop"])?;
-    let device = run("losetup", &["--find", "--show", &file.display().to_string()])?;
-    let device = device.trim();
+    let device = LoopDevice::new(&file)?;
     let pod = node.pod(Value::Null)?;
     let change = |permissions: &str| {
         json!({"devices": [
-            {"container_path": "/dev/xvda", "host_path": device, "permissions": permissions}
+            {"container_path": "/dev/xvda", "host_path": device.node, "permissions": permissions}
         ]})
     };
     let write = "stat -c '%F %a' /dev/xvda; blockdev --getsize64 /dev/xvda; head -c 4 /dev/xvda; echo
@@ -76,7 +73,7 @@ fn block_device(node: &Node) -> Result<Outcome> {
         Ok(outcome)
     });
     pod.remove()?;
-    run("losetup", &["--detach", device])?;
+    drop(device);
     let content = fs::read(&file)?;
     ensure!(
         content[100 * 512..].starts_with(b"written\n-"),
@@ -87,13 +84,6 @@ fn block_device(node: &Node) -> Result<Outcome> {
         "a device that may only be read was written"
     );
     outcome
-}
-
-/// Standard output of a program of the node, which must succeed.
-fn run(program: &str, arguments: &[&str]) -> Result<String> {
-    let mut command = Command::new(program);
-    command.args(arguments);
-    output(command)?.success()
 }
 
 fn one_mount(path: &Path, more: Value) -> Value {

@@ -1,0 +1,55 @@
+//! Loop devices of the host: block devices whose content is a file. Used by tests of disks and of volumes; never
+//! mounts one.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::containerd::ctr::{Output, output};
+
+/// A loop device; freed when dropped.
+pub struct LoopDevice {
+    /// Its device node, such as "/dev/loop0".
+    pub node: String,
+}
+
+impl LoopDevice {
+    /// Makes one for `file`.
+    ///
+    /// # Errors
+    /// If the module or losetup fails.
+    pub fn new(file: &Path) -> Result<Self> {
+        load_module()?;
+        let mut setup = Command::new("losetup");
+        setup.args(["--find", "--show"]).arg(file);
+        let node = output(setup)?.success().context("losetup")?;
+        Ok(Self {
+            node: node.trim().to_owned(),
+        })
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let mut detach = Command::new("losetup");
+        detach.arg("--detach").arg(&self.node);
+        if let Err(error) = output(detach).and_then(Output::success) {
+            eprintln!("losetup --detach {}: {error:#}", self.node);
+        }
+    }
+}
+
+/// Loads the kernel's module for loop devices, unless it is there.
+///
+/// # Errors
+/// If modprobe fails.
+pub fn load_module() -> Result<()> {
+    if Path::new("/dev/loop-control").exists() {
+        return Ok(());
+    }
+    let mut load = Command::new("modprobe");
+    load.arg("loop");
+    output(load)?.success().context("loading the module loop")?;
+    Ok(())
+}
