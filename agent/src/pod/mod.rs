@@ -8,6 +8,7 @@ mod init;
 mod mirror;
 mod shm;
 mod sysctl;
+mod tmpfs;
 mod users;
 
 pub use files::{enter_volumes, forget};

@@ -9,18 +9,17 @@
 
 mod operations;
 
-use std::ffi::CString;
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use nacre_protocol::agent::{ChangeMirrorRequest, ChangeMirrorResponse};
 use nacre_protocol::guest::{
     MAX_MIRROR_BYTES, MAX_MIRROR_ENTRIES, MAX_MIRROR_OPERATIONS, MIRROR_FILES, MIRRORS,
 };
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, unmount};
 
 use self::operations::Copy;
+use super::tmpfs::mount_once;
 use crate::error::{Error, truncate};
 
 /// In a mirror's directory: what is being made.
@@ -77,28 +76,14 @@ fn directory(number: u32) -> PathBuf {
 /// Mounts the tmpfs of a mirror on `directory`, unless that exists.
 fn make(directory: &Path) -> Result<(), Error> {
     fs::create_dir_all(MIRRORS).map_err(Error::file("creating", MIRRORS))?;
-    match fs::create_dir(directory) {
-        Ok(()) => {}
-        // Made together with the mount below.
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
-        Err(error) => return Err(Error::file("creating", directory)(error)),
-    }
-    mount_tmpfs(directory).inspect_err(|_| {
-        // So that the next call tries again. The original error is returned.
-        let _ = unmount(directory, UnmountFlags::DETACH);
-        let _ = fs::remove_dir(directory);
-    })
-}
-
-fn mount_tmpfs(directory: &Path) -> Result<(), Error> {
     let bytes = MAX_MIRROR_BYTES * 2 + SPARE_BYTES;
     let inodes = MAX_MIRROR_ENTRIES * 2 + SPARE_INODES;
-    let options = CString::new(format!("mode=755,size={bytes},nr_inodes={inodes}")).unwrap_or_default();
+    let options = format!("mode=755,size={bytes},nr_inodes={inodes}");
     // A container's mount has the flags of its spec.
-    mount("mirror", directory, "tmpfs", MountFlags::empty(), Some(&*options))
-        .map_err(Error::file("mounting a tmpfs on", directory))?;
-    [MIRROR_FILES, NEW].iter().try_for_each(|name| {
-        let part = directory.join(name);
-        fs::create_dir(&part).map_err(Error::file("creating", part))
+    mount_once("mirror", directory, MountFlags::empty(), &options, || {
+        [MIRROR_FILES, NEW].iter().try_for_each(|name| {
+            let part = directory.join(name);
+            fs::create_dir(&part).map_err(Error::file("creating", part))
+        })
     })
 }
