@@ -17,7 +17,7 @@ use super::checks::{MAX_XATTR, checked_name, checked_offset, checked_open_flags,
 use super::handles::{Access, OpenFile, guest_handle, library_handle};
 use super::privileges::without_fsetid;
 use super::streams::{Entries, ReadDirectory};
-use super::subtree::{ROOTFS_TIMEOUT, Subtree, guest_entry, library_inode};
+use super::subtree::{ROOTFS_TIMEOUT, Subtree, guest_entry, library_inode, new_guest_entry};
 use super::tree::{Tree, access_of};
 
 /// Requests that are forwarded with the library's inode number and otherwise unchanged.
@@ -117,7 +117,7 @@ impl FileSystem for Tree {
         let entry = self
             .files
             .symlink(ctx, linkname, library_inode(parent), name, extensions)?;
-        Ok(guest_entry(entry, parent, Subtree::of(parent).child(name)))
+        Ok(new_guest_entry(entry, parent, name))
     }
 
     fn mknod(
@@ -134,7 +134,7 @@ impl FileSystem for Tree {
         let entry = self
             .files
             .mknod(ctx, library_inode(parent), name, mode, rdev, umask, extensions)?;
-        Ok(guest_entry(entry, parent, Subtree::of(parent).child(name)))
+        Ok(new_guest_entry(entry, parent, name))
     }
 
     fn mkdir(
@@ -150,7 +150,7 @@ impl FileSystem for Tree {
         let entry = self
             .files
             .mkdir(ctx, library_inode(parent), name, mode, umask, extensions)?;
-        Ok(guest_entry(entry, parent, Subtree::of(parent).child(name)))
+        Ok(new_guest_entry(entry, parent, name))
     }
 
     fn link(&self, ctx: Context, inode: u64, newparent: u64, newname: &CStr) -> io::Result<Entry> {
@@ -158,11 +158,7 @@ impl FileSystem for Tree {
         let entry = self
             .files
             .link(ctx, library_inode(inode), library_inode(newparent), newname)?;
-        Ok(guest_entry(
-            entry,
-            newparent,
-            Subtree::of(newparent).child(newname),
-        ))
+        Ok(new_guest_entry(entry, newparent, newname))
     }
 
     fn unlink(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<()> {

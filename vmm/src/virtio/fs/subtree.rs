@@ -114,6 +114,11 @@ pub fn library_inode(inode: u64) -> u64 {
     inode & LIBRARY_BITS
 }
 
+/// As [`guest_entry`], for an entry that the guest has just made.
+pub fn new_guest_entry(entry: Entry, parent: u64, name: &CStr) -> Entry {
+    guest_entry(entry, parent, Subtree::of(parent).child(name))
+}
+
 /// Turns the library's entry in the guest's inode `parent` into the guest's, which is in `subtree`. The
 /// directory decides how long the name is cached (names in a container's directory may become mount points at
 /// any time), the entry's inode how long its attributes are.
