@@ -80,6 +80,8 @@ pub const MIRROR_FILES: &str = "files";
 pub const MAX_MIRROR_BYTES: u64 = 64 << 20;
 /// Most files, directories and symbolic links of a mirror. The tmpfs has room for twice as many.
 pub const MAX_MIRROR_ENTRIES: u32 = 16 * 1024;
+/// Longest path of a file in a mirror, and longest target of a link (PATH_MAX without its NUL), bytes.
+pub const MAX_MIRROR_PATH: usize = 4095;
 /// Most operations of one ChangeMirror.
 pub const MAX_MIRROR_OPERATIONS: usize = 1024;
 

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use nacre_protocol::guest::{MAX_MIRROR_BYTES, MAX_MIRROR_ENTRIES};
+use nacre_protocol::guest::{MAX_MIRROR_BYTES, MAX_MIRROR_ENTRIES, MAX_MIRROR_PATH};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, openat2, readlinkat, statat};
 use rustix::io::Errno;
 
@@ -15,8 +15,6 @@ use super::tree::{Attributes, DATA, Entry, Kind, Tree, Version};
 
 /// Most directories of a mirror; each takes one of the host's inotify watches.
 const MAX_DIRECTORIES: usize = 1024;
-/// Longest path of a file in a mirror, and longest target of a link (PATH_MAX without its NUL), bytes.
-const MAX_PATH: usize = 4095;
 /// The bits of a mode that are permissions.
 const PERMISSIONS: u32 = 0o7777;
 
@@ -153,8 +151,8 @@ impl Scan<'_> {
     fn add(&mut self, directory: &OwnedFd, path: PathBuf, name: &OsStr) -> Result<(), Error> {
         let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
         let stat = stat.map_err(|errno| Error::at(&path, errno))?;
-        if path.as_os_str().len() > MAX_PATH {
-            return Err(too_large("paths' bytes", MAX_PATH));
+        if path.as_os_str().len() > MAX_MIRROR_PATH {
+            return Err(too_large("paths' bytes", MAX_MIRROR_PATH));
         }
         if self.tree.len() + self.directories.len() >= MAX_MIRROR_ENTRIES as usize {
             return Err(too_large("files", MAX_MIRROR_ENTRIES));

@@ -11,7 +11,7 @@ use std::path::{Component, Path};
 
 use nacre_protocol::agent::mirror_operation::Operation;
 use nacre_protocol::agent::{FileAttributes, MirrorOperation, WriteFile};
-use nacre_protocol::guest::MIRROR_FILES;
+use nacre_protocol::guest::{MAX_MIRROR_PATH, MIRROR_FILES};
 use rustix::fs::{
     AtFlags, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chownat, fchmod, fchown,
     fstat, futimens, linkat, mkdirat, openat, openat2, renameat, symlinkat, unlinkat,
@@ -23,8 +23,6 @@ use crate::error::Error;
 
 /// The name of a file or link until it is complete.
 const INCOMPLETE: &str = "incomplete";
-/// Longest path and longest target of a link (PATH_MAX without the terminating NUL), bytes.
-const MAX_PATH: usize = 4095;
 /// Most characters of a path that an error repeats.
 const MAX_QUOTED: usize = 256;
 /// The bits of [`FileAttributes`]' mode that are set.
@@ -119,9 +117,9 @@ impl Copy {
     }
 
     fn make_symlink(&self, path: &[u8], target: &[u8], owner: &FileAttributes) -> io::Result<()> {
-        if target.is_empty() || target.len() > MAX_PATH {
+        if target.is_empty() || target.len() > MAX_MIRROR_PATH {
             return Err(invalid(format!(
-                "expected a target of 1 to {MAX_PATH} bytes, got {}",
+                "expected a target of 1 to {MAX_MIRROR_PATH} bytes, got {}",
                 target.len()
             )));
         }
@@ -193,7 +191,7 @@ impl Copy {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(invalid("not the path of a file".into()));
         };
-        if path.as_os_str().len() > MAX_PATH || !path.components().all(is_plain) {
+        if path.as_os_str().len() > MAX_MIRROR_PATH || !path.components().all(is_plain) {
             return Err(invalid("not a path below the mirror's root".into()));
         }
         if parent.as_os_str().is_empty() {
