@@ -1,6 +1,6 @@
-//! The same command under every shim_runtime, timed from ctr's start to its end. The runtimes take turns: a
-//! round runs each of them once, and the next round starts with the next one, so that a busy host slows all
-//! of them alike.
+//! The same command under every runtime, timed from ctr's start to its end. A round runs each runtime once. Their
+//! order changes from round to round so that a busy host slows all of them alike, and so that each runs equally
+//! often after each other one: the end of a VM still takes time of the host when ctr has returned.
 
 use std::time::Instant;
 
@@ -83,8 +83,7 @@ fn alternate(
     let mut rounds = Vec::with_capacity(count);
     for number in 0..=count {
         let mut seconds = vec![0.0; runtimes.len()];
-        for turn in 0..runtimes.len() {
-            let index = (number + turn) % runtimes.len();
+        for index in order(number, runtimes.len()) {
             let shim_runtime = runtimes[index];
             let started = Instant::now();
             run(shim_runtime, number).with_context(|| format!("{word} under {}", shim_runtime.name))?;
@@ -112,6 +111,25 @@ fn alternate(
         }
     }
     Ok(rounds)
+}
+
+/// The order of `count` runtimes in a round, as their indexes. In `count` rounds, or twice as many if `count` is
+/// odd, each runtime follows each other one equally often within a round (Williams, "Experimental designs balanced
+/// for the estimation of residual effects of treatments", 1949).
+fn order(round: usize, count: usize) -> Vec<usize> {
+    // 0, 1, count - 1, 2, count - 2, …: all differences between neighbours are distinct modulo count.
+    let zigzag = (0..count).map(|position| {
+        if position % 2 == 1 {
+            position.div_ceil(2)
+        } else {
+            count - position / 2
+        }
+    });
+    let mut order: Vec<usize> = zigzag.map(|index| (index + round) % count).collect();
+    if count % 2 == 1 && (round / count) % 2 == 1 {
+        order.reverse();
+    }
+    order
 }
 
 impl Rounds {
@@ -192,6 +210,23 @@ mod tests {
 
     fn close(left: f64, right: f64) -> bool {
         (left - right).abs() < 1e-9
+    }
+
+    #[test]
+    fn each_runtime_follows_each_other_one_equally_often() {
+        for count in 3..=5 {
+            let mut followers = std::collections::BTreeMap::new();
+            for round in 0..2 * count {
+                let order = order(round, count);
+                for pair in order.windows(2) {
+                    *followers.entry((pair[0], pair[1])).or_insert(0) += 1;
+                }
+                let distinct: std::collections::BTreeSet<usize> = order.into_iter().collect();
+                assert_eq!(distinct, (0..count).collect());
+            }
+            assert_eq!(followers.len(), count * (count - 1), "{followers:?}");
+            assert!(followers.values().all(|&times| times == 2), "{followers:?}");
+        }
     }
 
     #[test]
