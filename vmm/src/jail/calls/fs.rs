@@ -14,6 +14,21 @@ pub static PROFILE: Profile = Profile {
     calls: &[common::CALLS, worker::CALLS, worker::INTERRUPT, CALLS],
 };
 
+/// The thread of requests that wait for the host's disk.
+pub static SYNC_PROFILE: Profile = Profile {
+    name: "fs-sync",
+    capabilities: CapabilitySet::DAC_OVERRIDE, // syncfs opens a directory of any owner
+    own_working_directory: false,
+    calls: &[common::CALLS, SYNC_CALLS],
+};
+
+const SYNC_CALLS: &[Call] = &[
+    any(libc::SYS_fsync, "fsync"),
+    any(libc::SYS_fdatasync, "fsync of data"),
+    any(libc::SYS_syncfs, "syncfs"),
+    any(libc::SYS_openat, "syncfs: reopens a descriptor by /proc/self/fd"),
+];
+
 /// CAP_DAC_READ_SEARCH is left out because it permits open_by_handle_at, which opens any file of a file
 /// system, also outside of the shared tree; CAP_DAC_OVERRIDE covers everything else that it permits.
 const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN // chown by the guest's root

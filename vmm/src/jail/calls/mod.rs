@@ -61,6 +61,7 @@ pub static ALL: &[&Profile] = &[
     &balloon::PROFILE,
     &blk::PROFILE,
     &fs::PROFILE,
+    &fs::SYNC_PROFILE,
     &net::PROFILE,
     &mem::PROFILE,
     &rng::PROFILE,

@@ -12,7 +12,7 @@ type Row = (&'static Profile, &'static str, &'static [(i64, &'static str)]);
 /// The tests of the devices count interrupts instead of sending them. vsock makes other ioctls.
 const INTERRUPT: (i64, &str) = (libc::SYS_ioctl, "the transport, to send an interrupt");
 
-const DEVICES: [Row; 8] = [
+const DEVICES: [Row; 9] = [
     (&balloon::PROFILE, "virtio::balloon::tests::", &[INTERRUPT]),
     (
         &blk::PROFILE,
@@ -31,6 +31,7 @@ const DEVICES: [Row; 8] = [
     (&rng::PROFILE, "virtio::rng::tests::", &[INTERRUPT]),
     (&vsock::PROFILE, "virtio::vsock::tests::", &[]),
     (&vsock::STANDALONE, "virtio::vsock::tests::", &[]),
+    (&fs::SYNC_PROFILE, "virtio::fs::tests::", &[]),
     (
         &fs::PROFILE,
         "virtio::fs::tests::",

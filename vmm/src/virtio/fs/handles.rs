@@ -91,13 +91,34 @@ impl Handles {
     }
 
     fn kept_file(&self, inode: u64, access: Access) -> Option<u64> {
+        let file = self.take_kept(inode, access)?;
+        lock(&self.files).push(file);
+        Some(file.handle)
+    }
+
+    fn take_kept(&self, inode: u64, access: Access) -> Option<OpenFile> {
         let mut kept = lock(&self.files);
         let index = kept.iter().rposition(|file| {
             file.inode == inode && (file.access == access || file.access == Access::Write)
         })?;
-        let file = kept.remove(index);
-        kept.push(file);
-        Some(file.handle)
+        Some(kept.remove(index))
+    }
+
+    /// Any descriptor of file `inode`, which nobody closes until it is passed to [`Handles::keep`].
+    ///
+    /// # Errors
+    /// That of opening the file.
+    pub fn take(&self, files: &PassthroughFs, ctx: Context, inode: u64) -> io::Result<OpenFile> {
+        if let Some(file) = self.take_kept(inode, Access::Read) {
+            return Ok(file);
+        }
+        let flags = (libc::O_RDONLY | libc::O_NONBLOCK).cast_unsigned();
+        let handle = self.with_room(files, ctx, || files.open(ctx, inode, false, flags))?;
+        Ok(OpenFile {
+            inode,
+            handle,
+            access: Access::Read,
+        })
     }
 
     /// Keeps `file`, and closes what it replaces: the one that was not used for the longest time, and one of

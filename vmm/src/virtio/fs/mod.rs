@@ -6,7 +6,7 @@
 //! containers' mounts below it while the guest runs. Creation has two phases: [`Prepared::before_jail`] opens
 //! /proc/self/fd, which does not exist in the jail; [`spawn`] does the rest afterwards. [`subtree`] decides
 //! what the guest may cache, [`checks`] and [`request`] what it may send; [`memory_view`] is guest memory in
-//! the library's type.
+//! the library's type. Requests that wait for the host's disk have a thread of their own ([`syncs`]).
 //!
 //! What the worker needs of the jail (the tables are in `crate::jail`):
 //! - capabilities CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETUID, SETGID, MKNOD, SETFCAP: files get the owner,
@@ -30,26 +30,36 @@ mod privileges;
 mod request;
 mod streams;
 mod subtree;
+mod syncs;
 #[cfg(test)]
 mod tests;
 mod tree;
 
 use std::error::Error;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
+use virtiofsd::filesystem::{Context, FileSystem as _};
+use virtiofsd::passthrough::PassthroughFs;
 use virtiofsd::server::Server;
+use vmm_sys_util::epoll::EventSet;
 
-use super::worker::{ActiveDevice, DataPath, Fault, Notify};
+use super::worker::{ActiveDevice, Chain, DataPath, Fault, Notify};
 use super::{Device, DeviceError, Env, Spec};
 use crate::jail::calls::fs::PROFILE;
 pub use counts::counts;
+use handles::{Handles, library_handle};
 use memory_view::MemoryView;
+use request::{Served, reply};
+use subtree::library_inode;
+use syncs::{Job, Scope, Syncs, Waiting, Work};
 use tree::Tree;
 
 /// Descriptors of RLIMIT_NOFILE that the guest's files may not use: they are for vsock streams and the VMM
@@ -116,7 +126,12 @@ pub struct Config {
 /// # Errors
 /// [`DeviceError`] if the tag has a wrong length, the root can't be opened, or the worker can't be spawned.
 pub fn spawn(config: Config, env: &Env) -> Result<Device, DeviceError> {
-    let spec = Spec {
+    let thread_env = env.clone();
+    Device::spawn(spec(&config)?, env, move || FsDataPath::new(config, &thread_env))
+}
+
+fn spec(config: &Config) -> Result<Spec, DeviceError> {
+    Ok(Spec {
         name: NAME,
         device_type: VIRTIO_ID_FS,
         queue_sizes: QUEUE_SIZES.to_vec(),
@@ -124,8 +139,7 @@ pub fn spawn(config: Config, env: &Env) -> Result<Device, DeviceError> {
         config: config_space(&config.tag).map_err(DeviceError::at(NAME, "check the tag"))?,
         config_writable: 0..0,
         profile: &PROFILE,
-    };
-    Device::spawn(spec, env, move || FsDataPath::new(config))
+    })
 }
 
 /// The configuration space: the tag, padded with zeros, and the number of request queues, 1.
@@ -137,53 +151,160 @@ fn config_space(tag: &str) -> Result<Vec<u8>, String> {
     Ok(padded.chain(1_u32.to_le_bytes()).collect())
 }
 
-/// Serves requests one after the other: a host file system that hangs blocks all files of this guest.
+/// The event of results of the sync thread.
+const SYNCED: u64 = 0;
+
+/// Serves requests one after the other: a host file system that hangs blocks all files of this guest, unless it
+/// hangs in a request that waits for the disk.
 struct FsDataPath {
     server: Server<Tree>,
+    files: Arc<PassthroughFs>,
+    handles: Arc<Handles>,
+    syncs: Syncs,
     /// Guest memory of the current activation.
     view: Option<MemoryView>,
 }
 
 impl FsDataPath {
-    fn new(config: Config) -> Result<Self, Box<dyn Error + Send + Sync>> {
+    fn new(config: Config, env: &Env) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        Self::with_syncs(config, |files| {
+            Syncs::spawn(env, move |ctx, job| carry_out(&files, ctx, job))
+        })
+    }
+
+    /// With the sync thread that `spawn` spawns for the library's files.
+    fn with_syncs(
+        config: Config,
+        spawn: impl FnOnce(Arc<PassthroughFs>) -> Result<Syncs, Box<dyn Error + Send + Sync>>,
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let (open_files, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
         let tree = Tree::new(
             config.root,
             config.prepared.proc_self_fd,
             open_files.saturating_sub(RESERVED_FILES),
         )?;
+        let (files, handles) = (Arc::clone(&tree.files), Arc::clone(&tree.handles));
         Ok(Self {
             server: Server::new(tree),
+            syncs: spawn(Arc::clone(&files))?,
+            files,
+            handles,
             view: None,
         })
+    }
+
+    /// Serves a chain; None if its request is with the sync thread.
+    fn serve(&mut self, queue: u16, chain: Chain) -> Option<u32> {
+        let Some(view) = &self.view else {
+            return Some(0);
+        };
+        let may_wait = !self.syncs.has_room();
+        let request = match request::serve(&self.server, view, &chain, may_wait) {
+            Served::Replied(length) => return Some(length),
+            Served::Sync(request) => request,
+        };
+        match self.work(&request) {
+            Ok(work) => {
+                self.syncs.start(queue, chain, request, work);
+                None
+            }
+            Err(error) => Some(reply(view, &chain, request.unique, &Err(error)).unwrap_or(0)),
+        }
+    }
+
+    /// What the sync thread has to do for `request`.
+    fn work(&self, request: &syncs::Request) -> io::Result<Work> {
+        let inode = library_inode(request.inode);
+        let Scope::File { handle, data_only } = request.scope else {
+            return Ok(Work {
+                job: Job::FileSystem { inode },
+                file: None,
+            });
+        };
+        let (handle, file) = match library_handle(handle) {
+            Some(handle) => (handle, None),
+            None => {
+                let file = self.handles.take(&self.files, request.ctx, inode)?;
+                (file.handle, Some(file))
+            }
+        };
+        let job = Job::File {
+            inode,
+            handle,
+            data_only,
+        };
+        Ok(Work { job, file })
+    }
+
+    /// Replies to a request that the sync thread has carried out.
+    fn finish(
+        &self,
+        waiting: &Waiting,
+        result: &io::Result<()>,
+        active: &mut ActiveDevice,
+    ) -> Result<(), Fault> {
+        let request = &waiting.request;
+        if let Some(file) = waiting.file {
+            self.handles.keep(&self.files, request.ctx, file);
+        }
+        let view = self.view.as_ref();
+        let length = view.and_then(|view| reply(view, &waiting.chain, request.unique, result));
+        active.push(waiting.queue, waiting.chain.head_index(), length.unwrap_or(0))?;
+        active.notify(waiting.queue)
+    }
+}
+
+/// The sync thread's system call.
+fn carry_out(files: &PassthroughFs, ctx: Context, job: Job) -> io::Result<()> {
+    match job {
+        Job::File {
+            inode,
+            handle,
+            data_only,
+        } => files.fsync(ctx, inode, data_only, handle),
+        Job::FileSystem { inode } => files.syncfs(ctx, inode),
     }
 }
 
 impl DataPath for FsDataPath {
     fn start(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
+        self.on_memory(active)?;
+        active
+            .poller
+            .add(&self.syncs.ready, SYNCED, EventSet::IN)
+            .map_err(Fault::io("watch the sync thread's results"))
+    }
+
+    fn on_queue(&mut self, index: u16, active: &mut ActiveDevice) -> Result<(), Fault> {
+        active.serve_or_keep(index, Notify::Each, |_, chain| self.serve(index, chain))
+    }
+
+    fn on_event(&mut self, _token: u64, _ready: EventSet, active: &mut ActiveDevice) -> Result<(), Fault> {
+        // Fails if an earlier event has read it.
+        let _ = self.syncs.ready.read();
+        while let Some((waiting, result)) = self.syncs.next_result() {
+            self.finish(&waiting, &result, active)?;
+        }
+        Ok(())
+    }
+
+    fn on_memory(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
         self.view = Some(MemoryView::of(&active.memory).map_err(Fault::Memory)?);
         Ok(())
     }
 
-    fn on_queue(&mut self, index: u16, active: &mut ActiveDevice) -> Result<(), Fault> {
-        let Self {
-            server,
-            view: Some(view),
-        } = self
-        else {
-            return Ok(());
-        };
-        active.serve(index, Notify::Each, |_, chain| {
-            request::serve(server, view, &chain)
-        })
-    }
-
-    fn on_memory(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
-        self.start(active)
+    fn quiesce(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
+        while let Some((waiting, result)) = self.syncs.wait() {
+            self.finish(&waiting, &result, active)?;
+        }
+        Ok(())
     }
 
     /// Inodes and open files are kept until the next driver's INIT request, which drops them.
-    fn stop(&mut self, _active: &mut ActiveDevice) {
+    fn stop(&mut self, active: &mut ActiveDevice) {
         self.view = None;
+        self.syncs.forget_all();
+        // Fails if it was not added.
+        let _ = active.poller.remove(&self.syncs.ready);
     }
 }

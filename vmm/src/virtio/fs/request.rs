@@ -1,8 +1,8 @@
 //! One FUSE request: from a chain of descriptors to virtiofsd's server and back. Called by the worker for
 //! each chain. What the library assumes about a request is checked here and in [`super::tree`]; nothing here
-//! knows a file.
+//! knows a file. Requests that wait for the host's disk are parsed here and carried out by [`super::syncs`].
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd::fuse::{InHeader, Opcode, OutHeader};
@@ -11,41 +11,48 @@ use vm_memory::ByteValued as _;
 
 use super::counts;
 use super::memory_view::MemoryView;
+use super::syncs;
 use super::tree::Tree;
 use crate::virtio::worker::Chain;
 
 /// Longest accepted chain: a MiB in pages of 4 KiB, and the buffers of the headers.
 const MAX_DESCRIPTORS: usize = 512;
 
-/// Serves the request in `chain` and returns the number of bytes written. A chain without a readable request
-/// is returned empty.
-pub fn serve(server: &Server<Tree>, view: &MemoryView, chain: &Chain) -> u32 {
+/// What became of a request.
+pub enum Served {
+    /// It was replied to by as many bytes as this, or returned empty.
+    Replied(u32),
+    /// It waits for the host's disk; [`reply`] to it.
+    Sync(syncs::Request),
+}
+
+/// Serves the request in `chain`; one that waits for the host's disk is only parsed, if `may_wait` is false. A
+/// chain without a readable request is returned empty.
+pub fn serve(server: &Server<Tree>, view: &MemoryView, chain: &Chain, may_wait: bool) -> Served {
     if chain.clone().count() > MAX_DESCRIPTORS {
-        return 0;
+        return Served::Replied(0);
     }
-    handle_message(server, view, chain)
-        .or_else(|| reply_einval(view, chain))
-        .unwrap_or(0)
+    handle_message(server, view, chain, may_wait)
+        .or_else(|| reply_einval(view, chain).map(Served::Replied))
+        .unwrap_or(Served::Replied(0))
 }
 
 /// Lets the library serve the request; None if it can't be parsed.
-fn handle_message(server: &Server<Tree>, view: &MemoryView, chain: &Chain) -> Option<u32> {
+fn handle_message(server: &Server<Tree>, view: &MemoryView, chain: &Chain, may_wait: bool) -> Option<Served> {
     let reader = Reader::new(view.library(), chain.clone()).ok()?;
     let writer = Writer::new(view.library(), chain.clone()).ok()?;
-    let opcode = opcode(reader.clone())?;
-    counts::count(opcode);
+    let mut rest = reader.clone();
+    let header: InHeader = rest.read_obj().ok()?;
+    counts::count(header.opcode);
     // The library assumes that the header of the reply fits.
-    if writer.available_bytes() < size_of::<OutHeader>() && wants_reply(opcode) {
+    if writer.available_bytes() < size_of::<OutHeader>() && wants_reply(header.opcode) {
         return None;
     }
+    if !may_wait && let Some(request) = syncs::Request::parse(header, || rest.read_obj().ok()) {
+        return Some(Served::Sync(request));
+    }
     let written = server.handle_message(reader, writer, None::<&mut ()>).ok()?;
-    u32::try_from(written).ok()
-}
-
-/// The opcode of the request, whether or not there is such a one.
-fn opcode(mut reader: Reader<'_>) -> Option<u32> {
-    let header: InHeader = reader.read_obj().ok()?;
-    Some(header.opcode)
+    u32::try_from(written).ok().map(Served::Replied)
 }
 
 fn wants_reply(opcode: u32) -> bool {
@@ -59,10 +66,20 @@ fn wants_reply(opcode: u32) -> bool {
 /// None.
 fn reply_einval(view: &MemoryView, chain: &Chain) -> Option<u32> {
     let header: InHeader = Reader::new(view.library(), chain.clone()).ok()?.read_obj().ok()?;
+    let einval = io::Error::from_raw_os_error(libc::EINVAL);
+    reply(view, chain, header.unique, &Err(einval))
+}
+
+/// Replies to request `unique`, whose reply has no payload, with its result. Returns the number of bytes written;
+/// None if they do not fit.
+pub fn reply(view: &MemoryView, chain: &Chain, unique: u64, result: &io::Result<()>) -> Option<u32> {
+    let error = result.as_ref().err();
     let reply = OutHeader {
         len: u32::try_from(size_of::<OutHeader>()).ok()?,
-        error: -libc::EINVAL,
-        unique: header.unique,
+        error: error.map_or(0, |error| {
+            error.raw_os_error().unwrap_or(libc::EIO).wrapping_neg()
+        }),
+        unique,
     };
     let mut writer = Writer::new(view.library(), chain.clone()).ok()?;
     writer.write_all(reply.as_slice()).ok()?;

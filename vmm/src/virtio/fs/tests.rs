@@ -4,6 +4,7 @@
 mod attributes;
 mod files;
 mod malformed;
+mod syncs;
 mod unopened;
 
 use std::path::Path;
@@ -150,6 +151,11 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
+        Self::with_device(|config, env| spawn(config, env).unwrap())
+    }
+
+    /// With the device that `spawn` creates.
+    fn with_device(spawn: impl FnOnce(Config, &Env) -> Device) -> Self {
         let root = tempfile::tempdir().unwrap();
         let driver = Driver::new(QUEUE_SIZES);
         let config = Config {
@@ -157,7 +163,7 @@ impl Guest {
             root: root.path().to_owned(),
             prepared: prepared(),
         };
-        let mut device = spawn(config, &driver.env()).unwrap();
+        let mut device = spawn(config, &driver.env());
         device.activate(driver.activation(device.features())).unwrap();
         let mut guest = Self {
             driver,
@@ -227,13 +233,20 @@ impl Guest {
         self.driver.offer(1, &chain);
         self.driver.kick_if_wanted(1);
         let (_, written) = self.driver.wait_used(1);
-        let reply = self.driver.bytes(REPLY_AT, written as usize);
-        assert_eq!(u64_at(&reply, 8), self.unique);
+        let (unique, reply) = self.reply_at(REPLY_AT, written);
+        assert_eq!(unique, self.unique);
+        reply
+    }
+
+    /// The unique ID and the content of a reply of `written` bytes at `address`.
+    fn reply_at(&self, address: u64, written: u32) -> (u64, Reply) {
+        let reply = self.driver.bytes(address, written as usize);
         assert_eq!(u32_at(&reply, 0), written);
-        match u32_at(&reply, 4).cast_signed() {
+        let content = match u32_at(&reply, 4).cast_signed() {
             0 => Ok(reply[OUT_HEADER..].to_vec()),
             error => Err(-error),
-        }
+        };
+        (u64_at(&reply, 8), content)
     }
 
     fn lookup(&mut self, parent: u64, name: &str) -> Result<EntryOut, i32> {
@@ -313,6 +326,11 @@ fn files_work_confined() {
 #[test]
 fn unopened_files_work_confined() {
     assert_passes_confined("virtio::fs::tests::unopened::");
+}
+
+#[test]
+fn syncs_work_confined() {
+    assert_passes_confined("virtio::fs::tests::syncs::");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use nacre_protocol::guest::ROOTFS_DIR;
 use virtiofsd::filesystem::{Context, FileSystem as _, OpenOptions};
@@ -23,9 +24,9 @@ const ROOTFS_OPEN: OpenOptions = OpenOptions::KEEP_CACHE.union(OpenOptions::NOFL
 
 /// Implements the library's [`FileSystem`](virtiofsd::filesystem::FileSystem) on top of its [`PassthroughFs`].
 pub struct Tree {
-    pub(super) files: PassthroughFs,
+    pub(super) files: Arc<PassthroughFs>,
     /// Of files that the guest has not opened.
-    pub(super) handles: Handles,
+    pub(super) handles: Arc<Handles>,
 }
 
 impl Tree {
@@ -39,8 +40,8 @@ impl Tree {
         max_open_files: u64,
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         Ok(Self {
-            files: library::files(root, proc_self_fd, max_open_files)?,
-            handles: Handles::default(),
+            files: Arc::new(library::files(root, proc_self_fd, max_open_files)?),
+            handles: Arc::default(),
         })
     }
 

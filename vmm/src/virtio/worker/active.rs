@@ -294,6 +294,20 @@ impl ActiveDevice {
         notify: Notify,
         mut request: impl FnMut(&Arc<Memory>, Chain) -> u32,
     ) -> Result<(), Fault> {
+        self.serve_or_keep(index, notify, |memory, chain| Some(request(memory, chain)))
+    }
+
+    /// As [`ActiveDevice::serve`], but a chain for which `request` returns None stays with the data path, which
+    /// pushes it later.
+    ///
+    /// # Errors
+    /// [`Fault`] if a ring is broken.
+    pub fn serve_or_keep(
+        &mut self,
+        index: u16,
+        notify: Notify,
+        mut request: impl FnMut(&Arc<Memory>, Chain) -> Option<u32>,
+    ) -> Result<(), Fault> {
         let mut left = self.queue_size(index);
         let mut notify_at_end = false;
         loop {
@@ -302,13 +316,15 @@ impl ActiveDevice {
                 && let Some(chain) = self.pop(index)?
             {
                 let head = chain.head_index();
-                let length = request(&self.memory, chain);
+                left = left.saturating_sub(1);
+                let Some(length) = request(&self.memory, chain) else {
+                    continue;
+                };
                 self.push(index, head, length)?;
                 match notify {
                     Notify::Each => self.notify(index)?,
                     Notify::AtEnd => notify_at_end = true,
                 }
-                left = left.saturating_sub(1);
             }
             if left == 0 {
                 self.requeue(index)?;
