@@ -24,6 +24,8 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Parser;
 
+use crate::wire::Snapshotter;
+
 /// Exit code if the lab failed; the command never gets it from the lab otherwise.
 pub const LAB_FAILED: u8 = 125;
 
@@ -45,6 +47,10 @@ pub struct Arguments {
     /// Like --cri, and import an image with redis, nginx, Python and PostgreSQL (140 MB).
     #[arg(long)]
     software: bool,
+    /// Snapshotter that `ctr` uses, instead of containerd's default: blockfile (containerd 1.7 and later) or
+    /// erofs (2.1 and later).
+    #[arg(long, value_enum, conflicts_with_all = ["cri", "software"])]
+    snapshotter: Option<Snapshotter>,
     /// Print where a command would run, `vm` or `direct`, and run nothing.
     #[arg(long = "where")]
     place: bool,

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use crate::Arguments;
-use crate::wire::Job;
+use crate::wire::{Job, Snapshotter};
 
 /// Where the command runs.
 #[derive(Debug)]
@@ -112,6 +112,10 @@ pub fn job(arguments: &Arguments, checkout: &Path) -> Result<Job> {
     if arguments.software {
         pod_images.push(part(&prepare(checkout, &["software"])?, "software")?);
     }
+    let erofs = match arguments.snapshotter {
+        Some(Snapshotter::Erofs) => Some(part(&prepare(checkout, &["erofs"])?, "erofs")?),
+        Some(Snapshotter::Blockfile) | None => None,
+    };
     Ok(Job {
         command: arguments.command.clone(),
         environment,
@@ -119,6 +123,8 @@ pub fn job(arguments: &Arguments, checkout: &Path) -> Result<Job> {
         target: target_directory(checkout),
         containerd,
         containerd_version: arguments.containerd.clone(),
+        snapshotter: arguments.snapshotter,
+        erofs,
         name: arguments.name.clone(),
         image: part(&images, "image")?,
         pod_images,

@@ -22,6 +22,25 @@ pub const TAG_ROOT: &str = "root";
 /// virtio-fs tag of the checkout's target directory.
 pub const TAG_TARGET: &str = "target";
 
+/// A snapshotter of containerd that needs more than its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub enum Snapshotter {
+    /// Each snapshot is an ext4 image.
+    Blockfile,
+    /// Each layer is an erofs image.
+    Erofs,
+}
+
+impl Snapshotter {
+    /// The name for `ctr` and in containerd's configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Blockfile => "blockfile",
+            Self::Erofs => "erofs",
+        }
+    }
+}
+
 /// A command to run, and what it needs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {
@@ -37,6 +56,10 @@ pub struct Job {
     pub containerd: PathBuf,
     /// Version of containerd, as on the command line.
     pub containerd_version: String,
+    /// The snapshotter that `ctr` uses; None for containerd's default.
+    pub snapshotter: Option<Snapshotter>,
+    /// Directory of the program mkfs.erofs, which containerd runs for its snapshotter erofs.
+    pub erofs: Option<PathBuf>,
     /// Name of this lab among several side by side.
     pub name: Option<String>,
     /// The busybox image, an OCI archive.

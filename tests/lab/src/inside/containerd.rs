@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::cri;
+use super::{cri, snapshotter};
 use crate::wire::Job;
 
 /// Files of the lab's containerd.
@@ -31,7 +31,7 @@ const CRI_PLUGINS: &str = r#"
 /// Unused snapshotters and others, disabled for the same reason.
 const UNUSED_PLUGINS: &str = r#"
   "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs",
+  "io.containerd.snapshotter.v1.devmapper",
   "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp", "io.containerd.nri.v1.nri",
   "io.containerd.internal.v1.restart", "io.containerd.monitor.container.v1.restart",
 "#;
@@ -41,6 +41,7 @@ pub fn start(job: &Job, environment: &[(OsString, OsString)]) -> Result<()> {
     fs::create_dir_all(DIRECTORY)?;
     let config = Path::new(DIRECTORY).join("config.toml");
     fs::write(&config, configuration(job))?;
+    snapshotter::prepare(job.snapshotter)?;
     if !job.pod_images.is_empty() {
         cri::network()?;
     }
@@ -69,10 +70,12 @@ pub fn start(job: &Job, environment: &[(OsString, OsString)]) -> Result<()> {
 }
 
 fn configuration(job: &Job) -> String {
+    let unused = format!("{UNUSED_PLUGINS}{}", snapshotter::unused_plugins(job.snapshotter));
     if job.pod_images.is_empty() {
-        format!("version = 2\ndisabled_plugins = [{CRI_PLUGINS}{UNUSED_PLUGINS}]\n")
+        let ours = snapshotter::configuration(job.snapshotter);
+        format!("version = 2\ndisabled_plugins = [{CRI_PLUGINS}{unused}]\n{ours}")
     } else {
-        cri::configuration(&job.containerd_version, UNUSED_PLUGINS)
+        cri::configuration(&job.containerd_version, &unused)
     }
 }
 

@@ -7,6 +7,7 @@ pub mod containerd;
 pub mod cri;
 pub mod direct;
 pub mod mounts;
+pub mod snapshotter;
 pub mod vm;
 
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ pub fn environment(job: &Job, place: &str) -> Vec<(OsString, OsString)> {
         "PATH",
         "CONTAINERD_ADDRESS",
         "CONTAINERD_NAMESPACE",
+        "CONTAINERD_SNAPSHOTTER",
         "NOTIFY_SOCKET",
         "NACRE_LAB",
         "NACRE_LAB_CONTAINERD",
@@ -39,6 +41,10 @@ pub fn environment(job: &Job, place: &str) -> Vec<(OsString, OsString)> {
         path.push(":");
         path.push(&job.containerd);
     }
+    if let Some(directory) = &job.erofs {
+        path.push(":");
+        path.push(directory);
+    }
     path.push(":");
     path.push(&callers);
     let mut environment: Vec<(OsString, OsString)> = job
@@ -50,6 +56,10 @@ pub fn environment(job: &Job, place: &str) -> Vec<(OsString, OsString)> {
     environment.push(("PATH".into(), path));
     environment.push(("CONTAINERD_ADDRESS".into(), ADDRESS.into()));
     environment.push(("NACRE_LAB".into(), place.into()));
+    if let Some(snapshotter) = job.snapshotter {
+        // The default of ctr's option --snapshotter.
+        environment.push(("CONTAINERD_SNAPSHOTTER".into(), snapshotter.name().into()));
+    }
     let version = job.containerd_version.clone();
     environment.push(("NACRE_LAB_CONTAINERD".into(), version.into()));
     environment
