@@ -5,13 +5,14 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 
 use nacre_protocol::agent::FileSystem;
 use nacre_protocol::guest::disks_path;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use super::find;
+use super::{find, superblock};
 use crate::error::Error;
 use crate::slow_call::SlowCall;
 
@@ -55,6 +56,9 @@ impl MountedFileSystems {
             find(disk)?.node
         };
         fs::create_dir_all(target).map_err(Error::file("creating", target))?;
+        if type_ == "overlay" {
+            make_layer(options)?;
+        }
         let (flags, data) = parse(options);
         let text = |text: &str| {
             CString::new(text).map_err(|_| Error::BadRequest {
@@ -64,7 +68,13 @@ impl MountedFileSystems {
         let (point, kind, data) = (text(target)?, text(type_)?, text(&data)?);
         let source = text(&source.to_string_lossy())?;
         // Reads the disk, and may replay a journal.
-        let mounted = SlowCall::run([], || Ok(mount(&*source, &*point, &*kind, flags, &*data)?)).await;
+        let call = || {
+            if !disk.is_empty() {
+                superblock::check(&source, type_)?;
+            }
+            Ok(mount(&*source, &*point, &*kind, flags, &*data)?)
+        };
+        let mounted = SlowCall::run([], call).await;
         mounted.map_err(|source| Error::System {
             what: format!("mounting the {type_} file system on {target}"),
             source: explain(source),
@@ -110,10 +120,24 @@ impl Drop for MountedFileSystems {
     }
 }
 
-/// The kernel says EINVAL or EUCLEAN for a disk without a valid file system, which the container's creator
-/// should learn.
+/// Makes the directories of an overlay's writable layer, unless they are there.
+fn make_layer(options: &[String]) -> Result<(), Error> {
+    for key in ["upperdir=", "workdir="] {
+        for directory in options.iter().filter_map(|option| option.strip_prefix(key)) {
+            let made = fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(directory);
+            made.map_err(Error::file("creating", directory))?;
+        }
+    }
+    Ok(())
+}
+
+/// What the errors of a disk without a valid file system mean, which the container's creator should learn.
 fn explain(error: io::Error) -> io::Error {
     match error.raw_os_error() {
+        Some(libc::EFBIG) => io::Error::other("the file system is larger than the disk: the image was cut"),
         Some(libc::EINVAL | libc::EUCLEAN) => io::Error::other(format!(
             "{error}: the disk has no valid file system of this type, or an option is not known"
         )),

@@ -4,6 +4,7 @@
 
 mod file_systems;
 mod numbers;
+mod superblock;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -282,10 +282,16 @@ fn no_file_system() -> Result<()> {
     fs::write(path("short"), b"x")?;
     make_image(&path("cut"), &bundle.root())?;
     File::options().write(true).open(path("cut"))?.set_len(1 << 20)?;
+    // The rest was never written: the file has its size, but not the inodes.
+    make_image(&path("half"), &bundle.root())?;
+    let half = File::options().write(true).open(path("half"))?;
+    half.set_len(64 << 10)?;
+    half.set_len(16 << 20)?;
     for (image, named) in [
         ("zeros", "no valid file system"),
         ("short", "expected at least 512 bytes"),
-        ("cut", "no valid file system"),
+        ("cut", "larger than the disk"),
+        ("half", "no valid file system"),
         ("missing", "missing"),
         ("", "expected a regular file or a block device"),
     ] {
