@@ -177,9 +177,9 @@ pub struct Disk {
     pub read_only: bool,
 }
 
-/// A root file system on a disk, which the guest mounts.
+/// A file system on a disk, which the guest mounts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskRootfs {
+pub struct DiskFileSystem {
     /// The disk.
     pub disk: Disk,
     /// The type of its file system.
@@ -192,7 +192,7 @@ pub struct DiskRootfs {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rootfs {
     /// A disk of the host.
-    Disk(DiskRootfs),
+    Disk(DiskFileSystem),
     /// A directory of the host.
     Directory(PathBuf),
     /// Mounts of the snapshotter, bottom first.
@@ -204,10 +204,32 @@ pub enum Rootfs {
 /// An overlay whose writable layer is a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskOverlay {
-    /// The layers below, which the host mounts read-only.
-    pub lower: Mount,
-    /// The disk's file, which may not exist yet.
-    pub disk: PathBuf,
-    /// What the disk is a copy of.
-    pub template: PathBuf,
+    /// The layers below.
+    pub lower: LowerLayers,
+    /// The disk's file system, which has or gets the directories `upper` and `work`.
+    pub upper: DiskFileSystem,
+    /// What the disk is a copy of, if its file does not exist yet. None: it exists.
+    pub template: Option<PathBuf>,
+    /// Options of the overlay itself.
+    pub options: Vec<String>,
+}
+
+impl DiskOverlay {
+    /// The file systems of its disks: the writable layer, then the layers below, the topmost first.
+    pub fn disks(&self) -> impl Iterator<Item = &DiskFileSystem> {
+        let lower: &[DiskFileSystem] = match &self.lower {
+            LowerLayers::Shared(_) => &[],
+            LowerLayers::Disks(layers) => layers,
+        };
+        std::iter::once(&self.upper).chain(lower)
+    }
+}
+
+/// The layers of an overlay that are only read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LowerLayers {
+    /// The host mounts them, read-only, and shares them.
+    Shared(Mount),
+    /// Each is a disk; the topmost first.
+    Disks(Vec<DiskFileSystem>),
 }

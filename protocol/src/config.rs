@@ -50,6 +50,8 @@ pub struct Config {
     /// An ext4 image with the directories `upper` and `work`. A container whose root file system is an overlay gets
     /// a copy of it, a disk, for its writable layer. None: the host writes the layer, by virtio-fs.
     pub writable_layer: Option<PathBuf>,
+    /// The same for a root file system whose layers are disks, if `writable_layer` is None. Not in the file.
+    pub layer_template: PathBuf,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -154,6 +156,7 @@ fn parse(text: &str, file: &Path, prefix: &Path) -> Result<Config, Error> {
         console_to_log: read.console_to_log.unwrap_or(false),
         boot_deadline: Duration::from_secs(read.boot_deadline_s.unwrap_or(30).into()),
         writable_layer: read.writable_layer,
+        layer_template: prefix.join("share/nacre/writable-layer.ext4"),
     };
     check(&config).map_err(|wrong| Error::Value {
         file: file.to_owned(),

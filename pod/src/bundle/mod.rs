@@ -2,6 +2,7 @@
 //! gets. Called by the sandbox's create flow. Pure: opens no file, so that a spec that can't be honoured is
 //! refused before anything is created.
 
+mod disk_rootfs;
 mod disks;
 mod id_maps;
 mod namespaces;
@@ -21,7 +22,7 @@ use crate::mount::{Disk, Extent, HostMount, Mount, Rootfs};
 use crate::pod_files;
 use crate::pod_spec::{Lifetime, oom_score_adj};
 use crate::size::Limits;
-pub use disks::upper_directory;
+pub use disk_rootfs::{MAX_LAYERS, has_images, upper_directory};
 pub use namespaces::{Pids, Pod};
 
 /// Where the host's kernel shows files that it makes when they are read.
@@ -125,7 +126,7 @@ pub fn plan(
     let rootfs = if rootfs.is_empty() {
         Rootfs::Directory(bundle.join(root_path))
     } else {
-        disks::rootfs(rootfs, pod.writable_layer)
+        disk_rootfs::rootfs(rootfs, pod.writable_layer)
     };
     let terminal = spec["process"]["terminal"].as_bool().unwrap_or(false);
     let limits = Limits::of(&spec["linux"]["resources"]);

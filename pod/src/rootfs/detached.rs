@@ -121,8 +121,8 @@ pub async fn mount(index: usize, mount: &Mount) -> Result<OwnedFd, Error> {
             Ok(bound)
         }
         _ => Err(unsupported(
-            "expected overlay, bind, or a single mount of an ext4 or erofs image; use the overlayfs, native or blockfile \
-             snapshotter"
+            "expected overlay, bind, a single mount of an ext4 or erofs image, or an overlay of erofs images without \
+             dm-verity and merged metadata; use the snapshotter overlayfs, native, blockfile or erofs"
                 .into(),
         )),
     }

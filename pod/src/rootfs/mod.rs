@@ -5,6 +5,7 @@
 //! of the guest.
 
 mod detached;
+pub mod erofs_layers;
 mod id_map;
 mod move_mounts;
 mod options;
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use nacre_protocol::guest;
 
-use crate::mount::{Extent, HostMount, Rootfs};
+use crate::mount::{Extent, HostMount, LowerLayers, Rootfs};
 
 /// Why a container's mounts could not be made or moved.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +88,10 @@ pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<V
 async fn root_mounts(rootfs: &Rootfs) -> Result<Vec<OwnedFd>, Error> {
     Ok(match rootfs {
         Rootfs::Disk(_) => Vec::new(),
+        Rootfs::Overlay(overlay) => match &overlay.lower {
+            LowerLayers::Shared(lower) => vec![detached::mount(0, lower).await?],
+            LowerLayers::Disks(_) => Vec::new(),
+        },
         Rootfs::Directory(path) => {
             let extent = Extent {
                 recursive: true,
@@ -101,7 +106,6 @@ async fn root_mounts(rootfs: &Rootfs) -> Result<Vec<OwnedFd>, Error> {
             }
             stack
         }
-        Rootfs::Overlay(overlay) => vec![detached::mount(0, &overlay.lower).await?],
     })
 }
 
@@ -125,7 +129,10 @@ pub fn clone_directory(source: &Path, extent: Extent) -> Result<OwnedFd, Error> 
 fn root_mount_point(id: &str, rootfs: &Rootfs) -> Option<PathBuf> {
     let name = match rootfs {
         Rootfs::Disk(_) => return None,
-        Rootfs::Overlay(_) => guest::LOWER_DIR,
+        Rootfs::Overlay(overlay) => match overlay.lower {
+            LowerLayers::Shared(_) => guest::LOWER_DIR,
+            LowerLayers::Disks(_) => return None,
+        },
         Rootfs::Directory(_) | Rootfs::Mounts(_) => guest::ROOTFS_DIR,
     };
     Some(Path::new(id).join(name))

@@ -142,13 +142,14 @@ impl Sandbox {
         let spec = identity::read_spec(&request.bundle);
         let spec = spec.map_err(|error| failed("read spec", error, None))?;
         let (own_pids, shares_pids) = self.pid_namespaces();
+        let rootfs = self.rootfs_mounts(&request.rootfs);
         let pod = Pod {
             pid: self.vm.as_ref().map_or(0, Vm::pid),
             sandbox: &self.identity.id,
             spec: &self.spec,
             own_pids: &own_pids,
             shares_pids,
-            writable_layer: self.writable_layer(&request.rootfs),
+            writable_layer: self.writable_layer(&rootfs),
             is_same: is_same_namespace,
         };
         let spec = spec::check(&spec)?;
@@ -156,14 +157,28 @@ impl Sandbox {
             &request.id,
             &request.bundle,
             spec,
-            request.rootfs.clone(),
+            rootfs.clone(),
             pod,
         )?)
     }
 
+    /// The mounts of a root file system; those of erofs images as images, if the writable layer is a disk.
+    fn rootfs_mounts(&self, mounts: &[Mount]) -> Vec<Mount> {
+        let images = self
+            .writable_layer(mounts)
+            .and_then(|_| rootfs::erofs_layers::images(mounts));
+        images.unwrap_or_else(|| mounts.to_vec())
+    }
+
     /// What the writable layer of a root file system of these mounts is to be a copy of; None if the host writes it.
     fn writable_layer(&self, mounts: &[Mount]) -> Option<&Path> {
-        let template = self.config.as_ref()?.writable_layer.as_deref()?;
+        let config = self.config.as_ref()?;
+        let configured = config.writable_layer.as_deref();
+        // Only the guest mounts the images of layers, so it also writes.
+        let template = match bundle::has_images(mounts) {
+            true => configured.unwrap_or(&config.layer_template),
+            false => configured?,
+        };
         let upper = bundle::upper_directory(mounts)?;
         rootfs::writable_layer::fits(upper).then_some(template)
     }

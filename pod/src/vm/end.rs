@@ -189,6 +189,7 @@ mod tests {
             console_to_log: false,
             boot_deadline: Duration::from_secs(1),
             writable_layer: None,
+            layer_template: std::path::PathBuf::new(),
         }
     }
 

@@ -17,8 +17,12 @@ use crate::proto::types::MountCapabilities;
 /// The version of the Task service with which containerd does not run `start` for a container that joins a
 /// sandbox of the Sandbox API.
 const TASK_V3: i32 = 3;
-/// The types of root file system mounts that the engine makes (`pod/src/rootfs`).
-const MOUNT_TYPES: [&str; 2] = ["bind", "overlay"];
+/// The types of root file system mounts that the engine or the guest makes (`pod/src/rootfs`), so that containerd's
+/// mount manager does not mount images of the snapshotter erofs on the host.
+pub const MOUNT_TYPES: [&str; 3] = ["bind", "overlay", "erofs"];
+/// The prefixes of types that the engine understands, as in "format/mkdir/overlay". containerd still makes and formats
+/// the image of a writable layer (`mkfs/ext4`).
+pub const MOUNT_TRANSFORMS: [&str; 2] = ["format", "mkdir"];
 
 /// What containerd told `start` on standard input.
 #[derive(Debug, Default, PartialEq)]
@@ -73,6 +77,7 @@ impl Bootstrap {
             Self::Params(_) => {
                 let mounts = MountCapabilities {
                     types: MOUNT_TYPES.map(str::to_owned).to_vec(),
+                    transforms: MOUNT_TRANSFORMS.map(str::to_owned).to_vec(),
                     ..Default::default()
                 };
                 let result = BootstrapResult {

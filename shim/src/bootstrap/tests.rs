@@ -78,8 +78,8 @@ fn each_containerd_gets_the_form_that_it_reads() {
     };
     assert_eq!(capabilities.value.type_url, "containerd.types.MountCapabilities");
     let capabilities = MountCapabilities::parse_from_bytes(&capabilities.value.value).unwrap();
-    assert_eq!(capabilities.types, ["bind", "overlay"]);
-    assert!(capabilities.transforms.is_empty());
+    assert_eq!(capabilities.types, ["bind", "overlay", "erofs"]);
+    assert_eq!(capabilities.transforms, ["format", "mkdir"]);
 }
 
 #[test]

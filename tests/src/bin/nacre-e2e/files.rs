@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::Runtime;
 use nacre_tests::containerd::bundle::Bundle;
-use nacre_tests::containerd::ctr::{Run, ctr, fresh_id, shell};
+use nacre_tests::containerd::ctr::{IMAGE, Run, ctr, fresh_id, shell};
 
 use crate::{Test, core, test};
 
@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = &[
     core("a bind mount shows the writes of both sides", bind_both_ways),
     test("file owners, modes, links and sizes are kept", metadata),
     test("a rootfs of the native snapshotter works", native_snapshotter),
+    test("the snapshot's diff has what the container wrote", diff),
     test("--rootfs with a directory works", rootfs_directory),
     test("host files are not visible in the guest", host_is_hidden),
 ];
@@ -31,6 +32,20 @@ fn rootfs_write() -> Result<()> {
         "the next container sees the file: {second:?}"
     );
     Ok(())
+}
+
+/// What `nerdctl commit` does first: containerd compares the container's snapshot with the image's.
+fn diff() -> Result<()> {
+    let id = fresh_id("diff");
+    let script = "mkdir /made && echo of-the-container >/made/file && rm /etc/group";
+    let runtime = Runtime::Nacre.name();
+    ctr(["run", "--runtime", runtime, IMAGE, &id, "sh", "-c", script])?.success()?;
+    let media_type = "application/vnd.oci.image.layer.v1.tar";
+    let archive = ctr(["snapshots", "diff", "--media-type", media_type, &id])?.success()?;
+    for part in ["made/file\0", "of-the-container\n", "etc/.wh.group\0"] {
+        ensure!(archive.contains(part), "{part:?} is not in the archive");
+    }
+    ctr(["containers", "delete", &id])?.success().map(drop)
 }
 
 fn mount_flag(source: &Path, target: &str, options: &str) -> String {
