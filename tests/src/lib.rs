@@ -1,6 +1,7 @@
 //! The library that the end-to-end tests, the comparison with runc and the benchmark share. Their programs
 //! are in `bin/`; the lab that runs them is a crate of its own, `tests/lab`.
 
+pub mod commits;
 pub mod conformance;
 pub mod containerd;
 pub mod cri;

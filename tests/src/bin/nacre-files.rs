@@ -1,12 +1,14 @@
-//! What `nacre-posix` runs in containers: it observes behaviours of the file system of a directory, or
-//! exercises the contents of files there. It needs nothing of Nacre and runs on any directory of any Linux:
-//! `nacre-files behaviours DIRECTORY [NAME…]`, `nacre-files exercise DIRECTORY`. Never judges a behaviour.
+//! What `nacre-posix` and an end-to-end test run in containers: it observes behaviours of the file system of a
+//! directory, exercises the contents of files there, or makes commits. It needs nothing of Nacre and runs on any
+//! directory of any Linux: `nacre-files behaviours DIRECTORY [NAME…]`, `nacre-files exercise DIRECTORY`,
+//! `nacre-files commits PLACE…`. Never judges a behaviour.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
+use nacre_tests::commits::{self, Writer};
 use nacre_tests::posix::{self, exercise};
 
 /// Observes the file system of a directory.
@@ -21,6 +23,21 @@ enum Arguments {
     },
     /// Make random operations on files and compare their contents with a model.
     Exercise(exercise::Options),
+    /// Make one commit after the other, at all places in turn, and print a line `PLACE COUNT` after each: the
+    /// index of the place, and how many commits are durable there.
+    Commits {
+        /// Only write, so that no commit is durable.
+        #[arg(long)]
+        unsynced: bool,
+        /// Directories, which are created, and block devices.
+        #[arg(required = true)]
+        places: Vec<PathBuf>,
+    },
+    /// Print a line `PLACE COUNT` for each place: how many commits are whole there.
+    Count {
+        /// Directories with commits.
+        places: Vec<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -51,6 +68,21 @@ fn run(arguments: Arguments) -> Result<()> {
             );
             let report = exercise::run(&options, |number| println!("{number} operations"))?;
             print!("{report}");
+        }
+        Arguments::Commits { unsynced, places } => {
+            let writers = places.iter().map(|place| Writer::new(place, !unsynced));
+            let mut writers = writers.collect::<Result<Vec<Writer>>>()?;
+            for number in 0..commits::MAX_COMMITS {
+                for (index, writer) in writers.iter_mut().enumerate() {
+                    writer.commit(number)?;
+                    println!("{index} {}", number + 1);
+                }
+            }
+        }
+        Arguments::Count { places } => {
+            for (index, place) in places.iter().enumerate() {
+                println!("{index} {}", commits::count(place)?);
+            }
         }
     }
     Ok(())

@@ -2,12 +2,13 @@
 //! working KVM and sets CONTAINERD_ADDRESS and PATH. Tests run one at a time, and each must leave nothing
 //! behind on the host.
 //!
-//! `nacre-e2e [--core] [--vcpus N] [--list] [NAME…]` runs all tests, the core ones, or those named: by a
+//! `nacre-e2e [--core] [--vcpus N] [--long] [--list] [NAME…]` runs all tests, the core ones, or those named: by a
 //! whole name, or by a part of it.
 
 mod bad_specs;
 mod calls;
 mod clocks;
+mod crash;
 mod disks;
 mod events;
 mod execs;
@@ -37,6 +38,8 @@ struct Test {
     name: &'static str,
     /// Whether it also runs under other versions of containerd than the distribution's.
     core: bool,
+    /// Whether it takes minutes: it runs only with --long, or by its whole name.
+    long: bool,
     run: fn() -> Result<()>,
 }
 
@@ -44,6 +47,7 @@ const fn test(name: &'static str, run: fn() -> Result<()>) -> Test {
     Test {
         name,
         core: false,
+        long: false,
         run,
     }
 }
@@ -52,6 +56,16 @@ const fn core(name: &'static str, run: fn() -> Result<()>) -> Test {
     Test {
         name,
         core: true,
+        long: false,
+        run,
+    }
+}
+
+const fn long(name: &'static str, run: fn() -> Result<()>) -> Test {
+    Test {
+        name,
+        core: false,
+        long: true,
         run,
     }
 }
@@ -66,6 +80,9 @@ struct Arguments {
     /// write a config.toml themselves.
     #[arg(long, value_name = "N", requires = "core")]
     vcpus: Option<u8>,
+    /// Also run the tests that take minutes.
+    #[arg(long)]
+    long: bool,
     /// Print the tests without running them.
     #[arg(long)]
     list: bool,
@@ -90,6 +107,7 @@ fn tests() -> Vec<Test> {
         sizes::TESTS,
         bad_specs::TESTS,
         faults::TESTS,
+        crash::TESTS,
         operator::TESTS,
     ]
     .into_iter()
@@ -104,6 +122,7 @@ fn main() -> ExitCode {
     let chosen: Vec<Test> = tests()
         .into_iter()
         .filter(|test| test.core || !arguments.core)
+        .filter(|test| arguments.long || !test.long || arguments.selection.names_one(test.name))
         .filter(|test| arguments.selection.selects(test.name, &all))
         .collect();
     if arguments.list {
