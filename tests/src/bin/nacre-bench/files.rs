@@ -1,12 +1,13 @@
 //! Files in a container, beside runc: on the root file system, on a volume, and on a writable layer that is a disk
-//! (docs/disks.md). A script in the container times each kind of operation by the guest's clock.
+//! (docs/disks.md). In a lab with a snapshotter of images: on a root file system of that snapshotter, beside runc on the
+//! same and beside runc on overlayfs. A script in the container times each kind of operation by the guest's clock.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::Runtime;
-use nacre_tests::containerd::ctr::{Run, fresh_id};
+use nacre_tests::containerd::ctr::{IMAGE, Run, ctr, fresh_id};
 use nacre_tests::installation::{Config, prefix};
 
 use crate::results::{Measure, Results};
@@ -45,19 +46,31 @@ enum Place {
     Rootfs,
     Volume,
     WritableLayer,
+    /// The root file system, under runc by overlayfs.
+    Image,
 }
 
 impl Place {
-    const ALL: [Self; 3] = [Self::Rootfs, Self::Volume, Self::WritableLayer];
+    /// Those to measure. The lab names the snapshotter that `ctr` uses, if it is not the default.
+    fn all() -> &'static [Self] {
+        match std::env::var_os("CONTAINERD_SNAPSHOTTER") {
+            None => &[Self::Rootfs, Self::Volume, Self::WritableLayer],
+            Some(_) => &[Self::Rootfs, Self::Image],
+        }
+    }
 
     fn name(self) -> &'static str {
         match self {
             Self::Rootfs => "rootfs",
             Self::Volume => "volume",
             Self::WritableLayer => "layer",
+            Self::Image => "image",
         }
     }
 }
+
+/// The options of `ctr` for the snapshotter that most users have.
+const OVERLAY: [&str; 2] = ["--snapshotter", "overlayfs"];
 
 /// Milliseconds of each of [`OPERATIONS`].
 type Times = [f64; OPERATIONS.len()];
@@ -70,7 +83,10 @@ type Times = [f64; OPERATIONS.len()];
 pub fn measure(count: usize, results: &mut Results) -> Result<()> {
     let directory = tempfile::tempdir_in("/run")?;
     fs::write(directory.path().join("script"), SCRIPT)?;
-    for place in Place::ALL {
+    for place in Place::all().iter().copied() {
+        if let Place::Image = place {
+            unpack_overlay()?;
+        }
         let mut rounds: Vec<[Times; 2]> = Vec::with_capacity(count);
         for number in 0..=count {
             let mut times = [Times::default(); 2];
@@ -108,6 +124,16 @@ pub fn measure(count: usize, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
+/// Unpacks the image for overlayfs: mounting it does, and unmounting it keeps the layers.
+fn unpack_overlay() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let target = directory.path().to_string_lossy();
+    let [flag, overlay] = OVERLAY;
+    ctr(["images", "mount", flag, overlay, IMAGE, &target])?.success()?;
+    ctr(["images", "unmount", "--rm", flag, overlay, &target])?.success()?;
+    Ok(())
+}
+
 /// Runs the script in a new container.
 fn run(place: Place, runtime: Runtime, directory: &Path) -> Result<Times> {
     let _config = match place {
@@ -115,7 +141,7 @@ fn run(place: Place, runtime: Runtime, directory: &Path) -> Result<Times> {
             let template = prefix()?.join("share/nacre/writable-layer.ext4");
             Some(Config::with(&format!("writable_layer = {template:?}\n"))?)
         }
-        Place::Rootfs | Place::Volume => None,
+        Place::Rootfs | Place::Volume | Place::Image => None,
     };
     let volume = tempfile::tempdir_in("/run")?;
     let script = format!(
@@ -128,10 +154,14 @@ fn run(place: Place, runtime: Runtime, directory: &Path) -> Result<Times> {
     );
     let work = match place {
         Place::Volume => "/volume",
-        Place::Rootfs | Place::WritableLayer => "/root",
+        Place::Rootfs | Place::WritableLayer | Place::Image => "/root",
     };
+    let mut flags = vec!["--mount", &script, "--mount", &mount];
+    if let (Place::Image, Runtime::Runc) = (place, runtime) {
+        flags.extend(OVERLAY);
+    }
     let container = Run {
-        flags: &["--mount", &script, "--mount", &mount],
+        flags: &flags,
         command: &["sh", "/script", work],
         runtime,
         ..Run::default()
