@@ -6,7 +6,7 @@
 use nacre_protocol::spec::{Findings, Refused, quoted, shown};
 use serde_json::Value;
 
-use crate::pod_spec::SizeHints;
+use crate::size::SizeHints;
 
 /// All names below start with this.
 const PREFIX: &[u8] = b"io.kubernetes.cri";

@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::annotations::{self, Role};
 use crate::mount::IdMap;
 use crate::pod_files::PodFile;
+use crate::size::SizeHints;
 
 /// What a pod's VM is started for.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -47,17 +48,6 @@ pub struct PodSpec {
     pub name: Option<String>,
 }
 
-/// What a pod's size follows from. None and values below 1 are no limit.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct SizeHints {
-    /// Memory of all containers, bytes.
-    pub memory_limit: Option<i64>,
-    /// CPU time of all containers, microseconds per period.
-    pub cpu_quota: Option<i64>,
-    /// Microseconds.
-    pub cpu_period: Option<u64>,
-}
-
 /// How long a pod's VM lives.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Lifetime {
@@ -87,7 +77,7 @@ impl PodSpec {
             Ok(Role::Sandbox) => Lifetime::PauseContainer,
             Ok(Role::Standalone | Role::Member(_)) | Err(_) => Lifetime::Container,
         };
-        let of_container = size_of_container(&linux["resources"]);
+        let of_container = SizeHints::of_container(&linux["resources"]);
         let size = match lifetime {
             Lifetime::PauseContainer => annotations::size(annotations).or(of_container),
             Lifetime::Container | Lifetime::SandboxApi => of_container,
@@ -120,43 +110,6 @@ impl PodSpec {
             lifetime: Lifetime::SandboxApi,
             ..Self::default()
         }
-    }
-}
-
-impl SizeHints {
-    /// The limits in CRI's `LinuxContainerResources`, in which 0 and -1 are none.
-    #[must_use]
-    pub fn of_cri(memory_limit: i64, cpu_quota: i64, cpu_period: i64) -> Self {
-        let limit = |limit: i64| Some(limit).filter(|limit| *limit > 0);
-        Self {
-            memory_limit: limit(memory_limit),
-            cpu_quota: limit(cpu_quota),
-            cpu_period: limit(cpu_period).and_then(|period| period.try_into().ok()),
-        }
-    }
-
-    /// These limits, and those of `other` where there is none.
-    fn or(self, other: Self) -> Self {
-        // A quota and its period belong together.
-        let (cpu_quota, cpu_period) = match self.cpu_quota {
-            Some(quota) => (Some(quota), self.cpu_period),
-            None => (other.cpu_quota, other.cpu_period),
-        };
-        Self {
-            memory_limit: self.memory_limit.or(other.memory_limit),
-            cpu_quota,
-            cpu_period,
-        }
-    }
-}
-
-/// The limits in `linux.resources`.
-pub fn size_of_container(resources: &Value) -> SizeHints {
-    let cpu = &resources["cpu"];
-    SizeHints {
-        memory_limit: resources["memory"]["limit"].as_i64(),
-        cpu_quota: cpu["quota"].as_i64(),
-        cpu_period: cpu["period"].as_u64(),
     }
 }
 

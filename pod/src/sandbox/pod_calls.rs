@@ -12,7 +12,8 @@ use crate::error::Error;
 use crate::exit::Exit;
 use crate::guest::CgroupFiles;
 use crate::pod_files;
-use crate::pod_spec::{Lifetime, PodSpec, SizeHints};
+use crate::pod_spec::{Lifetime, PodSpec};
+use crate::size::SizeHints;
 
 /// A call about the pod itself. Start, Wait, Stats and Update are refused before Create; all are refused if the pod was
 /// started for a container.

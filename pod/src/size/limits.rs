@@ -3,8 +3,7 @@
 
 use serde_json::Value;
 
-use super::Host;
-use crate::pod_spec::SizeHints;
+use super::{Host, SizeHints};
 
 /// The kernel's period for a quota that comes without one, microseconds.
 const DEFAULT_PERIOD: u64 = 100_000;

@@ -8,10 +8,12 @@
 //! vCPUs      as many as the quota needs              as many as the host has CPUs, up to max_vcpus
 //! ```
 
+mod hints;
 mod host;
 mod limits;
 mod pod_size;
 
+pub use hints::SizeHints;
 pub use host::Host;
 pub use limits::Limits;
 pub use pod_size::{PodSize, Target, TooLarge};

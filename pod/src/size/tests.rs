@@ -6,7 +6,6 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::*;
-use crate::pod_spec::SizeHints;
 
 const GIB: i64 = 1 << 30;
 const HOST: Host = Host {

@@ -22,9 +22,8 @@ use super::{Sandbox, log_ignored_fields};
 use crate::container::{Reply, TaskState, answer};
 use crate::error::Error;
 use crate::log;
-use crate::pod_spec::{SizeHints, size_of_container};
 use crate::process_id::ProcessId;
-use crate::size::{Limits, PodSize, Target, VmSize};
+use crate::size::{Limits, PodSize, SizeHints, Target, VmSize};
 
 /// Most changes that wait.
 const MAX_WAITING: usize = 64;
@@ -183,7 +182,7 @@ impl Sandbox {
         match checked {
             // No process of its own: its limits are those of the pod.
             Ok(resources) if self.is_pause(id) => {
-                self.change_size(Change::Pod(size_of_container(&resources), reply));
+                self.change_size(Change::Pod(SizeHints::of_container(&resources), reply));
             }
             Ok(resources) => self.change_size(Change::Update(id.to_owned(), resources, reply)),
             Err(error) => answer(reply, Err(error)),
