@@ -1,17 +1,49 @@
 //! The shim's log: lines in the format of containerd's own log on standard error, which in the daemon is the
 //! bundle's `log` FIFO. Never blocks: a line that does not fit into the FIFO is dropped, and the next line
-//! reports how many were.
+//! reports how many were. Each place in the code that logs has a limit of its own ([`limit`]), since a guest
+//! can cause any number of some lines.
+
+mod limit;
 
 use std::fmt::Display;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::panic::Location;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::clock;
+use limit::Limits;
+pub use limit::{Admitted, CallSite};
 
 static ID: OnceLock<String> = OnceLock::new();
 static DROPPED: AtomicU64 = AtomicU64::new(0);
+static LOGS_DEBUG: AtomicBool = AtomicBool::new(false);
+static LIMITS: Mutex<Limits> = Mutex::new(Limits::new());
 /// Longest message, characters; a guest may have chosen a part of it.
 const MAX_MESSAGE: usize = 4096;
+
+/// How important a line is, as containerd names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// What a developer looks for, or whoever wants to see each call.
+    Debug,
+    /// An event that an operator may look for.
+    Info,
+    /// Something failed, and the operation went on.
+    Warning,
+    /// An operation failed.
+    Error,
+}
+
+impl Level {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
 
 /// Sets the pod's id, which every later line has.
 pub fn set_id(id: &str) {
@@ -19,42 +51,106 @@ pub fn set_id(id: &str) {
     let _ = ID.set(id.to_owned());
 }
 
-/// Logs at level "info": an event that an operator may look for.
+/// Lines of [`Level::Debug`] are logged from now on.
+pub fn enable_debug() {
+    LOGS_DEBUG.store(true, Ordering::Relaxed);
+}
+
+/// Whether lines of [`Level::Debug`] are logged.
+pub fn logs_debug() -> bool {
+    LOGS_DEBUG.load(Ordering::Relaxed)
+}
+
+/// Logs at [`Level::Debug`].
+#[track_caller]
+pub fn debug(message: impl Display) {
+    log(Level::Debug, here(), message);
+}
+
+/// Logs at [`Level::Info`].
+#[track_caller]
 pub fn info(message: impl Display) {
-    line("info", &message.to_string());
+    log(Level::Info, here(), message);
 }
 
-/// Logs at level "warning": something failed, and the operation went on.
+/// Logs at [`Level::Warning`].
+#[track_caller]
 pub fn warn(message: impl Display) {
-    line("warning", &message.to_string());
+    log(Level::Warning, here(), message);
 }
 
-/// Logs at level "error": an operation failed.
+/// Logs at [`Level::Error`].
+#[track_caller]
 pub fn error(message: impl Display) {
-    line("error", &message.to_string());
+    log(Level::Error, here(), message);
 }
 
-fn line(level: &str, message: &str) {
-    if cfg!(test) {
+/// Logs at `level`.
+#[track_caller]
+pub fn log_at(level: Level, message: impl Display) {
+    log(level, here(), message);
+}
+
+#[track_caller]
+fn here() -> CallSite {
+    let caller = Location::caller();
+    (caller.file(), caller.line(), caller.column())
+}
+
+/// Logs a line of `site`, unless its limit is reached.
+pub fn log(level: Level, site: CallSite, message: impl Display) {
+    if cfg!(test) || level == Level::Debug && !logs_debug() {
         return;
     }
-    let dropped = DROPPED.swap(0, Ordering::Relaxed);
-    let note = if dropped > 0 {
-        format!(" dropped={dropped}")
-    } else {
-        String::new()
+    let mut limits = LIMITS.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(admitted) = limits.admit(site, clock::monotonic_ns()) else {
+        return;
     };
-    let text = format_line(level, message, ID.get().map_or("", String::as_str)) + &note + "\n";
-    if rustix::io::write(rustix::stdio::stderr(), text.as_bytes()).is_err() {
-        DROPPED.fetch_add(dropped + 1, Ordering::Relaxed);
+    drop(limits);
+    write(level, &message.to_string(), admitted);
+}
+
+/// Logs a call of containerd and its outcome, at [`Level::Debug`] and without a limit: no guest makes calls.
+pub fn call(message: impl Display) {
+    if logs_debug() && !cfg!(test) {
+        let unlimited = Admitted {
+            left_out: 0,
+            is_last: false,
+        };
+        write(Level::Debug, &message.to_string(), unlimited);
     }
 }
 
-fn format_line(level: &str, message: &str, id: &str) -> String {
+fn write(level: Level, message: &str, admitted: Admitted) {
+    let dropped = DROPPED.swap(0, Ordering::Relaxed);
+    let id = ID.get().map_or("", String::as_str);
+    let text = format_line(level, message, id) + &notes(admitted, dropped) + "\n";
+    if rustix::io::write(rustix::stdio::stderr(), text.as_bytes()).is_err() {
+        DROPPED.fetch_add(dropped + admitted.left_out + 1, Ordering::Relaxed);
+    }
+}
+
+/// Fields about lines that are not in the log.
+fn notes(admitted: Admitted, dropped: u64) -> String {
+    let mut notes = String::new();
+    if admitted.left_out > 0 {
+        notes += &format!(" left_out={}", admitted.left_out);
+    }
+    if admitted.is_last {
+        notes += " limit=\"more lines like this are left out\"";
+    }
+    if dropped > 0 {
+        notes += &format!(" dropped={dropped}");
+    }
+    notes
+}
+
+fn format_line(level: Level, message: &str, id: &str) -> String {
     let message: String = message.chars().take(MAX_MESSAGE).collect();
     format!(
-        "time=\"{}\" level={level} msg={message:?} id={id:?} runtime=nacre",
-        utc(clock::realtime().as_secs())
+        "time=\"{}\" level={} msg={message:?} id={id:?} runtime=nacre",
+        utc(clock::realtime().as_secs()),
+        level.name()
     )
 }
 
@@ -95,8 +191,18 @@ mod tests {
 
     #[test]
     fn a_message_with_line_breaks_stays_one_line() {
-        let line = format_line("info", "a\nb \"c\"", "x");
+        let line = format_line(Level::Info, "a\nb \"c\"", "x");
         assert!(!line.contains('\n'));
         assert!(line.contains(r#"msg="a\nb \"c\"" id="x""#), "{line}");
+    }
+
+    #[test]
+    fn a_line_reports_those_that_are_missing() {
+        let admitted = |left_out, is_last| Admitted { left_out, is_last };
+        assert_eq!(notes(admitted(0, false), 0), "");
+        assert_eq!(
+            notes(admitted(7, true), 3),
+            " left_out=7 limit=\"more lines like this are left out\" dropped=3"
+        );
     }
 }

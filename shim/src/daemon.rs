@@ -14,7 +14,7 @@ use ttrpc::asynchronous::transport::Listener;
 use nacre_pod::{Identity, Sandbox, log};
 
 use crate::events::Publisher;
-use crate::{sandbox, service, streaming};
+use crate::{sandbox, service, streaming, ttrpc_log};
 
 /// How long the last answers and events may take to be delivered before the daemon exits.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
@@ -30,6 +30,8 @@ pub struct Start {
     pub containerd: Option<nix::unistd::Pid>,
     /// The types of the runtime's options, which this program does not have.
     pub extensions: Vec<String>,
+    /// Log lines of the level "debug", too.
+    pub debug: bool,
     /// When containerd executed the shim, monotonic nanoseconds.
     pub begun_ns: u64,
 }
@@ -37,6 +39,10 @@ pub struct Start {
 /// Runs the daemon until its sandbox has ended; returns the exit code.
 pub fn run(start: Start) -> i32 {
     log::set_id(&start.identity.id);
+    if start.debug {
+        log::enable_debug();
+    }
+    ttrpc_log::install();
     match detach(&start).and_then(|()| serve(start)) {
         Ok(()) => 0,
         Err(error) => {

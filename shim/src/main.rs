@@ -16,6 +16,7 @@ mod sandbox;
 mod service;
 mod status;
 mod streaming;
+mod ttrpc_log;
 
 use std::process::ExitCode;
 

@@ -127,7 +127,13 @@ impl Sandbox {
             container: id.to_owned(),
             exec,
         };
-        log::info(format_args!("{name} exited with {}", exit.status));
+        // Probes run exec processes all the time.
+        let level = if name.is_init() {
+            log::Level::Info
+        } else {
+            log::Level::Debug
+        };
+        log::log_at(level, format_args!("{name} exited with {}", exit.status));
         self.events.publish(&TaskEvent::Exited {
             name: &name,
             pid: container.pid,

@@ -1,5 +1,7 @@
 //! The calls that a sandbox answers, and the handle that makes them.
 
+use std::time::Instant;
+
 use tokio::sync::oneshot;
 
 use super::pod_calls::PodCall;
@@ -8,6 +10,7 @@ use crate::container::{CreateRequest, Deleted, ExecRequest, Freeze, Reply, TaskS
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::guest::CgroupFiles;
+use crate::log;
 use crate::process_id::ProcessId;
 use crate::streams::{StdioPaths, TerminalSize};
 
@@ -89,6 +92,35 @@ pub enum Call {
     },
 }
 
+impl Call {
+    /// The call's name and what it is about, for the log. Never the specification, which may have secrets.
+    fn summary(&self) -> String {
+        match self {
+            Self::Create(request, _) => format!("Create {}", request.id),
+            Self::Exec(request, _) => format!("Exec {}", request.name),
+            Self::Start(name, _) => format!("Start {name}"),
+            Self::State(name, _) => format!("State {name}"),
+            Self::Wait(name, _) => format!("Wait {name}"),
+            Self::Kill {
+                name, signal, all, ..
+            } => {
+                let all = if *all { ", all processes" } else { "" };
+                format!("Kill {name}, signal {signal}{all}")
+            }
+            Self::Delete(name, _) => format!("Delete {name}"),
+            Self::CloseStdin(name, _) => format!("CloseStdin {name}"),
+            Self::Resize(name, size, _) => format!("Resize {name}, {}x{}", size.width, size.height),
+            Self::Pids(id, _) => format!("Pids {id}"),
+            Self::Pause(id, _) => format!("Pause {id}"),
+            Self::Resume(id, _) => format!("Resume {id}"),
+            Self::Update(id, ..) => format!("Update {id}"),
+            Self::Stats(id, _) => format!("Stats {id}"),
+            Self::Pod(call) => format!("{} of the pod", call.name()),
+            Self::Shutdown { now, .. } => format!("Shutdown{}", if *now { ", now" } else { "" }),
+        }
+    }
+}
+
 /// Makes calls to a sandbox.
 #[derive(Debug, Clone)]
 pub struct Handle(Queue);
@@ -104,7 +136,15 @@ impl Handle {
     /// What the sandbox answers; [`Error::Closing`] if it has exited.
     pub async fn call<T>(&self, call: impl FnOnce(Reply<T>) -> Call) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        self.0.call(call(reply)).await?;
-        answer.await.map_err(|_| Error::Closing)?
+        let call = call(reply);
+        let logged = log::logs_debug().then(|| (call.summary(), Instant::now()));
+        self.0.call(call).await?;
+        let answer = answer.await.map_err(|_| Error::Closing)?;
+        if let Some((summary, begun)) = logged {
+            let outcome = answer.as_ref().err().map_or("done".into(), ToString::to_string);
+            let took = begun.elapsed().as_millis();
+            log::call(format_args!("{summary}: {outcome} after {took} ms"));
+        }
+        answer
     }
 }

@@ -36,6 +36,21 @@ pub enum PodCall {
     Update(SizeHints, Reply<()>),
 }
 
+impl PodCall {
+    /// For the log.
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Create(..) => "Create",
+            Self::Start(_) => "Start",
+            Self::View(_) => "View",
+            Self::Wait(_) => "Wait",
+            Self::Stop(_) => "Stop",
+            Self::Stats(_) => "Stats",
+            Self::Update(..) => "Update",
+        }
+    }
+}
+
 /// How far a pod has come.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum PodPhase {

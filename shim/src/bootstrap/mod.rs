@@ -58,6 +58,14 @@ impl Bootstrap {
         }
     }
 
+    /// Whether containerd asks for lines of the level "debug".
+    pub fn asks_for_debug(&self) -> bool {
+        match self {
+            Self::Flags => false,
+            Self::Params(params) => params.log_level < 0,
+        }
+    }
+
     /// The type URLs of the runtime's options and other extensions; this program has no options.
     pub fn extensions(&self) -> impl Iterator<Item = &str> {
         let extensions = match self {

@@ -29,7 +29,8 @@ pub fn run(arguments: Arguments, begun_ns: u64) -> anyhow::Result<()> {
     remove_earlier_pod(&identity)?;
     let directory = identity.directory();
     state::make_directory(&directory)?;
-    let address = serve(identity, &bootstrap, begun_ns).inspect_err(|_| {
+    let debug = arguments.debug || bootstrap.asks_for_debug();
+    let address = serve(identity, &bootstrap, debug, begun_ns).inspect_err(|_| {
         // Only the daemon would remove it. Ignore this error: the original one is returned.
         let _ = state::remove_directory(&directory);
     })?;
@@ -37,7 +38,7 @@ pub fn run(arguments: Arguments, begun_ns: u64) -> anyhow::Result<()> {
 }
 
 /// Binds the pod's socket and forks the daemon that serves it; returns the address.
-fn serve(identity: Identity, bootstrap: &Bootstrap, begun_ns: u64) -> anyhow::Result<String> {
+fn serve(identity: Identity, bootstrap: &Bootstrap, debug: bool, begun_ns: u64) -> anyhow::Result<String> {
     let listener = match bootstrap.socket_directory() {
         Some(directory) => bind_in(&directory, &identity)?,
         None => bind(&identity.socket())?,
@@ -48,6 +49,7 @@ fn serve(identity: Identity, bootstrap: &Bootstrap, begun_ns: u64) -> anyhow::Re
         listener,
         containerd: Some(nix::unistd::getppid()),
         extensions: bootstrap.extensions().map(str::to_owned).collect(),
+        debug,
         begun_ns,
     };
     write_address(&address)?;

@@ -3,6 +3,7 @@
 //! and mounts, and /dev/kvm, which the shim opens; no guest is run.
 #![allow(missing_docs, reason = "a test")]
 
+mod bootstrap;
 mod codes;
 mod execs;
 mod failures;
@@ -12,6 +13,7 @@ mod fake_process;
 mod fake_vmm;
 mod hung;
 mod lives;
+mod logs;
 mod pod;
 mod pods;
 mod remote;
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         sandboxes::ALL,
         sizes::ALL,
     ]
+        logs::ALL,
     .into_iter()
     .flatten()
     .filter(|(name, _)| names.is_empty() || names.iter().any(|word| name.contains(*word)));

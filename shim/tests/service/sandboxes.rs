@@ -1,12 +1,7 @@
-//! The Sandbox API: a pod from its first call to the last, the code of each call in each state of the pod, and
-//! containerd's bootstrap message.
-
-use std::io::Write as _;
-use std::process::Stdio;
+//! The Sandbox API: a pod from its first call to the last, and the code of each call in each state of the pod.
 
 use anyhow::{Context as _, Result, ensure};
 use containerd_shim_protos::api::{ConnectRequest, ShutdownRequest, StatsRequest};
-use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -32,7 +27,6 @@ cases![
     a_sandbox_whose_vm_dies_is_reported,
     a_sandbox_is_resized_once_its_guest_has_booted,
     delete_ends_a_sandbox_that_was_never_created,
-    start_reads_and_answers_the_bootstrap_message,
     streaming_is_refused_with_what_to_do,
 ];
 
@@ -402,45 +396,6 @@ async fn delete_ends_a_sandbox_that_was_never_created() -> Result<()> {
     sandbox.pod.shim(&["delete"])?;
     wait_end(shim).await?;
     sandbox.pod.nothing_left()
-}
-
-async fn start_reads_and_answers_the_bootstrap_message() -> Result<()> {
-    let pod = Pod::prepare("bootstrap", "", |_| {}).await?;
-    let sockets = pod.path().join("sockets");
-    let params = BootstrapParams {
-        instance_id: pod.id.clone(),
-        namespace: "test".into(),
-        socket_dir: Some(sockets.display().to_string()),
-        ..Default::default()
-    };
-    let mut child = pod
-        .command(&["start"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    child
-        .stdin
-        .take()
-        .context("no stdin")?
-        .write_all(&params.write_to_bytes()?)?;
-    let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "{output:?}");
-    let result = BootstrapResult::parse_from_bytes(&output.stdout)?;
-    ensure!(result.version == 3 && result.protocol == "ttrpc", "{result}");
-    let socket = result.address.strip_prefix("unix://").context("no unix://")?;
-    ensure!(
-        std::path::Path::new(socket).parent() == Some(sockets.as_path()),
-        "{socket}"
-    );
-    let tasks = TaskClient::new(Client::connect(&result.address).await?);
-    tasks.create(soon(), &pod.creation()).await?;
-    pod.delete(&tasks).await?;
-    pod.finish(&tasks).await?;
-    ensure!(
-        std::fs::read_dir(&sockets)?.next().is_none(),
-        "the socket is left"
-    );
-    Ok(())
 }
 
 async fn streaming_is_refused_with_what_to_do() -> Result<()> {
