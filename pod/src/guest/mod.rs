@@ -40,9 +40,6 @@ pub const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
 /// The deadline of a ping.
 const PING_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Most processes of a container that are listed: the guest kernel's default for the highest pid
-/// (`PID_MAX_DEFAULT`).
-const MAX_PIDS: usize = 32_768;
 /// Most ignored fields of a reply that are logged.
 const MAX_IGNORED: usize = 64;
 
@@ -350,19 +347,6 @@ impl Guest {
             ..Default::default()
         };
         Ok(self.client.wait_oom(Context::default(), &request).await?.kills)
-    }
-
-    /// Lists the processes of a container, by their pids in the guest.
-    ///
-    /// # Errors
-    /// [`CallError`].
-    pub async fn pids(&self, id: &str) -> Result<Vec<u32>, CallError> {
-        let mut pids = self
-            .within_deadline(self.client.list_pids(context(), &reference(id)))
-            .await?
-            .pids;
-        pids.truncate(MAX_PIDS);
-        Ok(pids)
     }
 
     /// Has the agent connect to `port` of localhost and copy to and from its stream at `stream`; waits, without

@@ -31,10 +31,10 @@ pub struct View {
     pub exit: Option<Exit>,
 }
 
-/// A process in the guest, as Pids reports it.
+/// A process, as Pids reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
-    /// Its pid in the guest.
+    /// Its pid for the caller: the VMM's.
     pub pid: u32,
     /// Its exec id, if it is an exec process.
     pub exec: Option<String>,
@@ -71,7 +71,7 @@ pub enum Call {
     CloseStdin(ProcessId, Reply<()>),
     /// Sets the size of a terminal.
     Resize(ProcessId, TerminalSize, Reply<()>),
-    /// Lists the processes of a container.
+    /// Lists the running processes of a container that callers started.
     Pids(String, Reply<Vec<Listed>>),
     /// Freezes all processes of a container.
     Pause(String, Reply<()>),

@@ -1,8 +1,6 @@
 //! Dispatches calls, and answers those that change no state: from what the sandbox knows, or by a task that
 //! asks the guest.
 
-use std::collections::BTreeMap;
-
 use super::{Call, Listed, Progress, Sandbox, View};
 use crate::container::{Container, Freeze, Process, Reply, TaskState, answer};
 use crate::error::Error;
@@ -34,7 +32,7 @@ impl Sandbox {
                 );
             }
             Call::Resize(name, size, reply) => self.resize(name, size, reply),
-            Call::Pids(id, reply) => self.pids(&id, reply),
+            Call::Pids(id, reply) => answer(reply, self.pids(&id)),
             Call::Pause(id, reply) => self.pause(&id, reply),
             Call::Resume(id, reply) => self.resume(&id, reply),
             Call::Update(id, resources, reply) => self.update(&id, &resources, reply),
@@ -164,41 +162,27 @@ impl Sandbox {
         }
     }
 
-    fn pids(&self, id: &str, reply: Reply<Vec<Listed>>) {
-        if self.is_pause(id) {
-            return answer(reply, self.pause_pids(id));
+    /// The processes that the caller started and that run, init first. Each has the pid that State and events
+    /// have, the VMM's, since callers look it up on the host: `docker top` runs ps there. The guest's pids
+    /// would be those of other processes, and a guest that does not answer would delay a containerd that
+    /// restarts.
+    fn pids(&self, id: &str) -> Result<Vec<Listed>, Error> {
+        let container = self.container(id)?;
+        // containerd asks a shim that it finds after a restart: without processes it cleans up.
+        let state = container.lifecycle.init().state;
+        if matches!(state, TaskState::Stopped | TaskState::Creating) {
+            return Ok(Vec::new());
         }
-        let begun = self.container(id).and_then(|container| {
-            // containerd asks a shim that it finds after a restart: without processes it cleans up.
-            let state = container.lifecycle.init().state;
-            if matches!(state, TaskState::Stopped | TaskState::Creating) {
-                return Ok(None);
-            }
-            let mut execs = BTreeMap::new();
-            for (exec, known) in &container.execs {
-                let exited = container
-                    .lifecycle
-                    .process(exec)
-                    .is_none_or(|process| process.exit().is_some());
-                if let Some(pid) = known.process.guest_pid.filter(|_| !exited) {
-                    execs.insert(pid, exec.clone());
-                }
-            }
-            Ok(Some((self.guest()?, execs)))
-        });
-        let id = id.to_owned();
-        match begun {
-            Ok(Some((guest, mut execs))) => ask(reply, "list processes", async move {
-                let pids = guest.pids(&id).await?;
-                let listed = |pid| Listed {
-                    pid,
-                    exec: execs.remove(&pid),
-                };
-                Ok(pids.into_iter().map(listed).collect())
-            }),
-            Ok(None) => answer(reply, Ok(Vec::new())),
-            Err(error) => answer(reply, Err(error)),
-        }
+        let listed = |exec: Option<&String>| Listed {
+            pid: container.pid,
+            exec: exec.cloned(),
+        };
+        let runs = |exec: &&String| {
+            let process = container.lifecycle.process(exec);
+            process.is_some_and(|process| process.state == TaskState::Running)
+        };
+        let execs = container.execs.keys().filter(runs).map(|exec| listed(Some(exec)));
+        Ok([listed(None)].into_iter().chain(execs).collect())
     }
 
     fn stats(&self, id: &str, reply: Reply<CgroupFiles>) {

@@ -3,7 +3,7 @@
 //! its calls: it goes through the states of any container, and a signal ends it as it ends the pause program.
 
 use super::queue::Event;
-use super::{Listed, Sandbox, failed};
+use super::{Sandbox, failed};
 use crate::container::{self, Reply, TaskState, answer};
 use crate::error::Error;
 use crate::exit::Exit;
@@ -90,21 +90,6 @@ impl Sandbox {
         }
     }
 
-    /// The pause container's list of processes: while it runs, one, with the task's pid. After a restart,
-    /// containerd takes a shim whose task has none for a leftover, and deletes it.
-    pub(super) fn pause_pids(&self, id: &str) -> Result<Vec<Listed>, Error> {
-        let container = self.container(id)?;
-        let runs = !matches!(
-            container.lifecycle.init().state,
-            TaskState::Creating | TaskState::Stopped
-        );
-        let listed = Listed {
-            pid: container.pid,
-            exec: None,
-        };
-        Ok(runs.then_some(listed).into_iter().collect())
-    }
-
     /// True if `id` is the pod's own, which no container has: the Sandbox API made the pod.
     pub(super) fn is_pod_without_pause(&self, id: &str) -> bool {
         self.spec.lifetime == Lifetime::SandboxApi
@@ -112,7 +97,8 @@ impl Sandbox {
             && !self.containers.contains_key(id)
     }
 
-    /// Answers the counters of the pause container, or of the pod's id if there is none: the sums over the pod's containers, as the guest counts them.
+    /// Answers the counters of the pause container, or of the pod's id if there is none: the sums over the
+    /// pod's containers, as the guest counts them.
     /// Those of the Sandbox API are this host's ([`PodCall::Stats`](super::PodCall)); `nacre overhead` is the
     /// difference between the two.
     pub(super) fn pod_stats(&self, reply: Reply<CgroupFiles>) {

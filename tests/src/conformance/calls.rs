@@ -29,7 +29,10 @@ const CALLS: [(&str, &str); 17] = [
         "works for the resources of the guest's cgroup v2, and for the CPUs of the VM",
     ),
     ("Task.Stats", "works: returns cgroup v2 metrics"),
-    ("Task.Pids", "works: returns the guest's PIDs"),
+    (
+        "Task.Pids",
+        "works: init and the exec processes that run, each with the VMM's PID",
+    ),
     ("Task.Delete", "works for containers and exec processes"),
     ("Task.Connect", "works"),
     ("Task.Shutdown", "works"),
