@@ -219,7 +219,8 @@ fn io_entry(line: &str) -> Option<IOEntry> {
 /// Parses a line "mlx4_0 hca_handle=2 hca_object=2000".
 fn rdma_entry(line: &str) -> Option<RdmaEntry> {
     let (device, rest) = line.split_once(' ')?;
-    if device.len() > MAX_NAME {
+    // It becomes a label of Prometheus.
+    if device.len() > MAX_NAME || !device.bytes().all(|byte| byte.is_ascii_graphic()) {
         return None;
     }
     let mut entry = RdmaEntry {

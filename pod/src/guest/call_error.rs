@@ -48,7 +48,30 @@ impl From<ttrpc::Error> for CallError {
             | ttrpc::Error::LocalClosed
             | ttrpc::Error::RemoteClosed
             | ttrpc::Error::Eof
-            | ttrpc::Error::Others(_)) => Self::Lost(format!("the agent's stream: {lost}")),
+            | ttrpc::Error::Others(_)) => {
+                let reason = printable(&lost.to_string(), MAX_MESSAGE);
+                Self::Lost(format!("the agent's stream: {reason}"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_a_hostile_agent_are_bounded() {
+        let text = "\x1b[31m\n".repeat(500_000);
+        let refused = ttrpc::get_status(ttrpc::Code::INTERNAL, text.clone());
+        for error in [
+            ttrpc::Error::RpcStatus(refused),
+            ttrpc::Error::Others(text.clone()),
+            ttrpc::Error::Socket(text),
+        ] {
+            let reason = CallError::from(error).into_error("Call").to_string();
+            assert!(reason.len() <= MAX_MESSAGE + 64, "{} bytes", reason.len());
+            assert!(!reason.contains(char::is_control));
         }
     }
 }

@@ -4,10 +4,10 @@
 
 mod call_error;
 mod clock;
+mod counters;
 mod mirror;
 mod setup;
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -32,6 +32,7 @@ use crate::process_id::ProcessId;
 use crate::streams::TerminalSize;
 
 pub use self::call_error::CallError;
+pub use self::counters::CgroupFiles;
 
 /// The deadline of a call. Emulated hosts take seconds for what others do in milliseconds.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -42,9 +43,6 @@ const PING_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Most ignored fields of a reply that are logged.
 const MAX_IGNORED: usize = 64;
-
-/// Files of a container's cgroup in the guest, by name.
-pub type CgroupFiles = HashMap<String, Vec<u8>>;
 
 /// A guest whose agent has connected.
 #[derive(Clone)]
@@ -322,17 +320,6 @@ impl Guest {
             .await?;
         log_ignored(&ProcessId::init(id), &updated.ignored);
         Ok(())
-    }
-
-    /// Reads the files of a container's cgroup.
-    ///
-    /// # Errors
-    /// [`CallError`].
-    pub async fn stats(&self, id: &str) -> Result<CgroupFiles, CallError> {
-        Ok(self
-            .within_deadline(self.client.container_stats(context(), &reference(id)))
-            .await?
-            .files)
     }
 
     /// Waits, without a deadline, until more than `known` processes of a container have been OOM-killed;

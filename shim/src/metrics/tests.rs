@@ -202,7 +202,10 @@ fn missing_and_malformed_values_are_zero() {
         ("memory.pressure", &many),
         ("memory.events", &long),
         ("io.stat", &endless),
-        ("rdma.current", &format!("{long} hca_handle=1\nd hca_handle=-1")),
+        (
+            "rdma.current",
+            &format!("{long} hca_handle=1\n\x1b[31m hca_handle=1\nd hca_handle=-1"),
+        ),
     ]);
     hostile.insert("memory.stat".into(), vec![0xff; 1000]);
     for index in 0..10_000 {
