@@ -216,6 +216,14 @@ pub fn watch_channel(channel: Channel) -> io::Result<AsyncFd<Channel>> {
     Ok(unsafe { AsyncFd::register(channel) }?)
 }
 
+/// Closes every descriptor but the standard streams: those that this process inherited. To be called before
+/// any is opened.
+pub fn close_inherited() {
+    // SAFETY: plain numbers. The caller has opened no descriptor yet, so nothing in this process owns one of
+    // these.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+}
+
 /// Ends a forked child without the parent's exit handlers.
 fn exit_now(code: i32) -> ! {
     // SAFETY: _exit takes any code and touches no memory.

@@ -23,6 +23,9 @@ use std::process::ExitCode;
 use arguments::{Action, Arguments};
 
 fn main() -> ExitCode {
+    // A descriptor that containerd leaks must reach neither the VMM nor hooks and loggers, and the daemon would
+    // keep it open as long as the pod runs.
+    nacre_pod::sys::close_inherited();
     let begun_ns = nacre_pod::clock::monotonic_ns();
     let outcome = Arguments::parse(std::env::args().skip(1))
         .map_err(anyhow::Error::from)

@@ -1,6 +1,7 @@
 //! Terminals, pausing, limits, counters, OOM kills and hooks of a task.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use containerd_shim_protos::api::{
@@ -13,10 +14,10 @@ use containerd_shim_protos::shim_async::TaskClient;
 use serde_json::{Value, json};
 use ttrpc::Code;
 
-use crate::Case;
 use crate::cases;
 use crate::pod::{Pod, refused, soon};
 use crate::remote::Remote;
+use crate::{Case, LEAKED};
 
 cases![
     a_terminal_has_one_stream_and_a_size,
@@ -29,6 +30,7 @@ cases![
     an_oom_kill_is_reported_once_and_before_the_exit,
     hooks_run_around_the_container,
     a_failing_hook_fails_create_and_not_the_pod,
+    inherited_descriptors_reach_neither_the_shim_nor_its_hooks,
     a_checkpoint_is_refused,
 ];
 
@@ -369,6 +371,33 @@ async fn a_failing_hook_fails_create_and_not_the_pod() -> Result<()> {
     spec.as_object_mut().context("no object")?.remove("hooks");
     std::fs::write(bundle.join("config.json"), spec.to_string())?;
     client.create(soon(), &pod.creation()).await?;
+    pod.delete(&client).await?;
+    pod.finish(&client).await
+}
+
+async fn inherited_descriptors_reach_neither_the_shim_nor_its_hooks() -> Result<()> {
+    let mut pod = Pod::prepare("leaked", "", |spec| {
+        let script = "exec > files; for fd in /proc/$$/fd/*; do readlink $fd; done; true";
+        spec["hooks"] = json!({"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]});
+    })
+    .await?;
+    let client = pod.run_start().await?;
+    client.create(soon(), &pod.creation()).await?;
+    let shim = pod.recorded()?.shim_pid;
+    let mut open = Vec::new();
+    for fd in std::fs::read_dir(format!("/proc/{shim}/fd"))? {
+        // Fails for one that was closed meanwhile.
+        open.extend(std::fs::read_link(fd?.path()).ok());
+    }
+    ensure!(
+        !open.is_empty() && !open.iter().any(|file| file == Path::new(LEAKED)),
+        "{open:?}"
+    );
+    let files = std::fs::read_to_string(pod.path().join("bundle/files"))?;
+    ensure!(
+        files.lines().count() >= 3 && !files.lines().any(|file| file == LEAKED),
+        "{files}"
+    );
     pod.delete(&client).await?;
     pod.finish(&client).await
 }
