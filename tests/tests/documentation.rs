@@ -61,3 +61,54 @@ fn every_link_names_a_file_and_a_heading_that_exist() {
     assert!(broken.is_empty(), "{broken:#?}");
     assert!(checked > 50, "only {checked} links were found");
 }
+
+/// All Rust sources of the workspace, one after the other.
+fn sources() -> String {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let crates = [
+        "agent", "ctl", "netlink", "pod", "protocol", "shim", "tests", "vmm",
+    ];
+    let mut directories: Vec<PathBuf> = crates.iter().map(|name| top.join(name)).collect();
+    let mut text = String::new();
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                text += &fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    text
+}
+
+/// The parts of `page` between two of `quote`.
+fn quoted(page: &str, quote: char) -> impl Iterator<Item = &str> {
+    page.split(quote).skip(1).step_by(2)
+}
+
+#[test]
+fn every_test_that_is_said_to_show_a_boundary_exists() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/security.md");
+    let (page, sources) = (fs::read_to_string(page).unwrap(), sources());
+    let is_test = |word: &&str| {
+        let is_name = word
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || b"_0123456789".contains(&byte));
+        is_name && word.matches('_').count() > 1
+    };
+    let functions = quoted(&page, '`')
+        .filter(is_test)
+        .map(|name| format!("fn {name}("));
+    let rows = quoted(&page, '"').map(|name| format!("\"{name}\""));
+    let (mut missing, mut checked) = (Vec::new(), 0);
+    for name in functions.chain(rows) {
+        if !sources.contains(&name) {
+            missing.push(name);
+        }
+        checked += 1;
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+    assert!(checked > 30, "only {checked} names were found");
+}
