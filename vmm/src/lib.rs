@@ -16,6 +16,8 @@ pub mod commands;
 pub mod config;
 pub mod control;
 pub mod devices;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod jail;
 pub mod kvm;
 mod log;

@@ -74,7 +74,7 @@ fn prepare(control: &Control) -> Result<(Config, Resources, Confinement), StepEr
 }
 
 /// Checks every field of `configure`, and puts every descriptor in its place.
-fn check_configuration(
+pub(crate) fn check_configuration(
     configure: Configure,
     mut descriptors: Descriptors,
     control: &Control,

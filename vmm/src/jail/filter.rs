@@ -20,14 +20,14 @@ pub enum Violation {
     /// that a table lacks.
     Log,
     /// As [`Violation::Kill`], and [`super::recorder`] notes the calls that are made.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     Record,
 }
 
 /// Installs the filter of `profile` for the calling thread. A filter can't be removed.
 pub fn install(profile: &Profile, violation: Violation) -> Result<(), Error> {
     let program = step("compile a seccomp filter", compile(profile, violation))?;
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     if violation == Violation::Record {
         return step("install a recorder", super::recorder::install(program));
     }
@@ -60,7 +60,7 @@ fn compile(profile: &Profile, violation: Violation) -> Result<BpfProgram, seccom
     let default = match violation {
         Violation::Kill => SeccompAction::KillProcess,
         Violation::Log => SeccompAction::Log,
-        #[cfg(test)]
+        #[cfg(any(test, feature = "fuzzing"))]
         Violation::Record => SeccompAction::KillProcess,
     };
     SeccompFilter::new(rules, default, SeccompAction::Allow, TargetArch::x86_64)?.try_into()

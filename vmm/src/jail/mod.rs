@@ -15,7 +15,7 @@ mod capabilities;
 mod descriptors;
 mod filter;
 mod limits;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod recorder;
 mod root;
 mod signals;

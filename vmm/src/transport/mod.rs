@@ -3,7 +3,7 @@
 //!
 //! [`status`] has the driver's initialization sequence, [`queue`] checks a queue's setup; both are pure.
 #![cfg_attr(
-    not(test),
+    not(any(test, feature = "fuzzing")),
     deny(
         clippy::unwrap_used,
         clippy::expect_used,

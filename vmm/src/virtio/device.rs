@@ -179,6 +179,12 @@ impl Device {
         self.worker.pause()
     }
 
+    /// See [`Worker::settle`].
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn settle(&self) {
+        self.worker.settle();
+    }
+
     /// Continues after [`Device::pause`]. Has no effect on a device that is not paused.
     ///
     /// # Errors

@@ -59,7 +59,7 @@
 //!
 //! Everything here reads what a guest wrote and must not panic on it, which the lints below enforce.
 #![cfg_attr(
-    not(test),
+    not(any(test, feature = "fuzzing")),
     deny(
         clippy::unwrap_used,
         clippy::expect_used,
@@ -78,7 +78,7 @@ pub mod mem;
 pub mod net;
 pub mod rings;
 pub mod rng;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod testing;
 mod vectors;
 pub mod vsock;

@@ -1,7 +1,11 @@
-//! A virtio driver for tests: guest memory in this process, queues in it, and a test double of the
+//! A virtio driver for tests and fuzzing: guest memory in this process, queues in it, and a test double of the
 //! interrupts. The tests of all devices use it; it writes what the test asks for, valid or not.
 
 #![allow(clippy::cast_possible_truncation, reason = "sizes of a test guest are small")]
+#![cfg_attr(
+    not(test),
+    allow(dead_code, unused_imports, reason = "the fuzzer needs a part")
+)]
 
 mod chains;
 mod hammer;
@@ -338,7 +342,7 @@ impl Driver {
     }
 
     /// Writes a well-formed chain of `buffers` from descriptor `head` on.
-    fn set_chain(&self, queue: usize, head: u16, buffers: &[Fields]) {
+    pub fn set_chain(&self, queue: usize, head: u16, buffers: &[Fields]) {
         for (position, buffer) in buffers.iter().enumerate() {
             let index = head + position as u16;
             let next = if position + 1 < buffers.len() { NEXT } else { 0 };
@@ -347,13 +351,13 @@ impl Driver {
     }
 
     /// Whether fewer chains are available than the queue has descriptors.
-    fn has_room(&self, queue: usize) -> bool {
+    pub fn has_room(&self, queue: usize) -> bool {
         let ring = &self.rings[queue];
         ring.available.wrapping_sub(self.u16_at(ring.used_at() + 2)) < ring.size
     }
 
     /// Whether the device has asked for a reset since the last [`Driver::restart`].
-    fn needs_reset(&self) -> bool {
+    pub fn needs_reset(&self) -> bool {
         self.interrupts.signals().needs_reset > self.resets
     }
 

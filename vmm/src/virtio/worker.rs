@@ -105,6 +105,9 @@ enum Command {
     Resume,
     /// Guest memory has grown. Call the function when the data path has it.
     Memory(Arc<Memory>, OnTaken),
+    /// Answered once no event is ready.
+    #[cfg(any(test, feature = "fuzzing"))]
+    Settle(SyncSender<()>),
     Exit,
 }
 
@@ -285,6 +288,12 @@ impl Worker {
     pub fn resume(&self) -> Result<(), DeviceError> {
         self.send_command(Command::Resume)
             .map_err(DeviceError::at(self.name, "resume"))
+    }
+
+    /// Waits until the worker, which must not be paused, has handled all that was ready.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn settle(&self) {
+        self.ask(Command::Settle).unwrap();
     }
 
     /// See [`MemorySender`].

@@ -21,6 +21,8 @@ pub mod function;
 pub mod msix;
 pub mod page;
 pub mod register;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

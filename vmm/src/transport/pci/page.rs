@@ -65,7 +65,7 @@ impl RegisterPages {
     }
 
     /// What the guest reads at `offset`.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn load(&self, offset: usize, data: &mut [u8]) {
         let start = self.first * PAGE_BYTES + offset;
         self.mapping.get_slice(start, data.len()).unwrap().copy_to(data);

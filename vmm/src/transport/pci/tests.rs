@@ -2,7 +2,6 @@
 //! the bus's interface and must agree with the page that the guest reads.
 
 mod config_space;
-mod driver;
 mod interrupts;
 mod joined;
 mod random;
@@ -15,6 +14,7 @@ use std::time::Duration;
 use self::driver::{BAR1, Driver, FEATURES, MEMORY, STATUS};
 use super::VERSION_1;
 use super::config_space::ISR;
+use super::testing as driver;
 use crate::virtio::testing::DEADLINE;
 use crate::virtio::{Interrupt as _, Report};
 

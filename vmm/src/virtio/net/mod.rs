@@ -124,6 +124,20 @@ impl Config {
         })
     }
 
+    /// A configuration whose taps are sockets with message boundaries.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn of_sockets(sockets: Vec<OwnedFd>) -> Self {
+        Self {
+            taps: sockets
+                .into_iter()
+                .map(|socket| Arc::new(Tap::from_socket(socket)))
+                .collect(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            max_changes: u32::MAX,
+        }
+    }
+
     /// The configuration space (virtio 1.2, 5.1.4): the address, the status (the link is up), the number of
     /// queue pairs, the MTU.
     fn space(&self) -> Vec<u8> {

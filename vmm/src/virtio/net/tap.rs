@@ -45,7 +45,7 @@ pub enum TapError {
 pub struct Tap {
     fd: OwnedFd,
     /// A test uses a socket, on which ioctls fail.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     is_socket: bool,
 }
 
@@ -68,13 +68,13 @@ impl Tap {
         check(done).map_err(at("set the size of the tap's header"))?;
         Ok(Self {
             fd,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "fuzzing"))]
             is_socket: false,
         })
     }
 
     /// A socket with message boundaries that takes the place of a tap.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn from_socket(fd: OwnedFd) -> Self {
         rustix::io::ioctl_fionbio(&fd, true).unwrap();
         Self { fd, is_socket: true }
@@ -93,7 +93,7 @@ impl Tap {
                 libc::c_ulong::from(flags),
             )
         };
-        #[cfg(test)]
+        #[cfg(any(test, feature = "fuzzing"))]
         if self.is_socket {
             return Ok(());
         }
@@ -110,7 +110,7 @@ impl Tap {
         request.ifr_ifru.ifru_flags = if is_attached { ATTACH } else { DETACH };
         // SAFETY: the kernel reads one `ifreq`.
         let done = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) };
-        #[cfg(test)]
+        #[cfg(any(test, feature = "fuzzing"))]
         if self.is_socket {
             return Ok(());
         }

@@ -66,13 +66,7 @@ fn config() -> (Config, Host) {
     for socket in [&ours, &theirs] {
         setsockopt(socket, sockopt::SndBuf, &(1 << 20)).unwrap();
     }
-    let config = Config {
-        taps: vec![Arc::new(Tap::from_socket(theirs))],
-        mac: [2, 0, 0, 0, 0, 1],
-        mtu: 1500,
-        max_changes: u32::MAX,
-    };
-    (config, Host(ours))
+    (Config::of_sockets(vec![theirs]), Host(ours))
 }
 
 /// Prepares what a confined thread needs to create a device: the returned function does so, and sends a packet

@@ -50,6 +50,9 @@ pub(super) struct WorkerThread<D> {
     grown: Option<Arc<Memory>>,
     /// How many [`Report::Stopped`] may still be sent.
     reports_left: u32,
+    /// Answered when no event is ready.
+    #[cfg(any(test, feature = "fuzzing"))]
+    settled: Option<std::sync::mpsc::SyncSender<()>>,
 }
 
 impl<D: DataPath> WorkerThread<D> {
@@ -75,6 +78,8 @@ impl<D: DataPath> WorkerThread<D> {
             held: None,
             grown: None,
             reports_left: MAX_REPORTS,
+            #[cfg(any(test, feature = "fuzzing"))]
+            settled: None,
         })
     }
 
@@ -93,11 +98,17 @@ impl<D: DataPath> WorkerThread<D> {
     fn event_loop(&mut self) -> std::io::Result<()> {
         let mut events = [EpollEvent::default(); EVENTS_PER_WAIT];
         loop {
-            let count = match self.poller.0.wait(-1, &mut events) {
+            let count = match self.poller.0.wait(self.patience(), &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
+            #[cfg(any(test, feature = "fuzzing"))]
+            if count == 0
+                && let Some(settled) = self.settled.take()
+            {
+                let _ = settled.try_send(());
+            }
             for event in events.iter().take(count) {
                 match Token::decode(event.data()) {
                     Token::Command => {
@@ -121,6 +132,15 @@ impl<D: DataPath> WorkerThread<D> {
                 }
             }
         }
+    }
+
+    /// How long to wait for events, in milliseconds; -1 for any time.
+    fn patience(&self) -> i32 {
+        #[cfg(any(test, feature = "fuzzing"))]
+        if self.settled.is_some() {
+            return 0;
+        }
+        -1
     }
 
     /// Calls a method of the data path if the device is active.
@@ -170,6 +190,8 @@ impl<D: DataPath> WorkerThread<D> {
                     self.set_memory(memory);
                     on_taken();
                 }
+                #[cfg(any(test, feature = "fuzzing"))]
+                Command::Settle(settled) => self.settled = Some(settled),
                 Command::Exit => return false,
             }
         }

@@ -1,5 +1,7 @@
 //! A driver of one function: it writes what a test asks for, and collects the interrupts.
 
+#![cfg_attr(not(test), allow(dead_code, missing_docs, reason = "the fuzzer needs a part"))]
+
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 
