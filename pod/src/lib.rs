@@ -25,6 +25,8 @@ mod error;
 mod event;
 mod exit;
 mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod guest;
 mod guest_text;
 mod hooks;

@@ -9,6 +9,8 @@ mod command;
 mod daemon;
 mod events;
 mod features;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod messages;
 mod metrics;
 mod proto;

@@ -41,6 +41,8 @@ use boot::{BootFiles, Files, net_device, open};
 pub use disks::Disks;
 pub use end::End;
 pub use memory::MemoryControl;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use monitor::received;
 pub use monitor::{Event, VmmMonitor};
 pub use requests::RequestError;
 use requests::Requests;

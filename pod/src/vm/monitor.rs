@@ -134,6 +134,26 @@ async fn receive_until_last<E: From<Event>>(
     }
 }
 
+/// The events of all messages on `channel`, and what they say about the VMM's end. For the fuzzer.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) async fn received(channel: Channel) -> (Vec<Event>, End) {
+    let channel = Arc::new(super::nonblocking(channel).unwrap());
+    let requests = Requests::new(Arc::clone(&channel));
+    let (queue, mut events) = mpsc::channel::<Event>(1);
+    let (mut received, mut end) = (Vec::new(), End::default());
+    let messages = async {
+        receive_until_last(&channel, &requests, &queue, &mut end).await;
+        drop(queue);
+    };
+    let collect = async {
+        while let Some(event) = events.recv().await {
+            received.push(event);
+        }
+    };
+    tokio::join!(messages, collect);
+    (received, end)
+}
+
 /// The event that `message` reports. None if no message may follow: then `end` has the reason.
 fn event(message: FromVmm, fds: Vec<OwnedFd>, end: &mut End) -> Option<Event> {
     match message {

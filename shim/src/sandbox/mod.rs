@@ -6,4 +6,6 @@ mod pod_config;
 mod service;
 mod update;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use pod_config::pod_spec;
 pub use service::services;
