@@ -6,6 +6,7 @@
 #   make test      setup and build, then the unit, guest, end-to-end, parity and CRI tests; the last line is their count
 #   make test-all  make test, then file systems compared with runc's, the tests of the lab, of other versions of
 #                  containerd and of real software
+#   make fuzz      fuzzes what reads a guest's bytes, each target for a minute; FUZZ_SECONDS=N for another time
 #   make bench     measures nacre beside runc; writes target/bench/results.json and index.html
 #                  OTHER=PREFIX also measures the build that is installed at PREFIX
 #   make clean     removes what was built; the caches in ~/.cache/nacre stay
@@ -40,7 +41,7 @@ BUILT := $(TARGET)/release
 endif
 AGENT := $(TARGET)/$(GUEST_TRIPLE)/guest/nacre-agent
 
-.PHONY: install check setup programs agent kernel image demo test test-all bench clean
+.PHONY: install check setup programs agent kernel image demo test test-all fuzz bench clean
 
 install: programs kernel image
 	@mkdir -p $(PREFIX)/bin
@@ -86,6 +87,9 @@ test: setup
 test-all: setup
 	@$(MAKE) --no-print-directory install
 	@tests/all unit guests e2e two-vcpus parity cri posix lab other-containerds cri-others software
+
+fuzz: setup
+	@scripts/fuzz
 
 bench: setup
 	@$(MAKE) --no-print-directory install
