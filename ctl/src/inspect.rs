@@ -108,9 +108,16 @@ fn write_state(out: &mut String, found: &Found) {
         .cgroup
         .as_ref()
         .map_or("not created".to_owned(), |path| path.display().to_string());
+    let agent = pod.silent_since.map_or("answers".to_owned(), |since| {
+        format!(
+            "has not answered for {}: the guest stands still; SIGKILL to a container ends the VM",
+            age(pods::seconds_since(since))
+        )
+    });
     let rows = [
         ["state".to_owned(), pods::state(pod)],
         ["age".to_owned(), age(pods::seconds_since(pod.created))],
+        ["agent".to_owned(), agent],
         ["VMM".to_owned(), vmm],
         ["shim".to_owned(), format!("pid {}", pod.shim_pid)],
         ["vCPUs".to_owned(), vcpus],
@@ -271,6 +278,25 @@ mod tests {
             out.find("mmio_read").unwrap() < out.find("io_out").unwrap(),
             "most frequent first:\n{out}"
         );
+    }
+
+    #[test]
+    fn a_silent_guest_shows_since_when_and_what_to_do() {
+        let root = example();
+        let file = root.path().join("1").join(POD_FILE);
+        let mut pod: nacre_protocol::state::Pod = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        let answering = inspect_in(root.path(), "web-1", false).unwrap();
+        assert!(!answering.contains("does not answer"), "{answering}");
+        pod.silent_since = Some(pod.created);
+        fs::write(file, serde_json::to_vec(&pod).unwrap()).unwrap();
+        let silent = inspect_in(root.path(), "web-1", false).unwrap();
+        for text in [
+            "running, but its guest does not answer",
+            "has not answered for",
+            "SIGKILL",
+        ] {
+            assert!(silent.contains(text), "{text:?} is missing in:\n{silent}");
+        }
     }
 
     #[test]

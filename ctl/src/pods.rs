@@ -203,6 +203,7 @@ pub fn state(pod: &Pod) -> String {
         Some(pid) if pod.state == PodState::Running && has_exited(pid) => {
             format!("running, but its VMM (pid {pid}) has exited")
         }
+        _ if pod.silent_since.is_some() => format!("{}, but its guest does not answer", pod.state),
         _ => pod.state.to_string(),
     }
 }
@@ -249,6 +250,7 @@ pub mod tests {
                 memory_mib: 768,
                 max_mib: 12288,
             }),
+            silent_since: None,
             created,
             state: PodState::Running,
         };

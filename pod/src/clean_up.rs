@@ -153,6 +153,7 @@ mod tests {
             shim_start_time,
             vmm_pid: None,
             size: None,
+            silent_since: None,
             cgroup: None,
             network: None,
             created: 0,

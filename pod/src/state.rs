@@ -194,6 +194,7 @@ mod tests {
             cgroup: Some("/sys/fs/cgroup/x".into()),
             network: None,
             size: None,
+            silent_since: None,
             created: 1,
             state: PodState::Creating,
         };

@@ -84,6 +84,9 @@ pub struct Pod {
     /// The size of its VM.
     #[serde(default)]
     pub size: Option<PodSize>,
+    /// Since when the guest's agent does not answer, seconds since the epoch; None if it does.
+    #[serde(default)]
+    pub silent_since: Option<u64>,
     /// Seconds since the epoch.
     pub created: u64,
     /// How far the pod's life has come.

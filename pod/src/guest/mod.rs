@@ -78,6 +78,11 @@ fn context() -> Context {
     with_duration(DEADLINE.saturating_add(Duration::from_secs(1)))
 }
 
+/// Whether the agent has answered a call, if only by refusing it.
+fn is_answer<T>(answer: &ttrpc::Result<T>) -> bool {
+    matches!(answer, Ok(_) | Err(ttrpc::Error::RpcStatus(_)))
+}
+
 /// Logs fields of a request that the agent ignores. The shim has removed those that its own check ignores, so
 /// that these are fields that only the guest can decide about, such as devices that it does not have.
 fn log_ignored(name: &ProcessId, fields: &[String]) {
@@ -154,6 +159,12 @@ impl Guest {
         self.timed_out.notified().await;
     }
 
+    /// Waits, without a deadline, until the agent answers a call that does nothing; false if its stream is lost.
+    pub async fn ping(&self) -> bool {
+        let listed = self.client.list_pids(Context::default(), &reference("")).await;
+        is_answer(&listed)
+    }
+
     /// Whether the agent answers at all, within [`PING_DEADLINE`]: it refuses to list the processes of a
     /// container that can't exist.
     pub async fn answers(&self) -> bool {
@@ -161,7 +172,7 @@ impl Guest {
             .client
             .list_pids(with_duration(PING_DEADLINE), &reference(""))
             .await;
-        matches!(listed, Ok(_) | Err(ttrpc::Error::RpcStatus(_)))
+        is_answer(&listed)
     }
 
     /// Creates a container whose init process waits for [`Guest::start`]; returns its pid in the guest.

@@ -4,8 +4,10 @@
 
 use std::time::Duration;
 
+use tokio::time::{Instant, timeout, timeout_at};
+
 use super::queue::Event;
-use super::{Sandbox, failed};
+use super::{Sandbox, failed, until_ended};
 use crate::container::{Reply, TaskState, answer};
 use crate::error::Error;
 use crate::guest::{CallError, Guest, SIGKILL};
@@ -14,6 +16,8 @@ use crate::process_id::{ProcessId, ProcessKey};
 
 /// How long an init process may take to exit after SIGKILL.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// When the agent is pinged during that time: an init process that reacts has exited before.
+const PING_AFTER: Duration = Duration::from_secs(2);
 
 impl Sandbox {
     pub(super) fn kill(&mut self, name: ProcessId, signal: u32, all: bool, reply: Reply<()>) {
@@ -55,19 +59,29 @@ impl Sandbox {
 
     /// Starts the deadline of a SIGKILL, once for each container.
     pub(super) fn enforce_kill(&mut self, id: &str) {
+        let guest = self.progress.borrow().guest();
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        if !std::mem::replace(&mut container.kill_enforced, true) {
-            let expired = Event::KillExpired(container.init.key.clone());
-            self.queue.send_after(KILL_DEADLINE, expired);
+        if std::mem::replace(&mut container.kill_enforced, true) {
+            return;
         }
+        let (key, mut progress) = (container.init.key.clone(), self.progress.subscribe());
+        self.queue.send_result(async move {
+            // With the VM, init has ended.
+            let ended = until_ended(&mut progress);
+            let agent_answers = tokio::select! {
+                () = ended => false,
+                answers = agent_answers(guest) => answers,
+            };
+            Event::KillExpired(key, agent_answers)
+        });
     }
 
     /// Handles an init process that has survived SIGKILL. Its VM is ended if nothing else runs in it, or if
     /// its agent does not answer, either. Otherwise a caller of Delete learns that it failed.
-    pub(super) fn kill_expired(&mut self, key: &ProcessKey) {
-        let ends_vm = key.name.container == self.identity.id || self.containers.len() == 1;
+    pub(super) fn kill_expired(&mut self, key: &ProcessKey, agent_answers: bool) {
+        let is_alone = key.name.container == self.identity.id || self.containers.len() == 1;
         let Some(container) = self.container_of_key(key) else {
             return;
         };
@@ -82,19 +96,26 @@ impl Sandbox {
             format_args!("{} has not exited {seconds} s after SIGKILL", key.name),
             Some("the guest's console shows whether its kernel hangs".to_owned()),
         );
-        if ends_vm {
+        if is_alone || !agent_answers {
             return self.fail_vm(failed);
         }
         log::error(&failed);
         if let Some(reply) = container.init.deleting.take() {
-            answer(reply, Err(failed.clone().into()));
+            answer(reply, Err(failed.into()));
         }
-        let Ok(guest) = self.guest() else { return };
-        let queue = self.queue.clone();
-        tokio::spawn(async move {
-            if !guest.answers().await {
-                queue.send(Event::VmFailed(failed)).await;
-            }
-        });
     }
+}
+
+/// Returns after [`KILL_DEADLINE`]: whether the agent has answered a ping in this time. It is asked before, so that
+/// the containers of a guest that hangs end no later than one that is alone in its VM.
+async fn agent_answers(guest: Option<Guest>) -> bool {
+    let deadline = Instant::now() + KILL_DEADLINE;
+    let never = std::future::pending::<()>;
+    let _elapsed = timeout(PING_AFTER, never()).await;
+    let answers = match guest {
+        Some(guest) => timeout_at(deadline, guest.ping()).await.unwrap_or(false),
+        None => false,
+    };
+    let _elapsed = timeout_at(deadline, never()).await;
+    answers
 }

@@ -21,6 +21,7 @@ mod exec;
 mod forward;
 mod freeze;
 mod guest_clock;
+mod heartbeat;
 mod kill;
 mod memory;
 mod network;
@@ -146,6 +147,7 @@ impl Sandbox {
             cgroup: None,
             network: None,
             size: None,
+            silent_since: None,
             created: clock::realtime().as_secs(),
             state: PodState::Creating,
         };
@@ -214,7 +216,8 @@ impl Sandbox {
             Event::Exited(key, exit) => self.exited(&key, exit),
             Event::InitExitHoldExpired(key) => self.init_exit_hold_expired(&key),
             Event::InitOutputStalled(key) => self.init_output_stalled(&key),
-            Event::KillExpired(key) => self.kill_expired(&key),
+            Event::KillExpired(key, agent_answers) => self.kill_expired(&key, agent_answers),
+            Event::HeartbeatChanged(is_silent) => self.heartbeat_changed(is_silent),
             Event::Drained(key) => {
                 let drained = container::Event::OutputDrained(key.name.exec.clone());
                 self.advance(&key, drained);

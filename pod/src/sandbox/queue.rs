@@ -45,8 +45,10 @@ pub enum Event {
     InitExitHoldExpired(ProcessKey),
     /// Init has exited, and the rest of its output does not get written.
     InitOutputStalled(ProcessKey),
-    /// The deadline of a SIGKILL to this init process has passed.
-    KillExpired(ProcessKey),
+    /// The deadline of a SIGKILL to this init process has passed; whether the agent has answered a ping since.
+    KillExpired(ProcessKey, bool),
+    /// The agent has become silent, or answers again.
+    HeartbeatChanged(bool),
     /// All output of an ended process is written, or its deadline has passed.
     Drained(ProcessKey),
     /// The container with this id is removed from the guest and the VMM, or could not be: the answer to its

@@ -155,6 +155,7 @@ impl Sandbox {
                 self.pod.state = PodState::Running;
                 self.write_pod();
                 self.watch_agent(guest.clone());
+                self.watch_heartbeat(guest.clone());
                 self.follow_clock(guest.clone());
                 self.progress.send_replace(Progress::Ready(guest));
                 self.start_forwarding();
@@ -286,6 +287,7 @@ impl Sandbox {
     /// The VM has ended, or could not be started: every task ends, and the reason is recorded.
     pub(super) fn vm_ended(&mut self, reason: StepFailed) {
         self.vm = None;
+        self.pod.silent_since = None;
         self.expected_streams.clear();
         self.leave_cgroup();
         self.release_network();

@@ -294,7 +294,7 @@ impl Agent for FakeAgent {
     }
 
     async fn kill_process(&self, _: &TtrpcContext, request: KillProcessRequest) -> ttrpc::Result<Empty> {
-        if self.behaviour == "fake=deaf" {
+        if matches!(self.behaviour.as_str(), "fake=deaf" | "fake=wedged") {
             return std::future::pending().await;
         }
         let container = self.find(&request.process.container_id)?;
@@ -317,6 +317,9 @@ impl Agent for FakeAgent {
     }
 
     async fn list_pids(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<ListPidsResponse> {
+        if self.behaviour == "fake=wedged" {
+            return std::future::pending().await;
+        }
         let container = self.find(&request.container_id)?;
         let last = INIT_PID + u32::try_from(container.execs.lock().unwrap().len()).unwrap();
         // And a child of init.

@@ -3,22 +3,27 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use containerd_shim_protos::api::ConnectRequest;
 use ttrpc::Code;
 
 use crate::Case;
 use crate::cases;
 use crate::pod::{Pod, refused, soon};
+use crate::pods::{annotate, create_inner};
+use crate::remote::Remote;
 
 cases![
     sigkill_ends_a_guest_that_does_not_react,
+    a_guest_that_stands_still_is_reported_and_sigkill_ends_it,
     delete_cancels_a_create_that_hangs,
     delete_after_a_cancelled_create_leaves_the_id_free,
 ];
 
 /// Longest time from SIGKILL to the exit of a process in a guest that hangs.
 const KILL_LIMIT: Duration = Duration::from_secs(15);
+/// Longest time from when a guest stands still to its report.
+const REPORT_LIMIT: Duration = Duration::from_secs(30);
 
 async fn sigkill_ends_a_guest_that_does_not_react() -> Result<()> {
     let (pod, client) = Pod::start("deaf", "kernel_params = \"fake=deaf\"\n", &["sleep"]).await?;
@@ -37,6 +42,38 @@ async fn sigkill_ends_a_guest_that_does_not_react() -> Result<()> {
         "{failure:?}"
     );
     ensure!(pod.delete(&client).await?.exit_status == 137);
+    pod.finish(&client).await
+}
+
+/// As a guest whose kernel hangs: the agent answers neither a ping nor Kill. The pod has two containers, so that
+/// SIGKILL of one ends the VM only because the agent is silent.
+async fn a_guest_that_stands_still_is_reported_and_sigkill_ends_it() -> Result<()> {
+    let config = "kernel_params = \"fake=wedged\"\n";
+    let mut pod = Pod::prepare("wedged", config, |spec| annotate(spec, "sandbox", "wedged")).await?;
+    let client = pod.run_start().await?;
+    let pid = client.create(soon(), &pod.creation()).await?.pid;
+    Remote::init(&client, "wedged").start().await?;
+    create_inner(&pod, &client, pid, |_| {}).await?;
+    let inner = Remote::init(&client, "inner");
+    inner.start().await?;
+    let begun = Instant::now();
+    let recorded = pod.until_recorded(REPORT_LIMIT, |pod| pod.silent_since.is_some());
+    recorded.await.context("the silent guest is not reported")?;
+    // 10 s until the first ping, then two windows of 8 s.
+    ensure!(begun.elapsed() > Duration::from_secs(20), "{:?}", begun.elapsed());
+    ensure!(
+        inner.state().await?.status.value() == 2,
+        "the report ends nothing"
+    );
+    let begun = Instant::now();
+    let (killed, exit) = tokio::join!(inner.kill(9), inner.wait());
+    killed?;
+    ensure!(exit?.exit_status == 137);
+    ensure!(begun.elapsed() < KILL_LIMIT, "took {:?}", begun.elapsed());
+    ensure!(pod.failure()?.step == "kill");
+    ensure!(pod.recorded()?.silent_since.is_none());
+    inner.delete().await?;
+    pod.delete(&client).await?;
     pod.finish(&client).await
 }
 

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use async_trait::async_trait;
@@ -20,6 +20,8 @@ use containerd_shim_protos::protobuf::well_known_types::empty::Empty;
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Events, TaskClient, create_events};
 use nacre_protocol::state;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::process::{PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -181,6 +183,35 @@ impl Pod {
         Ok(serde_json::from_slice(
             &std::fs::read(&file).with_context(|| file.display().to_string())?,
         )?)
+    }
+
+    /// Waits until pod.json is as `wanted`, for `limit` at most.
+    pub async fn until_recorded(
+        &self,
+        limit: Duration,
+        wanted: impl Fn(&state::Pod) -> bool + Send + 'static,
+    ) -> Result<()> {
+        let directory = state::pod_dir(&self.key());
+        let written = inotify::init(CreateFlags::CLOEXEC)?;
+        inotify::add_watch(&written, &directory, WatchFlags::MOVED_TO)?;
+        let waited = tokio::task::spawn_blocking(move || {
+            let until = Instant::now() + limit;
+            loop {
+                let bytes = std::fs::read(directory.join(state::POD_FILE))?;
+                if wanted(&serde_json::from_slice(&bytes)?) {
+                    return Ok(());
+                }
+                let left = until.saturating_duration_since(Instant::now());
+                let mut polled = [PollFd::new(&written, PollFlags::IN)];
+                ensure!(
+                    poll(&mut polled, Some(&Timespec::try_from(left)?))? == 1,
+                    "it is not after {limit:?}: {}",
+                    String::from_utf8_lossy(&bytes)
+                );
+                rustix::io::read(&written, &mut [0_u8; 4096])?;
+            }
+        });
+        waited.await?
     }
 
     /// Reads and removes the pod's failure record.
@@ -415,7 +446,6 @@ pub fn pidfd(pid: u32) -> Result<OwnedFd> {
 
 pub async fn wait_end(process: OwnedFd) -> Result<()> {
     let waited = tokio::task::spawn_blocking(move || {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let timeout = Timespec {
             tv_sec: 20,
             tv_nsec: 0,

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use containerd_shim_protos::api::{PauseRequest, StatsRequest};
-use serde_json::json;
+use containerd_shim_protos::shim_async::TaskClient;
+use serde_json::{Value, json};
 use ttrpc::Code;
 
 use crate::Case;
@@ -35,13 +36,39 @@ fn start_inner(pod: &Pod, bundle: &Path) -> Result<String> {
     Ok(String::from_utf8(started.stdout)?)
 }
 
+/// Makes `spec` that of the sandbox `id`, or of a container in it, as CRI does.
+pub fn annotate(spec: &mut Value, kind: &str, id: &str) {
+    spec["annotations"] =
+        json!({"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": id});
+}
+
+/// Creates the container `inner` in the pod whose task has this pid, with a spec that `change` has adapted;
+/// returns its task's pid.
+pub async fn create_inner(
+    pod: &Pod,
+    client: &TaskClient,
+    pid: u32,
+    change: impl FnOnce(&mut Value),
+) -> Result<u32> {
+    let mut spec: Value = serde_json::from_slice(&std::fs::read(pod.path().join("bundle/config.json"))?)?;
+    annotate(&mut spec, "container", &pod.id);
+    // As containerd's CRI plugin writes it, by the pid of the sandbox's task.
+    spec["linux"]["namespaces"][2]["path"] = json!(format!("/proc/{pid}/ns/net"));
+    change(&mut spec);
+    let bundle = pod.path().join("bundle2");
+    std::fs::create_dir(&bundle)?;
+    std::fs::write(bundle.join("config.json"), spec.to_string())?;
+    let answer = start_inner(pod, &bundle)?;
+    ensure!(answer == pod.address, "{answer}");
+    let mut creation = pod.creation();
+    creation.id = "inner".into();
+    creation.bundle = bundle.display().to_string();
+    Ok(client.create(soon(), &creation).await?.pid)
+}
+
 async fn containers_of_a_pod_join_its_shim() -> Result<()> {
-    let annotate = |spec: &mut serde_json::Value, kind: &str| {
-        spec["annotations"] =
-            json!({"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": "sandbox"});
-    };
     let mut pod = Pod::prepare("sandbox", "", |spec| {
-        annotate(spec, "sandbox");
+        annotate(spec, "sandbox", "sandbox");
         spec["process"]["oomScoreAdj"] = json!(-998);
     })
     .await?;
@@ -54,22 +81,12 @@ async fn containers_of_a_pod_join_its_shim() -> Result<()> {
     ensure!(oom_score_adj()? == "0", "the pause process's adjustment is used");
     let pause = Remote::init(&client, "sandbox");
     pause.start().await?;
-    let mut spec: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(pod.path().join("bundle/config.json"))?)?;
-    annotate(&mut spec, "container");
-    spec["process"]["args"] = json!(["exit", "7"]);
-    spec["process"]["oomScoreAdj"] = json!(500);
-    // As containerd's CRI plugin writes it, by the pid of the sandbox's task.
-    spec["linux"]["namespaces"][2]["path"] = json!(format!("/proc/{pid}/ns/net"));
-    let bundle = pod.path().join("bundle2");
-    std::fs::create_dir(&bundle)?;
-    std::fs::write(bundle.join("config.json"), spec.to_string())?;
-    let answer = start_inner(&pod, &bundle)?;
-    ensure!(answer == pod.address, "{answer}");
-    let mut creation = pod.creation();
-    creation.id = "inner".into();
-    creation.bundle = bundle.display().to_string();
-    ensure!(client.create(soon(), &creation).await?.pid == pid);
+    let inner_pid = create_inner(&pod, &client, pid, |spec| {
+        spec["process"]["args"] = json!(["exit", "7"]);
+        spec["process"]["oomScoreAdj"] = json!(500);
+    })
+    .await?;
+    ensure!(inner_pid == pid);
     ensure!(
         oom_score_adj()? == "500",
         "the container's adjustment is not used"
@@ -91,8 +108,7 @@ async fn containers_of_a_pod_join_its_shim() -> Result<()> {
 
 async fn a_pod_s_shim_is_in_its_cgroup_while_the_vm_runs() -> Result<()> {
     let mut pod = Pod::prepare("place", "", |spec| {
-        spec["annotations"] =
-            json!({"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": "place"});
+        annotate(spec, "sandbox", "place");
     })
     .await?;
     let client = pod.run_start().await?;
