@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::cgroup::{self, Cgroup};
 use crate::identity::Identity;
-use crate::{network, state, sys};
+use crate::{network, poststop, state, sys};
 
 /// How long all killed processes together may take to exit; containerd gives `delete` 5 s.
 const END_DEADLINE: Duration = Duration::from_secs(4);
@@ -32,6 +32,9 @@ pub enum Error {
     /// The pod's network namespace.
     #[error("{0}")]
     Network(String),
+    /// The poststop hooks could not be run.
+    #[error("running poststop hooks: {0}")]
+    Hooks(std::io::Error),
     /// The shim could not be killed.
     #[error("killing the shim, pid {pid}: {source}")]
     Kill {
@@ -57,7 +60,8 @@ pub struct Cleaned {
     pub unreadable: Option<state::Error>,
 }
 
-/// Kills the pod's processes, and removes its cgroup, what it has in its network namespace, and its directory.
+/// Kills the pod's processes, removes its cgroup and what it has in its network namespace, runs the poststop hooks
+/// that are due, and removes its directory.
 ///
 /// # Errors
 /// [`Error`]; the pod's directory then stays, so that the next call can finish the work.
@@ -77,6 +81,7 @@ pub fn clean_up(identity: &Identity) -> Result<Cleaned, Error> {
             network::release_blocking(record, &identity.key).map_err(Error::Network)?;
         }
     }
+    poststop::run_left(&directory).map_err(Error::Hooks)?;
     state::remove_directory(&directory)?;
     Ok(Cleaned { vmm_pid, unreadable })
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 
@@ -59,7 +59,7 @@ impl Point {
 }
 
 /// An entry of a list of hooks.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Hook {
     path: PathBuf,
     /// `argv`, including `argv[0]`.
@@ -70,7 +70,7 @@ struct Hook {
 }
 
 /// The lists of a spec's `hooks` that run on the host.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Lists {
     prestart: Option<Vec<Hook>>,
@@ -80,7 +80,7 @@ struct Lists {
 }
 
 /// A container's hooks that run on the host.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Hooks {
     lists: Lists,
     document: StateDocument,
@@ -171,6 +171,21 @@ impl Hooks {
         !self.at(point).is_empty()
     }
 
+    /// The hooks at `point` alone.
+    #[must_use]
+    pub fn only(&self, point: Point) -> Self {
+        let list = |of: Point, list: &Option<Vec<Hook>>| list.clone().filter(|_| of == point);
+        Self {
+            lists: Lists {
+                prestart: list(Point::Prestart, &self.lists.prestart),
+                create_runtime: list(Point::CreateRuntime, &self.lists.create_runtime),
+                poststart: list(Point::Poststart, &self.lists.poststart),
+                poststop: list(Point::Poststop, &self.lists.poststop),
+            },
+            document: self.document.clone(),
+        }
+    }
+
     /// Runs the hooks at `point` in order and stops at the first that fails; `pid` is the VMM's.
     ///
     /// # Errors
@@ -215,7 +230,7 @@ pub struct Failed {
 }
 
 /// The container's state for a hook's standard input, without status and pid.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct StateDocument {
     oci_version: String,
     id: String,

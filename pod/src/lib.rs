@@ -37,6 +37,7 @@ mod mount;
 mod network;
 mod pod_files;
 mod pod_spec;
+mod poststop;
 mod process_id;
 mod rootfs;
 mod sandbox;

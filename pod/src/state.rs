@@ -11,6 +11,7 @@ use nacre_protocol::state::{
     self, Failure, MAX_FAILURES, POD_FILE, Pod, SOCKET_FILE, TIMELINE_FILE, Timeline,
 };
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// A file that could not be read, written or removed.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +40,11 @@ pub fn make_directory(path: &Path) -> Result<(), Error> {
         .map_err(at(path))
 }
 
-fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
+/// Writes `value` as JSON, all of it or nothing.
+///
+/// # Errors
+/// [`Error`] with the file.
+pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
     let new = path.with_extension("new");
     let bytes = serde_json::to_vec_pretty(value)
         .map_err(io::Error::other)
@@ -68,14 +73,21 @@ pub fn write_pod(directory: &Path, pod: &Pod) -> Result<(), Error> {
 /// # Errors
 /// [`Error`] with the file.
 pub fn read_pod(directory: &Path) -> Result<Option<Pod>, Error> {
-    let path = directory.join(POD_FILE);
-    match fs::read(&path) {
+    read(&directory.join(POD_FILE))
+}
+
+/// Reads a file that [`write`] has written; None if it does not exist.
+///
+/// # Errors
+/// [`Error`] with the file.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+    match fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .map(Some)
             .map_err(io::Error::other)
-            .map_err(at(&path)),
+            .map_err(at(path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(at(&path)(error)),
+        Err(error) => Err(at(path)(error)),
     }
 }
 
@@ -117,7 +129,11 @@ fn keep_newest(directory: &Path, count: usize) -> Result<(), Error> {
     Ok(())
 }
 
-fn remove_file(path: &Path) -> Result<(), Error> {
+/// Removes a file, if it exists.
+///
+/// # Errors
+/// [`Error`] with the file.
+pub fn remove_file(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error)),
         _ => Ok(()),

@@ -6,6 +6,7 @@
 //!   <pod key>/              one directory per pod, removed with the pod
 //!     pod.json              Pod: what to clean up, written before it is created
 //!     timeline.json         Timeline
+//!     poststop/             the hooks that are due when a container is deleted
 //!     files/                /etc/hosts and others of a pod of the Sandbox API
 //!     shim.sock             the shim's ttrpc socket, or a symbolic link to it
 //!   failures/<pod key>.json Failure: outlives its pod; the newest MAX_FAILURES are kept

@@ -16,6 +16,7 @@ use crate::bundle::Pids;
 use crate::error::Error;
 use crate::hooks::Hooks;
 use crate::mount::Mount;
+use crate::poststop::Poststop;
 use crate::process_id::ProcessId;
 use crate::streams::{StdioPaths, TerminalSize};
 pub use lifecycle::{Action, Event, Lifecycle, ProcessState, Rejected};
@@ -92,6 +93,8 @@ pub struct Container {
     pub pids: Pids,
     /// Hooks that run on the host.
     pub hooks: Hooks,
+    /// Those of them that are due when it is deleted.
+    pub poststop: Poststop,
     /// Its mount points in the tree that the guest sees; none for the pause container.
     pub mount_points: Vec<PathBuf>,
     /// It uses disks of the host.

@@ -24,6 +24,7 @@ use crate::hooks::Point;
 use crate::mirror::Mirrors;
 use crate::mount::Mount;
 use crate::pod_spec::is_same_namespace;
+use crate::poststop::Poststop;
 use crate::process_id::{ProcessId, ProcessKey};
 use crate::shared_mounts::Part;
 use crate::vm::{Disks, Vm};
@@ -48,6 +49,7 @@ impl Sandbox {
                     oom_events: 0,
                     pids: job.plan.pids,
                     hooks: job.plan.hooks.clone(),
+                    poststop: job.poststop.clone(),
                     mount_points: job.mount_points.clone(),
                     has_disks: job.plan.has_disks(),
                     creating: Some(reply),
@@ -98,8 +100,10 @@ impl Sandbox {
         } else {
             rootfs::mount_points(&request.id, &plan.rootfs, &plan.mounts)
         };
+        let poststop = Poststop::new(&self.identity.directory(), &request.id, &plan.hooks);
         let job = Job {
             id: request.id.clone(),
+            poststop,
             plan,
             stdio,
             pid: self.vm.as_ref().map_or(0, Vm::pid),
@@ -275,6 +279,8 @@ struct Job {
     mount_points: Vec<PathBuf>,
     /// Mounts of the container may be in the VMM's namespace.
     may_have_mounts: bool,
+    /// The hooks that are due once a hook of the creation may have run.
+    poststop: Poststop,
     /// A hook of the creation may have run.
     hooks_ran: bool,
 }
@@ -308,6 +314,7 @@ impl Job {
             self.make_mounts().await?;
         }
         self.hooks_ran = true;
+        self.poststop.record();
         for point in [Point::Prestart, Point::CreateRuntime] {
             let run = self.plan.hooks.run(point, self.pid).await;
             run.map_err(|error| failed("run hooks", error, None))?;
@@ -351,7 +358,7 @@ impl Job {
             disks.release(guest.as_ref(), &self.id).await;
         }
         if self.hooks_ran {
-            self.plan.hooks.run_all(Point::Poststop, self.pid).await;
+            self.poststop.run(self.pid).await;
         }
     }
 

@@ -13,7 +13,6 @@ use crate::error::Error;
 use crate::event::TaskEvent;
 use crate::exit::Exit;
 use crate::guest::{CallError, Guest, SIGKILL};
-use crate::hooks::Point;
 use crate::process_id::ProcessId;
 use crate::vm::Vm;
 use crate::{log, rootfs};
@@ -117,8 +116,8 @@ impl Sandbox {
         } else {
             self.progress.borrow().guest()
         };
-        let hooks = container.hooks;
-        if guest.is_none() && !hooks.has(Point::Poststop) {
+        let poststop = container.poststop;
+        if guest.is_none() && poststop.is_empty() {
             return answer(reply, Ok(deleted));
         }
         let id = id.to_owned();
@@ -140,7 +139,7 @@ impl Sandbox {
             if let Some(mirrors) = mirrors {
                 mirrors.release(&id).await;
             }
-            hooks.run_all(Point::Poststop, pid).await;
+            poststop.run(pid).await;
             Event::Deleted(id, reply, result.map(|()| deleted))
         });
     }

@@ -11,11 +11,13 @@ use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::Message as _;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim_async::TaskClient;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use ttrpc::Code;
 
 use crate::cases;
-use crate::pod::{Pod, refused, soon};
+use crate::pod::{Pod, pidfd, refused, soon, wait_end};
 use crate::remote::Remote;
 use crate::{Case, LEAKED};
 
@@ -29,6 +31,7 @@ cases![
     an_update_of_cpus_is_for_the_vm,
     an_oom_kill_is_reported_once_and_before_the_exit,
     hooks_run_around_the_container,
+    poststop_hooks_of_a_killed_shim_run_once,
     a_failing_hook_fails_create_and_not_the_pod,
     inherited_descriptors_reach_neither_the_shim_nor_its_hooks,
     a_checkpoint_is_refused,
@@ -346,6 +349,33 @@ async fn hooks_run_around_the_container() -> Result<()> {
     pod.finish(&client).await?;
     let events = pod.events_until("delete").await?;
     ensure!(events == ["create", "start", "exit 137", "delete"], "{events:?}");
+    Ok(())
+}
+
+/// As after `kill -9` of a shim: containerd runs `delete`, perhaps twice.
+async fn poststop_hooks_of_a_killed_shim_run_once() -> Result<()> {
+    let mut pod = Pod::prepare("hooks-left", "", |spec| {
+        spec["hooks"] = json!({
+            "createRuntime": [hook("first", "")],
+            "poststop": [hook("poststop", "exit 1"), hook("poststop-too", "")],
+        });
+    })
+    .await?;
+    let client = pod.run_start().await?;
+    client.create(soon(), &pod.creation()).await?;
+    let shim = i32::try_from(pod.recorded()?.shim_pid)?;
+    let ended = pidfd(pod.recorded()?.shim_pid)?;
+    kill(Pid::from_raw(shim), Signal::SIGKILL)?;
+    wait_end(ended).await?;
+    for _ in 0..2 {
+        pod.shim(&["delete"])?;
+        let ran = std::fs::read_to_string(pod.path().join("bundle/hooks"))?;
+        ensure!(
+            ran == "first creating\npoststop stopped\npoststop-too stopped\n",
+            "{ran}"
+        );
+        pod.nothing_left()?;
+    }
     Ok(())
 }
 
