@@ -13,11 +13,12 @@ use crate::pod_spec::Lifetime;
 use crate::process_id::{ProcessId, ProcessKey};
 use crate::{clock, log};
 
-/// How long Delete waits for output that nobody reads, and init's exit for output that is read slowly: at most
-/// a megabyte of it is on its way.
+/// How long init's exit waits for output that is read slowly: at most a megabyte of it is on its way.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
-/// How long init's exit waits while no byte of its output moves: longer than a reader on a busy host pauses,
-/// shorter than a caller notices who does not read.
+/// How long Delete waits for such output. containerd's CRI gives all that it does about an exit 10 s.
+const DELETE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long init's exit and Delete wait while no byte of the output moves: longer than a reader on a busy host
+/// pauses, shorter than a caller notices who does not read; containerd's own shims wait as long.
 const STALL_DEADLINE: Duration = Duration::from_secs(2);
 /// How long init's exit is held. The guest kills the exec processes that init leaves; one that has not exited
 /// by then is reported as lost.
@@ -85,8 +86,13 @@ impl Sandbox {
             Action::AwaitOutput(exec) => self.await_output(id, &exec),
             Action::LimitOutput(exec) => {
                 if let Some(process) = self.find_process_mut(id, &exec) {
-                    let drained = Event::Drained(process.key.clone());
-                    self.queue.send_after(DRAIN_DEADLINE, drained);
+                    let (key, mut outputs) = (process.key.clone(), process.streams.outputs());
+                    self.queue.send_result(async move {
+                        outputs
+                            .written_unless_stalled(STALL_DEADLINE, DELETE_DEADLINE)
+                            .await;
+                        Event::Drained(key)
+                    });
                 }
             }
             Action::HoldInitExit => {

@@ -22,6 +22,7 @@ cases![
     a_slow_reader_stops_the_writer,
     an_exit_is_reported_when_the_output_is_read,
     an_exit_is_reported_though_nobody_reads,
+    delete_waits_two_seconds_for_a_reader_that_does_not_read,
     a_reader_that_stops_at_the_exit_has_read_everything,
     an_exit_before_the_reply_to_start,
     signals_and_statuses,
@@ -220,6 +221,23 @@ async fn an_exit_is_reported_though_nobody_reads() -> Result<()> {
     reader.read_to_string(&mut word)?;
     ensure!(word == "word", "{word}");
     pod.delete(&client).await?;
+    pod.finish(&client).await
+}
+
+/// containerd's CRI gives all that it does about an exit 10 s.
+async fn delete_waits_two_seconds_for_a_reader_that_does_not_read() -> Result<()> {
+    let (pod, client, mut reader) = printed("left").await?;
+    ensure!(pod.wait(&client).await?.exit_status == 0);
+    let begun = Instant::now();
+    pod.delete(&client).await?;
+    let took = begun.elapsed();
+    ensure!(
+        (Duration::from_secs(1)..Duration::from_secs(5)).contains(&took),
+        "took {took:?}"
+    );
+    let mut word = String::new();
+    reader.read_to_string(&mut word)?;
+    ensure!(word == "word", "{word}");
     pod.finish(&client).await
 }
 
