@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use super::Container;
 use super::state::FreezeInput;
+use tokio::sync::RwLockWriteGuard;
+use tokio::time::{Instant, timeout, timeout_at};
+
 use crate::error::Error;
 
-/// How long the kernel may take to freeze all processes; shorter than the host waits for the reply.
+/// How long pausing may take in all, so that its end is known on the host: shorter than the host waits for the reply.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(40);
 
 impl Container {
@@ -27,16 +30,11 @@ impl Container {
     }
 
     async fn freeze(&self) -> Result<(), Error> {
-        let _no_exec_starts = self.freeze_lock.write().await;
+        let deadline = Instant::now() + FREEZE_TIMEOUT;
+        let _no_exec_starts = self.block_execs(deadline).await?;
         self.apply_freeze(FreezeInput::Pause, "pause")?;
-        let frozen = tokio::time::timeout(FREEZE_TIMEOUT, self.cgroup.freeze(true)).await;
-        let frozen = frozen.unwrap_or_else(|_| {
-            let seconds = FREEZE_TIMEOUT.as_secs();
-            Err(Error::Runtime(format!(
-                "timed out after {seconds} s freezing the cgroup of container {:?}",
-                self.id
-            )))
-        });
+        let frozen = timeout_at(deadline, self.cgroup.freeze(true)).await;
+        let frozen = frozen.unwrap_or_else(|_| Err(self.too_late("freezing its cgroup")));
         if frozen.is_err() {
             // Ignore this error: the original one is returned.
             let _ = self.cgroup.begin_freeze(false);
@@ -46,8 +44,23 @@ impl Container {
 
     async fn thaw(&self) -> Result<(), Error> {
         self.apply_freeze(FreezeInput::Resume, "resume")?;
-        let thawed = self.cgroup.freeze(false).await;
+        let thawed = timeout(FREEZE_TIMEOUT, self.cgroup.freeze(false)).await;
+        let thawed = thawed.unwrap_or_else(|_| Err(self.too_late("thawing its cgroup")));
         self.finish_freeze(thawed, "resume")
+    }
+
+    /// Keeps exec processes from being started, once those that are being started run.
+    async fn block_execs(&self, deadline: Instant) -> Result<RwLockWriteGuard<'_, ()>, Error> {
+        let locked = timeout_at(deadline, self.freeze_lock.write()).await;
+        locked.map_err(|_| self.too_late("waiting for an exec process that is being started"))
+    }
+
+    fn too_late(&self, doing: &str) -> Error {
+        let seconds = FREEZE_TIMEOUT.as_secs();
+        Error::Runtime(format!(
+            "container {:?}: timed out after {seconds} s {doing}",
+            self.id
+        ))
     }
 
     fn finish_freeze(&self, result: Result<(), Error>, action: &'static str) -> Result<(), Error> {

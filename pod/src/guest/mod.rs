@@ -154,6 +154,15 @@ impl Guest {
         }
     }
 
+    async fn resume_late_pause(self, id: String) {
+        log::warn(format_args!(
+            "{id} was paused after Pause had timed out and is resumed"
+        ));
+        if let Err(error) = self.resume(&id).await {
+            log::error(format_args!("resuming {id}: {error:?}"));
+        }
+    }
+
     /// Waits until a call has timed out.
     pub async fn timed_out(&self) {
         self.timed_out.notified().await;
@@ -295,13 +304,15 @@ impl Guest {
         Ok(response.plugged_mib)
     }
 
-    /// Freezes all processes of a container.
+    /// Freezes all processes of a container. If this is too late, they are thawed again.
     ///
     /// # Errors
     /// [`CallError`].
     pub async fn pause(&self, id: &str) -> Result<(), CallError> {
-        self.within_deadline(self.client.pause_container(context(), &reference(id)))
-            .await?;
+        let (client, request) = (self.client.clone(), reference(id));
+        let call = async move { client.pause_container(Context::default(), &request).await };
+        let late = Self::resume_late_pause(self.clone(), id.to_owned());
+        self.within_deadline_or(late, call).await?;
         Ok(())
     }
 
@@ -407,3 +418,6 @@ impl Guest {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
