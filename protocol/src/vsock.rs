@@ -8,6 +8,17 @@ pub const GUEST_CID: u32 = 3;
 /// The host port that the agent connects to once, when it is ready, to serve ttrpc on that stream.
 pub const AGENT_PORT: u32 = 1024;
 
+/// Most connections of a guest at a time: the agent's, the standard streams of all processes, forwarded connections.
+/// The VMM refuses more, counting those that are closed but whose last bytes the host has not read, so the engine first
+/// refuses what would need more. Each buffers at most 256 KiB.
+pub const MAX_CONNECTIONS: usize = 4096;
+/// Most of them that are forwarded connections.
+pub const MAX_FORWARDED: usize = 128;
+/// Most of them that are standard streams. The rest is for streams whose last bytes nobody has read, though their
+/// process was deleted.
+pub const MAX_STREAMS: usize = 3840;
+const _: () = assert!(1 + MAX_FORWARDED + MAX_STREAMS < MAX_CONNECTIONS);
+
 /// The address of a standard stream of a process: the host port that the agent connects to, and the guest
 /// port that it connects from. The shim chooses both at random for each stream, 64 bits together. It accepts
 /// a connection only if both match, once, and only between Exec or Create and that connection. A container's

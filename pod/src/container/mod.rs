@@ -128,6 +128,13 @@ impl Container {
         self.execs.get_mut(exec).map(|exec| &mut exec.process)
     }
 
+    /// How many standard streams its processes have.
+    pub fn count_streams(&self) -> usize {
+        let count = |process: &Process| process.streams.addresses().len();
+        let execs = self.execs.values().map(|exec| count(&exec.process));
+        execs.fold(count(&self.init), usize::saturating_add)
+    }
+
     /// The error for a container whose state does not allow it to be `wanted`.
     pub fn refuse(&self, wanted: &'static str) -> Error {
         Error::State {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::agent::Family;
-use nacre_protocol::vsock::StreamAddress;
+use nacre_protocol::vsock::{MAX_FORWARDED, StreamAddress};
 use rustix::net::{SocketFlags, accept_with, getsockname, sockopt};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -27,10 +27,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::guest::{CallError, Guest};
 use crate::{log, sys};
 pub use namespace::{Listening, listen_in};
-
-/// Most connections of a pod at once; more wait to be accepted. The VM's vsock device has 256 connections,
-/// which the pod's processes need, too.
-pub const MAX_CONNECTIONS: usize = 128;
 
 /// What a client has connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +46,7 @@ pub struct Connection {
 }
 
 impl Listening {
-    /// Accepts connections, at most [`MAX_CONNECTIONS`] at once, and gives each to `accepted`. Never returns
+    /// Accepts connections, at most [`MAX_FORWARDED`] at once, and gives each to `accepted`. Never returns
     /// unless the sockets fail.
     ///
     /// # Errors
@@ -59,7 +55,7 @@ impl Listening {
         self,
         accepted: impl Fn(Connection) -> F,
     ) -> std::io::Result<()> {
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let permits = Arc::new(Semaphore::new(MAX_FORWARDED));
         let _attached = self.link;
         let ipv4 = accept_all(self.ipv4, Family::IPV4, &permits, &accepted);
         match self.ipv6 {

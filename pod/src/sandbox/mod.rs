@@ -42,6 +42,7 @@ use nacre_protocol::agent::Stdio;
 use nacre_protocol::config::Config;
 use nacre_protocol::spec::Finding;
 use nacre_protocol::state::{Pod, PodState, process_start_time};
+use nacre_protocol::vsock::MAX_STREAMS;
 use tokio::sync::{mpsc, watch};
 
 use crate::cgroup::Cgroup;
@@ -64,6 +65,9 @@ use queue::{Event, Queue};
 use resize::Sizing;
 use shim_cgroup::ShimPlace;
 use timeline::Recorder;
+
+/// Standard input, output and error.
+const MAX_STREAMS_OF_A_PROCESS: usize = 3;
 
 /// How far the VM has come.
 #[derive(Debug, Clone)]
@@ -255,6 +259,14 @@ impl Sandbox {
             namespace: &self.identity.namespace,
             id: container,
         };
+        let open = self.containers.values().map(Container::count_streams);
+        if open.sum::<usize>() + MAX_STREAMS_OF_A_PROCESS > MAX_STREAMS {
+            let reason = format!(
+                "the pod's processes have {MAX_STREAMS} standard streams, the most that its VM may have at once"
+            );
+            let hint = "delete exec processes that have exited".to_owned();
+            return Err(failed("open streams", reason, Some(hint)));
+        }
         let opened = Streams::open(paths, container).map_err(|error| failed("open streams", error, None))?;
         let expected = self.expected_streams.add(opened.expected);
         expected.map_err(|error| failed("open streams", error, None))?;

@@ -21,6 +21,7 @@ cases![
     a_vmm_that_dies_while_an_exec_starts,
     events_wait_in_order_while_containerd_is_stopped,
     many_execs_leak_no_descriptors_or_memory,
+    two_hundred_execs_with_three_streams_run_at_once,
     an_exec_s_output_is_complete_though_the_only_container_exited,
 ];
 
@@ -38,6 +39,26 @@ async fn end(pod: &Pod, client: &TaskClient, init: &Remote) -> Result<()> {
     init.wait().await?;
     init.delete().await?;
     pod.finish(client).await
+}
+
+async fn two_hundred_execs_with_three_streams_run_at_once() -> Result<()> {
+    let (pod, client, init) = sleeping("crowd").await?;
+    let (stdin, output) = (pod.fifo("in")?, pod.path().join("out"));
+    let execs: Vec<Remote> = (0..200)
+        .map(|n| Remote::exec(&client, "crowd", &format!("e{n}")))
+        .collect();
+    for exec in &execs {
+        let mut request = exec.request(&["sleep"]);
+        request.stdin = stdin.display().to_string();
+        request.stdout = format!("file://{}", output.display());
+        request.stderr = request.stdout.clone();
+        exec.add(&request).await?;
+        exec.start().await?;
+    }
+    for exec in &execs {
+        ensure!(exec.state().await?.status.value() == 2, "it does not run");
+    }
+    end(&pod, &client, &init).await
 }
 
 async fn an_exec_s_life_and_its_events() -> Result<()> {

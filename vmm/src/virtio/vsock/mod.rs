@@ -23,7 +23,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
-use nacre_protocol::vsock::GUEST_CID;
+use nacre_protocol::vsock::{GUEST_CID, MAX_CONNECTIONS};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use vmm_sys_util::epoll::EventSet;
 
@@ -33,10 +33,6 @@ use crate::jail::calls::vsock::{PROFILE, STANDALONE};
 use buffers::BufferList;
 use muxer::Muxer;
 pub use packet::Ports;
-
-/// Most connections at a time, counting those that are closed but whose last bytes the host has not read.
-/// Each buffers at most 256 KiB.
-pub const MAX_CONNECTIONS: usize = 256;
 
 /// Packets to the guest (virtio 1.2, 5.10.2).
 const RX: u16 = 0;
