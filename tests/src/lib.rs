@@ -3,6 +3,7 @@
 
 pub mod commits;
 pub mod conformance;
+pub mod container_program;
 pub mod containerd;
 pub mod cri;
 pub mod elf;

@@ -10,7 +10,6 @@ pub mod compare;
 pub mod exercise;
 mod mapping;
 pub mod process;
-pub mod program;
 pub mod root;
 
 use anyhow::Result;

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nacre_tests::commits;
+use nacre_tests::container_program::Program;
 use nacre_tests::containerd::Runtime;
 use nacre_tests::containerd::ctr::{Foreground, IMAGE, ctr, fresh_id, output};
 use nacre_tests::installation::{Config, prefix};
 use nacre_tests::loop_device::LoopDevice;
-use nacre_tests::posix::program::Program;
 use tempfile::TempDir;
 
 use crate::faults::{only_process, send_sigkill};
@@ -44,7 +44,7 @@ const RESTART_EVERY: u32 = 3;
 /// Runs `count` rounds. In every second one the writable layer of the root file system is a disk, unless the
 /// snapshotter has the whole of it on one.
 fn rounds(count: u32) -> Result<()> {
-    let program = Program::new()?;
+    let program = Program::new("nacre-files")?;
     let mut commits = 0;
     for number in 0..count {
         let round = Round::new(&program, number)?;
@@ -58,7 +58,7 @@ fn rounds(count: u32) -> Result<()> {
 
 /// Shows that the rounds would find a loss.
 fn unsynced() -> Result<()> {
-    let program = Program::new()?;
+    let program = Program::new("nacre-files")?;
     let mut round = Round::new(&program, 0)?;
     round.flag = "--unsynced";
     let Err(error) = round.run() else {
@@ -127,7 +127,7 @@ impl<'a> Round<'a> {
         let volume = self.directory.path().join("volume");
         let volume = format!("type=bind,src={},dst=/volume,options=rbind:rw", volume.display());
         let places = [PLACES[0], PLACES[1], &self.disk.node].join(" ");
-        let program = Program::command().join(" ");
+        let program = self.program.command().join(" ");
         let script = format!(
             "if [ -e {}/log ]; then {program} count {places}; else exec {program} commits {} {places}; fi",
             PLACES[0], self.flag

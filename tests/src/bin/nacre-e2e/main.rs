@@ -21,6 +21,7 @@ mod pods;
 mod runs;
 mod setup;
 mod sizes;
+mod strangers;
 mod streams;
 mod volumes;
 
@@ -97,6 +98,7 @@ fn tests() -> Vec<Test> {
         forward::TESTS,
         network::TESTS,
         streams::TESTS,
+        strangers::TESTS,
         volumes::TESTS,
         disks::TESTS,
         execs::TESTS,

@@ -1,11 +1,11 @@
 //! The containers in which `nacre-files` runs: one for each runtime and place.
 
 use anyhow::{Context as _, Result, ensure};
+use nacre_tests::container_program::Program;
 use nacre_tests::containerd::Runtime;
 use nacre_tests::containerd::ctr::{Run, fresh_id};
 use nacre_tests::posix::Behaviour;
 use nacre_tests::posix::exercise::{SUMS, checksums};
-use nacre_tests::posix::program::Program;
 use nacre_tests::posix::root::{Place, Volume};
 
 /// Files of the exerciser.
@@ -27,7 +27,7 @@ impl Containers {
     /// If it can't be copied.
     pub fn new() -> Result<Self> {
         Ok(Self {
-            program: Program::new()?,
+            program: Program::new("nacre-files")?,
         })
     }
 
@@ -92,7 +92,7 @@ impl Containers {
     /// ctr.
     fn run(&self, runtime: Runtime, volume: &Volume, arguments: Vec<String>) -> Result<Vec<String>> {
         let script = format!("mkdir {}; \"$@\" 2>&1; echo {END}$?", Place::Rootfs.directory());
-        let program = Program::command();
+        let program = self.program.command();
         let words = ["sh", "-c", &script, "sh"];
         let command: Vec<&str> = words
             .into_iter()

@@ -1,5 +1,6 @@
-//! `nacre-files` as containers get it: a host directory with the program, the dynamic loader and the
-//! libraries that it needs, mounted read-only. An image needs nothing for it. Called by `nacre-posix`.
+//! A program of this crate as containers get it: a host directory with the program, the dynamic loader and
+//! the libraries that it needs, mounted read-only. An image needs nothing for it. Called by `nacre-posix` and
+//! `nacre-e2e`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,35 +12,35 @@ use tempfile::TempDir;
 use crate::elf;
 use crate::guests::initramfs::{LOADER, loaded_libraries};
 
-/// The program's file name.
-const NAME: &str = "nacre-files";
 /// Where the directory is mounted in a container.
-const MOUNTED: &str = "/nacre-files";
+const MOUNTED: &str = "/nacre-program";
 
 /// The directory on the host, removed on drop.
 pub struct Program {
+    name: &'static str,
     directory: TempDir,
 }
 
 impl Program {
-    /// Copies the program, which is beside this one, and this process's libraries, which it needs, too.
+    /// Copies the program called `name`, which is beside this one, and this process's libraries, which it
+    /// needs, too.
     ///
     /// # Errors
     /// If it is not there or can't be copied.
-    pub fn new() -> Result<Self> {
+    pub fn new(name: &'static str) -> Result<Self> {
         let directory = tempfile::tempdir_in("/run")?;
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
-        let program = std::env::current_exe()?.with_file_name(NAME);
+        let program = std::env::current_exe()?.with_file_name(name);
         let copy = |file: &Path| -> Result<()> {
-            let name = file.file_name().context("a library without a name")?;
+            let file_name = file.file_name().context("a library without a name")?;
             let bytes = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-            let target = directory.path().join(name);
+            let target = directory.path().join(file_name);
             fs::write(&target, elf::loaded_part(&bytes)?)?;
             Ok(fs::set_permissions(target, fs::Permissions::from_mode(0o755))?)
         };
         copy(&program)?;
         loaded_libraries()?.iter().try_for_each(|file| copy(file))?;
-        Ok(Self { directory })
+        Ok(Self { name, directory })
     }
 
     /// The flag of `ctr run --mount` that makes it visible.
@@ -51,7 +52,7 @@ impl Program {
     }
 
     /// The words of a command line that runs it.
-    pub fn command() -> [String; 4] {
+    pub fn command(&self) -> [String; 4] {
         let loader = Path::new(LOADER)
             .file_name()
             .unwrap_or_default()
@@ -60,7 +61,7 @@ impl Program {
             format!("{MOUNTED}/{loader}"),
             "--library-path".to_owned(),
             MOUNTED.to_owned(),
-            format!("{MOUNTED}/{NAME}"),
+            format!("{MOUNTED}/{}", self.name),
         ]
     }
 }
