@@ -3,21 +3,25 @@
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::io::AsyncReadExt as _;
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
-use nacre_pod::{Identity, Sandbox, log};
+use nacre_pod::{Call, Handle, Identity, Sandbox, log};
 
 use crate::events::Publisher;
 use crate::{sandbox, service, streaming, ttrpc_log};
 
 /// How long the last answers and events may take to be delivered before the daemon exits.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What `start` writes when it has printed the address.
+pub const PRINTED: &[u8] = b"+";
 
 /// What `start` passes to the daemon.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub struct Start {
     pub identity: Identity,
     /// The pod's socket, listening.
     pub listener: UnixListener,
+    /// Ends with [`PRINTED`] when `start` has printed the address.
+    pub starter: UnixStream,
     /// containerd's pid.
     pub containerd: Option<nix::unistd::Pid>,
     /// The types of the runtime's options, which this program does not have.
@@ -97,6 +103,28 @@ fn adjust_oom_score(containerd: Option<nix::unistd::Pid>) {
     }
 }
 
+/// Ends the sandbox if `start` was killed before it had printed the address: containerd knows nothing of this shim.
+async fn end_if_unknown(starter: UnixStream, sandbox: Handle) {
+    let printed = async {
+        starter.set_nonblocking(true)?;
+        let mut end = Vec::new();
+        let mut starter = tokio::net::UnixStream::from_std(starter)?;
+        starter.read_to_end(&mut end).await?;
+        std::io::Result::Ok(end == PRINTED)
+    };
+    match printed.await {
+        Ok(true) => {}
+        Ok(false) => {
+            log::error(
+                "the shim's command start was killed before it had printed the address: the shim exits",
+            );
+            // Fails if the sandbox is exiting anyway.
+            let _ = sandbox.call(|reply| Call::Shutdown { now: true, reply }).await;
+        }
+        Err(error) => log::warn(format_args!("waiting for the end of start: {error}")),
+    }
+}
+
 fn serve(start: Start) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -121,6 +149,7 @@ fn serve(start: Start) -> anyhow::Result<()> {
             .register_service(sandbox::services(id, namespace, &handle, &wake))
             .register_service(streaming::services());
         server.start().await.context("starting the services")?;
+        tokio::spawn(end_if_unknown(start.starter, handle));
         sandbox.run().await;
         // Waits until the answer to Shutdown is written, not until clients close their connections.
         let last = async {

@@ -116,6 +116,7 @@ impl Call {
             Self::Update(id, ..) => format!("Update {id}"),
             Self::Stats(id, _) => format!("Stats {id}"),
             Self::Pod(call) => format!("{} of the pod", call.name()),
+            Self::CallerExited => "the exit of the pod's caller".to_owned(),
             Self::Shutdown { now, .. } => format!("Shutdown{}", if *now { ", now" } else { "" }),
         }
     }

@@ -206,7 +206,7 @@ impl Sandbox {
         }
     }
 
-    fn shut_down(&mut self, now: bool, reply: Reply<()>) {
+    pub(super) fn shut_down(&mut self, now: bool, reply: Reply<()>) {
         if !now && (!self.containers.is_empty() || self.outlives_containers()) {
             return answer(reply, Ok(()));
         }

@@ -14,6 +14,7 @@ use nacre_protocol::{container_id, spec};
 use tokio::sync::{oneshot, watch};
 
 use super::queue::{Event, Queue};
+use super::unused::NEXT_CALL;
 use super::{Progress, Sandbox, delete, failed, log_ignored_fields, volumes};
 use crate::bundle::{self, Pids, Plan, Pod};
 use crate::container::{self, Container, CreateRequest, Lifecycle, Process, Reply, TaskState, answer};
@@ -36,6 +37,7 @@ const END_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Sandbox {
     pub(super) fn create(&mut self, request: CreateRequest, reply: Reply<u32>) {
+        self.creations = self.creations.wrapping_add(1);
         match self.begin_create(&request) {
             Ok((init, job)) => {
                 let key = init.key.clone();
@@ -66,6 +68,7 @@ impl Sandbox {
             Err(error) => {
                 log::error(format_args!("create {}: {error}", request.id));
                 answer(reply, Err(error));
+                self.limit_unused(NEXT_CALL);
             }
         }
     }

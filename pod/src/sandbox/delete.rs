@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use tokio::sync::watch;
 
 use super::queue::Event;
+use super::unused::NEXT_CALL;
 use super::{Progress, Sandbox, volumes};
 use crate::container::{self, Deleted, Process, ProcessState, Reply, TaskState, answer};
 use crate::error::Error;
@@ -100,7 +101,8 @@ impl Sandbox {
         // No exit means that it was never created: no TaskCreate was published, and nothing is left in the
         // guest.
         let Some(exit) = deleted.exit else {
-            return self.abandon(container.init, deleted);
+            self.abandon(container.init, deleted);
+            return self.limit_unused(NEXT_CALL);
         };
         self.discard_streams(&container.init.streams);
         if container.is_published {
@@ -118,7 +120,8 @@ impl Sandbox {
         };
         let poststop = container.poststop;
         if guest.is_none() && poststop.is_empty() {
-            return answer(reply, Ok(deleted));
+            answer(reply, Ok(deleted));
+            return self.limit_unused(NEXT_CALL);
         }
         let id = id.to_owned();
         let vmm = self.vm.as_ref().map(Vm::shared_pidfd);
@@ -151,6 +154,7 @@ impl Sandbox {
             self.discard_vm();
         }
         answer(reply, result);
+        self.limit_unused(NEXT_CALL);
     }
 
     /// Drops a process that was removed, and answers whoever still waits for something of it.

@@ -32,6 +32,7 @@ mod resize;
 mod shim_cgroup;
 mod start;
 mod timeline;
+mod unused;
 mod vm_life;
 mod volumes;
 
@@ -116,6 +117,8 @@ pub struct Sandbox {
     /// The streams that the agent is expected to open.
     expected_streams: ExpectedStreams,
     next_serial: u64,
+    /// How often Create was called.
+    creations: u64,
     agent_seen: bool,
     /// The VM has the devices that every VM has, or gets them soon.
     has_common_devices: bool,
@@ -177,6 +180,7 @@ impl Sandbox {
             deleting: BTreeSet::new(),
             expected_streams: ExpectedStreams::default(),
             next_serial: 0,
+            creations: 0,
             agent_seen: false,
             has_common_devices: false,
             cause: None,
@@ -196,6 +200,7 @@ impl Sandbox {
         } else if let Err(failed) = self.start_vm() {
             self.vm_ended(failed);
         }
+        self.limit_unused(unused::FIRST_CREATE);
         while let Some(event) = self.received.recv().await {
             self.handle(event);
             if self.is_over() {
@@ -242,6 +247,7 @@ impl Sandbox {
             Event::CommonDevicesDue => self.attach_common_devices(),
             Event::AgentLost(reason) => self.agent_lost(&reason),
             Event::VmFailed(failed) => self.fail_vm(failed),
+            Event::UnusedFor(deadline, creations) => self.unused_for(deadline, creations),
             Event::PodReady(reply) => self.pod_ready(reply),
         }
     }

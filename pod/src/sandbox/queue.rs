@@ -81,6 +81,8 @@ pub enum Event {
     SizeDue,
     /// The VM is to get the devices that every VM has.
     CommonDevicesDue,
+    /// A deadline for the next Create has passed; there had been so many calls of it.
+    UnusedFor(Duration, u64),
     /// The agent's stream is lost.
     AgentLost(String),
     /// The agent is ready, and PodCall::Start waits for it.

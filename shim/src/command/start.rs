@@ -1,19 +1,19 @@
-//! `start`: makes the pod's directory and socket, forks the daemon and prints its address. Every container's
+//! `start`: forks the daemon, which makes the pod's directory and socket, and prints its address. Every container's
 //! start waits for it, so it does no more than that: it starts no runtime or thread and reads no
-//! configuration.
+//! configuration. Whichever of the two is killed, the other removes what was made.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-use nacre_pod::{Identity, Role, clean_up, state, sys};
-
 use crate::arguments::Arguments;
 use crate::bootstrap::{Bootstrap, input};
-use crate::daemon;
+use crate::daemon::{self, PRINTED};
+use nacre_pod::{Identity, Role, clean_up, state, sys};
 
 /// Runs the command; `begun_ns` is when containerd executed it.
 pub fn run(arguments: Arguments, begun_ns: u64) -> anyhow::Result<()> {
@@ -27,34 +27,89 @@ pub fn run(arguments: Arguments, begun_ns: u64) -> anyhow::Result<()> {
     }
     let identity = Identity::new(&arguments.address, &arguments.namespace, &arguments.id, bundle);
     remove_earlier_pod(&identity)?;
-    let directory = identity.directory();
-    state::make_directory(&directory)?;
     let debug = arguments.debug || bootstrap.asks_for_debug();
-    let address = serve(identity, &bootstrap, debug, begun_ns).inspect_err(|_| {
-        // Only the daemon would remove it. Ignore this error: the original one is returned.
-        let _ = state::remove_directory(&directory);
-    })?;
-    print(&bootstrap, &address)
+    let mut daemon = fork_daemon(identity.clone(), &bootstrap, debug, begun_ns)?;
+    let mut answer = String::new();
+    daemon
+        .read_to_string(&mut answer)
+        .context("reading the daemon's answer")?;
+    match answer.split_at_checked(1) {
+        Some((BOUND, address)) => {
+            print(&bootstrap, address)?;
+            // It has exited if this fails, and containerd notices that.
+            let _ = daemon.write_all(PRINTED);
+            Ok(())
+        }
+        Some((_, reason)) => bail!("{reason}"),
+        None => {
+            clean_up(&identity).context("cleaning up after the daemon")?;
+            bail!("the shim's daemon was killed while it started");
+        }
+    }
 }
 
-/// Binds the pod's socket and forks the daemon that serves it; returns the address.
-fn serve(identity: Identity, bootstrap: &Bootstrap, debug: bool, begun_ns: u64) -> anyhow::Result<String> {
-    let listener = match bootstrap.socket_directory() {
-        Some(directory) => bind_in(&directory, &identity)?,
-        None => bind(&identity.socket())?,
+/// What the daemon's answer begins with: the address follows.
+const BOUND: &str = "+";
+/// What its answer begins with if it failed: the reason follows.
+const FAILED: &str = "-";
+
+/// Forks the daemon, which makes the pod's directory and socket and answers on the returned stream. If this process is
+/// killed before it has printed the address, nobody would know the daemon: it then ends itself, because the stream
+/// ends without [`PRINTED`].
+fn fork_daemon(
+    identity: Identity,
+    bootstrap: &Bootstrap,
+    debug: bool,
+    begun_ns: u64,
+) -> anyhow::Result<UnixStream> {
+    let (ours, mut theirs) = UnixStream::pair().context("socketpair")?;
+    let our_end = ours.as_raw_fd();
+    let containerd = Some(nix::unistd::getppid());
+    let extensions: Vec<String> = bootstrap.extensions().map(str::to_owned).collect();
+    let socket_directory = bootstrap.socket_directory();
+    sys::fork_into(move || {
+        // Otherwise the stream would not end with the parent. It can't fail: the descriptor is open.
+        let _ = nix::unistd::close(our_end);
+        let made = serve(&identity, socket_directory.as_deref());
+        let answer = match &made {
+            Ok((_, address)) => format!("{BOUND}{address}"),
+            Err(error) => format!("{FAILED}{error:#}"),
+        };
+        let answered = theirs.write_all(answer.as_bytes());
+        // If the parent was killed, the daemon finds the end of the stream.
+        let _ = answered.and_then(|()| theirs.shutdown(std::net::Shutdown::Write));
+        let Ok((listener, _)) = made else { return 1 };
+        daemon::run(daemon::Start {
+            identity,
+            listener,
+            starter: theirs,
+            containerd,
+            extensions,
+            debug,
+            begun_ns,
+        })
+    })
+    .context("forking the daemon")?;
+    Ok(ours)
+}
+
+/// Makes the pod's directory and its socket; returns the socket and its address.
+fn serve(identity: &Identity, socket_directory: Option<&Path>) -> anyhow::Result<(UnixListener, String)> {
+    let directory = identity.directory();
+    state::make_directory(&directory)?;
+    let bound = || {
+        let listener = match socket_directory {
+            Some(directory) => bind_in(directory, identity)?,
+            None => bind(&identity.socket())?,
+        };
+        let address = socket_address(identity);
+        write_address(&address)?;
+        Ok((listener, address))
     };
-    let address = socket_address(&identity);
-    let start = daemon::Start {
-        identity,
-        listener,
-        containerd: Some(nix::unistd::getppid()),
-        extensions: bootstrap.extensions().map(str::to_owned).collect(),
-        debug,
-        begun_ns,
-    };
-    write_address(&address)?;
-    sys::fork_into(move || daemon::run(start)).context("forking the daemon")?;
-    Ok(address)
+    bound().inspect_err(|_| {
+        // Ignore this error: the original one is returned.
+        let _ = state::remove_directory(&directory);
+    })
 }
 
 fn bind(socket: &Path) -> anyhow::Result<UnixListener> {
@@ -148,6 +203,8 @@ fn remove_earlier_pod(identity: &Identity) -> anyhow::Result<()> {
 }
 
 fn print(bootstrap: &Bootstrap, address: &str) -> anyhow::Result<()> {
-    std::io::stdout().write_all(&bootstrap.response(address))?;
-    Ok(())
+    let mut output = std::io::stdout();
+    output.write_all(&bootstrap.response(address))?;
+    // Fails if containerd was killed.
+    Ok(output.flush()?)
 }

@@ -9,7 +9,7 @@ use ttrpc::Code;
 
 use crate::Case;
 use crate::cases;
-use crate::pod::{Pod, refused, soon};
+use crate::pod::{Pod, pidfd, programs, refused, soon, wait_end};
 use crate::pods::{annotate, create_inner};
 use crate::remote::Remote;
 
@@ -18,6 +18,8 @@ cases![
     a_guest_that_stands_still_is_reported_and_sigkill_ends_it,
     delete_cancels_a_create_that_hangs,
     delete_after_a_cancelled_create_leaves_the_id_free,
+    a_pod_whose_create_failed_ends_without_containerd,
+    a_daemon_whose_start_was_killed_ends,
 ];
 
 /// Longest time from SIGKILL to the exit of a process in a guest that hangs.
@@ -126,4 +128,38 @@ async fn delete_after_a_cancelled_create_leaves_the_id_free() -> Result<()> {
     client.create(soon(), &pod.creation()).await?;
     ensure!(pod.delete(&client).await?.exit_status == 137);
     pod.finish(&client).await
+}
+
+/// containerd was killed while it called Create: its client has removed the FIFOs, and nobody asks for the pod's end.
+async fn a_pod_whose_create_failed_ends_without_containerd() -> Result<()> {
+    let (pod, client) = Pod::start("unused", "", &["sleep"]).await?;
+    let ended = pidfd(pod.recorded()?.shim_pid)?;
+    let mut creation = pod.creation();
+    creation.stdout = pod.path().join("no-such-fifo").display().to_string();
+    refused(client.create(soon(), &creation).await)?;
+    let begun = Instant::now();
+    wait_end(ended).await.context("the shim does not end")?;
+    ensure!(begun.elapsed() > Duration::from_secs(5), "{:?}", begun.elapsed());
+    pod.nothing_left()
+}
+
+/// containerd gives up a `start` that takes too long: it kills it, and knows nothing of its daemon. Here the reader of
+/// its output is gone.
+async fn a_daemon_whose_start_was_killed_ends() -> Result<()> {
+    let pod = Pod::prepare("unknown", "", |_| {}).await?;
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let started = pod.command(&["start"]).stdout(writer).output()?;
+    ensure!(!started.status.success(), "{started:?}");
+    // The daemon, and perhaps its VMM.
+    for (pid, program) in programs()? {
+        if program.starts_with(pod.path())
+            && let Ok(process) = pidfd(pid)
+        {
+            wait_end(process)
+                .await
+                .with_context(|| program.display().to_string())?;
+        }
+    }
+    pod.nothing_left()
 }

@@ -424,7 +424,8 @@ fn describe(envelope: &Envelope) -> Result<String> {
     })
 }
 
-fn programs() -> Result<HashMap<u32, PathBuf>> {
+/// All processes, with their programs.
+pub fn programs() -> Result<HashMap<u32, PathBuf>> {
     let mut found = HashMap::new();
     for entry in std::fs::read_dir("/proc")? {
         let path = entry?.path();
