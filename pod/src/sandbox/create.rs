@@ -378,13 +378,7 @@ impl Job {
         };
         match guest.create(request).await {
             Ok(pid) => Ok(pid),
-            Err(error @ (CallError::Answer(..) | CallError::TimedOut)) => {
-                Err(error.into_error("create container"))
-            }
-            Err(error @ CallError::Lost(_)) => match ended(&mut self.progress).await {
-                Some(reason) => Err(reason.into()),
-                None => Err(error.into_error("create container")),
-            },
+            Err(error) => Err(explain(error, "create container", &mut self.progress).await),
         }
     }
 
@@ -428,4 +422,13 @@ pub(super) async fn ended(progress: &mut watch::Receiver<Progress>) -> Option<St
         Progress::Ended(reason) => Some(StepFailed::clone(reason)),
         Progress::Starting | Progress::Running | Progress::Ready(_) => None,
     }
+}
+
+/// The error for the caller of `step`, which the agent did not carry out: why the VM ended, if it has.
+pub(super) async fn explain(error: CallError, step: &str, progress: &mut watch::Receiver<Progress>) -> Error {
+    let end = match &error {
+        CallError::Lost(_) => ended(progress).await,
+        CallError::Answer(..) | CallError::TimedOut => None,
+    };
+    end.map_or_else(|| error.into_error(step), Error::from)
 }

@@ -1,6 +1,7 @@
 //! Pause and Resume. The sandbox learns of the guest's answer before the caller does.
 
 use super::Sandbox;
+use super::create::explain;
 use super::queue::Event;
 use crate::container::{self, Reply, answer};
 use crate::error::Error;
@@ -32,20 +33,23 @@ impl Sandbox {
 
     /// Asks the guest to freeze the container's processes, or to thaw them.
     pub(super) fn ask_freezer(&mut self, id: &str, freeze: bool) {
-        let guest = self.guest();
+        let (guest, mut progress) = (self.guest(), self.progress.subscribe());
         let Some(container) = self.containers.get(id) else {
             return;
         };
         let key = container.init.key.clone();
         self.queue.send_result(async move {
             let result = match guest {
-                Ok(guest) if freeze => {
-                    let paused = guest.pause(&key.name.container).await;
-                    paused.map_err(|error| error.into_error("pause container"))
-                }
                 Ok(guest) => {
-                    let resumed = guest.resume(&key.name.container).await;
-                    resumed.map_err(|error| error.into_error("resume container"))
+                    let (step, result) = if freeze {
+                        ("pause container", guest.pause(&key.name.container).await)
+                    } else {
+                        ("resume container", guest.resume(&key.name.container).await)
+                    };
+                    match result {
+                        Ok(()) => Ok(()),
+                        Err(error) => Err(explain(error, step, &mut progress).await),
+                    }
                 }
                 Err(error) => Err(error),
             };

@@ -4,6 +4,7 @@
 use tokio::sync::watch;
 
 use super::Sandbox;
+use super::create::explain;
 use super::queue::Event;
 use super::resize::{Fit, Sizing};
 use crate::container::{self, Container, Exec, Reply, TaskState, answer};
@@ -66,6 +67,7 @@ impl Sandbox {
                 return;
             }
         }
+        let mut progress = self.progress.subscribe();
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
@@ -84,15 +86,22 @@ impl Sandbox {
                 if let (Ok(()), Some(hooks)) = (&result, hooks) {
                     hooks.run_all(Point::Poststart, pid).await;
                 }
-                let result = result.map(|()| None);
-                Event::Started(key, result.map_err(|error| error.into_error("start container")))
+                let result = match result {
+                    Ok(()) => Ok(None),
+                    Err(error) => Err(explain(error, "start container", &mut progress).await),
+                };
+                Event::Started(key, result)
             });
         } else if let Some(exec) = container.execs.get_mut(exec) {
             let key = exec.process.key.clone();
             let (spec, stdio) = (exec.take_guest_spec(), std::mem::take(&mut exec.stdio));
             self.queue.send_result(async move {
-                let result = guest.start_exec(&key.name, spec, stdio).await.map(Some);
-                Event::Started(key, result.map_err(|error| error.into_error("start process")))
+                let result = guest.start_exec(&key.name, spec, stdio).await;
+                let result = match result {
+                    Ok(pid) => Ok(Some(pid)),
+                    Err(error) => Err(explain(error, "start process", &mut progress).await),
+                };
+                Event::Started(key, result)
             });
         }
     }

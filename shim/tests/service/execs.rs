@@ -306,7 +306,8 @@ async fn a_vmm_that_dies_while_an_exec_starts() -> Result<()> {
     let (mut pod, client, init) = sleeping("exec-dies").await?;
     let exec = Remote::exec(&client, "exec-dies", "e");
     exec.add(&exec.request(&["die"])).await?;
-    refused(exec.start().await)?;
+    let (_, message) = refused(exec.start().await)?;
+    ensure!(message.contains("the VMM exited with 4"), "{message}");
     ensure!(init.wait().await?.exit_status == 137);
     exec.delete().await?;
     init.delete().await?;
