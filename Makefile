@@ -3,9 +3,10 @@
 #   make           builds everything and installs it into target/nacre
 #   make setup     installs the missing packages (apt) and checks the Rust toolchain
 #   make demo      setup and build, then runs a container in its own microVM
-#   make test      setup and build, then the unit, guest, end-to-end, parity and CRI tests; the last line is their count
+#   make test      setup and build, then the unit, guest, end-to-end, parity, CRI and fault tests; the last line is their count
 #   make test-all  make test, then file systems compared with runc's, the tests of the lab, of other versions of
 #                  containerd and of real software
+#   make faults    ends each program at each fault point: with programs of their own, in target/nacre-faults
 #   make fuzz      fuzzes what reads a guest's bytes, each target for a minute; FUZZ_SECONDS=N for another time
 #   make bench     measures nacre beside runc; writes target/bench/results.json and index.html
 #                  OTHER=PREFIX also measures the build that is installed at PREFIX
@@ -29,6 +30,12 @@ PREFIX := $(TARGET)/nacre
 CACHE := $(or $(NACRE_CACHE),$(HOME)/.cache/nacre)
 GUEST_TRIPLE := x86_64-unknown-linux-gnu
 
+# With FAULTS=1 the programs have the fault points of protocol/src/fault.rs, and are installed elsewhere.
+ifdef FAULTS
+PREFIX := $(TARGET)/nacre-faults
+FEATURES := --features nacre-protocol/fault-points
+endif
+
 PROGRAMS := containerd-shim-nacre-v2 nacre-vmm nacre
 ifdef QUICK
 PROFILE := dev
@@ -41,7 +48,7 @@ BUILT := $(TARGET)/release
 endif
 AGENT := $(TARGET)/$(GUEST_TRIPLE)/guest/nacre-agent
 
-.PHONY: install check setup programs agent kernel image demo test test-all fuzz bench clean
+.PHONY: install check setup programs agent kernel image demo test test-all faults fuzz bench clean
 
 install: programs kernel image
 	@mkdir -p $(PREFIX)/bin
@@ -56,7 +63,7 @@ setup:
 
 programs: check
 	@echo "==> programs of the host (cargo, profile $(PROFILE); the first build takes minutes)"
-	@cargo build --profile $(PROFILE) $(addprefix --package ,$(PROGRAMS) nacre-rootfs-builder)
+	@cargo build --profile $(PROFILE) $(FEATURES) $(addprefix --package ,$(PROGRAMS) nacre-rootfs-builder)
 
 # Linked statically, because it is the only file in the guest's root file system. With --target the flags do
 # not apply to build scripts.
@@ -64,7 +71,7 @@ agent: check
 	@echo "==> agent of the guest (cargo, profile guest)"
 	@RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static -C force-unwind-tables=no" LIBSECCOMP_LINK_TYPE=static \
 		LIBSECCOMP_LIB_PATH=/usr/lib/x86_64-linux-gnu \
-		cargo build --profile guest --target $(GUEST_TRIPLE) --package nacre-agent
+		cargo build --profile guest --target $(GUEST_TRIPLE) $(FEATURES) --package nacre-agent
 
 kernel: check
 	@echo "==> kernel of the guest (the first build takes about 7 minutes on two cores)"
@@ -86,7 +93,10 @@ test: setup
 
 test-all: setup
 	@$(MAKE) --no-print-directory install
-	@tests/all unit guests e2e two-vcpus parity cri posix lab other-containerds cri-others software
+	@tests/all unit guests e2e two-vcpus parity cri faults-all posix lab other-containerds cri-others software
+
+faults: setup
+	@tests/all faults-all
 
 fuzz: setup
 	@scripts/fuzz

@@ -15,6 +15,7 @@ use nacre_protocol::agent::{
     StartExecResponse, UpdateContainerRequest, UpdateContainerResponse, WaitMemoryRequest,
     WaitMemoryResponse, WaitOomRequest, WaitOomResponse, WaitProcessResponse, create_agent,
 };
+use nacre_protocol::fault::{self, FaultPoint};
 use ttrpc::asynchronous::{Service as Methods, TtrpcContext};
 
 use crate::clock::{Clock, Measurement};
@@ -110,6 +111,7 @@ impl Agent for Service {
             network::set_up(&request.network)?;
             pod::set_sysctls(&request.sysctls)?;
         }
+        fault::reach(FaultPoint::AgentSetUp);
         Ok(SetupResponse {
             build_id: BUILD_ID.to_owned(),
             kernel_release: guest_init::kernel_release(),
@@ -124,7 +126,9 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
+        fault::reach(FaultPoint::AgentCreates);
         let container = self.containers.create(request).await?;
+        fault::reach(FaultPoint::AgentCreated);
         Ok(CreateContainerResponse {
             pid: container.init_pid(),
             ignored: container.ignored().to_vec(),
@@ -133,7 +137,9 @@ impl Agent for Service {
     }
 
     async fn start_container(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
+        fault::reach(FaultPoint::AgentStarts);
         self.containers.get(&request.container_id)?.start()?;
+        fault::reach(FaultPoint::AgentStarted);
         Ok(Empty::new())
     }
 
@@ -146,6 +152,7 @@ impl Agent for Service {
             .containers
             .wait(&request.container_id, &request.exec_id)
             .await?;
+        fault::reach(FaultPoint::AgentExits);
         Ok(WaitProcessResponse {
             exit_status: exit.status,
             exited_at_ns: exit.at_ns,
@@ -157,6 +164,7 @@ impl Agent for Service {
     async fn kill_process(&self, _: &TtrpcContext, request: KillProcessRequest) -> ttrpc::Result<Empty> {
         let process = request.process.get_or_default();
         let signal = check_signal(request.signal)?;
+        fault::reach(FaultPoint::AgentKills);
         if request.all {
             self.containers.get(&process.container_id)?.kill_all(signal)?;
         } else {
@@ -172,7 +180,10 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: StartExecRequest,
     ) -> ttrpc::Result<StartExecResponse> {
-        Ok(self.containers.exec(request).await?)
+        fault::reach(FaultPoint::AgentExecutes);
+        let response = self.containers.exec(request).await?;
+        fault::reach(FaultPoint::AgentExecuted);
+        Ok(response)
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {

@@ -10,6 +10,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use nacre_protocol::fault::{self, FaultPoint};
 use nacre_protocol::state::{Pod, STATE_ROOT};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -74,6 +75,7 @@ pub fn clean_up(identity: &Identity) -> Result<Cleaned, Error> {
         Ok(pod) => (pod, None),
         Err(error) => (None, Some(error)),
     };
+    fault::reach(FaultPoint::CleanUpCalled);
     let vmm_pid = pod.as_ref().and_then(|pod| pod.vmm_pid).unwrap_or(0);
     if let Some(pod) = pod {
         kill_processes(&pod)?;
@@ -81,6 +83,7 @@ pub fn clean_up(identity: &Identity) -> Result<Cleaned, Error> {
             network::release_blocking(record, &identity.key).map_err(Error::Network)?;
         }
     }
+    fault::reach(FaultPoint::CleanUpKilled);
     poststop::run_left(&directory).map_err(Error::Hooks)?;
     state::remove_directory(&directory)?;
     Ok(Cleaned { vmm_pid, unreadable })

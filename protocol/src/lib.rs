@@ -5,6 +5,7 @@
 //! - between shim and agent: the ttrpc service ([`agent`]), vsock addresses ([`vsock`]), names ([`guest`]),
 //!   and the check of an OCI spec, which both make ([`spec`], [`container_id`], [`cpu_list`]);
 //! - files: the state of a pod ([`state`]) and the configuration ([`config`]);
+//! - the places at which tests end a program ([`fault`]);
 //! - parsing and output that several programs share: [`mountinfo`], [`proc_cgroup`],
 //!   [`text`], [`bpf`].
 //!
@@ -19,6 +20,7 @@ pub mod console;
 pub mod container_id;
 pub mod control;
 pub mod cpu_list;
+pub mod fault;
 pub mod guest;
 pub mod mountinfo;
 pub mod proc_cgroup;

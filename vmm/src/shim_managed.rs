@@ -7,6 +7,7 @@ use std::error::Error as StdError;
 use nacre_protocol::control::{
     Configure, DescriptorError, Descriptors, DeviceConfig, DeviceListError, Outcome,
 };
+use nacre_protocol::fault::{self, FaultPoint};
 use nacre_protocol::stream_table::StreamTable;
 
 use crate::config::{self, Config};
@@ -52,6 +53,7 @@ pub(crate) enum Refused {
 
 /// Runs the VM that the shim configures until the VM ends or the shim closes the socket.
 pub fn run(control: &Control) -> ! {
+    fault::prepare();
     let prepared = prepare(control);
     let (config, resources, confinement) =
         prepared.unwrap_or_else(|StepError(step, error)| control.fail_at(step, error.as_ref(), None));
@@ -67,8 +69,10 @@ fn prepare(control: &Control) -> Result<(Config, Resources, Confinement), StepEr
         .map_err(StepError::at("receive configuration"))?;
     let check = StepError::at("check configuration");
     let (config, resources) = check_configuration(configure, descriptors, control).map_err(check)?;
+    fault::reach(FaultPoint::VmmConfigured);
     jail::enter(None).map_err(StepError::at("close jail"))?;
     let confinement = Confinement::closed(Violation::Kill).map_err(StepError::at("close jail"))?;
+    fault::reach(FaultPoint::VmmJailed);
     control.send_step("jail closed");
     Ok((config, resources, confinement))
 }
@@ -164,8 +168,10 @@ fn build(
 }
 
 fn run_machine(mut machine: Machine, control: &Control) -> ! {
+    fault::reach(FaultPoint::VmmBuilt);
     control.send_running();
     machine.run();
+    fault::reach(FaultPoint::VmmRuns);
     let inputs = Inputs {
         control: Some(control),
         ..Inputs::default()

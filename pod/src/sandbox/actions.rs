@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
-use super::Sandbox;
+use nacre_protocol::fault::{self, FaultPoint};
+
 use super::queue::Event;
+use super::{Sandbox, reach_when_sent};
 use crate::container::{self, Action, Rejected, answer};
 use crate::event::TaskEvent;
 use crate::exit::Exit;
@@ -145,6 +147,7 @@ impl Sandbox {
             pid: container.pid,
             exit,
         });
+        reach_when_sent(FaultPoint::ExitReported);
     }
 
     fn await_output(&mut self, id: &str, exec: &str) {
@@ -203,6 +206,7 @@ impl Sandbox {
         if self.container_of_key(key).is_none() {
             return;
         }
+        fault::reach(FaultPoint::ExitKnown);
         self.count_oom_kills(&key.name.container, exit.oom_kills);
         self.advance(key, container::Event::Exited(key.name.exec.clone(), exit));
     }

@@ -1,6 +1,8 @@
 //! Dispatches calls, and answers those that change no state: from what the sandbox knows, or by a task that
 //! asks the guest.
 
+use nacre_protocol::fault::{self, FaultPoint};
+
 use super::{Call, Listed, Progress, Sandbox, View};
 use crate::container::{Container, Freeze, Process, Reply, TaskState, answer};
 use crate::error::Error;
@@ -207,6 +209,7 @@ impl Sandbox {
     }
 
     pub(super) fn shut_down(&mut self, now: bool, reply: Reply<()>) {
+        fault::reach(FaultPoint::ShutdownCalled);
         if !now && (!self.containers.is_empty() || self.outlives_containers()) {
             return answer(reply, Ok(()));
         }

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::agent::{CreateContainerRequest, Stdio};
+use nacre_protocol::fault::{self, FaultPoint};
 use nacre_protocol::{container_id, spec};
 use tokio::sync::{oneshot, watch};
 
 use super::queue::{Event, Queue};
 use super::unused::NEXT_CALL;
-use super::{Progress, Sandbox, delete, failed, log_ignored_fields, volumes};
+use super::{Progress, Sandbox, delete, failed, log_ignored_fields, reach_when_sent, volumes};
 use crate::bundle::{self, Pids, Plan, Pod};
 use crate::container::{self, Container, CreateRequest, Lifecycle, Process, Reply, TaskState, answer};
 use crate::error::{Error, StepFailed};
@@ -37,6 +38,7 @@ const END_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Sandbox {
     pub(super) fn create(&mut self, request: CreateRequest, reply: Reply<u32>) {
+        fault::reach(FaultPoint::CreateCalled);
         self.creations = self.creations.wrapping_add(1);
         match self.begin_create(&request) {
             Ok((init, job)) => {
@@ -247,6 +249,7 @@ impl Sandbox {
         if let Some(reply) = container.creating.take() {
             answer(reply, Ok(pid));
         }
+        reach_when_sent(FaultPoint::CreateReported);
         if !self.is_pause(id) {
             self.watch_oom_kills(&key, 0);
         }
@@ -335,6 +338,7 @@ impl Job {
         let placements = rootfs::detach(&self.id, &self.plan.rootfs, &self.plan.mounts)
             .await
             .map_err(|error| failed("mount root file system", error, None))?;
+        fault::reach(FaultPoint::CreateMounts);
         self.step("host mounts made").await;
         self.running().await?;
         let vmm = self.vmm.clone().ok_or(Error::Closing)?;
@@ -344,6 +348,7 @@ impl Job {
             return Err(ended(&mut self.progress).await.unwrap_or(step).into());
         }
         drop(placements);
+        fault::reach(FaultPoint::CreatePlaced);
         self.step("host mounts placed").await;
         volumes::complete_shared(std::mem::take(&mut self.shared)).await
     }
@@ -376,8 +381,12 @@ impl Job {
             pod_shm_bytes: self.plan.pod_shm.as_deref().map_or(0, rootfs::shm_size),
             ..Default::default()
         };
+        fault::reach(FaultPoint::CreateAsks);
         match guest.create(request).await {
-            Ok(pid) => Ok(pid),
+            Ok(pid) => {
+                fault::reach(FaultPoint::CreateAnswered);
+                Ok(pid)
+            }
             Err(error) => Err(explain(error, "create container", &mut self.progress).await),
         }
     }

@@ -4,11 +4,12 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 
+use nacre_protocol::fault::{self, FaultPoint};
 use tokio::sync::watch;
 
 use super::queue::Event;
 use super::unused::NEXT_CALL;
-use super::{Progress, Sandbox, volumes};
+use super::{Progress, Sandbox, reach_when_sent, volumes};
 use crate::container::{self, Deleted, Process, ProcessState, Reply, TaskState, answer};
 use crate::error::Error;
 use crate::event::TaskEvent;
@@ -20,6 +21,7 @@ use crate::{log, rootfs};
 
 impl Sandbox {
     pub(super) fn delete(&mut self, name: &ProcessId, reply: Reply<Deleted>) {
+        fault::reach(FaultPoint::DeleteCalled);
         let process = match self.process_mut(name) {
             Ok(process) => process,
             Err(error) => return answer(reply, Err(error)),
@@ -121,6 +123,7 @@ impl Sandbox {
         let poststop = container.poststop;
         if guest.is_none() && poststop.is_empty() {
             answer(reply, Ok(deleted));
+            reach_when_sent(FaultPoint::DeleteAnswered);
             return self.limit_unused(NEXT_CALL);
         }
         let id = id.to_owned();
@@ -154,6 +157,7 @@ impl Sandbox {
             self.discard_vm();
         }
         answer(reply, result);
+        reach_when_sent(FaultPoint::DeleteAnswered);
         self.limit_unused(NEXT_CALL);
     }
 

@@ -1,6 +1,7 @@
 //! Exec: makes an exec process known and opens its streams, so that nothing is lost that the caller writes or
 //! closes before Start. The guest gets it with Start only.
 
+use nacre_protocol::fault::{self, FaultPoint};
 use nacre_protocol::spec;
 
 use super::{Sandbox, log_ignored_fields};
@@ -20,6 +21,7 @@ impl Sandbox {
             }),
             Err(error) => log::error(format_args!("exec {} in {}: {error}", name.exec, name.container)),
         }
+        fault::reach(FaultPoint::ExecAdded);
         answer(reply, added);
     }
 

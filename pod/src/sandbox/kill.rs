@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use nacre_protocol::fault::{self, FaultPoint};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::queue::Event;
@@ -34,6 +35,7 @@ impl Sandbox {
         // "All" is the container's init and whatever it left; an exec process is one process.
         let all = all && name.is_init();
         tokio::spawn(async move {
+            fault::reach(FaultPoint::KillAsks);
             let killed = match guest.kill(&name, signal, all).await {
                 // The process ended with its VM.
                 Err(CallError::Lost(_)) if signal == SIGKILL => Ok(()),

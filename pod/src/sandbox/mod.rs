@@ -38,9 +38,11 @@ mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nacre_protocol::agent::Stdio;
 use nacre_protocol::config::Config;
+use nacre_protocol::fault::{self, FaultPoint};
 use nacre_protocol::spec::Finding;
 use nacre_protocol::state::{Pod, PodState, process_start_time};
 use nacre_protocol::vsock::MAX_STREAMS;
@@ -304,6 +306,7 @@ impl Sandbox {
     /// Removes what is left of the pod on the host; the directory, with the socket, is the last.
     fn clean_up(&mut self) {
         self.remove_cgroup();
+        fault::reach(FaultPoint::ShutdownCgroup);
         if self.cgroup.is_some() || self.pod.network.is_some() {
             // The command `delete` finds it by pod.json.
             return;
@@ -333,6 +336,17 @@ async fn until_ended(progress: &mut watch::Receiver<Progress>) {
     let _ = progress
         .wait_for(|progress| matches!(progress, Progress::Ended(_)))
         .await;
+}
+
+/// Reaches a fault point when the answer and the event that are on their way have been sent.
+fn reach_when_sent(point: FaultPoint) {
+    if fault::ENABLED {
+        tokio::spawn(async move {
+            let moment = Duration::from_millis(100);
+            let _elapsed = tokio::time::timeout(moment, std::future::pending::<()>()).await;
+            fault::reach(point);
+        });
+    }
 }
 
 fn failed(step: &str, error: impl std::fmt::Display, hint: Option<String>) -> StepFailed {

@@ -1,12 +1,13 @@
 //! Start: of an init process, which has been waiting for it since Create, and of an exec process, which the
 //! guest makes now.
 
+use nacre_protocol::fault::{self, FaultPoint};
 use tokio::sync::watch;
 
-use super::Sandbox;
 use super::create::explain;
 use super::queue::Event;
 use super::resize::{Fit, Sizing};
+use super::{Sandbox, reach_when_sent};
 use crate::container::{self, Container, Exec, Reply, TaskState, answer};
 use crate::error::Error;
 use crate::event::TaskEvent;
@@ -82,7 +83,9 @@ impl Sandbox {
                 if let Err(error) = has_size(fit).await {
                     return Event::Started(key, Err(error));
                 }
+                fault::reach(FaultPoint::StartAsks);
                 let result = guest.start(&key.name.container).await;
+                fault::reach(FaultPoint::StartAnswered);
                 if let (Ok(()), Some(hooks)) = (&result, hooks) {
                     hooks.run_all(Point::Poststart, pid).await;
                 }
@@ -96,7 +99,9 @@ impl Sandbox {
             let key = exec.process.key.clone();
             let (spec, stdio) = (exec.take_guest_spec(), std::mem::take(&mut exec.stdio));
             self.queue.send_result(async move {
+                fault::reach(FaultPoint::ExecAsks);
                 let result = guest.start_exec(&key.name, spec, stdio).await;
+                fault::reach(FaultPoint::ExecAnswered);
                 let result = match result {
                     Ok(pid) => Ok(Some(pid)),
                     Err(error) => Err(explain(error, "start process", &mut progress).await),
@@ -155,6 +160,11 @@ impl Sandbox {
         if let Some(reply) = reply {
             answer(reply, Ok(pid));
         }
+        reach_when_sent(if exec.is_empty() {
+            FaultPoint::StartReported
+        } else {
+            FaultPoint::ExecReported
+        });
         self.apply_early_resize(id, exec);
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nacre_protocol::agent::SetupResponse;
 use nacre_protocol::config;
+use nacre_protocol::fault::{self, FaultPoint};
 use nacre_protocol::state::{Failure, PodState};
 use nacre_protocol::vsock::{AGENT_PORT, StreamAddress};
 
@@ -39,6 +40,7 @@ impl Sandbox {
         }
         self.pod.cgroup = Some(cgroup.path().to_owned());
         self.write_pod();
+        fault::reach(FaultPoint::VmPlanned);
         let started = Vm::start(&config, &cgroup, &self.spec);
         self.cgroup = Some(cgroup);
         let deadline = config.boot_deadline;
@@ -49,7 +51,9 @@ impl Sandbox {
             failed("start VM", error, hint)
         })?;
         self.pod.vmm_pid = Some(vm.pid());
+        fault::reach(FaultPoint::VmSpawned);
         self.write_pod();
+        fault::reach(FaultPoint::VmRecorded);
         self.recorder.step("VMM started", clock::monotonic_ns());
         self.vm = Some(vm);
         self.expected_streams.set_table(stream_table);
@@ -112,6 +116,7 @@ impl Sandbox {
     fn connection(&mut self, address: StreamAddress, stream: OwnedFd) {
         if address.host_port == AGENT_PORT && !self.agent_seen {
             self.agent_seen = true;
+            fault::reach(FaultPoint::AgentConnected);
             self.recorder
                 .step(timeline::AGENT_CONNECTED, clock::monotonic_ns());
             self.set_up_agent(stream);
@@ -147,6 +152,7 @@ impl Sandbox {
         }
         match result {
             Ok((guest, response)) if response.build_id == nacre_protocol::BUILD_ID => {
+                fault::reach(FaultPoint::AgentReady);
                 self.recorder.step("agent ready", clock::monotonic_ns());
                 self.recorder.guest_kernel(response.kernel_release);
                 self.recorder
@@ -286,6 +292,7 @@ impl Sandbox {
 
     /// The VM has ended, or could not be started: every task ends, and the reason is recorded.
     pub(super) fn vm_ended(&mut self, reason: StepFailed) {
+        fault::reach(FaultPoint::VmEnded);
         self.vm = None;
         self.pod.silent_since = None;
         self.expected_streams.clear();

@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
+use nacre_pod::{Identity, Role, clean_up, state, sys};
+use nacre_protocol::fault::{self, FaultPoint};
+
 use crate::arguments::Arguments;
 use crate::bootstrap::{Bootstrap, input};
 use crate::daemon::{self, PRINTED};
-use nacre_pod::{Identity, Role, clean_up, state, sys};
 
 /// Runs the command; `begun_ns` is when containerd executed it.
 pub fn run(arguments: Arguments, begun_ns: u64) -> anyhow::Result<()> {
@@ -29,6 +31,7 @@ pub fn run(arguments: Arguments, begun_ns: u64) -> anyhow::Result<()> {
     remove_earlier_pod(&identity)?;
     let debug = arguments.debug || bootstrap.asks_for_debug();
     let mut daemon = fork_daemon(identity.clone(), &bootstrap, debug, begun_ns)?;
+    fault::reach(FaultPoint::StartForked);
     let mut answer = String::new();
     daemon
         .read_to_string(&mut answer)
@@ -97,6 +100,7 @@ fn fork_daemon(
 fn serve(identity: &Identity, socket_directory: Option<&Path>) -> anyhow::Result<(UnixListener, String)> {
     let directory = identity.directory();
     state::make_directory(&directory)?;
+    fault::reach(FaultPoint::StartDirectory);
     let bound = || {
         let listener = match socket_directory {
             Some(directory) => bind_in(directory, identity)?,
@@ -104,6 +108,7 @@ fn serve(identity: &Identity, socket_directory: Option<&Path>) -> anyhow::Result
         };
         let address = socket_address(identity);
         write_address(&address)?;
+        fault::reach(FaultPoint::StartBound);
         Ok((listener, address))
     };
     bound().inspect_err(|_| {

@@ -2,7 +2,7 @@
 //! input in length-prefixed pieces (a virtio-serial port has no end of file), standard output and error as
 //! raw bytes.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;
 
@@ -70,6 +70,16 @@ pub struct Job {
     pub modules: Option<PathBuf>,
     /// Rows and columns of the command's terminal; None if it gets pipes.
     pub terminal: Option<(u16, u16)>,
+}
+
+impl Job {
+    /// The installation of Nacre that is used: target/nacre, or what NACRE_PREFIX names below target/.
+    pub fn prefix(&self) -> PathBuf {
+        let mut variables = self.environment.iter();
+        let named = variables.find(|(key, _)| key == "NACRE_PREFIX");
+        self.target
+            .join(named.map_or(OsStr::new("nacre"), |(_, value)| value))
+    }
 }
 
 /// A message to the VM.

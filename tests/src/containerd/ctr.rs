@@ -138,7 +138,12 @@ impl Run<'_> {
 
     /// Starts a detached container with `ctr run -d`.
     pub fn detach(&self, id: &str) -> Result<()> {
-        output(self.command(id, &["-d"]))?.success().map(drop)
+        self.detached(id)?.success().map(drop)
+    }
+
+    /// As [`Run::detach`]; returns what ctr says, also if it fails.
+    pub fn detached(&self, id: &str) -> Result<Output> {
+        output(self.command(id, &["-d"]))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The process of the containerd under test. Called by tests that stop it or start it anew.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -36,35 +36,84 @@ pub fn containerd_pid() -> Result<u32> {
 /// # Errors
 /// If it does not end, or does not answer again.
 pub fn restart_containerd() -> Result<()> {
-    let pid = containerd_pid()?;
-    let strings_of = |file: &str| -> Result<Vec<String>> {
-        let bytes = fs::read(format!("/proc/{pid}/{file}"))?;
-        Ok(bytes
-            .split(|b| *b == 0)
-            .filter(|s| !s.is_empty())
-            .map(|s| String::from_utf8_lossy(s).into_owned())
-            .collect())
-    };
-    let arguments = strings_of("cmdline")?;
-    let environment = strings_of("environ")?;
-    let program = fs::read_link(format!("/proc/{pid}/exe"))?;
-    let log = fs::OpenOptions::new()
-        .append(true)
-        .open(format!("/proc/{pid}/fd/2"))
-        .context("containerd's standard error")?;
-    let raw = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
-    nix::sys::signal::kill(raw, nix::sys::signal::Signal::SIGKILL)?;
-    wait_for_exit(pid, Instant::now() + DEADLINE)?;
-    let mut command = Command::new(program);
-    command.args(arguments.iter().skip(1)).env_clear();
-    command.envs(environment.iter().filter_map(|pair| pair.split_once('=')));
-    command
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()
-        .context("starting containerd again")?;
-    wait_for_socket()
+    Containerd::running()?.restart()
+}
+
+/// A containerd that runs, with what it takes to start it again.
+#[derive(Debug)]
+pub struct Containerd {
+    /// Its pid.
+    pub pid: u32,
+    program: PathBuf,
+    arguments: Vec<String>,
+    environment: Vec<String>,
+    log: File,
+}
+
+impl Containerd {
+    /// The one under test.
+    ///
+    /// # Errors
+    /// If it does not answer, or its process can't be read.
+    pub fn running() -> Result<Self> {
+        let pid = containerd_pid()?;
+        let strings_of = |file: &str| -> Result<Vec<String>> {
+            let bytes = fs::read(format!("/proc/{pid}/{file}"))?;
+            Ok(bytes
+                .split(|b| *b == 0)
+                .filter(|s| !s.is_empty())
+                .map(|s| String::from_utf8_lossy(s).into_owned())
+                .collect())
+        };
+        let log = fs::OpenOptions::new()
+            .append(true)
+            .open(format!("/proc/{pid}/fd/2"))
+            .context("containerd's standard error")?;
+        Ok(Self {
+            pid,
+            program: fs::read_link(format!("/proc/{pid}/exe"))?,
+            arguments: strings_of("cmdline")?,
+            environment: strings_of("environ")?,
+            log,
+        })
+    }
+
+    /// Kills the containerd under test, and starts it again.
+    ///
+    /// # Errors
+    /// If it does not end, or does not answer again.
+    pub fn restart(&self) -> Result<()> {
+        let pid = containerd_pid()?;
+        let raw = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
+        nix::sys::signal::kill(raw, nix::sys::signal::Signal::SIGKILL)?;
+        wait_for_exit(pid, Instant::now() + DEADLINE)?;
+        self.start()
+    }
+
+    /// Starts containerd again if it was killed.
+    ///
+    /// # Errors
+    /// If it does not answer again.
+    pub fn restart_if_killed(&self) -> Result<()> {
+        if containerd_pid().is_ok() {
+            return Ok(());
+        }
+        wait_for_exit(self.pid, Instant::now() + DEADLINE)?;
+        self.start()
+    }
+
+    fn start(&self) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command.args(self.arguments.iter().skip(1)).env_clear();
+        command.envs(self.environment.iter().filter_map(|pair| pair.split_once('=')));
+        command
+            .stdin(Stdio::null())
+            .stdout(self.log.try_clone()?)
+            .stderr(self.log.try_clone()?)
+            .spawn()
+            .context("starting containerd again")?;
+        wait_for_socket()
+    }
 }
 
 /// Runs `ctr version` until containerd answers. ctr itself waits up to 10 s for the socket, so that the loop

@@ -36,7 +36,7 @@ pub fn environment(job: &Job, place: &str) -> Vec<(OsString, OsString)> {
             .map(|(_, value)| value.clone())
     };
     let callers = get("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
-    let mut path = job.target.join("nacre/bin").into_os_string();
+    let mut path = job.prefix().join("bin").into_os_string();
     if !std::env::split_paths(&callers).any(|directory| directory == job.containerd) {
         path.push(":");
         path.push(&job.containerd);

@@ -63,10 +63,10 @@ pub fn direct(job: &Job) -> Result<()> {
     private_configuration(job)
 }
 
-/// Gives this run its own copy of `target/nacre/etc`: a test that writes config.toml changes neither the
+/// Gives this run its own copy of the installation's `etc`: a test that writes config.toml changes neither the
 /// installation nor the pods of a lab beside it.
 fn private_configuration(job: &Job) -> Result<()> {
-    let installation = job.target.join("nacre");
+    let installation = job.prefix();
     if !installation.is_dir() {
         return Ok(());
     }
