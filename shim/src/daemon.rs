@@ -12,7 +12,7 @@ use tokio::io::AsyncReadExt as _;
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
-use nacre_pod::{Call, Handle, Identity, Sandbox, log};
+use nacre_pod::{Call, Handle, Identity, Sandbox, log, sys};
 
 use crate::events::Publisher;
 use crate::{sandbox, service, streaming, ttrpc_log};
@@ -103,6 +103,23 @@ fn adjust_oom_score(containerd: Option<nix::unistd::Pid>) {
     }
 }
 
+/// Reports the exit of the containerd that executed `start`: if it has not called Create, its successor won't.
+async fn report_exit(containerd: Option<nix::unistd::Pid>, sandbox: Handle) {
+    let pid = containerd.and_then(|pid| rustix::process::Pid::from_raw(pid.as_raw()));
+    let Some(pid) = pid else { return };
+    let exited = async {
+        match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
+            Ok(process) => sys::watch(process)?.readable().await.map(drop),
+            // It has exited already.
+            Err(_) => Ok(()),
+        }
+    };
+    match exited.await {
+        Ok(()) => sandbox.caller_exited().await,
+        Err(error) => log::warn(format_args!("waiting for containerd's exit: {error}")),
+    }
+}
+
 /// Ends the sandbox if `start` was killed before it had printed the address: containerd knows nothing of this shim.
 async fn end_if_unknown(starter: UnixStream, sandbox: Handle) {
     let printed = async {
@@ -112,17 +129,13 @@ async fn end_if_unknown(starter: UnixStream, sandbox: Handle) {
         starter.read_to_end(&mut end).await?;
         std::io::Result::Ok(end == PRINTED)
     };
-    match printed.await {
-        Ok(true) => {}
-        Ok(false) => {
-            log::error(
-                "the shim's command start was killed before it had printed the address: the shim exits",
-            );
-            // Fails if the sandbox is exiting anyway.
-            let _ = sandbox.call(|reply| Call::Shutdown { now: true, reply }).await;
-        }
-        Err(error) => log::warn(format_args!("waiting for the end of start: {error}")),
+    // An error, too: the stream is reset if `start` was killed before it had read the answer.
+    if printed.await.unwrap_or(false) {
+        return;
     }
+    log::error("the shim's command start was killed before it had printed the address: the shim exits");
+    // Fails if the sandbox is exiting anyway.
+    let _ = sandbox.call(|reply| Call::Shutdown { now: true, reply }).await;
 }
 
 fn serve(start: Start) -> anyhow::Result<()> {
@@ -149,6 +162,7 @@ fn serve(start: Start) -> anyhow::Result<()> {
             .register_service(sandbox::services(id, namespace, &handle, &wake))
             .register_service(streaming::services());
         server.start().await.context("starting the services")?;
+        tokio::spawn(report_exit(start.containerd, handle.clone()));
         tokio::spawn(end_if_unknown(start.starter, handle));
         sandbox.run().await;
         // Waits until the answer to Shutdown is written, not until clients close their connections.

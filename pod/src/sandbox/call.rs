@@ -83,6 +83,8 @@ pub enum Call {
     Stats(String, Reply<CgroupFiles>),
     /// A call about the pod itself.
     Pod(PodCall),
+    /// Whoever started the pod has exited: a pod without a container ends if nobody creates one soon.
+    CallerExited,
     /// Ends the sandbox if it has no containers and is not a pod of its own ([`PodCall`]), or `now`.
     Shutdown {
         /// End it even if containers are left.
@@ -129,6 +131,12 @@ pub struct Handle(Queue);
 impl Handle {
     pub(super) fn new(queue: Queue) -> Self {
         Self(queue)
+    }
+
+    /// Reports that whoever started the pod has exited.
+    pub async fn caller_exited(&self) {
+        // Fails if the sandbox has exited.
+        let _ = self.0.call(Call::CallerExited).await;
     }
 
     /// Makes the call that `call` builds around the address of its reply, and waits for the reply.

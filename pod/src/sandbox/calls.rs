@@ -3,6 +3,7 @@
 
 use nacre_protocol::fault::{self, FaultPoint};
 
+use super::unused::NEXT_CALL;
 use super::{Call, Listed, Progress, Sandbox, View};
 use crate::container::{Container, Freeze, Process, Reply, TaskState, answer};
 use crate::error::Error;
@@ -40,6 +41,7 @@ impl Sandbox {
             Call::Update(id, resources, reply) => self.update(&id, &resources, reply),
             Call::Stats(id, reply) => self.stats(&id, reply),
             Call::Pod(call) => self.pod_call(call),
+            Call::CallerExited => self.limit_unused(NEXT_CALL),
             Call::Shutdown { now, reply } => self.shut_down(now, reply),
         }
     }

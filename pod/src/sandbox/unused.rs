@@ -12,7 +12,8 @@ use super::queue::Event;
 use crate::log;
 use crate::pod_spec::Lifetime;
 
-/// How long the first Create may take to come; containerd calls it as soon as it knows the shim's address.
+/// How long the first Create may take to come; containerd calls it as soon as it knows the shim's address. If
+/// containerd exits before, its successor knows of no Create: then the deadline is [`NEXT_CALL`].
 pub(super) const FIRST_CREATE: Duration = Duration::from_secs(60);
 /// How long the next call may take to come after a Create that failed, or after the last Delete: as long as that.
 pub(super) const NEXT_CALL: Duration = Duration::from_secs(10);

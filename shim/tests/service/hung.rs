@@ -133,10 +133,10 @@ async fn delete_after_a_cancelled_create_leaves_the_id_free() -> Result<()> {
 /// containerd was killed while it called Create: its client has removed the FIFOs, and nobody asks for the pod's end.
 async fn a_pod_whose_create_failed_ends_without_containerd() -> Result<()> {
     let (pod, client) = Pod::start("unused", "", &["sleep"]).await?;
-    let ended = pidfd(pod.recorded()?.shim_pid)?;
     let mut creation = pod.creation();
     creation.stdout = pod.path().join("no-such-fifo").display().to_string();
     refused(client.create(soon(), &creation).await)?;
+    let ended = pidfd(pod.recorded()?.shim_pid)?;
     let begun = Instant::now();
     wait_end(ended).await.context("the shim does not end")?;
     ensure!(begun.elapsed() > Duration::from_secs(5), "{:?}", begun.elapsed());
