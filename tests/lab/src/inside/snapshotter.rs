@@ -64,7 +64,11 @@ pub fn prepare(used: Option<Snapshotter>) -> Result<()> {
             let scratch = scratch_file();
             File::create_new(&scratch)?.set_len(SNAPSHOT_SIZE)?;
             let scratch = scratch.to_string_lossy();
-            run("mkfs.ext4", &["-q", "-F", "-E", "lazy_itable_init=0", &scratch])
+            // Blocks of 4 KiB, as a larger image would have.
+            run(
+                "mkfs.ext4",
+                &["-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0", &scratch],
+            )
         }
         Some(Snapshotter::Erofs) => run("modprobe", &["-a", "loop", "erofs"]),
         None => Ok(()),

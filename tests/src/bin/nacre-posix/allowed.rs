@@ -11,6 +11,14 @@ const MODES: &str = "FUSE of Linux 6.1 refuses these modes";
 const OVERLAY: &str = "overlayfs of Linux 6.1 does not, but FUSE does";
 const TMPFILE: &str = "virtiofsd's library has no O_TMPFILE";
 
+/// On a root file system that is a disk.
+pub const ON_DISKS: &[Allowed] = &[rootfs(
+    "trusted and other security attributes",
+    "the guest's kernel has no security module, without which it asks for CAP_SYS_ADMIN",
+    "EPERM ENODATA EPERM ENODATA []",
+)];
+
+/// On virtio-fs.
 pub const ALLOWED: &[Allowed] = &[
     rootfs(
         "times that a read changes",
