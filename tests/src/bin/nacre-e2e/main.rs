@@ -15,6 +15,7 @@ mod execs;
 mod faults;
 mod files;
 mod forward;
+mod hostile;
 mod network;
 mod operator;
 mod pods;
@@ -111,6 +112,7 @@ fn tests() -> Vec<Test> {
         faults::TESTS,
         crash::TESTS,
         operator::TESTS,
+        hostile::TESTS,
     ]
     .into_iter()
     .flatten()
