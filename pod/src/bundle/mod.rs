@@ -263,11 +263,8 @@ fn rewrite_for_guest(spec: &mut Value, id: &str, rootfs: &Rootfs, mounts: &[Host
         spec["mounts"][mount.index]["source"] = json!(guest::shared_path(&mount.mount_point(id)));
         spec["mounts"][mount.index]["type"] = json!("bind");
     }
-    spec["mounts"]
-        .as_array_mut()
-        .into_iter()
-        .flatten()
-        .for_each(id_maps::remove);
+    let all_mounts = spec.get_mut("mounts").and_then(Value::as_array_mut);
+    all_mounts.into_iter().flatten().for_each(id_maps::remove);
     spec["linux"]["cgroupsPath"] = json!(guest::cgroup_path(id));
     if let Some(hooks) = spec.get_mut("hooks").and_then(Value::as_object_mut) {
         hooks.retain(|point, _| !Hooks::KEYS.contains(&point.as_str()));

@@ -21,7 +21,9 @@ const DEV_SHM: &str = "/dev/shm";
 /// bound to on the host, by their index.
 pub fn replace_all(spec: &mut Value, pod: Pod<'_>) -> BTreeMap<usize, PathBuf> {
     let shares_ipc = !super::has_namespace(spec, "ipc");
-    let mounts = spec["mounts"].as_array_mut().into_iter().flatten();
+    // Indexing would add the field.
+    let mounts = spec.get_mut("mounts").and_then(Value::as_array_mut);
+    let mounts = mounts.into_iter().flatten();
     let replaced = mounts.map(|mount| replace(mount, pod, shares_ipc)).enumerate();
     replaced
         .filter_map(|(index, source)| Some((index, source?)))

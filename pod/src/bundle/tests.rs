@@ -60,6 +60,18 @@ fn the_guest_s_spec_has_no_path_of_the_host() {
 }
 
 #[test]
+fn the_guest_s_spec_passes_the_agent_s_check_unchanged() {
+    for rest in [
+        "",
+        r#","mounts":[{"destination":"/proc","type":"proc","source":"proc"}]"#,
+    ] {
+        let guest = guest_spec(&planned(&spec(rest), Vec::new()).unwrap());
+        let checked = spec::check(guest.to_string().as_bytes()).unwrap();
+        assert_eq!(checked.value(), &guest);
+    }
+}
+
+#[test]
 fn the_root_is_containerd_s_mounts_or_the_spec_s_directory() {
     assert_eq!(
         planned(&spec(""), Vec::new()).unwrap().rootfs,
