@@ -79,7 +79,11 @@ async fn asks(guest: &Guest) {
 async fn waits(guest: &Guest) {
     let (init, stream) = (ProcessId::init("c"), StreamAddress::from_bits(1 << 60 | 1 << 30));
     tokio::join!(
-        async { checked(guest.wait(&init).await).is_some() },
+        async {
+            if let Some(exit) = checked(guest.wait(&init).await) {
+                assert!(exit.status <= 255, "exit status {}", exit.status);
+            }
+        },
         async { checked(guest.wait_oom("c", 0).await).is_some() },
         async { checked(guest.wait_memory(PluggedMemory::new()).await).is_some() },
         async { checked(guest.forward(Family::IPV4, 80, stream.unwrap()).await).is_some() },

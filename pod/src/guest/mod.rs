@@ -41,6 +41,8 @@ pub const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
 /// The deadline of a ping.
 const PING_DEADLINE: Duration = Duration::from_secs(10);
 
+/// The highest exit status that a process can have.
+const MAX_EXIT_STATUS: u32 = 255;
 /// Most ignored fields of a reply that are logged.
 const MAX_IGNORED: usize = 64;
 
@@ -237,7 +239,7 @@ impl Guest {
             .wait_process(Context::default(), &process(name))
             .await?;
         Ok(Exit {
-            status: exit.exit_status,
+            status: exit.exit_status.min(MAX_EXIT_STATUS),
             at_ns: exit.exited_at_ns,
             oom_kills: exit.oom_kills,
         })
