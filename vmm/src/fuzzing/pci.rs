@@ -8,12 +8,17 @@ use vm_memory::{Bytes as _, GuestAddress};
 
 use super::input::Input;
 use crate::jail::Confinement;
+use crate::transport::pci::page::RegisterPages;
 use crate::transport::pci::testing::{BAR1, Driver, MEMORY};
 use crate::virtio::testing::HOTPLUG;
 use crate::virtio::{Env, Interrupt as _, rng};
 
 const MAX_OPERATIONS: usize = 256;
 const BAR_BYTES: u64 = 0x2000;
+
+thread_local! {
+    static PAGES: RegisterPages = RegisterPages::allocate(3).unwrap();
+}
 
 /// A driver of an rng device.
 fn driver() -> Driver {
@@ -23,7 +28,7 @@ fn driver() -> Driver {
         report: Arc::new(move |report| drop(reporter.send(report))),
         hotplug: HOTPLUG,
     };
-    Driver::of(rng::spawn(&env).unwrap(), reports)
+    PAGES.with(|pages| Driver::on(*pages, rng::spawn(&env).unwrap(), reports))
 }
 
 /// Each read is compared with the page that the guest reads.
@@ -34,6 +39,8 @@ pub fn pci(data: &[u8]) {
             break;
         }
         access(&mut driver, &mut input);
+        // The worker may change the status at any time.
+        driver.transport().device().settle();
         driver.messages.try_iter().for_each(drop);
     }
     driver.bar0();

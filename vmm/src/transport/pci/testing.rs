@@ -95,9 +95,13 @@ impl Driver {
 
     /// A driver of `device`, with memory accesses and bus mastering enabled.
     pub fn of(device: Device, reports: Receiver<Report>) -> Self {
+        Self::on(RegisterPages::allocate(3).unwrap(), device, reports)
+    }
+
+    /// As [`Driver::of`], with three pages that no function uses any more: they are never freed.
+    pub fn on(all_pages: RegisterPages, device: Device, reports: Receiver<Report>) -> Self {
         let memory = Arc::new(crate::machine::memory::allocate(MEMORY).unwrap());
         let ioeventfds: Vec<EventFd> = device.queue_sizes().iter().map(|_| event()).collect();
-        let all_pages = RegisterPages::allocate(3).unwrap();
         let pages = FunctionPages {
             config: all_pages,
             bar0: all_pages.skip(1),
