@@ -11,7 +11,7 @@ use nacre_tests::containerd::ctr::{Output, Run, ctr, fresh_id, output, remove_de
 use nacre_tests::guests::initramfs;
 use nacre_tests::hostile::{Lie, PARAMETER};
 use nacre_tests::installation::Config;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::operator::pod;
 use crate::{Test, test};
@@ -43,7 +43,7 @@ const OBSERVED: Duration = Duration::from_secs(12);
 /// memory a few times.
 const MAX_RSS: u64 = 64 << 20;
 /// How long a client waits for an answer, seconds. The shim gives up a silent agent after 60 s, and a ping of 10 s.
-const PATIENCE: &str = "15";
+const PATIENCE: &str = "10";
 /// How long a pod may take to end after SIGKILL.
 const END: Duration = Duration::from_secs(30);
 
@@ -125,7 +125,7 @@ fn lie_in(lies: &[Lie]) -> Result<()> {
 
 /// Runs a container whose agent tells `lie`, prints what that cost, and ends it.
 fn observe(name: &str, lie: Lie, honest: &str, alone: u128) -> Result<()> {
-    let id = fresh_id("liar");
+    let id = fresh_id(name);
     let volume = tempfile::tempdir_in("/run")?;
     let bundle = bundle(lie, volume.path())?;
     let started = run(&bundle, &id)?;
@@ -248,18 +248,17 @@ fn end(id: &str) -> Result<String> {
     }
     let took = begun.elapsed();
     let mut inspect = Command::new("nacre");
-    inspect.args(["inspect", id]);
-    let inspected = output(inspect)?.text();
+    inspect.args(["inspect", "--json", id]);
+    let inspected: Value = serde_json::from_str(&output(inspect)?.success()?)?;
+    let reason = inspected["failure"]["reason"].as_str().unwrap_or("killed");
     let deleted = ctr(["task", "delete", id])?;
     ctr(["containers", "delete", id])?.success()?;
-    let reason = inspected
-        .lines()
-        .find(|line| line.contains("reason") || line.contains("failed"));
+    ensure!(reason.len() < 8192, "a reason of {} bytes", reason.len());
+    let code = deleted.stderr.rsplit("exit code ").next().unwrap_or_default();
     Ok(format!(
-        "ended in {:.1} s: {} {}",
+        "ended in {:.1} s with {}: {reason}",
         took.as_secs_f64(),
-        last_line(&deleted.stderr),
-        reason.unwrap_or_default().trim()
+        code.trim().trim_matches('"')
     ))
 }
 
