@@ -5,7 +5,13 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use virtiofsd::passthrough::xattrmap::XattrMap;
 use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, NegotiationMode, PassthroughFs};
+
+/// Attributes `trusted.NAME` of the guest are `user.nacre.trusted.NAME` on the host, where `trusted` needs
+/// CAP_SYS_ADMIN, which the VMM does not have. The guest's kernel gives them to its own CAP_SYS_ADMIN only, and nobody
+/// in the guest gets at `user.nacre` by that name. The host's own `trusted` attributes are not shown.
+const TRUSTED: &str = ":map:trusted.:user.nacre.:";
 
 /// The library's file server for `root`. `proc_self_fd` is a descriptor of /proc/self/fd. The guest gets
 /// ENFILE beyond `max_open_files`.
@@ -30,6 +36,7 @@ pub fn files(
         writeback: false,
         root_dir,
         xattr: true,
+        xattrmap: Some(XattrMap::try_from(TRUSTED)?),
         proc_sfd_rawfd: Some(proc_self_fd),
         announce_submounts: true,
         // open_by_handle_at can open files outside of the tree.

@@ -79,6 +79,41 @@ fn extended_attributes_are_stored() {
 }
 
 #[test]
+fn trusted_attributes_are_the_users_on_the_host() {
+    let mut guest = Guest::new();
+    let (file, _) = guest.create(ROOT, "file", 0o644).unwrap();
+    let path = guest.path().join("file");
+    let on_host = |name: &str| rustix::fs::getxattr(&path, name, &mut [0_u8; 16]);
+    let set = |name: &str| Body::default().u32(1).u32(0).u32(0).u32(0).name(name).bytes(b"y");
+    if let Err(error) = guest.call(SETXATTR, file.nodeid, set("trusted.overlay.opaque")) {
+        // tmpfs has attributes of users since Linux 6.6.
+        assert_eq!(error, libc::EOPNOTSUPP);
+        return;
+    }
+    assert_eq!(on_host("user.nacre.trusted.overlay.opaque"), Ok(1));
+    let size = Body::default().u32(100).u32(0);
+    let name = |name: &str| size.clone().name(name);
+    let value = guest.call(GETXATTR, file.nodeid, name("trusted.overlay.opaque"));
+    assert_eq!(value.unwrap(), b"y");
+    let list = guest.call(LISTXATTR, file.nodeid, size.clone()).unwrap();
+    assert_eq!(list, b"trusted.overlay.opaque\0");
+    // An unprivileged process of the guest may set attributes of users, but not forge these.
+    for forged in ["user.nacre.trusted.overlay.redirect", "user.nacre.x"] {
+        assert_eq!(guest.call(SETXATTR, file.nodeid, set(forged)), Err(libc::EPERM));
+        assert_eq!(
+            guest.call(GETXATTR, file.nodeid, name(forged)),
+            Err(libc::ENODATA)
+        );
+    }
+    let remove = Body::default().name("trusted.overlay.opaque");
+    guest.call(REMOVEXATTR, file.nodeid, remove).unwrap();
+    assert_eq!(
+        on_host("user.nacre.trusted.overlay.opaque"),
+        Err(rustix::io::Errno::NODATA)
+    );
+}
+
+#[test]
 fn extended_attributes_of_a_link_are_its_own() {
     let mut guest = Guest::new();
     guest.create(ROOT, "file", 0o644).unwrap();
