@@ -16,6 +16,7 @@ use oci_spec::runtime::Process;
 use rustix::fs::{Access, CWD, FileType, Mode, OFlags, ResolveFlags, access, openat2};
 
 use crate::signal;
+use crate::spec::set_variable;
 
 /// Device number of /dev/null (Documentation/admin-guide/devices.txt).
 const NULL: (u32, u32) = (1, 3);
@@ -41,8 +42,7 @@ impl Command {
         let mut environment = process.env().clone().unwrap_or_default();
         if find_home {
             let home = home_of(process.user().uid());
-            environment.retain(|variable| !variable.starts_with("HOME="));
-            environment.push(format!("HOME={home}"));
+            set_variable(&mut environment, format!("HOME={home}"));
         }
         let name = arguments.first().map(String::as_str).unwrap_or_default();
         let failed = |reason: String| format!("exec: {name:?}: {reason}");

@@ -1,6 +1,7 @@
 //! The agent's error type, and its only conversion to a ttrpc status. Used by every module of the agent;
 //! never logs.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 
@@ -46,7 +47,10 @@ pub enum Error {
     BadId { id: String },
     /// A field of the spec that the agent refuses.
     #[error("spec: {field}: {reason}")]
-    BadSpec { field: &'static str, reason: String },
+    BadSpec {
+        field: Cow<'static, str>,
+        reason: String,
+    },
     /// Fields of the spec that the protocol's check refuses, each with its JSON path and the reason.
     #[error("spec: {0}")]
     Refused(#[from] Refused),
@@ -114,8 +118,8 @@ impl Error {
     }
 
     /// The error that `field` of a spec, a JSON path, is refused for `reason`.
-    pub fn bad_spec(field: &'static str, reason: impl Into<String>) -> Self {
-        let reason = reason.into();
+    pub fn bad_spec(field: impl Into<Cow<'static, str>>, reason: impl Into<String>) -> Self {
+        let (field, reason) = (field.into(), reason.into());
         Self::BadSpec { field, reason }
     }
 
@@ -199,7 +203,7 @@ mod tests {
     #[test]
     fn invalid_argument() {
         let (code, text) = status(Error::BadSpec {
-            field: "process.args",
+            field: "process.args".into(),
             reason: "is empty".into(),
         });
         assert_eq!(

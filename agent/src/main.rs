@@ -2,7 +2,7 @@
 //! the agent's protocol on it until the stream ends, then powers the guest off.
 //!
 //! One event loop in one thread, because the agent forks. The same program is also the helper that creates
-//! one container, and the programs newuidmap and newgidmap that libcontainer runs: [`Role`] says which of
+//! one container, the one that completes its root file system, and the programs newuidmap and newgidmap that libcontainer runs: [`Role`] says which of
 //! them a process is.
 
 mod async_fd;
@@ -67,6 +67,8 @@ enum Role {
         file: &'static str,
         arguments: Vec<OsString>,
     },
+    /// Completes a container's root file system: `argv[0]` is [`runtime::late::PROGRAM`].
+    CompleteRoot { arguments: Vec<OsString> },
     /// Brings vCPUs online or offline: `argv[0]` is [`cpus::PROGRAM`].
     BringCpus { arguments: Vec<OsString> },
     /// PID 1 of a guest.
@@ -87,6 +89,10 @@ impl Role {
         if let Some(file) = newidmap::file(&name) {
             let arguments = arguments.collect();
             return Self::WriteIdMap { file, arguments };
+        }
+        if name == runtime::late::PROGRAM {
+            let arguments = arguments.collect();
+            return Self::CompleteRoot { arguments };
         }
         if name == cpus::PROGRAM {
             let arguments = arguments.collect();
@@ -112,6 +118,7 @@ fn main() {
             let written = newidmap::write(file, &arguments);
             std::process::exit(i32::from(written.is_err()));
         }
+        Role::CompleteRoot { arguments } => std::process::exit(runtime::late::main(&arguments)),
         Role::BringCpus { arguments } => {
             let brought = cpus::main(&arguments);
             std::process::exit(i32::from(brought.is_err()));

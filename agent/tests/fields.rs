@@ -139,6 +139,8 @@ fn start_container_hooks_run_in_the_container_before_its_command() {
 async fn tmpfs_options(guest: &mut Guest, id: &str, options: &[&str]) -> String {
     let script = "while read a b c d point flags rest; do test $point = /m && echo $flags $rest; done \
         < /proc/self/mountinfo; true";
+    // Over a directory, the tmpfs would have its mode.
+    let _ = std::fs::remove_dir(guest.rootfs.path().join("m"));
     let text = guest.output(id, script, |spec| add_tmpfs(spec, options)).await;
     // <per-mount options> <optional fields> - tmpfs x <super options>
     let words: Vec<&str> = text.split_whitespace().collect();

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use nacre_protocol::agent::CreateContainerRequest;
+use nacre_protocol::agent::{CreateContainerRequest, RestrictedMount};
 use nacre_protocol::container_id;
 use rustix::process::{PidfdFlags, pidfd_open};
 use serde::Serialize;
@@ -19,7 +19,7 @@ use crate::devices;
 use crate::disk::{self, MountedFileSystems};
 use crate::error::Error;
 use crate::pod;
-use crate::runtime::{Create, CreatedInit, LATE_FILTER, newidmap};
+use crate::runtime::{Create, CreatedInit, LATE_FILTER, Restriction, newidmap};
 use crate::spec::{self, PreparedSpec};
 use crate::stdio;
 
@@ -94,7 +94,7 @@ impl Containers {
             find_home: prepared.find_home,
             terminal: prepared.terminal,
             new_network: prepared.new_network,
-            working_directory: prepared.working_directory.clone(),
+            restrictions: request.restricted_mounts.iter().map(restriction).collect(),
             uts_names: prepared.uts_names.clone(),
             propagation: prepared.propagation.clone(),
         };
@@ -144,6 +144,13 @@ impl Containers {
         self.reaper.watch(init.pid, move |exit| owner.init_exited(exit));
         drop(init);
         Ok(container)
+    }
+}
+
+fn restriction(mount: &RestrictedMount) -> Restriction {
+    Restriction {
+        path: PathBuf::from(&mount.path),
+        options: mount.options.clone(),
     }
 }
 

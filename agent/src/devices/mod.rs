@@ -110,7 +110,7 @@ pub fn leave_out_missing(spec: &mut Spec, may_use_all: bool) -> Result<Option<St
         let (major, minor, path) = (device.major(), device.minor(), device.path().display());
         if !may_use_all {
             return Err(Error::BadSpec {
-                field,
+                field: field.into(),
                 reason: format!("the guest has no device {major}:{minor} for {path}"),
             });
         }

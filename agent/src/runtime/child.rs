@@ -11,13 +11,16 @@ use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use nacre_protocol::control::{self, Channel};
-use oci_spec::runtime::LinuxSeccomp;
+use oci_spec::runtime::{LinuxSeccomp, Spec};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::console::Console;
 use super::executor::CommandExecutor;
-use super::{Create, FromHelper, LATE_FILTER, bring_loopback_up, console, error_log, propagation, workdir};
+use super::{
+    Create, FromHelper, LATE_FILTER, bring_loopback_up, console, destinations, error_log, late, propagation,
+    restrictions, workdir,
+};
 use crate::error::truncate;
 use crate::spec::UtsNames;
 use crate::{devices, keyring};
@@ -34,7 +37,8 @@ pub fn main() -> i32 {
     }
 }
 
-type Failure = Box<dyn StdError>;
+/// An error that ends the helper, or the creation of the container.
+pub(super) type Failure = Box<dyn StdError>;
 
 fn run() -> Result<(), Failure> {
     // The container must not inherit the agent's exemption from the OOM killer.
@@ -49,11 +53,18 @@ fn run() -> Result<(), Failure> {
     let stdio: [OwnedFd; 3] = fds
         .try_into()
         .map_err(|_| "expected three descriptors with a Create request")?;
-    let (reply, terminal) = match create.working_directory.as_ref().map_or(Ok(()), workdir::create) {
-        Err(reason) => (FromHelper::BadWorkingDirectory(truncate(reason)), None),
-        Ok(()) => match create_container(&create, stdio) {
+    let (reply, terminal) = match prepare_files(&create)? {
+        Err((field, reason)) => {
+            let (field, reason) = (field.to_owned(), truncate(reason));
+            (FromHelper::BadSpec { field, reason }, None)
+        }
+        Ok(report) => match create_container(&create, stdio) {
             Ok((pid, terminal)) => (FromHelper::Created { pid }, terminal),
-            Err(error) => (FromHelper::Failed(truncate(chain(&*error))), None),
+            Err(error) => {
+                let late = report.and_then(late::Report::read);
+                let reason = late.unwrap_or_else(|| chain(&*error));
+                (FromHelper::Failed(truncate(reason)), None)
+            }
         },
     };
     let fds: Vec<RawFd> = terminal.iter().map(AsRawFd::as_raw_fd).collect();
@@ -64,6 +75,33 @@ fn run() -> Result<(), Failure> {
         Err(error) => Err(error.into()),
         Ok(_) => Err("unexpected second request".into()),
     }
+}
+
+/// Gives the container's mounts and its working directory their places in the bundle's spec, and creates the working
+/// directory. The inner error is a field of the spec that can't be honoured.
+fn prepare_files(create: &Create) -> Result<Result<Option<late::Report>, (&'static str, String)>, Failure> {
+    let file = create.bundle.join("config.json");
+    let mut spec: Spec = serde_json::from_slice(&fs::read(&file)?)?;
+    let before = spec.clone();
+    if let Err(reason) = restrictions::apply(&create.restrictions, &mut spec) {
+        return Ok(Err(("mounts", reason)));
+    }
+    let arranged = match destinations::arrange(&mut spec) {
+        Ok(arranged) => arranged,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    let created = arranged
+        .working_directory
+        .as_ref()
+        .map_or(Ok(()), workdir::create);
+    if let Err(reason) = created {
+        return Ok(Err(("process.cwd", reason)));
+    }
+    let report = arranged.late.add_to(&mut spec)?;
+    if spec != before {
+        fs::write(&file, serde_json::to_vec(&spec)?)?;
+    }
+    Ok(Ok(report))
 }
 
 fn create_container(create: &Create, stdio: [OwnedFd; 3]) -> Result<(i32, Option<OwnedFd>), Failure> {
@@ -147,7 +185,7 @@ fn set_uts_names(pid: i32, names: &UtsNames) -> Result<(), Failure> {
 }
 
 /// An error with its causes; a cause that the text so far already ends with is not repeated.
-fn chain(error: &dyn StdError) -> String {
+pub(super) fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

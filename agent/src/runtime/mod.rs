@@ -11,14 +11,18 @@
 
 pub mod child;
 mod console;
+mod destinations;
 mod error_log;
 mod executor;
+pub mod late;
 mod loopback;
 pub mod newidmap;
 mod propagation;
+mod restrictions;
 mod workdir;
 
 pub use loopback::bring_up as bring_loopback_up;
+pub use restrictions::Restriction;
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
@@ -32,7 +36,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::async_fd;
 use crate::error::Error;
-use crate::spec::{MountPropagation, UtsNames, WorkingDirectory};
+use crate::spec::{MountPropagation, UtsNames};
 use crate::terminal::Terminal;
 
 /// `argv[0]` of a helper process.
@@ -61,8 +65,8 @@ pub struct Create {
     pub find_home: bool,
     /// The container has a new network namespace, whose loopback device must be brought up.
     pub new_network: bool,
-    /// The working directory to create if it is missing.
-    pub working_directory: Option<WorkingDirectory>,
+    /// What the host's mounts do not allow.
+    pub restrictions: Vec<Restriction>,
     /// Names to set in a UTS namespace that the container shares.
     pub uts_names: UtsNames,
     /// Propagation types to set once the container's mounts exist.
@@ -79,8 +83,8 @@ enum FromHelper {
     /// Init waits for the start notification. The master of its terminal comes with this message, if it has
     /// one.
     Created { pid: i32 },
-    /// The working directory cannot be created or used; there is no container.
-    BadWorkingDirectory(String),
+    /// A field of the spec cannot be honoured; there is no container.
+    BadSpec { field: String, reason: String },
     /// The container could not be created.
     Failed(String),
 }
@@ -140,8 +144,8 @@ impl Helper {
                     }
                 }
                 Ok((FromHelper::Command(text), _)) => command_error = Some(text),
-                Ok((FromHelper::BadWorkingDirectory(reason), _)) => {
-                    return Err(Error::bad_spec("process.cwd", reason));
+                Ok((FromHelper::BadSpec { field, reason }, _)) => {
+                    return Err(Error::bad_spec(field, reason));
                 }
                 Ok((FromHelper::Failed(text), _)) => {
                     return Err(match command_error {

@@ -6,12 +6,22 @@ use std::error::Error;
 use std::fs::Permissions;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 
 use pathrs::Root;
 use pathrs::flags::OpenFlags;
 use rustix::fs::{FileType, Gid, Uid};
 
-use crate::spec::WorkingDirectory;
+/// A working directory to create if it is missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkingDirectory {
+    /// The directory that `path` is below: the container's root, or the source of a bind mount.
+    pub tree: PathBuf,
+    /// The path in `tree`.
+    pub path: PathBuf,
+    /// The owner of a directory that is created: the container's root user, as the guest numbers users.
+    pub owner: u32,
+}
 
 /// Creates `directory` with its missing parents. Symbolic links are resolved inside its tree.
 ///

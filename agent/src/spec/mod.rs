@@ -7,7 +7,6 @@ mod id_map;
 mod library;
 mod mounts;
 mod namespaces;
-mod workdir;
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -24,7 +23,6 @@ use crate::terminal::Terminal;
 pub use id_map::guest_uid;
 pub use mounts::{MountPropagation, normalize};
 pub use namespaces::{UtsNames, has_namespace, resolve_namespaces};
-pub use workdir::WorkingDirectory;
 
 /// A checked spec, and the settings in it that the agent applies itself.
 #[derive(Debug)]
@@ -45,8 +43,6 @@ pub struct PreparedSpec {
     pub find_home: bool,
     /// The container has a new network namespace, whose loopback device is down.
     pub new_network: bool,
-    /// The working directory to create if it is missing.
-    pub working_directory: Option<WorkingDirectory>,
     /// Names to set in a UTS namespace that the container shares.
     pub uts_names: UtsNames,
     /// Propagation types to set once the container's mounts exist.
@@ -87,7 +83,6 @@ pub fn prepare(
     linux.set_namespaces(Some(namespaces.all));
     let propagation = mounts::prepare(&mut spec, &mut linux);
     spec.set_linux(Some(linux));
-    let working_directory = workdir::working_directory(&spec);
     Ok(PreparedSpec {
         spec,
         cgroup,
@@ -97,7 +92,6 @@ pub fn prepare(
         terminal,
         find_home,
         new_network: namespaces.new_network,
-        working_directory,
         uts_names,
         propagation,
         ignored,
@@ -154,7 +148,7 @@ fn check_hooks(spec: &Spec) -> Result<(), Error> {
         .iter()
         .find(|(_, list)| list.as_ref().is_some_and(|list| !list.is_empty()))
     {
-        Some((field, _)) => Err(Error::bad_spec(field, "runs on the host, not in a guest")),
+        Some((field, _)) => Err(Error::bad_spec(*field, "runs on the host, not in a guest")),
         None => Ok(()),
     }
 }
@@ -167,18 +161,30 @@ pub fn complete_process(process: &mut Process) -> bool {
     }
     // For a missing set, libcontainer would leave the agent's capabilities.
     process.set_capabilities(Some(complete_capabilities(process.capabilities().as_ref())));
-    let mut environment = process.env().clone().unwrap_or_default();
+    let mut environment = Vec::new();
+    for variable in process.env().iter().flatten() {
+        set_variable(&mut environment, variable.clone());
+    }
     let home = environment
         .iter()
-        .rev()
         .find_map(|variable| variable.strip_prefix("HOME="));
     let find_home = home.is_none_or(str::is_empty);
     if find_home {
         // Without HOME, libcontainer would call getpwuid(3), which may load NSS modules from the container.
-        environment.push("HOME=/".to_owned());
+        set_variable(&mut environment, "HOME=/".to_owned());
     }
     process.set_env(Some(environment));
     find_home
+}
+
+/// Sets `variable`, NAME=VALUE, where the name was first, as runc does.
+pub fn set_variable(environment: &mut Vec<String>, variable: String) {
+    let name = |variable: &str| variable.split('=').next().map(str::to_owned);
+    let mut others = environment.iter_mut();
+    match others.find(|other| name(other) == name(&variable)) {
+        Some(other) => *other = variable,
+        None => environment.push(variable),
+    }
 }
 
 /// All five capability sets; one that the spec does not have is empty.

@@ -13,6 +13,7 @@ use rustix::mount::{
 };
 
 use super::options::Options;
+use super::restrictions::{Mounts, Restriction};
 use super::{Error, id_map, staged};
 use crate::mount::{Extent, IdMap, Mount};
 use crate::sys::{self, Attributes};
@@ -26,6 +27,8 @@ pub struct Bound {
     pub mount: OwnedFd,
     /// True for a directory, false for any other file.
     pub is_directory: bool,
+    /// What the host's mounts do not allow, by their paths below the source.
+    pub restrictions: Vec<Restriction>,
 }
 
 fn failed(what: impl Into<String>) -> impl FnOnce(rustix::io::Errno) -> Error {
@@ -36,18 +39,31 @@ fn failed(what: impl Into<String>) -> impl FnOnce(rustix::io::Errno) -> Error {
     }
 }
 
-/// Makes a detached bind mount of `source`.
-pub fn bind(source: &Path, extent: Extent) -> Result<Bound, Error> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+/// Makes a detached bind mount of `source`. Its restrictions are looked up in `seen`.
+pub fn bind(source: &Path, extent: Extent, seen: Option<&Mounts>) -> Result<Bound, Error> {
+    let at = || failed(source.display().to_string());
+    let original = open_tree(CWD, source, OpenTreeFlags::OPEN_TREE_CLOEXEC).map_err(at())?;
+    let restrictions = match seen {
+        Some(seen) => seen
+            .below(&original, extent.recursive)
+            .map_err(|error| Error::Path {
+                what: format!("the mounts of {}", source.display()),
+                source: error,
+            })?,
+        None => Vec::new(),
+    };
+    let mut flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if extent.recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    let mount = open_tree(CWD, source, flags).map_err(failed(source.display().to_string()))?;
+    let mount = open_tree(&original, "", flags).map_err(at())?;
     let stat = rustix::fs::fstat(&mount).map_err(failed(source.display().to_string()))?;
     restrict(&mount, source.display(), extent)?;
     Ok(Bound {
         mount,
         is_directory: FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
+        restrictions,
     })
 }
 
@@ -113,7 +129,7 @@ pub async fn mount(index: usize, mount: &Mount) -> Result<OwnedFd, Error> {
             if let Some((key, _)) = options.values.first() {
                 return Err(unsupported(format!("option {key:?} is not supported")));
             }
-            let bound = bind(Path::new(&mount.source), options.extent)?.mount;
+            let bound = bind(Path::new(&mount.source), options.extent, None)?.mount;
             if let Some(map) = &options.id_map {
                 let ids = id_map::user_namespace(map).await?;
                 map_ids(&bound, &mount.source, &ids, false)?;

@@ -10,6 +10,7 @@ mod id_map;
 mod move_mounts;
 mod options;
 mod remove_mounts;
+mod restrictions;
 mod staged;
 #[cfg(test)]
 mod stand_in;
@@ -56,21 +57,46 @@ pub struct Placement {
     pub mounts: Vec<OwnedFd>,
 }
 
+/// The detached mounts of a container.
+#[derive(Debug)]
+pub struct Detached {
+    /// Where each is to be.
+    pub placements: Vec<Placement>,
+    /// What they do not allow, by their paths in the tree that the guest sees.
+    pub restrictions: Vec<Restriction>,
+}
+
 /// Makes the detached mounts of container `id`: its root file system first, then its bind mounts.
 ///
 /// # Errors
 /// [`Error`] with the mount that failed.
-pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<Vec<Placement>, Error> {
-    let root = root_mounts(rootfs).await?;
-    let root = root_mount_point(id, rootfs).map(|target| Placement {
-        target,
-        is_directory: true,
-        mounts: root,
+pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<Detached, Error> {
+    let seen = Mounts::read().map_err(|source| Error::Path {
+        what: "/proc/self/mountinfo".into(),
+        source,
+    })?;
+    let mut restrictions = Vec::new();
+    let mut add = |target: &Path, of: Vec<Restriction>| {
+        let placed = |one: Restriction| Restriction {
+            path: target.join(one.path),
+            ..one
+        };
+        restrictions.extend(of.into_iter().map(placed));
+    };
+    let (root, of_root) = root_mounts(rootfs, &seen).await?;
+    let root = root_mount_point(id, rootfs).map(|target| {
+        add(&target, of_root);
+        Placement {
+            target,
+            is_directory: true,
+            mounts: root,
+        }
     });
     let mut placements: Vec<Placement> = root.into_iter().collect();
     let mut namespaces = id_map::Namespaces::default();
     for mount in mounts {
-        let bound = detached::bind(&mount.source, mount.extent)?;
+        let bound = detached::bind(&mount.source, mount.extent, Some(&seen))?;
+        add(Path::new(&mount.mount_point(id)), bound.restrictions);
         if let Some((map, recursive)) = &mount.id_map {
             let ids = namespaces.get(map).await?;
             detached::map_ids(&bound.mount, mount.source.display(), ids, *recursive)?;
@@ -81,12 +107,17 @@ pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<V
             mounts: vec![bound.mount],
         });
     }
-    Ok(placements)
+    Ok(Detached {
+        placements,
+        restrictions,
+    })
 }
 
-/// The detached mounts of a root file system, bottom first; none if the guest mounts all of it.
-async fn root_mounts(rootfs: &Rootfs) -> Result<Vec<OwnedFd>, Error> {
-    Ok(match rootfs {
+/// The detached mounts of a root file system, bottom first; none if the guest mounts all of it. And what a directory
+/// of the host does not allow.
+async fn root_mounts(rootfs: &Rootfs, seen: &Mounts) -> Result<(Vec<OwnedFd>, Vec<Restriction>), Error> {
+    let mut restrictions = Vec::new();
+    let mounts = match rootfs {
         Rootfs::Disk(_) => Vec::new(),
         Rootfs::Overlay(overlay) => match &overlay.lower {
             LowerLayers::Shared(lower) => vec![detached::mount(0, lower).await?],
@@ -97,7 +128,9 @@ async fn root_mounts(rootfs: &Rootfs) -> Result<Vec<OwnedFd>, Error> {
                 recursive: true,
                 read_only: false,
             };
-            vec![detached::bind(path, extent)?.mount]
+            let bound = detached::bind(path, extent, Some(seen))?;
+            restrictions = bound.restrictions;
+            vec![bound.mount]
         }
         Rootfs::Mounts(mounts) => {
             let mut stack = Vec::new();
@@ -106,7 +139,8 @@ async fn root_mounts(rootfs: &Rootfs) -> Result<Vec<OwnedFd>, Error> {
             }
             stack
         }
-    })
+    };
+    Ok((mounts, restrictions))
 }
 
 /// A detached mount of the directory `source`, of which no process on the host knows.
@@ -114,7 +148,7 @@ async fn root_mounts(rootfs: &Rootfs) -> Result<Vec<OwnedFd>, Error> {
 /// # Errors
 /// [`Error`], also if it is not a directory.
 pub fn clone_directory(source: &Path, extent: Extent) -> Result<OwnedFd, Error> {
-    let bound = detached::bind(source, extent)?;
+    let bound = detached::bind(source, extent, None)?;
     if bound.is_directory {
         return Ok(bound.mount);
     }
@@ -161,6 +195,9 @@ pub fn shm_size(host: &Path) -> u64 {
         Ok(_) | Err(_) => USUAL,
     }
 }
+
+use restrictions::Mounts;
+pub use restrictions::Restriction;
 
 pub use move_mounts::move_into_vmm;
 pub use remove_mounts::remove_from_vmm;

@@ -87,7 +87,7 @@ fn enter_tmpfs(mount_point: &Path) -> nix::Result<()> {
 
 /// A detached bind of `source` for the mount point `target`.
 pub fn placement(source: &Path, target: &str) -> Placement {
-    let bound = super::detached::bind(source, crate::mount::Extent::default()).unwrap();
+    let bound = super::detached::bind(source, crate::mount::Extent::default(), None).unwrap();
     Placement {
         target: target.into(),
         is_directory: bound.is_directory,

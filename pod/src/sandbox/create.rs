@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nacre_protocol::agent::{CreateContainerRequest, Stdio};
+use nacre_protocol::agent::{CreateContainerRequest, RestrictedMount, Stdio};
 use nacre_protocol::fault::{self, FaultPoint};
-use nacre_protocol::{container_id, spec};
+use nacre_protocol::{container_id, guest, spec};
 use tokio::sync::{oneshot, watch};
 
 use super::queue::{Event, Queue};
@@ -28,6 +28,7 @@ use crate::mount::Mount;
 use crate::pod_spec::is_same_namespace;
 use crate::poststop::Poststop;
 use crate::process_id::{ProcessId, ProcessKey};
+use crate::rootfs::Restriction;
 use crate::shared_mounts::Part;
 use crate::vm::{Disks, Vm};
 use crate::{clock, identity, log, rootfs};
@@ -119,6 +120,7 @@ impl Sandbox {
             mirrors,
             shared,
             mount_points,
+            restrictions: Vec::new(),
             may_have_mounts: false,
             hooks_ran: false,
         };
@@ -283,6 +285,8 @@ struct Job {
     shared: Vec<Part>,
     /// The container's mount points in the tree that the guest sees.
     mount_points: Vec<PathBuf>,
+    /// What the host's mounts do not allow in the container's files.
+    restrictions: Vec<Restriction>,
     /// Mounts of the container may be in the VMM's namespace.
     may_have_mounts: bool,
     /// The hooks that are due once a hook of the creation may have run.
@@ -335,7 +339,7 @@ impl Job {
 
     /// Makes the container's mounts of the host and moves them into the VMM's mount namespace.
     async fn make_mounts(&mut self) -> Result<(), Error> {
-        let placements = rootfs::detach(&self.id, &self.plan.rootfs, &self.plan.mounts)
+        let detached = rootfs::detach(&self.id, &self.plan.rootfs, &self.plan.mounts)
             .await
             .map_err(|error| failed("mount root file system", error, None))?;
         fault::reach(FaultPoint::CreateMounts);
@@ -343,11 +347,12 @@ impl Job {
         self.running().await?;
         let vmm = self.vmm.clone().ok_or(Error::Closing)?;
         self.may_have_mounts = true;
-        if let Err(error) = rootfs::move_into_vmm(vmm.as_fd(), &placements).await {
+        self.restrictions = detached.restrictions;
+        if let Err(error) = rootfs::move_into_vmm(vmm.as_fd(), &detached.placements).await {
             let step = failed("place root file system", error, None);
             return Err(ended(&mut self.progress).await.unwrap_or(step).into());
         }
-        drop(placements);
+        drop(detached.placements);
         fault::reach(FaultPoint::CreatePlaced);
         self.step("host mounts placed").await;
         volumes::complete_shared(std::mem::take(&mut self.shared)).await
@@ -378,6 +383,7 @@ impl Job {
             container_id: self.id.clone(),
             spec: self.plan.guest_spec.to_string().into_bytes(),
             stdio: Some(std::mem::take(&mut self.stdio)).into(),
+            restricted_mounts: self.restrictions.iter().map(restricted_mount).collect(),
             pod_shm_bytes: self.plan.pod_shm.as_deref().map_or(0, rootfs::shm_size),
             ..Default::default()
         };
@@ -404,6 +410,19 @@ impl Job {
             Progress::Ended(reason) => Err(StepFailed::clone(reason).into()),
             Progress::Starting | Progress::Running | Progress::Ready(_) => Ok(()),
         }
+    }
+}
+
+/// As the agent gets it.
+fn restricted_mount(restriction: &Restriction) -> RestrictedMount {
+    RestrictedMount {
+        path: guest::shared_path(&restriction.path.to_string_lossy()),
+        options: restriction
+            .options
+            .iter()
+            .map(|option| (*option).to_owned())
+            .collect(),
+        ..Default::default()
     }
 }
 

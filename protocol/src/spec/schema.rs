@@ -33,6 +33,8 @@ pub enum Kind {
     String,
     /// An absolute path.
     AbsolutePath,
+    /// `process.env[]`: NAME=VALUE with a name.
+    Variable,
     /// `mounts[].destination`: a path that is not empty, relative to the container's root.
     MountDestination,
     /// `linux.devices[].path`: a path below /dev.

@@ -42,6 +42,7 @@ pub fn type_error(kind: Kind, value: &Value) -> Option<String> {
         }
         Kind::String
         | Kind::AbsolutePath
+        | Kind::Variable
         | Kind::MountDestination
         | Kind::DevicePath
         | Kind::DeviceAccess
@@ -63,6 +64,7 @@ fn string_error(kind: Kind, text: &str) -> Option<String> {
         |is_valid: bool, what: &str| (!is_valid).then(|| format!("expected {what}, got {}", quoted(text)));
     match kind {
         Kind::AbsolutePath => unless(text.starts_with('/'), "an absolute path"),
+        Kind::Variable => unless(text.find('=').is_some_and(|at| at > 0), "NAME=VALUE"),
         Kind::MountDestination => unless(!text.is_empty(), "a path"),
         Kind::SpecVersion => unless(text.starts_with("1."), "a version 1.x"),
         Kind::DevicePath => unless(is_device_path(text), "a path below /dev"),

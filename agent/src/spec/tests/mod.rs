@@ -69,7 +69,10 @@ fn given_values_are_kept() {
     assert_eq!(prepared.cgroup, Path::new("/pod/a"));
     assert!(!prepared.new_network);
     assert!(!prepared.find_home);
-    assert_eq!(process(&prepared).env().as_ref().map(Vec::len), Some(2));
+    assert_eq!(
+        process(&prepared).env().as_deref(),
+        Some(&["HOME=/x".to_owned()][..])
+    );
     assert_eq!(process(&prepared).no_new_privileges(), Some(true));
     assert_eq!(linux(&prepared).namespaces().as_ref().map(Vec::len), Some(2));
 }
@@ -249,4 +252,14 @@ fn a_seccomp_mask_is_where_libcontainer_expects_it() {
     let args = seccomp.syscalls().as_ref().unwrap()[0].args().clone().unwrap();
     let values: Vec<_> = args.iter().map(|arg| (arg.value(), arg.value_two())).collect();
     assert_eq!(values, [(4, Some(5)), (0, Some(5)), (5, None)]);
+}
+
+#[test]
+fn a_variable_has_its_last_value_where_its_name_was_first() {
+    let prepared = prepared(|spec| {
+        spec["process"]["env"] = json!(["A=1", "HOME=", "B=2", "A=3=4", "B=", "AB=5"]);
+    });
+    assert!(prepared.find_home);
+    let environment = process(&prepared).env().clone().unwrap();
+    assert_eq!(environment, ["A=3=4", "HOME=/", "B=", "AB=5"]);
 }

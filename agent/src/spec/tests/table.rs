@@ -194,6 +194,7 @@ fn sample(path: &str, kind: Kind) -> Value {
             "mounts[].type" => json!("tmpfs"),
             _ => json!("x"),
         },
+        Kind::Variable => json!("A=b"),
         Kind::AbsolutePath | Kind::MountDestination => json!("/x"),
         Kind::DevicePath => json!("/dev/x"),
         Kind::DeviceAccess => json!("rw"),

@@ -3,7 +3,7 @@
 use super::*;
 use crate::spec::names::{CAPABILITIES, RLIMIT_TYPES, SCHEDULER_FLAGS, SCHEDULER_POLICIES};
 use crate::spec::schema::Handling::Ignored;
-use crate::spec::schema::Kind::{CpuList, OneOf, OneOfExcept, OneOfOrIgnored};
+use crate::spec::schema::Kind::{CpuList, OneOf, OneOfExcept, OneOfOrIgnored, Variable};
 
 /// `process`, of a container's init and of each exec process.
 pub const PROCESS: Node = Node::Object(&[
@@ -28,7 +28,7 @@ pub const PROCESS: Node = Node::Object(&[
     ),
     list!("args", &GUEST_STRING),
     field!("commandLine", String, Refused(NOT_LINUX)),
-    list!("env", &GUEST_STRING),
+    list!("env", &leaf!(Variable, GUEST)),
     required!("cwd", AbsolutePath, GUEST),
     object!(
         "capabilities",

@@ -58,6 +58,10 @@ fn wrong_values(kind: Kind) -> Vec<Value> {
         Kind::Boolean | Kind::Integer(..) => {
             vec![json!("1"), json!([1]), json!({}), json!(0.5), json!(1e300)]
         }
+        Kind::Variable => ["", "NAME", "=value", "NAME=a\0b"]
+            .iter()
+            .map(|text| json!(text))
+            .collect(),
         Kind::String
         | Kind::AbsolutePath
         | Kind::MountDestination

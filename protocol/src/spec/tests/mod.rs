@@ -61,6 +61,7 @@ fn sample(path: &str, kind: Kind) -> Value {
         Kind::String if path == "mounts[].type" => json!("tmpfs"),
         Kind::String | Kind::Any => json!("x"),
         Kind::AbsolutePath | Kind::MountDestination => json!("/x"),
+        Kind::Variable => json!("NAME=a=b"),
         Kind::SpecVersion => json!("1.0"),
         Kind::DevicePath => json!("/dev/x"),
         Kind::DeviceAccess => json!("rw"),

@@ -1,0 +1,107 @@
+//! Where the mounts and the working directory of a container go, and what libcontainer does too early for a /dev that
+//! is there already: seen from inside of containers that a standalone agent creates, as in `fields.rs`.
+
+#[allow(dead_code, reason = "each file of tests uses a part of it")]
+mod guest;
+
+use std::os::unix::fs::symlink;
+
+use guest::container::{add, chown};
+use guest::{Guest, run};
+use serde_json::{Value, json};
+
+fn bind(source: &std::path::Path, destination: &str) -> Value {
+    json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind"]})
+}
+
+#[test]
+fn mounts_go_where_links_lead() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let volume = tempfile::tempdir().unwrap();
+        let file = volume.path().join("file");
+        std::fs::write(&file, "content\n").unwrap();
+        symlink("/made/dir", guest.rootfs.path().join("link")).unwrap();
+        symlink("/made/file", guest.rootfs.path().join("other")).unwrap();
+        let script = "cat /made/dir/file /made/file; readlink /link";
+        let text = guest
+            .output("a", script, |spec| {
+                add(spec, "/mounts", bind(volume.path(), "/link"));
+                add(spec, "/mounts", bind(&file, "/other"));
+            })
+            .await;
+        assert_eq!(text, "content\ncontent\n/made/dir\n");
+        symlink("loop", guest.rootfs.path().join("loop")).unwrap();
+        let (code, text) = guest
+            .refusal(|spec| add(spec, "/mounts", bind(&file, "/loop/x")))
+            .await;
+        assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
+        assert!(
+            text.contains("mounts: destination /loop/x: Too many levels"),
+            "{text}"
+        );
+    });
+}
+
+/// Also in a user namespace, where the program that makes it is not root outside.
+#[test]
+fn a_working_directory_is_made_in_a_tmpfs() {
+    run(async {
+        let mut guest = Guest::start().await;
+        chown(guest.rootfs.path(), 100_000);
+        for (id, has_users) in [("a", false), ("b", true)] {
+            let text = guest
+                .output(id, "readlink /proc/self/cwd; stat -c '%a %u' .", |spec| {
+                    spec["process"]["cwd"] = json!("/run/app/state");
+                    if has_users {
+                        add(spec, "/linux/namespaces", json!({"type": "user"}));
+                        let ids = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
+                        spec["linux"]["uidMappings"] = ids.clone();
+                        spec["linux"]["gidMappings"] = ids;
+                    }
+                })
+                .await;
+            assert_eq!(text, "/run/app/state\n755 0\n", "{id}");
+        }
+        let (_, text) = guest
+            .refusal(|spec| {
+                spec["process"]["cwd"] = json!("/ro/x");
+                let mount = json!({"destination": "/ro", "type": "tmpfs", "source": "t", "options": ["ro"]});
+                add(spec, "/mounts", mount);
+            })
+            .await;
+        assert!(text.contains("process.cwd: creating /ro/x"), "{text}");
+    });
+}
+
+#[test]
+fn a_directory_that_is_bound_to_dev_stays_as_it_is() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let dev = tempfile::tempdir().unwrap();
+        for (name, minor) in [("null", 3), ("zero", 5)] {
+            let mode = nix::sys::stat::Mode::from_bits_truncate(0o666);
+            let device = nix::sys::stat::makedev(1, minor);
+            let kind = nix::sys::stat::SFlag::S_IFCHR;
+            nix::sys::stat::mknod(&dev.path().join(name), kind, mode, device).unwrap();
+        }
+        symlink("elsewhere", dev.path().join("fd")).unwrap();
+        let script = "echo x > /dev/null && head -c 3 /dev/zero | wc -c; ls /dev";
+        let text = guest
+            .output("a", script, |spec| add(spec, "/mounts", bind(dev.path(), "/dev")))
+            .await;
+        assert_eq!(text, "3\nfd\nnull\nzero\n");
+        assert_eq!(std::fs::read_dir(dev.path()).unwrap().count(), 3);
+        let text = guest
+            .output("b", "wc -c < /dev/random", |spec| {
+                add(
+                    spec,
+                    "/mounts",
+                    bind(std::path::Path::new("/etc/hostname"), "/dev/random"),
+                );
+            })
+            .await;
+        let length = std::fs::metadata("/etc/hostname").unwrap().len();
+        assert_eq!(text.trim(), length.to_string());
+    });
+}

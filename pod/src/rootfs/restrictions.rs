@@ -1,0 +1,167 @@
+//! What the host's mounts do not allow in files that a container sees: noexec, nosuid, nodev and nosymfollow. The
+//! guest's kernel executes and opens them, so it must know. Read from /proc/self/mountinfo, and never from the file
+//! system itself, which may hang. Called by [`super::detach`] before it changes a clone's attributes.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+
+/// The options that are passed on.
+const OPTIONS: [&str; 4] = ["noexec", "nosuid", "nodev", "nosymfollow"];
+
+/// A mount with such options.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restriction {
+    /// Where it is: below the source of a bind mount as [`Mounts::below`] returns it, in the tree that the guest sees
+    /// as [`super::detach`] does.
+    pub path: PathBuf,
+    /// Its options.
+    pub options: Vec<&'static str>,
+}
+
+/// The mounts of this process's namespace, as they were when it was made.
+pub struct Mounts(String);
+
+impl Mounts {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// That of reading /proc/self/mountinfo.
+    pub fn read() -> io::Result<Self> {
+        std::fs::read("/proc/self/mountinfo").map(|text| Self(String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    /// The restricted mounts of `source`, a descriptor of a file or directory: the one that it is in, and those below
+    /// it if `recursive`.
+    ///
+    /// # Errors
+    /// If /proc does not show the descriptor.
+    pub fn below(&self, source: impl AsFd, recursive: bool) -> io::Result<Vec<Restriction>> {
+        let number = source.as_fd().as_raw_fd();
+        let path = std::fs::read_link(format!("/proc/self/fd/{number}"))?;
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
+        let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+        let id = id
+            .map(str::trim)
+            .ok_or_else(|| io::Error::other("no mnt_id in fdinfo"))?;
+        Ok(restrictions(&self.0, id, &path, recursive))
+    }
+}
+
+/// One line of mountinfo.
+struct Line<'a> {
+    id: &'a str,
+    parent: &'a str,
+    mount_point: PathBuf,
+    options: &'a str,
+}
+
+impl<'a> Line<'a> {
+    /// The fields: ID, parent, device, root, mount point, options and more.
+    fn parse(line: &'a str) -> Option<Self> {
+        let fields: Vec<&str> = line.split(' ').take(6).collect();
+        let [id, parent, _, _, mount_point, options] = fields[..] else {
+            return None;
+        };
+        Some(Self {
+            id,
+            parent,
+            mount_point: unescaped(mount_point),
+            options,
+        })
+    }
+
+    fn restriction(&self, path: PathBuf) -> Option<Restriction> {
+        let has = |option: &&str| self.options.split(',').any(|of_mount| of_mount == *option);
+        let options: Vec<&'static str> = OPTIONS.into_iter().filter(has).collect();
+        (!options.is_empty()).then_some(Restriction { path, options })
+    }
+}
+
+/// Those of the mount `id`, which has `source`, and of the mounts that are below it. A mount that another one hides
+/// may be among them.
+fn restrictions(mountinfo: &str, id: &str, source: &Path, recursive: bool) -> Vec<Restriction> {
+    let lines: Vec<Line<'_>> = mountinfo.lines().filter_map(Line::parse).collect();
+    let mut tree = vec![id];
+    let mut found = Vec::new();
+    // A mount is listed after the one that it is on, unless that was moved.
+    for line in &lines {
+        if line.id == id {
+            found.extend(line.restriction(PathBuf::new()));
+        } else if recursive
+            && tree.contains(&line.parent)
+            && let Ok(path) = line.mount_point.strip_prefix(source)
+        {
+            tree.push(line.id);
+            let path = path.to_owned();
+            // The last of several at one path is the one that is seen.
+            found.retain(|other: &Restriction| other.path != path || path.as_os_str().is_empty());
+            found.extend(line.restriction(path));
+        }
+    }
+    found
+}
+
+/// A mount point as mountinfo has it, with `\040` for a space.
+fn unescaped(text: &str) -> PathBuf {
+    let mut bytes = text.as_bytes().iter();
+    let mut path = Vec::new();
+    while let Some(byte) = bytes.next() {
+        let rest = bytes.as_slice();
+        let code = rest.get(..3).filter(|_| *byte == b'\\');
+        let code = code.and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(code) => {
+                path.push(code);
+                bytes.nth(2);
+            }
+            None => path.push(*byte),
+        }
+    }
+    OsString::from_vec(path).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &str = "1 0 8:1 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
+        20 1 0:20 / /data rw,nosuid,nodev,noexec,noatime shared:2 - tmpfs tmpfs rw\n\
+        21 20 0:21 / /data/my\\040s rw,nodev - tmpfs tmpfs rw\n\
+        22 20 0:22 / /data/plain rw - tmpfs tmpfs rw\n\
+        23 22 0:23 / /data/plain/below rw,noexec - tmpfs tmpfs rw\n\
+        24 1 0:24 / /database rw,noexec - tmpfs tmpfs rw\n\
+        25 1 0:25 / /over rw,noexec - tmpfs tmpfs rw\n\
+        26 25 0:26 / /over rw - tmpfs tmpfs rw\n";
+
+    fn found(id: &str, source: &str, recursive: bool) -> String {
+        let found = restrictions(MOUNTS, id, Path::new(source), recursive);
+        let text = |one: &Restriction| format!("{}:{}", one.path.display(), one.options.join("+"));
+        found.iter().map(text).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_mount_and_those_below_it_are_found() {
+        let all = ":noexec+nosuid+nodev my s:nodev plain/below:noexec";
+        assert_eq!(found("20", "/data", true), all);
+        assert_eq!(found("20", "/data", false), ":noexec+nosuid+nodev");
+        assert_eq!(found("20", "/data/file", true), ":noexec+nosuid+nodev");
+        assert_eq!(found("22", "/data/plain", true), "below:noexec");
+        assert_eq!(found("1", "/data", false), "");
+        assert_eq!(found("1", "/etc", true), "");
+        assert_eq!(found("26", "/over", true), "");
+    }
+
+    #[test]
+    fn the_mounts_of_this_process_are_read() {
+        let root = std::fs::File::open("/proc").unwrap();
+        let mounts = Mounts::read().unwrap();
+        let of_proc = mounts.below(&root, false).unwrap();
+        let mut lines = mounts.0.lines().filter_map(Line::parse);
+        let options = lines.rfind(|line| line.mount_point == Path::new("/proc"));
+        let noexec = options.is_some_and(|line| line.options.contains("noexec"));
+        assert_eq!(of_proc.iter().any(|one| one.options.contains(&"noexec")), noexec);
+    }
+}
