@@ -38,7 +38,10 @@ const NOTES: &str = "\
 - **root.path**: the root file system is mounted on the host and shared with the guest. `root.readonly` is
   applied in the guest.
 - **process.args**: the command is looked up, and refused, as runc does it.
-- **process.env**: if HOME is missing or empty, it is set from the container's /etc/passwd.
+- **process.env**: each entry is NAME=VALUE. A name that is there twice has its last value. If HOME is missing or
+  empty, it is set from the container's /etc/passwd.
+- **process.cwd**: made if it is missing, once the mounts are there, also in a tmpfs or below a link into a volume.
+  A link to nowhere is refused.
 - **process.capabilities**: a missing set is empty.
 - **process.execCPUAffinity**: applied to exec processes. Only `final` has an effect, because an exec process
   is created in its container's cgroup. As under runc, it has no effect on a container's first process.
@@ -76,8 +79,16 @@ const NOTES: &str = "\
 - **hooks**: prestart and createRuntime run on the host before the container's first process is created,
   poststart after its command was started, poststop after the container was deleted. startContainer runs in
   the container.
-- **mounts[].destination**: resolved inside the root, including symbolic links. `..` is removed lexically, and
-  `..` of the root is the root. On /proc, only procfs may be mounted.
+- **mounts[].destination**: resolved inside the root, as the container will see it: symbolic links are followed in the
+  order of the mounts, also links to nowhere and links of a volume, and a loop is refused. `..` is removed lexically,
+  and `..` of the root is the root. On /proc, only procfs may be mounted. procfs and sysfs are not mounted on a link.
+- **A directory that is bound to /dev** is taken as it is: no node and no link is made, changed or removed in it. It
+  must have a null device, as under runc.
+- **A tmpfs without `mode`** has the mode of the directory that it covers, or 1777 if that is made for it.
+- **Flags of the host's mounts**: noexec, nosuid, nodev and nosymfollow of the mount that a bind mount's source is in,
+  and of the mounts below it, hold in the container, whatever its options. As under runc, a container with
+  CAP_SYS_ADMIN and without a user namespace can take them off. A copy of a volume
+  ([shared-files.md](shared-files.md#volumes-that-change)) does not have them.
 - **annotations**: CRI's annotations distinguish pods from containers. All are kept with the container's
   state.
 ";
@@ -140,6 +151,7 @@ fn fields(text: &mut String, rows: &[Row]) {
             | Kind::PageSize
             | Kind::SpecVersion
             | Kind::CpuList
+            | Kind::Variable
             | Kind::Boolean
             | Kind::Integer(..)
             | Kind::OneOf(_)

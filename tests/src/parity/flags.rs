@@ -41,6 +41,28 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         },
     ),
     calls(
+        "run: network devices",
+        &["process.capabilities.effective"],
+        |runtime| {
+            run(
+                runtime,
+                &["--privileged"],
+                "exec 2>&1; for type in dummy ifb veth bridge; do ip link add $type-x type $type && ip link delete $type-x && echo $type; done; ip link add dum0 type dummy; ip link add mac0 link dum0 type macvlan && echo macvlan; ip link add link dum0 name dum0.5 type vlan id 5 && echo vlan; ip -o link | cut -d : -f 2 | sort",
+            )
+        },
+    ),
+    calls(
+        "run: counters of a process",
+        &["process.capabilities.effective"],
+        |runtime| {
+            run(
+                runtime,
+                &[],
+                "cut -d : -f 1 /proc/self/io; wc -w < /proc/self/schedstat",
+            )
+        },
+    ),
+    calls(
         "run: an added capability",
         &["process.capabilities.effective"],
         |runtime| {

@@ -10,6 +10,7 @@ mod execs;
 mod files;
 mod flags;
 mod kernel;
+mod places;
 mod process;
 mod run;
 mod specs;
@@ -93,6 +94,7 @@ pub fn behaviours() -> Vec<&'static Behaviour> {
     [
         process::BEHAVIOURS,
         files::BEHAVIOURS,
+        places::BEHAVIOURS,
         flags::BEHAVIOURS,
         kernel::BEHAVIOURS,
         execs::BEHAVIOURS,
