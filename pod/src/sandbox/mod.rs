@@ -342,7 +342,7 @@ async fn until_ended(progress: &mut watch::Receiver<Progress>) {
 fn reach_when_sent(point: FaultPoint) {
     if fault::ENABLED {
         tokio::spawn(async move {
-            let moment = Duration::from_millis(100);
+            let moment = Duration::from_millis(10);
             let _elapsed = tokio::time::timeout(moment, std::future::pending::<()>()).await;
             fault::reach(point);
         });

@@ -56,7 +56,7 @@ impl Scheduled {
 }
 
 impl Scheduling {
-    /// True if the host kept a vCPU from running for at least half of the time since `earlier`, which was `window`
+    /// True if the host kept a vCPU from running for at least three quarters of the time since `earlier`, which was `window`
     /// ago.
     #[must_use]
     pub fn was_held_back(&self, earlier: &Self, window: Duration) -> bool {
@@ -68,7 +68,7 @@ impl Scheduling {
             let waited = now.waited_ns.saturating_sub(before.waited_ns);
             // The kernel counts a wait when it ends. One that has lasted all the time: runnable, and not once run.
             let waits_still = now.state == 'R' && now.on_cpu_ns == before.on_cpu_ns;
-            matches!(now.state, 'T' | 't') || waits_still || waited >= window_ns / 2
+            matches!(now.state, 'T' | 't') || waits_still || waited >= window_ns / 4 * 3
         };
         self.is_frozen || earlier.is_frozen || self.threads.iter().any(is_held)
     }
@@ -126,7 +126,8 @@ mod tests {
             (one(false, 'D', 10, 3), false),
             // Spinning, and preempted now and then.
             (one(false, 'R', 15, 6), false),
-            (one(false, 'R', 14, 7), true),
+            (one(false, 'R', 14, 7), false),
+            (one(false, 'R', 12, 9), true),
             (one(false, 'R', 10, 3), true),
             (one(false, 'T', 10, 3), true),
             (one(false, 't', 10, 3), true),
