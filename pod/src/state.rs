@@ -76,7 +76,7 @@ pub fn read_pod(directory: &Path) -> Result<Option<Pod>, Error> {
     read(&directory.join(POD_FILE))
 }
 
-/// Reads a file that [`write`] has written; None if it does not exist.
+/// Reads a file that [`write()`] has written; None if it does not exist.
 ///
 /// # Errors
 /// [`Error`] with the file.

@@ -28,7 +28,7 @@ pub struct Scheduling {
     threads: BTreeMap<String, Thread>,
 }
 
-/// What [`Scheduling::read`] reads of.
+/// Whose threads [`Scheduled::read`] reads.
 #[derive(Debug, Clone)]
 pub struct Scheduled {
     /// The VMM's pid on the host.
