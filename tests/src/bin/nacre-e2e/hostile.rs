@@ -14,20 +14,20 @@ use nacre_tests::installation::Config;
 use serde_json::{Value, json};
 
 use crate::operator::pod;
-use crate::{Test, test};
+use crate::{Test, long, test};
 
 pub const TESTS: &[Test] = &[
-    test("an agent that floods the host is bounded", || {
+    long("an agent that floods the host is bounded", || {
         lie_in(&[Lie::Connections, Lie::Frames])
     }),
-    test("an agent that breaks the protocol is bounded", || {
+    long("an agent that breaks the protocol is bounded", || {
         lie_in(&[Lie::LongFrame, Lie::OutOfOrder, Lie::WrongAnswers])
     }),
     test("an agent that is silent can be ended", || lie_in(&[Lie::Silent])),
-    test("an agent that answers at length is bounded", || {
+    long("an agent that answers at length is bounded", || {
         lie_in(&[Lie::Large])
     }),
-    test("an agent that reports what is not so is bounded", || {
+    long("an agent that reports what is not so is bounded", || {
         lie_in(&[Lie::Exits, Lie::Streams, Lie::Numbers, Lie::Hasty])
     }),
     test("an agent that lies about copies of volumes is bounded", || {
