@@ -53,7 +53,8 @@ const WAIT_FOR_SIZE: &str = "until [ \"$(stty size 2>/dev/null)\" = '24 80' ]; d
 const KIND: &str = "tty; test -t 0 && test -t 1 && test -t 2 && echo terminal; echo $TERM; \
     cut -d ' ' -f 5-8 /proc/$$/stat | tr -d '0-9' | wc -w; stat -c '%a %u:%g %t,%T' $(tty) /dev/console; echo x > /dev/tty; ls -l /proc/$$/fd | wc -l";
 const SIZE: &str = "trap 'stty size; exit 3' WINCH; echo up; while :; do sleep 0.1; done";
-const KEY: &str = "ulimit -c 0; trap 'echo INT; exit 5' INT; trap 'echo QUIT; exit 6' QUIT; echo up; while :; do read line; done";
+/// `wait` misses no signal. `read`, which was here, blocks if one arrives just before it.
+const KEY: &str = "ulimit -c 0; trap 'echo INT; exit 5' INT; trap 'echo QUIT; exit 6' QUIT; echo up; sleep 1000 & while :; do wait; done";
 
 /// Runs `sh -c script` in a container on a terminal while `interact` uses the terminal.
 fn run_on_terminal(
