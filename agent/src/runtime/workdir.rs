@@ -6,7 +6,7 @@ use std::error::Error;
 use std::fs::Permissions;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pathrs::Root;
 use pathrs::flags::OpenFlags;
@@ -38,7 +38,8 @@ pub fn create(directory: &WorkingDirectory) -> Result<(), String> {
         return if FileType::from_raw_mode(stat.st_mode).is_dir() {
             Ok(())
         } else {
-            Err(format!("{}: not a directory", directory.path.display()))
+            let path = Path::new("/").join(&directory.path);
+            Err(format!("{}: not a directory", path.display()))
         };
     }
     let created = tree
