@@ -1,4 +1,4 @@
 //! Runs the target `events`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| nacre_fuzz::run(nacre_pod::fuzzing::TARGETS, "events", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| nacre_fuzzing::run(nacre_pod::fuzzing::TARGETS, "events", data));

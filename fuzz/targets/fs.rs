@@ -1,4 +1,4 @@
 //! Runs the target `fs`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| nacre_fuzz::run(nacre_vmm::fuzzing::TARGETS, "fs", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| nacre_fuzzing::run(nacre_vmm::fuzzing::TARGETS, "fs", data));

@@ -1,7 +1,7 @@
 //! Runs the target `metrics`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| nacre_fuzz::run(
+libfuzzer_sys::fuzz_target!(|data: &[u8]| nacre_fuzzing::run(
     containerd_shim_nacre_v2::fuzzing::TARGETS,
     "metrics",
     data

@@ -1,4 +1,4 @@
 //! Runs the target `net`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| nacre_fuzz::run(nacre_vmm::fuzzing::TARGETS, "net", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| nacre_fuzzing::run(nacre_vmm::fuzzing::TARGETS, "net", data));

@@ -1,4 +1,4 @@
 //! Runs the target `pod_spec`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| nacre_fuzz::run(nacre_pod::fuzzing::TARGETS, "pod_spec", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| nacre_fuzzing::run(nacre_pod::fuzzing::TARGETS, "pod_spec", data));

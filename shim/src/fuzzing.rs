@@ -6,17 +6,15 @@
 #![allow(missing_docs, reason = "names say all")]
 
 use containerd_shim_protos::protobuf::Message as _;
+use nacre_fuzzing::Targets;
 use nacre_pod::CgroupFiles;
 
 use crate::metrics;
 use crate::proto::sandbox::CreateSandboxRequest;
 use crate::sandbox::pod_spec;
 
-/// A function that takes any input.
-pub type Target = fn(&[u8]);
-
-/// Every target by its name, which is that of its program in `fuzz/targets/` and of its inputs in `fuzz/corpus/`.
-pub const TARGETS: &[(&str, Target)] = &[("metrics", metrics), ("sandbox", sandbox)];
+/// Every target by its name.
+pub const TARGETS: Targets = &[("metrics", metrics), ("sandbox", sandbox)];
 
 /// The files that are read.
 const FILES: [&str; 20] = [
@@ -77,16 +75,8 @@ fn sandbox(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn committed_inputs_of_every_target_pass() {
-        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
-        for (name, target) in TARGETS {
-            target(&[]);
-            for input in std::fs::read_dir(corpus.join(name)).unwrap() {
-                target(&std::fs::read(input.unwrap().path()).unwrap());
-            }
-        }
+        nacre_fuzzing::pass_committed_inputs(super::TARGETS);
     }
 }

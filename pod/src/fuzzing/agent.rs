@@ -11,7 +11,9 @@ use nacre_protocol::vsock::StreamAddress;
 use protobuf::Message as _;
 use tokio::io::AsyncWriteExt as _;
 
-use super::{byte, sized, take};
+use nacre_fuzzing::Input;
+
+use super::sized;
 use crate::guest::{CallError, Guest, SIGKILL};
 use crate::guest_text::{MAX_MESSAGE, MAX_NAME};
 use crate::pod_spec::PodSpec;
@@ -107,30 +109,31 @@ fn checked<T>(result: Result<T, CallError>) -> Option<T> {
 }
 
 /// The bytes that `data` describes.
-fn frames(mut data: &[u8]) -> Vec<u8> {
+fn frames(data: &[u8]) -> Vec<u8> {
+    let mut input = Input(data);
     let mut bytes = Vec::new();
-    while !data.is_empty() && bytes.len() < MAX_BYTES {
-        let (kind, stream) = (byte(&mut data), byte(&mut data));
+    while !input.is_empty() && bytes.len() < MAX_BYTES {
+        let (kind, stream) = (input.u8(), input.u8());
         // The client numbers its calls 1, 3, 5, ….
         let stream = u32::from(stream) * 2 + 1;
         match kind % 8 {
-            0 => bytes.extend(take(&mut data, 10)),
-            1 => frame(&mut bytes, stream, DATA, sized(&mut data)),
-            2 => frame(&mut bytes, stream, kind, sized(&mut data)),
+            0 => bytes.extend(input.bytes(10)),
+            1 => frame(&mut bytes, stream, DATA, sized(&mut input)),
+            2 => frame(&mut bytes, stream, kind, sized(&mut input)),
             3 => {
                 let mut response = ttrpc::Response::new();
-                let message = String::from_utf8_lossy(sized(&mut data)).into_owned();
+                let message = String::from_utf8_lossy(sized(&mut input)).into_owned();
                 let code = ttrpc::Code::NOT_FOUND;
                 response.set_status(ttrpc::get_status(code, message));
                 frame(&mut bytes, stream, RESPONSE, &response.write_to_bytes().unwrap());
             }
             4 => {
                 let mut stats = ContainerStatsResponse::new();
-                let name = String::from_utf8_lossy(sized(&mut data)).into_owned();
-                stats.files.insert(name, sized(&mut data).to_vec());
+                let name = String::from_utf8_lossy(sized(&mut input)).into_owned();
+                stats.files.insert(name, sized(&mut input).to_vec());
                 respond(&mut bytes, stream, &stats.write_to_bytes().unwrap());
             }
-            _ => respond(&mut bytes, stream, sized(&mut data)),
+            _ => respond(&mut bytes, stream, sized(&mut input)),
         }
     }
     bytes

@@ -5,7 +5,9 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use nacre_protocol::control::{Channel, MAX_MESSAGE as MAX_PACKET, Outcome, socket_pair};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 
-use super::{byte, sized};
+use nacre_fuzzing::Input;
+
+use super::sized;
 use crate::guest_text::{MAX_MESSAGE, MAX_NAME};
 use crate::vm::{Event, received};
 
@@ -37,15 +39,16 @@ pub fn events(data: &[u8]) {
 }
 
 /// Sends the packets of `data`, each with up to three descriptors.
-fn send(mut data: &[u8], vmm: &OwnedFd) {
+fn send(data: &[u8], vmm: &OwnedFd) {
+    let mut input = Input(data);
     for _ in 0..MAX_PACKETS {
-        if data.is_empty() {
+        if input.is_empty() {
             return;
         }
-        let fds = vec![vmm.as_raw_fd(); usize::from(byte(&mut data) % 4)];
+        let fds = vec![vmm.as_raw_fd(); usize::from(input.u8() % 4)];
         let rights = [ControlMessage::ScmRights(&fds)];
         let rights = if fds.is_empty() { &[][..] } else { &rights };
-        let packet = sized(&mut data);
+        let packet = sized(&mut input);
         let parts = [std::io::IoSlice::new(&packet[..packet.len().min(MAX_PACKET)])];
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         if sendmsg::<UnixAddr>(vmm.as_raw_fd(), &parts, rights, flags, None).is_err() {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use nacre_fuzzing::Input;
 use nacre_protocol::spec::{Checked, CheckedSpec, Findings, Refused, check, check_process, check_resources};
 
 use crate::annotations;
@@ -10,8 +11,10 @@ use crate::pod_spec::PodSpec;
 
 /// The first byte chooses the document.
 pub fn spec(data: &[u8]) {
-    let mut json = data;
-    match super::byte(&mut json) % 4 {
+    let mut input = Input(data);
+    let kind = input.u8() % 4;
+    let json = input.0;
+    match kind {
         0 => drop(checked_twice(json, check_process)),
         1 => drop(checked_twice(json, check_resources)),
         kind => {

@@ -8,9 +8,9 @@ use std::os::fd::{AsRawFd as _, IntoRawFd as _, RawFd};
 use nacre_protocol::control::{FromVmm, Lenient, Request, ToVmm, socket_pair};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 
-use super::input::Input;
 use crate::control::Control;
 use crate::shim_managed;
+use nacre_fuzzing::Input;
 
 /// Stands for this build's id in an input, which would else be stale with each change of the protocol.
 const BUILD: &[u8] = b"BUILD";

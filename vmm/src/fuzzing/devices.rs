@@ -8,12 +8,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-use super::input::Input;
 use super::session::{Attack, Session};
 use crate::virtio::testing::HOTPLUG;
 use crate::virtio::vsock::{Host, Ports, Refused};
 use crate::virtio::{balloon as balloon_device, blk as blk_device, mem as mem_device};
 use crate::virtio::{net as net_device, vsock as vsock_device};
+use nacre_fuzzing::Input;
 
 /// Bytes of the disk.
 const DISK_BYTES: u64 = 1 << 20;

@@ -7,9 +7,9 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use super::input::Input;
 use super::session::{Attack, Session};
 use crate::virtio::fs::{Config, Prepared, spawn};
+use nacre_fuzzing::Input;
 
 const IN_HEADER: usize = 40;
 const OUT_HEADER: usize = 16;

@@ -13,15 +13,13 @@
 mod control;
 mod devices;
 mod files;
-mod input;
 mod pci;
 mod session;
 
-/// A function that takes any input.
-pub type Target = fn(&[u8]);
+use nacre_fuzzing::Targets;
 
-/// Every target by its name, which is that of its program in `fuzz/targets/` and of its inputs in `fuzz/corpus/`.
-pub const TARGETS: &[(&str, Target)] = &[
+/// Every target by its name.
+pub const TARGETS: Targets = &[
     ("balloon", devices::balloon),
     ("blk", devices::blk),
     ("control", control::control),
@@ -35,16 +33,8 @@ pub const TARGETS: &[(&str, Target)] = &[
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn committed_inputs_of_every_target_pass() {
-        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
-        for (name, target) in TARGETS {
-            target(&[]);
-            for input in std::fs::read_dir(corpus.join(name)).unwrap() {
-                target(&std::fs::read(input.unwrap().path()).unwrap());
-            }
-        }
+        nacre_fuzzing::pass_committed_inputs(super::TARGETS);
     }
 }

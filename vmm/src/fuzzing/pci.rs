@@ -6,12 +6,12 @@ use std::sync::mpsc::channel;
 
 use vm_memory::{Bytes as _, GuestAddress};
 
-use super::input::Input;
 use crate::jail::Confinement;
 use crate::transport::pci::page::RegisterPages;
 use crate::transport::pci::testing::{BAR1, Driver, MEMORY};
 use crate::virtio::testing::HOTPLUG;
 use crate::virtio::{Env, Interrupt as _, rng};
+use nacre_fuzzing::Input;
 
 const MAX_OPERATIONS: usize = 256;
 const BAR_BYTES: u64 = 0x2000;

@@ -1,9 +1,9 @@
 //! A hostile driver of one device: an input is a list of operations on its rings, registers and life. The
 //! device and its worker live as long as the process; each input begins with a reset and empty rings.
 
-use super::input::Input;
 use crate::virtio::testing::{BUFFERS, Driver, Fields, MEMORY_SIZE, readable, writable};
 use crate::virtio::{Device, Env, Report};
+use nacre_fuzzing::Input;
 
 /// Most operations of an input, so that none lasts long.
 const MAX_OPERATIONS: usize = 64;

@@ -3,13 +3,14 @@
 /// What is left of an input.
 pub struct Input<'a>(pub &'a [u8]);
 
-impl Input<'_> {
+impl<'a> Input<'a> {
+    /// Whether nothing is left.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// The next bytes, at most `count`.
-    pub fn bytes(&mut self, count: usize) -> &[u8] {
+    pub fn bytes(&mut self, count: usize) -> &'a [u8] {
         let (bytes, rest) = self.0.split_at(count.min(self.0.len()));
         self.0 = rest;
         bytes
@@ -22,19 +23,23 @@ impl Input<'_> {
         array
     }
 
+    /// The next byte.
     pub fn u8(&mut self) -> u8 {
         let [byte] = self.array();
         byte
     }
 
+    /// The next two bytes, little-endian.
     pub fn u16(&mut self) -> u16 {
         u16::from_le_bytes(self.array())
     }
 
+    /// The next four bytes, little-endian.
     pub fn u32(&mut self) -> u32 {
         u32::from_le_bytes(self.array())
     }
 
+    /// The next eight bytes, little-endian.
     pub fn u64(&mut self) -> u64 {
         u64::from_le_bytes(self.array())
     }
