@@ -69,39 +69,15 @@ impl Handles {
     /// # Errors
     /// That of opening the file.
     pub fn file(&self, files: &PassthroughFs, ctx: Context, inode: u64, access: Access) -> io::Result<u64> {
-        if let Some(handle) = self.kept_file(inode, access) {
-            return Ok(handle);
-        }
-        let flags = match access {
-            Access::Read => libc::O_RDONLY,
-            Access::Write => libc::O_RDWR,
-        };
-        let flags = (flags | libc::O_NONBLOCK).cast_unsigned();
-        let handle = self.with_room(files, ctx, || files.open(ctx, inode, false, flags))?;
-        self.keep(
-            files,
-            ctx,
-            OpenFile {
-                inode,
-                handle,
-                access,
-            },
-        );
-        Ok(handle)
-    }
-
-    fn kept_file(&self, inode: u64, access: Access) -> Option<u64> {
-        let file = self.take_kept(inode, access)?;
-        lock(&self.files).push(file);
-        Some(file.handle)
-    }
-
-    fn take_kept(&self, inode: u64, access: Access) -> Option<OpenFile> {
         let mut kept = lock(&self.files);
-        let index = kept.iter().rposition(|file| {
-            file.inode == inode && (file.access == access || file.access == Access::Write)
-        })?;
-        Some(kept.remove(index))
+        if let Some(file) = remove(&mut kept, inode, access) {
+            kept.push(file);
+            return Ok(file.handle);
+        }
+        drop(kept);
+        let file = self.open(files, ctx, inode, access)?;
+        self.keep(files, ctx, file);
+        Ok(file.handle)
     }
 
     /// Any descriptor of file `inode`, which nobody closes until it is passed to [`Handles::keep`].
@@ -109,15 +85,21 @@ impl Handles {
     /// # Errors
     /// That of opening the file.
     pub fn take(&self, files: &PassthroughFs, ctx: Context, inode: u64) -> io::Result<OpenFile> {
-        if let Some(file) = self.take_kept(inode, Access::Read) {
-            return Ok(file);
-        }
-        let flags = (libc::O_RDONLY | libc::O_NONBLOCK).cast_unsigned();
+        let kept = remove(&mut lock(&self.files), inode, Access::Read);
+        kept.map_or_else(|| self.open(files, ctx, inode, Access::Read), Ok)
+    }
+
+    fn open(&self, files: &PassthroughFs, ctx: Context, inode: u64, access: Access) -> io::Result<OpenFile> {
+        let flags = match access {
+            Access::Read => libc::O_RDONLY,
+            Access::Write => libc::O_RDWR,
+        };
+        let flags = (flags | libc::O_NONBLOCK).cast_unsigned();
         let handle = self.with_room(files, ctx, || files.open(ctx, inode, false, flags))?;
         Ok(OpenFile {
             inode,
             handle,
-            access: Access::Read,
+            access,
         })
     }
 
@@ -189,6 +171,14 @@ impl Handles {
         let (handle, _) = opened?;
         handle.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
     }
+}
+
+/// Takes a file of `inode` that serves `access` out of `kept`.
+fn remove(kept: &mut Vec<OpenFile>, inode: u64, access: Access) -> Option<OpenFile> {
+    let index = kept
+        .iter()
+        .rposition(|file| file.inode == inode && (file.access == access || file.access == Access::Write))?;
+    Some(kept.remove(index))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
