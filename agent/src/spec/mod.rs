@@ -179,12 +179,16 @@ pub fn complete_process(process: &mut Process) -> bool {
 
 /// Sets `variable`, NAME=VALUE, where the name was first, as runc does.
 pub fn set_variable(environment: &mut Vec<String>, variable: String) {
-    let name = |variable: &str| variable.split('=').next().map(str::to_owned);
     let mut others = environment.iter_mut();
     match others.find(|other| name(other) == name(&variable)) {
         Some(other) => *other = variable,
         None => environment.push(variable),
     }
+}
+
+/// The name of a variable.
+fn name(variable: &str) -> &str {
+    variable.split_once('=').map_or(variable, |(name, _)| name)
 }
 
 /// All five capability sets; one that the spec does not have is empty.
