@@ -1,6 +1,7 @@
 //! A container's files as they will be once its mounts exist, for looking up names before that. Only reads; used by
 //! [`super`].
 
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::io;
@@ -39,10 +40,28 @@ pub enum Found {
     Other,
 }
 
+struct Mounted {
+    at: PathBuf,
+    content: Content,
+    /// The directory of a [`Content::Tree`], opened when a name in it is looked up first: its own path costs requests
+    /// of virtio-fs each time.
+    tree: OnceCell<OwnedFd>,
+}
+
+impl Mounted {
+    fn new(at: &Path, content: Content) -> Self {
+        Self {
+            at: at.to_owned(),
+            content,
+            tree: OnceCell::new(),
+        }
+    }
+}
+
 /// The mounts so far, and the directories that were made for them.
 pub struct View {
-    /// Where each is, and what it shows; a later one hides an earlier one.
-    mounts: Vec<(PathBuf, Content)>,
+    /// A later one hides an earlier one. The first is the root.
+    mounts: Vec<Mounted>,
     made: BTreeSet<PathBuf>,
 }
 
@@ -50,7 +69,7 @@ impl View {
     /// Only the root file system, which is `root` in the guest.
     pub fn new(root: PathBuf) -> Self {
         Self {
-            mounts: vec![(PathBuf::from("/"), Content::Tree(root))],
+            mounts: vec![Mounted::new(Path::new("/"), Content::Tree(root))],
             made: BTreeSet::new(),
         }
     }
@@ -58,14 +77,20 @@ impl View {
     /// Adds a mount at `path`, which is made if it is missing.
     pub fn mount(&mut self, path: &Path, content: Content) {
         self.made.extend(path.ancestors().map(Path::to_owned));
-        self.mounts.push((path.to_owned(), content));
+        self.mounts.push(Mounted::new(path, content));
     }
 
     /// The mount that `path`, which has no links, is in: what it shows, and the path in it.
     pub fn mount_of<'a>(&self, path: &'a Path) -> (&Content, &'a Path) {
+        self.find(path)
+            .map_or((&Content::Empty, path), |(mounted, rest)| {
+                (&mounted.content, rest)
+            })
+    }
+
+    fn find<'a>(&self, path: &'a Path) -> Option<(&Mounted, &'a Path)> {
         let mut mounts = self.mounts.iter().rev();
-        let found = mounts.find_map(|(at, content)| Some((content, path.strip_prefix(at).ok()?)));
-        found.unwrap_or((&Content::Empty, path))
+        mounts.find_map(|mounted| Some((mounted, path.strip_prefix(&mounted.at).ok()?)))
     }
 
     /// `path` without links, as an absolute path in the container. What is missing is taken as it is.
@@ -130,12 +155,37 @@ impl View {
     /// # Errors
     /// What opening it or reading a link returns.
     pub fn look(&self, path: &Path) -> io::Result<Found> {
-        let (content, rest) = self.mount_of(path);
-        let found = match content {
-            Content::Tree(tree) => in_tree(tree, rest)?,
-            Content::Empty if rest.as_os_str().is_empty() => Found::Directory { mode: MADE },
-            Content::Empty => Found::Missing,
-            Content::Kernel => Found::Other,
+        let found = match self.find(path) {
+            Some((
+                Mounted {
+                    content: Content::Tree(root),
+                    tree,
+                    ..
+                },
+                rest,
+            )) => in_tree(root, tree, rest)?,
+            Some((
+                Mounted {
+                    content: Content::Empty,
+                    ..
+                },
+                rest,
+            )) if rest.as_os_str().is_empty() => Found::Directory { mode: MADE },
+            Some((
+                Mounted {
+                    content: Content::Kernel,
+                    ..
+                },
+                _,
+            )) => Found::Other,
+            Some((
+                Mounted {
+                    content: Content::Empty,
+                    ..
+                },
+                _,
+            ))
+            | None => Found::Missing,
         };
         if found == Found::Missing && self.made.contains(path) {
             return Ok(Found::Directory { mode: MADE });
@@ -152,10 +202,10 @@ fn components(path: &Path) -> impl Iterator<Item = OsString> {
     })
 }
 
-/// What is at `path` in the directory `tree`, or the file `tree` itself. Nothing that another container of the pod
-/// changes meanwhile leads out of the tree.
-fn in_tree(tree: &Path, path: &Path) -> io::Result<Found> {
-    let found = open_in_tree(tree, path);
+/// What is at `path` in the directory `root`, which `tree` has when it was opened, or the file `root` itself. Nothing
+/// that another container of the pod changes meanwhile leads out of the tree.
+fn in_tree(root: &Path, tree: &OnceCell<OwnedFd>, path: &Path) -> io::Result<Found> {
+    let found = open_in_tree(root, tree, path);
     let file = match found {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Found::Missing),
         file => file?,
@@ -173,14 +223,20 @@ fn in_tree(tree: &Path, path: &Path) -> io::Result<Found> {
     Ok(Found::Other)
 }
 
-fn open_in_tree(tree: &Path, path: &Path) -> rustix::io::Result<OwnedFd> {
+fn open_in_tree(root: &Path, tree: &OnceCell<OwnedFd>, path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     if path.as_os_str().is_empty() {
-        return rustix::fs::open(tree, flags, Mode::empty());
+        return rustix::fs::open(root, flags, Mode::empty());
     }
-    let tree = rustix::fs::open(tree, flags | OFlags::DIRECTORY, Mode::empty())?;
+    let tree = match tree.get() {
+        Some(tree) => tree,
+        None => {
+            let opened = rustix::fs::open(root, flags | OFlags::DIRECTORY, Mode::empty())?;
+            tree.get_or_init(|| opened)
+        }
+    };
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    openat2(&tree, path, flags | OFlags::NOFOLLOW, Mode::empty(), inside)
+    openat2(tree, path, flags | OFlags::NOFOLLOW, Mode::empty(), inside)
 }
 
 #[cfg(test)]
