@@ -22,7 +22,7 @@ pub struct Restriction {
 }
 
 /// The mounts of this process's namespace, as they were when it was made.
-pub struct Mounts(String);
+pub struct Mounts(Vec<Line>);
 
 impl Mounts {
     /// Reads them.
@@ -30,7 +30,8 @@ impl Mounts {
     /// # Errors
     /// That of reading /proc/self/mountinfo.
     pub fn read() -> io::Result<Self> {
-        std::fs::read("/proc/self/mountinfo").map(|text| Self(String::from_utf8_lossy(&text).into_owned()))
+        let text = std::fs::read("/proc/self/mountinfo")?;
+        Ok(Self(lines(&String::from_utf8_lossy(&text))))
     }
 
     /// The restricted mounts of `source`, a descriptor of a file or directory: the one that it is in, and those below
@@ -51,50 +52,57 @@ impl Mounts {
 }
 
 /// One line of mountinfo.
-struct Line<'a> {
-    id: &'a str,
-    parent: &'a str,
+struct Line {
+    id: String,
+    parent: String,
     mount_point: PathBuf,
-    options: &'a str,
+    /// Those of [`OPTIONS`] that it has.
+    options: Vec<&'static str>,
 }
 
-impl<'a> Line<'a> {
+/// The lines of `mountinfo`.
+fn lines(mountinfo: &str) -> Vec<Line> {
+    mountinfo.lines().filter_map(Line::parse).collect()
+}
+
+impl Line {
     /// The fields: ID, parent, device, root, mount point, options and more.
-    fn parse(line: &'a str) -> Option<Self> {
+    fn parse(line: &str) -> Option<Self> {
         let fields: Vec<&str> = line.split(' ').take(6).collect();
         let [id, parent, _, _, mount_point, options] = fields[..] else {
             return None;
         };
+        let has = |option: &&str| options.split(',').any(|of_mount| of_mount == *option);
         Some(Self {
-            id,
-            parent,
+            id: id.to_owned(),
+            parent: parent.to_owned(),
             mount_point: unescaped(mount_point),
-            options,
+            options: OPTIONS.into_iter().filter(has).collect(),
         })
     }
 
     fn restriction(&self, path: PathBuf) -> Option<Restriction> {
-        let has = |option: &&str| self.options.split(',').any(|of_mount| of_mount == *option);
-        let options: Vec<&'static str> = OPTIONS.into_iter().filter(has).collect();
-        (!options.is_empty()).then_some(Restriction { path, options })
+        (!self.options.is_empty()).then(|| Restriction {
+            path,
+            options: self.options.clone(),
+        })
     }
 }
 
 /// Those of the mount `id`, which has `source`, and of the mounts that are below it. A mount that another one hides
 /// may be among them.
-fn restrictions(mountinfo: &str, id: &str, source: &Path, recursive: bool) -> Vec<Restriction> {
-    let lines: Vec<Line<'_>> = mountinfo.lines().filter_map(Line::parse).collect();
+fn restrictions(lines: &[Line], id: &str, source: &Path, recursive: bool) -> Vec<Restriction> {
     let mut tree = vec![id];
     let mut found = Vec::new();
     // A mount is listed after the one that it is on, unless that was moved.
-    for line in &lines {
+    for line in lines {
         if line.id == id {
             found.extend(line.restriction(PathBuf::new()));
         } else if recursive
-            && tree.contains(&line.parent)
+            && tree.contains(&line.parent.as_str())
             && let Ok(path) = line.mount_point.strip_prefix(source)
         {
-            tree.push(line.id);
+            tree.push(&line.id);
             let path = path.to_owned();
             // The last of several at one path is the one that is seen.
             found.retain(|other: &Restriction| other.path != path || path.as_os_str().is_empty());
@@ -137,7 +145,7 @@ mod tests {
         26 25 0:26 / /over rw - tmpfs tmpfs rw\n";
 
     fn found(id: &str, source: &str, recursive: bool) -> String {
-        let found = restrictions(MOUNTS, id, Path::new(source), recursive);
+        let found = restrictions(&lines(MOUNTS), id, Path::new(source), recursive);
         let text = |one: &Restriction| format!("{}:{}", one.path.display(), one.options.join("+"));
         found.iter().map(text).collect::<Vec<_>>().join(" ")
     }
@@ -159,9 +167,11 @@ mod tests {
         let root = std::fs::File::open("/proc").unwrap();
         let mounts = Mounts::read().unwrap();
         let of_proc = mounts.below(&root, false).unwrap();
-        let mut lines = mounts.0.lines().filter_map(Line::parse);
-        let options = lines.rfind(|line| line.mount_point == Path::new("/proc"));
-        let noexec = options.is_some_and(|line| line.options.contains("noexec"));
+        let line = mounts
+            .0
+            .iter()
+            .rfind(|line| line.mount_point == Path::new("/proc"));
+        let noexec = line.is_some_and(|line| line.options.contains(&"noexec"));
         assert_eq!(of_proc.iter().any(|one| one.options.contains(&"noexec")), noexec);
     }
 }
