@@ -153,32 +153,21 @@ impl Sandbox {
         let spec = identity::read_spec(&request.bundle);
         let spec = spec.map_err(|error| failed("read spec", error, None))?;
         let (own_pids, shares_pids) = self.pid_namespaces();
-        let rootfs = self.rootfs_mounts(&request.rootfs);
+        let writable_layer = self.writable_layer(&request.rootfs);
+        // Those of erofs images as images, if the writable layer is a disk.
+        let images = writable_layer.and_then(|_| rootfs::erofs_layers::images(&request.rootfs));
+        let rootfs = images.unwrap_or_else(|| request.rootfs.clone());
         let pod = Pod {
             pid: self.vm.as_ref().map_or(0, Vm::pid),
             sandbox: &self.identity.id,
             spec: &self.spec,
             own_pids: &own_pids,
             shares_pids,
-            writable_layer: self.writable_layer(&rootfs),
+            writable_layer,
             is_same: is_same_namespace,
         };
         let spec = spec::check(&spec)?;
-        Ok(bundle::plan(
-            &request.id,
-            &request.bundle,
-            spec,
-            rootfs.clone(),
-            pod,
-        )?)
-    }
-
-    /// The mounts of a root file system; those of erofs images as images, if the writable layer is a disk.
-    fn rootfs_mounts(&self, mounts: &[Mount]) -> Vec<Mount> {
-        let images = self
-            .writable_layer(mounts)
-            .and_then(|_| rootfs::erofs_layers::images(mounts));
-        images.unwrap_or_else(|| mounts.to_vec())
+        Ok(bundle::plan(&request.id, &request.bundle, spec, rootfs, pod)?)
     }
 
     /// What the writable layer of a root file system of these mounts is to be a copy of; None if the host writes it.
@@ -388,13 +377,11 @@ impl Job {
             ..Default::default()
         };
         fault::reach(FaultPoint::CreateAsks);
-        match guest.create(request).await {
-            Ok(pid) => {
-                fault::reach(FaultPoint::CreateAnswered);
-                Ok(pid)
-            }
-            Err(error) => Err(explain(error, "create container", &mut self.progress).await),
+        let result = guest.create(request).await;
+        if result.is_ok() {
+            fault::reach(FaultPoint::CreateAnswered);
         }
+        explained(result, "create container", &mut self.progress).await
     }
 
     async fn step(&self, name: &'static str) {
@@ -452,11 +439,19 @@ pub(super) async fn ended(progress: &mut watch::Receiver<Progress>) -> Option<St
     }
 }
 
-/// The error for the caller of `step`, which the agent did not carry out: why the VM ended, if it has.
-pub(super) async fn explain(error: CallError, step: &str, progress: &mut watch::Receiver<Progress>) -> Error {
+/// The result of `step` for its caller. If the agent did not carry it out: why the VM ended, if it has.
+pub(super) async fn explained<T>(
+    result: Result<T, CallError>,
+    step: &str,
+    progress: &mut watch::Receiver<Progress>,
+) -> Result<T, Error> {
+    let error = match result {
+        Ok(value) => return Ok(value),
+        Err(error) => error,
+    };
     let end = match &error {
         CallError::Lost(_) => ended(progress).await,
         CallError::Answer(..) | CallError::TimedOut => None,
     };
-    end.map_or_else(|| error.into_error(step), Error::from)
+    Err(end.map_or_else(|| error.into_error(step), Error::from))
 }

@@ -1,7 +1,7 @@
 //! Pause and Resume. The sandbox learns of the guest's answer before the caller does.
 
 use super::Sandbox;
-use super::create::explain;
+use super::create::explained;
 use super::queue::Event;
 use crate::container::{self, Reply, answer};
 use crate::error::Error;
@@ -39,18 +39,12 @@ impl Sandbox {
         };
         let key = container.init.key.clone();
         self.queue.send_result(async move {
+            let id = &key.name.container;
             let result = match guest {
-                Ok(guest) => {
-                    let (step, result) = if freeze {
-                        ("pause container", guest.pause(&key.name.container).await)
-                    } else {
-                        ("resume container", guest.resume(&key.name.container).await)
-                    };
-                    match result {
-                        Ok(()) => Ok(()),
-                        Err(error) => Err(explain(error, step, &mut progress).await),
-                    }
+                Ok(guest) if freeze => {
+                    explained(guest.pause(id).await, "pause container", &mut progress).await
                 }
+                Ok(guest) => explained(guest.resume(id).await, "resume container", &mut progress).await,
                 Err(error) => Err(error),
             };
             Event::FreezeAnswered(key, result)

@@ -4,7 +4,7 @@
 use nacre_protocol::fault::{self, FaultPoint};
 use tokio::sync::watch;
 
-use super::create::explain;
+use super::create::explained;
 use super::queue::Event;
 use super::resize::{Fit, Sizing};
 use super::{Sandbox, reach_when_sent};
@@ -89,11 +89,8 @@ impl Sandbox {
                 if let (Ok(()), Some(hooks)) = (&result, hooks) {
                     hooks.run_all(Point::Poststart, pid).await;
                 }
-                let result = match result {
-                    Ok(()) => Ok(None),
-                    Err(error) => Err(explain(error, "start container", &mut progress).await),
-                };
-                Event::Started(key, result)
+                let result = explained(result, "start container", &mut progress).await;
+                Event::Started(key, result.map(|()| None))
             });
         } else if let Some(exec) = container.execs.get_mut(exec) {
             let key = exec.process.key.clone();
@@ -102,11 +99,8 @@ impl Sandbox {
                 fault::reach(FaultPoint::ExecAsks);
                 let result = guest.start_exec(&key.name, spec, stdio).await;
                 fault::reach(FaultPoint::ExecAnswered);
-                let result = match result {
-                    Ok(pid) => Ok(Some(pid)),
-                    Err(error) => Err(explain(error, "start process", &mut progress).await),
-                };
-                Event::Started(key, result)
+                let result = explained(result, "start process", &mut progress).await;
+                Event::Started(key, result.map(Some))
             });
         }
     }
