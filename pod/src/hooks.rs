@@ -171,16 +171,13 @@ impl Hooks {
         !self.at(point).is_empty()
     }
 
-    /// The hooks at `point` alone.
+    /// The poststop hooks alone.
     #[must_use]
-    pub fn only(&self, point: Point) -> Self {
-        let list = |of: Point, list: &Option<Vec<Hook>>| list.clone().filter(|_| of == point);
+    pub fn only_poststop(&self) -> Self {
         Self {
             lists: Lists {
-                prestart: list(Point::Prestart, &self.lists.prestart),
-                create_runtime: list(Point::CreateRuntime, &self.lists.create_runtime),
-                poststart: list(Point::Poststart, &self.lists.poststart),
-                poststop: list(Point::Poststop, &self.lists.poststop),
+                poststop: self.lists.poststop.clone(),
+                ..Lists::default()
             },
             document: self.document.clone(),
         }

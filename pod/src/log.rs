@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::clock;
-use limit::Limits;
-pub use limit::{Admitted, CallSite};
+pub use limit::CallSite;
+use limit::{Admitted, Limits};
 
 static ID: OnceLock<String> = OnceLock::new();
 static DROPPED: AtomicU64 = AtomicU64::new(0);
@@ -20,6 +20,8 @@ static LOGS_DEBUG: AtomicBool = AtomicBool::new(false);
 static LIMITS: Mutex<Limits> = Mutex::new(Limits::new());
 /// Longest message, characters; a guest may have chosen a part of it.
 const MAX_MESSAGE: usize = 4096;
+/// Tests in this crate and the fuzzer log nothing.
+const SILENT: bool = cfg!(any(test, feature = "fuzzing"));
 
 /// How important a line is, as containerd names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,12 +63,6 @@ pub fn logs_debug() -> bool {
     LOGS_DEBUG.load(Ordering::Relaxed)
 }
 
-/// Logs at [`Level::Debug`].
-#[track_caller]
-pub fn debug(message: impl Display) {
-    log(Level::Debug, here(), message);
-}
-
 /// Logs at [`Level::Info`].
 #[track_caller]
 pub fn info(message: impl Display) {
@@ -99,7 +95,7 @@ fn here() -> CallSite {
 
 /// Logs a line of `site`, unless its limit is reached.
 pub fn log(level: Level, site: CallSite, message: impl Display) {
-    if cfg!(any(test, feature = "fuzzing")) || level == Level::Debug && !logs_debug() {
+    if SILENT || level == Level::Debug && !logs_debug() {
         return;
     }
     let mut limits = LIMITS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,7 +108,7 @@ pub fn log(level: Level, site: CallSite, message: impl Display) {
 
 /// Logs a call of containerd and its outcome, at [`Level::Debug`] and without a limit: no guest makes calls.
 pub fn call(message: impl Display) {
-    if logs_debug() && !cfg!(test) {
+    if logs_debug() && !SILENT {
         let unlimited = Admitted {
             left_out: 0,
             is_last: false,

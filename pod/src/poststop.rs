@@ -25,7 +25,7 @@ impl Poststop {
     #[must_use]
     pub fn new(directory: &Path, id: &str, hooks: &Hooks) -> Self {
         Self {
-            hooks: hooks.only(Point::Poststop),
+            hooks: hooks.only_poststop(),
             file: directory.join(DIRECTORY).join(format!("{id}.json")),
         }
     }

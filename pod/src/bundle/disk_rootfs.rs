@@ -86,7 +86,10 @@ fn image_overlay(mounts: &[Mount], template: Option<&Path>) -> Option<DiskOverla
     let (upper, template) = match upper.strip_suffix("/upper").and_then(indices) {
         Some(range) => {
             let [image] = images.get(range)? else { return None };
-            (is_file_system(image, &["ext4"]).then(|| writable(image))?, None)
+            (
+                is_file_system(image, &["ext4"]).then(|| writable(of_mount(image)))?,
+                None,
+            )
         }
         None => (new_layer(Path::new(upper)), Some(template?.to_owned())),
     };
@@ -148,19 +151,20 @@ fn shared_overlay(mounts: &[Mount], template: &Path) -> Option<DiskOverlay> {
 
 /// A writable layer in the upper directory `upper`.
 fn new_layer(upper: &Path) -> DiskFileSystem {
-    writable(&Mount {
+    writable(DiskFileSystem {
+        disk: Disk {
+            source: DiskSource::File(upper.join(writable_layer::FILE)),
+            read_only: false,
+        },
         kind: "ext4".to_owned(),
-        source: upper.join(writable_layer::FILE).display().to_string(),
-        target: String::new(),
         options: Vec::new(),
     })
 }
 
 /// The file system of a writable layer.
-fn writable(mount: &Mount) -> DiskFileSystem {
+fn writable(mut layer: DiskFileSystem) -> DiskFileSystem {
     /// Blocks of removed files return to the host. The inode tables of the template need not be written.
     const OPTIONS: [&str; 3] = ["noatime", "discard", "noinit_itable"];
-    let mut layer = of_mount(mount);
     layer.options.extend(OPTIONS.map(str::to_owned));
     layer
 }
