@@ -55,11 +55,11 @@ use super::worker::{ActiveDevice, Chain, DataPath, Fault, Notify};
 use super::{Device, DeviceError, Env, Spec};
 use crate::jail::calls::fs::PROFILE;
 pub use counts::counts;
-use handles::{Handles, library_handle};
+use handles::{Handles, OpenFile, library_handle};
 use memory_view::MemoryView;
 use request::{Served, reply};
 use subtree::library_inode;
-use syncs::{Job, Scope, Syncs, Waiting, Work};
+use syncs::{Job, Scope, Syncs, Waiting};
 use tree::Tree;
 
 /// Descriptors of RLIMIT_NOFILE that the guest's files may not use: they are for vsock streams and the VMM
@@ -127,16 +127,18 @@ pub struct Config {
 /// [`DeviceError`] if the tag has a wrong length, the root can't be opened, or the worker can't be spawned.
 pub fn spawn(config: Config, env: &Env) -> Result<Device, DeviceError> {
     let thread_env = env.clone();
-    Device::spawn(spec(&config)?, env, move || FsDataPath::new(config, &thread_env))
+    Device::spawn(spec(&config.tag)?, env, move || {
+        FsDataPath::new(config, &thread_env)
+    })
 }
 
-fn spec(config: &Config) -> Result<Spec, DeviceError> {
+fn spec(tag: &str) -> Result<Spec, DeviceError> {
     Ok(Spec {
         name: NAME,
         device_type: VIRTIO_ID_FS,
         queue_sizes: QUEUE_SIZES.to_vec(),
         features: 0,
-        config: config_space(&config.tag).map_err(DeviceError::at(NAME, "check the tag"))?,
+        config: config_space(tag).map_err(DeviceError::at(NAME, "check the tag"))?,
         config_writable: 0..0,
         profile: &PROFILE,
     })
@@ -198,8 +200,8 @@ impl FsDataPath {
         let Some(view) = &self.view else {
             return Some(0);
         };
-        let may_wait = !self.syncs.has_room();
-        let request = match request::serve(&self.server, view, &chain, may_wait) {
+        let has_room = self.syncs.has_room();
+        let request = match request::serve(&self.server, view, &chain, has_room) {
             Served::Replied(length) => return Some(length),
             Served::Sync(request) => request,
         };
@@ -212,14 +214,12 @@ impl FsDataPath {
         }
     }
 
-    /// What the sync thread has to do for `request`.
-    fn work(&self, request: &syncs::Request) -> io::Result<Work> {
+    /// What the sync thread has to do for `request`, and the file that is taken for it.
+    fn work(&self, request: &syncs::Request) -> io::Result<(Job, Option<OpenFile>)> {
         let inode = library_inode(request.inode);
         let Scope::File { handle, data_only } = request.scope else {
-            return Ok(Work {
-                job: Job::FileSystem { inode },
-                file: None,
-            });
+            let scope = request.scope;
+            return Ok((Job { inode, scope }, None));
         };
         let (handle, file) = match library_handle(handle) {
             Some(handle) => (handle, None),
@@ -228,12 +228,8 @@ impl FsDataPath {
                 (file.handle, Some(file))
             }
         };
-        let job = Job::File {
-            inode,
-            handle,
-            data_only,
-        };
-        Ok(Work { job, file })
+        let scope = Scope::File { handle, data_only };
+        Ok((Job { inode, scope }, file))
     }
 
     /// Replies to a request that the sync thread has carried out.
@@ -256,13 +252,9 @@ impl FsDataPath {
 
 /// The sync thread's system call.
 fn carry_out(files: &PassthroughFs, ctx: Context, job: Job) -> io::Result<()> {
-    match job {
-        Job::File {
-            inode,
-            handle,
-            data_only,
-        } => files.fsync(ctx, inode, data_only, handle),
-        Job::FileSystem { inode } => files.syncfs(ctx, inode),
+    match job.scope {
+        Scope::File { handle, data_only } => files.fsync(ctx, job.inode, data_only, handle),
+        Scope::FileSystem => files.syncfs(ctx, job.inode),
     }
 }
 

@@ -26,19 +26,19 @@ pub enum Served {
     Sync(syncs::Request),
 }
 
-/// Serves the request in `chain`; one that waits for the host's disk is only parsed, if `may_wait` is false. A
-/// chain without a readable request is returned empty.
-pub fn serve(server: &Server<Tree>, view: &MemoryView, chain: &Chain, may_wait: bool) -> Served {
+/// Serves the request in `chain`; one that waits for the host's disk is only parsed, if the sync thread
+/// `has_room`. A chain without a readable request is returned empty.
+pub fn serve(server: &Server<Tree>, view: &MemoryView, chain: &Chain, has_room: bool) -> Served {
     if chain.clone().count() > MAX_DESCRIPTORS {
         return Served::Replied(0);
     }
-    handle_message(server, view, chain, may_wait)
+    handle_message(server, view, chain, has_room)
         .or_else(|| reply_einval(view, chain).map(Served::Replied))
         .unwrap_or(Served::Replied(0))
 }
 
 /// Lets the library serve the request; None if it can't be parsed.
-fn handle_message(server: &Server<Tree>, view: &MemoryView, chain: &Chain, may_wait: bool) -> Option<Served> {
+fn handle_message(server: &Server<Tree>, view: &MemoryView, chain: &Chain, has_room: bool) -> Option<Served> {
     let reader = Reader::new(view.library(), chain.clone()).ok()?;
     let writer = Writer::new(view.library(), chain.clone()).ok()?;
     let mut rest = reader.clone();
@@ -48,7 +48,7 @@ fn handle_message(server: &Server<Tree>, view: &MemoryView, chain: &Chain, may_w
     if writer.available_bytes() < size_of::<OutHeader>() && wants_reply(header.opcode) {
         return None;
     }
-    if !may_wait && let Some(request) = syncs::Request::parse(header, || rest.read_obj().ok()) {
+    if has_room && let Some(request) = syncs::Request::parse(header, || rest.read_obj().ok()) {
         return Some(Served::Sync(request));
     }
     let written = server.handle_message(reader, writer, None::<&mut ()>).ok()?;

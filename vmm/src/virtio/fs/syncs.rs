@@ -21,11 +21,11 @@ use crate::virtio::{Env, Report, WorkerDeath};
 
 /// Most requests that the sync thread has not finished, over all activations. The worker carries out further
 /// ones itself.
-const MAX_UNFINISHED: usize = 64;
+pub(super) const MAX_UNFINISHED: usize = 64;
 /// FUSE_FSYNC_FDATASYNC.
 const DATA_ONLY: u32 = 1;
 
-/// What makes written data stable. Inodes and handles are the guest's.
+/// What is made stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     /// A file or a directory; `data_only` as by fdatasync(2).
@@ -34,7 +34,7 @@ pub enum Scope {
     FileSystem,
 }
 
-/// A request that waits for the host's disk.
+/// A request that waits for the host's disk. Inode and handle are the guest's.
 #[derive(Clone, Copy)]
 pub struct Request {
     /// Names the reply.
@@ -71,25 +71,13 @@ impl Request {
     }
 }
 
-/// A system call of the sync thread. Inodes and handles are the library's.
+/// A request as the sync thread carries it out. Inode and handle are the library's.
 #[derive(Clone, Copy)]
-pub enum Job {
-    /// Of an open file.
-    File {
-        inode: u64,
-        handle: u64,
-        data_only: bool,
-    },
-    /// Of the file system of an inode.
-    FileSystem { inode: u64 },
-}
-
-/// What a request needs of the sync thread.
-pub struct Work {
-    /// The system call.
-    pub job: Job,
-    /// The file that was taken from [`super::handles::Handles`] for it.
-    pub file: Option<OpenFile>,
+pub struct Job {
+    /// The inode.
+    pub inode: u64,
+    /// What is made stable.
+    pub scope: Scope,
 }
 
 /// A chain whose request the sync thread carries out.
@@ -101,7 +89,7 @@ pub struct Waiting {
     pub chain: Chain,
     /// Its request.
     pub request: Request,
-    /// See [`Work`].
+    /// The file that was taken from [`super::handles::Handles`] for it.
     pub file: Option<OpenFile>,
 }
 
@@ -176,8 +164,9 @@ impl Syncs {
         self.unfinished < MAX_UNFINISHED
     }
 
-    /// Passes the job of a request to the thread. The file is returned with its result.
-    pub fn start(&mut self, queue: u16, chain: Chain, request: Request, work: Work) {
+    /// Passes a request to the thread, as a job. The file that was taken for it is returned with its result.
+    pub fn start(&mut self, queue: u16, chain: Chain, request: Request, work: (Job, Option<OpenFile>)) {
+        let (job, file) = work;
         let number = self.next_number;
         self.next_number = number.wrapping_add(1);
         self.unfinished = self.unfinished.saturating_add(1);
@@ -186,10 +175,10 @@ impl Syncs {
             queue,
             chain,
             request,
-            file: work.file,
+            file,
         });
         // Fails if the thread has panicked, which it has reported: the VM ends.
-        let _ = self.jobs.send((number, request.ctx, work.job));
+        let _ = self.jobs.send((number, request.ctx, job));
     }
 
     /// The next request with a result, if there is one.

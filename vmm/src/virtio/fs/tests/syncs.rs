@@ -3,10 +3,9 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
+use crate::virtio::fs::syncs::MAX_UNFINISHED;
 
 const SYNCFS: u32 = 50;
-/// As many as the sync thread takes; the worker carries out further ones.
-const MAX_UNFINISHED: u64 = 64;
 
 /// Where request number `index` is, and its reply.
 fn request_at(index: u64) -> u64 {
@@ -30,12 +29,7 @@ fn with_slow_disk() -> (Guest, Sender<()>) {
                 })
             })
         };
-        let spec = spec(&Config {
-            tag: "nacre".to_owned(),
-            root: "/".into(),
-            prepared: prepared(),
-        });
-        Device::spawn(spec.unwrap(), env, build).unwrap()
+        Device::spawn(spec("nacre").unwrap(), env, build).unwrap()
     });
     (guest, release)
 }
@@ -137,7 +131,7 @@ fn errors_are_replied_at_once_or_later() {
 fn the_sync_thread_takes_a_bounded_number_of_requests() {
     let (mut guest, release) = with_slow_disk();
     let (file, handle) = guest.create(ROOT, "file", 0o644).unwrap();
-    for index in 1..=MAX_UNFINISHED {
+    for index in 1..=MAX_UNFINISHED as u64 {
         guest.send_fsync(index, file.nodeid, handle);
     }
     guest.is_alive();
