@@ -1,7 +1,7 @@
-//! `containerd-shim-nacre-v2`, which containerd executes for a pod. `start` makes the pod's directory and
-//! socket, forks the daemon and prints its address; the daemon serves the Task service and owns the pod's VM;
-//! `delete` cleans up after a daemon that has exited. This file parses the arguments and dispatches; no
-//! thread or runtime is started before the fork.
+//! `containerd-shim-nacre-v2`, which containerd executes for a pod. `start` forks the daemon and prints its address;
+//! the daemon makes the pod's directory and socket, serves the Task service and owns the pod's VM; `delete` cleans up
+//! after a daemon that has exited. This file parses the arguments and dispatches; no thread or runtime is started
+//! before the fork.
 
 mod arguments;
 mod bootstrap;
