@@ -135,8 +135,9 @@ fn jailed() -> Result<()> {
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .collect::<Result<_>>()?;
         // A container whose root file system is a disk shares no directory.
+        let on_disk = std::env::var_os("CONTAINERD_SNAPSHOTTER").is_some();
         ensure!(
-            inside.iter().all(|name| name == id),
+            inside == [id] || on_disk && inside.is_empty(),
             "the VMM's root directory contains {inside:?}"
         );
         let mut file_servers = 0;
