@@ -5,13 +5,13 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use serde_json::json;
 
 use super::containerd::DIRECTORY;
+use super::run_quietly;
 
 /// Where the package containernetworking-plugins installs its programs.
 const PLUGINS: &str = "/usr/lib/cni";
@@ -105,15 +105,7 @@ pub fn network() -> Result<()> {
         fs::write(&file, value).with_context(|| format!("writing {}", file.display()))?;
     }
     hosts()?;
-    let status = Command::new("ip")
-        .args(["link", "set", "lo", "up"])
-        .stdin(Stdio::null())
-        .status()
-        .context("starting ip (package iproute2)")?;
-    if !status.success() {
-        bail!("ip link set lo up failed ({status})");
-    }
-    Ok(())
+    run_quietly("ip", &["link", "set", "lo", "up"]).context("package iproute2")
 }
 
 /// Gives this run a hosts file of its own in which localhost has both families: containerd resolves it for

@@ -12,6 +12,10 @@ pub mod vm;
 
 use std::ffi::OsString;
 
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+
 use crate::wire::Job;
 
 /// containerd's address: the default, because its directories are private to the run.
@@ -63,4 +67,19 @@ pub fn environment(job: &Job, place: &str) -> Vec<(OsString, OsString)> {
     let version = job.containerd_version.clone();
     environment.push(("NACRE_LAB_CONTAINERD".into(), version.into()));
     environment
+}
+
+/// Runs a program without input.
+fn run_quietly(program: &str, arguments: &[&str]) -> Result<()> {
+    let status = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("starting {program}"))?;
+    ensure!(
+        status.success(),
+        "{program} {} failed ({status})",
+        arguments.join(" ")
+    );
+    Ok(())
 }

@@ -3,11 +3,11 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 
 use super::containerd::DIRECTORY;
+use super::run_quietly;
 use crate::wire::Snapshotter;
 
 const ALL: [Snapshotter; 2] = [Snapshotter::Blockfile, Snapshotter::Erofs];
@@ -60,33 +60,19 @@ pub fn prepare(used: Option<Snapshotter>) -> Result<()> {
     match used {
         Some(Snapshotter::Blockfile) => {
             // For the layers of an image, which containerd unpacks itself.
-            run("modprobe", &["-a", "loop", "ext4"])?;
+            run_quietly("modprobe", &["-a", "loop", "ext4"])?;
             let scratch = scratch_file();
             File::create_new(&scratch)?.set_len(SNAPSHOT_SIZE)?;
             let scratch = scratch.to_string_lossy();
             // Blocks of 4 KiB, as a larger image would have.
-            run(
+            run_quietly(
                 "mkfs.ext4",
                 &["-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0", &scratch],
             )
         }
-        Some(Snapshotter::Erofs) => run("modprobe", &["-a", "loop", "erofs"]),
+        Some(Snapshotter::Erofs) => run_quietly("modprobe", &["-a", "loop", "erofs"]),
         None => Ok(()),
     }
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    let status = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .status()
-        .with_context(|| format!("starting {program}"))?;
-    ensure!(
-        status.success(),
-        "{program} {} failed ({status})",
-        arguments.join(" ")
-    );
-    Ok(())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufReader, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -17,7 +17,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use super::{command, containerd, environment, mounts};
+use super::{command, containerd, environment, mounts, run_quietly};
 use crate::wire::{self, Job, ToHost, ToInside};
 
 /// Interval of heartbeats; the host kills a VM that has sent none for a minute.
@@ -80,17 +80,6 @@ fn run(mut from: BufReader<File>, control: &Control) -> Result<ToHost> {
     };
     containerd::keep_log(&job)?;
     Ok(exit)
-}
-
-fn run_quietly(program: &str, arguments: &[&str]) -> Result<()> {
-    let status = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .status()?;
-    if !status.success() {
-        bail!("{program} {} failed ({status})", arguments.join(" "));
-    }
-    Ok(())
 }
 
 /// Opens the virtio-serial port `name`. No udev runs here that would create links by name.
