@@ -70,18 +70,26 @@ pub fn command_for(name: &str) -> String {
     let version = std::env::var("NACRE_LAB_CONTAINERD").ok();
     command_line(
         version.as_deref(),
+        std::env::var("CONTAINERD_SNAPSHOTTER").ok().as_deref(),
         program.strip_prefix(&directory).unwrap_or(&program),
         name,
     )
 }
 
-fn command_line(version: Option<&str>, program: &Path, name: &str) -> String {
+fn command_line(version: Option<&str>, snapshotter: Option<&str>, program: &Path, name: &str) -> String {
+    let snapshotter = snapshotter.map_or_else(String::new, |name| format!("--snapshotter {name} "));
+    let is = |name: &str| program.file_name() == Some(name.as_ref());
+    let environment = if is("nacre-faults") {
+        "NACRE_PREFIX=nacre-faults "
+    } else {
+        ""
+    };
     let version = match version {
         None | Some("1.6") => String::new(),
         Some(version) => format!("--containerd {version} "),
     };
     let name = name.replace('\'', r"'\''");
-    let (lab, more) = if program.file_name() != Some("nacre-cri".as_ref()) {
+    let (lab, more) = if !is("nacre-cri") {
         ("", "")
     } else if name.starts_with(SOFTWARE_CASES) {
         ("--software ", " --software")
@@ -89,7 +97,7 @@ fn command_line(version: Option<&str>, program: &Path, name: &str) -> String {
         ("--cri ", "")
     };
     format!(
-        "tests/lab/run {version}{lab}-- {}{more} '{name}'",
+        "{environment}tests/lab/run {version}{snapshotter}{lab}-- {}{more} '{name}'",
         program.display()
     )
 }
@@ -140,20 +148,28 @@ mod tests {
     fn the_command_names_the_containerd_and_quotes_the_test() {
         let program = Path::new("target/debug/nacre-e2e");
         assert_eq!(
-            command_line(Some("2.1"), program, "a pod's end"),
+            command_line(Some("2.1"), None, program, "a pod's end"),
             r"tests/lab/run --containerd 2.1 -- target/debug/nacre-e2e 'a pod'\''s end'"
         );
         assert_eq!(
-            command_line(Some("1.7"), Path::new("target/debug/nacre-cri"), "x"),
+            command_line(Some("1.7"), None, Path::new("target/debug/nacre-cri"), "x"),
             "tests/lab/run --containerd 1.7 --cri -- target/debug/nacre-cri 'x'"
         );
         assert_eq!(
-            command_line(None, Path::new("target/debug/nacre-cri"), "software: x"),
+            command_line(None, None, Path::new("target/debug/nacre-cri"), "software: x"),
             "tests/lab/run --software -- target/debug/nacre-cri --software 'software: x'"
         );
         assert_eq!(
-            command_line(Some("1.6"), program, "x"),
+            command_line(Some("1.6"), None, program, "x"),
             "tests/lab/run -- target/debug/nacre-e2e 'x'"
+        );
+        assert_eq!(
+            command_line(Some("2.1"), Some("erofs"), program, "x"),
+            "tests/lab/run --containerd 2.1 --snapshotter erofs -- target/debug/nacre-e2e 'x'"
+        );
+        assert_eq!(
+            command_line(None, None, Path::new("target/debug/nacre-faults"), "x"),
+            "NACRE_PREFIX=nacre-faults tests/lab/run -- target/debug/nacre-faults 'x'"
         );
     }
 }
