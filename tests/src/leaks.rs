@@ -119,6 +119,28 @@ pub fn nacre_processes() -> Result<Vec<(u32, String)>> {
     Ok(found)
 }
 
+/// The PID of the only Nacre process whose program name starts with `name`.
+///
+/// # Errors
+/// If there is none, or more than one.
+pub fn only_process(name: &str) -> Result<u32> {
+    let mut found = nacre_processes()?
+        .into_iter()
+        .filter(|(_, process)| process.starts_with(name));
+    let (pid, _) = found.next().with_context(|| format!("no {name} is running"))?;
+    ensure!(found.next().is_none(), "more than one {name} is running");
+    Ok(pid)
+}
+
+/// Sends SIGKILL to the process `pid`.
+///
+/// # Errors
+/// If it has exited.
+pub fn send_sigkill(pid: u32) -> Result<()> {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
+    Ok(nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?)
+}
+
 /// Waits until process `pid`, which need not be our child, has exited.
 pub fn wait_for_exit(pid: u32, until: Instant) -> Result<()> {
     let raw = i32::try_from(pid)?;

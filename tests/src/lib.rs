@@ -9,6 +9,7 @@ pub mod cri;
 pub mod elf;
 pub mod growth;
 pub mod guests;
+pub mod host_mount;
 pub mod hostile;
 pub mod installation;
 pub mod leaks;

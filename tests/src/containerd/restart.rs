@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 
 use super::ctr::{DEADLINE, ctr};
-use crate::leaks::wait_for_exit;
+use crate::leaks::{send_sigkill, wait_for_exit};
 
 /// The socket of the containerd under test.
 ///
@@ -84,8 +84,7 @@ impl Containerd {
     /// If it does not end, or does not answer again.
     pub fn restart(&self) -> Result<()> {
         let pid = containerd_pid()?;
-        let raw = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
-        nix::sys::signal::kill(raw, nix::sys::signal::Signal::SIGKILL)?;
+        send_sigkill(pid)?;
         wait_for_exit(pid, Instant::now() + DEADLINE)?;
         self.start()
     }

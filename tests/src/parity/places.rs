@@ -5,15 +5,16 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::process::{keep_words, run_bundle};
 use super::{Behaviour, Outcome, calls};
 use crate::containerd::Runtime;
 use crate::containerd::bundle::{Bundle, add_mount, shared_directory};
-use crate::containerd::ctr::{Output, Run, fresh_id, output};
-use crate::loop_device::LoopDevice;
+use crate::containerd::ctr::{Run, fresh_id, output};
+use crate::host_mount::HostMount;
+use crate::posix::root::Volume;
 
 const DESTINATION: &[&str] = &["mounts[].destination"];
 const OPTIONS: &[&str] = &["mounts[].options"];
@@ -289,36 +290,13 @@ fn volume_as_dev(runtime: Runtime) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// A file system that is mounted on the host; unmounted when dropped.
-struct HostMount(PathBuf);
-
-impl HostMount {
-    fn new(arguments: &[&str], at: PathBuf) -> Result<Self> {
-        std::fs::create_dir_all(&at)?;
-        let mut mount = Command::new("mount");
-        mount.args(arguments).arg(&at);
-        output(mount)?.success().context("mount")?;
-        Ok(Self(at))
-    }
-
-    /// With a program that prints "ran".
-    fn tmpfs(flags: &str, at: PathBuf) -> Result<Self> {
-        let mount = Self::new(&["-t", "tmpfs", "-o", flags, "tmpfs"], at)?;
-        let program = mount.0.join("run");
-        std::fs::write(&program, "#!/bin/sh\necho ran\n")?;
-        std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755))?;
-        Ok(mount)
-    }
-}
-
-impl Drop for HostMount {
-    fn drop(&mut self) {
-        let mut unmount = Command::new("umount");
-        unmount.arg("-l").arg(&self.0);
-        if let Err(error) = output(unmount).and_then(Output::success) {
-            eprintln!("umount {}: {error:#}", self.0.display());
-        }
-    }
+/// A tmpfs on the host with a program that prints "ran".
+fn tmpfs_with_program(flags: &str, at: &Path) -> Result<HostMount> {
+    let mount = HostMount::new(&["-t", "tmpfs", "-o", flags, "tmpfs"], at)?;
+    let program = at.join("run");
+    std::fs::write(&program, "#!/bin/sh\necho ran\n")?;
+    std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755))?;
+    Ok(mount)
 }
 
 fn host_flags(runtime: Runtime) -> Result<Outcome> {
@@ -330,9 +308,9 @@ fn host_flags(runtime: Runtime) -> Result<Outcome> {
         add_mount(spec, bind(&format!("{host}/volume/run"), "/file", &[]));
     })?;
     let volume = bundle.shared_directory().join("volume");
-    let _outer = HostMount::tmpfs("noexec,nosuid,nodev", volume.clone())?;
-    let _below = HostMount::tmpfs("noexec", volume.join("below"))?;
-    let _open = HostMount::tmpfs("nodev", volume.join("open"))?;
+    let _outer = tmpfs_with_program("noexec,nosuid,nodev", &volume)?;
+    let _below = tmpfs_with_program("noexec", &volume.join("below"))?;
+    let _open = tmpfs_with_program("nodev", &volume.join("open"))?;
     run_bundle(runtime, &bundle)
 }
 
@@ -342,7 +320,7 @@ fn restricted(runtime: Runtime, options: &[&str], script: &str) -> Result<Outcom
         let host = shared_directory(spec);
         add_mount(spec, bind(&format!("{host}/volume"), "/data", options));
     })?;
-    let _volume = HostMount::tmpfs("noexec,nosuid,nodev", bundle.shared_directory().join("volume"))?;
+    let _volume = tmpfs_with_program("noexec,nosuid,nodev", &bundle.shared_directory().join("volume"))?;
     run_bundle(runtime, &bundle)
 }
 
@@ -353,15 +331,11 @@ fn overlay_on_volume(runtime: Runtime) -> Result<Outcome> {
         echo more >> /m/file; cat /m/file; rm /m/other; rm -r /m/dir; mkdir /m/dir; touch /m/dir/b; \
         mv /m/link /m/moved; chmod 600 /m/file; ls /m /m/dir; cat /m/moved; umount /m; stat -c '%n %F' up/*; \
         mount -t overlay overlay -o lowerdir=low,upperdir=up,workdir=work /m && ls /m /m/dir";
-    let directory = tempfile::tempdir_in("/run")?;
-    let image = directory.path().join("image");
-    std::fs::File::create(&image)?.set_len(32 << 20)?;
-    let mut make = Command::new("mkfs.ext4");
-    make.arg("-q").arg(&image);
-    output(make)?.success().context("mkfs.ext4")?;
-    let device = LoopDevice::new(&image)?;
-    let volume = HostMount::new(&[&device.node], directory.path().join("volume"))?;
-    let source = format!("type=bind,src={},dst=/w,options=rbind:rw", volume.0.display());
+    let volume = Volume::new()?;
+    let source = format!(
+        "type=bind,src={},dst=/w,options=rbind:rw",
+        volume.path().display()
+    );
     let command = ["sh", "-c", script];
     let run = Run {
         flags: &["--privileged", "--mount", &source],

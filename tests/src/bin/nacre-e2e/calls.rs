@@ -13,8 +13,8 @@ use nacre_tests::containerd::task;
 use serde_json::{Value, json};
 use ttrpc::Code;
 
-use crate::faults::only_process;
 use crate::{Test, core, test};
+use nacre_tests::leaks::only_process;
 
 pub const TESTS: &[Test] = &[
     core("failed calls return the right codes", error_codes),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::ctr::{Run, ctr, fresh_id, output, wait_until_stopped};
 use nacre_tests::installation::{Config, prefix};
-use nacre_tests::leaks::{nacre_processes, wait_for_exit};
+use nacre_tests::leaks::{only_process, send_sigkill, wait_for_exit};
 
 use crate::setup::restart_containerd;
 use crate::{Test, core, test};
@@ -34,22 +34,6 @@ fn nacre(arguments: &[&str]) -> Result<String> {
     let mut command = Command::new("nacre");
     command.args(arguments);
     output(command)?.success()
-}
-
-/// The PID of the only Nacre process whose program name starts with `name`.
-pub fn only_process(name: &str) -> Result<u32> {
-    let mut found = nacre_processes()?
-        .into_iter()
-        .filter(|(_, process)| process.starts_with(name));
-    let (pid, _) = found.next().with_context(|| format!("no {name} is running"))?;
-    ensure!(found.next().is_none(), "more than one {name} is running");
-    Ok(pid)
-}
-
-/// Sends SIGKILL to the process `pid`.
-pub fn send_sigkill(pid: u32) -> Result<()> {
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
-    Ok(nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?)
 }
 
 /// Starts a container that sleeps, and waits until its command runs.

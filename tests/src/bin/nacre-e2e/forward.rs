@@ -13,8 +13,8 @@ use nacre_tests::containerd::ctr::{Foreground, Run, fresh_id, output};
 use nacre_tests::leaks::wait_for_exit;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::faults::{only_process, send_sigkill};
 use crate::{Test, core, test};
+use nacre_tests::leaks::{only_process, send_sigkill};
 
 pub const TESTS: &[Test] = &[
     core("port-forward: IPv4 and IPv6, intact both ways", intact_both_ways),

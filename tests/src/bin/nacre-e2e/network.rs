@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use nacre_tests::containerd::ctr::{Run, ctr, fresh_id, output};
 use nacre_tests::leaks::wait_for_exit;
 
-use crate::faults::{only_process, send_sigkill};
 use crate::{Test, core, test};
+use nacre_tests::leaks::{only_process, send_sigkill};
 
 pub const TESTS: &[Test] = &[
     core("network: TCP, fragments and routes, both ways", both_ways),

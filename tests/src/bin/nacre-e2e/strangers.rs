@@ -19,8 +19,8 @@ use nacre_tests::containerd::ctr::{Foreground, Run, fresh_id};
 use nacre_tests::containerd::task;
 use serde_json::json;
 
-use crate::faults::only_process;
 use crate::{Test, core};
+use nacre_tests::leaks::only_process;
 
 pub const TESTS: &[Test] = &[core(
     "a container's process can't take another process's streams",

@@ -2,13 +2,11 @@
 //! the image of a container with a user namespace.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Result, ensure};
 use nacre_tests::containerd::bundle::{Bundle, add_mount, shared_directory};
-use nacre_tests::containerd::ctr::{Run, fresh_id, output};
-use nix::mount::{MntFlags, umount2};
+use nacre_tests::containerd::ctr::{Run, fresh_id};
+use nacre_tests::host_mount::HostMount;
 use serde_json::json;
 
 use crate::{Test, test};
@@ -20,31 +18,6 @@ pub const TESTS: &[Test] = &[
     ),
     test("a container with its own users owns its image", own_users),
 ];
-
-/// A mount on the host, unmounted on drop.
-struct HostMount(PathBuf);
-
-impl HostMount {
-    fn new(arguments: &[&str], target: &Path) -> Result<Self> {
-        fs::create_dir(target)?;
-        let mut command = Command::new("mount");
-        command.args(arguments).arg(target);
-        output(command)?.success()?;
-        Ok(Self(target.to_owned()))
-    }
-}
-
-impl Drop for HostMount {
-    fn drop(&mut self) {
-        let unmounted = umount2(&self.0, MntFlags::MNT_DETACH);
-        let removed = unmounted
-            .map_err(std::io::Error::from)
-            .and_then(|()| fs::remove_dir(&self.0));
-        if let Err(error) = removed {
-            eprintln!("removing {}: {error}", self.0.display());
-        }
-    }
-}
 
 fn recursive_read_only() -> Result<()> {
     let script = "cat /data/below/file; for d in /data /data/below; do touch $d/new; done; \
@@ -62,12 +35,12 @@ fn recursive_read_only() -> Result<()> {
         &["-t", "tmpfs", "tmpfs"],
         &bundle.shared_directory().join("below"),
     )?;
-    fs::write(below.0.join("file"), "below\n")?;
+    fs::write(below.path().join("file"), "below\n")?;
     let seen = bundle.output("rro")?;
     ensure!(seen.text() == "below\nwritten\n", "{seen:?}");
     let refused = seen.stderr.matches("Read-only file system").count();
     ensure!(refused == 2, "{seen:?}");
-    ensure!(!below.0.join("new").exists(), "the submount was written");
+    ensure!(!below.path().join("new").exists(), "the submount was written");
     drop(below);
     Ok(())
 }

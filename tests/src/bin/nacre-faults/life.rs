@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use nacre_tests::containerd::ctr::{Output, Run, ctr};
 use nacre_tests::containerd::restart::Containerd;
-use nacre_tests::leaks::nacre_processes;
+use nacre_tests::leaks::{only_process, send_sigkill};
 
 /// How long containerd may take to report an error or an end.
 pub const LIMIT: Duration = Duration::from_secs(15);
@@ -80,10 +80,7 @@ fn run_and_use(id: &str, kills_shim: bool) -> Result<Option<Outcome>> {
         return Ok(Some(failed));
     }
     if kills_shim {
-        let shims = nacre_processes()?;
-        let shim = shims.iter().find(|(_, name)| name.starts_with("containerd-shim"));
-        let pid = i32::try_from(shim.context("no shim runs")?.0)?;
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)?;
+        send_sigkill(only_process("containerd-shim-nacre")?)?;
     }
     Ok(call("exec", &["task", "exec", "--exec-id", "e", id, "true"])?.err())
 }

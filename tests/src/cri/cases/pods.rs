@@ -4,15 +4,13 @@ use std::fs;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nacre_protocol::state;
-use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::without_numbers;
 use crate::cri::node::{NAMESPACE, Node};
 use crate::cri::pod::Pod;
 use crate::cri::{Case, calls};
-use crate::leaks::nacre_processes;
+use crate::leaks::{nacre_processes, send_sigkill};
 use crate::parity::Outcome;
 
 pub const CASES: &[Case] = &[
@@ -203,7 +201,7 @@ fn vmm_killed(node: &Node) -> Result<Outcome> {
         .into_iter()
         .find(|process| process.1.starts_with("nacre-vmm") && !others.contains(process));
     let (pid, _) = vmm.context("the pod has no VMM")?;
-    nix::sys::signal::kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
+    send_sigkill(pid)?;
     let ended = container.ended()?;
     ensure!(ended.code == Some(137), "{ended}");
     let next = neighbour.run("echo lives", Value::Null)?;

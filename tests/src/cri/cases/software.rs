@@ -248,7 +248,7 @@ fn postgres(node: &Node) -> Result<Outcome> {
     Ok(Outcome::text(seen))
 }
 
-/// The file system of a container as an overlay on a tmpfs, since a volume can't be its upper layer, a bridge, and
+/// The file system of a container as an overlay on a tmpfs, which can be its upper layer on any node, a bridge, and
 /// translation of addresses by nftables and by iptables.
 const DOCKER: &str = "set -e
 mkdir -p /docker /merged

@@ -9,7 +9,7 @@ use nacre_tests::containerd::ctr::{Foreground, Output, Run, ctr, fresh_id, outpu
 use nacre_tests::memory::resident_kib;
 use serde_json::{Value, json};
 
-use crate::faults::only_process;
+use nacre_tests::leaks::only_process;
 
 /// The namespaces that CRI shares between the containers of a pod.
 const SHARED: [(&str, &str); 3] = [("network", "net"), ("ipc", "ipc"), ("uts", "uts")];
