@@ -4,7 +4,7 @@
 #   make setup     installs the missing packages (apt) and checks the Rust toolchain
 #   make demo      setup and build, then runs a container in its own microVM
 #   make test      setup and build, then the unit, guest, end-to-end, parity, CRI and fault tests; the last line is their count
-#   make test-all  make test, then file systems compared with runc's, the tests of the lab, of other versions of
+#   make test-all  make test with all fault points, then file systems compared with runc's, the tests of the lab, of other versions of
 #                  containerd and of real software
 #   make faults    ends each program at each fault point: with programs of their own, in target/nacre-faults
 #   make fuzz      fuzzes what reads a guest's bytes, each target for a minute; FUZZ_SECONDS=N for another time
