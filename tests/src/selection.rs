@@ -20,6 +20,9 @@ pub struct Selection {
     /// Number of this run, written into the queue's file of each test that it takes.
     #[arg(long, default_value_t = 1, value_name = "NUMBER")]
     worker: u32,
+    /// Of the selected tests run only this one, which failed before. May be given several times.
+    #[arg(long, value_name = "NAME")]
+    again: Vec<String>,
     /// Run only the tests with these names; a name that is not a test's selects all tests whose names contain
     /// it.
     names: Vec<String>,
@@ -35,7 +38,8 @@ impl Selection {
                 name.contains(wanted.as_str())
             }
         };
-        self.names.is_empty() || self.names.iter().any(selected)
+        (self.names.is_empty() || self.names.iter().any(selected))
+            && (self.again.is_empty() || self.again.iter().any(|again| again == name))
     }
 
     /// Whether the command line has the whole name `name`.
@@ -110,6 +114,7 @@ mod tests {
         Selection {
             queue: queue.map(Path::to_owned),
             worker,
+            again: Vec::new(),
             names: names.iter().map(|name| (*name).to_owned()).collect(),
         }
     }
@@ -127,6 +132,15 @@ mod tests {
         assert_eq!(selected(&["exec"]), ["exec"]);
         assert_eq!(selected(&["xe", "run"]), all);
         assert_eq!(selected(&["none"]), [""; 0]);
+    }
+
+    #[test]
+    fn a_repeated_test_is_one_of_the_selected() {
+        let all = ["exec", "exec: a user", "run"];
+        let mut selection = selection(&["exec:"], None, 1);
+        selection.again = vec!["exec: a user".to_owned(), "run".to_owned()];
+        let selected = all.map(|name| selection.selects(name, &all));
+        assert_eq!(selected, [false, true, false]);
     }
 
     #[test]
