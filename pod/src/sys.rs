@@ -28,7 +28,7 @@ pub use child_files::in_child_with_files;
 pub use tap::Tap;
 
 /// How long the work of [`in_child`] may take.
-const CHILD_DEADLINE: Duration = Duration::from_secs(10);
+pub const CHILD_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a killed child is waited for; the shim's one thread does nothing else meanwhile.
 const KILLED_CHILD_DEADLINE: Duration = Duration::from_secs(1);
 /// Longest reason that [`in_child`] passes on, bytes. It fits into a pipe, so the child can exit before it is
@@ -67,15 +67,18 @@ async fn in_child_within(
     reason_of(status, reader)
 }
 
-/// As [`in_child`], for commands that run without a runtime.
+/// As [`in_child`], but blocks, for `deadline` at most.
 ///
 /// # Errors
 /// As [`in_child`].
-pub fn in_child_blocking(work: impl FnOnce() -> Result<(), String>) -> io::Result<Result<(), String>> {
+pub fn in_child_blocking(
+    deadline: Duration,
+    work: impl FnOnce() -> Result<(), String>,
+) -> io::Result<Result<(), String>> {
     let (child, reader) = fork_for(work)?;
-    if !wait_readable(&child, Instant::now() + CHILD_DEADLINE)? {
+    if !wait_readable(&child, Instant::now() + deadline)? {
         end_child(&child);
-        return Err(too_late(CHILD_DEADLINE));
+        return Err(too_late(deadline));
     }
     reason_of(reap(&child)?, reader)
 }

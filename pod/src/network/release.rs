@@ -29,7 +29,7 @@ pub fn release_blocking(record: &NetworkNamespace, key: &str) -> Result<(), Stri
     let Some(namespace) = Namespace::recorded(record)? else {
         return Ok(());
     };
-    let done = sys::in_child_blocking(|| in_namespace(&namespace, key));
+    let done = sys::in_child_blocking(sys::CHILD_DEADLINE, || in_namespace(&namespace, key));
     done.map_err(|error| format!("running a child process: {error}"))?
 }
 

@@ -11,6 +11,7 @@ mod move_mounts;
 mod options;
 mod remove_mounts;
 mod restrictions;
+pub mod sources;
 mod staged;
 #[cfg(test)]
 mod stand_in;
@@ -66,15 +67,16 @@ pub struct Detached {
     pub restrictions: Vec<Restriction>,
 }
 
-/// Makes the detached mounts of container `id`: its root file system first, then its bind mounts.
+/// Makes the detached mounts of container `id`: its root file system first, then its bind mounts. `seen` are the host's.
 ///
 /// # Errors
 /// [`Error`] with the mount that failed.
-pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<Detached, Error> {
-    let seen = Mounts::read().map_err(|source| Error::Path {
-        what: "/proc/self/mountinfo".into(),
-        source,
-    })?;
+pub async fn detach(
+    id: &str,
+    rootfs: &Rootfs,
+    mounts: &[HostMount],
+    seen: &Mounts,
+) -> Result<Detached, Error> {
     let mut restrictions = Vec::new();
     let mut add = |target: &Path, of: Vec<Restriction>| {
         let placed = |one: Restriction| Restriction {
@@ -83,7 +85,7 @@ pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<D
         };
         restrictions.extend(of.into_iter().map(placed));
     };
-    let (root, of_root) = root_mounts(rootfs, &seen).await?;
+    let (root, of_root) = root_mounts(rootfs, seen).await?;
     let root = root_mount_point(id, rootfs).map(|target| {
         add(&target, of_root);
         Placement {
@@ -95,7 +97,7 @@ pub async fn detach(id: &str, rootfs: &Rootfs, mounts: &[HostMount]) -> Result<D
     let mut placements: Vec<Placement> = root.into_iter().collect();
     let mut namespaces = id_map::Namespaces::default();
     for mount in mounts {
-        let bound = detached::bind(&mount.source, mount.extent, Some(&seen))?;
+        let bound = detached::bind(&mount.source, mount.extent, Some(seen))?;
         add(Path::new(&mount.mount_point(id)), bound.restrictions);
         if let Some((map, recursive)) = &mount.id_map {
             let ids = namespaces.get(map).await?;
@@ -196,8 +198,7 @@ pub fn shm_size(host: &Path) -> u64 {
     }
 }
 
-use restrictions::Mounts;
-pub use restrictions::Restriction;
+pub use restrictions::{Mounts, Restriction};
 
 pub use move_mounts::move_into_vmm;
 pub use remove_mounts::remove_from_vmm;

@@ -8,6 +8,8 @@ use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
+use super::sources;
+
 /// The options that are passed on.
 const OPTIONS: [&str; 4] = ["noexec", "nosuid", "nodev", "nosymfollow"];
 
@@ -31,7 +33,18 @@ impl Mounts {
     /// That of reading /proc/self/mountinfo.
     pub fn read() -> io::Result<Self> {
         let text = std::fs::read("/proc/self/mountinfo")?;
-        Ok(Self(lines(&String::from_utf8_lossy(&text))))
+        Ok(Self::parse(&String::from_utf8_lossy(&text)))
+    }
+
+    /// Those that `mountinfo` lists.
+    pub(super) fn parse(mountinfo: &str) -> Self {
+        Self(mountinfo.lines().filter_map(Line::parse).collect())
+    }
+
+    /// The mount points of file systems whose server may not respond.
+    pub(super) fn served(&self) -> impl Iterator<Item = &Path> {
+        let served = self.0.iter().filter(|line| line.is_served);
+        served.map(|line| line.mount_point.as_path())
     }
 
     /// The restricted mounts of `source`, a descriptor of a file or directory: the one that it is in, and those below
@@ -58,17 +71,14 @@ struct Line {
     mount_point: PathBuf,
     /// Those of [`OPTIONS`] that it has.
     options: Vec<&'static str>,
-}
-
-/// The lines of `mountinfo`.
-fn lines(mountinfo: &str) -> Vec<Line> {
-    mountinfo.lines().filter_map(Line::parse).collect()
+    is_served: bool,
 }
 
 impl Line {
-    /// The fields: ID, parent, device, root, mount point, options and more.
+    /// The fields: ID, parent, device, root, mount point, options, some more, " - ", the file system's type and more.
     fn parse(line: &str) -> Option<Self> {
-        let fields: Vec<&str> = line.split(' ').take(6).collect();
+        let (mount, file_system) = line.split_once(" - ")?;
+        let fields: Vec<&str> = mount.split(' ').take(6).collect();
         let [id, parent, _, _, mount_point, options] = fields[..] else {
             return None;
         };
@@ -78,6 +88,7 @@ impl Line {
             parent: parent.to_owned(),
             mount_point: unescaped(mount_point),
             options: OPTIONS.into_iter().filter(has).collect(),
+            is_served: sources::is_served(file_system.split(' ').next()?),
         })
     }
 
@@ -145,7 +156,7 @@ mod tests {
         26 25 0:26 / /over rw - tmpfs tmpfs rw\n";
 
     fn found(id: &str, source: &str, recursive: bool) -> String {
-        let found = restrictions(&lines(MOUNTS), id, Path::new(source), recursive);
+        let found = restrictions(&Mounts::parse(MOUNTS).0, id, Path::new(source), recursive);
         let text = |one: &Restriction| format!("{}:{}", one.path.display(), one.options.join("+"));
         found.iter().map(text).collect::<Vec<_>>().join(" ")
     }

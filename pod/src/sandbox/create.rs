@@ -7,21 +7,21 @@ mod disks;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use nacre_protocol::agent::{CreateContainerRequest, RestrictedMount, Stdio};
 use nacre_protocol::fault::{self, FaultPoint};
 use nacre_protocol::{container_id, guest, spec};
 use tokio::sync::{oneshot, watch};
 
+use super::progress::{Progress, changed, ended, explained, ready};
 use super::queue::{Event, Queue};
 use super::unused::NEXT_CALL;
-use super::{Progress, Sandbox, delete, failed, log_ignored_fields, reach_when_sent, volumes};
+use super::{Sandbox, delete, failed, log_ignored_fields, reach_when_sent, volumes};
 use crate::bundle::{self, Pids, Plan, Pod};
 use crate::container::{self, Container, CreateRequest, Lifecycle, Process, Reply, TaskState, answer};
 use crate::error::{Error, StepFailed};
 use crate::event::TaskEvent;
-use crate::guest::{CallError, Guest};
+use crate::guest::Guest;
 use crate::hooks::Point;
 use crate::mirror::Mirrors;
 use crate::mount::Mount;
@@ -32,10 +32,6 @@ use crate::rootfs::Restriction;
 use crate::shared_mounts::Part;
 use crate::vm::{Disks, Vm};
 use crate::{clock, identity, log, rootfs};
-
-/// How long to wait for the reason of the VM's end after the agent's stream is lost: most likely it is on its
-/// way.
-const END_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Sandbox {
     pub(super) fn create(&mut self, request: CreateRequest, reply: Reply<u32>) {
@@ -80,6 +76,7 @@ impl Sandbox {
         self.check_create(&request.id)?;
         self.recorder.step("create called", clock::monotonic_ns());
         let mut plan = self.plan(request)?;
+        let host_mounts = look_at_sources(&plan)?;
         log_ignored_fields(&ProcessId::init(&request.id), &plan.ignored);
         if plan.terminal != request.paths.terminal {
             let reason = if plan.terminal {
@@ -119,6 +116,7 @@ impl Sandbox {
             queue: self.queue.clone(),
             mirrors,
             shared,
+            host_mounts,
             mount_points,
             restrictions: Vec::new(),
             may_have_mounts: false,
@@ -257,6 +255,13 @@ impl Sandbox {
     }
 }
 
+/// Refuses a plan with a source that does not respond; returns the host's mounts.
+fn look_at_sources(plan: &Plan) -> Result<rootfs::Mounts, Error> {
+    let host = rootfs::Mounts::read().map_err(|error| failed("read /proc/self/mountinfo", error, None))?;
+    rootfs::sources::check(&plan.mounts, &host).map_err(|error| failed("look at volumes", error, None))?;
+    Ok(host)
+}
+
 /// The part of Create that takes time, and holds no state of the sandbox.
 struct Job {
     id: String,
@@ -272,6 +277,8 @@ struct Job {
     mirrors: Option<Mirrors>,
     /// Its part in each of the pod's shared mounts that it has.
     shared: Vec<Part>,
+    /// The mounts of the host when Create came.
+    host_mounts: rootfs::Mounts,
     /// The container's mount points in the tree that the guest sees.
     mount_points: Vec<PathBuf>,
     /// What the host's mounts do not allow in the container's files.
@@ -328,7 +335,7 @@ impl Job {
 
     /// Makes the container's mounts of the host and moves them into the VMM's mount namespace.
     async fn make_mounts(&mut self) -> Result<(), Error> {
-        let detached = rootfs::detach(&self.id, &self.plan.rootfs, &self.plan.mounts)
+        let detached = rootfs::detach(&self.id, &self.plan.rootfs, &self.plan.mounts, &self.host_mounts)
             .await
             .map_err(|error| failed("mount root file system", error, None))?;
         fault::reach(FaultPoint::CreateMounts);
@@ -411,47 +418,4 @@ fn restricted_mount(restriction: &Restriction) -> RestrictedMount {
             .collect(),
         ..Default::default()
     }
-}
-
-/// The guest, when its agent is ready.
-pub(super) async fn ready(progress: &mut watch::Receiver<Progress>) -> Result<Guest, Error> {
-    let known = |progress: &Progress| matches!(progress, Progress::Ready(_) | Progress::Ended(_));
-    match &*changed(progress, known).await? {
-        Progress::Ready(guest) => Ok(guest.clone()),
-        Progress::Ended(reason) => Err(StepFailed::clone(reason).into()),
-        Progress::Starting | Progress::Running => Err(Error::Closing),
-    }
-}
-
-async fn changed(
-    progress: &mut watch::Receiver<Progress>,
-    until: impl FnMut(&Progress) -> bool,
-) -> Result<watch::Ref<'_, Progress>, Error> {
-    progress.wait_for(until).await.map_err(|_| Error::Closing)
-}
-
-/// Why the VM ended, if it ends within [`END_DEADLINE`].
-pub(super) async fn ended(progress: &mut watch::Receiver<Progress>) -> Option<StepFailed> {
-    let end = progress.wait_for(|progress| matches!(progress, Progress::Ended(_)));
-    match &*tokio::time::timeout(END_DEADLINE, end).await.ok()?.ok()? {
-        Progress::Ended(reason) => Some(StepFailed::clone(reason)),
-        Progress::Starting | Progress::Running | Progress::Ready(_) => None,
-    }
-}
-
-/// The result of `step` for its caller. If the agent did not carry it out: why the VM ended, if it has.
-pub(super) async fn explained<T>(
-    result: Result<T, CallError>,
-    step: &str,
-    progress: &mut watch::Receiver<Progress>,
-) -> Result<T, Error> {
-    let error = match result {
-        Ok(value) => return Ok(value),
-        Err(error) => error,
-    };
-    let end = match &error {
-        CallError::Lost(_) => ended(progress).await,
-        CallError::Answer(..) | CallError::TimedOut => None,
-    };
-    Err(end.map_or_else(|| error.into_error(step), Error::from))
 }

@@ -6,8 +6,9 @@ use std::os::fd::OwnedFd;
 use nacre_protocol::vsock::StreamAddress;
 use tokio::sync::oneshot;
 
+use super::Sandbox;
+use super::progress::until_ended;
 use super::queue::Event;
-use super::{Sandbox, until_ended};
 use crate::forward::{self, Connection};
 use crate::guest::Guest;
 use crate::network::Namespace;

@@ -1,7 +1,7 @@
 //! Pause and Resume. The sandbox learns of the guest's answer before the caller does.
 
 use super::Sandbox;
-use super::create::explained;
+use super::progress::explained;
 use super::queue::Event;
 use crate::container::{self, Reply, answer};
 use crate::error::Error;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{Sandbox, until_ended};
+use super::Sandbox;
+use super::progress::until_ended;
 use crate::guest::{CallError, Guest};
 use crate::log;
 

@@ -18,8 +18,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
+use super::progress::until_ended;
 use super::queue::{Event, Queue};
-use super::{Sandbox, failed, until_ended};
+use super::{Sandbox, failed};
 use crate::guest::Guest;
 use crate::vm::Scheduled;
 use crate::{clock, log};

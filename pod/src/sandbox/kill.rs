@@ -7,8 +7,9 @@ use std::time::Duration;
 use nacre_protocol::fault::{self, FaultPoint};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::progress::until_ended;
 use super::queue::Event;
-use super::{Sandbox, failed, until_ended};
+use super::{Sandbox, failed};
 use crate::container::{Reply, TaskState, answer};
 use crate::error::Error;
 use crate::guest::{CallError, Guest, SIGKILL};

@@ -27,6 +27,7 @@ mod memory;
 mod network;
 mod pause;
 mod pod_calls;
+mod progress;
 mod queue;
 mod resize;
 mod shim_cgroup;
@@ -37,7 +38,6 @@ mod vm_life;
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::agent::Stdio;
@@ -52,7 +52,6 @@ use crate::cgroup::Cgroup;
 use crate::container::{self, Container, Reply, answer};
 use crate::error::StepFailed;
 use crate::event::EventSink;
-use crate::guest::Guest;
 use crate::identity::{self, Identity};
 use crate::mirror::Mirrors;
 use crate::pod_spec::PodSpec;
@@ -64,6 +63,7 @@ use crate::{clock, log};
 pub use call::{Call, Handle, Listed, View};
 use pod_calls::PodLife;
 pub use pod_calls::{PodCall, PodPhase, PodView};
+use progress::Progress;
 use queue::{Event, Queue};
 use resize::Sizing;
 use shim_cgroup::ShimPlace;
@@ -71,25 +71,6 @@ use timeline::Recorder;
 
 /// Standard input, output and error.
 const MAX_STREAMS_OF_A_PROCESS: usize = 3;
-
-/// How far the VM has come.
-#[derive(Debug, Clone)]
-enum Progress {
-    Starting,
-    Running,
-    Ready(Guest),
-    Ended(Arc<StepFailed>),
-}
-
-impl Progress {
-    /// The guest, if its agent is ready.
-    fn guest(&self) -> Option<Guest> {
-        match self {
-            Self::Ready(guest) => Some(guest.clone()),
-            Self::Starting | Self::Running | Self::Ended(_) => None,
-        }
-    }
-}
 
 /// A pod's state; see the module.
 #[derive(Debug)]
@@ -328,14 +309,6 @@ impl Sandbox {
             self.cgroup = Some(cgroup);
         }
     }
-}
-
-/// Returns when the VM has ended, or the sandbox has exited.
-async fn until_ended(progress: &mut watch::Receiver<Progress>) {
-    // An error: the sandbox has exited.
-    let _ = progress
-        .wait_for(|progress| matches!(progress, Progress::Ended(_)))
-        .await;
 }
 
 /// Reaches a fault point when the answer and the event that are on their way have been sent.

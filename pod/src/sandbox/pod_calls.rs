@@ -3,7 +3,7 @@
 //! Called by `calls`; `vm_life` reports the VM's end.
 
 use super::actions::lost;
-use super::create::ready;
+use super::progress::ready;
 use super::queue::Event;
 use super::{Sandbox, failed};
 use crate::clock;

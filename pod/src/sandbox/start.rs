@@ -4,7 +4,7 @@
 use nacre_protocol::fault::{self, FaultPoint};
 use tokio::sync::watch;
 
-use super::create::explained;
+use super::progress::explained;
 use super::queue::Event;
 use super::resize::{Fit, Sizing};
 use super::{Sandbox, reach_when_sent};

@@ -12,9 +12,10 @@ use nacre_protocol::state::{Failure, PodState};
 use nacre_protocol::vsock::{AGENT_PORT, StreamAddress};
 
 use super::actions::lost;
+use super::progress::{Progress, until_ended};
 use super::queue::Event;
 use super::resize::Sizing;
-use super::{Progress, Sandbox, failed, timeline, until_ended};
+use super::{Sandbox, failed, timeline};
 use crate::cgroup::Cgroup;
 use crate::error::StepFailed;
 use crate::guest::{CallError, Guest};
@@ -203,7 +204,7 @@ impl Sandbox {
         let queue = self.queue.clone();
         let lost = failed("running", format_args!("lost the agent: {reason}"), None);
         tokio::spawn(async move {
-            if super::create::ended(&mut progress).await.is_none() {
+            if super::progress::ended(&mut progress).await.is_none() {
                 queue.send(Event::VmFailed(lost)).await;
             }
         });

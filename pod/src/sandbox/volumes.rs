@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use nacre_protocol::guest::{volume_directory, volume_mount_point};
 use tokio::sync::watch;
 
-use super::{Progress, Sandbox, delete, failed, until_ended};
+use super::progress::{Progress, until_ended};
+use super::{Sandbox, delete, failed};
 use crate::bundle::Plan;
 use crate::error::Error;
 use crate::log;

@@ -4,14 +4,18 @@
 
 pub mod pod;
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::symlink;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::bundle::add_mount;
 use nacre_tests::containerd::ctr::{ctr, fresh_id};
 use nacre_tests::leaks::nacre_processes;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::sizes::AWAIT_COMMON_DEVICES;
 use crate::{Test, core, test};
@@ -31,6 +35,10 @@ pub const TESTS: &[Test] = &[
     test("containers of a pod share namespaces", namespaces),
     test("containers of a pod share /dev/shm", shared_memory),
     test("a container that fails does not hurt its pod", failures),
+    test(
+        "a volume whose server hangs is refused, and its pod lives on",
+        hanging_server,
+    ),
     test("20 containers run in a pod", twenty),
 ];
 
@@ -299,6 +307,67 @@ fn failures() -> Result<()> {
         failed.code != Some(0) && failed.stderr.contains("sandbox nobody"),
         "{failed:?}"
     );
+    pod.remove()
+}
+
+/// A FUSE file system whose server, this test, never answers.
+struct Hanging {
+    _server: File,
+    directory: TempDir,
+}
+
+impl Hanging {
+    fn new() -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let server = File::options().read(true).write(true).open("/dev/fuse");
+        let server = server.context("/dev/fuse")?;
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+        mount(
+            Some("hanging"),
+            directory.path(),
+            Some("fuse"),
+            MsFlags::empty(),
+            Some(options.as_str()),
+        )?;
+        Ok(Self {
+            _server: server,
+            directory,
+        })
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        if let Err(error) = umount2(self.directory.path(), MntFlags::MNT_DETACH) {
+            eprintln!("unmounting {}: {error}", self.directory.path().display());
+        }
+    }
+}
+
+/// containerd gives up a shim that does not respond for 5 s.
+fn hanging_server() -> Result<()> {
+    let pod = Pod::start("hanging", |_| {})?;
+    let other = pod.member("read line; echo $line", |_| {})?;
+    let mut other = pod.spawn(&other, "other")?;
+    let hanging = Hanging::new()?;
+    let source = hanging.directory.path().display().to_string();
+    let waiting = pod.member("true", |spec| {
+        let volume = json!({"destination": "/data", "type": "bind", "source": source, "options": ["rbind"]});
+        add_mount(spec, volume);
+    })?;
+    let started = Instant::now();
+    let refused = pod.output(&waiting, &fresh_id("waits"))?;
+    let took = started.elapsed();
+    let want = format!("{source}: its file system does not respond");
+    ensure!(
+        refused.code != Some(0) && refused.stderr.contains(&want),
+        "{want}: {refused:?}"
+    );
+    ensure!(took < Duration::from_secs(10), "refused after {took:?}");
+    other.feed(b"still here\n".to_vec())?;
+    ensure!(other.line()? == "still here");
+    other.wait_with_output()?;
+    drop(hanging);
     pod.remove()
 }
 
