@@ -263,6 +263,25 @@ fn every_allowed_call_has_a_reason_and_is_listed_once() {
     }
 }
 
+/// The table of profiles in docs/jail.md has how many calls each allows, and how many of these by their arguments.
+#[test]
+fn the_documented_numbers_of_calls_are_those_of_the_tables() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/jail.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let mut missing = Vec::new();
+    for profile in calls::ALL {
+        let allowed = |call: &&calls::Call| !matches!(call.argument, calls::Argument::Unsupported);
+        let by_arguments = |call: &&calls::Call| !matches!(call.argument, calls::Argument::Any);
+        let number = profile.calls().filter(allowed).count();
+        let conditional = profile.calls().filter(allowed).filter(by_arguments).count();
+        let row = format!("| `{}` | {number}, {conditional} | ", profile.name);
+        if !page.contains(&row) {
+            missing.push(row);
+        }
+    }
+    assert!(missing.is_empty(), "docs/jail.md has no rows {missing:#?}");
+}
+
 #[test]
 #[ignore = "other tests run it as a child process"]
 fn jailed_child() {
