@@ -90,9 +90,16 @@ impl Sandbox {
                 if let Some(process) = self.find_process_mut(id, &exec) {
                     let (key, mut outputs) = (process.key.clone(), process.streams.outputs());
                     self.queue.send_result(async move {
-                        outputs
+                        if !outputs
                             .written_unless_stalled(STALL_DEADLINE, DELETE_DEADLINE)
-                            .await;
+                            .await
+                        {
+                            log::warn(format_args!(
+                                "{}: Delete no longer waits for its output: another process has it open, or \
+                                 nobody reads it",
+                                key.name
+                            ));
+                        }
                         Event::Drained(key)
                     });
                 }
