@@ -15,12 +15,12 @@ use containerd_shim_protos::types::mount::Mount;
 use nacre_tests::containerd::Runtime;
 use nacre_tests::containerd::bundle::Bundle;
 use nacre_tests::containerd::ctr::{IMAGE, ctr, fresh_id, output};
+use nacre_tests::containerd::pod::Pod;
 use nacre_tests::containerd::task;
 use nacre_tests::installation::{Config, prefix};
 use nacre_tests::loop_device::LoopDevice;
 use serde_json::{Value, json};
 
-use crate::pods::pod::Pod;
 use crate::sizes::AWAIT_COMMON_DEVICES;
 use crate::{Test, core, test};
 

@@ -2,8 +2,6 @@
 //! shim, VM and namespaces, come and go while it lives, and leave nothing behind in the VMM, in its mount
 //! namespace or in the guest.
 
-pub mod pod;
-
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::symlink;
@@ -12,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::bundle::add_mount;
 use nacre_tests::containerd::ctr::{ctr, fresh_id};
+use nacre_tests::containerd::pod::{self, Pod, exec};
 use nacre_tests::leaks::nacre_processes;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
@@ -19,7 +18,6 @@ use tempfile::TempDir;
 
 use crate::sizes::AWAIT_COMMON_DEVICES;
 use crate::{Test, core, test};
-use pod::{Pod, exec};
 
 pub const TESTS: &[Test] = &[
     core(

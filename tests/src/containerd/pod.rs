@@ -1,15 +1,16 @@
-//! A pod for a test: its sandbox runs from [`Pod::start`] to [`Pod::remove`].
+//! A pod for a test, without CRI: its sandbox runs from [`Pod::start`] to [`Pod::remove`]. Called by `nacre-e2e` and
+//! `nacre-soak`.
 
 use std::fmt;
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use nacre_tests::containerd::bundle::{Bundle, shared_directory};
-use nacre_tests::containerd::ctr::{Foreground, Output, Run, ctr, fresh_id, output, remove_detached};
-use nacre_tests::memory::resident_kib;
 use serde_json::{Value, json};
 
-use nacre_tests::leaks::only_process;
+use super::bundle::{Bundle, shared_directory};
+use super::ctr::{Foreground, Output, Run, ctr, fresh_id, output, remove_detached};
+use crate::leaks::only_process;
+use crate::memory::resident_kib;
 
 /// The namespaces that CRI shares between the containers of a pod.
 const SHARED: [(&str, &str); 3] = [("network", "net"), ("ipc", "ipc"), ("uts", "uts")];
@@ -165,6 +166,7 @@ pub struct HostShm {
 }
 
 impl HostShm {
+    /// Where it is mounted.
     pub fn path(&self) -> &std::path::Path {
         &self.path
     }
