@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 
 use super::ctr::{DEADLINE, ctr};
 use crate::leaks::{send_sigkill, wait_for_exit};
@@ -86,6 +87,7 @@ impl Containerd {
         let pid = containerd_pid()?;
         send_sigkill(pid)?;
         wait_for_exit(pid, Instant::now() + DEADLINE)?;
+        reap(pid)?;
         self.start()
     }
 
@@ -98,6 +100,7 @@ impl Containerd {
             return Ok(());
         }
         wait_for_exit(self.pid, Instant::now() + DEADLINE)?;
+        reap(self.pid)?;
         self.start()
     }
 
@@ -112,6 +115,16 @@ impl Containerd {
             .spawn()
             .context("starting containerd again")?;
         wait_for_socket()
+    }
+}
+
+/// Reaps process `pid`, which has exited, if it is a containerd that this process started.
+fn reap(pid: u32) -> Result<()> {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
+    match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+        // Another process started the first one.
+        Ok(_) | Err(nix::errno::Errno::ECHILD) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
