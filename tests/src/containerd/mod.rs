@@ -2,6 +2,7 @@
 
 pub mod bundle;
 pub mod ctr;
+pub mod ends;
 pub mod pod;
 pub mod restart;
 pub mod task;

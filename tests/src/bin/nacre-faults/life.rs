@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use nacre_tests::containerd::ctr::{Output, Run, ctr};
+use nacre_tests::containerd::ends::{remove, wait_for_end};
 use nacre_tests::containerd::restart::Containerd;
 use nacre_tests::leaks::{only_process, send_sigkill};
 
@@ -37,7 +38,7 @@ pub fn live(id: &str, containerd: &Containerd, kills_shim: bool) -> Result<Outco
         ctr(["task", "kill", "-s", "SIGKILL", id])?;
     }
     let begun = Instant::now();
-    wait_for_end(id)?;
+    wait_for_end(id, LIMIT)?;
     let ended = Outcome {
         call: "exit",
         text: "the task has ended".to_owned(),
@@ -46,26 +47,9 @@ pub fn live(id: &str, containerd: &Containerd, kills_shim: bool) -> Result<Outco
     let deleted = call("delete", &["task", "delete", "--force", id])?;
     containerd.restart_if_killed()?;
     let outcome = outcome.take().or(deleted.err()).unwrap_or(ended);
-    remove(id)?;
+    remove(id, LIMIT)?;
     containerd.restart_if_killed()?;
     Ok(outcome)
-}
-
-/// Removes the container. Its task is there still if its delete was lost with containerd, or if it was being created.
-fn remove(id: &str) -> Result<()> {
-    let until = Instant::now() + LIMIT;
-    loop {
-        let removed = ctr(["containers", "delete", id])?;
-        if removed.code == Some(0) {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < until,
-            "removing the container: {}",
-            removed.stderr
-        );
-        ctr(["task", "delete", "--force", id])?;
-    }
 }
 
 /// Creates, starts and uses the container; returns the first call that failed.
@@ -109,23 +93,4 @@ fn judge(call: &'static str, output: Output, begun: Instant) -> Result<Result<()
         "{call} failed without a reason: {output:?}"
     );
     Ok(Err(Outcome { call, text, took }))
-}
-
-/// Waits until the task has stopped or is gone. One that was created and not started has no end, and Delete removes it:
-/// its creation went on without containerd.
-fn wait_for_end(id: &str) -> Result<()> {
-    let until = Instant::now() + LIMIT;
-    loop {
-        let listed = ctr(["task", "list"])?.success()?;
-        let task = listed
-            .lines()
-            .find(|line| line.split_whitespace().next() == Some(id));
-        if task.is_none_or(|line| line.contains("STOPPED") || line.contains("CREATED")) {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < until,
-            "the task has not ended after {LIMIT:?}: {listed}"
-        );
-    }
 }
