@@ -25,6 +25,7 @@ mod sizes;
 mod strangers;
 mod streams;
 mod volumes;
+mod wedged;
 
 use std::process::ExitCode;
 
@@ -111,6 +112,7 @@ fn tests() -> Vec<Test> {
         bad_specs::TESTS,
         faults::TESTS,
         crash::TESTS,
+        wedged::TESTS,
         operator::TESTS,
         hostile::TESTS,
     ]
