@@ -11,6 +11,7 @@ pub mod growth;
 pub mod guests;
 pub mod host_mount;
 pub mod hostile;
+pub mod hung_file_system;
 pub mod installation;
 pub mod leaks;
 pub mod loop_device;

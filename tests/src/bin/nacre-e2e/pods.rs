@@ -2,8 +2,7 @@
 //! shim, VM and namespaces, come and go while it lives, and leave nothing behind in the VMM, in its mount
 //! namespace or in the guest.
 
-use std::fs::{self, File};
-use std::os::fd::AsRawFd as _;
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
@@ -11,10 +10,9 @@ use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::bundle::add_mount;
 use nacre_tests::containerd::ctr::{ctr, fresh_id};
 use nacre_tests::containerd::pod::{self, Pod, exec};
+use nacre_tests::hung_file_system::HungFileSystem;
 use nacre_tests::leaks::nacre_processes;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::sizes::AWAIT_COMMON_DEVICES;
 use crate::{Test, core, test};
@@ -308,47 +306,14 @@ fn failures() -> Result<()> {
     pod.remove()
 }
 
-/// A FUSE file system whose server, this test, never answers.
-struct Hanging {
-    _server: File,
-    directory: TempDir,
-}
-
-impl Hanging {
-    fn new() -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let server = File::options().read(true).write(true).open("/dev/fuse");
-        let server = server.context("/dev/fuse")?;
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
-        mount(
-            Some("hanging"),
-            directory.path(),
-            Some("fuse"),
-            MsFlags::empty(),
-            Some(options.as_str()),
-        )?;
-        Ok(Self {
-            _server: server,
-            directory,
-        })
-    }
-}
-
-impl Drop for Hanging {
-    fn drop(&mut self) {
-        if let Err(error) = umount2(self.directory.path(), MntFlags::MNT_DETACH) {
-            eprintln!("unmounting {}: {error}", self.directory.path().display());
-        }
-    }
-}
-
 /// containerd gives up a shim that does not respond for 5 s.
 fn hanging_server() -> Result<()> {
     let pod = Pod::start("hanging", |_| {})?;
     let other = pod.member("read line; echo $line", |_| {})?;
     let mut other = pod.spawn(&other, "other")?;
-    let hanging = Hanging::new()?;
-    let source = hanging.directory.path().display().to_string();
+    let directory = tempfile::tempdir()?;
+    let hung = HungFileSystem::new(directory.path().join("hung"))?;
+    let source = hung.path().display().to_string();
     let waiting = pod.member("true", |spec| {
         let volume = json!({"destination": "/data", "type": "bind", "source": source, "options": ["rbind"]});
         add_mount(spec, volume);
@@ -365,7 +330,7 @@ fn hanging_server() -> Result<()> {
     other.feed(b"still here\n".to_vec())?;
     ensure!(other.line()? == "still here");
     other.wait_with_output()?;
-    drop(hanging);
+    drop(hung);
     pod.remove()
 }
 

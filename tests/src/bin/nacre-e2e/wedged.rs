@@ -1,17 +1,15 @@
 //! Guests that stand still, and processes that no signal ends: both are noticed, and SIGKILL of the container ends the
 //! VM. The shim's tests show the same with a fake agent (`shim/tests/service/hung.rs`); here the guest is real.
 
-use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_protocol::state::{POD_FILE, STATE_ROOT};
-use nacre_tests::containerd::ctr::{DEADLINE, Foreground, Run, fresh_id, output, wait_readable};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nacre_tests::containerd::ctr::{Foreground, Run, fresh_id, output, wait_readable};
+use nacre_tests::hung_file_system::HungFileSystem;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::Value;
 
@@ -114,66 +112,11 @@ fn stands_still() -> Result<()> {
     Ok(())
 }
 
-/// A file system of the host that answers nothing once it is mounted, as NFS without its server: a process that uses it
-/// waits in the host's kernel until it is killed. Unmounted on drop.
-struct Hung {
-    directory: PathBuf,
-    device: File,
-}
-
-/// What FUSE_INIT is answered with: version 7.31 and no features (`struct fuse_init_out`, fuse.h).
-fn init_answer(request: &[u8]) -> Result<Vec<u8>> {
-    let unique = request.get(8..16).context("a request without a header")?;
-    let length = 16 + 64_u32;
-    let mut answer = Vec::new();
-    answer.extend(length.to_le_bytes());
-    answer.extend(0_u32.to_le_bytes());
-    answer.extend(unique);
-    answer.extend(7_u32.to_le_bytes());
-    answer.extend(31_u32.to_le_bytes());
-    answer.resize(usize::try_from(length)?, 0);
-    Ok(answer)
-}
-
-impl Hung {
-    fn new(directory: PathBuf) -> Result<Self> {
-        fs::create_dir(&directory)?;
-        let device = File::options().read(true).write(true).open("/dev/fuse")?;
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
-        mount(
-            Some("hung"),
-            &directory,
-            Some("fuse"),
-            MsFlags::empty(),
-            Some(options.as_str()),
-        )
-        .context("mounting a file system that never answers")?;
-        let mut hung = Self { directory, device };
-        let mut request = vec![0; 64 << 10];
-        let length = hung.device.read(&mut request)?;
-        let answer = init_answer(&request[..length])?;
-        hung.device.write_all(&answer)?;
-        Ok(hung)
-    }
-
-    /// Waits until it is used.
-    fn until_asked(&self) -> Result<()> {
-        wait_readable(&self.device, Instant::now() + DEADLINE).context("nobody uses the file system")
-    }
-}
-
-impl Drop for Hung {
-    fn drop(&mut self) {
-        // The leak check reports a mount that stays.
-        let _ = umount2(&self.directory, MntFlags::MNT_DETACH);
-    }
-}
-
-/// The container's init waits for a file of such a file system, which no signal ends: the guest's kernel has sent the
+/// The container's init waits for a file of a file system whose server is hung, which no signal ends: the guest's kernel has sent the
 /// request to the VMM. The agent answers all the time.
 fn unkillable() -> Result<()> {
     let directory = tempfile::tempdir_in("/run")?;
-    let hung = Hung::new(directory.path().join("hung"))?;
+    let hung = HungFileSystem::new(directory.path().join("hung"))?;
     let mount = format!(
         "type=bind,src={},dst=/data,options=rbind:rw",
         directory.path().display()
