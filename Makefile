@@ -8,6 +8,7 @@
 #                  containerd and of real software
 #   make faults    ends each program at each fault point: with programs of their own, in target/nacre-faults
 #   make fuzz      fuzzes what reads a guest's bytes, each target for a minute; FUZZ_SECONDS=N for another time
+#   make soak      lets containers come, go and be killed for two hours, and finds what grows; MINUTES=N for another time
 #   make bench     measures nacre beside runc; writes target/bench/results.json and index.html
 #                  OTHER=PREFIX also measures the build that is installed at PREFIX
 #   make clean     removes what was built; the caches in ~/.cache/nacre stay
@@ -48,7 +49,7 @@ BUILT := $(TARGET)/release
 endif
 AGENT := $(TARGET)/$(GUEST_TRIPLE)/guest/nacre-agent
 
-.PHONY: install check setup programs agent kernel image demo test test-all faults fuzz bench clean
+.PHONY: install check setup programs agent kernel image demo test test-all faults fuzz soak bench clean
 
 install: programs kernel image
 	@mkdir -p $(PREFIX)/bin
@@ -100,6 +101,10 @@ faults: setup
 
 fuzz: setup
 	@scripts/fuzz
+
+soak: setup
+	@$(MAKE) --no-print-directory install
+	@SOAK_MINUTES=$(or $(MINUTES),120) tests/all soak
 
 bench: setup
 	@$(MAKE) --no-print-directory install

@@ -20,3 +20,4 @@ pub mod parity;
 pub mod posix;
 pub mod runner;
 pub mod selection;
+pub mod soak;

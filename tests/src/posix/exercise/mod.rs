@@ -13,7 +13,8 @@ use rustix::fs::{FallocateFlags, copy_file_range, fallocate};
 use rustix::io::Errno;
 
 use super::mapping::{Access, Mapping, Sharing};
-use model::{Action, MAX_SIZE, Model, Operation, Pool, Random};
+pub use model::Random;
+use model::{Action, MAX_SIZE, Model, Operation, Pool};
 
 /// Operations that a failure prints.
 const HISTORY: usize = 24;
