@@ -1,5 +1,6 @@
 //! Guests whose agent lies, under the real shim: a lie costs the shim bounded memory and CPU time, another pod
-//! works meanwhile, and the pod can be ended. `nacre_tests::hostile` has the lies. Each test prints its figures.
+//! is no slower meanwhile than beside a pod that is honest and busy, and the pod can be ended. `nacre_tests::hostile` has
+//! the lies. Each test prints its figures.
 
 use std::fs;
 use std::process::Command;
@@ -103,6 +104,11 @@ fn lie_in(lies: &[Lie]) -> Result<()> {
     let told = (|| {
         exec_time(&honest, Instant::now())?;
         let alone = exec_time(&honest, Instant::now() + Duration::from_secs(4))?;
+        let beside = Beside {
+            honest: &honest,
+            alone,
+            busy: beside_busy(&honest)?,
+        };
         let directory = tempfile::tempdir()?;
         let image = directory.path().join("hostile.cpio");
         let program = std::env::current_exe()?.with_file_name(AGENT);
@@ -113,7 +119,7 @@ fn lie_in(lies: &[Lie]) -> Result<()> {
                 image.display()
             );
             let config = Config::with(&toml)?;
-            let measured = observe(name, lie, &honest, alone);
+            let measured = observe(name, lie, &beside);
             drop(config);
             measured.with_context(|| format!("lie {name}"))?;
         }
@@ -123,8 +129,55 @@ fn lie_in(lies: &[Lie]) -> Result<()> {
     told
 }
 
+/// The honest pod, and how long its exec takes, milliseconds.
+struct Beside<'a> {
+    honest: &'a str,
+    /// With nothing beside it.
+    alone: u128,
+    /// Beside a pod that is as honest, and takes all the CPU time that it gets.
+    busy: u128,
+}
+
+impl Beside<'_> {
+    /// Fails if an exec that takes `took` suffered more from a lie than from that pod. Both are
+    /// medians of a few execs, on a machine that may have other work.
+    fn is_fair(&self, took: u128) -> Result<()> {
+        let most = self.busy.max(self.alone) * 2 + 1000;
+        ensure!(
+            took <= most,
+            "another pod's exec takes {took} ms, {} ms beside a busy pod, and {} ms alone",
+            self.busy,
+            self.alone
+        );
+        Ok(())
+    }
+}
+
+/// The time of an exec in the honest container while the same calls as of a pod that lies are made of a busy one.
+fn beside_busy(honest: &str) -> Result<u128> {
+    let id = fresh_id("busy");
+    let busy = Run {
+        command: &["sh", "-c", "while :; do :; done"],
+        ..Run::default()
+    };
+    busy.detach(&id)?;
+    let measured = measure(&id, honest);
+    remove_detached(&id)?;
+    Ok(measured?.0)
+}
+
+/// Makes the calls of a client of `id`; returns the time of an exec in the honest container meanwhile, and the answers.
+fn measure(id: &str, honest: &str) -> Result<(u128, String)> {
+    std::thread::scope(|scope| {
+        let calls = scope.spawn(|| ask(id));
+        let took = exec_time(honest, Instant::now() + OBSERVED)?;
+        let answers = calls.join().map_err(|_| anyhow::anyhow!("a call panicked"))??;
+        Ok((took, answers))
+    })
+}
+
 /// Runs a container whose agent tells `lie`, prints what that cost, and ends it.
-fn observe(name: &str, lie: Lie, honest: &str, alone: u128) -> Result<()> {
+fn observe(name: &str, lie: Lie, beside: &Beside) -> Result<()> {
     let id = fresh_id(name);
     let volume = tempfile::tempdir_in("/run")?;
     let bundle = bundle(lie, volume.path())?;
@@ -145,29 +198,22 @@ fn observe(name: &str, lie: Lie, honest: &str, alone: u128) -> Result<()> {
         .context("nacre ps has no shim_pid")?;
     let before = used(shim)?;
     let begun = Instant::now();
-    let calls = std::thread::scope(|scope| {
-        let calls = scope.spawn(|| ask(&id));
-        let beside = exec_time(honest, begun + OBSERVED)?;
-        let answers = calls.join().map_err(|_| anyhow::anyhow!("a call panicked"))??;
-        Ok::<_, anyhow::Error>((beside, answers))
-    });
+    let measured = measure(&id, beside.honest);
     let lasted = begun.elapsed();
     let after = used(shim).context("the shim ended while its agent lied");
     let end = end(&id)?;
-    let (beside, answers) = calls?;
+    let (took, answers) = measured?;
     let after = after?;
     let seconds = Duration::from_millis(10 * (after.ticks - before.ticks)).as_secs_f64();
     println!(
-        "        {name:13} shim {:.1} MiB at most, {seconds:.2} s of CPU in {:.0} s; honest exec {alone} ms alone, {beside} ms beside; {answers}; {end}",
+        "        {name:13} shim {:.1} MiB at most, {seconds:.2} s of CPU in {:.0} s; honest exec {took} ms, {} ms beside a busy pod, {} ms alone; {answers}; {end}",
         after.peak as f64 / f64::from(1 << 20),
-        lasted.as_secs_f64()
+        lasted.as_secs_f64(),
+        beside.busy,
+        beside.alone
     );
     ensure!(after.peak < MAX_RSS, "the shim had {} bytes", after.peak);
-    ensure!(
-        beside < 4 * alone + 2000,
-        "another pod's exec takes {beside} ms, {alone} ms alone"
-    );
-    Ok(())
+    beside.is_fair(took)
 }
 
 /// A container whose command does nothing, with a volume that is copied if the lie is about that.
@@ -259,6 +305,8 @@ fn end(id: &str) -> Result<String> {
     ))
 }
 
-fn last_line(text: &str) -> &str {
-    text.trim().lines().last().unwrap_or_default()
+/// The beginning of the last line.
+fn last_line(text: &str) -> String {
+    let line = text.trim().lines().last().unwrap_or_default();
+    line.chars().take(160).collect()
 }
