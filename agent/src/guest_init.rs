@@ -68,7 +68,11 @@ pub fn mount_filesystems() -> Result<(), Error> {
         Some(c"mode=0755"),
     )?;
     mount_at("/sys", "sysfs", "sysfs", restricted, None)?;
-    mount_at(cgroup::ROOT, "cgroup2", "cgroup2", restricted, None)?;
+    mount_at(cgroup::ROOT, "cgroup2", "cgroup2", restricted, None)
+}
+
+/// Mounts the tree that the host shares.
+pub fn mount_shared_tree() -> Result<(), Error> {
     mount_at(SHARED_MOUNT, "virtiofs", SHARED_TAG, MountFlags::empty(), None)
 }
 

@@ -36,6 +36,7 @@ mod signal;
 mod slow_call;
 mod spec;
 mod stdio;
+mod template;
 mod terminal;
 
 use std::ffi::OsString;
@@ -43,12 +44,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use nacre_protocol::guest::TEMPLATE;
 use nacre_protocol::vsock::AGENT_PORT;
 
 use crate::clock::Clock;
 use crate::container::Containers;
 use crate::cpus::Cpus;
-use crate::dial::Dialer;
+use crate::dial::{Dialer, Dialing};
 use crate::memory::Memory;
 use crate::reaper::Reaper;
 use crate::runtime::newidmap;
@@ -71,8 +73,8 @@ enum Role {
     CompleteRoot { arguments: Vec<OsString> },
     /// Brings vCPUs online or offline: `argv[0]` is [`cpus::PROGRAM`].
     BringCpus { arguments: Vec<OsString> },
-    /// PID 1 of a guest.
-    GuestInit,
+    /// PID 1 of a guest. `is_template` if the VM is going to be saved to a snapshot.
+    GuestInit { is_template: bool },
     /// An agent outside a guest, for tests: `--standalone DIRECTORY`. It connects to Unix sockets in the
     /// directory, each named by its port number, and does not change the machine.
     Standalone { directory: PathBuf },
@@ -98,13 +100,15 @@ impl Role {
             let arguments = arguments.collect();
             return Self::BringCpus { arguments };
         }
-        match (arguments.next(), arguments.next()) {
-            (Some(flag), Some(directory)) if flag == "--standalone" => Self::Standalone {
+        let arguments: Vec<OsString> = arguments.collect();
+        match arguments.as_slice() {
+            [flag, directory, ..] if flag == "--standalone" => Self::Standalone {
                 directory: directory.into(),
             },
-            // The kernel passes on command line parameters that it does not know: PID 1 ignores its
-            // arguments.
-            _ if pid == 1 => Self::GuestInit,
+            // The kernel passes on command line parameters that it does not know: PID 1 ignores the others.
+            words if pid == 1 => Self::GuestInit {
+                is_template: words.iter().any(|word| word == TEMPLATE),
+            },
             _ => Self::WrongUsage,
         }
     }
@@ -112,6 +116,7 @@ impl Role {
 
 fn main() {
     let started_us = guest_init::monotonic_us();
+    let mut is_template = false;
     let dialer = match Role::parse(std::env::args_os(), std::process::id()) {
         Role::ContainerHelper => std::process::exit(runtime::child::main()),
         Role::WriteIdMap { file, arguments } => {
@@ -123,7 +128,12 @@ fn main() {
             let brought = cpus::main(&arguments);
             std::process::exit(i32::from(brought.is_err()));
         }
-        Role::GuestInit => Dialer::Vsock,
+        Role::GuestInit {
+            is_template: template,
+        } => {
+            is_template = template;
+            Dialer::Vsock
+        }
         Role::Standalone { directory } => Dialer::Unix(directory),
         Role::WrongUsage => {
             eprintln!(
@@ -133,17 +143,17 @@ fn main() {
         }
     };
     report::install_panic_hook();
-    if let Err(error) = run(&dialer, started_us) {
+    if let Err(error) = run(&dialer, started_us, is_template) {
         report::to_console(&format!("{error:#}"));
         std::process::exit(report::FAILED);
     }
 }
 
-fn run(dialer: &Dialer, started_us: u64) -> Result<()> {
+fn run(dialer: &Dialer, started_us: u64, is_template: bool) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(serve(dialer, started_us))?;
+    runtime.block_on(serve(dialer, started_us, is_template))?;
     if is_guest_init(dialer) {
         return Err(guest_init::power_off()).context("powering off");
     }
@@ -155,9 +165,9 @@ fn is_guest_init(dialer: &Dialer) -> bool {
     matches!(dialer, Dialer::Vsock)
 }
 
-async fn serve(dialer: &Dialer, started_us: u64) -> Result<()> {
+async fn serve(dialer: &Dialer, started_us: u64, is_template: bool) -> Result<()> {
     // Connect first: the host does its part while the agent mounts file systems.
-    let dialing = dialer.start(AGENT_PORT)?;
+    let dialing = (!is_template).then(|| dialer.start(AGENT_PORT)).transpose()?;
     let is_guest_init = is_guest_init(dialer);
     let program = if is_guest_init {
         guest_init::replace_rootfs()?;
@@ -183,6 +193,13 @@ async fn serve(dialer: &Dialer, started_us: u64) -> Result<()> {
         None
     };
     let containers = Containers::new(program, dialer.clone(), reaper);
+    let dialing = match dialing {
+        Some(dialing) => dialing,
+        None => live_again(dialer, &containers).await?,
+    };
+    if is_guest_init {
+        guest_init::mount_shared_tree()?;
+    }
     let stream = dialing.finish().await?;
     let times = Times {
         started_us,
@@ -190,12 +207,26 @@ async fn serve(dialer: &Dialer, started_us: u64) -> Result<()> {
     };
     let methods = Service::methods(Arc::clone(&containers), dialer.clone(), times, guest);
     let mut serving = connection::serve(stream, methods).await?;
-    if is_guest_init {
+    if is_guest_init && !is_template {
         guest_init::prepare_for_containers()?;
     }
-    containers.start_spare_helper()?;
+    if !is_template {
+        containers.start_spare_helper()?;
+    }
     serving.ended().await;
     Ok(())
+}
+
+/// Prepares a template as far as possible without a stream and without the shared tree, and waits until the VM
+/// continues from its snapshot. Returns the dialing of that life.
+async fn live_again(dialer: &Dialer, containers: &Containers) -> Result<Dialing> {
+    guest_init::prepare_for_containers()?;
+    containers.start_spare_helper()?;
+    template::wait_for_next_life(dialer).await?;
+    let dialing = dialer.start(AGENT_PORT)?;
+    // The shared tree's device was attached before the VM went on.
+    pci::find_attached()?;
+    Ok(dialing)
 }
 
 #[cfg(test)]
@@ -206,8 +237,11 @@ mod tests {
     fn the_role_follows_from_name_arguments_and_pid() {
         let role = |arguments: &[&str], pid| Role::parse(arguments.iter().map(OsString::from), pid);
         assert_eq!(role(&["nacre-helper"], 7), Role::ContainerHelper);
-        assert_eq!(role(&["/init"], 1), Role::GuestInit);
-        assert_eq!(role(&["/init", "quiet", "splash"], 1), Role::GuestInit);
+        let guest_init = |is_template| Role::GuestInit { is_template };
+        assert_eq!(role(&["/init"], 1), guest_init(false));
+        assert_eq!(role(&["/init", "quiet", "splash"], 1), guest_init(false));
+        assert_eq!(role(&["/init", "quiet", TEMPLATE], 1), guest_init(true));
+        assert_eq!(role(&["/init", TEMPLATE], 7), Role::WrongUsage);
         let write = Role::WriteIdMap {
             file: "uid_map",
             arguments: vec!["9".into(), "0".into()],
