@@ -23,6 +23,8 @@ pub struct Config {
     pub extra_cmdline: String,
     /// The console's output besides its ring.
     pub console: ConsoleOutput,
+    /// The guest is to be saved: the threads of its vCPUs may read their state.
+    pub can_be_saved: bool,
 }
 
 /// Where the guest's console output goes besides its ring.
@@ -105,6 +107,7 @@ impl TryFrom<&Configure> for Config {
             max_vcpus: configure.max_vcpus,
             extra_cmdline: configure.extra_cmdline.clone(),
             console,
+            can_be_saved: false,
         }
         .validate()
     }
@@ -122,6 +125,7 @@ mod tests {
             max_vcpus: MAX_VCPUS,
             extra_cmdline: String::new(),
             console: ConsoleOutput::RingOnly,
+            can_be_saved: false,
         }
     }
 

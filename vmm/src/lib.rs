@@ -6,6 +6,7 @@
 //!                                                     ├▶ acpi     tables
 //!                                                     ├▶ devices  serial port, pvpanic, power  ┐ on a bus, called
 //!                                                     └▶ virtio   behind transport             ┘ by vCPU threads
+//!                        standalone ─▶ snapshot    the machine's state in two files, for another process
 //! standalone, shim_managed ─▶ main_loop ─▶ control    the shim's requests, the end of the VM
 //! ```
 
@@ -27,5 +28,6 @@ pub mod msi;
 pub mod probe;
 pub mod process;
 pub mod shim_managed;
+pub mod snapshot;
 pub mod transport;
 pub mod virtio;

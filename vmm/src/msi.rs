@@ -4,8 +4,10 @@
 use std::io;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// A message signalled interrupt: the write to memory that a device would make.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Message {
     /// The address, which names the destination on x86.
     pub address: u64,

@@ -246,6 +246,7 @@ mod tests {
             max_vcpus: 1,
             extra_cmdline: String::new(),
             console: ConsoleOutput::RingOnly,
+            can_be_saved: false,
         };
         let resources = Resources {
             kvm: kvm.into(),

@@ -3,10 +3,11 @@
 
 mod disk;
 mod pause_resume;
+mod save;
+mod streams;
 mod tap;
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -14,65 +15,64 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use nacre_protocol::control::{Outcome, check_pluggable};
-use nacre_protocol::guest::SHARED_TAG;
-use nacre_protocol::vsock::AGENT_PORT;
+use nacre_protocol::guest::{SHARED_TAG, TEMPLATE};
 use nacre_vmm::config::{Config, ConsoleOutput};
-use nacre_vmm::jail::calls::CONTROL;
+use nacre_vmm::jail::calls::{CONTROL, SAVER};
 use nacre_vmm::jail::{self, Confinement, Violation};
-use nacre_vmm::machine::vm_exit::borrow_eventfd;
-use nacre_vmm::machine::{self, DeviceBuilder, Failure, Resources};
+use nacre_vmm::machine::{self, DeviceBuilder, Failure, Machine, Resources, restore};
 use nacre_vmm::main_loop::{self, Inputs, LateDevices, StandardInput, StopReason};
+use nacre_vmm::snapshot::{Images, Snapshot};
 use nacre_vmm::virtio::{blk, fs, mem, net, vsock};
-use vmm_sys_util::eventfd::EventFd;
 
 pub use self::disk::DiskOption;
 use self::pause_resume::Cycles;
+use self::save::{save, target};
+use self::streams::{Agent, StreamAcceptor};
 pub use self::tap::TapOption;
 use crate::StandaloneArguments;
 
-/// How many of the guest's vsock connections are accepted in all; each costs a descriptor.
-const MAX_STREAMS: usize = 64;
-
 /// Runs the VM that `arguments` describe until it ends; returns the exit code.
 pub fn run(arguments: &StandaloneArguments) -> anyhow::Result<u8> {
-    let config = config(arguments)?;
-    let connected = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("creating an eventfd")?;
     let guest_started = Arc::new(OnceLock::new());
-    let acceptor = StreamAcceptor {
-        guest_started: Arc::clone(&guest_started),
-        connected: connected.try_clone()?,
-        streams: Vec::new(),
-    };
+    let (acceptor, agent) = StreamAcceptor::new(Arc::clone(&guest_started))?;
     let cycles = arguments.pause_resume.map(Cycles::new).transpose()?;
-    let resources = resources(arguments, acceptor)?;
+    let target = target(arguments)?;
+    let plan = Plan::new(arguments, acceptor)?;
     let late_devices = late_devices(arguments)?;
+    let restored_share = arguments.restore.as_ref().map(|_| shared_tree(arguments));
+    let restored_share = restored_share.transpose()?.flatten();
     let confinement = confinement(arguments)?;
     let mut steps = vec![("jail closed", Instant::now())];
     let on_step = |name| steps.push((name, Instant::now()));
-    let mut machine =
-        machine::build(&config, resources, &confinement, on_step).map_err(|failure| with_hint(&failure))?;
+    let mut machine = plan
+        .build(&confinement, on_step)
+        .map_err(|failure| with_hint(&failure))?;
+    // Before this thread is confined: the device's worker may make calls that this thread may not.
+    if let Some(device) = restored_share {
+        machine.attach(device).context("attaching the shared tree")?;
+    }
     if arguments.until_ready {
         print_durations(&steps);
     }
-    confinement.confine(&CONTROL)?;
+    confinement.confine(if target.is_some() { &SAVER } else { &CONTROL })?;
     guest_started.get_or_init(Instant::now);
-    machine.run();
+    if arguments.restore.is_none() {
+        machine.run();
+    } else if target.is_none() {
+        machine
+            .renew_generation_id()
+            .context("renewing the generation id")?;
+        machine.resume().context("continuing the guest")?;
+    }
     let inputs = Inputs {
         stdin: standard_input(arguments),
         late_devices: Some(&late_devices),
         ..Inputs::default()
     };
-    let until_connected = Inputs {
-        stop_request: (arguments.until_ready || cycles.is_some()).then(|| borrow_eventfd(&connected)),
-        ..inputs
+    let reason = match target {
+        Some(target) => save(&mut machine, &target, &agent, arguments.restore.is_some())?,
+        None => run_guest(&mut machine, inputs, &agent, arguments.until_ready, cycles)?,
     };
-    let mut reason = main_loop::run(&mut machine, until_connected).context("waiting for the guest")?;
-    if let (Some(cycles), StopReason::Requested) = (cycles, &reason) {
-        reason = match cycles.run(&mut machine, inputs)? {
-            Some(reason) => reason,
-            None => main_loop::run(&mut machine, inputs).context("waiting for the guest")?,
-        };
-    }
     if arguments.exits {
         for (kind, count) in machine.exit_counts() {
             eprintln!("{count:>10} {kind}");
@@ -85,6 +85,29 @@ pub fn run(arguments: &StandaloneArguments) -> anyhow::Result<u8> {
         }
         StopReason::Requested => 0,
         StopReason::ShimGone(reason) => bail!("unexpected message from a shim in standalone mode: {reason}"),
+    })
+}
+
+/// Handles `inputs` until the guest ends, or until its agent connects if `until_ready`. Once it has connected,
+/// carries out `cycles`.
+fn run_guest(
+    machine: &mut Machine,
+    inputs: Inputs<'_>,
+    agent: &Agent,
+    until_ready: bool,
+    cycles: Option<Cycles>,
+) -> anyhow::Result<StopReason> {
+    let until_connected = Inputs {
+        stop_request: (until_ready || cycles.is_some()).then(|| agent.connected()),
+        ..inputs
+    };
+    let reason = main_loop::run(machine, until_connected).context("waiting for the guest")?;
+    let (Some(cycles), StopReason::Requested) = (cycles, &reason) else {
+        return Ok(reason);
+    };
+    Ok(match cycles.run(machine, inputs)? {
+        Some(reason) => reason,
+        None => main_loop::run(machine, inputs).context("waiting for the guest")?,
     })
 }
 
@@ -114,33 +137,78 @@ fn config(arguments: &StandaloneArguments) -> anyhow::Result<Config> {
     } else {
         (ConsoleOutput::Stderr, "quiet loglevel=4 ")
     };
+    let template = match arguments.save {
+        Some(_) => format!(" {TEMPLATE}"),
+        None => String::new(),
+    };
     let config = Config {
         pod: "standalone".to_owned(),
         memory_mib: arguments.memory_mib,
         vcpus: arguments.vcpus,
         max_vcpus: arguments.max_vcpus.unwrap_or(arguments.vcpus),
-        extra_cmdline: format!("{parameters}{}", arguments.cmdline),
+        extra_cmdline: format!("{parameters}{}{template}", arguments.cmdline),
         console,
+        can_be_saved: arguments.save.is_some(),
     };
     Ok(config.validate()?)
 }
 
-fn resources(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow::Result<Resources> {
-    let (Some(kernel), Some(initrd)) = (&arguments.kernel, &arguments.initrd) else {
+/// Where the machine comes from.
+enum Plan {
+    Boot {
+        config: Config,
+        resources: Resources,
+    },
+    Restore {
+        can_be_saved: bool,
+        resources: restore::Resources,
+    },
+}
+
+impl Plan {
+    fn new(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow::Result<Self> {
+        let images = images(arguments)?;
+        let devices = devices(arguments, acceptor)?;
+        let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+        let kvm = kvm.context("opening /dev/kvm")?.into();
+        let Some(directory) = &arguments.restore else {
+            let resources = Resources {
+                kvm,
+                kernel: open(images.kernel)?,
+                initrd: open(images.initramfs)?,
+                console_ring: None,
+                devices,
+            };
+            let config = config(arguments)?;
+            return Ok(Self::Boot { config, resources });
+        };
+        Ok(Self::Restore {
+            can_be_saved: arguments.save.is_some(),
+            resources: restore::Resources {
+                kvm,
+                snapshot: Snapshot::open(directory, images)?,
+                console_ring: None,
+                devices,
+            },
+        })
+    }
+
+    fn build(self, confinement: &Confinement, on_step: impl FnMut(&'static str)) -> Result<Machine, Failure> {
+        match self {
+            Self::Boot { config, resources } => machine::build(&config, resources, confinement, on_step),
+            Self::Restore {
+                can_be_saved,
+                resources,
+            } => restore::restore(can_be_saved, resources, confinement, on_step),
+        }
+    }
+}
+
+fn images(arguments: &StandaloneArguments) -> anyhow::Result<Images<'_>> {
+    let (Some(kernel), Some(initramfs)) = (&arguments.kernel, &arguments.initrd) else {
         bail!("--kernel and --initrd are required");
     };
-    let kvm = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .context("opening /dev/kvm")?;
-    Ok(Resources {
-        kvm: kvm.into(),
-        kernel: open(kernel)?,
-        initrd: open(initrd)?,
-        console_ring: None,
-        devices: devices(arguments, acceptor)?,
-    })
+    Ok(Images { kernel, initramfs })
 }
 
 /// The devices that the shim configures, too; virtio-fs only with `--share`, virtio-net with
@@ -151,9 +219,8 @@ fn devices(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow:
         listener: arguments.vsock_uds.as_deref().map(listen).transpose()?,
     };
     let mut devices: Vec<DeviceBuilder> = vec![Box::new(|env| vsock::spawn(vsock, env))];
-    if let Some(share) = &arguments.share {
-        let config = fs_config(share, arguments.no_jail)?;
-        devices.push(Box::new(|env| fs::spawn(config, env)));
+    if arguments.restore.is_none() {
+        devices.extend(shared_tree(arguments)?);
     }
     for (number, tap) in (1..).zip(&arguments.tap) {
         let config = tap.open(number)?;
@@ -168,6 +235,15 @@ fn devices(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow:
         devices.push(Box::new(|env| mem::spawn(config, env)));
     }
     Ok(devices)
+}
+
+/// The device that `--share` asks for. A restored VM gets it in addition to the devices with which it was saved.
+fn shared_tree(arguments: &StandaloneArguments) -> anyhow::Result<Option<DeviceBuilder>> {
+    let Some(share) = &arguments.share else {
+        return Ok(None);
+    };
+    let config = fs_config(share, arguments.no_jail)?;
+    Ok(Some(Box::new(|env| fs::spawn(config, env))))
 }
 
 fn mem_config(max_mib: u32) -> anyhow::Result<mem::Config> {
@@ -228,36 +304,6 @@ fn confinement(arguments: &StandaloneArguments) -> anyhow::Result<Confinement> {
         Violation::Kill
     };
     Ok(Confinement::closed(violation)?)
-}
-
-/// Accepts the guest's vsock connections and keeps them open without reading them; prints when the agent
-/// connects.
-struct StreamAcceptor {
-    guest_started: Arc<OnceLock<Instant>>,
-    /// Written when the agent has connected.
-    connected: EventFd,
-    streams: Vec<OwnedFd>,
-}
-
-impl vsock::Host for StreamAcceptor {
-    fn expects(&mut self, _ports: vsock::Ports) -> bool {
-        self.streams.len() < MAX_STREAMS
-    }
-
-    fn connect(&mut self, ports: vsock::Ports, stream: OwnedFd) -> Result<(), vsock::Refused> {
-        self.streams.push(stream);
-        if ports.host == AGENT_PORT {
-            let boot_ms = self
-                .guest_started
-                .get()
-                .map_or(0, |started| started.elapsed().as_millis());
-            eprintln!("nacre-vmm: the agent connected {boot_ms} ms after the guest's first instruction");
-            if let Err(error) = self.connected.write(1) {
-                eprintln!("nacre-vmm: waking the main thread: {error}");
-            }
-        }
-        Ok(())
-    }
 }
 
 fn listen(path: &Path) -> anyhow::Result<UnixListener> {

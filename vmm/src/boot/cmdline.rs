@@ -76,6 +76,7 @@ mod tests {
             max_vcpus: 1,
             extra_cmdline: extra.to_owned(),
             console: ConsoleOutput::RingOnly,
+            can_be_saved: false,
         }
     }
 
@@ -90,6 +91,7 @@ mod tests {
         assert!(compose(&config("")).unwrap().contains("quiet"));
         let loud = Config {
             console: ConsoleOutput::Stderr,
+            can_be_saved: false,
             ..config("")
         };
         assert!(!compose(&loud).unwrap().contains("quiet"));

@@ -33,15 +33,11 @@ pub struct GenerationId {
 }
 
 impl GenerationId {
-    /// Writes the first id, which the guest finds at boot. `interrupt` is the pin of
+    /// The id that `memory` has, which is none yet unless the VM was restored. `interrupt` is the pin of
     /// [`layout::GENERATION_ID_GSI`].
-    ///
-    /// # Errors
-    /// [`Error::Entropy`] or [`Error::Memory`].
-    pub fn create(memory: Arc<Memory>, interrupt: Pin) -> Result<Self, Error> {
-        let id = Self { memory, interrupt };
-        id.write_random()?;
-        Ok(id)
+    #[must_use]
+    pub fn new(memory: Arc<Memory>, interrupt: Pin) -> Self {
+        Self { memory, interrupt }
     }
 
     /// Writes a new id, then notifies the guest.
@@ -53,8 +49,12 @@ impl GenerationId {
         self.interrupt.raise().map_err(Error::Interrupt)
     }
 
-    /// 128 random bits, as the specification requires: no two VMs, and no two lives of one, have the same id.
-    fn write_random(&self) -> Result<(), Error> {
+    /// Writes an id without notifying the guest, which finds it at boot: 128 random bits, as the specification
+    /// requires, so that no two VMs, and no two lives of one, have the same id.
+    ///
+    /// # Errors
+    /// [`Error::Entropy`] or [`Error::Memory`].
+    pub fn write_random(&self) -> Result<(), Error> {
         let mut id = [0; 16];
         rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
             .map_err(|error| Error::Entropy(error.into()))?;
@@ -91,7 +91,9 @@ mod tests {
     fn each_id_is_new_and_only_a_change_interrupts_the_guest() {
         let memory = Arc::new(crate::machine::memory::allocate(2 << 20).unwrap());
         let (io_apic, interrupts) = io_apic();
-        let id = GenerationId::create(Arc::clone(&memory), io_apic.pin(5)).unwrap();
+        let id = GenerationId::new(Arc::clone(&memory), io_apic.pin(5));
+        assert_eq!(read(&memory), [0; 16], "a restored VM keeps its id");
+        id.write_random().unwrap();
         let first = read(&memory);
         assert_ne!(first, [0; 16]);
         assert!(interrupts.try_recv().is_err(), "no interrupt at boot");
@@ -104,9 +106,7 @@ mod tests {
     fn memory_without_room_for_the_id_is_an_error() {
         let memory = Arc::new(crate::machine::memory::allocate(4096).unwrap());
         let (io_apic, _) = io_apic();
-        assert!(matches!(
-            GenerationId::create(memory, io_apic.pin(5)),
-            Err(Error::Memory(_))
-        ));
+        let id = GenerationId::new(memory, io_apic.pin(5));
+        assert!(matches!(id.write_random(), Err(Error::Memory(_))));
     }
 }

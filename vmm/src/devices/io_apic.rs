@@ -9,6 +9,8 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::{BusDevice, Half};
 use crate::msi::{Message, SendMessage};
 
@@ -39,7 +41,8 @@ const DESTINATION_SHIFT: u32 = 56;
 const WRITABLE: u64 =
     VECTOR_AND_DELIVERY_MODE | LOGICAL | POLARITY | LEVEL | MASKED | 0xff << DESTINATION_SHIFT;
 
-/// The registers, for the bus.
+/// The registers, for the bus. Clones are the same I/O APIC.
+#[derive(Clone)]
 pub struct IoApic {
     first_gsi: u8,
     state: Arc<Mutex<State>>,
@@ -50,6 +53,15 @@ pub struct Pin {
     state: Arc<Mutex<State>>,
     /// None if there is no such pin.
     index: Option<usize>,
+}
+
+/// What the guest has written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoApicState {
+    select: u8,
+    id: u32,
+    /// One entry per pin.
+    redirections: Vec<u64>,
 }
 
 struct State {
@@ -74,6 +86,30 @@ impl IoApic {
             first_gsi: gsis.start,
             state: Arc::new(Mutex::new(state)),
         }
+    }
+
+    /// What the guest has written.
+    #[must_use]
+    pub fn save(&self) -> IoApicState {
+        let state = lock(&self.state);
+        IoApicState {
+            select: state.select,
+            id: state.id,
+            redirections: state.redirections.clone(),
+        }
+    }
+
+    /// Sets what the guest has written. No interrupt is sent. False if `saved` has another number of pins.
+    #[must_use]
+    pub fn restore(&self, saved: &IoApicState) -> bool {
+        let mut state = lock(&self.state);
+        let fits = state.redirections.len() == saved.redirections.len();
+        if fits {
+            state.select = saved.select;
+            state.id = saved.id & ID_BITS;
+            state.redirections = saved.redirections.iter().map(|entry| entry & WRITABLE).collect();
+        }
+        fits
     }
 
     /// The pin with number `gsi`. Raising one that does not exist has no effect.
@@ -278,5 +314,25 @@ mod tests {
             pin.raise().unwrap();
             guest.messages.try_iter().for_each(drop);
         }
+    }
+
+    #[test]
+    fn a_saved_state_is_restored_and_nothing_is_sent() {
+        let mut guest = Guest::new();
+        guest.write(0x10, 0x31);
+        guest.write(0x13, 3 << 24);
+        guest.write(0, 5 << 24);
+        let saved = guest.io_apic.save();
+        let mut restored = Guest::new();
+        assert!(restored.io_apic.restore(&saved));
+        assert_eq!(restored.io_apic.save(), saved);
+        assert!(restored.messages.try_recv().is_err());
+        for register in [0, 0x10, 0x11, 0x12, 0x13] {
+            assert_eq!(restored.read(register), guest.read(register), "{register:#x}");
+        }
+        restored.io_apic.pin(4).raise().unwrap();
+        assert_eq!(restored.messages.try_iter().count(), 1);
+        let more = IoApic::new(4..7, Arc::new(|_| Ok(())));
+        assert!(!more.restore(&saved), "it has three pins");
     }
 }

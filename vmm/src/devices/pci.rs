@@ -127,23 +127,41 @@ impl BusDevice for SlotWindow {
 
 /// The configuration ports of segment 0, which is empty. Only the class code of its first function reads as
 /// that of a host bridge: Linux looks for one to see whether the ports work.
-#[derive(Debug, Default)]
+/// Clones are the same ports.
+#[derive(Debug, Clone, Default)]
 pub struct EmptyPorts {
-    address: [u8; 4],
+    address: Arc<Mutex<[u8; 4]>>,
+}
+
+impl EmptyPorts {
+    /// The address register.
+    #[must_use]
+    pub fn address(&self) -> [u8; 4] {
+        *self.lock()
+    }
+
+    /// Sets the address register.
+    pub fn set_address(&self, address: [u8; 4]) {
+        *self.lock() = address;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, [u8; 4]> {
+        self.address.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl BusDevice for EmptyPorts {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         match (offset, data.len()) {
-            (0, 4) => data.copy_from_slice(&self.address),
-            (6, 2) if u32::from_le_bytes(self.address) == FIRST_CLASS => data.copy_from_slice(&HOST_BRIDGE),
+            (0, 4) => data.copy_from_slice(&self.address()),
+            (6, 2) if u32::from_le_bytes(self.address()) == FIRST_CLASS => data.copy_from_slice(&HOST_BRIDGE),
             _ => data.fill(0xff),
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         if let (0, Ok(word)) = (offset, <[u8; 4]>::try_from(data)) {
-            self.address = word;
+            self.set_address(word);
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 
@@ -37,11 +38,69 @@ pub struct SerialInput(Arc<Mutex<Uart>>);
 /// Creates a port that writes to `console`, and its receiving side.
 #[must_use]
 pub fn create(interrupt: SerialInterrupt, console: Console) -> (SerialPort, SerialInput) {
-    let uart = Arc::new(Mutex::new(Serial::new(interrupt, console)));
+    halves(Serial::new(interrupt, console))
+}
+
+/// As [`create`], for a port that contains what `saved` says. None if that is more than the FIFO holds. Raises the
+/// interrupts that `saved` has pending, which has no effect while the interrupt's pin is masked.
+#[must_use]
+pub fn restore(
+    saved: &SerialState,
+    interrupt: SerialInterrupt,
+    console: Console,
+) -> Option<(SerialPort, SerialInput)> {
+    let ([baud_divisor_low, baud_divisor_high], [line_control, line_status]) = (saved.divisor, saved.line);
+    let [modem_control, modem_status] = saved.modem;
+    let state = vm_superio::SerialState {
+        baud_divisor_low,
+        baud_divisor_high,
+        interrupt_enable: saved.interrupt_enable,
+        interrupt_identification: saved.interrupt_identification,
+        line_control,
+        line_status,
+        modem_control,
+        modem_status,
+        scratch: saved.scratch,
+        in_buffer: saved.received.clone(),
+    };
+    Serial::from_state(&state, interrupt, NoEvents, console)
+        .ok()
+        .map(halves)
+}
+
+fn halves(uart: Uart) -> (SerialPort, SerialInput) {
+    let uart = Arc::new(Mutex::new(uart));
     (SerialPort(Arc::clone(&uart)), SerialInput(uart))
 }
 
+/// What the registers and the receive FIFO contain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialState {
+    divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line: [u8; 2],
+    modem: [u8; 2],
+    scratch: u8,
+    received: Vec<u8>,
+}
+
 impl SerialInput {
+    /// What the port contains.
+    #[must_use]
+    pub fn save(&self) -> SerialState {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner).state();
+        SerialState {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line: [state.line_control, state.line_status],
+            modem: [state.modem_control, state.modem_status],
+            scratch: state.scratch,
+            received: state.in_buffer,
+        }
+    }
+
     /// How many bytes fit into the receive FIFO.
     #[must_use]
     pub fn free_space(&self) -> usize {
@@ -102,5 +161,37 @@ mod tests {
         assert_eq!(byte, *b"k");
         input.enqueue(&[0; 1000]);
         assert_eq!(input.free_space(), 0);
+    }
+
+    #[test]
+    fn a_saved_port_is_restored() {
+        let pin = || SerialInterrupt(crate::devices::io_apic::IoApic::new(0..1, Arc::new(|_| Ok(()))).pin(0));
+        let console = || Console::new(None, ConsoleOutput::RingOnly);
+        let (mut port, input) = create(pin(), console());
+        // The line control register with the divisor latch, the divisor, and the scratch register.
+        for (register, value) in [(3, 0x83), (0, 12), (3, 3), (1, 5), (7, 0xa5)] {
+            port.write(register, &[value]);
+        }
+        input.enqueue(b"typed");
+        let saved = input.save();
+        let (mut restored, restored_input) = restore(&saved, pin(), console()).unwrap();
+        assert_eq!(restored_input.save(), saved);
+        let read = |port: &mut SerialPort, register| {
+            let mut byte = [0];
+            port.read(register, &mut byte);
+            byte[0]
+        };
+        for register in 1..8 {
+            assert_eq!(
+                read(&mut restored, register),
+                read(&mut port, register),
+                "{register}"
+            );
+        }
+        let received: Vec<u8> = (0..5).map(|_| read(&mut restored, 0)).collect();
+        assert_eq!(received, b"typed");
+        let mut too_much = saved;
+        too_much.received = vec![0; 1000];
+        assert!(restore(&too_much, pin(), console()).is_none());
     }
 }

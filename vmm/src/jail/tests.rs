@@ -184,7 +184,7 @@ fn restricted() -> [(&'static str, Vec<&'static Profile>); 7] {
         ("send an interrupt", interrupting.collect()),
         ("thread", vec![&calls::CONTROL]),
         ("open", vec![&fs::PROFILE, &fs::SYNC_PROFILE]),
-        ("status of an open file", vec![&fs::PROFILE]),
+        ("status of an open file", vec![&fs::PROFILE, &calls::SAVER]),
         ("read capabilities", vec![&fs::PROFILE]),
         ("socket pair", vec![&vsock::PROFILE, &vsock::STANDALONE]),
         ("accept", vec![&vsock::STANDALONE]),

@@ -14,8 +14,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_CAP_PMU_CAPABILITY, KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
-    kvm_msi,
+    KVM_CAP_PMU_CAPABILITY, KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, Msrs,
+    kvm_clock_data, kvm_enable_cap, kvm_msi,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{GuestMemory as _, GuestMemoryRegion as _};
@@ -64,6 +64,14 @@ pub enum Error {
     /// This KVM lacks a capability or an MSR.
     #[error("this host's KVM does not support {0}")]
     Unsupported(&'static str),
+    /// KVM does not set this MSR of a vCPU to this value.
+    #[error("setting the MSR {index:#x} to {data:#x}: refused")]
+    Msr {
+        /// The MSR.
+        index: u32,
+        /// The value.
+        data: u64,
+    },
     /// Too many CPUID entries or MSRs for one ioctl.
     #[error("too many entries for {action}: {reason}")]
     TooManyEntries {
@@ -206,6 +214,71 @@ impl Vm {
             .map_err(error_at("reading the supported CPUID"))?;
         cpuid::complete_l1_caches(supported.as_mut_slice(), __cpuid(cpuid::AMD_L1_CACHES));
         Ok(supported)
+    }
+
+    /// The result of KVM_CHECK_EXTENSION for capability `number`; 0 if this KVM does not know it.
+    #[must_use]
+    pub fn capability(&self, number: u32) -> i32 {
+        self.kvm.check_extension_raw(number.into())
+    }
+
+    /// The size of a vCPU's XSAVE area in bytes; 0 on kernels before 5.17, whose area is a `kvm_xsave`.
+    #[must_use]
+    pub fn xsave_bytes(&self) -> i32 {
+        self.kvm.check_extension_int(Cap::Xsave2)
+    }
+
+    /// The MSRs of a vCPU that KVM saves and restores.
+    ///
+    /// # Errors
+    /// [`Error::Ioctl`] if KVM refuses.
+    pub fn msr_indices(&self) -> Result<Vec<u32>, Error> {
+        let list = self.kvm.get_msr_index_list();
+        Ok(list.map_err(error_at("listing MSRs"))?.as_slice().to_vec())
+    }
+
+    /// The MSRs that describe the processor.
+    ///
+    /// # Errors
+    /// [`Error::Ioctl`] if KVM refuses.
+    pub fn feature_msr_indices(&self) -> Result<Vec<u32>, Error> {
+        let list = self.kvm.get_msr_feature_index_list();
+        let list = list.map_err(error_at("listing MSRs of the processor"))?;
+        Ok(list.as_slice().to_vec())
+    }
+
+    /// Reads `msrs` that describe the processor; returns how many were read.
+    ///
+    /// # Errors
+    /// [`Error::Ioctl`] if KVM refuses.
+    pub fn read_feature_msrs(&self, msrs: &mut Msrs) -> Result<usize, Error> {
+        self.kvm
+            .get_msrs(msrs)
+            .map_err(error_at("reading MSRs of the processor"))
+    }
+
+    /// The guest's kvm-clock in ns.
+    ///
+    /// # Errors
+    /// [`Error::Ioctl`] if KVM refuses.
+    pub fn clock_ns(&self) -> Result<u64, Error> {
+        let clock = self.fd.get_clock();
+        Ok(clock.map_err(error_at("reading the guest's clock"))?.clock)
+    }
+
+    /// Sets the guest's kvm-clock, which goes on from there: the time for which the guest did not exist is not
+    /// counted (KVM_CLOCK_REALTIME is not set).
+    ///
+    /// # Errors
+    /// [`Error::Ioctl`] if KVM refuses.
+    pub fn set_clock_ns(&self, clock: u64) -> Result<(), Error> {
+        let clock = kvm_clock_data {
+            clock,
+            ..Default::default()
+        };
+        self.fd
+            .set_clock(&clock)
+            .map_err(error_at("setting the guest's clock"))
     }
 
     /// An eventfd that KVM writes when the guest writes to `address`, whatever it writes; no vCPU exits to

@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use kvm_bindings::{kvm_run, kvm_userspace_memory_region};
+use kvm_bindings::{kvm_run, kvm_userspace_memory_region, kvm_xsave};
 use kvm_ioctls::{Kvm, KvmRunWrapper, VcpuFd, VmFd};
 
 /// The part of a vCPU's area that has `kvm_run`: one page.
@@ -44,6 +44,16 @@ pub(crate) fn set_slot(
     // SAFETY: all callers pass mappings that they keep as long as the VM exists: guest memory, or pages of
     // registers. No Rust reference points into them; the VMM accesses them by vm-memory's volatile accesses.
     unsafe { vm.set_user_memory_region(region) }
+}
+
+/// Sets `vcpu`'s XSAVE area, whose size is `xsave_bytes` (KVM_CAP_XSAVE2). EINVAL if that is larger than a
+/// `kvm_xsave`, as it is only in a process that has asked for AMX.
+pub(crate) fn set_xsave(vcpu: &VcpuFd, xsave: &kvm_xsave, xsave_bytes: i32) -> Result<(), kvm_ioctls::Error> {
+    if usize::try_from(xsave_bytes).map_or(true, |bytes| bytes > size_of::<kvm_xsave>()) {
+        return Err(kvm_ioctls::Error::new(libc::EINVAL));
+    }
+    // SAFETY: KVM reads as many bytes as its XSAVE area has, which are not more than `xsave` has.
+    unsafe { vcpu.set_xsave(xsave) }
 }
 
 /// `kvm_run.immediate_exit` of one vCPU, shared by its thread and whoever gives that orders. It is a second

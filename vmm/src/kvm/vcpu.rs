@@ -30,8 +30,7 @@ pub use self::buses::{IoBuses, OtherExits};
 use self::orders::{Order, VcpuThread};
 use self::state::{Event, State};
 use super::raw::ImmediateExit;
-use crate::jail::calls::VCPU;
-use crate::jail::{self, Confinement};
+use crate::jail::{self, Confinement, Profile};
 use crate::machine::vm_exit::VmExit;
 use crate::process::{THREAD_STACK, panic_text};
 
@@ -41,6 +40,8 @@ pub struct Vcpu {
     pub index: u8,
     /// KVM's descriptor, with CPUID and registers set.
     pub fd: VcpuFd,
+    /// What its thread keeps in the jail.
+    pub profile: &'static Profile,
     /// Handles the guest's port and MMIO accesses.
     pub buses: Arc<IoBuses>,
     /// Set by this thread if the guest resets or KVM fails; once it is set, by whatever thread, this thread
@@ -95,7 +96,7 @@ impl Vcpu {
         let mut state = State::Confining;
         loop {
             let event = match state {
-                State::Confining => confine(mailbox, confinement),
+                State::Confining => confine(mailbox, confinement, self.profile),
                 State::Paused => match mailbox.orders.recv() {
                     Ok(order) => self.take(order),
                     Err(_) => Event::NoController,
@@ -127,6 +128,10 @@ impl Vcpu {
                 // Fails if the controller has stopped waiting; it orders this thread to run again.
                 let _ = paused.send(self.index);
                 Event::Pause
+            }
+            Order::Inspect(inspect) => {
+                inspect(&self.fd);
+                Event::Inspected
             }
         }
     }
@@ -192,8 +197,8 @@ impl Vcpu {
     }
 }
 
-fn confine(mailbox: &Mailbox, confinement: &Confinement) -> Event {
-    let result = confinement.confine(&VCPU);
+fn confine(mailbox: &Mailbox, confinement: &Confinement, profile: &Profile) -> Event {
+    let result = confinement.confine(profile);
     let event = if result.is_ok() {
         Event::Confined
     } else {

@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::devices::generation_id;
-use crate::{acpi, boot, bus, jail, kvm, virtio};
+use crate::{acpi, boot, bus, jail, kvm, snapshot, transport, virtio};
 
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +47,26 @@ pub enum Error {
     /// A vCPU's thread can't be created, or exited early.
     #[error("thread: {0}")]
     Thread(io::Error),
+    /// The snapshot was made on a host that differs.
+    #[error("the snapshot was made on another host: it differs in {0}")]
+    OtherHost(#[from] snapshot::host::Difference),
+    /// The snapshot lacks the state of a vCPU.
+    #[error("the snapshot has no vCPU {0}")]
+    MissingVcpu(u8),
+    /// The snapshot has a device in another state than this one can have.
+    #[error("the snapshot has another {0}")]
+    OtherDevice(&'static str),
+    /// The snapshot has other virtio devices.
+    #[error("the snapshot has the devices {saved:?}, the VM {found:?}")]
+    OtherDevices {
+        /// Slots and names.
+        saved: Vec<(u8, String)>,
+        /// As above.
+        found: Vec<(u8, String)>,
+    },
+    /// A virtio device does not take its state.
+    #[error(transparent)]
+    Transport(#[from] transport::pci::saved::Error),
     /// A thread can't be confined.
     #[error(transparent)]
     Jail(#[from] jail::Error),
@@ -103,6 +123,11 @@ impl Failure {
             | Error::RegisterPages(_)
             | Error::EventFd(_)
             | Error::Thread(_)
+            | Error::OtherHost(_)
+            | Error::MissingVcpu(_)
+            | Error::OtherDevice(_)
+            | Error::OtherDevices { .. }
+            | Error::Transport(_)
             | Error::Jail(_)
             | Error::GenerationId(_) => None,
         }

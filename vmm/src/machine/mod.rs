@@ -4,12 +4,15 @@
 //! The main thread keeps the machine and waits in [`crate::main_loop`]. Each vCPU and each virtio device has
 //! a thread.
 
+mod assembly;
 mod error;
 mod io_devices;
 pub mod layout;
 pub mod memory;
 mod pause;
 mod plug;
+pub mod restore;
+mod saved;
 mod vcpus;
 mod virtio_devices;
 pub mod vm_exit;
@@ -21,13 +24,15 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
+use self::assembly::{Assembly, Parts};
 pub use self::error::{Error, Failure};
 pub use self::pause::PauseError;
 use self::pause::{Pausable, RunState, pause_all, resume_all};
 use self::plug::Plug;
 pub use self::plug::{OnPlugged, PlugError};
+pub use self::saved::SaveError;
 use self::vcpus::Vcpus;
 pub use self::virtio_devices::DeviceBuilder;
 use self::virtio_devices::PciSlots;
@@ -38,12 +43,14 @@ use crate::config::{Config, ConsoleOutput};
 use crate::devices::console::Console;
 use crate::devices::generation_id::{self, GenerationId};
 use crate::devices::io_apic::IoApic;
+use crate::devices::pci::EmptyPorts;
 use crate::devices::serial::SerialInput;
 use crate::jail::Confinement;
 use crate::kvm::Vm;
 use crate::kvm::vcpu::IoBuses;
+use crate::snapshot::state::Size;
+use crate::virtio::Memory;
 use crate::virtio::mem::Sizes;
-use crate::virtio::{Device, Memory};
 
 /// Open files and devices that a machine is built from.
 pub struct Resources {
@@ -65,6 +72,8 @@ pub struct Machine {
     vm_exit: VmExit,
     console: Console,
     serial_input: SerialInput,
+    io_apic: IoApic,
+    pci_ports: EmptyPorts,
     generation_id: GenerationId,
     /// Never dropped, since it owns the devices: dropping a device joins its worker, which may hang in a
     /// system call to a broken host file system.
@@ -75,6 +84,7 @@ pub struct Machine {
     /// The devices that every VM has were added.
     has_common_devices: bool,
     state: RunState,
+    size: Size,
     vm: Vm,
     /// All of guest memory. KVM and the devices use it.
     memory: Arc<Memory>,
@@ -109,54 +119,36 @@ pub fn build(
     let images = inspect_images(config, &kernel, &initrd).map_err(Failure::at("read guest images"))?;
     let memory = memory::allocate(config.memory_bytes()).map_err(Failure::at("allocate guest memory"))?;
     let memory = Arc::new(memory);
-    let vm = create_vm(kvm, &memory).map_err(Failure::at("create virtual machine"))?;
+    let vm = assembly::create_vm(kvm, &memory).map_err(Failure::at("create virtual machine"))?;
     on_step("virtual machine created");
 
     let initrd = load_images(&images, &kernel, &initrd, &memory).map_err(Failure::at("load guest images"))?;
     on_step("guest loaded");
 
-    let vm_exit = VmExit::new().map_err(Failure::at("create devices"))?;
-    let memory_taken = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::EventFd);
-    let memory_taken = Arc::new(memory_taken.map_err(Failure::at("create devices"))?);
-    let console = Console::new(console_ring, config.console);
-    let io_apic = IoApic::new(layout::GSIS, vm.message_sender());
-    let generation_id = create_generation_id(&io_apic, &memory).map_err(Failure::at("create devices"))?;
-    let (mut buses, serial_input) =
-        io_devices::create(io_apic, &vm_exit, &console).map_err(Failure::at("create devices"))?;
-    let env = virtio_devices::env(confinement, &vm_exit, config.memory_bytes());
-    let devices = virtio_devices::create(devices, &env).map_err(Failure::at("create virtio devices"))?;
-    let plugger = devices.iter().find_map(Device::plugger).cloned();
-    let devices = PciSlots::fill(devices, env, &vm, &memory, &mut buses)
-        .map_err(Failure::at("attach virtio devices"))?;
-    let buses = Arc::new(buses);
+    let parts = Parts {
+        config,
+        console_ring,
+        devices,
+        confinement,
+        serial: None,
+    };
+    let assembly = Assembly::create(vm, memory, parts)?;
+    assembly
+        .generation_id
+        .write_random()
+        .map_err(Failure::at("create devices"))?;
     on_step("devices created");
 
-    write_boot_data(config, &memory, initrd).map_err(Failure::at("write boot data"))?;
-    let vcpus = vcpus::Plan {
-        count: config.max_vcpus,
-        entry: images.kernel.entry,
-        vm: &vm,
-        buses: &buses,
-        vm_exit: &vm_exit,
-    };
-    let vcpus = vcpus.spawn(confinement).map_err(Failure::at("create vCPUs"))?;
+    write_boot_data(config, &assembly.memory, initrd).map_err(Failure::at("write boot data"))?;
+    let start = vcpus::Start::Entry(images.kernel.entry);
+    let vcpus = assembly.spawn_vcpus(config, start, confinement)?;
     on_step("vCPUs created");
-
-    Ok(Machine {
-        vm_exit,
-        console,
-        serial_input,
-        generation_id,
-        buses: ManuallyDrop::new(buses),
-        vcpus,
-        devices,
-        plug: plugger.map(|plugger| Plug::new(plugger, Arc::clone(&memory_taken))),
-        has_common_devices: false,
-        state: RunState::NotStarted,
-        vm,
-        memory,
-        memory_taken,
-    })
+    let size = Size {
+        memory_mib: config.memory_mib,
+        vcpus: config.vcpus,
+        max_vcpus: config.max_vcpus,
+    };
+    Ok(assembly.complete(vcpus, RunState::NotStarted, size))
 }
 
 impl Machine {
@@ -341,17 +333,6 @@ fn inspect_images(config: &Config, kernel: &File, initrd: &File) -> Result<Image
         .len();
     boot::check_memory_size(config.memory_mib, &kernel, initrd_bytes)?;
     Ok(Images { kernel, initrd_bytes })
-}
-
-fn create_vm(kvm: OwnedFd, memory: &Memory) -> Result<Vm, Error> {
-    let vm = Vm::new(kvm)?;
-    vm.set_memory(memory)?;
-    Ok(vm)
-}
-
-fn create_generation_id(io_apic: &IoApic, memory: &Arc<Memory>) -> Result<GenerationId, Error> {
-    let interrupt = io_apic.pin(layout::GENERATION_ID_GSI);
-    Ok(GenerationId::create(Arc::clone(memory), interrupt)?)
 }
 
 /// Loads the kernel at its own addresses and the initramfs at the end of low RAM.

@@ -7,14 +7,21 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use kvm_ioctls::VcpuFd;
+
 use super::Error;
 use super::pause::{Pausable, PauseError};
+use super::saved::SaveError;
 use super::vm_exit::VmExit;
 use crate::jail::Confinement;
+use crate::jail::calls::{SAVED_VCPU, VCPU};
 use crate::kvm::stats::Statistics;
 use crate::kvm::vcpu::orders::VcpuThread;
 use crate::kvm::vcpu::{IoBuses, Vcpu};
 use crate::kvm::{Vm, cpuid, error_at, registers};
+use crate::snapshot::host::Host;
+use crate::snapshot::state::MachineState;
+use crate::snapshot::vcpu::VcpuState;
 
 /// How long a pause waits for the vCPUs. A vCPU leaves the guest within microseconds; it takes longer only if
 /// it waits for a device's worker, as it does when the guest resets a device.
@@ -24,11 +31,28 @@ const PAUSE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Plan<'a> {
     /// Number of vCPUs, with those that are offline at boot.
     pub(super) count: u8,
-    /// Physical address of the kernel's 64-bit entry point, where vCPU 0 starts.
-    pub(super) entry: u64,
+    pub(super) start: Start<'a>,
+    /// Their state is to be saved later.
+    pub(super) can_be_saved: bool,
     pub(super) vm: &'a Vm,
     pub(super) buses: &'a Arc<IoBuses>,
     pub(super) vm_exit: &'a VmExit,
+}
+
+/// The state of the vCPUs before the guest's first instruction in this process.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a> {
+    /// vCPU 0 starts at this physical address, the kernel's 64-bit entry point. The others wait for it.
+    Entry(u64),
+    /// That of a snapshot.
+    Saved(&'a MachineState),
+}
+
+/// What must be known to save the vCPUs, read before the threads are confined.
+struct Saving {
+    host: Host,
+    /// The MSRs that KVM saves.
+    msrs: Vec<u32>,
 }
 
 /// The main thread's handles on the vCPU threads.
@@ -36,6 +60,7 @@ pub(super) struct Vcpus {
     threads: Vec<VcpuThread>,
     statistics: Vec<Statistics>,
     pause_timeout: Duration,
+    saving: Option<Saving>,
 }
 
 impl Plan<'_> {
@@ -43,19 +68,20 @@ impl Plan<'_> {
     pub(super) fn spawn(&self, confinement: &Confinement) -> Result<Vcpus, Error> {
         let supported = self.vm.supported_cpuid()?;
         let (confined, all_confined) = channel();
-        let (mut threads, mut statistics) = (Vec::new(), Vec::new());
+        let (mut threads, mut statistics, mut saving) = (Vec::new(), Vec::new(), None);
         for index in 0..self.count {
             let fd = self.vm.create_vcpu(index)?;
             let cpuid = cpuid::for_vcpu(&supported, index, self.count)?;
             fd.set_cpuid2(&cpuid).map_err(error_at("setting CPUID"))?;
-            registers::set_msrs(&fd)?;
             if index == 0 {
-                registers::set_entry(&fd, self.entry)?;
+                saving = self.check_host(&fd)?;
             }
+            self.initialize(index, &fd)?;
             statistics.extend(Statistics::open(&fd));
             let vcpu = Vcpu {
                 index,
                 fd,
+                profile: if self.can_be_saved { &SAVED_VCPU } else { &VCPU },
                 buses: Arc::clone(self.buses),
                 vm_exit: self.vm_exit.clone(),
             };
@@ -72,7 +98,46 @@ impl Plan<'_> {
             threads,
             statistics,
             pause_timeout: PAUSE_TIMEOUT,
+            saving,
         })
+    }
+
+    /// Compares this host with that of the snapshot, and describes it for another one. `first` is vCPU 0.
+    fn check_host(&self, first: &VcpuFd) -> Result<Option<Saving>, Error> {
+        let saved = match self.start {
+            Start::Entry(_) => None,
+            Start::Saved(saved) => Some(saved),
+        };
+        if saved.is_none() && !self.can_be_saved {
+            return Ok(None);
+        }
+        let host = Host::of(self.vm, first, self.count)?;
+        if let Some(saved) = saved {
+            saved.host.compare(&host)?;
+        }
+        let msrs = self.vm.msr_indices()?;
+        Ok(self.can_be_saved.then_some(Saving { host, msrs }))
+    }
+
+    /// Sets the registers of vCPU `index`.
+    fn initialize(&self, index: u8, vcpu: &VcpuFd) -> Result<(), Error> {
+        match self.start {
+            Start::Entry(entry) => {
+                registers::set_msrs(vcpu)?;
+                if index == 0 {
+                    registers::set_entry(vcpu, entry)?;
+                }
+            }
+            Start::Saved(saved) => {
+                let state = saved.vcpus.get(usize::from(index));
+                let state = state.ok_or(Error::MissingVcpu(index))?;
+                state.set(vcpu, self.vm.xsave_bytes())?;
+                // Fails if the guest does not use kvm-clock. Its watchdogs are not to take the time for which it
+                // did not exist for a lockup.
+                let _ = vcpu.kvmclock_ctrl();
+            }
+        }
+        Ok(())
     }
 }
 
@@ -84,6 +149,28 @@ impl Vcpus {
                 eprintln!("nacre-vmm: reading KVM's statistics: {error}");
             }
         }
+    }
+}
+
+impl Vcpus {
+    /// The host, and the states of the vCPUs, which must be paused, by number.
+    pub(super) fn save(&self) -> Result<(Host, Vec<VcpuState>), SaveError> {
+        let Saving { host, msrs } = self.saving.as_ref().ok_or(SaveError::NotPrepared)?;
+        let deadline = Instant::now() + self.pause_timeout;
+        let mut states = Vec::with_capacity(self.threads.len());
+        for thread in &self.threads {
+            let exited = || PauseError::VcpuExited(thread.index());
+            let (answer, state) = channel();
+            let msrs = msrs.clone();
+            let inspect = move |vcpu: &VcpuFd| {
+                // Fails if nobody waits any more.
+                let _ = answer.send(VcpuState::read(vcpu, &msrs));
+            };
+            thread.inspect(Box::new(inspect)).map_err(|_| exited())?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            states.push(state.recv_timeout(left).map_err(|_| exited())??);
+        }
+        Ok((host.clone(), states))
     }
 }
 
@@ -169,7 +256,8 @@ mod tests {
         });
         let plan = Plan {
             count: 2,
-            entry: ENTRY,
+            start: Start::Entry(ENTRY),
+            can_be_saved: true,
             vm: &vm,
             buses: &buses,
             vm_exit: &vm_exit,
@@ -237,5 +325,25 @@ mod tests {
         // The threads exit when they leave the guest.
         let error = vcpus.pause().unwrap_err();
         assert!(matches!(error, PauseError::VcpuExited(_)), "{error}");
+    }
+
+    #[test]
+    fn paused_vcpus_are_saved_and_run_on() {
+        // inc qword [0x101000]; jmp to the start
+        let code = b"\x48\xff\x04\x25\x00\x10\x10\x00\xeb\xf6";
+        let Some((mut vcpus, memory, vm_exit, _vm)) = vcpus(code, channel().1) else {
+            return;
+        };
+        vcpus.resume().unwrap();
+        wait_for_count(&memory, &vm_exit, 0);
+        vcpus.pause().unwrap();
+        let counter = memory.read_obj(DATA).unwrap();
+        let (host, states) = vcpus.save().unwrap();
+        assert_eq!(states.len(), 2);
+        assert_eq!(vcpus.save().unwrap().0, host);
+        assert_eq!(memory.read_obj::<u64>(DATA).unwrap(), counter);
+        vcpus.resume().unwrap();
+        wait_for_count(&memory, &vm_exit, counter);
+        vcpus.pause().unwrap();
     }
 }

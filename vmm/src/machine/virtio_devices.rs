@@ -6,7 +6,7 @@
 //! not mapped into the guest, so that each read exits; and it says that its addresses are fixed.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::memory::ranges::Ranges;
 use super::pause::{Pausable, PauseError};
@@ -78,7 +78,7 @@ struct AttachedDevice {
 
 impl Pausable for AttachedDevice {
     fn pause(&mut self) -> Result<(), PauseError> {
-        // The state of the queues is for a snapshot; the worker keeps them.
+        // The worker keeps the state of the queues, and a snapshot asks for it again.
         let _ = PciTransport::lock(&self.transport).device().pause()?;
         Ok(())
     }
@@ -243,6 +243,19 @@ impl PciSlots {
     pub(super) fn set_memory(&self, memory: &Arc<Memory>) -> impl Iterator<Item = &MemorySender> {
         self.memory.set(Arc::clone(memory));
         self.devices.values().map(|device| &device.memory)
+    }
+
+    /// Slots and names of all devices.
+    pub(super) fn names(&self) -> Vec<(u8, &'static str)> {
+        let devices = self.devices.iter();
+        devices
+            .map(|(slot, device)| (*slot, device.memory.device()))
+            .collect()
+    }
+
+    /// The transport of the device in `slot`.
+    pub(super) fn transport(&self, slot: u8) -> Option<MutexGuard<'_, PciTransport>> {
+        Some(PciTransport::lock(&self.devices.get(&slot)?.transport))
     }
 
     /// The devices that can be paused, in the order of their slots.

@@ -3,6 +3,7 @@
 
 use virtio_queue::{Queue, QueueState, QueueT as _};
 
+use super::pci::saved::SavedQueue;
 use crate::bus::Half;
 use crate::virtio::Memory;
 use crate::virtio::rings::{BadRings, Ring, Rings};
@@ -59,6 +60,22 @@ impl QueueSetup {
         rings.check(self.max_size, memory)?;
         self.ready = true;
         Ok(())
+    }
+
+    /// What the driver has set.
+    pub(super) fn save(&self) -> SavedQueue {
+        SavedQueue {
+            size: self.size,
+            addresses: self.addresses,
+            ready: self.ready,
+        }
+    }
+
+    /// Sets what the driver has set. The device checks the rings.
+    pub(super) fn restore(&mut self, saved: &SavedQueue) {
+        self.size = saved.size;
+        self.addresses = saved.addresses;
+        self.ready = saved.ready;
     }
 
     pub(super) fn reset(&mut self) {

@@ -117,6 +117,25 @@ impl ConfigSpace {
         self.lock().generation
     }
 
+    /// The bytes and their generation.
+    #[must_use]
+    pub fn save(&self) -> (Vec<u8>, u32) {
+        let state = self.lock();
+        (state.bytes.clone(), state.generation)
+    }
+
+    /// Sets the bytes and their generation, before a driver uses them. False if there are more bytes or fewer.
+    pub fn restore(&self, bytes: &[u8], generation: u32) -> bool {
+        let mut state = self.lock();
+        let fits = bytes.len() == state.bytes.len();
+        if fits {
+            state.bytes.copy_from_slice(bytes);
+            state.generation = generation;
+            state.show();
+        }
+        fits
+    }
+
     /// Calls `watcher` now, and after each change before the driver is interrupted: the transport shows the
     /// driver what it gets. Replaces an earlier watcher.
     pub fn watch(&self, watcher: impl Fn(&[u8], u32) + Send + 'static) {

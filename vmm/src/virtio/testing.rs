@@ -262,6 +262,7 @@ impl Driver {
             queues: queues.collect(),
             interrupt: Arc::clone(&self.interrupts) as Arc<dyn Interrupt>,
             features,
+            is_restored: false,
         }
     }
 

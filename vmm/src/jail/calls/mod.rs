@@ -11,6 +11,7 @@ pub mod fs;
 pub mod mem;
 pub mod net;
 pub mod rng;
+mod saver;
 mod vcpu;
 pub mod vsock;
 mod worker;
@@ -46,6 +47,22 @@ pub static VCPU: Profile = Profile {
     calls: &[common::CALLS, vcpu::CALLS],
 };
 
+/// Runs a vCPU of a guest that is to be saved.
+pub static SAVED_VCPU: Profile = Profile {
+    name: "saved vcpu",
+    capabilities: CapabilitySet::empty(),
+    own_working_directory: false,
+    calls: &[common::CALLS, vcpu::SAVED_CALLS],
+};
+
+/// The main thread of a VMM that saves its guest and exits.
+pub static SAVER: Profile = Profile {
+    name: "saver",
+    capabilities: CapabilitySet::empty(),
+    own_working_directory: false,
+    calls: &[common::CALLS, saver::CALLS],
+};
+
 /// The main thread: the control socket and the VM's exit.
 pub static CONTROL: Profile = Profile {
     name: "control",
@@ -57,7 +74,9 @@ pub static CONTROL: Profile = Profile {
 /// Every profile once. The process keeps the capabilities of all of them together.
 pub static ALL: &[&Profile] = &[
     &VCPU,
+    &SAVED_VCPU,
     &CONTROL,
+    &SAVER,
     &balloon::PROFILE,
     &blk::PROFILE,
     &fs::PROFILE,

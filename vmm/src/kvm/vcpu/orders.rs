@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
+use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{Killable as _, register_signal_handler};
 
 use super::super::raw::ImmediateExit;
@@ -16,12 +17,17 @@ use super::super::raw::ImmediateExit;
 /// reserves 32 and 33, musl also 34.
 pub const KICK_SIGNAL: libc::c_int = 40;
 
+/// Called on a vCPU's thread with KVM's descriptor of it.
+pub type Inspect = Box<dyn FnOnce(&VcpuFd) + Send>;
+
 /// What a vCPU's thread is to do.
 pub(super) enum Order {
     /// Run the guest. A paused thread waits for this.
     Run,
     /// Complete the guest's access that is under way, stop running the guest, and send the vCPU's number.
     Pause(Sender<u8>),
+    /// Call the function, and stay paused. KVM wants the requests to a vCPU from the thread that runs it.
+    Inspect(Inspect),
 }
 
 /// The thread of a vCPU has exited, because the VM has ended or because it panicked.
@@ -76,6 +82,14 @@ impl VcpuThread {
         self.orders.send(Order::Pause(paused)).map_err(|_| Exited)?;
         self.immediate_exit.set();
         self.thread.kill(KICK_SIGNAL).map_err(|_| Exited)
+    }
+
+    /// Orders a paused thread to call `inspect`. Does not wait.
+    ///
+    /// # Errors
+    /// [`Exited`] if the thread has exited. It can also exit later, and then drops `inspect`.
+    pub fn inspect(&self, inspect: Inspect) -> Result<(), Exited> {
+        self.orders.send(Order::Inspect(inspect)).map_err(|_| Exited)
     }
 }
 

@@ -38,6 +38,8 @@ pub(super) enum Event {
     Run,
     /// The order to pause.
     Pause,
+    /// The order to show the vCPU was carried out.
+    Inspected,
     /// There is no order.
     NoOrder,
     /// No order can come any more.
@@ -76,13 +78,14 @@ mod tests {
         State::Interrupted,
         State::Finished,
     ];
-    const EVENTS: [Event; 9] = [
+    const EVENTS: [Event; 10] = [
         Event::Confined,
         Event::NotConfined,
         Event::Handled,
         Event::Interrupted,
         Event::Run,
         Event::Pause,
+        Event::Inspected,
         Event::NoOrder,
         Event::NoController,
         Event::VmEnded,

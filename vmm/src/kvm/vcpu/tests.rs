@@ -11,6 +11,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use super::*;
 use crate::bus::{Bus, BusDevice};
 use crate::devices::power::{PORTS, PowerRegisters, RESET, RESET_VALUE};
+use crate::jail::calls::VCPU;
 use crate::kvm::{Vm, cpuid, registers, tests::vm};
 use crate::machine::{layout, memory};
 use crate::virtio::Memory;
@@ -55,6 +56,7 @@ impl Guest {
         let vcpu = Vcpu {
             index: 0,
             fd,
+            profile: &VCPU,
             buses: Arc::clone(&buses),
             vm_exit: vm_exit.clone(),
         };

@@ -207,6 +207,21 @@ impl PciConfigSpace {
         &self.bytes
     }
 
+    /// Sets what the driver has written, as [`PciConfigSpace::bytes`] has returned it. False if `bytes` differs in
+    /// what the driver can't write: it is the space of another function.
+    pub fn restore(&mut self, bytes: &[u8]) -> bool {
+        let fixed = |(byte, writable): (&u8, &u8)| byte & !writable;
+        let pairs = || self.bytes.iter().zip(&self.writable);
+        let differs = pairs()
+            .zip(bytes)
+            .any(|((own, writable), saved)| fixed((own, writable)) != fixed((saved, writable)));
+        if bytes.len() != BYTES || differs {
+            return false;
+        }
+        self.bytes.copy_from_slice(bytes);
+        true
+    }
+
     /// Handles a write of any length at any offset: changes what is writable. Returns the write to a BAR that
     /// the driver has asked for with it, through the window (virtio 1.2, 4.1.4.9.1).
     pub fn write(&mut self, offset: usize, data: &[u8]) -> Option<(BarAccess, [u8; 4])> {

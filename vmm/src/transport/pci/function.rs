@@ -8,10 +8,12 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use super::config_space::{
     BarAccess, DEVICE_CONFIG, DEVICE_CONFIG_BYTES, ISR, Identity, MSIX_PENDING, MSIX_TABLE, PciConfigSpace,
 };
-use super::msix::{Msix, NO_VECTOR};
+use super::msix::{Msix, NO_VECTOR, Vector};
 use super::page::RegisterPages;
 use super::register::{COMMON_BYTES, DeviceRegisters, DriverRegisters, encode};
 use crate::log::LimitedLog;
@@ -45,6 +47,17 @@ enum Area {
 /// See the module's documentation.
 pub struct PciFunction {
     state: Mutex<State>,
+}
+
+/// What the driver has set, and what the guest has been told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionState {
+    pub(super) config: Vec<u8>,
+    needs_reset: bool,
+    isr: u8,
+    pub(super) vectors: Vec<Vector>,
+    config_vector: u16,
+    pub(super) queue_vectors: Vec<u16>,
 }
 
 struct State {
@@ -183,6 +196,42 @@ impl PciFunction {
                 }
                 None => false,
             }
+        })
+    }
+
+    /// The state of the function, apart from what the transport shows in it.
+    pub fn save(&self) -> FunctionState {
+        let state = self.lock();
+        FunctionState {
+            config: state.config.bytes().to_vec(),
+            needs_reset: state.needs_reset,
+            isr: state.isr,
+            vectors: state.msix.save(),
+            config_vector: state.config_vector,
+            queue_vectors: state.queue_vectors.clone(),
+        }
+    }
+
+    /// Sets the state of a function that no driver has used. False if `saved` is that of another one; this must
+    /// then not be used.
+    pub fn restore(&self, saved: &FunctionState) -> bool {
+        self.change(&Area::ALL, |state| {
+            let same_queues = state.queue_vectors.len() == saved.queue_vectors.len();
+            if !same_queues || !state.config.restore(&saved.config) {
+                return false;
+            }
+            let control = state.config.interrupt_control();
+            let fits = state.msix.restore(&saved.vectors, control);
+            state.config_vector = state.msix.check(saved.config_vector);
+            state.queue_vectors = saved
+                .queue_vectors
+                .iter()
+                .map(|vector| state.msix.check(*vector))
+                .collect();
+            state.needs_reset = saved.needs_reset;
+            state.isr = saved.isr;
+            state.store_config();
+            fits
         })
     }
 

@@ -21,6 +21,7 @@ pub mod function;
 pub mod msix;
 pub mod page;
 pub mod register;
+pub mod saved;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -28,6 +29,8 @@ mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+use virtio_queue::QueueT as _;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::config_space::{
@@ -35,6 +38,7 @@ use self::config_space::{
 };
 use self::function::{FunctionPages, PciFunction};
 use self::register::{COMMON_BYTES, DriverRegisters, QueueRegisters, Write, decode_write};
+use self::saved::Position;
 use super::queue::QueueSetup;
 use super::status::{self, DRIVER_OK, Transition};
 use crate::bus::{BusDevice, Half};
@@ -75,7 +79,7 @@ pub struct PciTransport {
 }
 
 /// The selector registers: which part of an indexed register the driver accesses.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Selected {
     device_features: u32,
     driver_features: u32,
@@ -304,7 +308,7 @@ impl PciTransport {
             Transition::Set(status) => self.status = status,
             Transition::Activate(status) => {
                 self.status = status;
-                if let Err(reason) = self.activate() {
+                if let Err(reason) = self.activate(None) {
                     self.function.signal_needs_reset();
                     self.log(&format!("not activated: {reason}"));
                 }
@@ -313,16 +317,23 @@ impl PciTransport {
         }
     }
 
-    /// Passes the queues to the device; returns why that is not possible.
-    fn activate(&mut self) -> Result<(), String> {
+    /// Passes the queues to the device; returns why that is not possible. `positions`, by queue, are those at which
+    /// it continues in a restored VM.
+    fn activate(&mut self, positions: Option<&[Position]>) -> Result<(), String> {
         if self.function.needs_reset() {
             return Err("the device needs a reset".to_owned());
         }
         let mut queues = Vec::with_capacity(self.queues.len());
         for (index, (setup, ioeventfd)) in (0..).zip(self.queues.iter().zip(&self.ioeventfds)) {
-            let queue = setup
+            let mut queue = setup
                 .queue()
                 .map_err(|reason| format!("queue {index}: {reason}"))?;
+            if let Some(positions) = positions {
+                let position = positions.get(usize::from(index));
+                let position = position.ok_or_else(|| format!("queue {index}: no position"))?;
+                queue.set_next_avail(position.next_avail);
+                queue.set_next_used(position.next_used);
+            }
             let kick = ioeventfd
                 .try_clone()
                 .map_err(|error| format!("queue {index}: {error}"))?;
@@ -333,6 +344,7 @@ impl PciTransport {
             queues,
             interrupt: Arc::clone(&self.function) as Arc<_>,
             features: self.driver_features,
+            is_restored: positions.is_some(),
         };
         self.device
             .activate(activation)

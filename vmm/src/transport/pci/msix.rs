@@ -2,6 +2,8 @@
 //! Messages go to a closure, so nothing here depends on KVM. Called by the function, which holds a lock: a
 //! vector that is masked sends no message once the driver's write has returned.
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::Half;
 use crate::msi::Message;
 
@@ -13,8 +15,8 @@ pub const ENTRY_BYTES: usize = 16;
 const MASKED: u32 = 1;
 
 /// A table entry with its pending bit.
-#[derive(Debug, Clone, Copy)]
-struct Vector {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vector {
     message: Message,
     masked: bool,
     pending: bool,
@@ -116,6 +118,23 @@ impl Msix {
     /// Clears all pending bits: the events behind them are gone.
     pub fn clear_pending(&mut self) {
         self.vectors.iter_mut().for_each(|vector| vector.pending = false);
+    }
+
+    /// The table and the pending bits.
+    #[must_use]
+    pub fn save(&self) -> Vec<Vector> {
+        self.vectors.clone()
+    }
+
+    /// Sets the table, the pending bits, and the bits that concern all vectors. Sends nothing. False if there are
+    /// more vectors or fewer.
+    pub fn restore(&mut self, vectors: &[Vector], control: Control) -> bool {
+        self.control = control;
+        let fits = vectors.len() == self.vectors.len();
+        if fits {
+            self.vectors.copy_from_slice(vectors);
+        }
+        fits
     }
 
     /// What the table reads as.

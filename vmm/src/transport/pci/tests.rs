@@ -5,6 +5,7 @@ mod config_space;
 mod interrupts;
 mod joined;
 mod random;
+mod saved;
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};

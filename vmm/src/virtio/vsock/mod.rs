@@ -38,6 +38,11 @@ pub use packet::Ports;
 const RX: u16 = 0;
 /// Packets from the guest.
 const TX: u16 = 1;
+/// Events to the guest.
+const EVENT: u16 = 2;
+/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET: all connections are gone, and the CID may be another one (virtio 1.2,
+/// 5.10.6.7).
+const TRANSPORT_RESET: u32 = 0;
 /// rx, tx and event queue.
 const QUEUE_SIZES: &[u16] = &[256, 256, 16];
 /// The listener's token in the worker's epoll set; connections have the following numbers.
@@ -122,9 +127,20 @@ impl DataPath for VsockDataPath {
         if index == TX {
             self.receive_packets(active)?;
         }
-        // The event queue stays unused: its only event, transport reset, is for migration (virtio 1.2,
-        // 5.10.6, "Device Events").
+        // What the driver puts into the event queue stays there until the VM is restored from a snapshot.
         self.send_packets(active)
+    }
+
+    fn on_restored(&mut self, active: &mut ActiveDevice) -> Result<(), Fault> {
+        let Some(chain) = active.pop(EVENT)? else {
+            return Err(Fault::NoBuffer(EVENT));
+        };
+        let (head, memory) = (chain.head_index(), Arc::clone(&active.memory));
+        let event = TRANSPORT_RESET.to_le_bytes();
+        let written = self.buffers.writable(&memory, chain).write(&event);
+        let length = u32::try_from(event.len()).unwrap_or_default();
+        active.push(EVENT, head, written.map_or(0, |()| length))?;
+        active.notify(EVENT)
     }
 
     fn on_event(&mut self, token: u64, ready: EventSet, active: &mut ActiveDevice) -> Result<(), Fault> {

@@ -3,6 +3,7 @@
 
 mod framing;
 mod malformed;
+mod restored;
 mod state;
 mod strangers;
 mod streams;

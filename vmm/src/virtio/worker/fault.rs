@@ -30,6 +30,9 @@ pub enum Fault {
         /// What is wrong.
         source: virtio_queue::Error,
     },
+    /// The driver has made no buffer available in this queue, in which it always has some.
+    #[error("queue {0} has no buffer")]
+    NoBuffer(u16),
     /// A system call failed.
     #[error("{operation}: {source}")]
     Io {

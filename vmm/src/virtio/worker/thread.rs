@@ -239,7 +239,12 @@ impl<D: DataPath> WorkerThread<D> {
                 .collect(),
             queues: activation.queues,
         };
-        let started = prepare_queues(&mut active).and_then(|()| self.path.start(&mut active));
+        let mut started = prepare_queues(&mut active).and_then(|()| self.path.start(&mut active));
+        if activation.is_restored {
+            started = started
+                .and_then(|()| self.path.on_restored(&mut active))
+                .and_then(|()| requeue_all(&mut active));
+        }
         self.active = Some(active);
         if let Err(fault) = started {
             self.fail(fault);
@@ -298,6 +303,17 @@ fn new_poller(wake: &EventFd) -> std::io::Result<Poller> {
         Token::Command,
     )?;
     Ok(poller)
+}
+
+/// Makes the thread look at all queues that are ready.
+fn requeue_all(active: &mut ActiveDevice) -> Result<(), Fault> {
+    let ready: Vec<u16> = active
+        .queues
+        .iter()
+        .filter(|entry| entry.queue.ready())
+        .map(|entry| entry.index)
+        .collect();
+    ready.into_iter().try_for_each(|index| active.requeue(index))
 }
 
 /// Validates the queues of a new activation and adds their kicks to the epoll set (virtio 1.2, 3.1.1). Kicks

@@ -1,0 +1,92 @@
+//! Saving a paused machine to a snapshot. Called by the standalone mode; changes nothing of the machine, which can
+//! run on or end.
+
+use super::Machine;
+use super::pause::{PauseError, RunState};
+use crate::kvm;
+use crate::snapshot::state::{DeviceState, MachineState};
+use crate::snapshot::{self, Target, WriteError};
+use crate::virtio::DeviceError;
+
+/// The virtio devices whose whole state is in their registers, their queues and guest memory. vsock loses its
+/// connections, of which it informs the guest. Others have files of the host, or memory that was plugged in.
+const SAVED: [&str; 3] = ["vsock", "rng", "balloon"];
+
+/// Why a machine was not saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// [`Machine::pause`] was not called.
+    #[error("the guest is not paused")]
+    NotPaused,
+    /// The configuration says that the guest is not to be saved.
+    #[error("the VM was not configured to be saved")]
+    NotPrepared,
+    /// A device has state outside of its queues.
+    #[error("virtio {device} in PCI slot {slot} can't be saved: it has state outside of its queues")]
+    Device {
+        /// The device.
+        device: &'static str,
+        /// Its slot.
+        slot: u8,
+    },
+    /// A vCPU's thread does not answer.
+    #[error(transparent)]
+    Vcpu(#[from] PauseError),
+    /// KVM refuses a request.
+    #[error("KVM: {0}")]
+    Kvm(#[from] kvm::Error),
+    /// A device does not answer.
+    #[error(transparent)]
+    Worker(#[from] DeviceError),
+    /// A file can't be written.
+    #[error("writing the snapshot: {0}")]
+    Write(#[from] WriteError),
+}
+
+impl Machine {
+    /// Saves the paused machine to `target`.
+    ///
+    /// # Errors
+    /// [`SaveError`]; `target` then has no snapshot that can be opened.
+    pub fn save(&self, target: &Target) -> Result<(), SaveError> {
+        if self.state != RunState::Paused {
+            return Err(SaveError::NotPaused);
+        }
+        let devices = self.save_devices()?;
+        let (host, vcpus) = self.vcpus.save()?;
+        let machine = MachineState {
+            size: self.size,
+            host,
+            clock_ns: self.vm.clock_ns()?,
+            vcpus,
+            io_apic: self.io_apic.save(),
+            serial: self.serial_input.save(),
+            pci_address: self.pci_ports.address(),
+            devices,
+        };
+        let memory = snapshot::memory::write(&self.memory, target.memory());
+        let memory = memory.map_err(target.memory_failed())?;
+        Ok(target.finish(&machine, memory)?)
+    }
+
+    fn save_devices(&self) -> Result<Vec<DeviceState>, SaveError> {
+        let names = self.devices.names();
+        if let Some((slot, device)) = names.iter().copied().find(|(_, name)| !SAVED.contains(name)) {
+            return Err(SaveError::Device { device, slot });
+        }
+        let mut saved = Vec::with_capacity(names.len());
+        for (slot, name) in names {
+            if let Some(mut transport) = self.devices.transport(slot) {
+                saved.push(DeviceState {
+                    slot,
+                    name: name.to_owned(),
+                    transport: transport.save()?,
+                });
+            }
+        }
+        Ok(saved)
+    }
+}
+
+#[cfg(test)]
+mod tests;

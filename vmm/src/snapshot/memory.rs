@@ -1,0 +1,124 @@
+//! The file `memory` of a snapshot: all of guest RAM without a gap between its ranges, with holes for pages of
+//! zeros. Written while the guest is paused; the restored VM maps it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+
+use vm_memory::{Bytes as _, GuestMemory as _, GuestMemoryRegion as _, MemoryRegionAddress};
+
+use super::content::{BLOCK, ContentSum, FileId, is_zero};
+use crate::virtio::Memory;
+
+/// Bytes that are looked at and written at once.
+const CHUNK: usize = 1 << 20;
+
+/// Writes `memory` to the empty file `file`, and returns the id of that.
+///
+/// # Errors
+/// The error of ftruncate(2), pwrite(2), fsync(2) or fstat(2).
+pub fn write(memory: &Memory, file: &File) -> io::Result<FileId> {
+    let bytes = memory
+        .iter()
+        .fold(0_u64, |sum, region| sum.saturating_add(region.len()));
+    file.set_len(bytes)?;
+    let (mut sum, mut buffer) = (ContentSum::default(), vec![0; CHUNK]);
+    let mut position = 0_u64;
+    for region in memory.iter() {
+        let mut offset = 0;
+        while offset < region.len() {
+            let length = usize::try_from(region.len().saturating_sub(offset)).unwrap_or(CHUNK);
+            let part = buffer.get_mut(..length.min(CHUNK)).unwrap_or_default();
+            region
+                .read_slice(part, MemoryRegionAddress(offset))
+                .map_err(io::Error::other)?;
+            write_data(file, position, part, &mut sum)?;
+            offset = offset.saturating_add(part.len() as u64);
+            position = position.saturating_add(part.len() as u64);
+        }
+    }
+    file.sync_all()?;
+    FileId::of_written(file, sum.finish())
+}
+
+/// Writes the blocks of `part` that are not zeros, neighbours together.
+fn write_data(file: &File, position: u64, part: &[u8], sum: &mut ContentSum) -> io::Result<()> {
+    let blocks: Vec<&[u8]> = part.chunks(BLOCK).collect();
+    let mut position = position;
+    for run in blocks.chunk_by(|one, other| is_zero(one) == is_zero(other)) {
+        let length = run.iter().map(|block| block.len()).sum::<usize>() as u64;
+        if !run.first().is_none_or(|block| is_zero(block)) {
+            file.write_all_at(&run.concat(), position)?;
+            for (block, at) in run.iter().zip((position..).step_by(BLOCK)) {
+                sum.add(at, block);
+            }
+        }
+        position = position.saturating_add(length);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use vm_memory::GuestAddress;
+
+    use super::*;
+    use crate::machine::memory::ranges::{Range, Ranges};
+    use crate::machine::memory::{Backing, map};
+
+    const MIB: u64 = 1 << 20;
+
+    fn fill(memory: &Memory, address: u64, bytes: &[u8]) {
+        memory.write_slice(bytes, GuestAddress(address)).unwrap();
+    }
+
+    #[test]
+    fn memory_is_written_with_holes_and_mapped_again() {
+        let ranges = Ranges {
+            boot: vec![
+                Range {
+                    start: 0,
+                    bytes: 4 * MIB,
+                },
+                Range {
+                    start: 1 << 32,
+                    bytes: 3 * MIB,
+                },
+            ],
+            hotplug: Ranges::of(1).hotplug,
+        };
+        let memory = map(&ranges, &Backing::Anonymous).unwrap();
+        let places = [0, 4096, 4 * MIB - 4, 1 << 32, (1 << 32) + 3 * MIB - 4];
+        for (place, value) in places.into_iter().zip(1_u32..) {
+            fill(&memory, place, &value.to_le_bytes());
+        }
+        let file = tempfile::tempfile().unwrap();
+        let id = write(&memory, &file).unwrap();
+        assert_eq!(id, FileId::of(&file).unwrap());
+        let metadata = file.metadata().unwrap();
+        assert_eq!(metadata.len(), 7 * MIB);
+        assert!(
+            metadata.blocks() * 512 <= 64 << 10,
+            "{} blocks",
+            metadata.blocks()
+        );
+
+        let backing = Backing::File {
+            file: file.try_clone().unwrap(),
+            offset: 0,
+        };
+        let restored = map(&ranges, &backing).unwrap();
+        for (place, value) in places.into_iter().zip(1_u32..) {
+            assert_eq!(restored.read_obj::<u32>(GuestAddress(place)).unwrap(), value);
+        }
+        fill(&restored, 8192, &[1]);
+        let again = tempfile::tempfile().unwrap();
+        assert_ne!(write(&restored, &again).unwrap().sum, id.sum);
+        fill(&restored, 8192, &[0]);
+        let again = tempfile::tempfile().unwrap();
+        assert_eq!(write(&restored, &again).unwrap().sum, id.sum);
+        assert_eq!(id.compare(&file).unwrap(), Ok(()), "the file was changed");
+    }
+}
