@@ -7,17 +7,20 @@ use std::sync::mpsc::channel;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use crate::jail::Confinement;
+use crate::machine::memory;
 use crate::transport::pci::page::RegisterPages;
 use crate::transport::pci::testing::{BAR1, Driver, MEMORY};
 use crate::virtio::testing::HOTPLUG;
-use crate::virtio::{Env, Interrupt as _, rng};
+use crate::virtio::{Env, Interrupt as _, Memory, rng};
 use nacre_fuzzing::Input;
 
 const MAX_OPERATIONS: usize = 256;
 const BAR_BYTES: u64 = 0x2000;
 
 thread_local! {
+    // Neither is ever freed, so that all inputs have the same.
     static PAGES: RegisterPages = RegisterPages::allocate(3).unwrap();
+    static GUEST: Arc<Memory> = Arc::new(memory::allocate(MEMORY).unwrap());
 }
 
 /// A driver of an rng device.
@@ -28,7 +31,10 @@ fn driver() -> Driver {
         report: Arc::new(move |report| drop(reporter.send(report))),
         hotplug: HOTPLUG,
     };
-    PAGES.with(|pages| Driver::on(*pages, rng::spawn(&env).unwrap(), reports))
+    let guest = GUEST.with(Arc::clone);
+    let zeros = vec![0; usize::try_from(MEMORY).unwrap()];
+    guest.write_slice(&zeros, GuestAddress(0)).unwrap();
+    PAGES.with(|pages| Driver::on(*pages, guest, rng::spawn(&env).unwrap(), reports))
 }
 
 /// Each read is compared with the page that the guest reads.

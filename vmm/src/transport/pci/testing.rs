@@ -95,12 +95,17 @@ impl Driver {
 
     /// A driver of `device`, with memory accesses and bus mastering enabled.
     pub fn of(device: Device, reports: Receiver<Report>) -> Self {
-        Self::on(RegisterPages::allocate(3).unwrap(), device, reports)
+        let memory = Arc::new(crate::machine::memory::allocate(MEMORY).unwrap());
+        Self::on(RegisterPages::allocate(3).unwrap(), memory, device, reports)
     }
 
-    /// As [`Driver::of`], with three pages that no function uses any more: they are never freed.
-    pub fn on(all_pages: RegisterPages, device: Device, reports: Receiver<Report>) -> Self {
-        let memory = Arc::new(crate::machine::memory::allocate(MEMORY).unwrap());
+    /// As [`Driver::of`], with three pages and a memory that no function uses any more: they are never freed.
+    pub fn on(
+        all_pages: RegisterPages,
+        memory: Arc<Memory>,
+        device: Device,
+        reports: Receiver<Report>,
+    ) -> Self {
         let ioeventfds: Vec<EventFd> = device.queue_sizes().iter().map(|_| event()).collect();
         let pages = FunctionPages {
             config: all_pages,
