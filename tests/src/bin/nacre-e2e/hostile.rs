@@ -107,7 +107,12 @@ fn lie_in(lies: &[Lie]) -> Result<()> {
         let beside = Beside {
             honest: &honest,
             alone,
-            busy: beside_busy(&honest)?,
+            // A start that fails is not measured.
+            busy: if lies == [Lie::Mirror] {
+                alone
+            } else {
+                beside_busy(&honest)?
+            },
         };
         let directory = tempfile::tempdir()?;
         let image = directory.path().join("hostile.cpio");

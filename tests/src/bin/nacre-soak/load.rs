@@ -9,7 +9,7 @@ use nacre_tests::containerd::ctr::{Foreground, Run, ctr, fresh_id, remove_detach
 use nacre_tests::containerd::ends;
 use nacre_tests::containerd::pod::Pod;
 use nacre_tests::containerd::restart::restart_containerd;
-use nacre_tests::leaks::{nacre_processes, send_sigkill};
+use nacre_tests::leaks::{nacre_processes, send_sigkill, wait_for_exit};
 use nacre_tests::posix::exercise::Random;
 use nacre_tests::soak::figures::LongLived;
 
@@ -175,12 +175,28 @@ impl Load {
         remove_fifos(&id)
     }
 
+    /// Waits until the pod that lives throughout is the only one: the last one's shim exits a moment after Delete.
+    pub fn until_alone(&self) -> Result<()> {
+        let until = Instant::now() + END;
+        for (pid, name) in self.others()? {
+            wait_for_exit(pid, until).with_context(|| format!("{name}, pid {pid}, does not exit"))?;
+        }
+        Ok(())
+    }
+
     /// The process of this name that is not the long-lived pod's.
     fn victim(&self, name: &str) -> Result<Option<u32>> {
-        let of_others = |(pid, found): &(u32, String)| {
-            found.starts_with(name) && *pid != self.long_lived.shim && *pid != self.long_lived.vmm
-        };
-        Ok(nacre_processes()?.into_iter().find(of_others).map(|(pid, _)| pid))
+        let mut others = self.others()?.into_iter();
+        Ok(others
+            .find(|(_, found)| found.starts_with(name))
+            .map(|(pid, _)| pid))
+    }
+
+    /// The processes of other pods than the long-lived one.
+    fn others(&self) -> Result<Vec<(u32, String)>> {
+        let mut others = nacre_processes()?;
+        others.retain(|(pid, _)| *pid != self.long_lived.shim && *pid != self.long_lived.vmm);
+        Ok(others)
     }
 
     fn exec(&mut self, id: &str, script: &str, want: &str) -> Result<()> {

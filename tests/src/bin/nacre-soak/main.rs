@@ -97,6 +97,7 @@ struct Before {
 impl Soak {
     fn run(&mut self, every: Duration) -> Result<()> {
         self.warm_up();
+        self.load.until_alone()?;
         let before = Before {
             names: Snapshot::take()?,
             files: figures::files(),
