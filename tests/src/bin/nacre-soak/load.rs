@@ -152,7 +152,8 @@ impl Load {
         } else {
             sleeping().detach(&id)?;
             self.counts.execs += 1;
-            Foreground::ctr(&["task", "exec", "--exec-id", "e", &id, "sleep", "3"], &id)?
+            // FIFOs are named after the exec id: `remove_fifos` finds them by the container's.
+            Foreground::ctr(&["task", "exec", "--exec-id", &id, &id, "sleep", "3"], &id)?
         };
         // It ends early if the call does.
         call.readable(Instant::now() + moment);
@@ -217,8 +218,8 @@ const fn sleeping() -> Run<'static> {
     }
 }
 
-/// Removes the FIFOs that `ctr run -d` made for container `id`: `ctr task delete` does, but not if containerd has deleted
-/// the task before, as it does when the shim dies.
+/// Removes the FIFOs that ctr made for container `id` and the exec process of the same id: ctr removes them with the task
+/// and the process, but not if containerd has deleted the task before, as it does when the shim dies.
 fn remove_fifos(id: &str) -> Result<()> {
     for directory in fs::read_dir(FIFOS)? {
         let directory = directory?.path();
