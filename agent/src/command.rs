@@ -64,6 +64,12 @@ impl Command {
         Path::new(OsStr::from_bytes(self.path.as_bytes()))
     }
 
+    /// The environment, each variable as NAME=VALUE.
+    pub fn environment(&self) -> Vec<String> {
+        let text = |variable: &CString| variable.to_string_lossy().into_owned();
+        self.environment.iter().map(text).collect()
+    }
+
     /// Calls execve(2), and nothing else: a seccomp filter may already be loaded. Returns only its error.
     pub fn execute(&self) -> Result<Infallible, Errno> {
         execve(&self.path, &self.arguments, &self.environment)

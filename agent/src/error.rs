@@ -9,7 +9,7 @@ use nacre_protocol::container_id;
 use nacre_protocol::spec::Refused;
 use ttrpc::Code;
 
-/// Longest error text that a child or helper sends to the agent, in bytes: its messages are bounded, and a
+/// Longest error text that a child sends to the agent, in bytes: its messages are bounded, and a
 /// text may contain names of the request that are not.
 const MAX_TEXT: usize = 4096;
 /// Most characters of an invalid container id that an error quotes.
@@ -73,12 +73,12 @@ pub enum Error {
     /// A part of the pod's network cannot be set up.
     #[error("set up network: {0}")]
     Network(String),
-    /// libcontainer, or a step of an exec, failed.
+    /// A step of a container's creation, or of an exec, failed.
     #[error("{0}")]
     Runtime(String),
-    /// The helper that runs libcontainer exited without a reply.
-    #[error("the container helper exited without a reply: {0}")]
-    HelperDied(String),
+    /// The child that was to become a container's init exited without a report.
+    #[error("the container's init exited without a report: {0}")]
+    InitDied(String),
     /// Nothing accepts a forwarded connection.
     #[error("connecting to port {port} of localhost: {source}")]
     Unreachable { port: u16, source: io::Error },
@@ -148,7 +148,7 @@ impl Error {
             Self::Reset { .. } => Code::ABORTED,
             Self::Network(_)
             | Self::Runtime(_)
-            | Self::HelperDied(_)
+            | Self::InitDied(_)
             | Self::System { .. }
             | Self::File { .. } => Code::INTERNAL,
         }
@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(code, Code::INTERNAL);
         assert!(text.starts_with("reading /x: No such file"), "{text}");
         assert_eq!(status(Error::Runtime("x".into())).0, Code::INTERNAL);
-        assert_eq!(status(Error::HelperDied("x".into())).0, Code::INTERNAL);
+        assert_eq!(status(Error::InitDied("x".into())).0, Code::INTERNAL);
         assert_eq!(
             status(Error::system("x")(io::Error::from_raw_os_error(1))).0,
             Code::INTERNAL

@@ -1,7 +1,7 @@
-//! Forks of the agent, by clone3(2): into a cgroup, for an exec process, which never runs outside its
-//! container's limits (no process is moved between cgroups, which would wait for an RCU grace period); into
-//! new namespaces, for the init that a pod's containers share; and a plain one, for a system call that may take
-//! long. And close_range(2) for the child.
+//! Forks of the agent, by clone3(2): into a cgroup, for a container's init and for an exec process, which
+//! never run outside its container's limits (no process is moved between cgroups, which would wait for an RCU
+//! grace period); into new namespaces, for inits and for that of a pod's shared pid namespace; and a plain
+//! one, for a system call that may take long. And close_range(2) for the child.
 #![allow(unsafe_code, reason = "clone3, close_range and signal have no safe wrapper")]
 
 use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
@@ -16,8 +16,17 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Forks. `child` runs in a copy of this process, in the cgroup whose directory is open as `cgroup`; if it
 /// returns, its result is the child's exit status.
 pub fn into_cgroup(cgroup: BorrowedFd<'_>, child: impl Fn() -> i32) -> Result<Pid, Errno> {
+    into_cgroup_and_namespaces(cgroup, CloneFlags::empty(), child)
+}
+
+/// As [`into_cgroup`], and in new namespaces of these types.
+pub fn into_cgroup_and_namespaces(
+    cgroup: BorrowedFd<'_>,
+    types: CloneFlags,
+    child: impl Fn() -> i32,
+) -> Result<Pid, Errno> {
     let cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(|_| Errno::BADF)?;
-    fork(CLONE_INTO_CGROUP, cgroup, child)
+    fork(CLONE_INTO_CGROUP | bits(types), cgroup, child)
 }
 
 /// Forks. `child` runs in a copy of this process, and its result is the exit status.
@@ -27,7 +36,11 @@ pub fn plain(child: impl Fn() -> i32) -> Result<Pid, Errno> {
 
 /// Forks. `child` runs in a copy of this process, in new namespaces of these types.
 pub fn into_namespaces(types: CloneFlags, child: impl Fn() -> i32) -> Result<Pid, Errno> {
-    fork(u64::from(types.bits().unsigned_abs()), 0, child)
+    fork(bits(types), 0, child)
+}
+
+fn bits(types: CloneFlags) -> u64 {
+    u64::from(types.bits().unsigned_abs())
 }
 
 fn fork(flags: u64, cgroup: u64, child: impl Fn() -> i32) -> Result<Pid, Errno> {

@@ -55,7 +55,7 @@ pub fn replace_rootfs() -> Result<(), Error> {
     rustix::process::chroot(".").map_err(Error::system("changing the root to the new /"))
 }
 
-/// Mounts the file systems that the agent and its helper need. A container's file systems are mounted when it
+/// Mounts the file systems that the agent needs. A container's file systems are mounted when it
 /// is created.
 pub fn mount_filesystems() -> Result<(), Error> {
     let restricted = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;

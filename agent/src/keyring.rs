@@ -1,7 +1,7 @@
 //! The session keyring of a container, as with runc: its processes share one, and have no other container's.
-//! Called by the helper that creates a container, and by the child that becomes an exec process, both before
-//! they enter the container's namespaces: the kernel finds a keyring by its name only in the user namespace
-//! in which it was made.
+//! Called by the child that becomes a container's init, and by the one that becomes an exec process, both
+//! before they enter the container's namespaces: the kernel finds a keyring by its name only in the user
+//! namespace in which it was made.
 #![allow(unsafe_code, reason = "keyctl(2) has no safe wrapper")]
 
 use std::ffi::CString;

@@ -1,12 +1,12 @@
 //! nacre-agent: PID 1 of a guest. It mounts the guest's file systems, opens one stream to the host and serves
 //! the agent's protocol on it until the stream ends, then powers the guest off.
 //!
-//! One event loop in one thread, because the agent forks. The same program is also the helper that creates
-//! one container, the one that completes its root file system, and the programs newuidmap and newgidmap that libcontainer runs: [`Role`] says which of
-//! them a process is.
+//! One event loop in one thread, because the agent forks. The same program also brings vCPUs online: [`Role`]
+//! says which of them a process is.
 
 mod async_fd;
 mod cgroup;
+mod child;
 mod clock;
 mod command;
 mod connection;
@@ -53,7 +53,6 @@ use crate::cpus::Cpus;
 use crate::dial::{Dialer, Dialing};
 use crate::memory::Memory;
 use crate::reaper::Reaper;
-use crate::runtime::newidmap;
 use crate::service::{GuestState, Service, Times};
 
 /// Exit status for a wrong command line, as usual for programs of the shell.
@@ -62,15 +61,6 @@ const USAGE: i32 = 2;
 /// What this process is, by its name, its arguments and its pid.
 #[derive(Debug, PartialEq, Eq)]
 enum Role {
-    /// The helper that creates one container: `argv[0]` is [`runtime::HELPER`].
-    ContainerHelper,
-    /// newuidmap(1) or newgidmap(1), run by libcontainer: writes `file` below `/proc/<pid>`.
-    WriteIdMap {
-        file: &'static str,
-        arguments: Vec<OsString>,
-    },
-    /// Completes a container's root file system: `argv[0]` is [`runtime::late::PROGRAM`].
-    CompleteRoot { arguments: Vec<OsString> },
     /// Brings vCPUs online or offline: `argv[0]` is [`cpus::PROGRAM`].
     BringCpus { arguments: Vec<OsString> },
     /// PID 1 of a guest. `is_template` if the VM is going to be saved to a snapshot.
@@ -85,17 +75,6 @@ enum Role {
 impl Role {
     fn parse(mut arguments: impl Iterator<Item = OsString>, pid: u32) -> Self {
         let name = arguments.next().unwrap_or_default();
-        if name == runtime::HELPER {
-            return Self::ContainerHelper;
-        }
-        if let Some(file) = newidmap::file(&name) {
-            let arguments = arguments.collect();
-            return Self::WriteIdMap { file, arguments };
-        }
-        if name == runtime::late::PROGRAM {
-            let arguments = arguments.collect();
-            return Self::CompleteRoot { arguments };
-        }
         if name == cpus::PROGRAM {
             let arguments = arguments.collect();
             return Self::BringCpus { arguments };
@@ -118,12 +97,6 @@ fn main() {
     let started_us = guest_init::monotonic_us();
     let mut is_template = false;
     let dialer = match Role::parse(std::env::args_os(), std::process::id()) {
-        Role::ContainerHelper => std::process::exit(runtime::child::main()),
-        Role::WriteIdMap { file, arguments } => {
-            let written = newidmap::write(file, &arguments);
-            std::process::exit(i32::from(written.is_err()));
-        }
-        Role::CompleteRoot { arguments } => std::process::exit(runtime::late::main(&arguments)),
         Role::BringCpus { arguments } => {
             let brought = cpus::main(&arguments);
             std::process::exit(i32::from(brought.is_err()));
@@ -174,7 +147,7 @@ async fn serve(dialer: &Dialer, started_us: u64, is_template: bool) -> Result<()
         guest_init::mount_filesystems()?;
         "/proc/self/exe".into()
     } else {
-        // As PID 1 would, so that a container's init becomes the agent's child when its helper exits.
+        // As PID 1 would, so that a container's init becomes the agent's child when its forerunner exits.
         nix::sys::prctl::set_child_subreaper(true).context("becoming a child subreaper")?;
         std::env::current_exe()?
     };
@@ -192,10 +165,10 @@ async fn serve(dialer: &Dialer, started_us: u64, is_template: bool) -> Result<()
     } else {
         None
     };
-    let containers = Containers::new(program, dialer.clone(), reaper);
+    let containers = Containers::new(dialer.clone(), reaper);
     let dialing = match dialing {
         Some(dialing) => dialing,
-        None => live_again(dialer, &containers).await?,
+        None => live_again(dialer).await?,
     };
     if is_guest_init {
         guest_init::mount_shared_tree()?;
@@ -210,18 +183,14 @@ async fn serve(dialer: &Dialer, started_us: u64, is_template: bool) -> Result<()
     if is_guest_init && !is_template {
         guest_init::prepare_for_containers()?;
     }
-    if !is_template {
-        containers.start_spare_helper()?;
-    }
     serving.ended().await;
     Ok(())
 }
 
 /// Prepares a template as far as possible without a stream and without the shared tree, and waits until the VM
 /// continues from its snapshot. Returns the dialing of that life.
-async fn live_again(dialer: &Dialer, containers: &Containers) -> Result<Dialing> {
+async fn live_again(dialer: &Dialer) -> Result<Dialing> {
     guest_init::prepare_for_containers()?;
-    containers.start_spare_helper()?;
     template::wait_for_next_life(dialer).await?;
     let dialing = dialer.start(AGENT_PORT)?;
     // The shared tree's device was attached before the VM went on.
@@ -236,17 +205,15 @@ mod tests {
     #[test]
     fn the_role_follows_from_name_arguments_and_pid() {
         let role = |arguments: &[&str], pid| Role::parse(arguments.iter().map(OsString::from), pid);
-        assert_eq!(role(&["nacre-helper"], 7), Role::ContainerHelper);
         let guest_init = |is_template| Role::GuestInit { is_template };
         assert_eq!(role(&["/init"], 1), guest_init(false));
         assert_eq!(role(&["/init", "quiet", "splash"], 1), guest_init(false));
         assert_eq!(role(&["/init", "quiet", TEMPLATE], 1), guest_init(true));
         assert_eq!(role(&["/init", TEMPLATE], 7), Role::WrongUsage);
-        let write = Role::WriteIdMap {
-            file: "uid_map",
-            arguments: vec!["9".into(), "0".into()],
+        let bring = Role::BringCpus {
+            arguments: vec!["2".into()],
         };
-        assert_eq!(role(&["/run/nacre/ids/newuidmap", "9", "0"], 7), write);
+        assert_eq!(role(&[cpus::PROGRAM, "2"], 7), bring);
         let standalone = Role::Standalone {
             directory: "/tmp/x".into(),
         };

@@ -1,4 +1,4 @@
-//! Writes error lines to the guest's console. Called for errors that end the agent or its helper, by the
+//! Writes error lines to the guest's console. Called for errors that end the agent, by the
 //! panic hook, and for errors that no caller can receive; never for a request that failed, whose error goes
 //! into the reply.
 //!
@@ -11,7 +11,7 @@ use std::io::Write as _;
 
 /// Longest line written, bytes: the kernel refuses a write of more than 1 KiB to /dev/kmsg.
 const MAX_LINE: usize = 900;
-/// Exit status of the agent and its helper after a fatal error or a panic.
+/// Exit status of the agent after a fatal error or a panic.
 pub const FAILED: i32 = 101;
 
 /// Writes one line to /dev/kmsg at level 2 (critical), which the guest's kernel prints on the console; to

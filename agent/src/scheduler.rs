@@ -1,10 +1,18 @@
-//! `process.scheduler` of a spec: sched_setattr(2), which has no safe wrapper. Called by the child that
-//! becomes an exec process; never changes another process.
-#![allow(unsafe_code, reason = "sched_setattr has no safe wrapper")]
+//! `process.scheduler` and `process.ioPriority` of a spec: sched_setattr(2) and ioprio_set(2), which have no
+//! safe wrapper. Called by the children that become an init or an exec process; never changes another
+//! process.
+#![allow(unsafe_code, reason = "sched_setattr and ioprio_set have no safe wrapper")]
 
 use std::io;
 
-use oci_spec::runtime::{LinuxSchedulerFlag, LinuxSchedulerPolicy, Scheduler};
+use oci_spec::runtime::{
+    IOPriorityClass, LinuxIOPriority, LinuxSchedulerFlag, LinuxSchedulerPolicy, Scheduler,
+};
+
+/// Of linux/ioprio.h.
+const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+/// The bits of a priority below its class (linux/ioprio.h).
+const IOPRIO_CLASS_SHIFT: u32 = 13;
 
 /// `struct sched_attr` of linux/sched/types.h, first version (SCHED_ATTR_SIZE_VER0, 48 bytes).
 #[repr(C)]
@@ -64,5 +72,23 @@ fn attributes(wanted: &Scheduler) -> Attributes {
         runtime: wanted.runtime().unwrap_or(0),
         deadline: wanted.deadline().unwrap_or(0),
         period: wanted.period().unwrap_or(0),
+    }
+}
+
+/// Sets the calling thread's I/O priority (ioprio_set(2), IOPRIO_WHO_PROCESS).
+///
+/// # Errors
+/// EPERM without CAP_SYS_NICE for the real-time class.
+pub fn set_io_priority(wanted: &LinuxIOPriority) -> io::Result<()> {
+    let class = match wanted.class() {
+        IOPriorityClass::IoprioClassRt => 1,
+        IOPriorityClass::IoprioClassBe => 2,
+        IOPriorityClass::IoprioClassIdle => 3,
+    };
+    let priority = class << IOPRIO_CLASS_SHIFT | wanted.priority();
+    // SAFETY: the arguments are integers.
+    match unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, priority) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }

@@ -1,4 +1,4 @@
-//! Signal calls that have no safe wrapper: kill(2) with any signal number, and SIGPIPE's default action.
+//! Signal calls that have no safe wrapper: kill(2) with any signal number, and default actions.
 //! Called by the container code and by the process that becomes a command; never with a pid that may have
 //! been reaped.
 #![allow(
@@ -24,6 +24,13 @@ pub fn send(pid: Pid, signal: i32) -> io::Result<()> {
     } else {
         Err(error)
     }
+}
+
+/// Sets SIGCHLD back to SIG_DFL: the agent's handler writes to a descriptor that its children do not have.
+pub fn restore_default_sigchld() -> io::Result<()> {
+    // SAFETY: no handler is installed: the default action runs no code of ours.
+    unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
+    Ok(())
 }
 
 /// Sets SIGPIPE back to SIG_DFL: Rust's runtime ignores it, and an ignored signal stays ignored across

@@ -1,5 +1,5 @@
-//! Pseudoterminals (pty(7)): window size, slave end, owner. Used for init's terminal, which libcontainer
-//! opens, and for those of exec processes. Works on descriptors only: a path such as /dev/pts/0 could be
+//! Pseudoterminals (pty(7)): window size, slave end, owner. Used for the terminals of inits and
+//! of exec processes. Works on descriptors only: a path such as /dev/pts/0 could be
 //! replaced by the container.
 
 use std::io;
@@ -9,10 +9,9 @@ use oci_spec::runtime::Process;
 use rustix::fs::Uid;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 use rustix::termios::{Winsize, tcsetwinsize};
-use serde::{Deserialize, Serialize};
 
 /// The terminal that a process object asks for (`process.terminal`, `process.consoleSize`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terminal {
     /// Columns; 0 if the spec has no size.
     pub width: u16,

@@ -102,12 +102,11 @@ fn the_agent_answers_while_a_working_directory_hangs() {
                 (files, request)
             }) => request.unwrap(),
         };
-        let name = std::fs::read(format!("/proc/{}/cmdline", request.pid)).unwrap();
-        assert!(
-            name.starts_with(b"nacre-helper\0"),
-            "the request came from process {}, {}",
-            request.pid,
-            name.escape_ascii()
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", request.pid)).unwrap();
+        assert_eq!(
+            name, "nacre:init\n",
+            "the request came from process {}",
+            request.pid
         );
         guest.setup(nacre_protocol::BUILD_ID).await.unwrap();
         guest.create("b", &["true"]).await.unwrap();

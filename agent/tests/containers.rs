@@ -120,7 +120,7 @@ fn a_command_that_cannot_be_executed_fails_in_create() {
 }
 
 #[test]
-fn a_failure_of_libcontainer_names_its_cause() {
+fn a_mount_that_fails_is_named() {
     run(async {
         let mut guest = Guest::start().await;
         let mut container = Container::new("a", &["true"]);

@@ -382,6 +382,47 @@ fn sysctls_personality_and_masked_paths() {
 }
 
 #[test]
+fn sysctls_of_a_user_namespace_need_one_of_the_container() {
+    run(async {
+        let mut guest = Guest::start().await;
+        chown(guest.rootfs.path(), 100_000);
+        let sysctl = json!({"user.max_pid_namespaces": "77", "net.ipv4.ip_unprivileged_port_start": "81"});
+        let script = "cat /proc/sys/user/max_pid_namespaces /proc/sys/net/ipv4/ip_unprivileged_port_start";
+        let text = guest
+            .output("a", script, |spec| {
+                add(spec, "/linux/namespaces", json!({"type": "user"}));
+                let ids = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
+                spec["linux"]["uidMappings"] = ids.clone();
+                spec["linux"]["gidMappings"] = ids;
+                spec["linux"]["sysctl"] = sysctl;
+            })
+            .await;
+        assert_eq!(text, "77\n81\n");
+        let (_, text) = guest
+            .refusal(|spec| spec["linux"]["sysctl"] = json!({"user.max_pid_namespaces": "77"}))
+            .await;
+        assert!(text.contains("user.max_pid_namespaces"), "{text}");
+    });
+}
+
+#[test]
+fn a_read_only_dev_has_its_devices() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let text = guest
+            .output(
+                "a",
+                "head -c 3 /dev/zero | wc -c; readlink /dev/ptmx; readlink /dev/fd",
+                |spec| {
+                    spec["mounts"][1]["options"] = json!(["nosuid", "ro", "mode=755"]);
+                },
+            )
+            .await;
+        assert_eq!(text, "3\npts/ptmx\n/proc/self/fd\n");
+    });
+}
+
+#[test]
 fn mount_destinations_never_leave_the_root() {
     run(async {
         let mut guest = Guest::start().await;

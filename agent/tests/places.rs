@@ -1,5 +1,5 @@
-//! Where the mounts and the working directory of a container go, and what libcontainer does too early for a /dev that
-//! is there already: seen from inside of containers that a standalone agent creates, as in `fields.rs`.
+//! Where the mounts and the working directory of a container go, and what is left alone in a /dev that is
+//! there already: seen from inside of containers that a standalone agent creates, as in `fields.rs`.
 
 #[allow(dead_code, reason = "each file of tests uses a part of it")]
 mod guest;

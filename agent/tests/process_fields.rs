@@ -188,7 +188,7 @@ fn seccomp_argument_conditions_and_flags() {
     });
 }
 
-/// The system calls that libcontainer and busybox's sh make, without mkdir.
+/// The system calls that the agent's child and busybox's sh make, without mkdir.
 const CALLS_OF_A_SHELL: &str = "\
     read write open openat close stat fstat lstat newfstatat execve exit_group mmap munmap mprotect brk \
     arch_prctl set_tid_address set_robust_list rseq prlimit64 getrandom getuid geteuid getgid getegid \

@@ -1,6 +1,6 @@
-//! A container's cgroup (v2): lists and kills its processes, freezes it, applies limits, removes it.
-//! libcontainer creates it. Called by `container` and `exec`; never touches a cgroup that does not belong to
-//! a container.
+//! A container's cgroup (v2): makes it, lists and kills its processes, freezes it, applies limits, removes
+//! it. Called by `container`, `runtime` and `exec`; never touches a cgroup that does not belong to a
+//! container, but to enable controllers for those below.
 
 mod counters;
 pub mod limits;
@@ -8,8 +8,10 @@ pub mod writer;
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use tokio::io::Interest;
 
 use self::limits::Setting;
@@ -32,6 +34,35 @@ impl Cgroup {
     /// The cgroup's directory below [`ROOT`].
     pub fn directory(&self) -> &Path {
         &self.0
+    }
+
+    /// Makes it, with those above it, where all controllers are enabled that the guest has.
+    ///
+    /// # Errors
+    /// If a directory can't be made.
+    pub fn create(&self) -> Result<(), Error> {
+        let root = Path::new(ROOT);
+        let below = self.0.strip_prefix(root).unwrap_or(&self.0);
+        let mut directory = root.to_owned();
+        for name in below {
+            enable_controllers(&directory);
+            directory.push(name);
+            match fs::create_dir(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(Error::file("creating", &directory)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the directory, for clone3(2).
+    ///
+    /// # Errors
+    /// ENOENT if the cgroup was removed.
+    pub fn open(&self) -> Result<OwnedFd, Error> {
+        open_directory(&self.0)
     }
 
     /// Applies `limits` in order. Limits that are not in the list do not change.
@@ -123,6 +154,28 @@ impl Cgroup {
             }
             events.ready(Interest::PRIORITY).await?.clear_ready();
         }
+    }
+}
+
+/// Opens the cgroup in `directory`, for clone3(2).
+///
+/// # Errors
+/// ENOENT if it was removed.
+pub fn open_directory(directory: &Path) -> Result<OwnedFd, Error> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(directory, flags, Mode::empty()).map_err(Error::file("opening", directory))
+}
+
+/// Enables the controllers that `directory` has for the cgroups below it, unless some are enabled there. A
+/// controller that can't be enabled is left out: setting a limit of it then names the file that is missing.
+fn enable_controllers(directory: &Path) {
+    let file = directory.join("cgroup.subtree_control");
+    if fs::read_to_string(&file).is_ok_and(|enabled| !enabled.trim().is_empty()) {
+        return;
+    }
+    let available = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+    for name in available.split_whitespace() {
+        let _ = fs::write(&file, format!("+{name}"));
     }
 }
 

@@ -1,25 +1,24 @@
-//! CreateContainer, step by step: spec, streams, helper, limits, reaper. On an error nothing of the container
+//! CreateContainer, step by step: spec, streams, cgroup, init, limits. On an error nothing of the container
 //! is left.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use nacre_protocol::agent::{CreateContainerRequest, RestrictedMount};
 use nacre_protocol::container_id;
 use rustix::process::{PidfdFlags, pidfd_open};
-use serde::Serialize;
 use tokio::sync::{RwLock, watch};
 
+use super::exec::kill;
 use super::process::Process;
 use super::state::{Input, Lifecycle};
-use super::{BUNDLES, Container, Containers, STATE, lock, remove_directories};
+use super::{Container, Containers, lock};
 use crate::cgroup::Cgroup;
 use crate::devices;
 use crate::disk::{self, MountedFileSystems};
 use crate::error::Error;
 use crate::pod;
-use crate::runtime::{Create, CreatedInit, LATE_FILTER, Restriction, newidmap};
+use crate::runtime::{self, Gate, InitRequest, Restriction, WaitingInit};
 use crate::spec::{self, PreparedSpec};
 use crate::stdio;
 
@@ -56,7 +55,6 @@ impl Containers {
             Err(_) => {
                 // Ignore errors of the clean-up: the original one is returned, and the id is free either way.
                 let _ = Cgroup::new(&prepared.cgroup).remove().await;
-                let _ = remove_directories(id);
                 lock(&self.table).remove(id)
             }
         };
@@ -78,59 +76,87 @@ impl Containers {
         prepared: &PreparedSpec,
     ) -> Result<Arc<Container>, Error> {
         let id = &request.container_id;
-        newidmap::install(&prepared.spec, &self.program)
-            .map_err(Error::file("linking programs in", newidmap::DIRECTORY))?;
         // Unmounted again if a step fails.
         let file_systems = MountedFileSystems::mount(id, &request.file_systems).await?;
         let dialed = stdio::dial(&self.dialer, request.stdio.get_or_default())?;
-        let helper = self.take_helper()?;
         let cgroup = Cgroup::new(&prepared.cgroup);
-        let create = Create {
-            id: id.clone(),
-            bundle: write_bundle(id, prepared)?,
-            state: STATE.into(),
-            cgroup: cgroup.directory().to_owned(),
-            devices: prepared.devices.clone(),
+        cgroup.create()?;
+        let restrictions: Vec<_> = request.restricted_mounts.iter().map(restriction).collect();
+        let init_request = InitRequest {
+            id,
+            spec: &prepared.spec,
+            cgroup: &cgroup,
             find_home: prepared.find_home,
-            terminal: prepared.terminal,
-            new_network: prepared.new_network,
-            restrictions: request.restricted_mounts.iter().map(restriction).collect(),
-            uts_names: prepared.uts_names.clone(),
-            propagation: prepared.propagation.clone(),
+            restrictions: &restrictions,
+            propagation: &prepared.propagation,
         };
         let (ends, pending) = stdio::pipes(&dialed, prepared.uid)?;
-        let mut init = helper.create(&create, ends.0).await?;
-        // Only now, so that the limits for the command do not restrict libcontainer's own work.
-        cgroup.apply(&prepared.limits)?;
-        let terminal = init.terminal.take();
-        let streams = match &terminal {
+        let (process, init) = self.start_init(&init_request, ends, prepared).await?;
+        let streams = match &init.terminal {
             Some(master) => dialed.with_terminal(master).await?,
             None => dialed.with_pipes(pending).await?,
         };
-        let container = self.adopt(id, prepared, cgroup, init)?;
+        let container = self.adopt(id, prepared, cgroup, (process, init.gate))?;
         *lock(&container.file_systems) = file_systems;
-        container.init.attach(streams, terminal);
+        container.init.attach(streams, init.terminal);
         container.watch_oom_kills();
         container.apply(Input::Created, "create")?;
         Ok(container)
     }
 
-    /// Makes the agent init's parent. The reaper watches init before that, so that its exit cannot be missed.
+    /// Starts the init and waits until it is complete; limits of the command apply afterwards. If a step
+    /// fails, it is killed.
+    async fn start_init(
+        &self,
+        request: &InitRequest<'_>,
+        ends: stdio::Ends,
+        prepared: &PreparedSpec,
+    ) -> Result<(Arc<Process>, WaitingInit), Error> {
+        let mut process = None;
+        let started = runtime::start(request, &ends.0, |pid| {
+            let watched = Arc::new(Process::new(pid));
+            process = Some(Arc::clone(&watched));
+            self.reaper.watch(pid, move |exit| watched.exited(exit));
+        });
+        let started = started.await;
+        drop(ends);
+        let finished = async {
+            let init = started?;
+            let pid = init.pid;
+            let waiting = init.ready().await?;
+            if !prepared.devices.is_empty() {
+                devices::load::attach(&prepared.devices, request.cgroup.directory())?;
+            }
+            // Only now, so that they do not restrict the agent's own work.
+            request.cgroup.apply(&prepared.limits)?;
+            runtime::set_uts_names(pid, request.spec, &prepared.uts_names)?;
+            Ok(waiting)
+        };
+        match (finished.await, process) {
+            (Ok(waiting), Some(process)) => Ok((process, waiting)),
+            (Err(error), Some(process)) => Err(kill(&process, error).await),
+            (Err(error), None) => Err(error),
+            (Ok(_), None) => Err(Error::InitDied("it was not watched".to_owned())),
+        }
+    }
+
+    /// Makes the container of the init `process`, which waits at `gate`.
     fn adopt(
         &self,
         id: &str,
         prepared: &PreparedSpec,
         cgroup: Cgroup,
-        init: CreatedInit,
+        (process, gate): (Arc<Process>, Gate),
     ) -> Result<Arc<Container>, Error> {
-        let init_pidfd =
-            pidfd_open(init.pid, PidfdFlags::empty()).map_err(Error::system("opening a pidfd of init"))?;
+        let init_pidfd = pidfd_open(process.pid(), PidfdFlags::empty())
+            .map_err(Error::system("opening a pidfd of init"))?;
         let container = Arc::new(Container {
             id: id.to_owned(),
             spec: prepared.spec.clone(),
             ignored: prepared.ignored.clone(),
-            init: Arc::new(Process::new(init.pid)),
+            init: process,
             init_pidfd,
+            gate: Mutex::new(Some(gate)),
             cgroup,
             file_systems: Mutex::default(),
             lifecycle: Mutex::new(Lifecycle::new()),
@@ -140,9 +166,12 @@ impl Containers {
             oom_kills: watch::Sender::new(0),
             oom_watcher: Mutex::default(),
         });
+        if container.init.exit().is_some() {
+            return Err(Error::InitDied("before it was started".to_owned()));
+        }
         let owner = Arc::clone(&container);
-        self.reaper.watch(init.pid, move |exit| owner.init_exited(exit));
-        drop(init);
+        self.reaper
+            .watch(container.init.pid(), move |exit| owner.init_exited(exit));
         Ok(container)
     }
 }
@@ -152,32 +181,4 @@ fn restriction(mount: &RestrictedMount) -> Restriction {
         path: PathBuf::from(&mount.path),
         options: mount.options.clone(),
     }
-}
-
-/// Writes the files that libcontainer reads, and returns their directory. With noNewPrivileges, the seccomp
-/// filter is loaded right before execve and kept from libcontainer, whose own system calls the filter need
-/// not allow then.
-fn write_bundle(id: &str, prepared: &PreparedSpec) -> Result<PathBuf, Error> {
-    let bundle = Path::new(BUNDLES).join(id);
-    fs::create_dir_all(&bundle).map_err(Error::file("creating", &bundle))?;
-    let mut spec = prepared.spec.clone();
-    let no_new_privileges = spec
-        .process()
-        .as_ref()
-        .and_then(|process| process.no_new_privileges());
-    if no_new_privileges == Some(true)
-        && let Some(linux) = spec.linux_mut()
-        && let Some(filter) = linux.seccomp().clone()
-    {
-        linux.set_seccomp(None);
-        write_json(bundle.join(LATE_FILTER), &filter)?;
-    }
-    write_json(bundle.join("config.json"), &spec)?;
-    Ok(bundle)
-}
-
-fn write_json(file: PathBuf, content: &impl Serialize) -> Result<(), Error> {
-    let json =
-        serde_json::to_vec(content).map_err(|error| Error::bad_spec("config.json", error.to_string()))?;
-    fs::write(&file, json).map_err(Error::file("writing", file))
 }

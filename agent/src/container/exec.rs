@@ -106,7 +106,7 @@ impl Containers {
 }
 
 /// Kills a process that could not be started, waits for its exit, and returns `error`.
-async fn kill(process: &Process, error: Error) -> Error {
+pub(super) async fn kill(process: &Process, error: Error) -> Error {
     // Ignore this error: the process has exited already.
     let _ = process.kill(libc::SIGKILL);
     process.wait().await;

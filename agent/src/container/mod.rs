@@ -1,5 +1,5 @@
 //! The containers of a guest: the table of them, and each one's lifecycle from creation to removal. The
-//! service calls this module; it uses the helper, the reaper, the cgroup and the standard streams, and knows
+//! service calls this module; it uses the reaper, the cgroup and the standard streams, and knows
 //! nothing of RPC.
 //!
 //! Lock order: the table, then a container's lifecycle. No lock is held across an await, except
@@ -12,11 +12,8 @@ mod process;
 mod state;
 
 use std::collections::HashMap;
-use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,29 +31,20 @@ use crate::disk::MountedFileSystems;
 use crate::error::Error;
 use crate::pod::{self, SharedInit};
 use crate::reaper::{Exit, Reaper};
-use crate::runtime::Helper;
+use crate::runtime::Gate;
 use crate::signal;
 use crate::spec;
 
-/// libcontainer's state, one directory per container. Short, because it holds a socket, whose path has at
-/// most 107 bytes.
-const STATE: &str = "/run/nacre/c";
-/// OCI bundles for libcontainer, one directory per container.
-const BUNDLES: &str = "/run/nacre/b";
 /// How long the kernel may take to end a container's processes after SIGKILL.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// All containers of the guest.
 pub struct Containers {
-    /// The agent's own program, which the helpers run.
-    program: PathBuf,
     dialer: Dialer,
     reaper: Arc<Reaper>,
     /// By id; None while the container is being created.
     table: Mutex<HashMap<String, Option<Arc<Container>>>>,
     shared_init: SharedInit,
-    /// A helper that was started ahead of the next CreateContainer.
-    spare_helper: Mutex<Option<Helper>>,
 }
 
 /// One container, from the time its init waits for the start notification.
@@ -68,6 +56,8 @@ pub struct Container {
     ignored: Vec<String>,
     init: Arc<Process>,
     init_pidfd: OwnedFd,
+    /// Sends the start notification; None once it was sent.
+    gate: Mutex<Option<Gate>>,
     cgroup: Cgroup,
     /// Of its disks.
     file_systems: Mutex<MountedFileSystems>,
@@ -97,38 +87,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Containers {
-    /// An empty table. `program` is the agent's own program; `dialer` opens the containers' standard streams.
-    pub fn new(program: PathBuf, dialer: Dialer, reaper: Arc<Reaper>) -> Arc<Self> {
+    /// An empty table. `dialer` opens the containers' standard streams.
+    pub fn new(dialer: Dialer, reaper: Arc<Reaper>) -> Arc<Self> {
         Arc::new(Self {
-            program,
             dialer,
             reaper,
             table: Mutex::default(),
             shared_init: SharedInit::default(),
-            spare_helper: Mutex::default(),
         })
     }
 
-    /// Starts the helper of the next container, so that CreateContainer need not wait for it.
-    pub fn start_spare_helper(&self) -> Result<(), Error> {
-        let helper = Helper::start(&self.program)?;
-        *lock(&self.spare_helper) = Some(helper);
-        Ok(())
-    }
-
-    /// Makes the pod's user namespace with these id maps, which containers then join; nothing if there are none.
+    /// Makes the pod's user namespace with these id maps, which containers then join; nothing if there are
+    /// none.
     pub fn enter_users(&self, uids: &[IdRange], gids: &[IdRange]) -> Result<(), Error> {
         if uids.is_empty() && gids.is_empty() {
             return Ok(());
         }
-        pod::enter_users(&self.shared_init, &self.reaper, uids, gids)?;
-        // One that was started before is in the namespaces that the agent has left.
-        self.start_spare_helper()
-    }
-
-    fn take_helper(&self) -> Result<Helper, Error> {
-        let spare = lock(&self.spare_helper).take();
-        spare.map_or_else(|| Helper::start(&self.program), Ok)
+        pod::enter_users(&self.shared_init, &self.reaper, uids, gids)
     }
 
     /// The container `id`.
@@ -191,23 +166,9 @@ impl Containers {
             .map_err(Error::system(format!("deleting container {id:?}")))??;
         let file_systems = std::mem::take(&mut *lock(&container.file_systems));
         file_systems.unmount().await?;
-        remove_directories(id)?;
         lock(&self.table).remove(id);
         Ok(())
     }
-}
-
-fn remove_directories(id: &str) -> Result<(), Error> {
-    for parent in [STATE, BUNDLES] {
-        let directory = Path::new(parent).join(id);
-        match fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::file("removing", directory)(error));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 impl Container {
@@ -239,16 +200,15 @@ impl Container {
     /// Notifies init, which then executes the container's command.
     pub fn start(&self) -> Result<(), Error> {
         self.apply(Input::Start, "start")?;
-        let socket = Path::new(STATE).join(&self.id).join("notify.sock");
-        // libcontainer's init reads until the end of the stream and ignores the text.
-        let sent = UnixStream::connect(&socket).and_then(|mut stream| stream.write_all(b"start container"));
-        let input = if sent.is_ok() {
+        let gate = lock(&self.gate).take();
+        let opened = gate.map_or(Err(Error::ProcessFinished), Gate::open);
+        let input = if opened.is_ok() {
             Input::Started
         } else {
             Input::StartFailed
         };
         self.apply(input, "start")?;
-        sent.map_err(Error::file("notifying the container's init at", socket))
+        opened
     }
 
     /// Sends `signal` to every process in the container.

@@ -60,6 +60,11 @@ impl Process {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
+    /// Its exit, if the reaper has collected it.
+    pub fn exit(&self) -> Option<Exit> {
+        *self.exit.borrow()
+    }
+
     /// Waits until the process has exited; returns at once if it has.
     pub async fn wait(&self) -> Exit {
         let mut exit = self.exit.subscribe();

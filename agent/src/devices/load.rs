@@ -1,5 +1,5 @@
-//! Loads a device program into the kernel and attaches it to a cgroup by bpf(2). Called by the helper after
-//! it has created a container and before the container starts; never decides what is allowed.
+//! Loads a device program into the kernel and attaches it to a cgroup by bpf(2). Called after a
+//! container was created and before it starts; never decides what is allowed.
 #![allow(unsafe_code, reason = "bpf(2) has no safe wrapper")]
 
 use std::fs::File;

@@ -1,6 +1,6 @@
 //! Compiles a container's device rules (`linux.resources.devices`) to a BPF program of type
 //! BPF_PROG_TYPE_CGROUP_DEVICE: rules in, instructions out. [`load`] attaches the program to the container's
-//! cgroup. libcontainer is built without its own implementation and would ignore the rules.
+//! cgroup.
 //!
 //! The kernel runs the program with the requested access (read, write, mknod) and the device's type and
 //! numbers. For each permission the last rule that matches decides; a permission that no rule matches is

@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 use nacre_protocol::control::{self, Channel};
 use nacre_protocol::proc_cgroup::cgroup2_path;
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::thread::{
@@ -83,12 +82,12 @@ fn fork_into_container(request: &ExecRequest<'_>, child: impl Fn() -> i32) -> Re
         // setns(2) of a pid namespace applies to children that are forked afterwards, not to the caller.
         move_into_thread_name_spaces(request.init.1, ThreadNameSpaceType::PROCESS_ID).map_err(fork_error)?;
     }
-    let forked = open_cgroup(request.cgroup.directory()).and_then(|directory| {
+    let forked = request.cgroup.open().and_then(|directory| {
         match fork::into_cgroup(directory.as_fd(), &child) {
             // The container delegates to cgroups that it made below this one, which then holds no process
             // itself.
             Err(Errno::BUSY) => {
-                let directory = open_cgroup(&cgroup_of(request.init.0)?)?;
+                let directory = cgroup::open_directory(&cgroup_of(request.init.0)?)?;
                 fork::into_cgroup(directory.as_fd(), &child).map_err(fork_error)
             }
             result => result.map_err(fork_error),
@@ -107,11 +106,6 @@ fn fork_error(error: Errno) -> Error {
         Errno::SRCH | Errno::NOMEM | Errno::NOENT => Error::ProcessFinished,
         error => Error::system("forking a process into the container")(error),
     }
-}
-
-fn open_cgroup(directory: &Path) -> Result<OwnedFd, Error> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(directory, flags, rustix::fs::Mode::empty()).map_err(Error::file("opening", directory))
 }
 
 fn cgroup_of(pid: Pid) -> Result<PathBuf, Error> {

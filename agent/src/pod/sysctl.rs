@@ -1,7 +1,7 @@
-//! Sysctls of the pod: those of its network, IPC and UTS namespaces, which are the guest's initial ones. Setup
-//! sets those of a pause container, which has no process, and CreateContainer those of a container that shares
-//! the namespace; libcontainer refuses them. Those of a container with a namespace of its own are
-//! libcontainer's work. Never sets one that all of the guest would get: as under runc, it is refused.
+//! Sysctls of the pod: those of its network, IPC and UTS namespaces, which are the guest's initial ones.
+//! Setup sets those of a pause container, which has no process, and CreateContainer those of a container that
+//! shares the namespace. A container's init sets those of the namespaces of its own. Never sets one that all
+//! of the guest would get: as under runc, it is refused.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -45,6 +45,29 @@ pub fn set_sysctls(sysctls: &HashMap<String, String>) -> Result<(), Error> {
     Ok(())
 }
 
+/// Sets the sysctls of `spec` in the calling process's namespaces, which are those of its container.
+///
+/// # Errors
+/// As [`set_sysctls`]. Those of a user namespace are refused without one.
+pub fn set_own_sysctls(spec: &Spec) -> Result<(), Error> {
+    let sysctls = spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref());
+    let (of_users, others): (HashMap<_, _>, HashMap<_, _>) = sysctls
+        .into_iter()
+        .flatten()
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .partition(|(name, _)| has_namespace(spec, Kind::User) && is_of_users(name));
+    for (name, value) in of_users {
+        let file = Path::new(ROOT).join(path_of(&name)?);
+        std::fs::write(&file, &value)
+            .map_err(Error::system(format!("setting sysctl {name} to {value:?}")))?;
+    }
+    set_sysctls(&others)
+}
+
+fn is_of_users(name: &str) -> bool {
+    path_of(name).is_ok_and(|path| path.starts_with("user/"))
+}
+
 /// Removes from `spec` the sysctls of namespaces that it shares with the pod, and returns them.
 pub fn take_shared(spec: &mut Spec) -> HashMap<String, String> {
     let is_shared = |name: &str| file(name).is_ok_and(|(_, kind)| !has_namespace(spec, kind));
@@ -61,10 +84,23 @@ pub fn take_shared(spec: &mut Spec) -> HashMap<String, String> {
     shared
 }
 
-/// The file of sysctl `name` below /proc/sys, and the type of its namespace. The separators are dots or slashes; if the first one is a slash,
-/// a dot is part of a name, such as that of a VLAN's link.
+/// The file of sysctl `name` below /proc/sys, and the type of its namespace.
 fn file(name: &str) -> Result<(PathBuf, Kind), Error> {
-    let refused = |reason: &str| Error::bad_spec("linux.sysctl", format!("{name:?}: {reason}"));
+    let path = path_of(name)?;
+    let is_it = |known: &str| path == known || (known.ends_with('/') && path.starts_with(known));
+    match OF_NAMESPACES.iter().find(|(known, _)| is_it(known)) {
+        Some((_, kind)) => Ok((path.into(), *kind)),
+        None => Err(refused(name, "belongs to no namespace of the pod")),
+    }
+}
+
+fn refused(name: &str, reason: &str) -> Error {
+    Error::bad_spec("linux.sysctl", format!("{name:?}: {reason}"))
+}
+
+/// The path of sysctl `name` below /proc/sys. The separators are dots or slashes; if the first one is a
+/// slash, a dot is part of a name, such as that of a VLAN's link.
+fn path_of(name: &str) -> Result<String, Error> {
     let is_path = name
         .find(['.', '/'])
         .is_some_and(|at| name[at..].starts_with('/'));
@@ -79,13 +115,9 @@ fn file(name: &str) -> Result<(PathBuf, Kind), Error> {
         name.chars().map(swapped).collect()
     };
     if path.split('/').any(|part| matches!(part, "" | "." | "..")) || path.contains('\0') {
-        return Err(refused("is not the name of a sysctl"));
+        return Err(refused(name, "is not the name of a sysctl"));
     }
-    let is_it = |known: &str| path == known || (known.ends_with('/') && path.starts_with(known));
-    match OF_NAMESPACES.iter().find(|(known, _)| is_it(known)) {
-        Some((_, kind)) => Ok((path.into(), *kind)),
-        None => Err(refused("belongs to no namespace of the pod")),
-    }
+    Ok(path)
 }
 
 #[cfg(test)]

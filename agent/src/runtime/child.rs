@@ -1,199 +1,217 @@
-//! The helper's side: calls libcontainer, in a process that does nothing else. The program's `main` calls
-//! [`main`] if `argv[0]` is [`super::HELPER`]; the agent itself never does.
+//! The forked child that becomes a container's init, from its first instruction to execve. Never returns to
+//! the agent's code.
+//!
+//! Until execve the child has a copy of the agent's memory. It is undumpable, so that no process of the
+//! container can ptrace it, and it closes the agent's descriptors before it resolves a path of the container,
+//! as an exec process does.
 
-use std::error::Error as StdError;
-use std::fs;
-use std::io;
-use std::os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::convert::Infallible;
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
-use libcontainer::container::Container;
-use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::syscall::syscall::SyscallType;
-use nacre_protocol::control::{self, Channel};
-use oci_spec::runtime::{LinuxSeccomp, Spec};
-use rustix::io::fcntl_dupfd_cloexec;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use nacre_protocol::control::Channel;
+use oci_spec::runtime::{LinuxNamespaceType as Kind, Process, Spec};
+use rustix::process::DumpableBehavior;
 
-use super::console::Console;
-use super::executor::CommandExecutor;
-use super::{
-    Create, FromHelper, LATE_FILTER, bring_loopback_up, console, destinations, error_log, late, propagation,
-    restrictions, workdir,
+use super::destinations::{self, Arranged};
+use super::namespaces::{self, Namespaces};
+use super::{FromChild, InitRequest, bring_loopback_up, dev, hooks, paths, restrictions, root, workdir};
+use crate::child::{
+    Failure, at, become_user, limits, load_seccomp, open_terminal, set_scheduling, set_stdio,
 };
+use crate::command::{Command, reopen_null};
 use crate::error::truncate;
-use crate::spec::UtsNames;
-use crate::{devices, keyring};
+use crate::fork::close_others;
+use crate::spec::has_namespace;
+use crate::terminal::Terminal;
+use crate::{keyring, pod, signal};
 
-/// Creates the container that the agent requests, and waits until the agent closes the socket. Returns the
-/// process's exit status.
-pub fn main() -> i32 {
-    match run() {
-        Ok(()) => 0,
-        Err(error) => {
-            crate::report::to_console(&format!("container helper: {}", chain(&*error)));
-            1
-        }
-    }
+/// Exit status of a child that could not be set up. The agent discards it.
+const FAILED: i32 = 255;
+/// Exit status of init if execve fails after the start notification, as with runc.
+const NOT_EXECUTED: i32 = 1;
+/// The process's name in ps(1) until it executes the command.
+const NAME: &std::ffi::CStr = c"nacre:init";
+
+/// What is prepared in the agent's mount namespace.
+pub struct Files {
+    spec: Spec,
+    arranged: Arranged,
 }
 
-/// An error that ends the helper, or the creation of the container.
-pub(super) type Failure = Box<dyn StdError>;
-
-fn run() -> Result<(), Failure> {
-    // The container must not inherit the agent's exemption from the OOM killer.
-    fs::write("/proc/self/oom_score_adj", "0")?;
-    // A duplicate, because descriptor 0 becomes the container's standard input.
-    let channel = Channel::new(fcntl_dupfd_cloexec(io::stdin().as_fd(), 3)?);
-    error_log::install(fcntl_dupfd_cloexec(&channel, 3)?)?;
-    let (create, fds) = match channel.receive::<Create>() {
-        Err(control::Error::Closed) => return Ok(()),
-        request => request?,
-    };
-    let stdio: [OwnedFd; 3] = fds
-        .try_into()
-        .map_err(|_| "expected three descriptors with a Create request")?;
-    let (reply, terminal) = match prepare_files(&create)? {
-        Err((field, reason)) => {
-            let (field, reason) = (field.to_owned(), truncate(reason));
-            (FromHelper::BadSpec { field, reason }, None)
-        }
-        Ok(report) => match create_container(&create, stdio) {
-            Ok((pid, terminal)) => (FromHelper::Created { pid }, terminal),
-            Err(error) => {
-                let late = report.and_then(late::Report::read);
-                let reason = late.unwrap_or_else(|| chain(&*error));
-                (FromHelper::Failed(truncate(reason)), None)
-            }
-        },
-    };
-    let fds: Vec<RawFd> = terminal.iter().map(AsRawFd::as_raw_fd).collect();
-    channel.send(&reply, &fds)?;
-    // Init's parent must live until the agent's reaper watches init: wait for the end of the socket.
-    match channel.receive::<()>() {
-        Err(control::Error::Closed) => Ok(()),
-        Err(error) => Err(error.into()),
-        Ok(_) => Err("unexpected second request".into()),
-    }
-}
-
-/// Gives the container's mounts and its working directory their places in the bundle's spec, and creates the working
-/// directory. The inner error is a field of the spec that can't be honoured.
-fn prepare_files(create: &Create) -> Result<Result<Option<late::Report>, (&'static str, String)>, Failure> {
-    let file = create.bundle.join("config.json");
-    let mut spec: Spec = serde_json::from_slice(&fs::read(&file)?)?;
-    let before = spec.clone();
-    if let Err(reason) = restrictions::apply(&create.restrictions, &mut spec) {
-        return Ok(Err(("mounts", reason)));
-    }
-    let arranged = match destinations::arrange(&mut spec) {
-        Ok(arranged) => arranged,
-        Err(refused) => return Ok(Err(refused)),
-    };
-    let created = arranged
-        .working_directory
-        .as_ref()
-        .map_or(Ok(()), workdir::create);
-    if let Err(reason) = created {
-        return Ok(Err(("process.cwd", reason)));
-    }
-    let report = arranged.late.add_to(&mut spec)?;
-    if spec != before {
-        fs::write(&file, serde_json::to_vec(&spec)?)?;
-    }
-    Ok(Ok(report))
-}
-
-fn create_container(create: &Create, stdio: [OwnedFd; 3]) -> Result<(i32, Option<OwnedFd>), Failure> {
-    let console = create
-        .terminal
-        .map(|terminal| console::listen(&create.bundle, terminal))
-        .transpose()?;
-    // Its children inherit it.
-    keyring::create(&create.id).map_err(|error| format!("session keyring: {error}"))?;
-    let [stdin, stdout, stderr] = stdio;
-    let mut container = ContainerBuilder::new(create.id.clone(), SyscallType::Linux)
-        .with_root_path(&create.state)?
-        .with_executor(CommandExecutor::new(
-            create.find_home,
-            late_filter(&create.bundle)?,
-        ))
-        .with_console_socket(console.as_ref().map(Console::path))
-        .with_stdin(stdin)
-        .with_stdout(stdout)
-        .with_stderr(stderr)
-        .as_init(&create.bundle)
-        .with_systemd(false)
-        .build()?;
-    finish(create, &container, console).inspect_err(|_| {
-        // Ignore this error: the original one is returned, and the agent cleans up the rest.
-        let _ = container.delete(true);
+/// All of it, for an init that the agent has forked. Returns the exit status after it has reported why it
+/// failed.
+pub fn run(
+    request: &InitRequest<'_>,
+    namespaces: &Namespaces,
+    stdio: &[OwnedFd; 3],
+    report: &Channel,
+) -> i32 {
+    finish(report, || {
+        leave_agent(request, namespaces, stdio, report)?;
+        let files = prepare(request)?;
+        set_up(request, namespaces, &files, report)
     })
 }
 
-fn late_filter(bundle: &Path) -> Result<Option<LinuxSeccomp>, Failure> {
-    match fs::read(bundle.join(LATE_FILTER)) {
-        Ok(json) => Ok(Some(serde_json::from_slice(&json)?)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error.into()),
+/// As [`run`], for an init that a forerunner has forked, which has prepared `files`.
+pub fn run_forked(
+    request: &InitRequest<'_>,
+    namespaces: &Namespaces,
+    stdio: &[OwnedFd; 3],
+    report: &Channel,
+    files: &Files,
+) -> i32 {
+    finish(report, || {
+        leave_agent(request, namespaces, stdio, report)?;
+        // The agent writes the id maps, and watches this process.
+        if !wait(report) {
+            std::process::exit(FAILED);
+        }
+        if has_namespace(request.spec, Kind::User) {
+            namespaces::become_root()?;
+        }
+        set_up(request, namespaces, files, report)
+    })
+}
+
+fn finish(report: &Channel, work: impl FnOnce() -> Result<Infallible, Failure>) -> i32 {
+    let message = match work() {
+        Ok(never) => match never {},
+        Err(Failure::Command(text)) => FromChild::Command(truncate(text)),
+        Err(Failure::Field(field, reason)) => FromChild::BadSpec {
+            field: field.to_owned(),
+            reason: truncate(reason),
+        },
+        Err(Failure::Step(text)) => FromChild::Failed(truncate(text)),
+    };
+    // If this fails, the agent reports that the init has exited.
+    let _ = report.send(&message, &[]);
+    FAILED
+}
+
+/// Waits until the agent sends a byte. False: it has closed its end.
+pub fn wait(channel: &Channel) -> bool {
+    // By read(2): a seccomp filter that forbids this one would leave the command little to do.
+    loop {
+        match rustix::io::read(channel, &mut [0_u8]) {
+            Ok(length) => return length > 0,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
     }
 }
 
-/// Does the steps that libcontainer lacks, while init waits for the start notification. Returns init's pid
-/// and the master of its terminal.
-fn finish(
-    create: &Create,
-    container: &Container,
-    console: Option<Console>,
-) -> Result<(i32, Option<OwnedFd>), Failure> {
-    let pid = container
-        .pid()
-        .ok_or("libcontainer returned no pid of init")?
-        .as_raw();
-    if !create.devices.is_empty() {
-        devices::load::attach(&create.devices, &create.cgroup)?;
+/// Gives up what the child has of the agent.
+fn leave_agent(
+    request: &InitRequest<'_>,
+    namespaces: &Namespaces,
+    stdio: &[OwnedFd; 3],
+    report: &Channel,
+) -> Result<(), Failure> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(at("PR_SET_DUMPABLE"))?;
+    rustix::thread::set_name(NAME).map_err(at("PR_SET_NAME"))?;
+    signal::restore_default_sigchld().map_err(at("SIGCHLD"))?;
+    if Terminal::wanted(process(request.spec)?).is_none() {
+        set_stdio(stdio.each_ref().map(|fd| fd.as_fd()))?;
     }
-    if create.new_network {
-        let network = fs::File::open(Path::new("/proc").join(pid.to_string()).join("ns/net"))?;
-        move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
-        bring_loopback_up()?;
-    }
-    set_uts_names(pid, &create.uts_names)?;
-    let terminal = console.map(Console::receive).transpose()?;
-    // Last, because it enters the container's mount namespace.
-    propagation::apply(pid, &create.propagation)?;
-    Ok((pid, terminal))
+    let mut kept: Vec<_> = namespaces.descriptors().collect();
+    kept.push(report.as_raw_fd());
+    close_others(&mut kept).map_err(at("closing descriptors"))?;
+    rustix::process::setsid().map(drop).map_err(at("setsid"))
 }
 
-/// Sets the host name and domain name in the UTS namespace of process `pid`.
-fn set_uts_names(pid: i32, names: &UtsNames) -> Result<(), Failure> {
-    if *names == UtsNames::default() {
-        return Ok(());
+/// Does what must be done in the agent's mount namespace, and in its user namespace.
+pub fn prepare(request: &InitRequest<'_>) -> Result<Files, Failure> {
+    keyring::create(request.id).map_err(at("session keyring"))?;
+    let mut spec = request.spec.clone();
+    restrictions::apply(request.restrictions, &mut spec)
+        .map_err(|reason| Failure::Field("mounts", reason))?;
+    let arranged = destinations::arrange(&mut spec)?;
+    if let Some(directory) = &arranged.working_directory {
+        workdir::create(directory).map_err(|reason| Failure::Field("process.cwd", reason))?;
     }
-    let namespace = fs::File::open(format!("/proc/{pid}/ns/uts"))?;
-    move_into_link_name_space(
-        namespace.as_fd(),
-        Some(LinkNameSpaceType::HostNameAndNISDomainName),
-    )?;
-    if let Some(host) = &names.host {
-        rustix::system::sethostname(host.as_bytes())?;
+    Ok(Files { spec, arranged })
+}
+
+fn process(spec: &Spec) -> Result<&Process, Failure> {
+    let process = spec.process().as_ref();
+    process.ok_or_else(|| Failure::Field("process", "is missing".to_owned()))
+}
+
+/// From the agent's namespaces to the start notification, and then the command.
+fn set_up(
+    request: &InitRequest<'_>,
+    namespaces: &Namespaces,
+    files: &Files,
+    report: &Channel,
+) -> Result<Infallible, Failure> {
+    let spec = &files.spec;
+    let process = process(spec)?;
+    set_scheduling(process)?;
+    enter(namespaces, spec)?;
+    root::prepare(spec, &files.arranged, request.propagation)?;
+    // Before the guest's procfs is left: the container need not have one.
+    pod::set_own_sysctls(spec).map_err(|error| Failure::Step(error.to_string()))?;
+    root::enter(spec)?;
+    close_others(&mut [report.as_raw_fd()]).map_err(at("closing descriptors"))?;
+    reopen_null().map_err(at("/dev/null"))?;
+    if let Some(terminal) = Terminal::wanted(process) {
+        let slave = open_terminal(terminal, report, &FromChild::Terminal)?;
+        dev::bind_console(&slave)?;
     }
-    if let Some(domain) = &names.domain {
-        rustix::system::setdomainname(domain.as_bytes())?;
+    root::make_read_only(spec)?;
+    paths::restrict(spec)?;
+    let filter = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    if !has_namespace(spec, Kind::User) {
+        limits::set_all(process)?;
+    }
+    become_user(process, spec, filter)?;
+    let command = Command::find(process, request.find_home).map_err(Failure::Command)?;
+    report.send(&FromChild::Ready, &[]).map_err(at("reporting"))?;
+    if !wait(report) {
+        std::process::exit(FAILED);
+    }
+    let reason = execute(request, spec, &command);
+    // CreateContainer has returned already, so the error goes to the container's standard error.
+    let _ = writeln!(std::io::stderr(), "{reason}");
+    std::process::exit(NOT_EXECUTED);
+}
+
+fn enter(namespaces: &Namespaces, spec: &Spec) -> Result<(), Failure> {
+    namespaces.enter_others()?;
+    if namespaces.makes(Kind::Network) {
+        bring_loopback_up().map_err(at("bringing the loopback device up"))?;
+    }
+    if namespaces.makes(Kind::Uts) {
+        if let Some(name) = spec.hostname() {
+            rustix::system::sethostname(name.as_bytes()).map_err(at("hostname"))?;
+        }
+        if let Some(name) = spec.domainname() {
+            rustix::system::setdomainname(name.as_bytes()).map_err(at("domainname"))?;
+        }
     }
     Ok(())
 }
 
-/// An error with its causes; a cause that the text so far already ends with is not repeated.
-pub(super) fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
+/// Runs the hooks, then executes the command. Returns only why that failed.
+fn execute(request: &InitRequest<'_>, spec: &Spec, command: &Command) -> String {
+    let environment = command.environment();
+    if let Err(reason) = hooks::run(spec, request.id, &environment) {
+        return format!("startContainer: {reason}");
     }
-    text
+    let process = spec.process().as_ref();
+    let no_new_privileges = process.and_then(Process::no_new_privileges) == Some(true);
+    let filter = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    if no_new_privileges && let Err(failure) = load_seccomp(filter) {
+        return format!("exec {}: {failure}", command.path().display());
+    }
+    match command.execute() {
+        Ok(never) => match never {},
+        Err(reason) => format!(
+            "exec {}: {}",
+            command.path().display(),
+            reason.desc().to_lowercase()
+        ),
+    }
 }

@@ -1,178 +1,242 @@
-//! Creates containers with libcontainer, in a helper process: the agent's own program again, single-threaded,
-//! which may fork and change namespaces. A helper creates one container and exits; the agent starts the next
-//! helper in advance.
+//! Creates a container's init: a fork of the agent, in the container's cgroup, that makes its namespaces and
+//! its root file system, becomes the user of the spec, and waits for the start notification before it
+//! executes the command.
 //!
 //! ```text
-//! agent ── Create + stdio fds ──▶ helper        one SOCK_SEQPACKET socket, the helper's standard input
-//! agent ◀── LoggedError … ─────── helper        errors that libcontainer logs, from each of its processes
-//! agent ◀── Created | Failed ──── helper
-//! agent ── closes the socket ───▶ helper        the reaper watches init: the helper exits, init is reparented
+//! agent ── clone3, into the container's cgroup and pid namespace ──▶ child
+//! agent ◀── Terminal and its master, if requested ────────────────── child   one SOCK_SEQPACKET socket
+//! agent ◀── Ready | Command | BadSpec | Failed ───────────────────── child
+//! agent ── one byte, the start notification ───────────────────────▶ child, which calls execve
 //! ```
+//! A child with a user or time namespace, or with the pid namespace of others, is forked by a [`forerunner`].
 
-pub mod child;
-mod console;
+mod child;
 mod destinations;
-mod error_log;
-mod executor;
-pub mod late;
+mod dev;
+mod forerunner;
+mod hooks;
 mod loopback;
-pub mod newidmap;
-mod propagation;
+mod mount_attributes;
+mod mounts;
+mod namespaces;
+mod options;
+mod paths;
 mod restrictions;
+mod root;
+mod tree;
 mod workdir;
 
 pub use loopback::bring_up as bring_loopback_up;
 pub use restrictions::Restriction;
 
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::fs::{self, File};
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use nacre_protocol::control::{self, Channel};
+use nix::errno::Errno;
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use rustix::process::Pid;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
+use self::namespaces::Namespaces;
 use crate::async_fd;
+use crate::cgroup::Cgroup;
+use crate::child::limits;
 use crate::error::Error;
-use crate::spec::{MountPropagation, UtsNames};
-use crate::terminal::Terminal;
+use crate::fork;
+use crate::spec::{MountPropagation, UtsNames, has_namespace};
 
-/// `argv[0]` of a helper process.
-pub const HELPER: &str = "nacre-helper";
-/// The file in a bundle with the seccomp filter (`linux.seccomp`, JSON) that is loaded right before execve.
-pub const LATE_FILTER: &str = "seccomp.json";
-/// Most errors from libcontainer's log that an error message repeats.
-const MAX_LOGGED_ERRORS: usize = 4;
+/// The UTS namespace of the agent.
+const OWN_UTS: &str = "/proc/self/ns/uts";
 
-/// The request to create a container.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Create {
+/// What a child needs to become a container's init.
+pub struct InitRequest<'a> {
     /// The container's id.
-    pub id: String,
-    /// The directory with `config.json`.
-    pub bundle: PathBuf,
-    /// The directory of libcontainer's state for all containers.
-    pub state: PathBuf,
-    /// The directory of the container's cgroup.
-    pub cgroup: PathBuf,
-    /// The cgroup's device program, as BPF instructions; empty if all devices are allowed.
-    pub devices: Vec<u64>,
-    /// The terminal of init, if it has one.
-    pub terminal: Option<Terminal>,
+    pub id: &'a str,
+    /// The container's spec, whose namespaces have paths in the guest.
+    pub spec: &'a Spec,
+    /// The container's cgroup, which exists.
+    pub cgroup: &'a Cgroup,
     /// HOME must be looked up in the container's /etc/passwd.
     pub find_home: bool,
-    /// The container has a new network namespace, whose loopback device must be brought up.
-    pub new_network: bool,
     /// What the host's mounts do not allow.
-    pub restrictions: Vec<Restriction>,
-    /// Names to set in a UTS namespace that the container shares.
-    pub uts_names: UtsNames,
+    pub restrictions: &'a [Restriction],
     /// Propagation types to set once the container's mounts exist.
-    pub propagation: Vec<MountPropagation>,
+    pub propagation: &'a [MountPropagation],
 }
 
-/// A message from the helper, or from a process that libcontainer forks in it.
+/// An init that is being set up.
+pub struct StartedInit {
+    /// Its pid in the guest's pid namespace.
+    pub pid: Pid,
+    report: AsyncFd<Channel>,
+}
+
+/// The init of a new container, which waits for the start notification.
+pub struct WaitingInit {
+    /// The master of its terminal.
+    pub terminal: Option<OwnedFd>,
+    /// Sends the notification.
+    pub gate: Gate,
+}
+
+/// The socket of the start notification. The init exits if it is closed without one.
+pub struct Gate(Channel);
+
+/// A message from the child.
 #[derive(Debug, Serialize, Deserialize)]
-enum FromHelper {
-    /// libcontainer logged an error.
-    LoggedError(String),
-    /// The command cannot be executed; sent before `Failed`.
+enum FromChild {
+    /// The terminal exists; its master comes with this message.
+    Terminal,
+    /// The init waits for the start notification.
+    Ready,
+    /// The command cannot be executed; the text is runc's.
     Command(String),
-    /// Init waits for the start notification. The master of its terminal comes with this message, if it has
-    /// one.
-    Created { pid: i32 },
-    /// A field of the spec cannot be honoured; there is no container.
+    /// A field of the spec cannot be honoured.
     BadSpec { field: String, reason: String },
-    /// The container could not be created.
+    /// A step failed.
     Failed(String),
 }
 
-/// A helper that waits for a [`Create`] request.
-pub struct Helper(AsyncFd<Channel>);
-
-/// The init of a new container, still a child of the helper. When this is dropped the helper exits, and init
-/// becomes a child of the agent.
-pub struct CreatedInit {
-    /// Init's pid.
-    pub pid: Pid,
-    /// The master of init's terminal.
-    pub terminal: Option<OwnedFd>,
-    _helper: Helper,
+/// Forks the init of `request`. `stdio` becomes its standard streams unless it has a terminal. `watch` must
+/// let the reaper watch the pid that it is called with: before that the init's exit can't be missed.
+pub async fn start(
+    request: &InitRequest<'_>,
+    stdio: &[OwnedFd; 3],
+    watch: impl FnOnce(Pid),
+) -> Result<StartedInit, Error> {
+    let namespaces = Namespaces::open(request.spec)?;
+    let (report, child_end) = async_fd::channel()?;
+    let child_end = Channel::new(child_end);
+    let directory = request.cgroup.open()?;
+    let step = "forking a container's init";
+    if namespaces.need_forerunner() {
+        let (forked, forerunner) = async_fd::channel()?;
+        let forerunner = Channel::new(forerunner);
+        fork::into_cgroup(directory.as_fd(), || {
+            forerunner::run(request, &namespaces, stdio, &forerunner, &child_end)
+        })
+        .map_err(Error::system(step))?;
+        drop((forerunner, child_end));
+        let pid = forerunner::pid(&forked).await?;
+        watch(pid);
+        // The forerunner exits, and the init becomes a child of the agent.
+        drop(forked);
+        set_oom_score(pid, request.spec)?;
+        if namespaces.makes(LinuxNamespaceType::User) {
+            namespaces::write_id_maps(request.spec, pid)?;
+        }
+        set_limits(pid, request.spec)?;
+        notify(report.get_ref())?;
+        return Ok(StartedInit { pid, report });
+    }
+    let pid = fork::into_cgroup_and_namespaces(directory.as_fd(), namespaces.of_fork(), || {
+        child::run(request, &namespaces, stdio, &child_end)
+    })
+    .map_err(Error::system(step))?;
+    watch(pid);
+    set_oom_score(pid, request.spec)?;
+    Ok(StartedInit { pid, report })
 }
 
-impl Helper {
-    /// Starts a helper; `program` is the agent's own program.
-    pub fn start(program: &Path) -> Result<Self, Error> {
-        let (channel, helper_end) = async_fd::channel()?;
-        #[allow(clippy::zombie_processes, reason = "the reaper waits for every child")]
-        let child = Command::new(program)
-            .arg0(HELPER)
-            .env_clear()
-            .env("PATH", newidmap::DIRECTORY)
-            .stdin(Stdio::from(helper_end))
-            .spawn();
-        child.map_err(Error::file("starting", program))?;
-        Ok(Self(channel))
-    }
-
-    /// Creates a container whose init has `stdio` as its standard streams.
-    pub async fn create(self, create: &Create, stdio: [OwnedFd; 3]) -> Result<CreatedInit, Error> {
-        let fds = stdio.each_ref().map(|fd| fd.as_raw_fd());
-        self.0
-            .get_ref()
-            .send(create, &fds)
-            .map_err(|error| Error::HelperDied(error.to_string()))?;
-        drop(stdio);
-        let mut logged = Vec::new();
-        let mut command_error = None;
-        loop {
-            match self.receive().await {
-                Ok((FromHelper::Created { pid }, fds)) => {
-                    let pid = Pid::from_raw(pid)
-                        .ok_or_else(|| Error::Runtime("the container helper sent pid 0".to_owned()))?;
-                    return Ok(CreatedInit {
-                        pid,
-                        terminal: fds.into_iter().next(),
-                        _helper: self,
-                    });
-                }
-                Ok((FromHelper::LoggedError(text), _)) => {
-                    if logged.len() < MAX_LOGGED_ERRORS {
-                        logged.push(text);
-                    }
-                }
-                Ok((FromHelper::Command(text), _)) => command_error = Some(text),
-                Ok((FromHelper::BadSpec { field, reason }, _)) => {
-                    return Err(Error::bad_spec(field, reason));
-                }
-                Ok((FromHelper::Failed(text), _)) => {
-                    return Err(match command_error {
-                        Some(text) => Error::Command(text),
-                        None => Error::Runtime(with_logged(text, &logged)),
-                    });
-                }
-                Err(error) => return Err(Error::HelperDied(with_logged(error.to_string(), &logged))),
-            }
+/// By the agent, because the process could otherwise lower the value that it has inherited.
+fn set_oom_score(pid: Pid, spec: &Spec) -> Result<(), Error> {
+    let value = spec.process().as_ref().and_then(Process::oom_score_adj);
+    let file = format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero());
+    match fs::write(&file, value.unwrap_or(0).to_string()) {
+        // The child has exited; its report says why.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) || !std::path::Path::new(&file).exists() => {
+            Ok(())
         }
-    }
-
-    async fn receive(&self) -> Result<(FromHelper, Vec<OwnedFd>), control::Error> {
-        loop {
-            let mut guard = self.0.readable().await.map_err(|_| control::Error::Closed)?;
-            match self.0.get_ref().receive::<FromHelper>() {
-                Err(control::Error::Socket(nix::errno::Errno::EAGAIN)) => guard.clear_ready(),
-                result => return result,
-            }
-        }
+        written => written.map_err(Error::file("writing", file)),
     }
 }
 
-fn with_logged(text: String, logged: &[String]) -> String {
-    if logged.is_empty() {
-        text
-    } else {
-        format!("{text} ({})", logged.join("; "))
+/// Lets the child at the other end of `channel` go on.
+fn notify(channel: &Channel) -> Result<(), Error> {
+    rustix::io::write(channel, &[0])
+        .map(drop)
+        .map_err(Error::system("notifying a container's init"))
+}
+
+impl StartedInit {
+    /// Waits until the init is complete.
+    pub async fn ready(self) -> Result<WaitingInit, Error> {
+        let mut terminal = None;
+        loop {
+            match receive::<FromChild>(&self.report).await {
+                Ok((FromChild::Terminal, fds)) => terminal = fds.into_iter().next(),
+                Ok((FromChild::Ready, _)) => break,
+                Ok((FromChild::Command(text), _)) => return Err(Error::Command(text)),
+                Ok((FromChild::BadSpec { field, reason }, _)) => return Err(Error::bad_spec(field, reason)),
+                Ok((FromChild::Failed(text), _)) => return Err(Error::Runtime(text)),
+                Err(error) => return Err(Error::InitDied(error.to_string())),
+            }
+        }
+        Ok(WaitingInit {
+            terminal,
+            gate: Gate(self.report.into_inner()),
+        })
     }
+}
+
+impl Gate {
+    /// Sends the notification.
+    pub fn open(self) -> Result<(), Error> {
+        notify(&self.0)
+    }
+}
+
+async fn receive<T: DeserializeOwned>(
+    channel: &AsyncFd<Channel>,
+) -> Result<(T, Vec<OwnedFd>), control::Error> {
+    loop {
+        let mut ready = channel.readable().await.map_err(|_| control::Error::Closed)?;
+        match channel.get_ref().receive::<T>() {
+            Err(control::Error::Socket(Errno::EAGAIN)) => ready.clear_ready(),
+            result => return result,
+        }
+    }
+}
+
+/// Sets the resource limits of `spec` for the init in a user namespace, which has no privilege to raise one.
+fn set_limits(pid: Pid, spec: &Spec) -> Result<(), Error> {
+    let process = spec.process().as_ref();
+    let limits = process.and_then(|process| process.rlimits().as_ref());
+    for limit in limits.into_iter().flatten() {
+        let step = format!("setting rlimit {}", limit.typ());
+        limits::set(Some(pid), limit).map_err(Error::system(step))?;
+    }
+    Ok(())
+}
+
+/// Sets host and domain name in the UTS namespace that the container shares: that of process `pid`, or the
+/// agent's.
+pub fn set_uts_names(pid: Pid, spec: &Spec, names: &UtsNames) -> Result<(), Error> {
+    if *names == UtsNames::default() {
+        return Ok(());
+    }
+    let step = "setting a host name";
+    let enter = |namespace: &File| {
+        let kind = LinkNameSpaceType::HostNameAndNISDomainName;
+        move_into_link_name_space(namespace.as_fd(), Some(kind)).map_err(Error::system(step))
+    };
+    let set = || {
+        let host = names.host.as_ref();
+        host.map_or(Ok(()), |name| rustix::system::sethostname(name.as_bytes()))?;
+        let domain = names.domain.as_ref();
+        domain.map_or(Ok(()), |name| rustix::system::setdomainname(name.as_bytes()))
+    };
+    if !has_namespace(spec, LinuxNamespaceType::Uts) {
+        return set().map_err(Error::system(step));
+    }
+    let own = File::open(OWN_UTS).map_err(Error::file("opening", OWN_UTS))?;
+    let path = format!("/proc/{}/ns/uts", pid.as_raw_nonzero());
+    enter(&File::open(&path).map_err(Error::file("opening", path))?)?;
+    let done = set().map_err(Error::system(step));
+    enter(&own)?;
+    done
 }

@@ -1,22 +1,19 @@
-//! Applies what the host's mounts do not allow (noexec, nosuid, nodev, nosymfollow) to the mounts by which the guest
-//! sees them, in a helper and before it creates a container: the container's mounts are copies, and in a user
-//! namespace it cannot take the flags off.
+//! Applies what the host's mounts do not allow (noexec, nosuid, nodev, nosymfollow) to the mounts by which
+//! the guest sees them, in the agent's mount namespace and before a container is created: the container's
+//! mounts are copies, and in a user namespace it cannot take the flags off.
 
-use std::mem::size_of;
+use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use libcontainer::syscall::SyscallError;
-use libcontainer::syscall::linux::MountAttr;
-use libcontainer::syscall::syscall::create_syscall;
 use oci_spec::runtime::Spec;
 use rustix::fs::CWD;
-use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
-use serde::{Deserialize, Serialize};
+
+use super::mount_attributes::Change;
 
 /// A restricted mount.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restriction {
     /// Where the guest sees it.
     pub path: PathBuf,
@@ -24,8 +21,8 @@ pub struct Restriction {
     pub options: Vec<String>,
 }
 
-/// Applies `restrictions`. A file that is mounted is part of the guest's mount above it, so that `spec`, which binds
-/// it into the container, gets its options.
+/// Applies `restrictions`. A file that is mounted is part of the guest's mount above it, so that `spec`,
+/// which binds it into the container, gets its options.
 ///
 /// # Errors
 /// The mount that failed, and why.
@@ -37,8 +34,9 @@ pub fn apply(restrictions: &[Restriction], spec: &mut Spec) -> Result<(), String
         };
         let attributes = attributes(&restriction.options).map_err(|name| failed(&name))?;
         match set_on_mount(&restriction.path, attributes) {
+            Ok(()) => {}
             // A file; or a mount that the host has hidden by another one.
-            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::INVAL) => {}
+            Err(error) if is_hidden(&error) => {}
             Err(error) => return Err(failed(&error)),
         }
         add_options(spec, restriction);
@@ -60,29 +58,18 @@ fn attributes(options: &[String]) -> Result<u64, String> {
     })
 }
 
+fn is_hidden(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::ENOTDIR | libc::EINVAL)
+    )
+}
+
 /// EINVAL if there is no mount at `path`.
-fn set_on_mount(path: &Path, attributes: u64) -> Result<(), Errno> {
+fn set_on_mount(path: &Path, attributes: u64) -> io::Result<()> {
     // Not a clone; the kernel makes the mount of a directory of virtio-fs now.
     let mount = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-    let change = MountAttr {
-        attr_set: attributes,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
-    let flags = libc::AT_EMPTY_PATH.unsigned_abs();
-    let changed = create_syscall().mount_setattr(
-        mount.as_fd(),
-        Path::new(""),
-        flags,
-        &change,
-        size_of::<MountAttr>(),
-    );
-    match changed {
-        Err(SyscallError::Nix(errno)) => Err(Errno::from_raw_os_error(errno as i32)),
-        Err(_) => Err(Errno::IO),
-        Ok(()) => Ok(()),
-    }
+    Change::set(attributes).apply(mount.as_fd(), false)
 }
 
 fn add_options(spec: &mut Spec, restriction: &Restriction) {
@@ -91,11 +78,7 @@ fn add_options(spec: &mut Spec, restriction: &Restriction) {
             continue;
         }
         let mut options = mount.options().clone().unwrap_or_default();
-        options.extend(restriction.options.iter().map(|option| match option.as_str() {
-            // libcontainer knows only the recursive form.
-            "nosymfollow" => "rnosymfollow".to_owned(),
-            other => other.to_owned(),
-        }));
+        options.extend_from_slice(&restriction.options);
         mount.set_options(Some(options));
     }
 }
@@ -121,7 +104,7 @@ mod tests {
         let restrictions = [restriction("/no/such/file", &["noexec", "nosymfollow"])];
         apply(&restrictions, &mut spec).unwrap();
         let options = |index: usize| spec.mounts().as_ref().unwrap()[index].options().clone();
-        assert_eq!(options(0).unwrap(), ["rbind", "exec", "noexec", "rnosymfollow"]);
+        assert_eq!(options(0).unwrap(), ["rbind", "exec", "noexec", "nosymfollow"]);
         assert_eq!(options(1), None);
     }
 

@@ -1,16 +1,12 @@
-//! Creates a container's working directory if the image does not have it, as runc does; libcontainer only
-//! looks for it. Done by the helper, never by the agent: a host file system that hangs must not stop the
-//! agent's event loop.
+//! Creates a container's working directory if the image does not have it, as runc does. Done by a child of
+//! the agent, never by the agent: a host file system that hangs must not stop the agent's event loop.
 
-use std::error::Error;
-use std::fs::Permissions;
-use std::os::fd::AsFd as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use pathrs::Root;
-use pathrs::flags::OpenFlags;
-use rustix::fs::{FileType, Gid, Uid};
+use rustix::fs::{FileType, Gid, OFlags, Uid};
+use rustix::io::Errno;
+
+use super::tree::Tree;
 
 /// A working directory to create if it is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,13 +24,14 @@ pub struct WorkingDirectory {
 /// # Errors
 /// The reason why `process.cwd` cannot be used.
 pub fn create(directory: &WorkingDirectory) -> Result<(), String> {
+    let failed = |error: Errno| format!("creating the directory: {error}");
     if !directory.tree.is_dir() {
-        // A bind mount of a file, or of a missing source: libcontainer's error names it.
+        // A bind mount of a file, or of a missing source: the mount's error names it.
         return Ok(());
     }
-    let tree = Root::open(&directory.tree).map_err(|error| reason(&error))?;
-    if let Ok(found) = tree.resolve(&directory.path) {
-        let stat = rustix::fs::fstat(&found).map_err(|error| reason(&error))?;
+    let tree = Tree::open(&directory.tree).map_err(failed)?;
+    if let Ok(found) = tree.find(&directory.path, OFlags::empty()) {
+        let stat = rustix::fs::fstat(&found).map_err(failed)?;
         return if FileType::from_raw_mode(stat.st_mode).is_dir() {
             Ok(())
         } else {
@@ -42,20 +39,11 @@ pub fn create(directory: &WorkingDirectory) -> Result<(), String> {
             Err(format!("{}: not a directory", path.display()))
         };
     }
-    let created = tree
-        .mkdir_all(&directory.path, &Permissions::from_mode(0o755))
-        .map_err(|error| reason(&error))?;
+    tree.make_directories(&directory.path).map_err(failed)?;
     if directory.owner != 0 {
-        let created = created
-            .reopen(OpenFlags::O_DIRECTORY)
-            .map_err(|error| reason(&error))?;
         let (uid, gid) = (Uid::from_raw(directory.owner), Gid::from_raw(directory.owner));
-        rustix::fs::fchown(created.as_fd(), Some(uid), Some(gid)).map_err(|error| reason(&error))?;
+        let created = tree.find_to_read(&directory.path).map_err(failed)?;
+        rustix::fs::fchown(&created, Some(uid), Some(gid)).map_err(failed)?;
     }
     Ok(())
-}
-
-fn reason(error: &dyn Error) -> String {
-    let cause = error.source().map(|cause| format!(": {cause}"));
-    format!("creating the directory: {error}{}", cause.unwrap_or_default())
 }

@@ -1,5 +1,5 @@
-//! Converts checked documents to the types of oci-spec. oci-spec and libcontainer differ from the OCI
-//! specification in a few fields: they require optional ones, use other names, or swap the meaning of two.
+//! Converts checked documents to the types of oci-spec, which differ from the OCI specification in a few
+//! fields: they require optional ones, or use other names.
 
 use nacre_protocol::spec::{Checked, CheckedProcess, CheckedResources, CheckedSpec};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
@@ -40,7 +40,6 @@ fn translate(spec: &mut Value) {
     if let Some(resources) = spec.pointer_mut("/linux/resources") {
         translate_resources(resources);
     }
-    swap_masks(spec);
     for device in elements(spec, "/linux/devices") {
         // A FIFO has no device number.
         default_to_zero(device, "major");
@@ -74,22 +73,6 @@ fn translate_resources(resources: &mut Value) {
         && let Some(resources) = resources.as_object_mut()
     {
         resources.remove("pids");
-    }
-}
-
-/// In a masked comparison the specification has the mask in `value`, as runc does; libcontainer has it in
-/// `valueTwo`.
-fn swap_masks(spec: &mut Value) {
-    for call in elements(spec, "/linux/seccomp/syscalls") {
-        for arg in elements(call, "/args") {
-            if arg["op"] == "SCMP_CMP_MASKED_EQ"
-                && let Some(arg) = arg.as_object_mut()
-            {
-                let mask = arg.remove("value").unwrap_or_default();
-                let expected = arg.insert("valueTwo".to_owned(), mask);
-                arg.insert("value".to_owned(), expected.unwrap_or_else(|| json!(0)));
-            }
-        }
     }
 }
 

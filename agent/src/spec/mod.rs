@@ -18,7 +18,6 @@ use crate::cgroup::limits::{self, Setting};
 use crate::devices;
 use crate::disk::{GuestDisk, use_guest_numbers};
 use crate::error::Error;
-use crate::terminal::Terminal;
 
 pub use id_map::guest_uid;
 pub use mounts::{MountPropagation, normalize};
@@ -27,7 +26,7 @@ pub use namespaces::{UtsNames, has_namespace, resolve_namespaces};
 /// A checked spec, and the settings in it that the agent applies itself.
 #[derive(Debug)]
 pub struct PreparedSpec {
-    /// The spec for libcontainer.
+    /// The spec, without what the agent applies itself.
     pub spec: Spec,
     /// The container's cgroup, as an absolute path below the cgroup2 mount.
     pub cgroup: PathBuf,
@@ -37,12 +36,8 @@ pub struct PreparedSpec {
     pub limits: Vec<Setting>,
     /// Owner of the standard streams, a uid in the guest's initial user namespace.
     pub uid: u32,
-    /// The terminal of init, if it has one.
-    pub terminal: Option<Terminal>,
     /// HOME in `spec` is a placeholder: it must be looked up in the container's /etc/passwd.
     pub find_home: bool,
-    /// The container has a new network namespace, whose loopback device is down.
-    pub new_network: bool,
     /// Names to set in a UTS namespace that the container shares.
     pub uts_names: UtsNames,
     /// Propagation types to set once the container's mounts exist.
@@ -51,8 +46,8 @@ pub struct PreparedSpec {
     pub ignored: Vec<String>,
 }
 
-/// Checks the spec of container `id` (JSON) and completes it. `disks` are the container's by the numbers of the
-/// host's block devices that they are.
+/// Checks the spec of container `id` (JSON) and completes it. `disks` are the container's by the numbers of
+/// the host's block devices that they are.
 pub fn prepare(
     id: &str,
     json: &[u8],
@@ -67,11 +62,9 @@ pub fn prepare(
     let mut process = required("process", spec.process())?;
     let find_home = complete_process(&mut process);
     let uid = guest_uid(&spec, process.user().uid());
-    let terminal = Terminal::wanted(&process).map(|terminal| Terminal { uid, ..terminal });
     spec.set_process(Some(process));
 
     let mut linux = required("linux", spec.linux())?;
-    // The agent applies them itself: libcontainer drops some resources and misreads others.
     let resources = linux.resources().clone().unwrap_or_default();
     linux.set_resources(None);
     let devices = devices::program(resources.devices().as_deref().unwrap_or_default())?;
@@ -89,9 +82,7 @@ pub fn prepare(
         devices,
         limits,
         uid,
-        terminal,
         find_home,
-        new_network: namespaces.new_network,
         uts_names,
         propagation,
         ignored,
@@ -153,13 +144,8 @@ fn check_hooks(spec: &Spec) -> Result<(), Error> {
     }
 }
 
-/// Completes a process object for libcontainer. Returns whether HOME in its environment is a placeholder.
+/// Completes a process object. Returns whether HOME in its environment is a placeholder.
 pub fn complete_process(process: &mut Process) -> bool {
-    if process.no_new_privileges() == Some(false) {
-        // For `false`, libcontainer loads the seccomp filter after it has dropped the capability to do so.
-        process.set_no_new_privileges(None);
-    }
-    // For a missing set, libcontainer would leave the agent's capabilities.
     process.set_capabilities(Some(complete_capabilities(process.capabilities().as_ref())));
     let mut environment = Vec::new();
     for variable in process.env().iter().flatten() {
@@ -170,7 +156,7 @@ pub fn complete_process(process: &mut Process) -> bool {
         .find_map(|variable| variable.strip_prefix("HOME="));
     let find_home = home.is_none_or(str::is_empty);
     if find_home {
-        // Without HOME, libcontainer would call getpwuid(3), which may load NSS modules from the container.
+        // In its place in the environment, where the command gets it.
         set_variable(&mut environment, "HOME=/".to_owned());
     }
     process.set_env(Some(environment));

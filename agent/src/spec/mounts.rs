@@ -1,13 +1,12 @@
-//! Rewrites the options of a container's mounts for libcontainer. Propagation types, which libcontainer
-//! applies wrongly or not at all, are returned as [`MountPropagation`] for `runtime::propagation`.
+//! Prepares a container's mounts: their destinations, and their propagation types, which are set once all
+//! mounts exist and are returned as [`MountPropagation`].
 
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Linux, Mount, Spec};
-use serde::{Deserialize, Serialize};
 
 /// The propagation types to set on a mount once it exists.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountPropagation {
     /// The mount point in the container.
     pub destination: PathBuf,
@@ -15,10 +14,10 @@ pub struct MountPropagation {
     pub options: Vec<String>,
 }
 
-/// Rewrites the mounts of `spec` and the `rootfsPropagation` of `linux` for libcontainer. Returns the
-/// propagation types that libcontainer does not set.
+/// Prepares the mounts of `spec` and the `rootfsPropagation` of `linux`. Returns the propagation types to
+/// set.
 pub fn prepare(spec: &mut Spec, linux: &mut Linux) -> Vec<MountPropagation> {
-    // libcontainer knows only the names without "r", and applies each of them recursively.
+    // Each is applied to all mounts.
     let propagation = linux.rootfs_propagation().clone().unwrap_or_default();
     let plain = propagation.strip_prefix('r').unwrap_or(&propagation);
     let is_shared = plain == "shared";
@@ -54,30 +53,14 @@ fn rewrite(mount: &mut Mount, is_shared: bool) -> MountPropagation {
         destination: mount.destination().clone(),
         options: Vec::new(),
     };
-    let mut kept = Vec::new();
     for option in mount.options().iter().flatten() {
         match option.as_str() {
-            // libcontainer drops these options, but passes on "sync=" as mount data, for which the kernel
-            // sets the flag.
-            "sync" | "dirsync" => kept.push(format!("{option}=")),
             // A mount is private already unless its parent is shared.
             "private" | "rprivate" if !is_shared => {}
             "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" | "unbindable"
-            | "runbindable" => {
-                propagation.options.push(option.clone());
-            }
-            // libcontainer knows only the recursive form. It has the same effect on a new mount, and also
-            // applies to the mounts below a bind mount.
-            "nosymfollow" | "symfollow" => kept.push(format!("r{option}")),
-            "noiversion" => {}
-            _ => kept.push(option.clone()),
+            | "runbindable" => propagation.options.push(option.clone()),
+            _ => {}
         }
-    }
-    mount.set_options(Some(kept));
-    if mount.source().is_none() {
-        // libcontainer requires a source, though it is only a label here.
-        let name = mount.typ().clone().unwrap_or_default();
-        mount.set_source(Some(PathBuf::from(name)));
     }
     propagation
 }
@@ -87,15 +70,14 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn prepared(root: &str, options: Value) -> (Vec<String>, Vec<MountPropagation>, Option<String>) {
+    fn prepared(root: &str, options: Value) -> (Vec<MountPropagation>, Option<String>) {
         let mut spec: Spec =
             serde_json::from_value(json!({"ociVersion": "1.0", "linux": {"rootfsPropagation": root},
             "mounts": [{"destination": "/a", "type": "tmpfs", "options": options}]}))
             .unwrap();
         let mut linux = spec.linux().clone().unwrap();
         let propagation = prepare(&mut spec, &mut linux);
-        let options = spec.mounts().as_ref().unwrap()[0].options().clone().unwrap();
-        (options, propagation, linux.rootfs_propagation().clone())
+        (propagation, linux.rootfs_propagation().clone())
     }
 
     #[test]
@@ -112,25 +94,16 @@ mod tests {
     }
 
     #[test]
-    fn options_that_libcontainer_applies_are_kept() {
-        let options = json!(["ro", "rprivate", "nosymfollow", "noiversion", "size=1m"]);
-        let (kept, propagation, root) = prepared("", options);
-        assert_eq!(kept, ["ro", "rnosymfollow", "size=1m"]);
-        assert_eq!(propagation, []);
-        assert_eq!(root, None);
-    }
-
-    #[test]
     fn propagation_types_are_returned() {
-        let (kept, propagation, root) = prepared("rslave", json!(["sync", "nodev", "dirsync", "rshared"]));
-        assert_eq!(kept, ["sync=", "nodev", "dirsync="]);
+        assert_eq!(prepared("", json!(["ro", "rprivate", "size=1m"])), (vec![], None));
+        let (propagation, root) = prepared("rslave", json!(["nodev", "rshared"]));
         let want = MountPropagation {
             destination: "/a".into(),
             options: vec!["rshared".into()],
         };
         assert_eq!(propagation, [want]);
         assert_eq!(root.as_deref(), Some("slave"));
-        let (_, propagation, root) = prepared("rshared", json!(["rprivate"]));
+        let (propagation, root) = prepared("rshared", json!(["rprivate"]));
         assert_eq!((propagation.len(), root.as_deref()), (1, Some("shared")));
     }
 }

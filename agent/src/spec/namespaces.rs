@@ -6,22 +6,19 @@ use std::path::{Path, PathBuf};
 use nacre_protocol::guest::{NAMESPACE_OF, POD_NAMESPACE};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType as Kind, Spec};
-use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
 const FIELD: &str = "linux.namespaces";
 
-/// The namespaces for libcontainer. Those of other containers still have a path "container:ID".
+/// The namespaces of a container. Those of other containers still have a path "container:ID".
 pub struct Namespaces {
     /// All namespaces that the container creates or joins.
     pub all: Vec<LinuxNamespace>,
-    /// Whether a new network namespace is among them.
-    pub new_network: bool,
 }
 
-/// Names to set in a UTS namespace that the container shares; libcontainer sets them only in a new one.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Names to set in a UTS namespace that the container shares.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UtsNames {
     /// The host name.
     pub host: Option<String>,
@@ -36,7 +33,7 @@ pub fn has_namespace(spec: &Spec, kind: Kind) -> bool {
     namespaces.is_some_and(|namespaces| namespaces.iter().any(|namespace| namespace.typ() == kind))
 }
 
-/// The namespaces of `linux`, with a cgroup namespace in any case.
+/// The namespaces of `linux`, with a mount and a cgroup namespace in any case.
 ///
 /// The guest's initial namespaces are the pod's: a container shares those of the types that it does not list.
 pub fn prepare(linux: &Linux) -> Result<Namespaces, Error> {
@@ -55,20 +52,19 @@ pub fn prepare(linux: &Linux) -> Result<Namespaces, Error> {
             ));
         }
     }
-    if !all.iter().any(|namespace| namespace.typ() == Kind::Cgroup) {
-        // Without one, a container's cgroup mount would show the cgroups of the whole guest.
-        let cgroup = LinuxNamespaceBuilder::default().typ(Kind::Cgroup).build();
-        all.push(cgroup.map_err(|error: OciSpecError| Error::bad_spec(FIELD, error.to_string()))?);
+    // Without them, a container's mounts would be the guest's, and its cgroup mount would show all cgroups.
+    for kind in [Kind::Mount, Kind::Cgroup] {
+        if !all.iter().any(|namespace| namespace.typ() == kind) {
+            let own = LinuxNamespaceBuilder::default().typ(kind).build();
+            all.push(own.map_err(|error: OciSpecError| Error::bad_spec(FIELD, error.to_string()))?);
+        }
     }
-    let new_network = all
-        .iter()
-        .any(|namespace| namespace.typ() == Kind::Network && namespace.path().is_none());
-    Ok(Namespaces { all, new_network })
+    Ok(Namespaces { all })
 }
 
 impl Namespaces {
-    /// Takes the names from `spec` that are to be set in a UTS namespace that the container shares: the guest's
-    /// or another container's. libcontainer refuses names without a new namespace.
+    /// Takes the names from `spec` that are to be set in a UTS namespace that the container shares: the
+    /// guest's or another container's.
     pub fn take_uts_names(&self, spec: &mut Spec) -> UtsNames {
         let is_new = |namespace: &LinuxNamespace| namespace.typ() == Kind::Uts && namespace.path().is_none();
         if self.all.iter().any(is_new) {
@@ -89,8 +85,9 @@ fn other_container(namespace: &LinuxNamespace) -> Option<&str> {
     namespace.path().as_ref()?.to_str()?.strip_prefix(NAMESPACE_OF)
 }
 
-/// Replaces the paths of other containers' namespaces, and of the pod's. `directory_of` returns the directory with
-/// the namespaces of a container's init, as /proc/PID/ns; without a container, with those of the pod's own init.
+/// Replaces the paths of other containers' namespaces, and of the pod's. `directory_of` returns the directory
+/// with the namespaces of a container's init, as /proc/PID/ns; without a container, with those of the pod's
+/// own init.
 pub fn resolve_namespaces(
     spec: &mut Spec,
     directory_of: impl Fn(Option<&str>) -> Result<PathBuf, Error>,

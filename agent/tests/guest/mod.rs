@@ -179,7 +179,7 @@ impl Guest {
         self.ended().await
     }
 
-    /// Asserts that the guest has no cgroup, no state and no bundle of container `id`.
+    /// Asserts that the guest has no cgroup of container `id`, and that no file of it is left.
     pub fn expect_nothing_left(&self, id: &str) {
         let agent = self.child.as_ref().unwrap().id();
         let children = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children")).unwrap();
@@ -211,8 +211,8 @@ impl Drop for Guest {
     }
 }
 
-/// Removes a cgroup and those below it, after waiting for the processes of a killed guest to exit. One of them
-/// may still create a cgroup until then, so the children are listed again at each attempt.
+/// Removes a cgroup and those below it, after waiting for the processes of a killed guest to exit. One of
+/// them may still create a cgroup until then, so the children are listed again at each attempt.
 fn remove_cgroup(path: &Path) {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {

@@ -43,10 +43,9 @@ fn linux(prepared: &PreparedSpec) -> &Linux {
 
 #[test]
 fn a_minimal_spec_is_completed() {
-    let prepared = prepared(|spec| spec["process"]["noNewPrivileges"] = false.into());
+    let prepared = prepared(|_| {});
     assert_eq!(prepared.cgroup, Path::new("/a"));
     assert_eq!(prepared.uid, 7);
-    assert!(!prepared.new_network, "the guest's network namespace is used");
     assert!(prepared.find_home);
     assert!(!prepared.devices.is_empty());
     assert_eq!(process(&prepared).env().as_ref().unwrap(), &["HOME=/"]);
@@ -67,7 +66,6 @@ fn given_values_are_kept() {
         spec["process"]["env"] = json!(["HOME=", "HOME=/x"]);
     });
     assert_eq!(prepared.cgroup, Path::new("/pod/a"));
-    assert!(!prepared.new_network);
     assert!(!prepared.find_home);
     assert_eq!(
         process(&prepared).env().as_deref(),
@@ -78,29 +76,24 @@ fn given_values_are_kept() {
 }
 
 #[test]
-fn a_network_namespace_is_new_only_if_it_is_listed() {
-    let listed = json!([{"type": "network"}, {"type": "mount"}]);
-    assert!(prepared(|spec| spec["linux"]["namespaces"] = listed).new_network);
+fn names_of_a_shared_uts_namespace_are_the_agents_work() {
     let listed = json!([{"type": "mount"}]);
     let shared = prepared(|spec| {
         spec["linux"]["namespaces"] = listed;
         spec["hostname"] = "h".into();
     });
-    assert!(!shared.new_network);
     assert_eq!(shared.uts_names.host.as_deref(), Some("h"));
-    assert_eq!(shared.spec.hostname(), &None, "libcontainer would refuse it");
+    assert_eq!(shared.spec.hostname(), &None, "the agent sets it");
 }
 
 #[test]
-fn a_user_namespace_needs_a_network_namespace() {
+fn the_owner_of_streams_is_mapped() {
     let prepared = prepared(|spec| {
         spec["linux"]["namespaces"] = json!([{"type": "user"}, {"type": "network"}]);
         spec["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
         spec["process"]["terminal"] = true.into();
     });
-    assert!(prepared.new_network);
     assert_eq!(prepared.uid, 1007);
-    assert_eq!(prepared.terminal.unwrap().uid, 1007);
 }
 
 #[test]
@@ -211,7 +204,6 @@ fn namespaces_of_other_containers_are_those_of_their_init() {
     };
     let mut joined = prepared();
     assert_eq!(joined.uts_names.host.as_deref(), Some("h"));
-    assert!(!joined.new_network);
     resolve_namespaces(&mut joined.spec, |id| {
         assert_eq!(id, Some("b"));
         Ok("/proc/77/ns".into())
@@ -235,23 +227,6 @@ fn namespaces_of_other_containers_are_those_of_their_init() {
     };
     let error = resolve_namespaces(&mut prepared().spec, unknown).unwrap_err();
     assert!(error.to_string().contains("\"b\" not found"), "{error}");
-}
-
-#[test]
-fn a_seccomp_mask_is_where_libcontainer_expects_it() {
-    let args = json!([
-        {"index": 0, "value": 5, "valueTwo": 4, "op": "SCMP_CMP_MASKED_EQ"},
-        {"index": 1, "value": 5, "op": "SCMP_CMP_MASKED_EQ"},
-        {"index": 2, "value": 5, "op": "SCMP_CMP_EQ"}
-    ]);
-    let prepared = prepared(|spec| {
-        let call = json!({"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": args});
-        spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [call]});
-    });
-    let seccomp = linux(&prepared).seccomp().clone().unwrap();
-    let args = seccomp.syscalls().as_ref().unwrap()[0].args().clone().unwrap();
-    let values: Vec<_> = args.iter().map(|arg| (arg.value(), arg.value_two())).collect();
-    assert_eq!(values, [(4, Some(5)), (0, Some(5)), (5, None)]);
 }
 
 #[test]

@@ -1,0 +1,86 @@
+//! `linux.readonlyPaths` and `linux.maskedPaths`. Called by the child that becomes the init, inside of the
+//! container's root; a path that does not exist is left out, as with runc.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use oci_spec::runtime::Spec;
+use rustix::fs::{FileType, OFlags, fstat};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use super::mount_attributes::Change;
+use super::mounts::{FileSystem, attach};
+use super::tree::Tree;
+use crate::child::{Failure, at};
+
+const NULL: &str = "/dev/null";
+/// Device number of /dev/null (Documentation/admin-guide/devices.txt).
+const NULL_NUMBER: (u32, u32) = (1, 3);
+
+/// Makes the read-only paths of `spec` read-only, and hides the masked ones.
+pub fn restrict(spec: &Spec) -> Result<(), Failure> {
+    let linux = spec.linux().as_ref();
+    let list = |paths: Option<&Vec<String>>| paths.cloned().unwrap_or_default();
+    let read_only = list(linux.and_then(|linux| linux.readonly_paths().as_ref()));
+    let masked = list(linux.and_then(|linux| linux.masked_paths().as_ref()));
+    if read_only.is_empty() && masked.is_empty() {
+        return Ok(());
+    }
+    let root = Tree::open(Path::new("/")).map_err(at("root"))?;
+    for path in &read_only {
+        let failed = |error: String| Failure::Step(format!("linux.readonlyPaths: {path}: {error}"));
+        if let Some(found) = find(&root, path).map_err(|error| failed(error.to_string()))? {
+            make_read_only(&found).map_err(|error| failed(error.to_string()))?;
+        }
+    }
+    for path in &masked {
+        let failed = |error: String| Failure::Step(format!("linux.maskedPaths: {path}: {error}"));
+        if let Some(found) = find(&root, path).map_err(|error| failed(error.to_string()))? {
+            mask(&root, &found).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn find(root: &Tree, path: &str) -> Result<Option<OwnedFd>, Errno> {
+    match root.find(Path::new(path), OFlags::empty()) {
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        found => found.map(Some),
+    }
+}
+
+/// Mounts a read-only copy of what is there.
+fn make_read_only(path: &OwnedFd) -> std::io::Result<()> {
+    let copy = copy_of(path, OpenTreeFlags::AT_RECURSIVE)?;
+    Change::set(libc::MOUNT_ATTR_RDONLY).apply(copy.as_fd(), false)?;
+    Ok(attach(&copy, path)?)
+}
+
+fn copy_of(path: &OwnedFd, more: OpenTreeFlags) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(path, "", flags | OpenTreeFlags::AT_EMPTY_PATH | more)
+}
+
+/// Mounts an empty directory on a directory, and /dev/null on anything else.
+fn mask(root: &Tree, path: &OwnedFd) -> Result<(), String> {
+    let failed = |error: Errno| error.to_string();
+    let stat = fstat(path).map_err(failed)?;
+    let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        let tmpfs = FileSystem {
+            kind: "tmpfs",
+            source: Path::new("tmpfs"),
+            parameters: &[],
+            attributes: libc::MOUNT_ATTR_RDONLY,
+        };
+        tmpfs.make()?
+    } else {
+        let null = root.find(Path::new(NULL), OFlags::empty()).map_err(failed)?;
+        let stat = fstat(&null).map_err(failed)?;
+        if stat.st_rdev != libc::makedev(NULL_NUMBER.0, NULL_NUMBER.1) {
+            return Err(format!("{NULL} of the container is not the null device"));
+        }
+        copy_of(&null, OpenTreeFlags::empty()).map_err(failed)?
+    };
+    attach(&cover, path).map_err(failed)
+}

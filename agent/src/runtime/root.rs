@@ -1,0 +1,118 @@
+//! A container's root file system, from a directory of the guest to the root of its mount namespace:
+//! propagation, mounts, devices, pivot_root(2). Called by the child that becomes the init, in a mount
+//! namespace of its own.
+
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, statx};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind_recursive, mount_change, unmount};
+use rustix::process::{fchdir, pivot_root};
+
+use super::destinations::Arranged;
+use super::mount_attributes::Change;
+use super::tree::Tree;
+use super::{dev, mounts};
+use crate::child::{Failure, at};
+use crate::spec::MountPropagation;
+
+/// Mounts what `spec` asks for below its root directory. The root stays that of the guest.
+pub fn prepare(spec: &Spec, arranged: &Arranged, propagation: &[MountPropagation]) -> Result<(), Failure> {
+    let root = directory(spec)?;
+    detach_from_guest(spec, &root)?;
+    let step = "root";
+    mount_bind_recursive(&root, &root).map_err(at(step))?;
+    let tree = Tree::open(&root).map_err(at(step))?;
+    for mount in spec.mounts().iter().flatten() {
+        mounts::make(&tree, mount).map_err(Failure::Step)?;
+    }
+    dev::fill(&tree, spec)?;
+    if let Some(path) = &arranged.working_directory_in_mount {
+        let made = tree.make_directories(path);
+        made.map_err(|error| Failure::Step(format!("process.cwd: creating {}: {error}", path.display())))?;
+    }
+    mounts::propagate(&tree, propagation).map_err(Failure::Step)
+}
+
+fn directory(spec: &Spec) -> Result<PathBuf, Failure> {
+    let root = spec.root().as_ref().map(|root| root.path().clone());
+    root.ok_or_else(|| Failure::Field("root", "is missing".to_owned()))
+}
+
+/// The propagation type of the container's root, without the "r" of the recursive one.
+fn propagation_of(spec: &Spec) -> Option<&str> {
+    spec.linux().as_ref()?.rootfs_propagation().as_deref()
+}
+
+/// Sets the propagation of all mounts, so that nothing that is mounted in the container appears in the guest.
+fn detach_from_guest(spec: &Spec, root: &Path) -> Result<(), Failure> {
+    let step = "rootfsPropagation";
+    let kind = match propagation_of(spec) {
+        Some("shared") => MountPropagationFlags::SHARED,
+        Some("private") => MountPropagationFlags::PRIVATE,
+        _ => MountPropagationFlags::DOWNSTREAM,
+    };
+    mount_change("/", kind | MountPropagationFlags::REC).map_err(at(step))?;
+    if kind == MountPropagationFlags::SHARED {
+        // pivot_root refuses a root whose mount, or the one above, is shared.
+        let parent = mount_point_of(root).map_err(at(step))?;
+        mount_change(&parent, MountPropagationFlags::PRIVATE).map_err(at(step))?;
+    }
+    Ok(())
+}
+
+/// The mount point of the mount that `path` is in.
+fn mount_point_of(path: &Path) -> rustix::io::Result<PathBuf> {
+    let id_of = |path: &Path| {
+        let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?;
+        rustix::io::Result::Ok(stat.stx_mnt_id)
+    };
+    let id = id_of(path)?;
+    let mut found = path;
+    while let Some(parent) = found.parent() {
+        if id_of(parent)? != id {
+            break;
+        }
+        found = parent;
+    }
+    Ok(found.to_owned())
+}
+
+/// Makes the directory of `spec` the root of the mount namespace, and unmounts the guest's.
+pub fn enter(spec: &Spec) -> Result<(), Failure> {
+    let step = "pivot_root";
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = |path: &Path| rustix::fs::open(path, flags, Mode::empty());
+    let old = open(Path::new("/")).map_err(at(step))?;
+    let new = open(&directory(spec)?).map_err(at(step))?;
+    fchdir(&new).map_err(at(step))?;
+    // With the same directory for both, the old root is stacked on the new one, and needs no mount point in
+    // it.
+    pivot_root(".", ".").map_err(at(step))?;
+    fchdir(&old).map_err(at(step))?;
+    // The unmount must not propagate to the guest.
+    let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change(".", slave).map_err(at(step))?;
+    unmount(".", UnmountFlags::DETACH).map_err(at(step))?;
+    std::env::set_current_dir("/").map_err(at(step))?;
+    let kind = match propagation_of(spec) {
+        Some("shared") => MountPropagationFlags::SHARED,
+        Some("unbindable") => MountPropagationFlags::UNBINDABLE,
+        _ => return Ok(()),
+    };
+    mount_change("/", kind).map_err(at("rootfsPropagation"))
+}
+
+/// Makes the root read-only if `spec` asks for that.
+pub fn make_read_only(spec: &Spec) -> Result<(), Failure> {
+    let is_read_only = spec.root().as_ref().and_then(|root| root.readonly());
+    if is_read_only != Some(true) {
+        return Ok(());
+    }
+    let step = "root.readonly";
+    let root = Tree::open(Path::new("/")).map_err(at(step))?;
+    Change::set(libc::MOUNT_ATTR_RDONLY)
+        .apply(root.as_fd(), false)
+        .map_err(at(step))
+}
