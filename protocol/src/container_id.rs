@@ -1,5 +1,5 @@
 //! The rule for container ids. Shim and agent check it, because an id is the name of a directory on both
-//! sides and of libcontainer's state. Everything that containerd accepts as an id is valid. Pure.
+//! sides and of mount points in the guest. Everything that containerd accepts as an id is valid. Pure.
 
 /// The rule, for error messages.
 pub const RULE: &str = "1 to 128 letters, digits, '_', '+', '-' and '.', not beginning with '.'";
