@@ -1,5 +1,5 @@
-//! Generates the id of this build that snapshots have: a hash of what decides how a machine's state is read and
-//! written. The build id of the protocol is part of it, but does not cover the sources of this crate.
+//! Generates the id of this build that snapshots have: a hash of what decides how a machine's state is read
+//! and written. The build id of the protocol is part of it, but does not cover the sources of this crate.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::PathBuf;

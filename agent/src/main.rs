@@ -187,8 +187,8 @@ async fn serve(dialer: &Dialer, started_us: u64, is_template: bool) -> Result<()
     Ok(())
 }
 
-/// Prepares a template as far as possible without a stream and without the shared tree, and waits until the VM
-/// continues from its snapshot. Returns the dialing of that life.
+/// Prepares a template as far as possible without a stream and without the shared tree, and waits until the
+/// VM continues from its snapshot. Returns the dialing of that life.
 async fn live_again(dialer: &Dialer) -> Result<Dialing> {
     guest_init::prepare_for_containers()?;
     template::wait_for_next_life(dialer).await?;

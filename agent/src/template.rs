@@ -1,5 +1,6 @@
-//! What the agent of a template does: it waits for the VM to continue from a snapshot, in which no stream to the host
-//! exists. Called by `main` once the agent has prepared everything; never in a VM that is not to be saved.
+//! What the agent of a template does: it waits for the VM to continue from a snapshot, in which no stream to
+//! the host exists. Called by `main` once the agent has prepared everything; never in a VM that is not to be
+//! saved.
 
 use std::os::fd::OwnedFd;
 
@@ -11,8 +12,8 @@ use tokio::io::unix::AsyncFd;
 use crate::dial::Dialer;
 use crate::error::Error;
 
-/// Reports to the host that the VM can be saved, and returns once the stream of that report has ended: the VMM that
-/// continues from a snapshot resets all streams of the guest.
+/// Reports to the host that the VM can be saved, and returns once the stream of that report has ended: the
+/// VMM that continues from a snapshot resets all streams of the guest.
 pub async fn wait_for_next_life(dialer: &Dialer) -> Result<(), Error> {
     let stream = dialer.start(AGENT_PORT)?.finish().await?;
     let context = || Error::system::<std::io::Error>("reporting that the VM can be saved");

@@ -136,9 +136,9 @@ pub fn cgroup_path(container_id: &str) -> String {
     format!("/{CONTAINERS_CGROUP}/{container_id}")
 }
 
-/// A word of the kernel command line, which the kernel passes to the agent as an argument: the VM is going to be saved
-/// to a snapshot. The agent prepares everything before it dials the host, writes [`TEMPLATE_READY`], and waits
-/// for the end of that stream, which is the beginning of its next life: it dials again.
+/// A word of the kernel command line, which the kernel passes to the agent as an argument: the VM is going to
+/// be saved to a snapshot. The agent prepares everything before it dials the host, writes [`TEMPLATE_READY`],
+/// and waits for the end of that stream, which is the beginning of its next life: it dials again.
 pub const TEMPLATE: &str = "nacre-template";
 /// The byte by which an agent reports that its VM can be saved.
 pub const TEMPLATE_READY: u8 = b'R';

@@ -103,8 +103,8 @@ struct StandaloneArguments {
     /// took.
     #[arg(long, value_name = "COUNT", conflicts_with = "until_ready")]
     pause_resume: Option<u32>,
-    /// Boot a guest that is going to continue elsewhere, save it to this directory, which is created, as soon as
-    /// its agent is ready, and exit. With --restore, save the restored guest at once, before it runs.
+    /// Boot a guest that is going to continue elsewhere, save it to this directory, which is created, as soon
+    /// as its agent is ready, and exit. With --restore, save the restored guest at once, before it runs.
     #[arg(
         long,
         value_name = "DIR",
@@ -112,8 +112,9 @@ struct StandaloneArguments {
             "late_disk", "max_plugged_mib"]
     )]
     save: Option<PathBuf>,
-    /// Continue a guest that --save has saved to this directory, instead of booting one. Refused if the snapshot
-    /// was made by another build of nacre-vmm, from another --kernel or --initrd, or on a host that differs.
+    /// Continue a guest that --save has saved to this directory, instead of booting one. Refused if the
+    /// snapshot was made by another build of nacre-vmm, from another --kernel or --initrd, or on a host that
+    /// differs.
     /// --share adds the shared directory.
     #[arg(
         long,

@@ -88,8 +88,8 @@ pub fn run(arguments: &StandaloneArguments) -> anyhow::Result<u8> {
     })
 }
 
-/// Handles `inputs` until the guest ends, or until its agent connects if `until_ready`. Once it has connected,
-/// carries out `cycles`.
+/// Handles `inputs` until the guest ends, or until its agent connects if `until_ready`. Once it has
+/// connected, carries out `cycles`.
 fn run_guest(
     machine: &mut Machine,
     inputs: Inputs<'_>,
@@ -237,7 +237,8 @@ fn devices(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow:
     Ok(devices)
 }
 
-/// The device that `--share` asks for. A restored VM gets it in addition to the devices with which it was saved.
+/// The device that `--share` asks for. A restored VM gets it in addition to the devices with which it was
+/// saved.
 fn shared_tree(arguments: &StandaloneArguments) -> anyhow::Result<Option<DeviceBuilder>> {
     let Some(share) = &arguments.share else {
         return Ok(None);

@@ -49,8 +49,8 @@ impl GenerationId {
         self.interrupt.raise().map_err(Error::Interrupt)
     }
 
-    /// Writes an id without notifying the guest, which finds it at boot: 128 random bits, as the specification
-    /// requires, so that no two VMs, and no two lives of one, have the same id.
+    /// Writes an id without notifying the guest, which finds it at boot: 128 random bits, as the
+    /// specification requires, so that no two VMs, and no two lives of one, have the same id.
     ///
     /// # Errors
     /// [`Error::Entropy`] or [`Error::Memory`].

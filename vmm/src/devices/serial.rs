@@ -41,8 +41,8 @@ pub fn create(interrupt: SerialInterrupt, console: Console) -> (SerialPort, Seri
     halves(Serial::new(interrupt, console))
 }
 
-/// As [`create`], for a port that contains what `saved` says. None if that is more than the FIFO holds. Raises the
-/// interrupts that `saved` has pending, which has no effect while the interrupt's pin is masked.
+/// As [`create`], for a port that contains what `saved` says. None if that is more than the FIFO holds.
+/// Raises the interrupts that `saved` has pending, which has no effect while the interrupt's pin is masked.
 #[must_use]
 pub fn restore(
     saved: &SerialState,

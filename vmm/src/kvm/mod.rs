@@ -266,8 +266,8 @@ impl Vm {
         Ok(clock.map_err(error_at("reading the guest's clock"))?.clock)
     }
 
-    /// Sets the guest's kvm-clock, which goes on from there: the time for which the guest did not exist is not
-    /// counted (KVM_CLOCK_REALTIME is not set).
+    /// Sets the guest's kvm-clock, which goes on from there: the time for which the guest did not exist is
+    /// not counted (KVM_CLOCK_REALTIME is not set).
     ///
     /// # Errors
     /// [`Error::Ioctl`] if KVM refuses.

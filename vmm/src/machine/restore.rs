@@ -1,8 +1,8 @@
 //! A machine that continues from a snapshot. Called by the standalone mode in place of [`super::build`].
 //!
-//! The order follows from what refers to what: memory and devices exist before their states are set; KVM takes a
-//! vCPU's state while its thread does not exist ([`crate::snapshot::vcpu`]); the clock starts last; the new
-//! generation id interrupts a vCPU, which must have its local APIC.
+//! The order follows from what refers to what: memory and devices exist before their states are set; KVM
+//! takes a vCPU's state while its thread does not exist ([`crate::snapshot::vcpu`]); the clock starts last;
+//! the new generation id interrupts a vCPU, which must have its local APIC.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -31,7 +31,8 @@ pub struct Resources {
 }
 
 /// Restores a machine, which is then paused: [`Machine::resume`] lets the guest continue, and
-/// [`Machine::renew_generation_id`] must be called before. Calls `on_step` with the name of each finished step.
+/// [`Machine::renew_generation_id`] must be called before. Calls `on_step` with the name of each finished
+/// step.
 ///
 /// # Errors
 /// [`Failure`] with the step that failed.

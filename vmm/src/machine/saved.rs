@@ -1,5 +1,5 @@
-//! Saving a paused machine to a snapshot. Called by the standalone mode; changes nothing of the machine, which can
-//! run on or end.
+//! Saving a paused machine to a snapshot. Called by the standalone mode; changes nothing of the machine,
+//! which can run on or end.
 
 use super::Machine;
 use super::pause::{PauseError, RunState};
@@ -33,13 +33,13 @@ pub enum SaveError {
     #[error(transparent)]
     Vcpu(#[from] PauseError),
     /// KVM refuses a request.
-    #[error("KVM: {0}")]
+    #[error(transparent)]
     Kvm(#[from] kvm::Error),
     /// A device does not answer.
     #[error(transparent)]
     Worker(#[from] DeviceError),
     /// A file can't be written.
-    #[error("writing the snapshot: {0}")]
+    #[error(transparent)]
     Write(#[from] WriteError),
 }
 

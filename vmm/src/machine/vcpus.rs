@@ -132,8 +132,8 @@ impl Plan<'_> {
                 let state = saved.vcpus.get(usize::from(index));
                 let state = state.ok_or(Error::MissingVcpu(index))?;
                 state.set(vcpu, self.vm.xsave_bytes())?;
-                // Fails if the guest does not use kvm-clock. Its watchdogs are not to take the time for which it
-                // did not exist for a lockup.
+                // Fails if the guest does not use kvm-clock. Its watchdogs are not to take the time for which
+                // it did not exist for a lockup.
                 let _ = vcpu.kvmclock_ctrl();
             }
         }

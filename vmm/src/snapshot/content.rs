@@ -1,9 +1,10 @@
-//! Which file a file is, by its content: [`FileId`]. A snapshot has the ids of the kernel, the initramfs and its
-//! own memory file. Called before the jail is closed, and after guest memory was written. Holes are not read.
+//! Which file a file is, by its content: [`FileId`]. A snapshot has the ids of the kernel, the initramfs and
+//! its own memory file. Called before the jail is closed, and after guest memory was written. Holes are not
+//! read.
 //!
 //! Reading all of guest memory at each restore would cost more than the rest of it. So a file that has not
-//! changed since its id was made is not read again: it has the same inode, size and change time, which the kernel
-//! sets at each write, and which no program can set back. Any other file is read.
+//! changed since its id was made is not read again: it has the same inode, size and change time, which the
+//! kernel sets at each write, and which no program can set back. Any other file is read.
 
 use std::fs::File;
 use std::hash::{DefaultHasher, Hasher as _};
@@ -101,14 +102,15 @@ fn stamp(file: &File) -> io::Result<(u64, Stamp)> {
     Ok((u64::try_from(stat.st_size).unwrap_or_default(), stamp))
 }
 
-/// A 64-bit sum of blocks and their positions. Blocks of zeros do not change it, so that a file has the same sum
-/// whether it has holes or not. It finds accidents: whoever can write a snapshot can make another one anyway.
+/// A 64-bit sum of blocks and their positions. Blocks of zeros do not change it, so that a file has the same
+/// sum whether it has holes or not. It finds accidents: whoever can write a snapshot can make another one
+/// anyway.
 #[derive(Debug, Default)]
 pub struct ContentSum(DefaultHasher);
 
 impl ContentSum {
-    /// Adds `block`, which begins at `position` of the file. Does nothing if it is zeros. Blocks must be added in
-    /// ascending order.
+    /// Adds `block`, which begins at `position` of the file. Does nothing if it is zeros. Blocks must be
+    /// added in ascending order.
     pub fn add(&mut self, position: u64, block: &[u8]) {
         if !is_zero(block) {
             self.0.write_u64(position);

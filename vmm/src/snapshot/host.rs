@@ -1,6 +1,6 @@
-//! What a host offers to its guests, as far as a running guest relies on it: a kernel looks once, when it boots.
-//! A snapshot has the description of the host that it was made on, and continues only on one that has the same.
-//! Called when vCPUs are created.
+//! What a host offers to its guests, as far as a running guest relies on it: a kernel looks once, when it
+//! boots. A snapshot has the description of the host that it was made on, and continues only on one that has
+//! the same. Called when vCPUs are created.
 
 use kvm_bindings::{KVM_CAP_ADJUST_CLOCK, KVM_CAP_TSC_CONTROL, KVM_CAP_X2APIC_API, Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;

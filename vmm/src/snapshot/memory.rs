@@ -1,5 +1,5 @@
-//! The file `memory` of a snapshot: all of guest RAM without a gap between its ranges, with holes for pages of
-//! zeros. Written while the guest is paused; the restored VM maps it.
+//! The file `memory` of a snapshot: all of guest RAM without a gap between its ranges, with holes for pages
+//! of zeros. Written while the guest is paused; the restored VM maps it.
 
 use std::fs::File;
 use std::io;

@@ -1,6 +1,6 @@
-//! Snapshots: the state of a paused machine in two files of a directory, and a machine that continues from them
-//! in another process. The standalone mode makes and opens them; the machine's own part is in `machine/saved.rs`
-//! and `machine/restore.rs`. docs/snapshots.md is the overview.
+//! Snapshots: the state of a paused machine in two files of a directory, and a machine that continues from
+//! them in another process. The standalone mode makes and opens them; the machine's own part is in
+//! `machine/saved.rs` and `machine/restore.rs`. docs/snapshots.md is the overview.
 //!
 //! ```text
 //! Target ◀─save─ Machine          Snapshot ─restore─▶ Machine
@@ -9,8 +9,9 @@
 //!                                        and, once there is a vCPU, the host
 //! ```
 //!
-//! [`state`] is what is saved, [`vcpu`] a vCPU's part of it, [`format`](mod@format) its encoding, [`memory`] the
-//! file of guest memory, [`content`] and [`host`] what must be the same. Nothing here runs while the guest does.
+//! [`state`] is what is saved, [`vcpu`] a vCPU's part of it, [`format`](mod@format) its encoding, [`memory`]
+//! the file of guest memory, [`content`] and [`host`] what must be the same. Nothing here runs while the
+//! guest does.
 
 pub mod content;
 pub mod format;
@@ -39,35 +40,35 @@ const STATE: &str = "state";
 
 /// Why a snapshot was not written.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {source}", file.display())]
+#[error("{}: {reason}", file.display())]
 pub struct WriteError {
     /// The file or directory.
     pub file: PathBuf,
     /// The cause.
-    pub source: io::Error,
+    pub reason: io::Error,
 }
 
 /// Why a snapshot can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A file can't be read.
-    #[error("{}: {source}", file.display())]
+    #[error("{}: {reason}", file.display())]
     Io {
         /// The file.
         file: PathBuf,
         /// The cause.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A file of the snapshot is no regular file of this user's that only this user can write.
     #[error("{}: must be a regular file that belongs to the user of this process and that no other can write", .0.display())]
     Unsafe(PathBuf),
     /// The file `state` is not one that this build can use.
-    #[error("{}: {source}", file.display())]
+    #[error("{}: {reason}", file.display())]
     Format {
         /// The file.
         file: PathBuf,
         /// What is wrong.
-        source: format::Error,
+        reason: format::Error,
     },
     /// The kernel, the initramfs or the memory is not that of the snapshot.
     #[error("{} is not the {what} of the snapshot: {difference}", file.display())]
@@ -90,8 +91,9 @@ pub struct Images<'a> {
     pub initramfs: &'a Path,
 }
 
-/// Where a snapshot is written to: files that were opened before the jail is closed. A process that ends before it
-/// has written all leaves a directory that [`Snapshot::open`] refuses, since `state` is written last.
+/// Where a snapshot is written to: files that were opened before the jail is closed. A process that ends
+/// before it has written all leaves a directory that [`Snapshot::open`] refuses, since `state` is written
+/// last.
 #[derive(Debug)]
 pub struct Target {
     directory: PathBuf,
@@ -109,7 +111,7 @@ impl Target {
     pub fn create(directory: &Path, images: Images<'_>) -> Result<Self, WriteError> {
         let at = |file: &Path| {
             let file = file.to_owned();
-            |source| WriteError { file, source }
+            |reason| WriteError { file, reason }
         };
         let id = |file: &Path| {
             let opened = File::open(file);
@@ -160,7 +162,7 @@ impl Target {
     /// For `map_err` on an operation on the file `name`.
     fn failed(&self, name: &str) -> impl FnOnce(io::Error) -> WriteError {
         let file = self.directory.join(name);
-        |source| WriteError { file, source }
+        |reason| WriteError { file, reason }
     }
 
     /// For `map_err` on an operation on the file of guest memory.
@@ -187,7 +189,7 @@ impl Snapshot {
         let file = directory.join(STATE);
         let bytes = read_state(&file)?;
         let (header, machine) =
-            format::decode(&bytes, BUILD).map_err(|source| OpenError::Format { file, source })?;
+            format::decode(&bytes, BUILD).map_err(|reason| OpenError::Format { file, reason })?;
         check("kernel", images.kernel, &open(images.kernel)?, &header.kernel)?;
         check(
             "initramfs",
@@ -212,7 +214,7 @@ fn read_state(file: &Path) -> Result<Vec<u8>, OpenError> {
 /// For `map_err` on an operation on `file`.
 fn failed(file: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let file = file.to_owned();
-    |source| OpenError::Io { file, source }
+    |reason| OpenError::Io { file, reason }
 }
 
 fn open(file: &Path) -> Result<File, OpenError> {

@@ -1,18 +1,17 @@
-//! The state of one vCPU in KVM: read by its own thread while it is paused, and set before its thread exists, once
-//! it has its CPUID entries. KVM has no state of a guest's VMs, as no guest has VMX or SVM.
+//! The state of one vCPU in KVM: read by its own thread while it is paused, and set before its thread exists,
+//! once it has its CPUID entries. KVM has no state of a guest's VMs, as no guest has VMX or SVM.
 //!
-//! The order in which a state is set (Documentation/virt/kvm/api.rst, and what KVM does with each request):
+//! The order in which a state is set, with the sections of Documentation/virt/kvm/api.rst:
 //!
-//! 1. CPUID: it decides which MSRs and which parts of XSAVE exist ("KVM_SET_CPUID2 … before running the vCPU").
-//! 2. KVM_SET_MP_STATE, KVM_SET_REGS, KVM_SET_SREGS. The latter has the APIC's base and mode.
-//! 3. KVM_SET_XCRS and KVM_SET_XSAVE, KVM_SET_DEBUGREGS.
-//! 4. KVM_SET_LAPIC: the format of its ID register depends on the mode ("the format of APIC_ID register depends on
-//!    the APIC mode (reported by MSR_IA32_APICBASE) of its VCPU").
-//! 5. KVM_SET_MSRS: the TSC first, and its deadline last, which arms the timer of the local APIC. KVM ignores a
-//!    deadline if the local APIC's timer is not in that mode.
-//! 6. KVM_SET_VCPU_EVENTS: interrupts and exceptions that wait; setting registers would drop an exception.
+//! 1. CPUID, which decides which MSRs and which parts of XSAVE exist.
+//! 2. KVM_SET_MP_STATE, KVM_SET_REGS, KVM_SET_SREGS. The latter has the base and the mode of the local APIC.
+//! 3. KVM_SET_XCRS, KVM_SET_XSAVE, KVM_SET_DEBUGREGS.
+//! 4. KVM_SET_LAPIC, "after MSR_IA32_APICBASE has been set" (4.57), which was in step 2.
+//! 5. KVM_SET_MSRS: the TSC first, its deadline last. The deadline arms the timer of the local APIC, and KVM
+//!    ignores it unless the registers of step 4 say that the timer has that mode.
+//! 6. KVM_SET_VCPU_EVENTS: interrupts and exceptions that wait. Setting registers would drop an exception.
 //!
-//! Reading begins with KVM_GET_MP_STATE, in which KVM handles an INIT or SIPI that waits, and so changes registers.
+//! Reading begins with KVM_GET_MP_STATE: in it, KVM handles an INIT or SIPI that waits, and changes registers.
 
 use kvm_bindings::{
     Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
@@ -67,8 +66,8 @@ impl VcpuState {
         })
     }
 
-    /// Sets the state of `vcpu`, which has its CPUID entries and has never run. `xsave_bytes` is the size of KVM's
-    /// XSAVE area (KVM_CAP_XSAVE2).
+    /// Sets the state of `vcpu`, which has its CPUID entries and has never run. `xsave_bytes` is the size of
+    /// KVM's XSAVE area (KVM_CAP_XSAVE2).
     ///
     /// # Errors
     /// [`kvm::Error`] if KVM refuses a request; the vCPU must then not run.

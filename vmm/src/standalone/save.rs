@@ -1,4 +1,5 @@
-//! Saves the guest to a snapshot (`--save`). Called by the standalone mode on the main thread, which then exits.
+//! Saves the guest to a snapshot (`--save`). Called by the standalone mode on the main thread, which then
+//! exits.
 
 use std::time::Instant;
 
@@ -21,8 +22,8 @@ pub fn target(arguments: &StandaloneArguments) -> anyhow::Result<Option<Target>>
     created.context("creating the snapshot").map(Some)
 }
 
-/// Saves the guest to `target`: a restored one as it is, another one once its agent is ready. Returns the reason
-/// to stop.
+/// Saves the guest to `target`: a restored one as it is, another one once its agent is ready. Returns the
+/// reason to stop.
 pub fn save(
     machine: &mut Machine,
     target: &Target,
@@ -36,7 +37,7 @@ pub fn save(
         machine.pause().context("pausing the guest")?;
     }
     let started = Instant::now();
-    machine.save(target)?;
+    machine.save(target).context("saving the guest")?;
     eprintln!(
         "nacre-vmm: saved the guest in {} ms",
         started.elapsed().as_millis()

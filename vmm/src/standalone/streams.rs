@@ -1,5 +1,5 @@
-//! What the standalone mode does with the guest's vsock connections: it accepts them and keeps them open. Only the
-//! agent's is read, by [`super::save`].
+//! What the standalone mode does with the guest's vsock connections: it accepts them and keeps them open.
+//! Only the agent's is read, by [`super::save`].
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};

@@ -124,7 +124,8 @@ impl ConfigSpace {
         (state.bytes.clone(), state.generation)
     }
 
-    /// Sets the bytes and their generation, before a driver uses them. False if there are more bytes or fewer.
+    /// Sets the bytes and their generation, before a driver uses them. False if there are more bytes or
+    /// fewer.
     pub fn restore(&self, bytes: &[u8], generation: u32) -> bool {
         let mut state = self.lock();
         let fits = bytes.len() == state.bytes.len();

@@ -163,8 +163,8 @@ pub struct Activation {
     pub interrupt: Arc<dyn Interrupt>,
     /// Features that the driver accepted: a subset of [`Device::features`].
     pub features: u64,
-    /// The driver has activated the device in an earlier life of the VM, before a snapshot: the worker looks at all
-    /// queues, since the eventfds of kicks are new.
+    /// The driver has activated the device in an earlier life of the VM, before a snapshot: the worker looks
+    /// at all queues, since the eventfds of kicks are new.
     pub is_restored: bool,
 }
 

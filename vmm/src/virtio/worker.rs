@@ -54,8 +54,8 @@ pub trait DataPath {
     fn start(&mut self, _active: &mut ActiveDevice) -> Result<(), Fault> {
         Ok(())
     }
-    /// Called after [`DataPath::start`] in a VM that was restored from a snapshot: what the device had outside of
-    /// its queues and its configuration space is lost, and the driver is to be told.
+    /// Called after [`DataPath::start`] in a VM that was restored from a snapshot: what the device had
+    /// outside of its queues and its configuration space is lost, and the driver is to be told.
     ///
     /// # Errors
     /// [`Fault`] if the data path can't continue.

@@ -1,5 +1,5 @@
-//! System calls of the main thread of a VMM that saves its guest and exits: it waits until the guest is ready, and
-//! writes the files of the snapshot, which are open before. It serves no shim and adds no device.
+//! System calls of the main thread of a VMM that saves its guest and exits: it waits until the guest is
+//! ready, and writes the files of the snapshot, which are open before. It serves no shim and adds no device.
 
 use super::{Call, KVM_SIGNAL_MSI, any, one_of};
 

@@ -1,5 +1,5 @@
-//! A machine on real KVM whose guest counts: saved, and continued in a second machine of this process. The tests
-//! print why they are skipped without KVM.
+//! A machine on real KVM whose guest counts: saved, and continued in a second machine of this process. The
+//! tests print why they are skipped without KVM.
 
 use std::fs::File;
 use std::io::Write as _;

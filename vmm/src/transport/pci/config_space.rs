@@ -207,8 +207,8 @@ impl PciConfigSpace {
         &self.bytes
     }
 
-    /// Sets what the driver has written, as [`PciConfigSpace::bytes`] has returned it. False if `bytes` differs in
-    /// what the driver can't write: it is the space of another function.
+    /// Sets what the driver has written, as [`PciConfigSpace::bytes`] has returned it. False if `bytes`
+    /// differs in what the driver can't write: it is the space of another function.
     pub fn restore(&mut self, bytes: &[u8]) -> bool {
         let fixed = |(byte, writable): (&u8, &u8)| byte & !writable;
         let pairs = || self.bytes.iter().zip(&self.writable);

@@ -212,8 +212,8 @@ impl PciFunction {
         }
     }
 
-    /// Sets the state of a function that no driver has used. False if `saved` is that of another one; this must
-    /// then not be used.
+    /// Sets the state of a function that no driver has used. False if `saved` is that of another one; this
+    /// must then not be used.
     pub fn restore(&self, saved: &FunctionState) -> bool {
         self.change(&Area::ALL, |state| {
             let same_queues = state.queue_vectors.len() == saved.queue_vectors.len();

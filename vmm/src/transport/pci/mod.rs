@@ -317,8 +317,8 @@ impl PciTransport {
         }
     }
 
-    /// Passes the queues to the device; returns why that is not possible. `positions`, by queue, are those at which
-    /// it continues in a restored VM.
+    /// Passes the queues to the device; returns why that is not possible. `positions`, by queue, are those at
+    /// which it continues in a restored VM.
     fn activate(&mut self, positions: Option<&[Position]>) -> Result<(), String> {
         if self.function.needs_reset() {
             return Err("the device needs a reset".to_owned());

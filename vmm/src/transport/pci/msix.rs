@@ -126,8 +126,8 @@ impl Msix {
         self.vectors.clone()
     }
 
-    /// Sets the table, the pending bits, and the bits that concern all vectors. Sends nothing. False if there are
-    /// more vectors or fewer.
+    /// Sets the table, the pending bits, and the bits that concern all vectors. Sends nothing. False if there
+    /// are more vectors or fewer.
     pub fn restore(&mut self, vectors: &[Vector], control: Control) -> bool {
         self.control = control;
         let fits = vectors.len() == self.vectors.len();

@@ -89,8 +89,8 @@ impl PciTransport {
         })
     }
 
-    /// Sets the state of a function that no driver has used, and of its device, which this pauses: it serves the
-    /// queues once it is resumed.
+    /// Sets the state of a function that no driver has used, and of its device, which this pauses: it serves
+    /// the queues once it is resumed.
     ///
     /// # Errors
     /// [`Error`]; the function must then not be used.

@@ -1,5 +1,5 @@
-//! The state of a function in a snapshot: saved, loaded and saved again it is the same, and a driver can't tell the
-//! restored function from the one that it has set up.
+//! The state of a function in a snapshot: saved, loaded and saved again it is the same, and a driver can't
+//! tell the restored function from the one that it has set up.
 #![allow(clippy::cast_possible_truncation, reason = "random bytes")]
 
 use super::driver::{BARS, Driver, FEATURES};
