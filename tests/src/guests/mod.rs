@@ -20,6 +20,7 @@ pub mod network;
 pub mod pause;
 pub mod randomness;
 pub mod requests;
+pub mod snapshot;
 pub mod threads;
 pub mod vcpus;
 mod vm;
@@ -56,6 +57,7 @@ pub fn tests() -> Vec<Test> {
         io::TESTS,
         large::TESTS,
         pause::TESTS,
+        snapshot::TESTS,
         randomness::TESTS,
         local_files::TESTS,
         requests::TESTS,
@@ -73,6 +75,7 @@ const WORKLOADS: &[Workload] = &[
     io::WORKLOAD,
     large::WORKLOAD,
     pause::WORKLOAD,
+    snapshot::WORKLOAD,
     randomness::WORKLOAD,
     local_files::WORKLOAD,
     requests::WORKLOAD,

@@ -6,6 +6,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,8 @@ pub struct Build {
     vmm: PathBuf,
     kernel: PathBuf,
     initramfs: PathBuf,
-    _directory: TempDir,
+    agent_initramfs: PathBuf,
+    _directory: Arc<TempDir>,
 }
 
 impl Build {
@@ -49,8 +51,71 @@ impl Build {
             vmm: prefix.join("bin/nacre-vmm"),
             kernel: prefix.join("share/nacre/vmlinux"),
             initramfs: file,
-            _directory: directory,
+            agent_initramfs: prefix.join("share/nacre/initramfs.cpio"),
+            _directory: Arc::new(directory),
         })
+    }
+
+    /// The installed initramfs, which has the agent.
+    pub fn agent_initramfs(&self) -> &Path {
+        &self.agent_initramfs
+    }
+
+    /// The same build with another initramfs.
+    #[must_use]
+    pub fn with_initramfs(&self, initramfs: &Path) -> Self {
+        Self {
+            vmm: self.vmm.clone(),
+            kernel: self.kernel.clone(),
+            initramfs: initramfs.to_owned(),
+            agent_initramfs: self.agent_initramfs.clone(),
+            _directory: Arc::clone(&self._directory),
+        }
+    }
+
+    /// The VMM with kernel, initramfs and `arguments`.
+    pub fn vmm(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.vmm);
+        command
+            .arg("--kernel")
+            .arg(&self.kernel)
+            .arg("--initrd")
+            .arg(&self.initramfs)
+            .args(arguments);
+        command
+    }
+
+    /// Runs the VMM with kernel, initramfs and `arguments` until it exits.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn run_vmm(&self, arguments: &[&str]) -> Result<()> {
+        let output = self.vmm(arguments).stdin(Stdio::null()).output()?;
+        ensure!(
+            output.status.success(),
+            "nacre-vmm {arguments:?}: {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+
+    /// Boots a guest without a shared directory, whose VMM exits once it has saved it.
+    ///
+    /// # Errors
+    /// If the VMM fails.
+    pub fn save(&self, options: &Options<'_>) -> Result<()> {
+        let cmdline = cmdline(options);
+        self.run_vmm(&[&["--cmdline", &cmdline], options.arguments].concat())
+    }
+
+    /// Continues a guest that was saved, with a shared directory that it did not have.
+    ///
+    /// # Errors
+    /// If `nacre-vmm` can't be executed.
+    pub fn restore(&self, arguments: &[&str]) -> Result<Guest> {
+        let (directory, shared) = shared_directory()?;
+        Self::start(self.vmm(arguments), directory, shared)
     }
 
     /// Boots a guest.
@@ -58,15 +123,8 @@ impl Build {
     /// # Errors
     /// If `nacre-vmm` can't be executed.
     pub fn boot(&self, options: &Options<'_>) -> Result<Guest> {
-        let directory = tempfile::tempdir()?;
-        let shared = directory.path().join("shared");
-        fs::create_dir(&shared)?;
-        let socket = directory.path().join("vsock");
-        let mut cmdline = format!("{}={}", workload::NAME, options.workload);
-        for (key, value) in options.parameters {
-            cmdline += &format!(" {}.{key}={value}", workload::NAME);
-        }
-        cmdline += &format!(" {}", options.cmdline);
+        let (directory, shared) = shared_directory()?;
+        let cmdline = cmdline(options);
         let mut command = with_mounts(&self.vmm, &shared, options.mounts)?;
         command
             .arg("--kernel")
@@ -74,6 +132,12 @@ impl Build {
             .arg("--initrd")
             .arg(&self.initramfs);
         command.args(["--cmdline", &cmdline]).args(options.arguments);
+        Self::start(command, directory, shared)
+    }
+
+    /// Executes `command`, with the directory `shared` in `directory` and a vsock socket.
+    fn start(mut command: Command, directory: TempDir, shared: PathBuf) -> Result<Guest> {
+        let socket = directory.path().join("vsock");
         command
             .arg("--share")
             .arg(&shared)
@@ -84,7 +148,7 @@ impl Build {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .with_context(|| format!("executing {}", self.vmm.display()))?;
+            .with_context(|| format!("executing {}", command.get_program().display()))?;
         let stdin = child.stdin.take().context("no standard input")?;
         let stderr = child.stderr.take().context("no standard error")?;
         let (sender, lines) = channel();
@@ -107,6 +171,23 @@ impl Build {
             _directory: directory,
         })
     }
+}
+
+/// A directory, and the one in it that a guest shares.
+fn shared_directory() -> Result<(TempDir, PathBuf)> {
+    let directory = tempfile::tempdir()?;
+    let shared = directory.path().join("shared");
+    fs::create_dir(&shared)?;
+    Ok((directory, shared))
+}
+
+/// What a guest's kernel command line has for its workload.
+fn cmdline(options: &Options<'_>) -> String {
+    let mut cmdline = format!("{}={}", workload::NAME, options.workload);
+    for (key, value) in options.parameters {
+        cmdline += &format!(" {}.{key}={value}", workload::NAME);
+    }
+    cmdline + &format!(" {}", options.cmdline)
 }
 
 /// A command that executes `program`, for which each of `mounts` in `directory` is a mount. They are in a mount

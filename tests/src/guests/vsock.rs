@@ -17,7 +17,7 @@ pub struct Conversation {
     /// The connection that the test opened.
     pub stream: File,
     /// The connection to the agent's port; it stays open, as an agent's does.
-    _ready: OwnedFd,
+    _ready: File,
 }
 
 impl Conversation {
@@ -31,15 +31,23 @@ impl Conversation {
         bind(listener.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, PORT))
             .context("binding a vsock port")?;
         listen(&listener, Backlog::new(1)?)?;
-        let ready = new_socket()?;
-        connect(ready.as_raw_fd(), &VsockAddr::new(HOST_CID, AGENT_PORT))
-            .context("dialing the agent's port")?;
+        let ready = dial_agent_port()?;
         let stream = rustix::net::accept(&listener).context("accepting the test's connection")?;
         Ok(Self {
             stream: stream.into(),
             _ready: ready,
         })
     }
+}
+
+/// Dials the agent's port, which the VMM reports.
+///
+/// # Errors
+/// If the VM has no vsock device.
+pub fn dial_agent_port() -> Result<File> {
+    let socket = new_socket()?;
+    connect(socket.as_raw_fd(), &VsockAddr::new(HOST_CID, AGENT_PORT)).context("dialing the agent's port")?;
+    Ok(socket.into())
 }
 
 fn new_socket() -> nix::Result<OwnedFd> {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nacre_protocol::guest::SHARED_TAG;
+use nacre_protocol::guest::{SHARED_TAG, TEMPLATE};
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot};
 
@@ -23,11 +23,10 @@ pub const FAILED: &str = "workload: failed: ";
 pub const NAME: &str = "workload";
 
 /// File systems of the guest: type, source, mount point.
-const MOUNTS: [(&str, &str, &str); 4] = [
+const MOUNTS: [(&str, &str, &str); 3] = [
     ("devtmpfs", "devtmpfs", "/dev"),
     ("proc", "proc", "/proc"),
     ("sysfs", "sysfs", "/sys"),
-    ("virtiofs", SHARED_TAG, SHARED),
 ];
 
 /// The parameters `workload.<key>=<value>` of the kernel command line. The kernel takes them for those of an
@@ -62,6 +61,15 @@ impl Parameters {
 /// If sysfs has no such file.
 pub fn scan_pci_bus() -> Result<()> {
     fs::write("/sys/bus/pci/rescan", "1").context("scanning the PCI bus")
+}
+
+/// Mounts the host's shared directory.
+///
+/// # Errors
+/// If the VM has none.
+pub fn mount_shared() -> Result<()> {
+    mount(SHARED_TAG, SHARED, "virtiofs", MountFlags::empty(), None)
+        .with_context(|| format!("mounting the shared directory on {SHARED}"))
 }
 
 /// Runs the workload. Returns only if the guest can't be ended; PID 1 then ends, which panics the kernel.
@@ -99,6 +107,10 @@ fn run() -> Result<()> {
             .with_context(|| format!("mounting {kind} on {target}"))?;
     }
     let parameters = Parameters(fs::read_to_string("/proc/cmdline")?);
+    // A VM that is to be saved has no shared directory yet.
+    if !parameters.0.split_whitespace().any(|word| word == TEMPLATE) {
+        mount_shared()?;
+    }
     let name = parameters.word(&format!("{NAME}="))?;
     let Some(workload) = WORKLOADS.iter().find(|workload| workload.name == name) else {
         bail!("there is no workload {name:?}");

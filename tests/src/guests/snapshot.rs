@@ -1,0 +1,293 @@
+//! Guests that are saved and continue in other processes: with a workload, which shows what the guest sees of
+//! it, and with the agent, which shows how long that takes.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use nacre_protocol::guest::TEMPLATE_READY;
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::vm::{DEADLINE, Options};
+use super::vsock::{Conversation, dial_agent_port};
+use super::workload::{self, Parameters};
+use super::{Build, Test, Workload, test};
+
+/// The tests.
+pub const TESTS: &[Test] = &[
+    test("a saved guest goes on twice", |build| goes_on(build, 1)),
+    test("a saved guest goes on twice, 2 vCPUs", |build| goes_on(build, 2)),
+    test("a restored guest that is saved again goes on", saved_again),
+    test("a snapshot of another guest or build is refused", refused),
+    test("the agent goes on from a snapshot", agent_goes_on),
+];
+
+/// Waits for its next life, and reports what it sees there.
+pub const WORKLOAD: Workload = Workload {
+    name: "snapshot",
+    run: live_twice,
+};
+
+/// How long the workload sleeps in its second life.
+const SLEEP: Duration = Duration::from_millis(300);
+/// By how much the guest's clock may go on besides the time for which the guest exists: until it is paused,
+/// and while vCPUs wait for the host's CPU.
+const SLACK: Duration = Duration::from_secs(3);
+/// How often each kind of start is measured.
+const MEASURED: usize = 5;
+
+/// What the guest has seen.
+#[derive(Debug, Serialize, Deserialize)]
+struct Report {
+    /// CLOCK_MONOTONIC in ms: when the guest was ready to be saved, and in its next life.
+    saved_at_ms: u64,
+    lives_at_ms: u64,
+    /// How long [`SLEEP`] took, by both clocks.
+    slept_ms: [u64; 2],
+    /// The memory of the first life is that of the second one.
+    remembers: bool,
+    /// CPUs that are online.
+    cpus: usize,
+    /// Drawn in the second life, once the host has called.
+    random: Vec<u8>,
+}
+
+fn goes_on(build: &Build, vcpus: u32) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let snapshot = directory.path().join("snapshot");
+    let vcpus = vcpus.to_string();
+    build.save(&Options {
+        workload: WORKLOAD.name,
+        arguments: &["--vcpus", &vcpus, "--save", &path(&snapshot)],
+        ..Options::default()
+    })?;
+    let mut drawn = Vec::new();
+    for _ in 0..2 {
+        let report = restored(build, &snapshot)?;
+        ensure!(report.cpus.to_string() == vcpus, "{report:?}");
+        drawn.push(report.random);
+    }
+    ensure!(drawn[0] != drawn[1], "both lives drew {:?}", drawn[0]);
+    Ok(())
+}
+
+/// Lets the guest of `snapshot` go on until it ends; checks what it reports.
+fn restored(build: &Build, snapshot: &Path) -> Result<Report> {
+    let started = Instant::now();
+    let mut guest = build.restore(&["--restore", &path(snapshot)])?;
+    let mut stream = guest.connect()?;
+    // A file system that the host shares was attached after the restore; the guest waits for this order.
+    stream.write_all(b"!")?;
+    let report: Report = serde_json::from_value(guest.finish(DEADLINE)?)?;
+    println!("        {report:?}");
+    ensure!(report.remembers, "the guest's memory was lost: {report:?}");
+    let passed = Duration::from_millis(report.lives_at_ms.saturating_sub(report.saved_at_ms));
+    ensure!(
+        report.lives_at_ms >= report.saved_at_ms,
+        "time went back: {report:?}"
+    );
+    ensure!(
+        passed < started.elapsed() + SLACK,
+        "the time between save and restore was counted: {report:?}"
+    );
+    for slept in report.slept_ms {
+        let slept = Duration::from_millis(slept);
+        ensure!(slept >= SLEEP && slept < SLEEP + SLACK, "{report:?}");
+    }
+    Ok(report)
+}
+
+fn saved_again(build: &Build) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let [first, second] = ["first", "second"].map(|name| directory.path().join(name));
+    build.save(&Options {
+        workload: WORKLOAD.name,
+        arguments: &["--save", &path(&first)],
+        ..Options::default()
+    })?;
+    build.run_vmm(&["--restore", &path(&first), "--save", &path(&second)])?;
+    let pages = differing_pages(&first.join("memory"), &second.join("memory"))?;
+    // KVM writes a vCPU's kvm-clock to the guest's memory.
+    ensure!(pages <= 2, "{pages} pages differ");
+    restored(build, &second)?;
+    Ok(())
+}
+
+/// How many pages of both files differ.
+fn differing_pages(one: &Path, other: &Path) -> Result<usize> {
+    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
+    ensure!(
+        one.metadata()?.len() == other.metadata()?.len(),
+        "the sizes of memory differ"
+    );
+    let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let mut pages = 0;
+    loop {
+        let count = one.read(&mut left)?;
+        if count == 0 {
+            return Ok(pages);
+        }
+        other.read_exact(&mut right[..count])?;
+        let pairs = left[..count].chunks(4096).zip(right[..count].chunks(4096));
+        pages += pairs.filter(|(left, right)| left != right).count();
+    }
+}
+
+fn refused(build: &Build) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let snapshot = directory.path().join("snapshot");
+    build.save(&Options {
+        workload: WORKLOAD.name,
+        arguments: &["--save", &path(&snapshot)],
+        ..Options::default()
+    })?;
+    let restore = || ["--restore".to_owned(), path(&snapshot)];
+    let message = |build: &Build| -> Result<String> {
+        let [option, directory] = restore();
+        let output = build.vmm(&[&option, &directory]).output()?;
+        ensure!(output.status.code() == Some(1), "{output:?}");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let expect = |text: String, expected: &str| {
+        ensure!(text.contains(expected), "expected {expected:?}, got {text:?}");
+        println!("        {}", text.trim_end());
+        Ok(())
+    };
+    let other = build.with_initramfs(build.agent_initramfs());
+    expect(message(&other)?, "is not the initramfs of the snapshot")?;
+    let memory = File::options().write(true).open(snapshot.join("memory"))?;
+    let bytes = memory.metadata()?.len();
+    memory.set_len(bytes - 4096)?;
+    expect(message(build)?, "is not the memory of the snapshot")?;
+    memory.set_len(bytes)?;
+    fs::write(snapshot.join("state"), "nacresnp")?;
+    expect(message(build)?, "state: truncated, or longer than it says\n")
+}
+
+/// Boots and restores the agent in turns, and prints how long each takes from the execution of the VMM.
+fn agent_goes_on(build: &Build) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let snapshot = directory.path().join("snapshot");
+    let build = build.with_initramfs(build.agent_initramfs());
+    build.run_vmm(&["--save", &path(&snapshot)])?;
+    let shared = directory.path().join("shared");
+    fs::create_dir(&shared)?;
+    let (mut cold, mut restored) = (Vec::new(), Vec::new());
+    for _ in 0..MEASURED {
+        cold.push(until_ready(&build, &shared, &[])?);
+        restored.push(until_ready(&build, &shared, &["--restore", &path(&snapshot)])?);
+    }
+    for (name, starts) in [("cold", cold), ("restored", restored)] {
+        let median = |of: fn(&Start) -> f64| {
+            let mut values: Vec<f64> = starts.iter().map(of).collect();
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        println!(
+            "        {name}: the agent connects after {:.0} ms ({:.0} ms in the guest), {:.0} exits, {:.0} of them page faults",
+            median(|start| start.total_ms),
+            median(|start| start.guest_ms),
+            median(|start| start.exits),
+            median(|start| start.faults),
+        );
+    }
+    Ok(())
+}
+
+/// What a start has cost.
+struct Start {
+    /// From the execution of the VMM until the agent has connected.
+    total_ms: f64,
+    /// From the guest's first instruction on.
+    guest_ms: f64,
+    exits: f64,
+    faults: f64,
+}
+
+/// Starts a guest until its agent connects.
+fn until_ready(build: &Build, shared: &Path, arguments: &[&str]) -> Result<Start> {
+    let mut command = build.vmm(arguments);
+    command
+        .arg("--share")
+        .arg(shared)
+        .args(["--until-ready", "--exits"]);
+    let started = Instant::now();
+    let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let mut stderr = child.stderr.take().context("no standard error")?;
+    let (mut log, mut part, mut connected) = (Vec::new(), [0; 4096], None);
+    loop {
+        let count = stderr.read(&mut part)?;
+        if count == 0 {
+            break;
+        }
+        log.extend_from_slice(&part[..count]);
+        let text = String::from_utf8_lossy(&log);
+        if connected.is_none() && text.contains("the agent connected") {
+            connected = Some(started.elapsed());
+        }
+    }
+    let (status, text) = (child.wait()?, String::from_utf8_lossy(&log).into_owned());
+    ensure!(status.success(), "{status}\n{text}");
+    let connected = connected.with_context(|| format!("no agent connected\n{text}"))?;
+    let before = |mark: &str| {
+        let line = text.lines().find(|line| line.ends_with(mark));
+        let word = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        word.unwrap_or(0.0)
+    };
+    let guest = text
+        .split("the agent connected ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next()?.parse().ok());
+    Ok(Start {
+        total_ms: connected.as_secs_f64() * 1000.0,
+        guest_ms: guest.context("no duration")?,
+        exits: before("kvm exits"),
+        faults: before("kvm pf_taken"),
+    })
+}
+
+fn path(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn live_twice(_: &Parameters) -> Result<Value> {
+    // Where the kernel has put it, and with what it was filled, is known to the first life only.
+    let memory: Vec<u8> = (0..1_u32 << 20).flat_map(u32::to_ne_bytes).collect();
+    let saved_at_ms = now_ms(ClockId::Monotonic);
+    let mut ready = dial_agent_port()?;
+    ready.write_all(&[TEMPLATE_READY])?;
+    // An error or the end: the VM continues from its snapshot.
+    let ended = ready.read(&mut [0]);
+    ensure!(!matches!(ended, Ok(1)), "the host has sent something");
+    let lives_at_ms = now_ms(ClockId::Monotonic);
+    workload::scan_pci_bus()?;
+    workload::mount_shared()?;
+    let mut conversation = Conversation::accept()?;
+    conversation.stream.read_exact(&mut [0])?;
+    let clocks = [ClockId::Monotonic, ClockId::Realtime];
+    let before = clocks.map(now_ms);
+    #[allow(clippy::disallowed_methods, reason = "this is what the clocks measure")]
+    std::thread::sleep(SLEEP);
+    let slept_ms = [0, 1].map(|index: usize| now_ms(clocks[index]).saturating_sub(before[index]));
+    let mut random = vec![0; 16];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+    let report = Report {
+        saved_at_ms,
+        lives_at_ms,
+        slept_ms,
+        remembers: (0..1_u32 << 20).flat_map(u32::to_ne_bytes).eq(memory),
+        cpus: std::thread::available_parallelism()?.get(),
+        random,
+    };
+    Ok(json!(report))
+}
+
+fn now_ms(clock: ClockId) -> u64 {
+    let now = Duration::try_from(clock_gettime(clock)).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
