@@ -126,9 +126,9 @@ fn opening_a_file_truncates_it_and_returns_no_handle() {
 fn a_deleted_file_is_used_until_it_is_forgotten() {
     let mut guest = Guest::new();
     let rootfs = rootfs(&mut guest);
-    let file = guest.make(rootfs, "deleted");
+    let file = guest.make(rootfs, "unlinked");
     guest
-        .call(UNLINK, rootfs, Body::default().name("deleted"))
+        .call(UNLINK, rootfs, Body::default().name("unlinked"))
         .unwrap();
     assert_eq!(guest.write(file, 0, 0, b"text"), Ok(4));
     // Others are used until its descriptor is closed, and it is opened again.
@@ -136,9 +136,9 @@ fn a_deleted_file_is_used_until_it_is_forgotten() {
         guest.make(rootfs, &format!("file-{number}"));
     }
     assert_eq!(guest.read(file, 0, 0, 10).unwrap(), b"text");
-    assert_ne!(open_files("deleted"), 0);
+    assert_ne!(open_files("unlinked"), 0);
     guest.forget(file);
-    assert_eq!(open_files("deleted"), 0);
+    assert_eq!(open_files("unlinked"), 0);
 }
 
 #[test]
