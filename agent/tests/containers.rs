@@ -392,6 +392,35 @@ fn limits_are_written_to_the_containers_cgroup() {
     });
 }
 
+/// A filter is loaded with or without a privilege, which a change of the user takes away.
+#[test]
+fn a_user_without_privileges_has_a_seccomp_profile() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let made = "Function not implemented";
+        for (id, no_new_privileges) in [("a", true), ("b", false)] {
+            let mut container = Container::new(id, &["sh", "-c", "mkdir /x; read line"]);
+            let process = &mut container.spec["process"];
+            process["noNewPrivileges"] = no_new_privileges.into();
+            process["user"] = serde_json::json!({"uid": 1000, "gid": 1000});
+            let mut of_exec = process.clone();
+            of_exec["args"] = serde_json::json!(["sh", "-c", "mkdir /x"]);
+            container.spec["linux"]["seccomp"] = serde_json::json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]
+            });
+            let (_, mut init) = guest.create_as(container).await.unwrap();
+            guest.start_container(id).await.unwrap();
+            let (_, mut exec) = guest.exec_as(id, "x", of_exec, [true; 3]).await.unwrap();
+            let text = exec.stderr().await;
+            assert!(text.contains(made), "{text}");
+            guest.kill(id, 9, false).await.unwrap();
+            let text = init.stderr().await;
+            assert!(text.contains(made), "{text}");
+        }
+    });
+}
+
 #[test]
 fn a_seccomp_profile_is_applied() {
     run(async {

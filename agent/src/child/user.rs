@@ -41,11 +41,11 @@ pub fn become_user(process: &Process, spec: &Spec, filter: Option<&LinuxSeccomp>
     let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
     set_thread_res_gid(gid, gid, gid).map_err(at("gid"))?;
     set_thread_res_uid(uid, uid, uid).map_err(at("uid"))?;
+    capabilities::restore_effective().map_err(at("capabilities"))?;
     if !no_new_privileges {
         // Loading a filter needs CAP_SYS_ADMIN, which may be dropped next.
         load_seccomp(filter)?;
     }
-    capabilities::restore_effective().map_err(at("capabilities"))?;
     if let Some(sets) = process.capabilities() {
         capabilities::set(sets).map_err(at("capabilities"))?;
     }
