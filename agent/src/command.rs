@@ -94,7 +94,8 @@ pub fn reopen_null() -> std::io::Result<()> {
     Ok(())
 }
 
-fn is_null(file: &impl AsFd) -> bool {
+/// Whether `file` is the null device.
+pub fn is_null(file: &impl AsFd) -> bool {
     rustix::fs::fstat(file).is_ok_and(|stat| {
         FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
             && stat.st_rdev == libc::makedev(NULL.0, NULL.1)

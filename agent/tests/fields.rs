@@ -398,9 +398,10 @@ fn sysctls_of_a_user_namespace_need_one_of_the_container() {
             })
             .await;
         assert_eq!(text, "77\n81\n");
-        let (_, text) = guest
+        let (code, text) = guest
             .refusal(|spec| spec["linux"]["sysctl"] = json!({"user.max_pid_namespaces": "77"}))
             .await;
+        assert_eq!(code, Code::INVALID_ARGUMENT, "{text}");
         assert!(text.contains("user.max_pid_namespaces"), "{text}");
     });
 }

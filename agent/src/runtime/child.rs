@@ -20,7 +20,7 @@ use crate::child::{
     Failure, at, become_user, limits, load_seccomp, open_terminal, set_scheduling, set_stdio,
 };
 use crate::command::{Command, reopen_null};
-use crate::error::truncate;
+use crate::error::{Error, truncate};
 use crate::fork::close_others;
 use crate::spec::has_namespace;
 use crate::terminal::Terminal;
@@ -39,7 +39,7 @@ pub struct Files {
     arranged: Arranged,
 }
 
-/// All of it, for an init that the agent has forked. Returns the exit status after it has reported why it
+/// Runs every step up to execve in an init that the agent has forked. Returns the exit status after it has reported why it
 /// failed.
 pub fn run(
     request: &InitRequest<'_>,
@@ -92,7 +92,7 @@ fn finish(report: &Channel, work: impl FnOnce() -> Result<Infallible, Failure>) 
 
 /// Waits until the agent sends a byte. False: it has closed its end.
 pub fn wait(channel: &Channel) -> bool {
-    // By read(2): a seccomp filter that forbids this one would leave the command little to do.
+    // By read(2), which almost every seccomp filter allows.
     loop {
         match rustix::io::read(channel, &mut [0_u8]) {
             Ok(length) => return length > 0,
@@ -152,7 +152,13 @@ fn set_up(
     enter(namespaces, spec)?;
     root::prepare(spec, &files.arranged, request.propagation)?;
     // Before the guest's procfs is left: the container need not have one.
-    pod::set_own_sysctls(spec).map_err(|error| Failure::Step(error.to_string()))?;
+    pod::set_own_sysctls(spec).map_err(|error| {
+        if let Error::BadSpec { reason, .. } = error {
+            Failure::Field("linux.sysctl", reason)
+        } else {
+            Failure::Step(error.to_string())
+        }
+    })?;
     root::enter(spec)?;
     close_others(&mut [report.as_raw_fd()]).map_err(at("closing descriptors"))?;
     reopen_null().map_err(at("/dev/null"))?;
@@ -184,10 +190,10 @@ fn enter(namespaces: &Namespaces, spec: &Spec) -> Result<(), Failure> {
         bring_loopback_up().map_err(at("bringing the loopback device up"))?;
     }
     if namespaces.makes(Kind::Uts) {
-        if let Some(name) = spec.hostname() {
+        if let Some(name) = spec.hostname().as_ref().filter(|name| !name.is_empty()) {
             rustix::system::sethostname(name.as_bytes()).map_err(at("hostname"))?;
         }
-        if let Some(name) = spec.domainname() {
+        if let Some(name) = spec.domainname().as_ref().filter(|name| !name.is_empty()) {
             rustix::system::setdomainname(name.as_bytes()).map_err(at("domainname"))?;
         }
     }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Spec};
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, chownat, mknodat, symlinkat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, chownat, fstat, mknodat, symlinkat, unlinkat};
 use rustix::io::{Errno, Result};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -33,6 +33,7 @@ const LINKS: [(&str, &str); 4] = [
     ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"),
 ];
+/// The target of /dev/core, if the kernel has it.
 const KCORE: &str = "/proc/kcore";
 /// Mode of a device whose spec has none.
 const MODE: u32 = 0o666;
@@ -58,7 +59,7 @@ pub fn fill(tree: &Tree, spec: &Spec) -> std::result::Result<(), Failure> {
         link(&directory, name, target).map_err(at(name))?;
     }
     if Path::new(KCORE).exists() {
-        link(&directory, "kcore", KCORE).map_err(at("kcore"))?;
+        link(&directory, "core", KCORE).map_err(at("core"))?;
     }
     // In a user namespace, device nodes can't be made.
     let is_bound = has_namespace(spec, LinuxNamespaceType::User);
@@ -84,7 +85,7 @@ fn link(directory: &OwnedFd, name: &str, target: &str) -> Result<()> {
     }
 }
 
-/// /dev/ptmx is that of the container's own devpts.
+/// Makes /dev/ptmx a link to that of the container's own devpts.
 fn link_ptmx(directory: &OwnedFd) -> Result<()> {
     let name = "ptmx";
     match unlinkat(directory, name, AtFlags::empty()) {
@@ -160,6 +161,11 @@ impl Node {
     fn bind(&self, tree: &Tree) -> Result<()> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let copy = open_tree(CWD, &self.path, flags)?;
+        let stat = fstat(&copy)?;
+        if FileType::from_raw_mode(stat.st_mode) != self.kind || stat.st_rdev != self.number {
+            // The guest has another device there, as disks have other numbers in it than on the host.
+            return Err(Errno::NODEV);
+        }
         let target = tree.make_file(&self.path)?;
         mounts::attach(&copy, &target)
     }

@@ -1,6 +1,6 @@
-//! A child of the agent that forks a container's init where the agent can't do that itself: into a user
+//! A child of the agent that forks a container's init if the agent can't do that itself: into a user
 //! namespace and a pid namespace that belongs to it, into a time namespace, or into the pid namespace of
-//! others. What the init is no longer privileged to do there, the forerunner does before. It exits when the
+//! others. The forerunner does first what the init has no privilege for in its user namespace. It exits when the
 //! agent watches the init.
 //!
 //! ```text
@@ -22,6 +22,7 @@ use super::{InitRequest, child, receive};
 use crate::child::{Failure, at};
 use crate::error::{Error, truncate};
 use crate::fork::{self, close_others};
+use crate::signal;
 
 /// Exit status of a forerunner that has failed. The agent discards it.
 const FAILED: i32 = 255;
@@ -84,6 +85,7 @@ fn fork_init(
     report: &Channel,
 ) -> Result<Pid, Failure> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(at("PR_SET_DUMPABLE"))?;
+    signal::restore_default_sigchld().map_err(at("SIGCHLD"))?;
     let mut kept: Vec<_> = namespaces.descriptors().collect();
     kept.extend([agent.as_raw_fd(), report.as_raw_fd()]);
     kept.extend(stdio.iter().map(|fd| fd.as_raw_fd()));

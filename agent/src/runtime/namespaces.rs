@@ -52,8 +52,8 @@ impl Namespaces {
         self.made.contains(&kind)
     }
 
-    /// Whether the agent can't fork the init directly: a process has to enter a namespace first that its
-    /// children are to be in, or that is to own theirs.
+    /// True if a forerunner must fork the init: the kernel puts only children into a joined pid or time namespace,
+    /// and a user namespace must exist before those that it owns.
     pub fn need_forerunner(&self) -> bool {
         let before = [Kind::User, Kind::Time];
         let is_before = |kind: &Kind| before.contains(kind);

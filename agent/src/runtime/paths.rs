@@ -13,10 +13,9 @@ use super::mount_attributes::Change;
 use super::mounts::{FileSystem, attach};
 use super::tree::Tree;
 use crate::child::{Failure, at};
+use crate::command::is_null;
 
 const NULL: &str = "/dev/null";
-/// Device number of /dev/null (Documentation/admin-guide/devices.txt).
-const NULL_NUMBER: (u32, u32) = (1, 3);
 
 /// Makes the read-only paths of `spec` read-only, and hides the masked ones.
 pub fn restrict(spec: &Spec) -> Result<(), Failure> {
@@ -76,8 +75,7 @@ fn mask(root: &Tree, path: &OwnedFd) -> Result<(), String> {
         tmpfs.make()?
     } else {
         let null = root.find(Path::new(NULL), OFlags::empty()).map_err(failed)?;
-        let stat = fstat(&null).map_err(failed)?;
-        if stat.st_rdev != libc::makedev(NULL_NUMBER.0, NULL_NUMBER.1) {
+        if !is_null(&null) {
             return Err(format!("{NULL} of the container is not the null device"));
         }
         copy_of(&null, OpenTreeFlags::empty()).map_err(failed)?

@@ -1,4 +1,4 @@
-//! A container's root file system as long as it is not yet its root: names in it are looked up and made below
+//! A container's root file system before pivot_root(2): names in it are looked up and made below
 //! its directory, and a symbolic link or ".." never leads out of it. Used by the steps that complete the
 //! root; never follows a magic link of procfs.
 
@@ -13,6 +13,10 @@ use rustix::io::{Errno, Result};
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
 /// Mode of a file that is made.
 const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
+
+/// How often a path is looked up: openat2(2) fails with EAGAIN if it has ".." and anything in the guest was renamed or
+/// mounted meanwhile.
+const ATTEMPTS: usize = 128;
 
 /// A directory that names are looked up below.
 pub struct Tree(OwnedFd);
@@ -42,7 +46,14 @@ impl Tree {
             below
         };
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        openat2(&self.0, below, flags | OFlags::CLOEXEC, mode, resolve)
+        let mut opened = Err(Errno::AGAIN);
+        for _ in 0..ATTEMPTS {
+            opened = openat2(&self.0, below, flags | OFlags::CLOEXEC, mode, resolve);
+            if !matches!(opened, Err(Errno::AGAIN)) {
+                break;
+            }
+        }
+        opened
     }
 
     /// Opens the directory `path`, after making what is missing of it.
