@@ -1,5 +1,5 @@
 //! Generates the id of this build that snapshots have: a hash of what decides how a machine's state is read
-//! and written. The build id of the protocol is part of it, but does not cover the sources of this crate.
+//! and written. No type of the protocol is part of that state.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ fn main() -> std::io::Result<()> {
             let path = entry?.path();
             if path.is_dir() {
                 directories.push(path);
-            } else {
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
                 files.push(path);
             }
         }

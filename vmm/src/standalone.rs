@@ -36,8 +36,8 @@ pub fn run(arguments: &StandaloneArguments) -> anyhow::Result<u8> {
     let guest_started = Arc::new(OnceLock::new());
     let (acceptor, agent) = StreamAcceptor::new(Arc::clone(&guest_started))?;
     let cycles = arguments.pause_resume.map(Cycles::new).transpose()?;
-    let target = target(arguments)?;
     let plan = Plan::new(arguments, acceptor)?;
+    let target = target(arguments)?;
     let late_devices = late_devices(arguments)?;
     let restored_share = arguments.restore.as_ref().map(|_| shared_tree(arguments));
     let restored_share = restored_share.transpose()?.flatten();
@@ -168,18 +168,18 @@ enum Plan {
 impl Plan {
     fn new(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow::Result<Self> {
         let images = images(arguments)?;
-        let devices = devices(arguments, acceptor)?;
         let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
         let kvm = kvm.context("opening /dev/kvm")?.into();
         let Some(directory) = &arguments.restore else {
+            let config = config(arguments)?;
             let resources = Resources {
                 kvm,
                 kernel: open(images.kernel)?,
                 initrd: open(images.initramfs)?,
                 console_ring: None,
-                devices,
+                // The last step, since it binds a socket.
+                devices: devices(arguments, acceptor)?,
             };
-            let config = config(arguments)?;
             return Ok(Self::Boot { config, resources });
         };
         Ok(Self::Restore {
@@ -188,7 +188,7 @@ impl Plan {
                 kvm,
                 snapshot: Snapshot::open(directory, images)?,
                 console_ring: None,
-                devices,
+                devices: devices(arguments, acceptor)?,
             },
         })
     }

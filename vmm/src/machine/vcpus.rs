@@ -21,7 +21,7 @@ use crate::kvm::vcpu::{IoBuses, Vcpu};
 use crate::kvm::{Vm, cpuid, error_at, registers};
 use crate::snapshot::host::Host;
 use crate::snapshot::state::MachineState;
-use crate::snapshot::vcpu::VcpuState;
+use crate::snapshot::vcpu::{VcpuState, set_all};
 
 /// How long a pause waits for the vCPUs. A vCPU leaves the guest within microseconds; it takes longer only if
 /// it waits for a device's worker, as it does when the guest resets a device.
@@ -68,15 +68,17 @@ impl Plan<'_> {
     pub(super) fn spawn(&self, confinement: &Confinement) -> Result<Vcpus, Error> {
         let supported = self.vm.supported_cpuid()?;
         let (confined, all_confined) = channel();
-        let (mut threads, mut statistics, mut saving) = (Vec::new(), Vec::new(), None);
+        let mut all = Vec::new();
         for index in 0..self.count {
             let fd = self.vm.create_vcpu(index)?;
             let cpuid = cpuid::for_vcpu(&supported, index, self.count)?;
             fd.set_cpuid2(&cpuid).map_err(error_at("setting CPUID"))?;
-            if index == 0 {
-                saving = self.check_host(&fd)?;
-            }
-            self.initialize(index, &fd)?;
+            all.push(fd);
+        }
+        let saving = all.first().map(|first| self.check_host(first)).transpose()?;
+        self.initialize(&all)?;
+        let (mut threads, mut statistics) = (Vec::new(), Vec::new());
+        for (index, fd) in (0..).zip(all) {
             statistics.extend(Statistics::open(&fd));
             let vcpu = Vcpu {
                 index,
@@ -98,7 +100,7 @@ impl Plan<'_> {
             threads,
             statistics,
             pause_timeout: PAUSE_TIMEOUT,
-            saving,
+            saving: saving.flatten(),
         })
     }
 
@@ -119,22 +121,26 @@ impl Plan<'_> {
         Ok(self.can_be_saved.then_some(Saving { host, msrs }))
     }
 
-    /// Sets the registers of vCPU `index`.
-    fn initialize(&self, index: u8, vcpu: &VcpuFd) -> Result<(), Error> {
+    /// Sets the registers of the vCPUs.
+    fn initialize(&self, all: &[VcpuFd]) -> Result<(), Error> {
+        // Also in a restored VM: IA32_MTRR_DEF_TYPE is not among the MSRs that KVM lists, and no snapshot has it.
+        all.iter().try_for_each(registers::set_msrs)?;
         match self.start {
             Start::Entry(entry) => {
-                registers::set_msrs(vcpu)?;
-                if index == 0 {
-                    registers::set_entry(vcpu, entry)?;
+                if let Some(first) = all.first() {
+                    registers::set_entry(first, entry)?;
                 }
             }
             Start::Saved(saved) => {
-                let state = saved.vcpus.get(usize::from(index));
-                let state = state.ok_or(Error::MissingVcpu(index))?;
-                state.set(vcpu, self.vm.xsave_bytes())?;
-                // Fails if the guest does not use kvm-clock. Its watchdogs are not to take the time for which
-                // it did not exist for a lockup.
-                let _ = vcpu.kvmclock_ctrl();
+                if let Some(missing) = (0..self.count).nth(saved.vcpus.len()) {
+                    return Err(Error::MissingVcpu(missing));
+                }
+                set_all(&saved.vcpus, all, self.vm.xsave_bytes())?;
+                for vcpu in all {
+                    // Fails if the guest does not use kvm-clock. Its watchdogs are not to take the time for
+                    // which it did not exist for a lockup.
+                    let _ = vcpu.kvmclock_ctrl();
+                }
             }
         }
         Ok(())
@@ -159,16 +165,24 @@ impl Vcpus {
         let deadline = Instant::now() + self.pause_timeout;
         let mut states = Vec::with_capacity(self.threads.len());
         for thread in &self.threads {
-            let exited = || PauseError::VcpuExited(thread.index());
+            let index = thread.index();
+            let failed = |error| match error {
+                RecvTimeoutError::Timeout => PauseError::VcpuRuns {
+                    index,
+                    timeout: self.pause_timeout,
+                },
+                RecvTimeoutError::Disconnected => PauseError::VcpuExited(index),
+            };
             let (answer, state) = channel();
             let msrs = msrs.clone();
             let inspect = move |vcpu: &VcpuFd| {
                 // Fails if nobody waits any more.
                 let _ = answer.send(VcpuState::read(vcpu, &msrs));
             };
-            thread.inspect(Box::new(inspect)).map_err(|_| exited())?;
+            let sent = thread.inspect(Box::new(inspect));
+            sent.map_err(|_| PauseError::VcpuExited(index))?;
             let left = deadline.saturating_duration_since(Instant::now());
-            states.push(state.recv_timeout(left).map_err(|_| exited())??);
+            states.push(state.recv_timeout(left).map_err(failed)??);
         }
         Ok((host.clone(), states))
     }

@@ -61,8 +61,10 @@ impl FileId {
     /// # Errors
     /// The error of fstat(2), lseek(2) or pread(2).
     pub fn of(file: &File) -> io::Result<Self> {
-        let (bytes, _) = stamp(file)?;
-        Self::of_written(file, sum(file, bytes)?)
+        // A file that is changed while it is read must not have the stamp of its new content.
+        let (bytes, stamp) = stamp(file)?;
+        let sum = sum(file, bytes)?;
+        Ok(Self { bytes, sum, stamp })
     }
 
     /// The id of `file`, whose content has the sum `sum`.

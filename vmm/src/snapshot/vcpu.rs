@@ -11,7 +11,9 @@
 //!    ignores it unless the registers of step 4 say that the timer has that mode.
 //! 6. KVM_SET_VCPU_EVENTS: interrupts and exceptions that wait. Setting registers would drop an exception.
 //!
-//! Reading begins with KVM_GET_MP_STATE: in it, KVM handles an INIT or SIPI that waits, and changes registers.
+//! Reading begins with KVM_GET_MP_STATE: in it, KVM handles an INIT or SIPI that waits, and changes registers. The MSRs
+//! are read before the local APIC: a deadline that passes meanwhile is then saved as a deadline and as an interrupt
+//! that waits, and otherwise as neither.
 
 use kvm_bindings::{
     Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
@@ -26,6 +28,8 @@ use crate::kvm::{self, error_at, raw};
 const TSC: u32 = 0x10;
 /// IA32_TSC_DEADLINE.
 const TSC_DEADLINE: u32 = 0x6e0;
+/// Farther from a TSC than KVM takes for an attempt to synchronise it, which is a second: some minutes.
+const DISTANT: u64 = 1 << 40;
 
 /// The state of one vCPU.
 #[derive(Debug, Serialize, Deserialize)]
@@ -60,18 +64,18 @@ impl VcpuState {
             debug_regs: vcpu
                 .get_debug_regs()
                 .map_err(read("reading a vCPU's debug registers"))?,
-            lapic: Box::new(vcpu.get_lapic().map_err(read("reading a local APIC"))?),
             msrs: read_msrs(vcpu, msrs)?,
+            lapic: Box::new(vcpu.get_lapic().map_err(read("reading a local APIC"))?),
             events: vcpu.get_vcpu_events().map_err(read("reading a vCPU's events"))?,
         })
     }
 
-    /// Sets the state of `vcpu`, which has its CPUID entries and has never run. `xsave_bytes` is the size of
-    /// KVM's XSAVE area (KVM_CAP_XSAVE2).
-    ///
-    /// # Errors
-    /// [`kvm::Error`] if KVM refuses a request; the vCPU must then not run.
-    pub fn set(&self, vcpu: &VcpuFd, xsave_bytes: i32) -> Result<(), kvm::Error> {
+    fn tsc(&self) -> Option<u64> {
+        let found = self.msrs.iter().find(|(index, _)| *index == TSC);
+        found.map(|(_, value)| *value)
+    }
+
+    fn set(&self, vcpu: &VcpuFd, xsave_bytes: i32) -> Result<(), kvm::Error> {
         let set = |what| error_at(what);
         vcpu.set_mp_state(self.mp_state)
             .map_err(set("setting a vCPU's MP state"))?;
@@ -88,6 +92,26 @@ impl VcpuState {
         vcpu.set_vcpu_events(&self.events)
             .map_err(set("setting a vCPU's events"))
     }
+}
+
+/// Sets the states of all vCPUs of a VM, by number; they have their CPUID entries and have never run. `xsave_bytes` is
+/// the size of KVM's XSAVE area (KVM_CAP_XSAVE2).
+///
+/// KVM compares each TSC that is set with the one that was set last, of whichever vCPU: within a second of what that
+/// one has become, both get the same offset. Creating a vCPU sets a TSC of 0, so all must exist before. The first TSC
+/// is set twice, as Linux before 6.7 takes even one that is less than a second from that 0 for an attempt to
+/// synchronise, and ignores it.
+///
+/// # Errors
+/// [`kvm::Error`] if KVM refuses a request; the vCPUs must then not run.
+pub fn set_all(states: &[VcpuState], vcpus: &[VcpuFd], xsave_bytes: i32) -> Result<(), kvm::Error> {
+    if let (Some(vcpu), Some(tsc)) = (vcpus.first(), states.first().and_then(VcpuState::tsc)) {
+        set_msrs(vcpu, &[(TSC, tsc.wrapping_add(DISTANT))])?;
+    }
+    for (state, vcpu) in states.iter().zip(vcpus) {
+        state.set(vcpu, xsave_bytes)?;
+    }
+    Ok(())
 }
 
 /// Those of `indices` that KVM can read, the TSC first and its deadline last.
@@ -153,29 +177,82 @@ mod tests {
     use super::*;
     use crate::kvm::{Vm, cpuid, registers};
 
-    fn vcpu(vm: &Vm) -> VcpuFd {
-        let vcpu = vm.create_vcpu(0).unwrap();
-        let cpuid = cpuid::for_vcpu(&vm.supported_cpuid().unwrap(), 0, 1).unwrap();
-        vcpu.set_cpuid2(&cpuid).unwrap();
-        vcpu
+    impl VcpuState {
+        /// The bytes of the state, without the MSRs that count time.
+        pub fn without_time(&self) -> Vec<u8> {
+            let counts = |index: u32| index == TSC || index == TSC_DEADLINE;
+            let msrs: Vec<_> = self.msrs.iter().filter(|(index, _)| !counts(*index)).collect();
+            postcard::to_stdvec(&(
+                &msrs,
+                &self.mp_state,
+                &self.regs,
+                &self.sregs,
+                &self.xsave,
+                &self.xcrs,
+                &self.debug_regs,
+                &self.lapic,
+                &self.events,
+            ))
+            .unwrap()
+        }
     }
 
-    /// Without the MSRs that count time.
-    fn without_time(state: &VcpuState) -> Vec<u8> {
-        let counts = |index: u32| index == TSC || index == TSC_DEADLINE;
-        let msrs: Vec<_> = state.msrs.iter().filter(|(index, _)| !counts(*index)).collect();
-        postcard::to_stdvec(&(
-            &msrs,
-            &state.mp_state,
-            &state.regs,
-            &state.sregs,
-            &state.xsave,
-            &state.xcrs,
-            &state.debug_regs,
-            &state.lapic,
-            &state.events,
-        ))
-        .unwrap()
+    fn vcpu(vm: &Vm) -> VcpuFd {
+        vcpus(vm, 1).remove(0)
+    }
+
+    fn vcpus(vm: &Vm, count: u8) -> Vec<VcpuFd> {
+        let create = |index| {
+            let vcpu = vm.create_vcpu(index).unwrap();
+            let cpuid = cpuid::for_vcpu(&vm.supported_cpuid().unwrap(), index, count).unwrap();
+            vcpu.set_cpuid2(&cpuid).unwrap();
+            vcpu
+        };
+        (0..count).map(create).collect()
+    }
+
+    fn read_tsc(vcpu: &VcpuFd) -> u64 {
+        read_msrs(vcpu, &[TSC]).unwrap()[0].1
+    }
+
+    /// False where the TSC of a guest is that of the host, whatever is set, as with some nested KVM.
+    fn keeps_tsc(vm: &Vm) -> bool {
+        let vcpu = vcpu(vm);
+        let distant = read_tsc(&vcpu) + DISTANT;
+        set_msrs(&vcpu, &[(TSC, distant)]).unwrap();
+        read_tsc(&vcpu) >= distant
+    }
+
+    #[test]
+    fn the_tscs_of_all_vcpus_go_on_from_their_values_and_together() {
+        /// Cycles: far more than a test takes.
+        const MINUTES: u64 = 1 << 42;
+        let Some(vm) = crate::kvm::tests::vm() else { return };
+        let msrs = vm.msr_indices().unwrap();
+        for tsc in [1 << 28, 1 << 50] {
+            let new_vm = crate::kvm::tests::vm().unwrap();
+            let vcpus = vcpus(&new_vm, 3);
+            let mut states: Vec<_> = vcpus
+                .iter()
+                .map(|vcpu| VcpuState::read(vcpu, &msrs).unwrap())
+                .collect();
+            for (_, value) in states
+                .iter_mut()
+                .flat_map(|state| &mut state.msrs)
+                .filter(|(index, _)| *index == TSC)
+            {
+                *value = tsc;
+            }
+            set_all(&states, &vcpus, vm.xsave_bytes()).unwrap();
+            // A TSC that was set on its own is behind by what setting the states before it took.
+            let read: Vec<u64> = vcpus.iter().chain(vcpus.first()).map(read_tsc).collect();
+            assert!(read.is_sorted(), "{read:?}");
+            if !keeps_tsc(&crate::kvm::tests::vm().unwrap()) {
+                println!("skipped: this KVM does not keep a TSC that is set");
+                continue;
+            }
+            assert!(read[0] >= tsc && read[3] < tsc + MINUTES, "{tsc}: {read:?}");
+        }
     }
 
     #[test]
@@ -202,11 +279,11 @@ mod tests {
 
         let second_vm = crate::kvm::tests::vm().unwrap();
         let second = vcpu(&second_vm);
-        loaded.set(&second, vm.xsave_bytes()).unwrap();
-        let again = VcpuState::read(&second, &msrs).unwrap();
-        assert_eq!(without_time(&again), without_time(&saved));
-        let tsc = |state: &VcpuState| state.msrs.iter().find(|(index, _)| *index == TSC).unwrap().1;
-        assert!(tsc(&again) >= tsc(&saved), "the TSC went back");
+        let second = [second];
+        set_all(&[loaded], &second, vm.xsave_bytes()).unwrap();
+        let again = VcpuState::read(&second[0], &msrs).unwrap();
+        assert_eq!(again.without_time(), saved.without_time());
+        assert!(again.tsc() >= saved.tsc(), "the TSC went back");
     }
 
     #[test]
