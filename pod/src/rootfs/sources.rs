@@ -1,8 +1,9 @@
 //! A look at the sources of a container's mounts by a child process: only the child waits for ever if the server of a
 //! file system (NFS, FUSE, …) does not respond. Called by the sandbox's create flow before the shim itself looks at one
-//! of them. Nobody is asked where no such file system is involved, which is what almost every container has.
+//! of them. A host without such a mount has no cost; otherwise a source costs an openat2(2), and a fork if it is on
+//! such a mount, or a link or ".." may lead there.
 
-use std::path::Path;
+use std::path::{Component, Path};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2, stat};
@@ -52,7 +53,8 @@ fn may_wait(source: &Path, host: &Mounts) -> bool {
     if served.peek().is_none() {
         return false;
     }
-    if served.any(|mount_point| source.starts_with(mount_point)) {
+    let goes_up = source.components().any(|part| part == Component::ParentDir);
+    if goes_up || served.any(|mount_point| source.starts_with(mount_point)) {
         return true;
     }
     // No component is on such a mount, unless a link leads there.
@@ -90,6 +92,7 @@ mod tests {
         let served = |at: &str| format!("{local}2 1 0:2 / {at} rw shared:1 - nfs4 server:/ rw\n");
         assert!(!waits(local, "plain") && !waits(local, "link") && !waits(local, "missing"));
         assert!(!waits(&served("/elsewhere"), "plain"));
+        assert!(waits(&served("/elsewhere"), "../elsewhere/file"));
         assert!(waits(&served("/elsewhere"), "link"));
         assert!(waits(&served(&path.display().to_string()), "plain"));
         let fuse = local.replace("ext4", "fuse.sshfs");

@@ -86,24 +86,7 @@ impl Sandbox {
                 }
             }
             Action::AwaitOutput(exec) => self.await_output(id, &exec),
-            Action::LimitOutput(exec) => {
-                if let Some(process) = self.find_process_mut(id, &exec) {
-                    let (key, mut outputs) = (process.key.clone(), process.streams.outputs());
-                    self.queue.send_result(async move {
-                        if !outputs
-                            .written_unless_stalled(STALL_DEADLINE, DELETE_DEADLINE)
-                            .await
-                        {
-                            log::warn(format_args!(
-                                "{}: Delete no longer waits for its output: another process has it open, or \
-                                 nobody reads it",
-                                key.name
-                            ));
-                        }
-                        Event::Drained(key)
-                    });
-                }
-            }
+            Action::LimitOutput(exec) => self.limit_output(id, &exec),
             Action::HoldInitExit => {
                 if let Some(container) = self.containers.get(id) {
                     let expired = Event::InitExitHoldExpired(container.init.key.clone());
@@ -129,6 +112,27 @@ impl Sandbox {
             Action::ReportPaused => self.events.publish(&TaskEvent::Paused { id }),
             Action::ReportResumed => self.events.publish(&TaskEvent::Resumed { id }),
         }
+    }
+
+    /// Waits for the output of a process that has exited and is being deleted, as long as it moves.
+    fn limit_output(&mut self, id: &str, exec: &str) {
+        let Some(process) = self.find_process_mut(id, exec) else {
+            return;
+        };
+        let (key, mut outputs) = (process.key.clone(), process.streams.outputs());
+        self.queue.send_result(async move {
+            if !outputs
+                .written_unless_stalled(STALL_DEADLINE, DELETE_DEADLINE)
+                .await
+            {
+                log::warn(format_args!(
+                    "{}: Delete no longer waits for its output: another process has it open, or \
+                     nobody reads it",
+                    key.name
+                ));
+            }
+            Event::Drained(key)
+        });
     }
 
     fn report_exit(&mut self, id: &str, exec: String, exit: Exit) {
