@@ -50,6 +50,17 @@ pub const CASES: &[Case] = &[
         "grep ^Seccomp: /proc/self/status; unshare -U true 2>&1; echo $?",
     ),
     container(
+        "seccomp: the runtime's default, without privileges",
+        &PLAIN,
+        || {
+            security(json!({
+                "seccomp": {"profile_type": "RuntimeDefault"},
+                "run_as_user": {"value": 1000}
+            }))
+        },
+        "id -u; grep ^Seccomp: /proc/self/status; unshare -U true 2>&1; echo $?",
+    ),
+    container(
         "seccomp: unconfined",
         &PLAIN,
         || security(json!({"seccomp": {"profile_type": "Unconfined"}})),
