@@ -413,13 +413,16 @@ fn a_read_only_dev_has_its_devices() {
         let text = guest
             .output(
                 "a",
-                "head -c 3 /dev/zero | wc -c; readlink /dev/ptmx; readlink /dev/fd",
+                "head -c 3 /dev/zero | wc -c; readlink /dev/ptmx; readlink /dev/fd; touch /dev/x 2>&1",
                 |spec| {
                     spec["mounts"][1]["options"] = json!(["nosuid", "ro", "mode=755"]);
                 },
             )
             .await;
-        assert_eq!(text, "3\npts/ptmx\n/proc/self/fd\n");
+        assert_eq!(
+            text,
+            "3\npts/ptmx\n/proc/self/fd\ntouch: /dev/x: Read-only file system\n"
+        );
     });
 }
 

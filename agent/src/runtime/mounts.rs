@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{CWD, FileType, OFlags, fstat};
 use rustix::io;
 use rustix::mount::{
@@ -17,6 +17,8 @@ use super::mount_attributes::Change;
 use super::options::Options;
 use super::tree::Tree;
 use crate::spec::MountPropagation;
+
+const DEV: &str = "/dev";
 
 /// Makes `mount` in `tree`.
 ///
@@ -30,13 +32,23 @@ pub fn make(tree: &Tree, mount: &Mount) -> Result<(), String> {
     let made = if is_bind(mount) {
         bind(tree, mount, &options)
     } else {
-        if destination == Path::new("/dev") {
-            // Devices are made in it.
+        if destination == Path::new(DEV) {
+            // Devices are made in it before it becomes read-only.
             options.attributes &= !libc::MOUNT_ATTR_RDONLY;
         }
         new_file_system(tree, mount, &options)
     };
     made.map_err(named)
+}
+
+/// Whether /dev is a new file system that is to be read-only.
+pub fn has_read_only_dev(spec: &Spec) -> bool {
+    let mut mounts = spec.mounts().iter().flatten();
+    let last = mounts.rfind(|mount| mount.destination() == Path::new(DEV));
+    last.is_some_and(|mount| {
+        let options = Options::parse(mount.options().iter().flatten().map(String::as_str));
+        !is_bind(mount) && options.attributes & libc::MOUNT_ATTR_RDONLY != 0
+    })
 }
 
 /// Whether `mount` shows files that exist.

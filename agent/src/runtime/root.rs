@@ -104,8 +104,18 @@ pub fn enter(spec: &Spec) -> Result<(), Failure> {
     mount_change("/", kind).map_err(at("rootfsPropagation"))
 }
 
-/// Makes the root read-only if `spec` asks for that.
+/// Makes the root and /dev read-only if `spec` asks for that. /dev has its devices and the console now.
 pub fn make_read_only(spec: &Spec) -> Result<(), Failure> {
+    if mounts::has_read_only_dev(spec) {
+        let step = "mounts: /dev";
+        let root = Tree::open(Path::new("/")).map_err(at(step))?;
+        let dev = root
+            .find(Path::new("/dev"), OFlags::DIRECTORY)
+            .map_err(at(step))?;
+        Change::set(libc::MOUNT_ATTR_RDONLY)
+            .apply(dev.as_fd(), false)
+            .map_err(at(step))?;
+    }
     let is_read_only = spec.root().as_ref().and_then(|root| root.readonly());
     if is_read_only != Some(true) {
         return Ok(());
