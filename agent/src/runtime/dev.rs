@@ -11,12 +11,11 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, chownat, fstat, mknodat
 use rustix::io::{Errno, Result};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use super::mounts;
+use super::mounts::{self, DEV};
 use super::tree::Tree;
 use crate::child::{Failure, at};
 use crate::spec::has_namespace;
 
-const DEV: &str = "/dev";
 /// Name, major and minor number of the devices that every container has.
 const DEVICES: [(&str, u32, u32); 6] = [
     ("null", 1, 3),
@@ -49,9 +48,7 @@ struct Node {
 
 /// Makes devices and links below /dev of `tree`.
 pub fn fill(tree: &Tree, spec: &Spec) -> std::result::Result<(), Failure> {
-    let mut mounts = spec.mounts().iter().flatten();
-    let last = mounts.rfind(|mount| mount.destination() == Path::new(DEV));
-    if last.is_some_and(mounts::is_bind) {
+    if mounts::mount_of_dev(spec).is_some_and(mounts::is_bind) {
         return Ok(());
     }
     let directory = tree.make_directories(Path::new(DEV)).map_err(at(DEV))?;

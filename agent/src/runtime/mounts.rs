@@ -18,7 +18,8 @@ use super::options::Options;
 use super::tree::Tree;
 use crate::spec::MountPropagation;
 
-const DEV: &str = "/dev";
+/// Where the devices are.
+pub const DEV: &str = "/dev";
 
 /// Makes `mount` in `tree`.
 ///
@@ -41,11 +42,15 @@ pub fn make(tree: &Tree, mount: &Mount) -> Result<(), String> {
     made.map_err(named)
 }
 
+/// The mount that is seen at /dev: the last one.
+pub fn mount_of_dev(spec: &Spec) -> Option<&Mount> {
+    let mut mounts = spec.mounts().iter().flatten();
+    mounts.rfind(|mount| mount.destination() == Path::new(DEV))
+}
+
 /// Whether /dev is a new file system that is to be read-only.
 pub fn has_read_only_dev(spec: &Spec) -> bool {
-    let mut mounts = spec.mounts().iter().flatten();
-    let last = mounts.rfind(|mount| mount.destination() == Path::new(DEV));
-    last.is_some_and(|mount| {
+    mount_of_dev(spec).is_some_and(|mount| {
         let options = Options::parse(mount.options().iter().flatten().map(String::as_str));
         !is_bind(mount) && options.attributes & libc::MOUNT_ATTR_RDONLY != 0
     })

@@ -110,7 +110,7 @@ pub fn make_read_only(spec: &Spec) -> Result<(), Failure> {
         let step = "mounts: /dev";
         let root = Tree::open(Path::new("/")).map_err(at(step))?;
         let dev = root
-            .find(Path::new("/dev"), OFlags::DIRECTORY)
+            .find(Path::new(mounts::DEV), OFlags::DIRECTORY)
             .map_err(at(step))?;
         Change::set(libc::MOUNT_ATTR_RDONLY)
             .apply(dev.as_fd(), false)
