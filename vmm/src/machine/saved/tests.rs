@@ -119,16 +119,22 @@ fn state(files: &Files, name: &str) -> crate::snapshot::state::MachineState {
     opened.unwrap().machine
 }
 
-#[test]
-fn a_guest_goes_on_from_its_snapshot_as_often_as_one_likes() {
-    let Some(mut original) = machine(devices(), true) else {
-        return;
-    };
+/// A paused machine whose guest has counted, and its snapshot `a`; None without KVM.
+fn saved_machine() -> Option<(Machine, Files)> {
+    let mut original = machine(devices(), true)?;
     let files = Files::new();
     original.run();
     wait(&original, 1000);
     original.pause().unwrap();
     files.save(&original, "a").unwrap();
+    Some((original, files))
+}
+
+#[test]
+fn a_guest_goes_on_from_its_snapshot_as_often_as_one_likes() {
+    let Some((mut original, files)) = saved_machine() else {
+        return;
+    };
     let saved_at = counter(&original);
     original.resume().unwrap();
     wait(&original, saved_at);
@@ -145,14 +151,9 @@ fn a_guest_goes_on_from_its_snapshot_as_often_as_one_likes() {
 
 #[test]
 fn what_is_restored_is_saved_again() {
-    let Some(mut original) = machine(devices(), true) else {
+    let Some((original, files)) = saved_machine() else {
         return;
     };
-    let files = Files::new();
-    original.run();
-    wait(&original, 1000);
-    original.pause().unwrap();
-    files.save(&original, "a").unwrap();
     let restored = files.restore("a", devices()).unwrap();
     files.save(&restored, "b").unwrap();
     let memory = |name: &str| std::fs::read(files.path(name).join("memory")).unwrap();
