@@ -5,7 +5,7 @@
 use std::error::Error as StdError;
 
 use nacre_protocol::control::{
-    Configure, DescriptorError, Descriptors, DeviceConfig, DeviceListError, Outcome,
+    Configure, DescriptorError, Descriptors, DeviceConfig, DeviceListError, Outcome, TemplateFiles,
 };
 use nacre_protocol::fault::{self, FaultPoint};
 use nacre_protocol::stream_table::StreamTable;
@@ -88,6 +88,11 @@ pub(crate) fn check_configuration(
     let devices = configure.devices.into_iter();
     let devices = devices.map(|config| device(config, &mut descriptors, control));
     let devices = devices.collect::<Result<_, _>>()?;
+    if let Some(TemplateFiles { state, memory }) = configure.template {
+        drop(descriptors.take("template: state", state)?);
+        drop(descriptors.take("template: memory", memory)?);
+        control.send_template_refused("this build boots every guest");
+    }
     let resources = Resources {
         kvm: descriptors.take("kvm", configure.kvm)?,
         kernel: descriptors.take("kernel", configure.kernel)?.into(),

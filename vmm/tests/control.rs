@@ -155,6 +155,7 @@ fn configure() -> Configure {
         kernel: FdIndex(1),
         initrd: FdIndex(2),
         console_ring: FdIndex(3),
+        template: None,
         devices: vec![
             VSOCK,
             DeviceConfig::Fs {

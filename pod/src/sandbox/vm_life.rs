@@ -93,6 +93,11 @@ impl Sandbox {
     pub(super) fn vm_event(&mut self, event: vm::Event) {
         match event {
             vm::Event::Step(step) => self.recorder.step(step.name, step.done_ns),
+            vm::Event::TemplateRefused(reason) => {
+                log::warn(format_args!(
+                    "the guest boots, since its template can't be used: {reason}"
+                ));
+            }
             vm::Event::Running => {
                 self.recorder.step("guest starts", clock::monotonic_ns());
                 // Only once: a VMM that was taken over must not make a pod that is ready look like one that

@@ -89,6 +89,7 @@ impl<'a> Boot<'a> {
             kernel: attachments.add(files.kernel.as_fd()),
             initrd: attachments.add(files.initrd.as_fd()),
             console_ring: attachments.add(console.as_fd()),
+            template: None,
             devices,
         });
         (message, attachments)

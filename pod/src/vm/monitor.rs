@@ -33,6 +33,8 @@ pub(super) const KILL_DEADLINE: Duration = Duration::from_secs(5);
 pub enum Event {
     /// A step of the start is done.
     Step(Step),
+    /// The guest boots, since its template can't be used, with the reason.
+    TemplateRefused(String),
     /// The VMM's mount namespace is ready and the guest boots.
     Running,
     /// The guest opened a vsock connection.
@@ -161,6 +163,7 @@ fn event(message: FromVmm, fds: Vec<OwnedFd>, end: &mut End) -> Option<Event> {
             name: printable(&name, MAX_NAME),
             done_ns,
         })),
+        FromVmm::TemplateRefused { reason } => Some(Event::TemplateRefused(printable(&reason, MAX_MESSAGE))),
         FromVmm::Running => Some(Event::Running),
         FromVmm::Connection {
             host_port,

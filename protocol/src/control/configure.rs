@@ -47,9 +47,22 @@ pub struct Configure {
     pub initrd: FdIndex,
     /// A memfd of [`crate::console::RING_BYTES`] for the console's last bytes.
     pub console_ring: FdIndex,
+    /// Where the guest continues instead of booting. The VMM boots it if it can't use these files
+    /// ([`super::FromVmm::TemplateRefused`]).
+    pub template: Option<TemplateFiles>,
     /// The virtio devices that need something from the host, 1..=[`MAX_DEVICES`], in the order in which the
     /// guest finds them. The VMM adds those that every VM has.
     pub devices: Vec<DeviceConfig>,
+}
+
+/// A snapshot of a booted guest whose agent waits, both files open for reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TemplateFiles {
+    /// All but the guest's memory.
+    pub state: FdIndex,
+    /// The guest's memory.
+    pub memory: FdIndex,
 }
 
 /// A virtio device, with all that the VMM needs to create it. A file or a socket of the device is a field of
@@ -191,6 +204,7 @@ mod tests {
         json!({
             "build_id": "b", "pod": "p", "memory_mib": 64, "vcpus": 1, "max_vcpus": 2, "extra_cmdline": "",
             "console_to_stderr": false, "kvm": 0, "kernel": 1, "initrd": 2, "console_ring": 3,
+            "template": {"state": 8, "memory": 9},
             "devices": [vsock(), {"Fs": {"tag": "t"}}, net(), blk()],
         })
     }
@@ -232,6 +246,7 @@ mod tests {
             ("kernel", json!(256), "256"),
             ("kernel", json!(-1), "-1"),
             ("kernel", json!(null), "null"),
+            ("template", json!({"state": 8}), "memory"),
             ("devices", json!(["Floppy"]), "Floppy"),
             ("devices", json!(["Vsock"]), "unit variant"),
             ("devices", json!([{"Vsock": {}}]), "stream_table"),
@@ -264,7 +279,13 @@ mod tests {
             let error = with(field, value.clone()).unwrap_err().to_string();
             assert!(error.contains(named), "{field} = {value}: {error}");
         }
-        for field in message().as_object().unwrap().keys() {
+        let required = message();
+        let required = required
+            .as_object()
+            .unwrap()
+            .keys()
+            .filter(|field| *field != "template");
+        for field in required {
             let mut without = message();
             without.as_object_mut().unwrap().remove(field);
             let error = serde_json::from_value::<Configure>(without)

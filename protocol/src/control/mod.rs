@@ -5,6 +5,7 @@
 //! ```text
 //! shim ── Configure + fds ──▶ vmm
 //! shim ◀── Step … ─────────── vmm      a step of the start is done, with its time
+//! shim ◀── TemplateRefused ── vmm      the guest boots, though the configuration has a template
 //! shim ◀── Running ────────── vmm      the VMM is confined, the guest starts
 //! shim ◀── Failed ─────────── vmm      a step of the start failed; the VMM exits
 //! shim ◀── Connection + fd ── vmm      the guest opened a vsock connection that is expected
@@ -26,7 +27,7 @@ use serde::{Deserialize, Serialize};
 pub use channel::{Channel, Error, socket_pair};
 pub use configure::{
     Configure, DeviceConfig, DeviceListError, MAX_DEVICES, MAX_DISKS, MAX_NETS, MAX_PLUGGED_MIB, MAX_TAPS,
-    MEMORY_SECTION_MIB, MIN_MTU, check_pluggable,
+    MEMORY_SECTION_MIB, MIN_MTU, TemplateFiles, check_pluggable,
 };
 pub use descriptors::{Attachments, DescriptorError, Descriptors, FdIndex};
 pub use request::{Answer, ErrorText, Lenient, MEMORY_BLOCK_MIB, Request};
@@ -61,6 +62,11 @@ pub enum ToVmm<R = Request> {
 pub enum FromVmm {
     /// A step of the start is done.
     Step(Step),
+    /// The template of the configuration can't be used, and the guest boots. Sent before the guest runs.
+    TemplateRefused {
+        /// What is wrong with which file.
+        reason: String,
+    },
     /// The VMM is confined, and the guest's first instruction is about to run. From now on, mounts can be
     /// moved into the VMM's mount namespace, whose root is the tree that the guest sees.
     Running,

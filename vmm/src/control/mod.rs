@@ -100,6 +100,13 @@ impl Control {
         }
     }
 
+    /// Reports that the guest boots, though the configuration has a template, and why.
+    pub fn send_template_refused(&self, reason: &str) {
+        self.send(&FromVmm::TemplateRefused {
+            reason: reason.to_owned(),
+        });
+    }
+
     /// Reports that the guest's first instruction is about to run.
     pub fn send_running(&self) {
         self.send(&FromVmm::Running);
