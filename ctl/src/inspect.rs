@@ -198,8 +198,10 @@ fn write_start(out: &mut String, timeline: &Timeline) {
         );
         before = before.max(done_us);
     }
-    if let Some(kernel) = &timeline.guest_kernel {
-        let _ = writeln!(out, "\nguest kernel: {}", printable(kernel));
+    for (name, value) in [("from", &timeline.origin), ("kernel", &timeline.guest_kernel)] {
+        if let Some(value) = value {
+            let _ = writeln!(out, "\nguest {name}: {}", printable(value));
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! `nacre`, the operator's command: checks whether a host can run pods, lists pods, shows how a pod started
-//! and why it failed. It reads what shims leave in the state directory, asks them for counters, and never changes
-//! anything.
+//! and why it failed. It reads what shims leave in the state directory and asks them for counters. It changes
+//! nothing but templates.
 
 mod doctor;
 mod inspect;
 mod overhead;
 mod pods;
 mod ps;
+mod template;
 mod text;
 
 use std::path::PathBuf;
@@ -43,6 +44,9 @@ enum Command {
     },
     /// Measure what the running pods take besides their containers, for a RuntimeClass of Kubernetes.
     Overhead(overhead::Options),
+    /// List, make or remove templates: the booted guests from which pods continue.
+    #[command(subcommand)]
+    Template(template::Command),
     /// List the pods that failed, newest first. `nacre inspect ID` shows one of them.
     Failures {
         /// Print JSON.
@@ -68,6 +72,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Command::Doctor(options) => return doctor::run(options),
         Command::Inspect(options) => inspect::run(root, options)?,
         Command::Overhead(options) => overhead::run(root, options)?,
+        Command::Template(command) => template::run(root, command)?,
         Command::Ps { json } => ps::pods(root, *json)?,
         Command::Failures { json } => ps::failures(root, *json)?,
     };

@@ -1,13 +1,16 @@
 //! Reads what shims leave in the state directory: pods and failure records. Called by the commands that show
 //! them; never writes.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
-use nacre_protocol::state::{FAILURES_DIR, Failure, POD_FILE, Pod, PodState, TIMELINE_FILE, Timeline};
+use nacre_protocol::state::{
+    FAILURES_DIR, Failure, POD_FILE, Pod, PodState, TEMPLATES_DIR, TIMELINE_FILE, Timeline,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -82,7 +85,8 @@ impl<T> Listing<T> {
 pub fn all(root: &Path) -> Result<Listing<Found>> {
     let mut listing = Listing::new();
     for directory in directory_entries(root)? {
-        if directory.file_name().is_some_and(|name| name == FAILURES_DIR) {
+        let is_other = |name: &OsStr| name == FAILURES_DIR || name == TEMPLATES_DIR;
+        if directory.file_name().is_some_and(is_other) {
             continue;
         }
         // A pod may be deleted meanwhile, and its directory is created before pod.json.
@@ -292,6 +296,7 @@ pub mod tests {
             steps: vec![step("shim starts", 1500), step("guest boots", 61_500)],
             boot_exits: [("io_out".to_owned(), 7), ("mmio_read".to_owned(), 200)].into(),
             guest_kernel: Some("6.1.0-nacre".to_owned()),
+            origin: Some("template 0123456789abcdef".to_owned()),
         }
     }
 

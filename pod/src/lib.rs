@@ -8,6 +8,7 @@
 //!                               one queue)├─▶ rootfs    detached host mounts, moved into the VMM's namespace
 //!                                         ├─▶ mirror    copies in the guest of volumes that change
 //!                                         ├─▶ forward   port-forward: the host's localhost to the guest's
+//!                                         ├─▶ template  snapshots of booted guests, from which VMs continue
 //!                                         ├─▶ streams   FIFOs, files and loggers of standard streams
 //!                                         └─▶ container what a container and its processes may do when
 //! ```
@@ -46,6 +47,7 @@ mod size;
 pub mod state;
 mod streams;
 pub mod sys;
+pub mod template;
 mod vm;
 
 pub use annotations::{Role, role_in};

@@ -9,6 +9,7 @@
 
 pub mod bpf;
 mod child_files;
+mod detached;
 mod tap;
 
 use std::ffi::{CStr, CString};
@@ -25,6 +26,7 @@ use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, p
 use tokio::io::unix::AsyncFd;
 
 pub use child_files::in_child_with_files;
+pub use detached::detached_after;
 pub use tap::Tap;
 
 /// How long the work of [`in_child`] may take.

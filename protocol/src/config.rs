@@ -52,6 +52,9 @@ pub struct Config {
     pub writable_layer: Option<PathBuf>,
     /// The same for a root file system whose layers are disks, if `writable_layer` is None. Not in the file.
     pub layer_template: PathBuf,
+    /// Whether VMs continue from a snapshot of a booted guest, where there is one for their kind, and the first
+    /// pod of a kind has one made.
+    pub templates: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -68,6 +71,7 @@ struct File {
     console_to_log: Option<bool>,
     boot_deadline_s: Option<u32>,
     writable_layer: Option<PathBuf>,
+    templates: Option<bool>,
 }
 
 /// Why a configuration is refused.
@@ -157,6 +161,7 @@ fn parse(text: &str, file: &Path, prefix: &Path) -> Result<Config, Error> {
         boot_deadline: Duration::from_secs(read.boot_deadline_s.unwrap_or(30).into()),
         writable_layer: read.writable_layer,
         layer_template: prefix.join("share/nacre/writable-layer.ext4"),
+        templates: read.templates.unwrap_or(true),
     };
     check(&config).map_err(|wrong| Error::Value {
         file: file.to_owned(),

@@ -9,6 +9,7 @@
 //!     poststop/             the hooks that are due when a container is deleted
 //!     files/                /etc/hosts and others of a pod of the Sandbox API
 //!     shim.sock             the shim's ttrpc socket, or a symbolic link to it
+//!   templates/            snapshots of booted guests (pod/src/template)
 //!   failures/<pod key>.json Failure: outlives its pod; the newest MAX_FAILURES are kept
 //! ```
 
@@ -21,6 +22,8 @@ use serde::{Deserialize, Serialize};
 pub const STATE_ROOT: &str = "/run/nacre";
 /// In [`STATE_ROOT`]: the directory of failure records.
 pub const FAILURES_DIR: &str = "failures";
+/// In [`STATE_ROOT`]: the directory of templates.
+pub const TEMPLATES_DIR: &str = "templates";
 /// Most failure records that are kept.
 pub const MAX_FAILURES: usize = 64;
 /// In a pod's directory: [`Pod`].
@@ -35,8 +38,14 @@ pub const SOCKET_FILE: &str = "shim.sock";
 /// 107 bytes. FNV-1a is the same in every build.
 #[must_use]
 pub fn pod_key(containerd_address: &str, namespace: &str, id: &str) -> String {
+    hashed_name(&[containerd_address, namespace, id])
+}
+
+/// 16 hex digits: an FNV-1a hash of `parts`.
+#[must_use]
+pub fn hashed_name(parts: &[&str]) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for part in [containerd_address, namespace, id] {
+    for part in parts {
         for byte in part.bytes().chain([0]) {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
@@ -174,6 +183,9 @@ pub struct Timeline {
     pub boot_exits: BTreeMap<String, u64>,
     /// `uname -r` of the guest.
     pub guest_kernel: Option<String>,
+    /// Where the guest came from: a template, or a boot and why.
+    #[serde(default)]
+    pub origin: Option<String>,
 }
 
 /// A step of a start.

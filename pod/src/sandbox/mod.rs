@@ -32,6 +32,7 @@ mod queue;
 mod resize;
 mod shim_cgroup;
 mod start;
+mod template;
 mod timeline;
 mod unused;
 mod vm_life;
@@ -67,6 +68,7 @@ use progress::Progress;
 use queue::{Event, Queue};
 use resize::Sizing;
 use shim_cgroup::ShimPlace;
+use template::PodTemplate;
 use timeline::Recorder;
 
 /// Standard input, output and error.
@@ -78,6 +80,7 @@ pub struct Sandbox {
     identity: Identity,
     spec: PodSpec,
     config: Option<Config>,
+    template: PodTemplate,
     pod: Pod,
     events: Box<dyn EventSink>,
     recorder: Recorder,
@@ -146,6 +149,7 @@ impl Sandbox {
             identity,
             spec,
             config: None,
+            template: PodTemplate::default(),
             pod,
             events,
             recorder,

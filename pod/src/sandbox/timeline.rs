@@ -40,6 +40,11 @@ impl Recorder {
         }
     }
 
+    /// Records where the guest came from.
+    pub fn origin(&mut self, origin: String) {
+        self.timeline.origin = Some(origin);
+    }
+
     /// Records `uname -r` of the guest.
     pub fn guest_kernel(&mut self, release: String) {
         self.timeline.guest_kernel = Some(release);

@@ -41,6 +41,7 @@ impl Sandbox {
         }
         self.pod.cgroup = Some(cgroup.path().to_owned());
         self.write_pod();
+        self.find_template(&config, size);
         fault::reach(FaultPoint::VmPlanned);
         let started = Vm::start(&config, &cgroup, &self.spec);
         self.cgroup = Some(cgroup);
@@ -83,8 +84,10 @@ impl Sandbox {
             id: &self.identity.id,
             stream_table,
             nics,
+            template: self.template.opened.as_ref(),
         };
         let configured = self.vm.as_mut().map_or(Ok(()), |vm| vm.configure(&boot));
+        self.template.opened = None;
         if let Err(error) = configured {
             self.fail_vm(failed("start VM", error, None));
         }
@@ -93,11 +96,7 @@ impl Sandbox {
     pub(super) fn vm_event(&mut self, event: vm::Event) {
         match event {
             vm::Event::Step(step) => self.recorder.step(step.name, step.done_ns),
-            vm::Event::TemplateRefused(reason) => {
-                log::warn(format_args!(
-                    "the guest boots, since its template can't be used: {reason}"
-                ));
-            }
+            vm::Event::TemplateRefused(reason) => self.template_refused(&reason),
             vm::Event::Running => {
                 self.recorder.step("guest starts", clock::monotonic_ns());
                 // Only once: a VMM that was taken over must not make a pod that is ready look like one that

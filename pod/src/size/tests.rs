@@ -28,6 +28,7 @@ fn config(max_memory_percent: u8, max_vcpus: Option<u8>) -> Config {
         boot_deadline: Duration::from_secs(30),
         writable_layer: None,
         layer_template: PathBuf::new(),
+        templates: true,
     }
 }
 

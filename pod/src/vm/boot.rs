@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nacre_protocol::config::Config;
 use nacre_protocol::console;
-use nacre_protocol::control::{Attachments, Configure, DeviceConfig, ToVmm};
+use nacre_protocol::control::{Attachments, Configure, DeviceConfig, TemplateFiles, ToVmm};
 use nacre_protocol::guest::SHARED_TAG;
 use nacre_protocol::stream_table::{self, StreamTable};
 
@@ -14,6 +14,7 @@ use super::{Error, system};
 use crate::network::Nic;
 use crate::size::VmSize;
 use crate::sys;
+use crate::template::Template;
 
 /// The files that a VMM gets.
 pub(super) struct Files {
@@ -61,6 +62,8 @@ pub struct Boot<'a> {
     pub stream_table: &'a StreamTable,
     /// The links of the pod's network.
     pub nics: &'a [Nic],
+    /// Where the guest continues instead of booting.
+    pub template: Option<&'a Template>,
 }
 
 impl<'a> Boot<'a> {
@@ -77,6 +80,10 @@ impl<'a> Boot<'a> {
         ];
         let nics = self.nics.iter().map(|nic| net_device(nic, &mut attachments));
         devices.extend(nics);
+        let template = self.template.map(|template| TemplateFiles {
+            state: attachments.add(template.state.as_fd()),
+            memory: attachments.add(template.memory.as_fd()),
+        });
         let message = ToVmm::Configure(Configure {
             build_id: nacre_protocol::BUILD_ID.to_owned(),
             pod: self.id.to_owned(),
@@ -89,7 +96,7 @@ impl<'a> Boot<'a> {
             kernel: attachments.add(files.kernel.as_fd()),
             initrd: attachments.add(files.initrd.as_fd()),
             console_ring: attachments.add(console.as_fd()),
-            template: None,
+            template,
             devices,
         });
         (message, attachments)

@@ -190,6 +190,7 @@ mod tests {
             boot_deadline: Duration::from_secs(1),
             writable_layer: None,
             layer_template: std::path::PathBuf::new(),
+            templates: true,
         }
     }
 

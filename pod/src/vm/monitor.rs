@@ -316,6 +316,7 @@ mod tests {
                 event @ (Event::Step(_)
                 | Event::Running
                 | Event::Connection { .. }
+                | Event::TemplateRefused(_)
                 | Event::MemoryPlugged { .. }) => events.push(event),
             }
         }

@@ -159,6 +159,7 @@ mod tests {
                 .to_vec(),
             boot_exits: [("io".to_owned(), exits), ("msr".to_owned(), 2)].into(),
             guest_kernel: None,
+            origin: None,
         };
         let starts = Timelines(vec![timeline(5000, 10), timeline(9000, 30), timeline(7000, 20)]);
         assert_eq!(starts.steps()[1], ("boot".to_owned(), 7.0, 6.0));

@@ -1,0 +1,90 @@
+//! The template from which the pod's VM continues, if there is one that fits; if not, another process makes one
+//! for the next pods ([`crate::template`]). The VMM decides whether it can use it.
+
+use nacre_protocol::config::Config;
+
+use super::Sandbox;
+use super::progress::Progress;
+use crate::log;
+use crate::size::VmSize;
+use crate::template::maker::{self, Waiting};
+use crate::template::{Absent, Kind, Store, Template};
+
+/// What a pod has to do with templates.
+#[derive(Debug, Default)]
+pub(super) struct PodTemplate {
+    /// The kind of its VM, if templates are on.
+    kind: Option<Kind>,
+    /// The one that the VMM gets with its configuration.
+    pub(super) opened: Option<Template>,
+    /// The VM may continue from the template with this key.
+    used: Option<String>,
+    /// Makes a template once the pod has started.
+    maker: Option<Waiting>,
+}
+
+impl Sandbox {
+    /// Looks for the template of a VM of `size`.
+    pub(super) fn find_template(&mut self, config: &Config, size: VmSize) {
+        match self.open_template(config, size) {
+            Ok(template) => {
+                self.recorder.origin(format!("template {}", template.key));
+                self.template.used = Some(template.key.clone());
+                self.template.opened = Some(template);
+            }
+            Err(absent) => {
+                self.recorder.origin(format!("boot: {absent}"));
+                if absent == Absent::None {
+                    self.prepare_template(config);
+                }
+            }
+        }
+    }
+
+    fn open_template(&mut self, config: &Config, size: VmSize) -> Result<Template, Absent> {
+        if !config.templates {
+            return Err(Absent::Off);
+        }
+        let unreadable = |error: std::io::Error| Absent::Unreadable(error.to_string());
+        let kind = Kind::of(config, size).map_err(unreadable)?;
+        let key = kind.key().map_err(unreadable)?;
+        self.template.kind = Some(kind);
+        Store::default().open(&key)
+    }
+
+    /// Starts the process that makes a template once the pod has started.
+    fn prepare_template(&mut self, config: &Config) {
+        let Some(kind) = &self.template.kind else { return };
+        match maker::prepare(&Store::default(), kind, config.boot_deadline) {
+            Ok(waiting) => self.template.maker = Some(waiting),
+            Err(error) => log::warn(format_args!("starting a process that makes a template: {error}")),
+        }
+    }
+
+    /// The VMM boots the guest, since it can't use the template.
+    pub(super) fn template_refused(&mut self, reason: &str) {
+        // A VMM that was taken over may send this at any time, and as often as it likes.
+        if !matches!(*self.progress.borrow(), Progress::Starting) {
+            return;
+        }
+        let Some(key) = self.template.used.take() else {
+            return;
+        };
+        log::warn(format_args!(
+            "the guest boots, since template {key} can't be used: {reason}"
+        ));
+        self.recorder
+            .origin(format!("boot: template {key} can't be used: {reason}"));
+        if let Err(error) = Store::default().remove(&key) {
+            return log::warn(format_args!("removing template {key}: {error}"));
+        }
+        if let Some(config) = self.config.clone() {
+            self.prepare_template(&config);
+        }
+    }
+
+    /// The pod has started: if there is to be a template of its kind, it is made now.
+    pub(super) fn make_template(&mut self) {
+        self.template.maker = None;
+    }
+}

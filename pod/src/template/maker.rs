@@ -1,0 +1,149 @@
+//! Makes a template: runs `nacre-vmm --save`, which boots a guest of the template's kind and saves it. For a
+//! pod that has found no template, a process of its own does that ([`prepare`]), which outlives the pod.
+
+use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
+
+use super::{Begun, Error, Kind, Store};
+use crate::{log, sys};
+
+/// The name of the process that makes a template, as in /proc/PID/comm.
+pub const PROCESS_NAME: &std::ffi::CStr = c"nacre-template";
+/// How long that process waits for the pod's start, which needs the host's CPUs first.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+/// How long the guest may take to be saved once it has booted.
+const SAVE_DEADLINE: Duration = Duration::from_secs(60);
+/// The OOM killer's preference for a process that makes a template: nobody waits for it.
+const OOM_SCORE_ADJ: &str = "500";
+/// Most of the VMM's standard error that is read, bytes.
+const MAX_STDERR: u64 = 16 * 1024;
+/// Lines of it that are reported.
+const REPORTED_LINES: usize = 3;
+/// The exit code of a process that could not execute the VMM, as a shell reports it.
+const NOT_EXECUTED: i32 = 127;
+
+/// How a template came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Made {
+    /// It was made now.
+    Now,
+    /// It existed.
+    Before,
+    /// Another process is making it.
+    Elsewhere,
+}
+
+/// A process that makes a template once this is dropped.
+#[derive(Debug)]
+pub struct Waiting(#[expect(dead_code, reason = "it is closed on drop")] io::PipeWriter);
+
+/// Starts a process that makes a template of `kind` in `store` when the result is dropped. The guest may take
+/// `boot_deadline` to boot.
+///
+/// The process is nobody's child, and in the cgroup in which this one is now. It logs what it does.
+///
+/// # Errors
+/// If the process can't be started.
+pub fn prepare(store: &Store, kind: &Kind, boot_deadline: Duration) -> io::Result<Waiting> {
+    let waiting = sys::detached_after(START_DEADLINE, || {
+        be_dispensable();
+        match make(store, kind, boot_deadline) {
+            Ok(Made::Now) => log::info("a template for pods of this kind was made"),
+            Ok(Made::Before | Made::Elsewhere) => {}
+            Err(error) => log::warn(format_args!("making a template: {error}")),
+        }
+        if let Err(error) = store.collect() {
+            log::warn(format_args!("removing old templates: {error}"));
+        }
+    })?;
+    Ok(Waiting(waiting))
+}
+
+/// Lets everything else on this host come first.
+fn be_dispensable() {
+    // None of these can fail for root; if one does, the template is made all the same.
+    let _ = nix::sys::prctl::set_name(PROCESS_NAME);
+    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
+}
+
+/// Makes a template of `kind` in `store`. The guest may take `boot_deadline` to boot.
+///
+/// # Errors
+/// [`Error`]; the reason is then also in the store, so that pods don't try it again at once.
+pub fn make(store: &Store, kind: &Kind, boot_deadline: Duration) -> Result<Made, Error> {
+    let key = kind.key().map_err(|error| Error::NotMade(error.to_string()))?;
+    let making = match store.begin(&key)? {
+        Begun::Making(making) => making,
+        Begun::Exists => return Ok(Made::Before),
+        Begun::Elsewhere => return Ok(Made::Elsewhere),
+    };
+    let saved = save(kind, &making.files(), boot_deadline.saturating_add(SAVE_DEADLINE));
+    if let Err(reason) = saved {
+        store.record_failure(&key, &reason)?;
+        return Err(Error::NotMade(reason));
+    }
+    making.publish(kind)?;
+    Ok(Made::Now)
+}
+
+/// Runs the VMM until it has saved a guest of `kind` to `directory`, which it creates; `deadline` is how long it
+/// may take. Returns the reason if it has not.
+fn save(kind: &Kind, directory: &std::path::Path, deadline: Duration) -> Result<(), String> {
+    let mut vmm = Command::new(&kind.vmm.path);
+    vmm.arg("--kernel").arg(&kind.kernel.path);
+    vmm.arg("--initrd").arg(&kind.initrd.path);
+    vmm.arg("--save").arg(directory);
+    vmm.arg(format!("--cmdline={}", kind.kernel_params));
+    vmm.arg(format!("--memory-mib={}", kind.memory_mib));
+    vmm.arg(format!("--vcpus={}", kind.vcpus));
+    vmm.arg(format!("--max-vcpus={}", kind.max_vcpus));
+    let (ended, mut stderr) = start(vmm).map_err(|error| format!("starting the VMM: {error}"))?;
+    let until = Instant::now() + deadline;
+    if !sys::wait_readable(&ended, until).unwrap_or(false) {
+        sys::end_child(&ended);
+        return Err(format!(
+            "the VMM has not saved the guest within {} s",
+            deadline.as_secs()
+        ));
+    }
+    let status = sys::reap(&ended).map_err(|error| format!("waiting for the VMM: {error}"))?;
+    if status.exit_status() == Some(0) {
+        return Ok(());
+    }
+    let mut text = Vec::new();
+    let read = stderr.by_ref().take(MAX_STDERR).read_to_end(&mut text);
+    let text = read.map_or_else(|error| error.to_string(), |_| last_lines(&text));
+    Err(match status.terminating_signal() {
+        Some(signal) => format!("the VMM was killed by signal {signal}: {text}"),
+        None => text,
+    })
+}
+
+/// Starts `vmm`, which is killed with this process. Returns a descriptor that is readable when it has ended, and its
+/// standard error.
+fn start(mut vmm: Command) -> io::Result<(OwnedFd, io::PipeReader)> {
+    let (reader, writer) = io::pipe()?;
+    vmm.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
+    let child = sys::fork_into(move || {
+        // It can't fail: the signal exists.
+        let _ = set_parent_process_death_signal(Some(Signal::KILL));
+        let error = vmm.exec();
+        log::error(format_args!("executing {}: {error}", vmm.get_program().display()));
+        NOT_EXECUTED
+    })?;
+    let child = Pid::from_raw(child.as_raw()).ok_or_else(|| io::Error::other("no pid"))?;
+    Ok((pidfd_open(child, PidfdFlags::empty())?, reader))
+}
+
+/// The last lines of the VMM's standard error, in one line.
+fn last_lines(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let last = lines.len().saturating_sub(REPORTED_LINES);
+    nacre_protocol::text::printable(&lines.split_at(last).1.join("; "), crate::guest_text::MAX_MESSAGE)
+}

@@ -1,0 +1,385 @@
+//! The directory of all templates. Each operation is safe beside any other process's: a template appears by
+//! rename(2), complete, and a lock says who makes one.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use nacre_protocol::state::{STATE_ROOT, TEMPLATES_DIR};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, utimensat};
+
+use super::Kind;
+
+/// Most templates that are kept. Each takes about 40 MiB of the host's memory.
+const MAX_TEMPLATES: usize = 4;
+/// A template that has not been used for so long makes room for another one.
+const UNUSED_FOR: Duration = Duration::from_secs(3600);
+/// How long no pod makes a template that could not be made.
+const FAILED_FOR: Duration = Duration::from_secs(600);
+
+const STATE: &str = "state";
+const MEMORY: &str = "memory";
+const KIND: &str = "kind.json";
+const BUILDING: &str = "building";
+const FAILED: &str = "failed";
+/// In the directory of a template that is being made.
+const NEW: &str = "new";
+
+/// The directory of all templates.
+#[derive(Debug, Clone)]
+pub struct Store(PathBuf);
+
+/// A template that is open, and stays readable if it is removed.
+#[derive(Debug)]
+pub struct Template {
+    /// The name of its directory.
+    pub key: String,
+    /// All but the guest's memory.
+    pub state: File,
+    /// The guest's memory.
+    pub memory: File,
+}
+
+/// Why a pod has no template.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Absent {
+    /// `templates = false` in config.toml.
+    #[error("templates are off in config.toml")]
+    Off,
+    /// No pod of this kind has started before.
+    #[error("there is no template for this kind of pod yet")]
+    None,
+    /// One could not be made.
+    #[error("no template for this kind of pod could be made: {0}")]
+    Failed(String),
+    /// A file of it can't be opened, for another reason than that it does not exist.
+    #[error("{0}")]
+    Unreadable(String),
+}
+
+/// An operation on a template failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or directory.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// All templates were used not long ago.
+    #[error("there are {MAX_TEMPLATES} templates already, and each was used in the last hour")]
+    Full,
+    /// The VMM did not make it.
+    #[error("{0}")]
+    NotMade(String),
+}
+
+/// A template in a list.
+#[derive(Debug)]
+pub struct Entry {
+    /// The name of its directory.
+    pub key: String,
+    /// What it is of; None if `kind.json` can't be read.
+    pub kind: Option<Kind>,
+    /// The host memory that it takes, bytes.
+    pub bytes: u64,
+    /// When a pod opened it last.
+    pub used: SystemTime,
+}
+
+/// What [`Store::collect`] removed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Names below the store's directory.
+    pub removed: Vec<String>,
+}
+
+/// What [`Store::begin`] has found.
+#[derive(Debug)]
+pub enum Begun {
+    /// The caller makes the template.
+    Making(Making),
+    /// It exists.
+    Exists,
+    /// Another process makes it.
+    Elsewhere,
+}
+
+/// The right to make a template; what is unfinished is removed on drop.
+#[derive(Debug)]
+pub struct Making {
+    store: Store,
+    key: String,
+    directory: PathBuf,
+    _lock: File,
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::File { path, source }
+}
+
+/// Ok if `removed` failed because there is nothing.
+fn if_exists(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self::at(Path::new(STATE_ROOT))
+    }
+}
+
+impl Store {
+    /// The store of the state directory `root`.
+    #[must_use]
+    pub fn at(root: &Path) -> Self {
+        Self(root.join(TEMPLATES_DIR))
+    }
+
+    fn directory(&self, key: &str) -> PathBuf {
+        self.0.join(key)
+    }
+
+    fn beside(&self, key: &str, extension: &str) -> PathBuf {
+        self.0.join(format!("{key}.{extension}"))
+    }
+
+    /// Opens the template with `key`, and records that it was used.
+    ///
+    /// # Errors
+    /// [`Absent`].
+    pub fn open(&self, key: &str) -> Result<Template, Absent> {
+        let directory = self.directory(key);
+        let open = |name| {
+            let path = directory.join(name);
+            File::open(&path).map_err(|error| {
+                if error.kind() == io::ErrorKind::NotFound {
+                    self.why_none(key)
+                } else {
+                    Absent::Unreadable(format!("{}: {error}", path.display()))
+                }
+            })
+        };
+        let template = Template {
+            key: key.to_owned(),
+            state: open(STATE)?,
+            memory: open(MEMORY)?,
+        };
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        };
+        let now = Timestamps {
+            last_access: now,
+            last_modification: now,
+        };
+        // Fails if it is removed at this moment, which does not matter to the open files.
+        let _ = utimensat(CWD, &directory, &now, AtFlags::empty());
+        Ok(template)
+    }
+
+    /// Why there is no template with `key`.
+    fn why_none(&self, key: &str) -> Absent {
+        let record = self.beside(key, FAILED);
+        let is_recent = |metadata: fs::Metadata| age(metadata.modified()) < FAILED_FOR;
+        match fs::metadata(&record).map(is_recent) {
+            Ok(true) => Absent::Failed(fs::read_to_string(&record).unwrap_or_default()),
+            Ok(false) | Err(_) => Absent::None,
+        }
+    }
+
+    /// Begins to make a template with `key`. The least recently used one makes room if there are many.
+    ///
+    /// # Errors
+    /// [`Error`] with the file, or [`Error::Full`].
+    pub fn begin(&self, key: &str) -> Result<Begun, Error> {
+        if self.directory(key).exists() {
+            return Ok(Begun::Exists);
+        }
+        let make = |path: &Path| {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+            made.map_err(at(path))
+        };
+        make(&self.0)?;
+        let directory = self.beside(key, BUILDING);
+        make(&directory)?;
+        let Some(lock) = lock(&directory).map_err(at(&directory))? else {
+            return Ok(Begun::Elsewhere);
+        };
+        // From now on, dropping it removes the directory.
+        let making = Making {
+            store: self.clone(),
+            key: key.to_owned(),
+            directory,
+            _lock: lock,
+        };
+        if self.directory(key).exists() {
+            return Ok(Begun::Exists);
+        }
+        // Of a process that was killed.
+        let left = making.files();
+        if_exists(fs::remove_dir_all(&left)).map_err(at(&left))?;
+        self.make_room()?;
+        Ok(Begun::Making(making))
+    }
+
+    /// Removes the least recently used template if there are too many for another one.
+    fn make_room(&self) -> Result<(), Error> {
+        let mut entries = self.list()?;
+        if entries.len() < MAX_TEMPLATES {
+            return Ok(());
+        }
+        entries.sort_by_key(|entry| entry.used);
+        match entries.first() {
+            Some(oldest) if age(Ok(oldest.used)) >= UNUSED_FOR => self.remove(&oldest.key),
+            _ => Err(Error::Full),
+        }
+    }
+
+    /// All templates, in the order of their keys.
+    ///
+    /// # Errors
+    /// [`Error`] if the store can't be listed.
+    pub fn list(&self) -> Result<Vec<Entry>, Error> {
+        let mut entries: Vec<Entry> = self
+            .names()?
+            .into_iter()
+            .filter(|name| !name.contains('.'))
+            .filter_map(|key| self.entry(key))
+            .collect();
+        entries.sort_by(|one, other| one.key.cmp(&other.key));
+        Ok(entries)
+    }
+
+    /// The template with `key`; None if it is removed at this moment.
+    fn entry(&self, key: String) -> Option<Entry> {
+        let directory = self.directory(&key);
+        let used = fs::metadata(&directory).ok()?.modified().ok()?;
+        let blocks = |name| fs::metadata(directory.join(name)).map_or(0, |metadata| metadata.blocks());
+        let kind = fs::read(directory.join(KIND)).ok();
+        Some(Entry {
+            kind: kind.and_then(|json| serde_json::from_slice(&json).ok()),
+            bytes: (blocks(STATE) + blocks(MEMORY)) * 512,
+            used,
+            key,
+        })
+    }
+
+    fn names(&self) -> Result<Vec<String>, Error> {
+        let entries = match fs::read_dir(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(at(&self.0))?,
+        };
+        let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.collect::<io::Result<_>>().map_err(at(&self.0))
+    }
+
+    /// Removes the template with `key`. Pods that run are not affected.
+    ///
+    /// # Errors
+    /// [`Error`] with its directory.
+    pub fn remove(&self, key: &str) -> Result<(), Error> {
+        let directory = self.directory(key);
+        if_exists(fs::remove_dir_all(&directory)).map_err(at(&directory))
+    }
+
+    /// Records that the template with `key` could not be made, so that pods do not try again at once.
+    ///
+    /// # Errors
+    /// [`Error`] with the record.
+    pub fn record_failure(&self, key: &str, reason: &str) -> Result<(), Error> {
+        let record = self.beside(key, FAILED);
+        fs::write(&record, reason).map_err(at(&record))
+    }
+
+    /// Removes what no pod can use: templates of files that were replaced since, or of another build of
+    /// those files; what processes left that were killed; old records of failures.
+    ///
+    /// # Errors
+    /// [`Error`] with the first object that can't be removed.
+    pub fn collect(&self) -> Result<Collected, Error> {
+        let mut collected = Collected::default();
+        for entry in self.list()? {
+            if !entry.kind.as_ref().is_some_and(Kind::is_current) {
+                self.remove(&entry.key)?;
+                collected.removed.push(entry.key);
+            }
+        }
+        for name in self.names()? {
+            let path = self.0.join(&name);
+            let extension = path.extension().and_then(|extension| extension.to_str());
+            let removed = match extension {
+                // Nobody holds the lock.
+                Some(BUILDING) if matches!(lock(&path), Ok(Some(_))) => fs::remove_dir_all(&path),
+                Some(FAILED) if age(fs::metadata(&path).and_then(|it| it.modified())) >= FAILED_FOR => {
+                    fs::remove_file(&path)
+                }
+                _ => continue,
+            };
+            if_exists(removed).map_err(at(&path))?;
+            collected.removed.push(name);
+        }
+        Ok(collected)
+    }
+}
+
+/// Locks the directory at `path`; None if another process has it, or it was removed meanwhile.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    let directory = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+        locked => locked?,
+    }
+    // Who had the lock before may have removed the directory, and another one may have made it again.
+    let is_locked = match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        now => now?.ino() == directory.metadata()?.ino(),
+    };
+    Ok(is_locked.then_some(directory))
+}
+
+fn age(time: io::Result<SystemTime>) -> Duration {
+    time.ok().and_then(|time| time.elapsed().ok()).unwrap_or_default()
+}
+
+impl Making {
+    /// The directory that the VMM creates and writes.
+    #[must_use]
+    pub fn files(&self) -> PathBuf {
+        self.directory.join(NEW)
+    }
+
+    /// Makes the template in [`Making::files`], which is of `kind`, visible to all.
+    ///
+    /// # Errors
+    /// [`Error`] with the file.
+    pub fn publish(self, kind: &Kind) -> Result<(), Error> {
+        let file = self.files().join(KIND);
+        let json = serde_json::to_vec_pretty(kind).map_err(io::Error::other);
+        json.and_then(|json| fs::write(&file, json)).map_err(at(&file))?;
+        let directory = self.store.directory(&self.key);
+        fs::rename(self.files(), &directory).map_err(at(&directory))?;
+        let record = self.store.beside(&self.key, FAILED);
+        if_exists(fs::remove_file(&record)).map_err(at(&record))
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.directory) {
+            let path = self.directory.display();
+            crate::log::warn(format_args!("removing {path}: {error}"));
+        }
+    }
+}
