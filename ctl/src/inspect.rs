@@ -217,9 +217,7 @@ fn write_exits(out: &mut String, timeline: &Timeline) {
     exits.sort_by(|a, b| (b.1, &a.0).cmp(&(a.1, &b.0)));
     exits.truncate(MAX_LINES);
     // No sum: KVM's counters and the VMM's count the same exits.
-    out.push_str(
-        "\nVM exits from the guest's first instruction until its agent was ready (kvm: KVM's own counters):\n",
-    );
+    out.push_str("\nVM exits until the guest's agent was ready (kvm: KVM's own counters):\n");
     let most = exits.first().map_or(0, |(_, count)| *count);
     let width = longest(exits.iter().map(|(kind, _)| kind));
     for (kind, count) in exits {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nacre_protocol::state::{FAILURES_DIR, STATE_ROOT, TEMPLATES_DIR};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::containerd::ctr::wait_readable;
@@ -15,7 +16,7 @@ use crate::containerd::ctr::wait_readable;
 /// Directories below which nothing may be left: of shims, of CNI, and what CRI has for each pod. Network
 /// namespaces are files in /run/netns.
 const DIRECTORIES: [&str; 8] = [
-    nacre_protocol::state::STATE_ROOT,
+    STATE_ROOT,
     "/run/containerd/s",
     "/run/netns",
     "/var/lib/cni/results",
@@ -64,12 +65,12 @@ impl Snapshot {
         for directory in DIRECTORIES {
             walk(Path::new(directory), &mut files, false);
         }
-        // Failure records outlive their pods by design.
-        let failures = Path::new(nacre_protocol::state::STATE_ROOT).join(nacre_protocol::state::FAILURES_DIR);
+        // These outlive their pods by design.
+        let kept = [FAILURES_DIR, TEMPLATES_DIR].map(|name| Path::new(STATE_ROOT).join(name));
         seen.extend(
             files
                 .iter()
-                .filter(|path| !path.starts_with(&failures))
+                .filter(|path| !kept.iter().any(|kept| path.starts_with(kept)))
                 .filter(|path| !path.to_string_lossy().contains(LAST_ADDRESS))
                 .filter(|path| *path != Path::new(IMAGE_VOLUMES))
                 .map(|path| format!("file {}", path.display())),
@@ -95,7 +96,7 @@ impl Snapshot {
     }
 }
 
-/// PIDs and program names of all running shims and VMMs.
+/// PIDs and program names of all running shims and VMMs, but those that make a template: they belong to no pod.
 pub fn nacre_processes() -> Result<Vec<(u32, String)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -112,11 +113,19 @@ pub fn nacre_processes() -> Result<Vec<(u32, String)>> {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        if name.starts_with("nacre-vmm") || name.starts_with("containerd-shim-nacre") {
+        let is_nacre_s = name.starts_with("nacre-vmm") || name.starts_with("containerd-shim-nacre");
+        if is_nacre_s && !makes_a_template(&path) {
             found.push((pid, name));
         }
     }
     Ok(found)
+}
+
+/// Whether the process in `directory`, of /proc, is one of those that make a template.
+fn makes_a_template(directory: &Path) -> bool {
+    let name = fs::read_to_string(directory.join("comm")).unwrap_or_default();
+    let arguments = fs::read(directory.join("cmdline")).unwrap_or_default();
+    name.trim_end() == "nacre-template" || arguments.split(|byte| *byte == 0).any(|word| word == b"--save")
 }
 
 /// The PID of the only Nacre process whose program name starts with `name`.

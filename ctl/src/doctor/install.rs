@@ -6,13 +6,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nacre_pod::template::{Absent, Kind, Store};
+use nacre_protocol::config::Config;
 use nacre_protocol::{BUILD_ID, config};
 
 use super::Check;
+use crate::text;
 
 /// File name of the shim.
 pub const SHIM: &str = "containerd-shim-nacre-v2";
 const REINSTALL: &str = "install all files of one build (make, then copy target/nacre)";
+const TEMPLATE: &str = "template";
 const NEEDS_CONFIG: &str = "config.toml may set its path";
 
 /// The group's checks. Kernel, image and VMM are looked up by config.toml, as the shim does it.
@@ -47,6 +51,7 @@ pub fn checks() -> Vec<Check> {
                 kernel(&config.kernel),
                 image(&config.initrd),
                 program("VMM", &config.vmm, "--version"),
+                template(&config),
             ]);
         }
         Err(error) => checks.extend([
@@ -58,10 +63,35 @@ pub fn checks() -> Vec<Check> {
             Check::skipped("guest kernel", NEEDS_CONFIG),
             Check::skipped("guest image", NEEDS_CONFIG),
             Check::skipped("VMM", NEEDS_CONFIG),
+            Check::skipped(TEMPLATE, NEEDS_CONFIG),
         ]),
     }
     checks.push(program("shim", &shim, "-v"));
     checks
+}
+
+/// Whether pods without limits continue from a template.
+fn template(config: &Config) -> Check {
+    if !config.templates {
+        return Check::ok(TEMPLATE, "off in config.toml: every guest boots");
+    }
+    let found = Kind::usual(config).and_then(|kind| kind.key());
+    let key = match found {
+        Ok(key) => key,
+        Err(error) => return Check::failed(TEMPLATE, error.to_string(), REINSTALL),
+    };
+    match Store::default().find(&key) {
+        Ok(entry) => Check::ok(TEMPLATE, format!("{key}, {}", text::bytes(entry.bytes))),
+        Err(Absent::None) => Check::ok(
+            TEMPLATE,
+            "none yet: the first pod has one made, or `nacre template build`",
+        ),
+        Err(absent) => Check::warning(
+            TEMPLATE,
+            format!("{absent}: guests boot"),
+            "run `nacre template build`, which prints the reason; templates = false in config.toml turns them off",
+        ),
+    }
 }
 
 /// The lines of `text` that contain a letter or digit, joined by `; `.

@@ -186,6 +186,14 @@ impl Store {
         Ok(template)
     }
 
+    /// The template with `key`, which is not opened.
+    ///
+    /// # Errors
+    /// [`Absent`].
+    pub fn find(&self, key: &str) -> Result<Entry, Absent> {
+        self.entry(key.to_owned()).ok_or_else(|| self.why_none(key))
+    }
+
     /// Why there is no template with `key`.
     fn why_none(&self, key: &str) -> Absent {
         let record = self.beside(key, FAILED);

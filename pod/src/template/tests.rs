@@ -121,6 +121,7 @@ fn a_template_is_made_and_opened() {
     };
     assert_eq!((&entry.key, entry.kind.as_ref()), (&key, Some(&host.kind())));
     assert!(entry.bytes > 0);
+    assert_eq!(host.store.find(&key).unwrap().key, key);
     host.store.remove(&key).unwrap();
     host.store.remove(&key).unwrap();
     assert_eq!(host.store.open(&key).unwrap_err(), Absent::None);
@@ -203,6 +204,7 @@ fn a_failure_is_recorded_with_the_vmm_s_last_words() {
         "{error}"
     );
     let key = host.key();
+    assert_eq!(host.store.find(&key).unwrap_err(), Absent::Failed(error.clone()));
     assert_eq!(host.store.open(&key).unwrap_err(), Absent::Failed(error));
     let record = format!("{key}.failed");
     assert_eq!(host.names(), std::slice::from_ref(&record));

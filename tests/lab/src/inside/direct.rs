@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use nix::sys::signal::{SigSet, Signal};
 
-use super::{command, containerd, environment, mounts};
+use super::{command, containerd, environment, mounts, template};
 use crate::wire::Job;
 
 /// Runs the job that the inherited file `fd` holds; returns the command's exit code.
@@ -17,7 +17,9 @@ pub fn main(fd: i32) -> Result<u8> {
     let job: Job = serde_json::from_reader(file).context("reading the job")?;
     mounts::direct(&job)?;
     let environment = environment(&job, "direct");
+    let template = template::begin(&job, &environment);
     containerd::start(&job, &environment)?;
+    template::finish(template);
     let mut keys = SigSet::empty();
     keys.add(Signal::SIGINT);
     keys.add(Signal::SIGQUIT);

@@ -8,6 +8,7 @@ pub mod cri;
 pub mod direct;
 pub mod mounts;
 pub mod snapshotter;
+pub mod template;
 pub mod vm;
 
 use std::ffi::OsString;

@@ -17,7 +17,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use super::{command, containerd, environment, mounts, run_quietly};
+use super::{command, containerd, environment, mounts, run_quietly, template};
 use crate::wire::{self, Job, ToHost, ToInside};
 
 /// Interval of heartbeats; the host kills a VM that has sent none for a minute.
@@ -73,7 +73,9 @@ fn run(mut from: BufReader<File>, control: &Control) -> Result<ToHost> {
     run_quietly("/bin/busybox", &["ifconfig", "lo", "up"])?;
     run_quietly("/bin/busybox", &["hostname", "nacre-lab"])?;
     let environment = environment(&job, "vm");
+    let template = template::begin(&job, &environment);
     containerd::start(&job, &environment)?;
+    template::finish(template);
     let exit = match job.terminal {
         Some(size) => with_terminal(&job, &environment, size, (from, control))?,
         None => with_pipes(&job, &environment, control)?,

@@ -24,6 +24,7 @@ mod setup;
 mod sizes;
 mod strangers;
 mod streams;
+mod templates;
 mod volumes;
 mod wedged;
 
@@ -101,6 +102,7 @@ fn tests() -> Vec<Test> {
         network::TESTS,
         streams::TESTS,
         strangers::TESTS,
+        templates::TESTS,
         volumes::TESTS,
         disks::TESTS,
         execs::TESTS,

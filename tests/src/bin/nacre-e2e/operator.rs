@@ -25,7 +25,7 @@ const FILE_SYNC: &str = "0000000000000002";
 /// No capabilities.
 const NONE: &str = "0000000000000000";
 
-fn nacre(arguments: &[&str]) -> Result<String> {
+pub fn nacre(arguments: &[&str]) -> Result<String> {
     let mut command = Command::new("nacre");
     command.args(arguments);
     output(command)?.success()

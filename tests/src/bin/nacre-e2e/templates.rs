@@ -1,0 +1,175 @@
+//! Tests of pods that continue from a template instead of booting: when they do, when they don't, and that each
+//! is a machine of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use nacre_protocol::state::{STATE_ROOT, TEMPLATES_DIR};
+use nacre_tests::containerd::ctr::{DEADLINE, Run, fresh_id, remove_detached, wait_readable};
+use nacre_tests::installation::Config;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use serde_json::Value;
+
+use crate::operator::nacre;
+use crate::{Test, core, test};
+
+pub const TESTS: &[Test] = &[
+    core("pods from one template are machines of their own", own_machines),
+    test(
+        "the first pod of a kind has a template made, from which the next one continues",
+        first_of_a_kind,
+    ),
+    test("a template that can't be used is made again", made_again),
+    test("no pod uses a template if they are off", off),
+];
+
+/// Prints what must differ between two pods, a line each: two random numbers of the kernel, and its id of the boot.
+const IDENTITY: &str = "head -c 16 /dev/urandom | md5sum; cat /proc/sys/kernel/random/uuid \
+    /proc/sys/kernel/random/boot_id; sleep 1000";
+
+/// A detached pod, which is removed on [`Pod::remove`].
+struct Pod(String);
+
+impl Pod {
+    fn start(word: &str) -> Result<Self> {
+        let id = fresh_id(word);
+        let run = Run {
+            command: &["sh", "-c", "sleep 1000"],
+            ..Run::default()
+        };
+        run.detach(&id)?;
+        Ok(Self(id))
+    }
+
+    /// Where its guest came from.
+    fn origin(&self) -> Result<String> {
+        let inspected: Value = serde_json::from_str(&nacre(&["inspect", "--json", &self.0])?)?;
+        let origin = inspected["timeline"]["origin"].as_str();
+        Ok(origin.context("no origin in the timeline")?.to_owned())
+    }
+
+    fn remove(self) -> Result<()> {
+        remove_detached(&self.0)
+    }
+}
+
+/// The origin of a pod that has come and gone.
+fn origin_of_one(word: &str) -> Result<String> {
+    let pod = Pod::start(word)?;
+    let origin = pod.origin();
+    pod.remove()?;
+    origin
+}
+
+/// The directory of templates, which is watched for one that appears.
+struct Appears {
+    directory: PathBuf,
+    inotify: Inotify,
+}
+
+impl Appears {
+    fn watch() -> Result<Self> {
+        let directory = Path::new(STATE_ROOT).join(TEMPLATES_DIR);
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
+        inotify.add_watch(&directory, AddWatchFlags::IN_MOVED_TO)?;
+        Ok(Self { directory, inotify })
+    }
+
+    /// Waits for the template; returns its directory.
+    fn wait(&self) -> Result<PathBuf> {
+        wait_readable(&self.inotify, std::time::Instant::now() + DEADLINE).context("no template appears")?;
+        let events = self.inotify.read_events()?;
+        let name = events.into_iter().find_map(|event| event.name);
+        Ok(self.directory.join(name.context("an event without a name")?))
+    }
+}
+
+fn own_machines() -> Result<()> {
+    // The lab makes only that of pods without limits and configuration.
+    nacre(&["template", "build"])?;
+    let mut outputs = Vec::new();
+    let mut pods = Vec::new();
+    for word in ["clone-a", "clone-b"] {
+        let id = fresh_id(word);
+        let run = Run {
+            command: &["sh", "-c", IDENTITY],
+            ..Run::default()
+        };
+        let mut pod = run.spawn(&id)?;
+        let lines: Vec<String> = (0..3).map(|_| pod.line()).collect::<Result<_>>()?;
+        let origin = Pod(id).origin()?;
+        ensure!(origin.starts_with("template "), "{origin}");
+        outputs.push(lines);
+        pods.push(pod);
+    }
+    for pod in pods {
+        pod.kill("KILL")?;
+        pod.wait_with_output()?;
+    }
+    let [one, other] = &outputs[..] else {
+        anyhow::bail!("two pods")
+    };
+    for (a, b) in one.iter().zip(other) {
+        ensure!(a != b, "both pods have {a}");
+    }
+    Ok(())
+}
+
+fn first_of_a_kind() -> Result<()> {
+    let config = Config::with("memory_mib = 320\n")?;
+    let appears = Appears::watch()?;
+    let first = Pod::start("template-first")?;
+    let template = appears.wait();
+    let origin = first.origin();
+    first.remove()?;
+    let (origin, template) = (origin?, template?);
+    ensure!(
+        origin == "boot: there is no template for this kind of pod yet",
+        "{origin}"
+    );
+    let next = origin_of_one("template-next");
+    drop(config);
+    fs::remove_dir_all(&template)?;
+    let key = template.file_name().unwrap_or_default().to_string_lossy();
+    let next = next?;
+    ensure!(next == format!("template {key}"), "{next}, not {key}");
+    Ok(())
+}
+
+fn made_again() -> Result<()> {
+    let config = Config::with("memory_mib = 336\n")?;
+    nacre(&["template", "build"])?;
+    let made = |json: &str| -> Result<String> {
+        let list: Value = serde_json::from_str(json)?;
+        let mut entries = list.as_array().into_iter().flatten();
+        let entry = entries.find(|entry| entry["kind"]["memory_mib"] == 336);
+        let key = entry.and_then(|entry| entry["key"].as_str());
+        Ok(key.context("the template is not listed")?.to_owned())
+    };
+    let key = made(&nacre(&["template", "list", "--json"])?)?;
+    let appears = Appears::watch()?;
+    fs::write(appears.directory.join(&key).join("state"), "damaged")?;
+    let first = Pod::start("template-damaged")?;
+    let template = appears.wait();
+    let origin = first.origin();
+    first.remove()?;
+    let (origin, template) = (origin?, template?);
+    let next = origin_of_one("template-again");
+    drop(config);
+    fs::remove_dir_all(&template)?;
+    ensure!(
+        origin.starts_with(&format!("boot: template {key} can't be used: ")) && origin.contains("state"),
+        "{origin}"
+    );
+    let next = next?;
+    ensure!(next == format!("template {key}"), "{next}");
+    Ok(())
+}
+
+fn off() -> Result<()> {
+    let _config = Config::with("templates = false\n")?;
+    let origin = origin_of_one("template-off")?;
+    ensure!(origin == "boot: templates are off in config.toml", "{origin}");
+    Ok(())
+}
