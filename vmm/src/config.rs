@@ -34,6 +34,8 @@ pub enum ConsoleOutput {
     RingOnly,
     /// To standard error, line by line, with all kernel messages.
     Stderr,
+    /// To standard error, line by line; the kernel prints warnings and errors only.
+    QuietStderr,
     /// To standard output, byte by byte, with all kernel messages; standard input goes to the guest.
     Terminal,
 }

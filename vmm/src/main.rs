@@ -114,8 +114,7 @@ struct StandaloneArguments {
     save: Option<PathBuf>,
     /// Continue a guest that --save has saved to this directory, instead of booting one. Refused if the
     /// snapshot was made by another build of nacre-vmm, from another --kernel or --initrd, or on a host that
-    /// differs.
-    /// --share adds the shared directory.
+    /// differs. --share is what the guest's shared directory is from then on.
     #[arg(
         long,
         value_name = "DIR",

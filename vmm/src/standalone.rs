@@ -8,6 +8,7 @@ mod streams;
 mod tap;
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -37,20 +38,14 @@ pub fn run(arguments: &StandaloneArguments) -> anyhow::Result<u8> {
     let (acceptor, agent) = StreamAcceptor::new(Arc::clone(&guest_started))?;
     let cycles = arguments.pause_resume.map(Cycles::new).transpose()?;
     let plan = Plan::new(arguments, acceptor)?;
-    let target = target(arguments)?;
+    let target = target(arguments, plan.extra_cmdline(arguments))?;
     let late_devices = late_devices(arguments)?;
-    let restored_share = arguments.restore.as_ref().map(|_| shared_tree(arguments));
-    let restored_share = restored_share.transpose()?.flatten();
     let confinement = confinement(arguments)?;
     let mut steps = vec![("jail closed", Instant::now())];
     let on_step = |name| steps.push((name, Instant::now()));
     let mut machine = plan
         .build(&confinement, on_step)
         .map_err(|failure| with_hint(&failure))?;
-    // Before this thread is confined: the device's worker may make calls that this thread may not.
-    if let Some(device) = restored_share {
-        machine.attach(device).context("attaching the shared tree")?;
-    }
     if arguments.until_ready {
         print_durations(&steps);
     }
@@ -132,22 +127,21 @@ fn print_durations(steps: &[(&str, Instant)]) {
 }
 
 fn config(arguments: &StandaloneArguments) -> anyhow::Result<Config> {
-    let (console, parameters) = if arguments.console {
-        (ConsoleOutput::Terminal, "")
-    } else {
-        (ConsoleOutput::Stderr, "quiet loglevel=4 ")
-    };
-    let template = match arguments.save {
-        Some(_) => format!(" {TEMPLATE}"),
-        None => String::new(),
+    let extra_cmdline = match arguments.save {
+        Some(_) => format!("{} {TEMPLATE}", arguments.cmdline),
+        None => arguments.cmdline.clone(),
     };
     let config = Config {
         pod: "standalone".to_owned(),
         memory_mib: arguments.memory_mib,
         vcpus: arguments.vcpus,
         max_vcpus: arguments.max_vcpus.unwrap_or(arguments.vcpus),
-        extra_cmdline: format!("{parameters}{}{template}", arguments.cmdline),
-        console,
+        extra_cmdline,
+        console: if arguments.console {
+            ConsoleOutput::Terminal
+        } else {
+            ConsoleOutput::QuietStderr
+        },
         can_be_saved: arguments.save.is_some(),
     };
     Ok(config.validate()?)
@@ -160,8 +154,10 @@ enum Plan {
         resources: Resources,
     },
     Restore {
-        can_be_saved: bool,
-        resources: restore::Resources,
+        config: Config,
+        kvm: OwnedFd,
+        snapshot: Box<Snapshot>,
+        devices: Vec<DeviceBuilder>,
     },
 }
 
@@ -182,24 +178,46 @@ impl Plan {
             };
             return Ok(Self::Boot { config, resources });
         };
+        let snapshot = Snapshot::open(directory, images)?;
+        let size = snapshot.machine.size;
         Ok(Self::Restore {
-            can_be_saved: arguments.save.is_some(),
-            resources: restore::Resources {
-                kvm,
-                snapshot: Snapshot::open(directory, images)?,
-                console_ring: None,
-                devices: devices(arguments, acceptor)?,
+            config: Config {
+                memory_mib: size.memory_mib,
+                vcpus: size.vcpus,
+                max_vcpus: size.max_vcpus,
+                ..config(arguments)?
             },
+            kvm,
+            snapshot: Box::new(snapshot),
+            devices: devices(arguments, acceptor)?,
         })
+    }
+
+    /// The parameters of the guest's kernel besides the VMM's own and [`TEMPLATE`].
+    fn extra_cmdline<'a>(&'a self, arguments: &'a StandaloneArguments) -> &'a str {
+        match self {
+            Self::Boot { .. } => &arguments.cmdline,
+            Self::Restore { snapshot, .. } => &snapshot.extra_cmdline,
+        }
     }
 
     fn build(self, confinement: &Confinement, on_step: impl FnMut(&'static str)) -> Result<Machine, Failure> {
         match self {
             Self::Boot { config, resources } => machine::build(&config, resources, confinement, on_step),
             Self::Restore {
-                can_be_saved,
-                resources,
-            } => restore::restore(can_be_saved, resources, confinement, on_step),
+                config,
+                kvm,
+                snapshot,
+                devices,
+            } => {
+                let resources = restore::Resources {
+                    vm: restore::compare_host(kvm, &snapshot)?,
+                    snapshot: *snapshot,
+                    console_ring: None,
+                    devices,
+                };
+                restore::restore(&config, resources, confinement, on_step)
+            }
         }
     }
 }
@@ -211,16 +229,16 @@ fn images(arguments: &StandaloneArguments) -> anyhow::Result<Images<'_>> {
     Ok(Images { kernel, initramfs })
 }
 
-/// The devices that the shim configures, too; virtio-fs only with `--share`, virtio-net with
-/// `--tap`, virtio-blk with `--disk`.
+/// The devices that the shim configures, too; virtio-fs only with `--share` and in a guest that is saved or was,
+/// virtio-net with `--tap`, virtio-blk with `--disk`.
 fn devices(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow::Result<Vec<DeviceBuilder>> {
     let vsock = vsock::Config {
         host: Box::new(acceptor),
         listener: arguments.vsock_uds.as_deref().map(listen).transpose()?,
     };
     let mut devices: Vec<DeviceBuilder> = vec![Box::new(|env| vsock::spawn(vsock, env))];
-    if arguments.restore.is_none() {
-        devices.extend(shared_tree(arguments)?);
+    if let Some(config) = fs_config(arguments)? {
+        devices.push(Box::new(|env| fs::spawn(config, env)));
     }
     for (number, tap) in (1..).zip(&arguments.tap) {
         let config = tap.open(number)?;
@@ -235,16 +253,6 @@ fn devices(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow:
         devices.push(Box::new(|env| mem::spawn(config, env)));
     }
     Ok(devices)
-}
-
-/// The device that `--share` asks for. A restored VM gets it in addition to the devices with which it was
-/// saved.
-fn shared_tree(arguments: &StandaloneArguments) -> anyhow::Result<Option<DeviceBuilder>> {
-    let Some(share) = &arguments.share else {
-        return Ok(None);
-    };
-    let config = fs_config(share, arguments.no_jail)?;
-    Ok(Some(Box::new(|env| fs::spawn(config, env))))
 }
 
 fn mem_config(max_mib: u32) -> anyhow::Result<mem::Config> {
@@ -277,21 +285,29 @@ fn late_devices(arguments: &StandaloneArguments) -> anyhow::Result<LateDevices> 
     Ok(late)
 }
 
-/// The jail makes the shared directory its root, so the device's root is `/` unless there is no jail.
-fn fs_config(share: &Path, no_jail: bool) -> anyhow::Result<fs::Config> {
-    let (root, prepared) = if no_jail {
-        let root = share
+/// The shared tree. A guest that is saved or was saved always has one, since a pod has it; without `--share`, it
+/// is the jail's root, which is empty, or, without a jail, a file that can't be mounted.
+fn fs_config(arguments: &StandaloneArguments) -> anyhow::Result<Option<fs::Config>> {
+    let is_template = arguments.save.is_some() || arguments.restore.is_some();
+    let root = match &arguments.share {
+        None if !is_template => return Ok(None),
+        None if arguments.no_jail => "/dev/null".into(),
+        Some(share) if arguments.no_jail => share
             .canonicalize()
-            .with_context(|| format!("resolving the shared directory {}", share.display()))?;
-        (root, fs::Prepared::without_jail())
-    } else {
-        ("/".into(), fs::Prepared::before_jail())
+            .with_context(|| format!("resolving the shared directory {}", share.display()))?,
+        // The jail makes the shared directory its root.
+        None | Some(_) => "/".into(),
     };
-    Ok(fs::Config {
+    let prepared = if arguments.no_jail {
+        fs::Prepared::without_jail()
+    } else {
+        fs::Prepared::before_jail()
+    };
+    Ok(Some(fs::Config {
         tag: SHARED_TAG.to_owned(),
         root,
         prepared: prepared.context("opening /proc/self/fd")?,
-    })
+    }))
 }
 
 fn confinement(arguments: &StandaloneArguments) -> anyhow::Result<Confinement> {

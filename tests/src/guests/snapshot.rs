@@ -24,6 +24,10 @@ pub const TESTS: &[Test] = &[
     test("a saved guest goes on twice, 2 vCPUs", |build| goes_on(build, 2)),
     test("a restored guest that is saved again goes on", saved_again),
     test("a snapshot of another guest or build is refused", refused),
+    test(
+        "a guest that has mounted the shared directory is not saved",
+        mounted,
+    ),
     test("the agent goes on from a snapshot", agent_goes_on),
 ];
 
@@ -33,6 +37,8 @@ pub const WORKLOAD: Workload = Workload {
     run: live_twice,
 };
 
+/// The parameter of a workload that mounts the shared directory before it is to be saved.
+const MOUNTS: &str = "mounts";
 /// How long the workload sleeps in its second life.
 const SLEEP: Duration = Duration::from_millis(300);
 /// By how much the guest's clock may go on besides the time for which the guest exists: until it is paused,
@@ -81,7 +87,7 @@ fn restored(build: &Build, snapshot: &Path) -> Result<Report> {
     let started = Instant::now();
     let mut guest = build.restore(&["--restore", &path(snapshot)])?;
     let mut stream = guest.connect()?;
-    // A file system that the host shares was attached after the restore; the guest waits for this order.
+    // The guest waits for this order.
     stream.write_all(b"!")?;
     let report: Report = serde_json::from_value(guest.finish(DEADLINE)?)?;
     println!("        {report:?}");
@@ -167,6 +173,20 @@ fn refused(build: &Build) -> Result<()> {
     memory.set_len(bytes)?;
     fs::write(snapshot.join("state"), "nacresnp")?;
     expect(message(build)?, "state: truncated, or longer than it says\n")
+}
+
+fn mounted(build: &Build) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let saved = build.save(&Options {
+        workload: WORKLOAD.name,
+        parameters: &[(MOUNTS, "1")],
+        arguments: &["--save", &path(&directory.path().join("snapshot"))],
+        ..Options::default()
+    });
+    let text = saved.err().context("it was saved")?.to_string();
+    let expected = "virtio fs in PCI slot 1 can't be saved: the guest has used it";
+    ensure!(text.contains(expected), "{text}");
+    Ok(())
 }
 
 /// Boots and restores the agent in turns, and prints how long each takes from the execution of the VMM.
@@ -256,7 +276,10 @@ fn path(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-fn live_twice(_: &Parameters) -> Result<Value> {
+fn live_twice(parameters: &Parameters) -> Result<Value> {
+    if parameters.get::<String>(MOUNTS).is_ok() {
+        workload::mount_shared()?;
+    }
     // Where the kernel has put it, and with what it was filled, is known to the first life only.
     let memory: Vec<u8> = (0..1_u32 << 20).flat_map(u32::to_ne_bytes).collect();
     let saved_at_ms = now_ms(ClockId::Monotonic);
@@ -266,7 +289,6 @@ fn live_twice(_: &Parameters) -> Result<Value> {
     let ended = ready.read(&mut [0]);
     ensure!(!matches!(ended, Ok(1)), "the host has sent something");
     let lives_at_ms = now_ms(ClockId::Monotonic);
-    workload::scan_pci_bus()?;
     workload::mount_shared()?;
     let mut conversation = Conversation::accept()?;
     conversation.stream.read_exact(&mut [0])?;

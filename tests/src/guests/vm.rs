@@ -100,7 +100,7 @@ impl Build {
         Ok(())
     }
 
-    /// Boots a guest without a shared directory, whose VMM exits once it has saved it.
+    /// Boots a guest with an empty shared directory, whose VMM exits once it has saved it.
     ///
     /// # Errors
     /// If the VMM fails.
@@ -109,7 +109,7 @@ impl Build {
         self.run_vmm(&[&["--cmdline", &cmdline], options.arguments].concat())
     }
 
-    /// Continues a guest that was saved, with a shared directory that it did not have.
+    /// Continues a guest that was saved, whose shared directory was empty, with another one.
     ///
     /// # Errors
     /// If `nacre-vmm` can't be executed.

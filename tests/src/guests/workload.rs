@@ -107,7 +107,7 @@ fn run() -> Result<()> {
             .with_context(|| format!("mounting {kind} on {target}"))?;
     }
     let parameters = Parameters(fs::read_to_string("/proc/cmdline")?);
-    // A VM that is to be saved has no shared directory yet.
+    // A VM that is to be saved must not have mounted it.
     if !parameters.0.split_whitespace().any(|word| word == TEMPLATE) {
         mount_shared()?;
     }

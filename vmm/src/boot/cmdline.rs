@@ -44,7 +44,9 @@ pub fn compose(config: &Config) -> Result<String, Error> {
     let mut parameters: Vec<&str> = ALWAYS.to_vec();
     match config.console {
         // Each byte on the serial console costs an exit, so only errors are printed.
-        ConsoleOutput::RingOnly => parameters.extend(["console=ttyS0", "quiet", "loglevel=4"]),
+        ConsoleOutput::RingOnly | ConsoleOutput::QuietStderr => {
+            parameters.extend(["console=ttyS0", "quiet", "loglevel=4"]);
+        }
         ConsoleOutput::Stderr | ConsoleOutput::Terminal => parameters.push("console=ttyS0"),
     }
     // The other vCPUs are present but offline, until the guest writes 1 to
@@ -89,12 +91,14 @@ mod tests {
     #[test]
     fn the_kernel_is_quiet_unless_the_console_is_forwarded() {
         assert!(compose(&config("")).unwrap().contains("quiet"));
-        let loud = Config {
-            console: ConsoleOutput::Stderr,
-            can_be_saved: false,
-            ..config("")
+        let with = |console| {
+            compose(&Config {
+                console,
+                ..config("")
+            })
         };
-        assert!(!compose(&loud).unwrap().contains("quiet"));
+        assert!(!with(ConsoleOutput::Stderr).unwrap().contains("quiet"));
+        assert_eq!(with(ConsoleOutput::QuietStderr), compose(&config("")));
     }
 
     #[test]

@@ -81,7 +81,8 @@ impl Outputs {
             eprintln!("nacre-vmm: writing the console's ring: {error}; it gets no more output");
             *ring = None;
         }
-        if *output == ConsoleOutput::Stderr && io::stderr().write_all(pending).is_err() {
+        let is_copied = matches!(output, ConsoleOutput::Stderr | ConsoleOutput::QuietStderr);
+        if is_copied && io::stderr().write_all(pending).is_err() {
             *output = ConsoleOutput::RingOnly;
         }
         pending.clear();

@@ -5,6 +5,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::pause::RunState;
@@ -100,16 +101,18 @@ impl Assembly {
         })
     }
 
-    /// Creates the vCPUs.
+    /// Creates the vCPUs, but vCPU 0 if it is `first`.
     pub(super) fn spawn_vcpus(
         &self,
         config: &Config,
         start: vcpus::Start<'_>,
+        first: Option<VcpuFd>,
         confinement: &Confinement,
     ) -> Result<Vcpus, Failure> {
         let plan = vcpus::Plan {
             count: config.max_vcpus,
             start,
+            first,
             can_be_saved: config.can_be_saved,
             vm: &self.vm,
             buses: &self.buses,

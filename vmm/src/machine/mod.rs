@@ -141,7 +141,7 @@ pub fn build(
 
     write_boot_data(config, &assembly.memory, initrd).map_err(Failure::at("write boot data"))?;
     let start = vcpus::Start::Entry(images.kernel.entry);
-    let vcpus = assembly.spawn_vcpus(config, start, confinement)?;
+    let vcpus = assembly.spawn_vcpus(config, start, None, confinement)?;
     on_step("vCPUs created");
     let size = Size {
         memory_mib: config.memory_mib,
@@ -152,14 +152,22 @@ pub fn build(
 }
 
 impl Machine {
-    /// Starts the guest: lets all vCPU threads enter it. Later calls do nothing. Ends the VM with a fault if
-    /// a thread has exited.
+    /// Starts the guest: lets all vCPU threads enter it. A guest that runs or is paused stays as it is. Ends the
+    /// VM with a fault if a thread has exited.
     pub fn run(&mut self) {
         if self.state == RunState::NotStarted {
             self.state = RunState::Running;
             if let Err(error) = self.vcpus.resume() {
                 self.vm_exit.set_fault("vCPU", error);
             }
+        }
+    }
+
+    /// Starts the guest, or lets a restored one continue. Ends the VM with a fault if a thread has exited.
+    pub fn start(&mut self) {
+        self.run();
+        if let Err(error) = self.resume() {
+            self.vm_exit.set_fault("machine", error);
         }
     }
 

@@ -1,6 +1,8 @@
-//! A machine that continues from a snapshot. Called by the standalone mode in place of [`super::build`].
+//! A machine that continues from a snapshot. Called by the standalone mode and, with a template, by
+//! [`crate::shim_managed`], in place of [`super::build`].
 //!
-//! The order follows from what refers to what: memory and devices exist before their states are set; KVM
+//! The order follows from what refers to what: the host is compared before anything else, so that a guest can
+//! still boot in this process ([`compare_host`]); memory and devices exist before their states are set; KVM
 //! takes a vCPU's state while its thread does not exist ([`crate::snapshot::vcpu`]); the clock starts last;
 //! the new generation id interrupts a vCPU, which must have its local APIC.
 
@@ -8,20 +10,24 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::assembly::{self, Assembly, Parts};
+use kvm_ioctls::VcpuFd;
+
+use super::assembly::{Assembly, Parts};
 use super::memory::ranges::Ranges;
 use super::memory::{self, Backing};
 use super::pause::RunState;
 use super::{DeviceBuilder, Error, Failure, Machine, vcpus};
-use crate::config::{Config, ConsoleOutput};
+use crate::config::Config;
 use crate::jail::Confinement;
+use crate::kvm::Vm;
 use crate::snapshot::Snapshot;
-use crate::snapshot::state::{MachineState, Size};
+use crate::snapshot::host::Host;
+use crate::snapshot::state::MachineState;
 
 /// Open files and devices that a machine is restored with.
 pub struct Resources {
-    /// `/dev/kvm`, open for reading and writing.
-    pub kvm: OwnedFd,
+    /// Of [`compare_host`].
+    pub vm: SameHost,
     /// Where the machine continues.
     pub snapshot: Snapshot,
     /// The console's ring, [`nacre_protocol::console::RING_BYTES`] long.
@@ -30,28 +36,56 @@ pub struct Resources {
     pub devices: Vec<DeviceBuilder>,
 }
 
+/// A VM on a host that does not differ from the snapshot's. It has vCPU 0, whose TSC was compared, and nothing
+/// else.
+#[derive(Debug)]
+pub struct SameHost {
+    vm: Vm,
+    first: VcpuFd,
+}
+
+/// Compares this host with the one that `snapshot` was made on. `kvm` is `/dev/kvm`, open for reading and
+/// writing.
+///
+/// # Errors
+/// [`Failure`] with the first difference.
+pub fn compare_host(kvm: OwnedFd, snapshot: &Snapshot) -> Result<SameHost, Failure> {
+    let compare = || {
+        let saved = &snapshot.machine;
+        let vcpus = saved.size.max_vcpus;
+        if let Some(missing) = (0..vcpus).nth(saved.vcpus.len()) {
+            return Err(Error::MissingVcpu(missing));
+        }
+        let vm = Vm::new(kvm)?;
+        let first = vm.create_vcpu(0)?;
+        saved.host.compare(&Host::of(&vm, &first, vcpus)?)?;
+        Ok(SameHost { vm, first })
+    };
+    compare().map_err(Failure::at("compare the host"))
+}
+
 /// Restores a machine, which is then paused: [`Machine::resume`] lets the guest continue, and
-/// [`Machine::renew_generation_id`] must be called before. Calls `on_step` with the name of each finished
-/// step.
+/// [`Machine::renew_generation_id`] must be called before. `config` has the size of the snapshot. Calls
+/// `on_step` with the name of each finished step.
 ///
 /// # Errors
 /// [`Failure`] with the step that failed.
 pub fn restore(
-    can_be_saved: bool,
+    config: &Config,
     resources: Resources,
     confinement: &Confinement,
     mut on_step: impl FnMut(&'static str),
 ) -> Result<Machine, Failure> {
     let Resources {
-        kvm,
+        vm: SameHost { vm, first },
         snapshot: Snapshot {
             machine: saved,
             memory,
+            ..
         },
         console_ring,
         devices,
     } = resources;
-    let config = config(saved.size, can_be_saved);
     let backing = Backing::File {
         file: memory,
         offset: 0,
@@ -59,11 +93,12 @@ pub fn restore(
     let ranges = Ranges::of(config.memory_bytes());
     let memory = memory::map(&ranges, &backing).map_err(Failure::at("map guest memory"))?;
     let memory = Arc::new(memory);
-    let vm = assembly::create_vm(kvm, &memory).map_err(Failure::at("create virtual machine"))?;
+    vm.set_memory(&memory)
+        .map_err(Failure::at("create virtual machine"))?;
     on_step("virtual machine created");
 
     let parts = Parts {
-        config: &config,
+        config,
         console_ring,
         devices,
         confinement,
@@ -73,26 +108,14 @@ pub fn restore(
     restore_devices(&assembly, &saved).map_err(Failure::at("restore devices"))?;
     on_step("devices restored");
 
-    let vcpus = assembly.spawn_vcpus(&config, vcpus::Start::Saved(&saved), confinement)?;
+    let start = vcpus::Start::Saved(&saved);
+    let vcpus = assembly.spawn_vcpus(config, start, Some(first), confinement)?;
     assembly
         .vm
         .set_clock_ns(saved.clock_ns)
         .map_err(Failure::at("set the guest's clock"))?;
     on_step("vCPUs restored");
     Ok(assembly.complete(vcpus, RunState::Paused, saved.size))
-}
-
-/// The configuration as far as a machine has it that has booted before.
-fn config(size: Size, can_be_saved: bool) -> Config {
-    Config {
-        pod: "restored".to_owned(),
-        memory_mib: size.memory_mib,
-        vcpus: size.vcpus,
-        max_vcpus: size.max_vcpus,
-        extra_cmdline: String::new(),
-        console: ConsoleOutput::Stderr,
-        can_be_saved,
-    }
 }
 
 fn restore_devices(assembly: &Assembly, saved: &MachineState) -> Result<(), Error> {

@@ -8,9 +8,10 @@ use crate::snapshot::state::{DeviceState, MachineState};
 use crate::snapshot::{self, Target, WriteError};
 use crate::virtio::DeviceError;
 
-/// The virtio devices whose whole state is in their registers, their queues and guest memory. vsock loses its
-/// connections, of which it informs the guest. Others have files of the host, or memory that was plugged in.
-const SAVED: [&str; 3] = ["vsock", "rng", "balloon"];
+/// The virtio devices whose whole state is in their registers, their queues and guest memory: virtio-fs until
+/// its driver begins a session. vsock loses its connections, of which it informs the guest. Others have files of
+/// the host, or memory that was plugged in.
+const SAVED: [&str; 4] = ["vsock", "fs", "rng", "balloon"];
 
 /// Why a machine was not saved.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +25,16 @@ pub enum SaveError {
     /// A device has state outside of its queues.
     #[error("virtio {device} in PCI slot {slot} can't be saved: it has state outside of its queues")]
     Device {
+        /// The device.
+        device: &'static str,
+        /// Its slot.
+        slot: u8,
+    },
+    /// The guest has mounted the file system of the device, or has done so before.
+    #[error(
+        "virtio {device} in PCI slot {slot} can't be saved: the guest has used it, and the VMM has files open for it"
+    )]
+    Session {
         /// The device.
         device: &'static str,
         /// Its slot.
@@ -77,6 +88,9 @@ impl Machine {
         let mut saved = Vec::with_capacity(names.len());
         for (slot, name) in names {
             if let Some(mut transport) = self.devices.transport(slot) {
+                if transport.device().has_session() {
+                    return Err(SaveError::Session { device: name, slot });
+                }
                 saved.push(DeviceState {
                     slot,
                     name: name.to_owned(),

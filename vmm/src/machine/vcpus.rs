@@ -32,6 +32,8 @@ pub(super) struct Plan<'a> {
     /// Number of vCPUs, with those that are offline at boot.
     pub(super) count: u8,
     pub(super) start: Start<'a>,
+    /// vCPU 0, if it exists already.
+    pub(super) first: Option<VcpuFd>,
     /// Their state is to be saved later.
     pub(super) can_be_saved: bool,
     pub(super) vm: &'a Vm,
@@ -44,7 +46,7 @@ pub(super) struct Plan<'a> {
 pub(super) enum Start<'a> {
     /// vCPU 0 starts at this physical address, the kernel's 64-bit entry point. The others wait for it.
     Entry(u64),
-    /// That of a snapshot.
+    /// That of a snapshot, which has all vCPUs.
     Saved(&'a MachineState),
 }
 
@@ -65,17 +67,10 @@ pub(super) struct Vcpus {
 
 impl Plan<'_> {
     /// Creates the vCPUs and their threads; returns once all of these are confined. They are paused.
-    pub(super) fn spawn(&self, confinement: &Confinement) -> Result<Vcpus, Error> {
-        let supported = self.vm.supported_cpuid()?;
+    pub(super) fn spawn(mut self, confinement: &Confinement) -> Result<Vcpus, Error> {
         let (confined, all_confined) = channel();
-        let mut all = Vec::new();
-        for index in 0..self.count {
-            let fd = self.vm.create_vcpu(index)?;
-            let cpuid = cpuid::for_vcpu(&supported, index, self.count)?;
-            fd.set_cpuid2(&cpuid).map_err(error_at("setting CPUID"))?;
-            all.push(fd);
-        }
-        let saving = all.first().map(|first| self.check_host(first)).transpose()?;
+        let all = self.create()?;
+        let saving = all.first().map(|first| self.prepare_saving(first)).transpose()?;
         self.initialize(&all)?;
         let (mut threads, mut statistics) = (Vec::new(), Vec::new());
         for (index, fd) in (0..).zip(all) {
@@ -104,21 +99,31 @@ impl Plan<'_> {
         })
     }
 
-    /// Compares this host with that of the snapshot, and describes it for another one. `first` is vCPU 0.
-    fn check_host(&self, first: &VcpuFd) -> Result<Option<Saving>, Error> {
-        let saved = match self.start {
-            Start::Entry(_) => None,
-            Start::Saved(saved) => Some(saved),
-        };
-        if saved.is_none() && !self.can_be_saved {
+    /// All vCPUs with their CPUID entries.
+    fn create(&mut self) -> Result<Vec<VcpuFd>, Error> {
+        let supported = self.vm.supported_cpuid()?;
+        let mut first = self.first.take();
+        let mut all = Vec::new();
+        for index in 0..self.count {
+            let fd = match first.take() {
+                Some(first) => first,
+                None => self.vm.create_vcpu(index)?,
+            };
+            let cpuid = cpuid::for_vcpu(&supported, index, self.count)?;
+            fd.set_cpuid2(&cpuid).map_err(error_at("setting CPUID"))?;
+            all.push(fd);
+        }
+        Ok(all)
+    }
+
+    /// Describes this host for a snapshot, if there is to be one. `first` is vCPU 0.
+    fn prepare_saving(&self, first: &VcpuFd) -> Result<Option<Saving>, Error> {
+        if !self.can_be_saved {
             return Ok(None);
         }
         let host = Host::of(self.vm, first, self.count)?;
-        if let Some(saved) = saved {
-            saved.host.compare(&host)?;
-        }
         let msrs = self.vm.msr_indices()?;
-        Ok(self.can_be_saved.then_some(Saving { host, msrs }))
+        Ok(Some(Saving { host, msrs }))
     }
 
     /// Sets the registers of the vCPUs.
@@ -132,9 +137,6 @@ impl Plan<'_> {
                 }
             }
             Start::Saved(saved) => {
-                if let Some(missing) = (0..self.count).nth(saved.vcpus.len()) {
-                    return Err(Error::MissingVcpu(missing));
-                }
                 set_all(&saved.vcpus, all, self.vm.xsave_bytes())?;
                 for vcpu in all {
                     // Fails if the guest does not use kvm-clock. Its watchdogs are not to take the time for
@@ -271,6 +273,7 @@ mod tests {
         let plan = Plan {
             count: 2,
             start: Start::Entry(ENTRY),
+            first: None,
             can_be_saved: true,
             vm: &vm,
             buses: &buses,

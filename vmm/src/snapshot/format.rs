@@ -10,6 +10,8 @@
 
 use std::hash::{DefaultHasher, Hasher as _};
 
+#[cfg(doc)]
+use nacre_protocol::guest::TEMPLATE;
 use serde::{Deserialize, Serialize};
 
 use super::content::FileId;
@@ -17,7 +19,7 @@ use super::state::MachineState;
 
 const MAGIC: [u8; 8] = *b"nacresnp";
 /// Changes with the layout above; the build id covers the rest.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const FIXED: usize = 32;
 /// Where the sum is.
 const SUM: std::ops::Range<usize> = 24..32;
@@ -35,6 +37,8 @@ pub struct Header {
     pub initramfs: FileId,
     /// The file `memory`.
     pub memory: FileId,
+    /// The parameters that the guest's kernel got besides the VMM's own, without [`TEMPLATE`].
+    pub extra_cmdline: String,
 }
 
 /// Why a file is not the state of a snapshot that this program can use.
@@ -145,6 +149,7 @@ mod tests {
             kernel: id(1),
             initramfs: id(2),
             memory: id(3),
+            extra_cmdline: "a=1".to_owned(),
         }
     }
 
@@ -184,7 +189,7 @@ mod tests {
         };
         assert_eq!(error(&|bytes| bytes.clear()), Error::Magic);
         assert_eq!(error(&|bytes| bytes[0] = b'N'), Error::Magic);
-        assert_eq!(error(&|bytes| bytes[8] = 2), Error::Version(2));
+        assert_eq!(error(&|bytes| bytes[8] = 1), Error::Version(1));
         assert_eq!(error(&|bytes| bytes.truncate(10)), Error::Length);
         assert_eq!(error(&|bytes| bytes.truncate(40)), Error::Length);
         assert_eq!(error(&|bytes| bytes[12..16].fill(0xff)), Error::Length);

@@ -1,12 +1,13 @@
 //! Snapshots: the state of a paused machine in two files of a directory, and a machine that continues from
-//! them in another process. The standalone mode makes and opens them; the machine's own part is in
-//! `machine/saved.rs` and `machine/restore.rs`. docs/snapshots.md is the overview.
+//! them in another process. The standalone mode makes and opens them, and the shim passes them open as a
+//! template; the machine's own part is in `machine/saved.rs` and `machine/restore.rs`. docs/snapshots.md is
+//! the overview.
 //!
 //! ```text
 //! Target ◀─save─ Machine          Snapshot ─restore─▶ Machine
 //!    │ memory, then state             ▲
 //!    └──────────▶ files ──open────────┘  refused unless all is as it was: build, kernel, initramfs, memory,
-//!                                        and, once there is a vCPU, the host
+//!                                        and, before devices exist, the host
 //! ```
 //!
 //! [`state`] is what is saved, [`vcpu`] a vCPU's part of it, [`format`](mod@format) its encoding, [`memory`]
@@ -21,7 +22,7 @@ pub mod state;
 pub mod vcpu;
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -101,14 +102,16 @@ pub struct Target {
     state: File,
     kernel: FileId,
     initramfs: FileId,
+    extra_cmdline: String,
 }
 
 impl Target {
-    /// Creates the directory `directory`, which must not exist, and both files in it. Reads `images`.
+    /// Creates the directory `directory`, which must not exist, and both files in it. Reads `images`. The
+    /// guest's kernel has got the parameters `extra_cmdline` besides the VMM's own.
     ///
     /// # Errors
     /// [`WriteError`] with the file that can't be created or read.
-    pub fn create(directory: &Path, images: Images<'_>) -> Result<Self, WriteError> {
+    pub fn create(directory: &Path, images: Images<'_>, extra_cmdline: &str) -> Result<Self, WriteError> {
         let at = |file: &Path| {
             let file = file.to_owned();
             |reason| WriteError { file, reason }
@@ -132,6 +135,7 @@ impl Target {
             directory: directory.to_owned(),
             kernel,
             initramfs,
+            extra_cmdline: extra_cmdline.to_owned(),
         })
     }
 
@@ -151,6 +155,7 @@ impl Target {
             kernel: self.kernel.clone(),
             initramfs: self.initramfs.clone(),
             memory,
+            extra_cmdline: self.extra_cmdline.clone(),
         };
         let encoded = format::encode(&header, machine).map_err(io::Error::other);
         encoded
@@ -178,6 +183,31 @@ pub struct Snapshot {
     pub machine: MachineState,
     /// All of guest memory.
     pub memory: File,
+    /// See [`Header::extra_cmdline`].
+    pub extra_cmdline: String,
+}
+
+/// An open file, with its name in messages.
+#[derive(Debug, Clone, Copy)]
+pub struct Named<'a> {
+    /// The path, or what the file is for.
+    pub name: &'a Path,
+    /// The file.
+    pub file: &'a File,
+}
+
+/// The files of a snapshot, and those of the guest that it must be of, open for reading. Other processes may
+/// have the same open files: their positions are not used.
+#[derive(Debug, Clone, Copy)]
+pub struct Files<'a> {
+    /// All but guest memory.
+    pub state: Named<'a>,
+    /// Guest memory.
+    pub memory: Named<'a>,
+    /// The guest kernel.
+    pub kernel: Named<'a>,
+    /// The initramfs.
+    pub initramfs: Named<'a>,
 }
 
 impl Snapshot {
@@ -186,29 +216,48 @@ impl Snapshot {
     /// # Errors
     /// [`OpenError`] with the first thing that is wrong.
     pub fn open(directory: &Path, images: Images<'_>) -> Result<Self, OpenError> {
-        let file = directory.join(STATE);
-        let bytes = read_state(&file)?;
-        let (header, machine) =
-            format::decode(&bytes, BUILD).map_err(|reason| OpenError::Format { file, reason })?;
-        check("kernel", images.kernel, &open(images.kernel)?, &header.kernel)?;
-        check(
-            "initramfs",
-            images.initramfs,
-            &open(images.initramfs)?,
-            &header.initramfs,
-        )?;
-        let file = directory.join(MEMORY);
-        let memory = open_own(&file)?;
-        check("memory", &file, &memory, &header.memory)?;
-        Ok(Self { machine, memory })
+        let [state, memory] = [STATE, MEMORY].map(|name| directory.join(name));
+        let named = |name, file| Named { name, file };
+        Self::of_files(Files {
+            state: named(&state, &open_own(&state)?),
+            memory: named(&memory, &open_own(&memory)?),
+            kernel: named(images.kernel, &open(images.kernel)?),
+            initramfs: named(images.initramfs, &open(images.initramfs)?),
+        })
+    }
+
+    /// The snapshot in `files`.
+    ///
+    /// # Errors
+    /// [`OpenError`] with the first thing that is wrong.
+    pub fn of_files(files: Files<'_>) -> Result<Self, OpenError> {
+        check_owner(files.state)?;
+        check_owner(files.memory)?;
+        let (header, machine) = read_state(files.state)?;
+        check("kernel", files.kernel, &header.kernel)?;
+        check("initramfs", files.initramfs, &header.initramfs)?;
+        check("memory", files.memory, &header.memory)?;
+        let memory = files.memory.file.try_clone();
+        Ok(Self {
+            machine,
+            memory: memory.map_err(failed(files.memory.name))?,
+            extra_cmdline: header.extra_cmdline,
+        })
     }
 }
 
-fn read_state(file: &Path) -> Result<Vec<u8>, OpenError> {
-    let mut bytes = Vec::new();
-    let read = open_own(file)?.take(format::MAX_BYTES).read_to_end(&mut bytes);
-    read.map_err(failed(file))?;
-    Ok(bytes)
+fn read_state(Named { name, file }: Named<'_>) -> Result<(Header, MachineState), OpenError> {
+    let bytes = fstat(file)
+        .map_err(io::Error::from)
+        .map_err(failed(name))?
+        .st_size;
+    let bytes = u64::try_from(bytes).unwrap_or_default().min(format::MAX_BYTES);
+    let mut state = vec![0; usize::try_from(bytes).unwrap_or_default()];
+    file.read_exact_at(&mut state, 0).map_err(failed(name))?;
+    format::decode(&state, BUILD).map_err(|reason| OpenError::Format {
+        file: name.to_owned(),
+        reason,
+    })
 }
 
 /// For `map_err` on an operation on `file`.
@@ -227,21 +276,25 @@ fn open_own(file: &Path) -> Result<File, OpenError> {
     options
         .read(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    let opened = options.open(file).map_err(failed(file))?;
-    let stat = fstat(&opened).map_err(io::Error::from).map_err(failed(file))?;
+    options.open(file).map_err(failed(file))
+}
+
+/// Refuses a file of the snapshot itself that another user can change.
+fn check_owner(Named { name, file }: Named<'_>) -> Result<(), OpenError> {
+    let stat = fstat(file).map_err(io::Error::from).map_err(failed(name))?;
     let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
     let is_own = stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o022 == 0;
     if is_file && is_own {
-        Ok(opened)
+        Ok(())
     } else {
-        Err(OpenError::Unsafe(file.to_owned()))
+        Err(OpenError::Unsafe(name.to_owned()))
     }
 }
 
-fn check(what: &'static str, path: &Path, file: &File, expected: &FileId) -> Result<(), OpenError> {
-    let compared = expected.compare(file).map_err(failed(path))?;
+fn check(what: &'static str, Named { name, file }: Named<'_>, expected: &FileId) -> Result<(), OpenError> {
+    let compared = expected.compare(file).map_err(failed(name))?;
     compared.map_err(|difference| OpenError::Content {
-        file: path.to_owned(),
+        file: name.to_owned(),
         what,
         difference,
     })

@@ -1,6 +1,7 @@
 //! A snapshot's directory: what is refused, and by which name.
 
 use std::fs;
+use std::io::{Seek as _, SeekFrom};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use tempfile::TempDir;
@@ -17,7 +18,7 @@ impl Guest {
     /// A snapshot whose memory has a page of data between holes.
     fn saved() -> Self {
         let guest = Self::images_only();
-        let target = Target::create(&guest.path("snapshot"), guest.images()).unwrap();
+        let target = Target::create(&guest.path("snapshot"), guest.images(), "a=1").unwrap();
         let memory = target.memory();
         memory.set_len(64 << 20).unwrap();
         memory.write_all_at(&[7; 4096], 1 << 20).unwrap();
@@ -66,7 +67,64 @@ fn a_snapshot_opens_as_often_as_one_likes() {
         let snapshot = guest.open().unwrap();
         assert_eq!(snapshot.machine.size, state().size);
         assert_eq!(snapshot.memory.metadata().unwrap().len(), 64 << 20);
+        assert_eq!(snapshot.extra_cmdline, "a=1");
     }
+}
+
+#[test]
+fn open_files_are_a_snapshot_wherever_their_positions_are() {
+    let guest = Guest::saved();
+    let files = ["snapshot/state", "snapshot/memory", "kernel", "initramfs"].map(|name| {
+        let mut file = File::open(guest.path(name)).unwrap();
+        file.set_permissions(fs::Permissions::from_mode(0o600)).unwrap();
+        file.seek(SeekFrom::Start(7)).unwrap();
+        file
+    });
+    let open = |files: [&File; 4]| {
+        let [state, memory, kernel, initramfs] = files;
+        let named = |name, file| Named {
+            name: Path::new(name),
+            file,
+        };
+        Snapshot::of_files(Files {
+            state: named("the state", state),
+            memory: named("the memory", memory),
+            kernel: named("the kernel", kernel),
+            initramfs: named("the initramfs", initramfs),
+        })
+    };
+    let [state, memory, kernel, initramfs] = &files;
+    assert_eq!(
+        open([state, memory, kernel, initramfs]).unwrap().machine.size,
+        state_size()
+    );
+    let error = |files| open(files).unwrap_err().to_string();
+    assert_eq!(
+        error([kernel, memory, kernel, initramfs]),
+        "the state: not a snapshot"
+    );
+    assert_eq!(
+        error([state, kernel, kernel, initramfs]),
+        "the memory is not the memory of the snapshot: 8 bytes instead of 67108864"
+    );
+    assert_eq!(
+        error([state, memory, initramfs, initramfs]),
+        "the kernel is not the kernel of the snapshot: 12 bytes instead of 8"
+    );
+    assert_eq!(
+        error([state, memory, kernel, kernel]),
+        "the initramfs is not the initramfs of the snapshot: 8 bytes instead of 12"
+    );
+    memory.set_permissions(fs::Permissions::from_mode(0o666)).unwrap();
+    let text = error([state, memory, kernel, initramfs]);
+    assert!(text.starts_with("the memory: must be a regular file"), "{text}");
+    let directory = File::open(guest.directory.path()).unwrap();
+    let text = error([&directory, memory, kernel, initramfs]);
+    assert!(text.starts_with("the state: must be a regular file"), "{text}");
+}
+
+fn state_size() -> crate::snapshot::state::Size {
+    state().size
 }
 
 #[test]
@@ -158,7 +216,7 @@ fn files_that_others_can_replace_or_write_are_refused() {
 #[test]
 fn a_snapshot_that_was_not_completed_is_refused() {
     let guest = Guest::images_only();
-    let target = Target::create(&guest.path("snapshot"), guest.images()).unwrap();
+    let target = Target::create(&guest.path("snapshot"), guest.images(), "a=1").unwrap();
     drop(target);
     let error = guest.open().unwrap_err().to_string();
     assert!(error.ends_with("snapshot/state: not a snapshot"), "{error}");
@@ -167,7 +225,7 @@ fn a_snapshot_that_was_not_completed_is_refused() {
 #[test]
 fn a_directory_that_exists_is_not_written() {
     let guest = Guest::saved();
-    let error = Target::create(&guest.path("snapshot"), guest.images()).unwrap_err();
+    let error = Target::create(&guest.path("snapshot"), guest.images(), "a=1").unwrap_err();
     assert!(
         error.to_string().ends_with("snapshot: File exists (os error 17)"),
         "{error}"
@@ -177,7 +235,7 @@ fn a_directory_that_exists_is_not_written() {
         kernel: Path::new("/no/kernel"),
         ..guest.images()
     };
-    let error = Target::create(&guest.path("other"), missing).unwrap_err();
+    let error = Target::create(&guest.path("other"), missing, "").unwrap_err();
     assert!(
         error.to_string().starts_with("/no/kernel: No such file"),
         "{error}"

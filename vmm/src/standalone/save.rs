@@ -13,12 +13,13 @@ use super::images;
 use super::streams::Agent;
 use crate::StandaloneArguments;
 
-/// Creates the files of the snapshot, if there is to be one.
-pub fn target(arguments: &StandaloneArguments) -> anyhow::Result<Option<Target>> {
+/// Creates the files of the snapshot, if there is to be one, of a guest with the kernel parameters
+/// `extra_cmdline`.
+pub fn target(arguments: &StandaloneArguments, extra_cmdline: &str) -> anyhow::Result<Option<Target>> {
     let Some(directory) = &arguments.save else {
         return Ok(None);
     };
-    let created = Target::create(directory, images(arguments)?);
+    let created = Target::create(directory, images(arguments)?, extra_cmdline);
     created.context("creating the snapshot").map(Some)
 }
 

@@ -9,6 +9,7 @@
 use std::error::Error;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -76,7 +77,24 @@ pub struct Device {
     queue_sizes: Vec<u16>,
     features: u64,
     plugger: Option<Plugger>,
+    session: Option<Session>,
     worker: Worker,
+}
+
+/// Whether the driver has begun a session with a device, such as a mount, of which neither the queues nor guest
+/// memory have the device's part. The data path and the device share it.
+#[derive(Debug, Clone, Default)]
+pub struct Session(Arc<AtomicBool>);
+
+impl Session {
+    /// The driver has begun one.
+    pub fn begin(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 impl Device {
@@ -96,6 +114,7 @@ impl Device {
             queue_sizes: spec.queue_sizes,
             features: spec.features | COMMON_FEATURES,
             plugger: None,
+            session: None,
         })
     }
 
@@ -105,6 +124,20 @@ impl Device {
             plugger: Some(plugger),
             ..self
         }
+    }
+
+    /// The device, whose data path reports a session by `session`.
+    pub(crate) fn with_session(self, session: Session) -> Self {
+        Self {
+            session: Some(session),
+            ..self
+        }
+    }
+
+    /// Whether the driver has begun a session, which a snapshot would lose.
+    #[must_use]
+    pub fn has_session(&self) -> bool {
+        self.session.as_ref().is_some_and(Session::has_begun)
     }
 
     /// Plugs memory, if this is virtio-mem.

@@ -95,7 +95,7 @@ use crate::jail::Confinement;
 use crate::machine::memory::ranges::Range;
 pub(crate) use config_space::copy_padded;
 pub use config_space::{ConfigSpace, NotWritable};
-pub use device::{Device, DeviceError, Spec};
+pub use device::{Device, DeviceError, Session, Spec};
 
 /// The bit of feature number `number`, which is at most 63.
 const fn feature(number: u32) -> u64 {

@@ -15,7 +15,7 @@ use crate::config::{Config, ConsoleOutput};
 use crate::jail::Confinement;
 use crate::machine::{DeviceBuilder, Resources, build, restore};
 use crate::snapshot::{Images, Snapshot};
-use crate::virtio::{balloon, mem, rng};
+use crate::virtio::{Session, balloon, fs, mem, rng};
 
 /// Where the guest counts.
 const COUNTER: GuestAddress = GuestAddress(0x1000);
@@ -47,29 +47,35 @@ impl Files {
     }
 
     fn save(&self, machine: &Machine, name: &str) -> Result<(), SaveError> {
-        let target = self.with_images(|images| Target::create(&self.path(name), images));
+        let target = self.with_images(|images| Target::create(&self.path(name), images, ""));
         machine.save(&target.unwrap())
     }
 
     fn restore(&self, name: &str, devices: Vec<DeviceBuilder>) -> Result<Machine, crate::machine::Failure> {
         let snapshot = self.with_images(|images| Snapshot::open(&self.path(name), images));
+        let snapshot = snapshot.unwrap();
+        let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
         let resources = restore::Resources {
-            kvm: File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/kvm")
-                .unwrap()
-                .into(),
-            snapshot: snapshot.unwrap(),
+            vm: restore::compare_host(kvm.into(), &snapshot)?,
+            snapshot,
             console_ring: None,
             devices,
         };
-        restore::restore(true, resources, &Confinement::none(), |_| {})
+        restore::restore(&config(true), resources, &Confinement::none(), |_| {})
     }
 }
 
 fn devices() -> Vec<DeviceBuilder> {
-    vec![Box::new(rng::spawn), Box::new(balloon::spawn)]
+    let tree = || fs::Config {
+        tag: "tag".to_owned(),
+        root: "/".into(),
+        prepared: fs::Prepared::without_jail().unwrap(),
+    };
+    vec![
+        Box::new(rng::spawn),
+        Box::new(balloon::spawn),
+        Box::new(move |env| fs::spawn(tree(), env)),
+    ]
 }
 
 /// A machine that has not started; None without KVM.
@@ -80,15 +86,6 @@ fn machine(devices: Vec<DeviceBuilder>, can_be_saved: bool) -> Option<Machine> {
     };
     let mut initrd = tempfile::tempfile().unwrap();
     initrd.write_all(b"initrd").unwrap();
-    let config = Config {
-        pod: "test".to_owned(),
-        memory_mib: 64,
-        vcpus: 1,
-        max_vcpus: 2,
-        extra_cmdline: String::new(),
-        console: ConsoleOutput::RingOnly,
-        can_be_saved,
-    };
     let resources = Resources {
         kvm: kvm.into(),
         kernel: kernel::tests::vmlinux(CODE, &kernel::tests::pvh_note()),
@@ -96,7 +93,19 @@ fn machine(devices: Vec<DeviceBuilder>, can_be_saved: bool) -> Option<Machine> {
         console_ring: None,
         devices,
     };
-    Some(build(&config, resources, &Confinement::none(), |_| {}).unwrap())
+    Some(build(&config(can_be_saved), resources, &Confinement::none(), |_| {}).unwrap())
+}
+
+fn config(can_be_saved: bool) -> Config {
+    Config {
+        pod: "test".to_owned(),
+        memory_mib: 64,
+        vcpus: 1,
+        max_vcpus: 2,
+        extra_cmdline: String::new(),
+        console: ConsoleOutput::RingOnly,
+        can_be_saved,
+    }
 }
 
 fn counter(machine: &Machine) -> u64 {
@@ -196,12 +205,25 @@ fn what_can_not_be_saved_is_named() {
         error,
         "virtio mem in PCI slot 1 can't be saved: it has state outside of its queues"
     );
+    let used: DeviceBuilder = Box::new(|env| {
+        let session = Session::default();
+        session.begin();
+        Ok(rng::spawn(env)?.with_session(session))
+    });
+    let mut with_session = machine(vec![used], true).unwrap();
+    with_session.run();
+    with_session.pause().unwrap();
+    let error = files.save(&with_session, "d").unwrap_err().to_string();
+    assert!(
+        error.starts_with("virtio rng in PCI slot 0 can't be saved: the guest has used it"),
+        "{error}"
+    );
     let mut unprepared = machine(devices(), false).unwrap();
     unprepared.run();
     unprepared.pause().unwrap();
     let error = files.save(&unprepared, "c").unwrap_err().to_string();
     assert_eq!(error, "the VM was not configured to be saved");
-    for name in ["a", "b", "c"] {
+    for name in ["a", "b", "c", "d"] {
         let opened = files.with_images(|images| Snapshot::open(&files.path(name), images));
         assert!(opened.is_err(), "{name}");
     }
@@ -220,6 +242,32 @@ fn other_devices_than_those_of_the_snapshot_are_refused() {
     let error = files.restore("a", only_rng).err().unwrap().to_string();
     assert_eq!(
         error,
-        "restore devices: the snapshot has the devices [(0, \"rng\"), (1, \"balloon\")], the VM [(0, \"rng\")]"
+        "restore devices: the snapshot has the devices [(0, \"rng\"), (1, \"balloon\"), (2, \"fs\")], the VM [(0, \"rng\")]"
     );
+}
+
+#[test]
+fn another_host_and_a_missing_vcpu_are_found_before_anything_else() {
+    let Some((original, files)) = saved_machine() else {
+        return;
+    };
+    drop(original);
+    let error = |change: &dyn Fn(&mut crate::snapshot::state::MachineState)| {
+        let opened = files.with_images(|images| Snapshot::open(&files.path("a"), images));
+        let mut snapshot = opened.unwrap();
+        change(&mut snapshot.machine);
+        let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
+        restore::compare_host(kvm.into(), &snapshot)
+            .unwrap_err()
+            .to_string()
+    };
+    let text = error(&|machine| machine.host.tsc_khz += 1);
+    assert!(
+        text.starts_with(
+            "compare the host: the snapshot was made on another host: it differs in the frequency"
+        ),
+        "{text}"
+    );
+    let text = error(&|machine| drop(machine.vcpus.pop()));
+    assert_eq!(text, "compare the host: the snapshot has no vCPU 1");
 }

@@ -19,6 +19,9 @@
 //! Open files: each inode that the guest has cached and each file that it has open is a descriptor of this
 //! process. A guest that exceeds RLIMIT_NOFILE less [`RESERVED_FILES`] gets ENFILE; the rest of the VMM is
 //! not affected.
+//!
+//! Snapshots: inodes and open files are state of this process alone. So the device can be saved until the
+//! driver has sent its first request, which begins a [`Session`]; a restored device serves another tree.
 
 mod checks;
 mod counts;
@@ -52,7 +55,7 @@ use virtiofsd::server::Server;
 use vmm_sys_util::epoll::EventSet;
 
 use super::worker::{ActiveDevice, Chain, DataPath, Fault, Notify};
-use super::{Device, DeviceError, Env, Spec};
+use super::{Device, DeviceError, Env, Session, Spec};
 use crate::jail::calls::fs::PROFILE;
 pub use counts::counts;
 use handles::{Handles, OpenFile, library_handle};
@@ -126,10 +129,12 @@ pub struct Config {
 /// # Errors
 /// [`DeviceError`] if the tag has a wrong length, the root can't be opened, or the worker can't be spawned.
 pub fn spawn(config: Config, env: &Env) -> Result<Device, DeviceError> {
-    let thread_env = env.clone();
-    Device::spawn(spec(&config.tag)?, env, move || {
-        FsDataPath::new(config, &thread_env)
-    })
+    let (thread_env, session) = (env.clone(), Session::default());
+    let thread_session = session.clone();
+    let device = Device::spawn(spec(&config.tag)?, env, move || {
+        FsDataPath::new(config, thread_session, &thread_env)
+    })?;
+    Ok(device.with_session(session))
 }
 
 fn spec(tag: &str) -> Result<Spec, DeviceError> {
@@ -163,15 +168,17 @@ struct FsDataPath {
     files: Arc<PassthroughFs>,
     handles: Arc<Handles>,
     syncs: Syncs,
+    session: Session,
     /// Guest memory of the current activation.
     view: Option<MemoryView>,
 }
 
 impl FsDataPath {
-    fn new(config: Config, env: &Env) -> Result<Self, Box<dyn Error + Send + Sync>> {
-        Self::with_syncs(config, |files| {
+    fn new(config: Config, session: Session, env: &Env) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let path = Self::with_syncs(config, |files| {
             Syncs::spawn(env, move |ctx, job| carry_out(&files, ctx, job))
-        })
+        })?;
+        Ok(Self { session, ..path })
     }
 
     /// With the sync thread that `spawn` spawns for the library's files.
@@ -191,6 +198,7 @@ impl FsDataPath {
             syncs: spawn(Arc::clone(&files))?,
             files,
             handles,
+            session: Session::default(),
             view: None,
         })
     }
@@ -200,6 +208,8 @@ impl FsDataPath {
         let Some(view) = &self.view else {
             return Some(0);
         };
+        // Any request, since the guest need not begin with FUSE_INIT.
+        self.session.begin();
         let has_room = self.syncs.has_room();
         let request = match request::serve(&self.server, view, &chain, has_room) {
             Served::Replied(length) => return Some(length),

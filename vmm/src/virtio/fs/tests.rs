@@ -4,6 +4,7 @@
 mod attributes;
 mod files;
 mod malformed;
+mod saved;
 mod syncs;
 mod unopened;
 
@@ -12,6 +13,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::*;
+use crate::virtio::Activation;
 use crate::virtio::testing::{BUFFERS, Driver, assert_passes_confined, readable, writable};
 
 // Opcodes of FUSE requests, as in linux/fuse.h.
@@ -156,6 +158,13 @@ impl Guest {
 
     /// With the device that `spawn` creates.
     fn with_device(spawn: impl FnOnce(Config, &Env) -> Device) -> Self {
+        let mut guest = Self::bound(spawn);
+        guest.init();
+        guest
+    }
+
+    /// As [`Guest::with_device`], before the first request.
+    fn bound(spawn: impl FnOnce(Config, &Env) -> Device) -> Self {
         let root = tempfile::tempdir().unwrap();
         let driver = Driver::new(QUEUE_SIZES);
         let config = Config {
@@ -165,15 +174,13 @@ impl Guest {
         };
         let mut device = spawn(config, &driver.env());
         device.activate(driver.activation(device.features())).unwrap();
-        let mut guest = Self {
+        Self {
             driver,
             device,
             root,
             user: 0,
             unique: 0,
-        };
-        guest.init();
-        guest
+        }
     }
 
     fn init(&mut self) {
@@ -326,6 +333,11 @@ fn files_work_confined() {
 #[test]
 fn unopened_files_work_confined() {
     assert_passes_confined("virtio::fs::tests::unopened::");
+}
+
+#[test]
+fn a_restored_device_works_confined() {
+    assert_passes_confined("virtio::fs::tests::saved::");
 }
 
 #[test]
