@@ -2,10 +2,12 @@
 //! the start, the guest's connections and the end of the VM are reported over it. Called by `main`; never
 //! returns.
 
+mod template;
+
 use std::error::Error as StdError;
 
 use nacre_protocol::control::{
-    Configure, DescriptorError, Descriptors, DeviceConfig, DeviceListError, Outcome, TemplateFiles,
+    Configure, DescriptorError, Descriptors, DeviceConfig, DeviceListError, Outcome,
 };
 use nacre_protocol::fault::{self, FaultPoint};
 use nacre_protocol::stream_table::StreamTable;
@@ -14,10 +16,11 @@ use crate::config::{self, Config};
 use crate::control::Control;
 use crate::jail::calls::CONTROL;
 use crate::jail::{self, Confinement, Violation};
-use crate::machine::{self, DeviceBuilder, Failure, Machine, Resources};
+use crate::machine::{self, DeviceBuilder, Failure, Machine, Resources, restore};
 use crate::main_loop::{self, Inputs, StopReason};
 use crate::process::exit_now;
 use crate::virtio::{blk, fs, mem, net, vsock};
+use template::{Continuation, Template};
 
 /// A failed step before [`machine::build`], with its error.
 struct StepError(&'static str, Box<dyn StdError>);
@@ -51,48 +54,66 @@ pub(crate) enum Refused {
     Open(#[from] std::io::Error),
 }
 
+/// What the shim has configured, once the jail is closed.
+struct Prepared {
+    config: Config,
+    resources: Resources,
+    confinement: Confinement,
+    /// None if the guest boots.
+    continuation: Option<Continuation>,
+}
+
 /// Runs the VM that the shim configures until the VM ends or the shim closes the socket.
 pub fn run(control: &Control) -> ! {
     fault::prepare();
     let prepared = prepare(control);
-    let (config, resources, confinement) =
+    let prepared =
         prepared.unwrap_or_else(|StepError(step, error)| control.fail_at(step, error.as_ref(), None));
-    let machine =
-        build(control, &config, resources, &confinement).unwrap_or_else(|failure| control.fail(&failure));
+    let machine = build(control, prepared).unwrap_or_else(|failure| control.fail(&failure));
     run_machine(machine, control)
 }
 
 /// Receives the configuration, opens what must be opened outside of the jail, and closes the jail.
-fn prepare(control: &Control) -> Result<(Config, Resources, Confinement), StepError> {
+fn prepare(control: &Control) -> Result<Prepared, StepError> {
     let (configure, descriptors) = control
         .receive_configuration()
         .map_err(StepError::at("receive configuration"))?;
     let check = StepError::at("check configuration");
-    let (config, resources) = check_configuration(configure, descriptors, control).map_err(check)?;
+    let (config, resources, template) =
+        check_configuration(configure, descriptors, control).map_err(check)?;
     fault::reach(FaultPoint::VmmConfigured);
     jail::enter(None).map_err(StepError::at("close jail"))?;
     let confinement = Confinement::closed(Violation::Kill).map_err(StepError::at("close jail"))?;
     fault::reach(FaultPoint::VmmJailed);
     control.send_step("jail closed");
-    Ok((config, resources, confinement))
+    let opened = template.map(|template| template.open(&config, &resources));
+    let continuation = opened.and_then(|opened| {
+        let refused = |error: &template::Refused| control.send_template_refused(&error.to_string());
+        opened.inspect_err(refused).ok()
+    });
+    Ok(Prepared {
+        config,
+        resources,
+        confinement,
+        continuation,
+    })
 }
 
-/// Checks every field of `configure`, and puts every descriptor in its place.
+/// Checks every field of `configure`, and puts every descriptor in its place. Reads no file of the template.
 pub(crate) fn check_configuration(
     configure: Configure,
     mut descriptors: Descriptors,
     control: &Control,
-) -> Result<(Config, Resources), Refused> {
+) -> Result<(Config, Resources, Option<Template>), Refused> {
     let config = Config::try_from(&configure)?;
     configure.check_devices()?;
+    let template = configure
+        .template
+        .map(|files| Template::take(files, &mut descriptors, &configure.devices))
+        .transpose()?;
     let devices = configure.devices.into_iter();
     let devices = devices.map(|config| device(config, &mut descriptors, control));
     let devices = devices.collect::<Result<_, _>>()?;
-    if let Some(TemplateFiles { state, memory }) = configure.template {
-        drop(descriptors.take("template: state", state)?);
-        drop(descriptors.take("template: memory", memory)?);
-        control.send_template_refused("this build boots every guest");
-    }
     let resources = Resources {
         kvm: descriptors.take("kvm", configure.kvm)?,
         kernel: descriptors.take("kernel", configure.kernel)?.into(),
@@ -101,7 +122,7 @@ pub(crate) fn check_configuration(
         devices,
     };
     descriptors.finish()?;
-    Ok((config, resources))
+    Ok((config, resources, template))
 }
 
 /// The device that `config` describes: the one place where a configuration becomes a device. Opens what can't
@@ -157,25 +178,58 @@ pub(crate) fn device(
     })
 }
 
-fn build(
-    control: &Control,
-    config: &Config,
-    resources: Resources,
-    confinement: &Confinement,
-) -> Result<Machine, Failure> {
-    let machine = machine::build(config, resources, confinement, |step| {
-        control.send_step(step);
-    })?;
+/// Boots or restores the machine, and confines the main thread.
+fn build(control: &Control, prepared: Prepared) -> Result<Machine, Failure> {
+    let Prepared {
+        config,
+        resources,
+        confinement,
+        continuation,
+    } = prepared;
+    let on_step = |step| control.send_step(step);
+    let machine = match continuation {
+        None => machine::build(&config, resources, &confinement, on_step)?,
+        Some(continuation) => continue_from(continuation, &config, resources, &confinement, on_step)?,
+    };
     confinement
         .confine(&CONTROL)
         .map_err(Failure::at("confine main thread"))?;
     Ok(machine)
 }
 
+/// Restores the machine. Devices that the template does not have are attached before the guest goes on.
+fn continue_from(
+    continuation: Continuation,
+    config: &Config,
+    resources: Resources,
+    confinement: &Confinement,
+    on_step: impl FnMut(&'static str),
+) -> Result<Machine, Failure> {
+    let Continuation { snapshot, vm } = continuation;
+    let mut devices = resources.devices;
+    let later = devices.split_off(snapshot.machine.devices.len().min(devices.len()));
+    let resources = restore::Resources {
+        vm,
+        snapshot,
+        console_ring: resources.console_ring,
+        devices,
+    };
+    let mut machine = restore::restore(config, resources, confinement, on_step)?;
+    for device in later {
+        machine
+            .attach(device)
+            .map_err(Failure::at("attach virtio devices"))?;
+    }
+    machine
+        .renew_generation_id()
+        .map_err(Failure::at("renew the generation id"))?;
+    Ok(machine)
+}
+
 fn run_machine(mut machine: Machine, control: &Control) -> ! {
     fault::reach(FaultPoint::VmmBuilt);
     control.send_running();
-    machine.run();
+    machine.start();
     fault::reach(FaultPoint::VmmRuns);
     let inputs = Inputs {
         control: Some(control),

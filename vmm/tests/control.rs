@@ -10,6 +10,10 @@ mod guest;
 mod memory;
 #[path = "control/network.rs"]
 mod network;
+#[path = "control/pause.rs"]
+mod pause;
+#[path = "control/template.rs"]
+mod template;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -20,7 +24,7 @@ use nacre_protocol::BUILD_ID;
 use nacre_protocol::console::RING_BYTES;
 use nacre_protocol::control::{
     Answer, Channel, Configure, DeviceConfig, Error, ErrorText, FdIndex, FromVmm, MAX_DEVICES, MAX_FDS,
-    Outcome, Request, ToVmm,
+    Outcome, Request, TemplateFiles, ToVmm,
 };
 use nacre_protocol::guest::SHARED_TAG;
 use nacre_protocol::stream_table::TABLE_BYTES;
@@ -62,10 +66,15 @@ impl Vmm {
     }
 
     fn configure(&self, configure: Configure, kernel: &File) {
+        self.configure_with(configure, kernel, &[]);
+    }
+
+    /// With `more` descriptors after those of [`configure`].
+    fn configure_with(&self, configure: Configure, kernel: &File, more: &[RawFd]) {
         let console = tempfile::tempfile().unwrap();
         console.set_len(RING_BYTES).unwrap();
         let mut initrd = tempfile::tempfile().unwrap();
-        initrd.write_all(&[7; 5000]).unwrap();
+        initrd.write_all(INITRD).unwrap();
         let kvm: OwnedFd = kvm().unwrap_or_else(|| File::open("/dev/null").unwrap()).into();
         let stream_table = tempfile::tempfile().unwrap();
         stream_table.set_len(TABLE_BYTES).unwrap();
@@ -77,7 +86,7 @@ impl Vmm {
             stream_table.as_raw_fd(),
         ];
         let message: ToVmm = ToVmm::Configure(configure);
-        self.control.send(&message, &fds).unwrap();
+        self.control.send(&message, &[&fds, more].concat()).unwrap();
     }
 
     /// Receives all messages until the VMM closes its end.
@@ -134,6 +143,9 @@ impl Vmm {
         self.child.wait().unwrap()
     }
 }
+
+/// The content of the initramfs.
+const INITRD: &[u8] = &[7; 5000];
 
 /// Number of descriptors that [`configure`] names.
 const FDS: usize = 5;
@@ -281,36 +293,6 @@ impl Vmm {
             panic!()
         };
         counts.get("port read unclaimed").copied().unwrap_or_default()
-    }
-}
-
-#[test]
-fn a_paused_guest_stands_still_until_it_is_resumed() {
-    let Some(vmm) = Vmm::running(BUSY_GUEST) else {
-        return;
-    };
-    let advances = |from: u64| (0..100_000).any(|_| vmm.reads() > from);
-    for _ in 0..20 {
-        // Each of the two has no effect the second time.
-        for _ in 0..2 {
-            assert_eq!(vmm.request(Request::Pause), Ok(Answer::Done));
-        }
-        let reads = vmm.reads();
-        assert!((0..10).all(|_| vmm.reads() == reads), "a paused guest ran");
-        for _ in 0..2 {
-            assert_eq!(vmm.request(Request::Resume), Ok(Answer::Done));
-        }
-        assert!(advances(reads), "a resumed guest stands still");
-    }
-    assert_eq!(vmm.close().code(), Some(0));
-}
-
-#[test]
-fn a_paused_vm_ends_with_the_shim() {
-    for guest in [BUSY_GUEST, IDLE_GUEST] {
-        let Some(vmm) = Vmm::running(guest) else { return };
-        assert_eq!(vmm.request(Request::Pause), Ok(Answer::Done));
-        assert_eq!(vmm.close().code(), Some(0));
     }
 }
 

@@ -128,6 +128,12 @@ pub fn check_pluggable(max_mib: u32) -> Result<(), DeviceListError> {
 }
 
 impl DeviceConfig {
+    /// The name of the device's kind, such as "vsock", which is also the VMM's name of the device.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.kind().0
+    }
+
     /// The name of the device's kind, and how many of that kind a VM may have.
     fn kind(&self) -> (&'static str, usize) {
         match self {
