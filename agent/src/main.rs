@@ -16,6 +16,7 @@ mod cpus;
 mod devices;
 mod dial;
 mod disk;
+mod entropy;
 mod error;
 mod exec;
 mod fork;

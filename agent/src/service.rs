@@ -23,6 +23,7 @@ use crate::container::{Containers, check_signal};
 use crate::cpus::Cpus;
 use crate::dial::Dialer;
 use crate::disk;
+use crate::entropy;
 use crate::error::Error;
 use crate::forward::forward;
 use crate::guest_init;
@@ -101,7 +102,11 @@ fn check_build(shim: &str) -> Result<(), Error> {
 impl Agent for Service {
     async fn setup(&self, _: &TtrpcContext, request: SetupRequest) -> ttrpc::Result<SetupResponse> {
         check_build(&request.build_id)?;
-        // First: the host name, the links and the sysctls are those of its namespaces.
+        if self.guest.is_some() {
+            // Before anything draws a random number in this life.
+            entropy::seed(&request.entropy)?;
+        }
+        // Before the rest: the host name, the links and the sysctls are those of its namespaces.
         self.containers.enter_users(&request.uids, &request.gids)?;
         if let Some(guest) = &self.guest {
             guest

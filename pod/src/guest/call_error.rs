@@ -13,7 +13,7 @@ pub enum CallError {
     Answer(ttrpc::Code, String),
     /// No answer came within [`DEADLINE`]. The agent may still carry the call out.
     TimedOut,
-    /// The stream is lost, most likely with the VM.
+    /// The stream is lost, most likely with the VM; or the request can't be made.
     Lost(String),
 }
 

@@ -2,15 +2,19 @@
 
 use nacre_protocol::agent::{self, Network, SetupRequest, SetupResponse};
 use nacre_protocol::text::printable;
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::{CallError, Guest, context};
 use crate::guest_text::MAX_NAME;
 use crate::mount::{IdMap, IdRange};
 use crate::pod_spec::PodSpec;
 
+/// How many random bytes the guest gets. getrandom(2) gives up to 256 at once, and never fewer.
+const ENTROPY: usize = 64;
+
 impl Guest {
-    /// The first call: compares the builds, and sets the guest's clock and host name, the pod's user namespace, network
-    /// and sysctls.
+    /// The first call: compares the builds, seeds the guest's random number generator, and sets its clock and
+    /// host name, the pod's user namespace, network and sysctls.
     ///
     /// # Errors
     /// [`CallError`], with FAILED_PRECONDITION if the builds differ.
@@ -29,6 +33,7 @@ impl Guest {
             sysctls: spec.sysctls.clone().into_iter().collect(),
             uids: uids.into_iter().map(id_range).collect(),
             gids: gids.into_iter().map(id_range).collect(),
+            entropy: entropy()?,
             ..Default::default()
         };
         let mut response = self
@@ -48,6 +53,15 @@ impl Guest {
         self.within_deadline(self.client.configure_network(context(), network))
             .await?;
         Ok(())
+    }
+}
+
+/// Random bytes of the host.
+fn entropy() -> Result<Vec<u8>, CallError> {
+    let mut bytes = vec![0; ENTROPY];
+    match getrandom(&mut bytes, GetRandomFlags::empty()) {
+        Ok(ENTROPY) => Ok(bytes),
+        drawn => Err(CallError::Lost(format!("drawing random bytes: {drawn:?}"))),
     }
 }
 

@@ -61,6 +61,8 @@ struct Report {
     cpus: usize,
     /// Drawn in the second life, once the host has called.
     random: Vec<u8>,
+    /// Drawn by the kernel when it was first read, which is then.
+    boot_id: String,
 }
 
 fn goes_on(build: &Build, vcpus: u32) -> Result<()> {
@@ -76,9 +78,13 @@ fn goes_on(build: &Build, vcpus: u32) -> Result<()> {
     for _ in 0..2 {
         let report = restored(build, &snapshot)?;
         ensure!(report.cpus.to_string() == vcpus, "{report:?}");
-        drawn.push(report.random);
+        drawn.push((report.random, report.boot_id));
     }
-    ensure!(drawn[0] != drawn[1], "both lives drew {:?}", drawn[0]);
+    let (one, other) = (&drawn[0], &drawn[1]);
+    ensure!(
+        one.0 != other.0 && one.1 != other.1,
+        "both lives drew {one:?}, or a part of it"
+    );
     Ok(())
 }
 
@@ -306,6 +312,7 @@ fn live_twice(parameters: &Parameters) -> Result<Value> {
         remembers: (0..1_u32 << 20).flat_map(u32::to_ne_bytes).eq(memory),
         cpus: std::thread::available_parallelism()?.get(),
         random,
+        boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")?,
     };
     Ok(json!(report))
 }

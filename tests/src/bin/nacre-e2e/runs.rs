@@ -37,18 +37,20 @@ fn prints_in_another_kernel() -> Result<()> {
 }
 
 fn three_at_once() -> Result<()> {
-    let script = "cat /proc/sys/kernel/random/boot_id; read x; echo $x";
+    let random = "$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n')";
+    let script = format!("echo $(cat /proc/sys/kernel/random/boot_id) {random}; read x; echo $x");
     let run = Run {
-        command: &["sh", "-c", script],
+        command: &["sh", "-c", &script],
         ..Run::default()
     };
     let mut running = Vec::new();
     for word in ["one", "two", "three"] {
         running.push(run.spawn(&fresh_id(word))?);
     }
-    let mut boots = Vec::new();
+    let mut drawn = Vec::new();
     for container in &mut running {
-        boots.push(container.line()?);
+        let line = container.line()?;
+        drawn.extend(line.split_whitespace().map(str::to_owned));
     }
     let vmms = nacre_tests::leaks::nacre_processes()?
         .iter()
@@ -65,11 +67,11 @@ fn three_at_once() -> Result<()> {
             "{output:?}"
         );
     }
-    boots.sort();
-    boots.dedup();
+    drawn.sort();
+    drawn.dedup();
     ensure!(
-        boots.len() == 3,
-        "expected three different boot ids, got {boots:?}"
+        drawn.len() == 6,
+        "expected three boot ids and three random numbers, got {drawn:?}"
     );
     Ok(())
 }
