@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::sync::oneshot;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, Service};
@@ -17,14 +18,19 @@ use ttrpc::asynchronous::{Server, Service};
 /// server.
 pub struct Connection {
     _server: Server,
+    stream: Arc<AsyncFd<OwnedFd>>,
     ended: oneshot::Receiver<()>,
 }
 
 impl Connection {
-    /// Waits until the peer closes the stream or reading from it fails.
+    /// Waits until the peer closes the stream, reading from it fails, or it is reset.
     pub async fn ended(&mut self) {
-        // The sender is dropped with the stream, so an error also means that the stream has ended.
-        let _ = (&mut self.ended).await;
+        tokio::select! {
+            // The sender is dropped with the stream, so an error also means that the stream has ended.
+            _ = &mut self.ended => {}
+            // A vsock stream that is reset has an error (EPOLLERR) and nothing to read.
+            _ = self.stream.ready(Interest::ERROR) => {}
+        }
     }
 }
 
@@ -34,8 +40,9 @@ pub async fn serve(
     services: HashMap<String, Service>,
 ) -> ttrpc::Result<Connection> {
     let (ended, receiver) = oneshot::channel();
+    let inner = Arc::new(stream);
     let stream = Stream {
-        inner: stream,
+        inner: Arc::clone(&inner),
         ended: Some(ended),
     };
     let listener = Listener::new(futures::stream::iter([Ok(stream)]));
@@ -43,12 +50,13 @@ pub async fn serve(
     server.start().await?;
     Ok(Connection {
         _server: server,
+        stream: inner,
         ended: receiver,
     })
 }
 
 struct Stream {
-    inner: AsyncFd<OwnedFd>,
+    inner: Arc<AsyncFd<OwnedFd>>,
     ended: Option<oneshot::Sender<()>>,
 }
 
@@ -104,6 +112,42 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(rustix::net::shutdown(&self.inner, rustix::net::Shutdown::Write).map_err(io::Error::from))
+        Poll::Ready(
+            rustix::net::shutdown(self.inner.get_ref(), rustix::net::Shutdown::Write)
+                .map_err(io::Error::from),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::async_fd;
+
+    async fn ends_with<T>(stream: OwnedFd, peer: T) {
+        let stream = async_fd::register(stream).unwrap();
+        let mut connection = serve(stream, HashMap::new()).await.unwrap();
+        let soon = Duration::from_millis(50);
+        tokio::time::timeout(soon, connection.ended()).await.unwrap_err();
+        drop(peer);
+        let late = Duration::from_secs(60);
+        tokio::time::timeout(late, connection.ended()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_closed_stream_has_ended() {
+        let (stream, peer) = UnixStream::pair().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        ends_with(stream.into(), peer).await;
+    }
+
+    /// As a vsock stream has it that is reset: the write end of a pipe, once its read end is closed.
+    #[tokio::test]
+    async fn a_stream_that_has_only_an_error_has_ended() {
+        let (peer, stream) = std::io::pipe().unwrap();
+        ends_with(stream.into(), peer).await;
     }
 }
