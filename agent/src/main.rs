@@ -54,7 +54,7 @@ use crate::cpus::Cpus;
 use crate::dial::{Dialer, Dialing};
 use crate::memory::Memory;
 use crate::reaper::Reaper;
-use crate::service::{GuestState, Service, Times};
+use crate::service::{GuestState, Life, Service};
 
 /// Exit status for a wrong command line, as usual for programs of the shell.
 const USAGE: i32 = 2;
@@ -172,14 +172,18 @@ async fn serve(dialer: &Dialer, started_us: u64, is_template: bool) -> Result<()
         None => live_again(dialer).await?,
     };
     if is_guest_init {
-        guest_init::mount_shared_tree()?;
+        mount_shared_tree(is_template)?;
     }
     let stream = dialing.finish().await?;
-    let times = Times {
-        started_us,
-        dialed_us: guest_init::monotonic_us(),
+    let life = if is_template {
+        Life::Restored
+    } else {
+        Life::Booted {
+            started_us,
+            dialed_us: guest_init::monotonic_us(),
+        }
     };
-    let methods = Service::methods(Arc::clone(&containers), dialer.clone(), times, guest);
+    let methods = Service::methods(Arc::clone(&containers), dialer.clone(), life, guest);
     let mut serving = connection::serve(stream, methods).await?;
     if is_guest_init && !is_template {
         guest_init::prepare_for_containers()?;
@@ -193,10 +197,17 @@ async fn serve(dialer: &Dialer, started_us: u64, is_template: bool) -> Result<()
 async fn live_again(dialer: &Dialer) -> Result<Dialing> {
     guest_init::prepare_for_containers()?;
     template::wait_for_next_life(dialer).await?;
-    let dialing = dialer.start(AGENT_PORT)?;
-    // The shared tree's device was attached before the VM went on.
-    pci::find_attached()?;
-    Ok(dialing)
+    Ok(dialer.start(AGENT_PORT)?)
+}
+
+/// Mounts the tree that the host shares. The device of a template may have been attached after it was saved.
+fn mount_shared_tree(is_template: bool) -> Result<()> {
+    let mounted = guest_init::mount_shared_tree();
+    if is_template && mounted.is_err() {
+        pci::find_attached()?;
+        return Ok(guest_init::mount_shared_tree()?);
+    }
+    Ok(mounted?)
 }
 
 #[cfg(test)]

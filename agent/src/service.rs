@@ -36,13 +36,19 @@ use crate::reaper::realtime_ns;
 /// Longest build id of a shim that an error message repeats, in characters.
 const MAX_BUILD_ID: usize = 100;
 
-/// Times of the agent's start, in microseconds of the guest's monotonic clock.
+/// How this life of the guest has begun.
 #[derive(Debug, Clone, Copy)]
-pub struct Times {
-    /// When `main` began.
-    pub started_us: u64,
-    /// When the stream to the host was open.
-    pub dialed_us: u64,
+pub enum Life {
+    /// By a boot. The times are in microseconds of the guest's monotonic clock.
+    Booted {
+        /// When `main` began.
+        started_us: u64,
+        /// When the stream to the host was open.
+        dialed_us: u64,
+    },
+    /// From a snapshot, which was made after `main` had begun. Devices may have been attached before the guest
+    /// went on.
+    Restored,
 }
 
 /// What belongs to the guest and not to a container.
@@ -59,7 +65,7 @@ pub struct GuestState {
 pub struct Service {
     containers: Arc<Containers>,
     dialer: Dialer,
-    times: Times,
+    life: Life,
     /// None unless this agent is PID 1 of a guest, and so owns it.
     guest: Option<GuestState>,
 }
@@ -69,13 +75,13 @@ impl Service {
     pub fn methods(
         containers: Arc<Containers>,
         dialer: Dialer,
-        times: Times,
+        life: Life,
         guest: Option<GuestState>,
     ) -> HashMap<String, Methods> {
         create_agent(Arc::new(Self {
             containers,
             dialer,
-            times,
+            life,
             guest,
         }))
     }
@@ -84,6 +90,14 @@ impl Service {
         self.guest.as_ref().ok_or_else(|| Error::BadRequest {
             what: "this agent runs standalone: it has no guest".to_owned(),
         })
+    }
+
+    async fn set_up_network(&self, network: &Network) -> Result<(), Error> {
+        match self.life {
+            // The kernel knows the devices of its boot only.
+            Life::Restored if network::has_devices(network) => network::set_up_attached(network).await,
+            Life::Booted { .. } | Life::Restored => network::set_up(network),
+        }
     }
 }
 
@@ -113,15 +127,22 @@ impl Agent for Service {
                 .clock
                 .set(Duration::from_nanos(request.realtime_ns.unsigned_abs()))?;
             guest_init::set_hostname(&request.hostname)?;
-            network::set_up(&request.network)?;
+            self.set_up_network(&request.network).await?;
             pod::set_sysctls(&request.sysctls)?;
         }
         fault::reach(FaultPoint::AgentSetUp);
+        let (started_us, dialed_us) = match self.life {
+            Life::Booted {
+                started_us,
+                dialed_us,
+            } => (started_us, dialed_us),
+            Life::Restored => (0, 0),
+        };
         Ok(SetupResponse {
             build_id: BUILD_ID.to_owned(),
             kernel_release: guest_init::kernel_release(),
-            init_started_us: self.times.started_us,
-            dialed_us: self.times.dialed_us,
+            init_started_us: started_us,
+            dialed_us,
             ..SetupResponse::default()
         })
     }

@@ -30,6 +30,11 @@ pub async fn set_up_attached(network: &Network) -> Result<(), Error> {
     carrier::wait_for_carriers(&changes, &network.links).await
 }
 
+/// Whether a link of `network` is a device of the VM.
+pub fn has_devices(network: &Network) -> bool {
+    network.links.iter().any(|link| !link.mac.is_empty())
+}
+
 /// Sets up `network`; costs nothing if it is empty.
 pub fn set_up(network: &Network) -> Result<(), Error> {
     if network.links.is_empty() && network.routes.is_empty() && network.rules.is_empty() {

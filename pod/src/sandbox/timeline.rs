@@ -51,8 +51,12 @@ impl Recorder {
     }
 
     /// Records when the guest's kernel and its init started. The arguments are the guest's clock,
-    /// microseconds since its kernel's start, when init started and when the agent connected.
+    /// microseconds since its kernel's start, when init started and when the agent connected. If both are 0,
+    /// the guest continues from a snapshot, and has no such times.
     pub fn guest_clock(&mut self, init_started_us: u64, dialed_us: u64) {
+        if (init_started_us, dialed_us) == (0, 0) {
+            return;
+        }
         let Some(connected) = self
             .timeline
             .steps
@@ -127,6 +131,9 @@ mod tests {
             (at("guest: kernel entered"), at("guest: init started")),
             (Some(3_000), Some(6_000))
         );
+        let count = recorder.timeline().steps.len();
+        recorder.guest_clock(0, 0);
+        assert_eq!(recorder.timeline().steps.len(), count, "a restored guest");
         (0..1000).for_each(|_| recorder.step("x", 0));
         assert_eq!(recorder.timeline().steps.len(), MAX_STEPS);
     }
