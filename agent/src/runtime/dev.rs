@@ -66,7 +66,7 @@ pub fn fill(tree: &Tree, spec: &Spec) -> std::result::Result<(), Failure> {
         let made = if is_bound && node.kind != FileType::Fifo {
             node.bind(tree)
         } else {
-            node.make(tree)
+            node.make(tree, &directory)
         };
         made.map_err(|error| Failure::Step(format!("linux.devices: {}: {error}", node.path.display())))
     });
@@ -129,10 +129,19 @@ impl Node {
         }
     }
 
-    fn make(&self, tree: &Tree) -> Result<()> {
-        let (parent, name) = tree.parent_of(&self.path)?;
+    /// Makes it; `dev` is the directory /dev.
+    fn make(&self, tree: &Tree, dev: &OwnedFd) -> Result<()> {
+        let elsewhere;
+        let (parent, name) = match self.path.file_name() {
+            Some(name) if self.path.parent() == Some(Path::new(DEV)) => (dev, name),
+            _ => {
+                let (parent, name) = tree.parent_of(&self.path)?;
+                elsewhere = parent;
+                (&elsewhere, name)
+            }
+        };
         match mknodat(
-            &parent,
+            parent,
             name,
             self.kind,
             Mode::from_raw_mode(self.mode),
@@ -141,7 +150,7 @@ impl Node {
             // A mount of the spec, or a file of the image.
             Err(Errno::EXIST) => Ok(()),
             Err(error) => Err(error),
-            Ok(()) => self.change_owner(&parent, name),
+            Ok(()) => self.change_owner(parent, name),
         }
     }
 

@@ -33,10 +33,11 @@ pub fn restrict(spec: &Spec) -> Result<(), Failure> {
             make_read_only(&found).map_err(|error| failed(error.to_string()))?;
         }
     }
+    let mut covers = Covers::default();
     for path in &masked {
         let failed = |error: String| Failure::Step(format!("linux.maskedPaths: {path}: {error}"));
         if let Some(found) = find(&root, path).map_err(|error| failed(error.to_string()))? {
-            mask(&root, &found).map_err(failed)?;
+            covers.mask(&root, &found).map_err(failed)?;
         }
     }
     Ok(())
@@ -61,24 +62,55 @@ fn copy_of(path: &OwnedFd, more: OpenTreeFlags) -> Result<OwnedFd, Errno> {
     open_tree(path, "", flags | OpenTreeFlags::AT_EMPTY_PATH | more)
 }
 
-/// Mounts an empty directory on a directory, and /dev/null on anything else.
-fn mask(root: &Tree, path: &OwnedFd) -> Result<(), String> {
-    let failed = |error: Errno| error.to_string();
-    let stat = fstat(path).map_err(failed)?;
-    let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+/// What is mounted on masked paths, once it was needed.
+#[derive(Default)]
+struct Covers {
+    /// The mount of an empty directory that is attached. Others are its copies: it costs a file system.
+    directory: Option<OwnedFd>,
+    /// The null device of the container.
+    null: Option<OwnedFd>,
+}
+
+impl Covers {
+    /// Mounts an empty directory on a directory, and /dev/null on anything else.
+    fn mask(&mut self, root: &Tree, path: &OwnedFd) -> Result<(), String> {
+        let failed = |error: Errno| error.to_string();
+        let stat = fstat(path).map_err(failed)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            let null = match self.null.take() {
+                Some(null) => null,
+                None => find_null(root)?,
+            };
+            let copy = copy_of(&null, OpenTreeFlags::empty()).map_err(failed)?;
+            self.null = Some(null);
+            return attach(&copy, path).map_err(failed);
+        }
+        if let Some(mounted) = &self.directory {
+            let copy = copy_of(mounted, OpenTreeFlags::empty()).map_err(failed)?;
+            // Not a peer of the other, should that be shared: what is mounted on one must not appear on the other.
+            let private = Change::propagation(libc::MS_PRIVATE).apply(copy.as_fd(), false);
+            private.map_err(|error| error.to_string())?;
+            return attach(&copy, path).map_err(failed);
+        }
         let tmpfs = FileSystem {
             kind: "tmpfs",
             source: Path::new("tmpfs"),
             parameters: &[],
             attributes: libc::MOUNT_ATTR_RDONLY,
         };
-        tmpfs.make()?
+        let mounted = tmpfs.make()?;
+        attach(&mounted, path).map_err(failed)?;
+        self.directory = Some(mounted);
+        Ok(())
+    }
+}
+
+fn find_null(root: &Tree) -> Result<OwnedFd, String> {
+    let null = root.find(Path::new(NULL), OFlags::empty());
+    let null = null.map_err(|error| error.to_string())?;
+    if is_null(&null) {
+        Ok(null)
     } else {
-        let null = root.find(Path::new(NULL), OFlags::empty()).map_err(failed)?;
-        if !is_null(&null) {
-            return Err(format!("{NULL} of the container is not the null device"));
-        }
-        copy_of(&null, OpenTreeFlags::empty()).map_err(failed)?
-    };
-    attach(&cover, path).map_err(failed)
+        Err(format!("{NULL} of the container is not the null device"))
+    }
 }

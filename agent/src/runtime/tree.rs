@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path};
+use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::io::{Errno, Result};
@@ -58,26 +58,26 @@ impl Tree {
 
     /// Opens the directory `path`, after making what is missing of it.
     pub fn make_directories(&self, path: &Path) -> Result<OwnedFd> {
-        match self.find(path, OFlags::DIRECTORY) {
-            Err(Errno::NOENT) => {}
-            found => return found,
-        }
-        let mut made = Path::new("/").to_owned();
-        let mut parent = self.find(&made, OFlags::DIRECTORY)?;
-        for component in path.components() {
-            match component {
-                Component::RootDir | Component::CurDir | Component::Prefix(_) => continue,
-                Component::Normal(_) | Component::ParentDir => made.push(component),
-            }
-            let found = match (self.find(&made, OFlags::DIRECTORY), component) {
-                (Err(Errno::NOENT), Component::Normal(name)) => {
-                    make_directory(&parent, name).and_then(|()| self.find(&made, OFlags::DIRECTORY))
-                }
-                (found, _) => found,
+        // From the end, because most often only the last one is missing.
+        let mut missing = Vec::new();
+        let mut above = path.ancestors();
+        let mut found = loop {
+            let Some(directory) = above.next() else {
+                return Err(Errno::NOENT);
             };
-            parent = found?;
+            match self.find(directory, OFlags::DIRECTORY) {
+                Err(Errno::NOENT) => missing.push(directory),
+                found => break found?,
+            }
+        };
+        for directory in missing.into_iter().rev() {
+            // None after "..", which exists once what is before it does.
+            if let Some(name) = directory.file_name() {
+                make_directory(&found, name)?;
+            }
+            found = self.find(directory, OFlags::DIRECTORY)?;
         }
-        Ok(parent)
+        Ok(found)
     }
 
     /// Opens the directory that `path` is in, which is made if it is missing, and returns it with the last
