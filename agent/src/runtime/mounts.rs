@@ -79,7 +79,7 @@ fn bind(tree: &Tree, mount: &Mount, options: &Options) -> Result<(), String> {
     let target = target.map_err(|error| format!("making the mount point: {error}"))?;
     let set = |error: std::io::Error| format!("setting its options: {error}");
     options.of_copy().apply(copy.as_fd(), false).map_err(set)?;
-    options.below.apply(copy.as_fd(), true).map_err(set)?;
+    options.below_copy().apply(copy.as_fd(), true).map_err(set)?;
     attach(&copy, &target).map_err(|error| format!("attaching it: {error}"))
 }
 

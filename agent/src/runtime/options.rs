@@ -16,6 +16,9 @@ const NO_SYMLINKS: u64 = libc::MOUNT_ATTR_NOSYMFOLLOW;
 /// A field of several bits; relatime is 0 in it.
 const ATIME: u64 = libc::MOUNT_ATTR__ATIME;
 
+/// What the host's mounts may not allow (`super::restrictions`).
+const RESTRICTIONS: u64 = NO_EXEC | NO_SUID | NO_DEV | NO_SYMLINKS;
+
 /// What the options of a mount ask for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -47,11 +50,21 @@ impl Options {
         self.attributes | self.atime.unwrap_or(0)
     }
 
-    /// The change of the attributes of a copy of a mount.
+    /// The change of the attributes of a copy of a mount. That of the mounts below it, [`Self::below_copy`], follows.
     pub fn of_copy(&self) -> Change {
+        let attributes = self.attributes & !self.below.clear;
         Change {
             clear: self.atime.map_or(0, |_| ATIME),
-            ..Change::set(self.of_new_mount())
+            ..Change::set(attributes | self.atime.unwrap_or(0))
+        }
+    }
+
+    /// The change of the attributes of a copy of a mount and of the mounts below it. It takes off nothing that the
+    /// host's mounts do not allow: all that a mount of the guest does not allow.
+    pub fn below_copy(&self) -> Change {
+        Change {
+            clear: self.below.clear & !RESTRICTIONS,
+            ..self.below
         }
     }
 
@@ -151,6 +164,24 @@ mod tests {
             let copy = parse(text).of_copy();
             assert_eq!((copy.set, copy.clear), (attributes, clear), "{text}");
         }
+    }
+
+    #[test]
+    fn a_copy_keeps_what_its_mount_does_not_allow() {
+        let changes = |text: &str| {
+            let options = Options::parse(text.split(' '));
+            (options.of_copy(), options.below_copy())
+        };
+        let nothing = Change::default();
+        assert_eq!(changes("rexec rsuid rdev rsymfollow"), (nothing, nothing));
+        // Of the options of one mount, the recursive ones count last.
+        assert_eq!(changes("noexec rexec"), (nothing, nothing));
+        assert_eq!(changes("rexec noexec rnoexec"), (nothing, Change::set(NO_EXEC)));
+        let writable = Change {
+            clear: READ_ONLY,
+            ..nothing
+        };
+        assert_eq!(changes("ro rrw nosuid"), (Change::set(NO_SUID), writable));
     }
 
     #[test]

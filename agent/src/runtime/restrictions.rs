@@ -78,7 +78,11 @@ fn add_options(spec: &mut Spec, restriction: &Restriction) {
             continue;
         }
         let mut options = mount.options().clone().unwrap_or_default();
-        options.extend_from_slice(&restriction.options);
+        for option in &restriction.options {
+            // Also as an option for the mounts below: an option such as rexec, which is applied last, would take it
+            // off again.
+            options.extend([option.clone(), format!("r{option}")]);
+        }
         mount.set_options(Some(options));
     }
 }
@@ -104,7 +108,17 @@ mod tests {
         let restrictions = [restriction("/no/such/file", &["noexec", "nosymfollow"])];
         apply(&restrictions, &mut spec).unwrap();
         let options = |index: usize| spec.mounts().as_ref().unwrap()[index].options().clone();
-        assert_eq!(options(0).unwrap(), ["rbind", "exec", "noexec", "nosymfollow"]);
+        assert_eq!(
+            options(0).unwrap(),
+            [
+                "rbind",
+                "exec",
+                "noexec",
+                "rnoexec",
+                "nosymfollow",
+                "rnosymfollow"
+            ]
+        );
         assert_eq!(options(1), None);
     }
 

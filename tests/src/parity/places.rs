@@ -89,6 +89,15 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "Permission denied",
     ),
     calls(
+        "flags of the host's mount, and recursive options of the specification",
+        OPTIONS,
+        |runtime| restricted(runtime, &["rexec", "rsuid", "rdev"], "/data/run"),
+    )
+    .allow_difference(
+        "Nacre keeps the flags of the host's mount, whatever options the mount of the container has",
+        "Permission denied",
+    ),
+    calls(
         "a missing working directory in a tmpfs is created",
         CWD,
         |runtime| {
