@@ -65,12 +65,12 @@ fn a_working_directory_is_made_in_a_tmpfs() {
         }
         let (_, text) = guest
             .refusal(|spec| {
-                spec["process"]["cwd"] = json!("/ro/x");
-                let mount = json!({"destination": "/ro", "type": "tmpfs", "source": "t", "options": ["ro"]});
-                add(spec, "/mounts", mount);
+                spec["process"]["cwd"] = json!("/full/x");
+                let full = json!({"destination": "/full", "type": "tmpfs", "options": ["nr_inodes=1"]});
+                add(spec, "/mounts", full);
             })
             .await;
-        assert!(text.contains("process.cwd: creating /ro/x"), "{text}");
+        assert!(text.contains("process.cwd: creating /full/x"), "{text}");
     });
 }
 
@@ -103,5 +103,37 @@ fn a_directory_that_is_bound_to_dev_stays_as_it_is() {
             .await;
         let length = std::fs::metadata("/etc/hostname").unwrap().len();
         assert_eq!(text.trim(), length.to_string());
+        // Also where a link of the image leads.
+        std::fs::remove_dir(guest.rootfs.path().join("dev")).unwrap();
+        symlink("devices", guest.rootfs.path().join("dev")).unwrap();
+        let text = guest
+            .output("c", script, |spec| add(spec, "/mounts", bind(dev.path(), "/dev")))
+            .await;
+        assert_eq!(text, "3\nfd\nnull\nzero\n");
+        assert_eq!(std::fs::read_dir(dev.path()).unwrap().count(), 3);
+    });
+}
+
+#[test]
+fn a_read_only_tmpfs_takes_mounts_and_the_working_directory() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let volume = tempfile::tempdir().unwrap();
+        std::fs::write(volume.path().join("file"), "content\n").unwrap();
+        let script =
+            "cat /fixed/volume/file; echo x > /fixed/volume/new && echo written; pwd; touch /fixed/x 2>&1";
+        for options in [["ro", "mode=755"], ["rro", "mode=755"]] {
+            let id = options[0];
+            let text = guest
+                .output(id, script, |spec| {
+                    let tmpfs = json!({"destination": "/fixed", "type": "tmpfs", "options": options});
+                    add(spec, "/mounts", tmpfs);
+                    add(spec, "/mounts", bind(volume.path(), "/fixed/volume"));
+                    spec["process"]["cwd"] = json!("/fixed/work");
+                })
+                .await;
+            let refused = "touch: /fixed/x: Read-only file system\n";
+            assert_eq!(text, format!("content\nwritten\n/fixed/work\n{refused}"), "{id}");
+        }
     });
 }

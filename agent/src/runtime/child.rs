@@ -7,7 +7,7 @@
 
 use std::convert::Infallible;
 use std::io::Write as _;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
 
 use nacre_protocol::control::Channel;
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Process, Spec};
@@ -150,7 +150,7 @@ fn set_up(
     let process = process(spec)?;
     set_scheduling(process)?;
     enter(namespaces, spec)?;
-    root::prepare(spec, &files.arranged, request.propagation)?;
+    let read_only = root::prepare(spec, &files.arranged, request.propagation)?;
     // Before the guest's procfs is left: the container need not have one.
     pod::set_own_sysctls(spec).map_err(|error| {
         if let Error::BadSpec { reason, .. } = error {
@@ -160,13 +160,16 @@ fn set_up(
         }
     })?;
     root::enter(spec)?;
-    close_others(&mut [report.as_raw_fd()]).map_err(at("closing descriptors"))?;
+    let mut kept: Vec<_> = read_only.iter().map(AsRawFd::as_raw_fd).collect();
+    kept.push(report.as_raw_fd());
+    close_others(&mut kept).map_err(at("closing descriptors"))?;
     reopen_null().map_err(at("/dev/null"))?;
     if let Some(terminal) = Terminal::wanted(process) {
         let slave = open_terminal(terminal, report, &FromChild::Terminal)?;
         dev::bind_console(&slave)?;
     }
-    root::make_read_only(spec)?;
+    root::make_read_only(spec, &read_only)?;
+    drop(read_only);
     paths::restrict(spec)?;
     let filter = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     if !has_namespace(spec, Kind::User) {

@@ -48,9 +48,6 @@ struct Node {
 
 /// Makes devices and links below /dev of `tree`.
 pub fn fill(tree: &Tree, spec: &Spec) -> std::result::Result<(), Failure> {
-    if mounts::mount_of_dev(spec).is_some_and(mounts::is_bind) {
-        return Ok(());
-    }
     let directory = tree.make_directories(Path::new(DEV)).map_err(at(DEV))?;
     for (name, target) in LINKS {
         link(&directory, name, target).map_err(at(name))?;

@@ -2,10 +2,10 @@
 //! complete before it is attached. Called by the child that becomes the init; the destinations have no links
 //! any more, see `super::destinations`.
 
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, FileType, OFlags, fstat};
 use rustix::io;
 use rustix::mount::{
@@ -21,39 +21,63 @@ use crate::spec::MountPropagation;
 /// Where the devices are.
 pub const DEV: &str = "/dev";
 
-/// Makes `mount` in `tree`.
+/// Makes `mount` in `tree`. Returns it if it is to be read-only, but can't be yet.
 ///
 /// # Errors
 /// The mount's destination, the step that failed, and why.
-pub fn make(tree: &Tree, mount: &Mount) -> Result<(), String> {
+pub fn make(tree: &Tree, mount: &Mount) -> Result<Option<ReadOnly>, String> {
     let destination = mount.destination();
-    let named = |reason: String| format!("mounts: {}: {reason}", destination.display());
-    let given = mount.options().iter().flatten().map(String::as_str);
-    let mut options = Options::parse(given);
+    let mut options = options_of(mount);
     let made = if is_bind(mount) {
-        bind(tree, mount, &options)
+        bind(tree, mount, &options).map(|()| None)
     } else {
-        if destination == Path::new(DEV) {
-            // Devices are made in it before it becomes read-only.
-            options.attributes &= !libc::MOUNT_ATTR_RDONLY;
-        }
-        new_file_system(tree, mount, &options)
+        // Devices, mount points of other mounts and the working directory may be made in it.
+        let takes_files = mount.typ().as_deref() == Some("tmpfs") || destination == Path::new(DEV);
+        let is_read_only = takes_files && options.take_read_only();
+        new_file_system(tree, mount, &options).map(|made| is_read_only.then_some(made))
     };
-    made.map_err(named)
+    let made = made.map_err(|reason| format!("mounts: {}: {reason}", destination.display()))?;
+    let read_only = |mount| ReadOnly {
+        mount,
+        destination: destination.clone(),
+    };
+    Ok(made.map(read_only))
 }
 
-/// The mount that is seen at /dev: the last one.
-pub fn mount_of_dev(spec: &Spec) -> Option<&Mount> {
-    let mut mounts = spec.mounts().iter().flatten();
-    mounts.rfind(|mount| mount.destination() == Path::new(DEV))
+/// A new mount that becomes read-only once the container's files are complete.
+pub struct ReadOnly {
+    mount: OwnedFd,
+    destination: PathBuf,
 }
 
-/// Whether /dev is a new file system that is to be read-only.
-pub fn has_read_only_dev(spec: &Spec) -> bool {
-    mount_of_dev(spec).is_some_and(|mount| {
-        let options = Options::parse(mount.options().iter().flatten().map(String::as_str));
-        !is_bind(mount) && options.attributes & libc::MOUNT_ATTR_RDONLY != 0
-    })
+impl ReadOnly {
+    /// Makes it read-only.
+    ///
+    /// # Errors
+    /// The mount's destination, and why.
+    pub fn seal(&self) -> Result<(), String> {
+        Change::set(libc::MOUNT_ATTR_RDONLY)
+            .apply(self.mount.as_fd(), false)
+            .map_err(|error| format!("mounts: making {} read-only: {error}", self.destination.display()))
+    }
+}
+
+impl AsRawFd for ReadOnly {
+    fn as_raw_fd(&self) -> RawFd {
+        self.mount.as_raw_fd()
+    }
+}
+
+/// Whether `mounts` have a directory that exists at /dev, as the last one there and by the words of the spec: where
+/// a link of the image leads does not matter.
+pub fn bind_dev(mounts: &[Mount]) -> bool {
+    let mut mounts = mounts.iter();
+    let last = mounts.rfind(|mount| mount.destination() == Path::new(DEV));
+    last.is_some_and(is_bind)
+}
+
+fn options_of(mount: &Mount) -> Options {
+    Options::parse(mount.options().iter().flatten().map(String::as_str))
 }
 
 /// Whether `mount` shows files that exist.
@@ -83,7 +107,7 @@ fn bind(tree: &Tree, mount: &Mount, options: &Options) -> Result<(), String> {
     attach(&copy, &target).map_err(|error| format!("attaching it: {error}"))
 }
 
-fn new_file_system(tree: &Tree, mount: &Mount, options: &Options) -> Result<(), String> {
+fn new_file_system(tree: &Tree, mount: &Mount, options: &Options) -> Result<OwnedFd, String> {
     let kind = match mount.typ().as_deref() {
         // The guest has version 2 only.
         Some("cgroup") => "cgroup2",
@@ -102,7 +126,8 @@ fn new_file_system(tree: &Tree, mount: &Mount, options: &Options) -> Result<(), 
         .below
         .apply(made.as_fd(), true)
         .map_err(|error| format!("setting its options: {error}"))?;
-    attach(&made, &target).map_err(|error| format!("attaching it: {error}"))
+    attach(&made, &target).map_err(|error| format!("attaching it: {error}"))?;
+    Ok(made)
 }
 
 /// Opens the mount point of a new file system, which is made if it is missing.

@@ -68,6 +68,14 @@ impl Options {
         }
     }
 
+    /// Takes out whether the mount itself is read-only.
+    pub fn take_read_only(&mut self) -> bool {
+        let attributes = self.attributes & !self.below.clear | self.below.set;
+        self.attributes &= !READ_ONLY;
+        self.below.set &= !READ_ONLY;
+        attributes & READ_ONLY != 0
+    }
+
     fn set_attribute(&mut self, option: &str) -> bool {
         match option {
             "ro" => self.attributes |= READ_ONLY,
@@ -163,6 +171,22 @@ mod tests {
         ] {
             let copy = parse(text).of_copy();
             assert_eq!((copy.set, copy.clear), (attributes, clear), "{text}");
+        }
+    }
+
+    #[test]
+    fn read_only_is_taken_out() {
+        for (text, want) in [
+            ("ro", true),
+            ("rro", true),
+            ("ro rrw", false),
+            ("rrw rro", true),
+            ("ro rw", false),
+            ("", false),
+        ] {
+            let mut options = Options::parse(text.split(' '));
+            assert_eq!(options.take_read_only(), want, "{text}");
+            assert_eq!((options.attributes, options.below.set), (0, 0), "{text}");
         }
     }
 

@@ -12,27 +12,37 @@ use rustix::process::{fchdir, pivot_root};
 
 use super::destinations::Arranged;
 use super::mount_attributes::Change;
+use super::mounts::ReadOnly;
 use super::tree::Tree;
 use super::{dev, mounts};
 use crate::child::{Failure, at};
 use crate::spec::MountPropagation;
 
-/// Mounts what `spec` asks for below its root directory. The root stays that of the guest.
-pub fn prepare(spec: &Spec, arranged: &Arranged, propagation: &[MountPropagation]) -> Result<(), Failure> {
+/// Mounts what `spec` asks for below its root directory. The root stays that of the guest. Returns the mounts for
+/// [`make_read_only`].
+pub fn prepare(
+    spec: &Spec,
+    arranged: &Arranged,
+    propagation: &[MountPropagation],
+) -> Result<Vec<ReadOnly>, Failure> {
     let root = directory(spec)?;
     detach_from_guest(spec, &root)?;
     let step = "root";
     mount_bind_recursive(&root, &root).map_err(at(step))?;
     let tree = Tree::open(&root).map_err(at(step))?;
+    let mut read_only = Vec::new();
     for mount in spec.mounts().iter().flatten() {
-        mounts::make(&tree, mount).map_err(Failure::Step)?;
+        read_only.extend(mounts::make(&tree, mount).map_err(Failure::Step)?);
     }
-    dev::fill(&tree, spec)?;
+    if !arranged.binds_dev {
+        dev::fill(&tree, spec)?;
+    }
     if let Some(path) = &arranged.working_directory_in_mount {
         let made = tree.make_directories(path);
         made.map_err(|error| Failure::Step(format!("process.cwd: creating {}: {error}", path.display())))?;
     }
-    mounts::propagate(&tree, propagation).map_err(Failure::Step)
+    mounts::propagate(&tree, propagation).map_err(Failure::Step)?;
+    Ok(read_only)
 }
 
 fn directory(spec: &Spec) -> Result<PathBuf, Failure> {
@@ -104,18 +114,12 @@ pub fn enter(spec: &Spec) -> Result<(), Failure> {
     mount_change("/", kind).map_err(at("rootfsPropagation"))
 }
 
-/// Makes the root and /dev read-only if `spec` asks for that. /dev has its devices and the console now.
-pub fn make_read_only(spec: &Spec) -> Result<(), Failure> {
-    if mounts::has_read_only_dev(spec) {
-        let step = "mounts: /dev";
-        let root = Tree::open(Path::new("/")).map_err(at(step))?;
-        let dev = root
-            .find(Path::new(mounts::DEV), OFlags::DIRECTORY)
-            .map_err(at(step))?;
-        Change::set(libc::MOUNT_ATTR_RDONLY)
-            .apply(dev.as_fd(), false)
-            .map_err(at(step))?;
-    }
+/// Makes `mounts`, and the root if `spec` asks for that, read-only. /dev has its devices and the console now.
+pub fn make_read_only(spec: &Spec, mounts: &[ReadOnly]) -> Result<(), Failure> {
+    mounts
+        .iter()
+        .try_for_each(ReadOnly::seal)
+        .map_err(Failure::Step)?;
     let is_read_only = spec.root().as_ref().and_then(|root| root.readonly());
     if is_read_only != Some(true) {
         return Ok(());

@@ -97,6 +97,14 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         "Nacre keeps the flags of the host's mount, whatever options the mount of the container has",
         "Permission denied",
     ),
+    calls("a mount below a read-only tmpfs", DESTINATION, |runtime| {
+        let script = "touch /fixed/x /fixed/below/x; ls /fixed /fixed/below; pwd";
+        run(runtime, &["sh", "-c", script], |spec| {
+            add_mount(spec, tmpfs("/fixed", &["ro", "mode=755"]));
+            add_mount(spec, tmpfs("/fixed/below", &["mode=755"]));
+            spec["process"]["cwd"] = json!("/fixed/work");
+        })
+    }),
     calls(
         "a missing working directory in a tmpfs is created",
         CWD,

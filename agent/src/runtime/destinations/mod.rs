@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Mount, Spec};
 
 use self::view::{Content, Found, View};
+use super::mounts::bind_dev;
 use super::workdir::WorkingDirectory;
 use crate::child::Failure;
 use crate::spec::{guest_uid, normalize};
@@ -20,6 +21,8 @@ pub struct Arranged {
     pub working_directory: Option<WorkingDirectory>,
     /// The working directory to make in a mount, once that exists.
     pub working_directory_in_mount: Option<PathBuf>,
+    /// A directory is bound to /dev.
+    pub binds_dev: bool,
 }
 
 /// Gives the mounts of `spec` their places.
@@ -32,6 +35,7 @@ pub fn arrange(spec: &mut Spec) -> Result<Arranged, Failure> {
     };
     let mut view = View::new(root);
     let mut mounts = spec.mounts().clone().unwrap_or_default();
+    let binds_dev = bind_dev(&mounts);
     for mount in &mut mounts {
         place(mount, &mut view).map_err(|error| {
             let destination = mount.destination().display();
@@ -40,10 +44,17 @@ pub fn arrange(spec: &mut Spec) -> Result<Arranged, Failure> {
     }
     spec.set_mounts(Some(mounts));
     let Some(cwd) = spec.process().as_ref().map(|process| normalize(process.cwd())) else {
-        return Ok(Arranged::default());
+        return Ok(Arranged {
+            binds_dev,
+            ..Arranged::default()
+        });
     };
-    working_directory(&cwd, &view, guest_uid(spec, 0))
-        .map_err(|error| Failure::Field("process.cwd", format!("{}: {error}", cwd.display())))
+    let arranged = working_directory(&cwd, &view, guest_uid(spec, 0))
+        .map_err(|error| Failure::Field("process.cwd", format!("{}: {error}", cwd.display())))?;
+    Ok(Arranged {
+        binds_dev,
+        ..arranged
+    })
 }
 
 /// Gives one mount its place, and a tmpfs without a mode that of the directory that it covers.
