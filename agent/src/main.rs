@@ -172,7 +172,7 @@ async fn serve(dialer: &Dialer, started_us: u64, is_template: bool) -> Result<()
         None => live_again(dialer).await?,
     };
     if is_guest_init {
-        mount_shared_tree(is_template)?;
+        guest_init::mount_shared_tree()?;
     }
     let stream = dialing.finish().await?;
     let life = if is_template {
@@ -198,16 +198,6 @@ async fn live_again(dialer: &Dialer) -> Result<Dialing> {
     guest_init::prepare_for_containers()?;
     template::wait_for_next_life(dialer).await?;
     Ok(dialer.start(AGENT_PORT)?)
-}
-
-/// Mounts the tree that the host shares. The device of a template may have been attached after it was saved.
-fn mount_shared_tree(is_template: bool) -> Result<()> {
-    let mounted = guest_init::mount_shared_tree();
-    if is_template && mounted.is_err() {
-        pci::find_attached()?;
-        return Ok(guest_init::mount_shared_tree()?);
-    }
-    Ok(mounted?)
 }
 
 #[cfg(test)]
