@@ -149,6 +149,10 @@ fn run(tests: &[Test], arguments: &Arguments) -> Result<usize> {
         Some(vcpus) => Some(Config::with(&format!("vcpus = {vcpus}\n"))?),
         None => None,
     };
+    if arguments.vcpus.is_some() {
+        // As the lab does for its own configuration.
+        operator::nacre(&["template", "build"])?;
+    }
     let names: Vec<&str> = tests.iter().map(|test| test.name).collect();
     runner::run_all(&names, &arguments.selection, |index| (tests[index].run)())
 }
