@@ -3,6 +3,7 @@
 //! agent's code.
 
 mod capabilities;
+mod filter;
 pub mod limits;
 mod seccomp;
 mod user;
@@ -14,11 +15,12 @@ use std::os::unix::fs::MetadataExt as _;
 
 use nacre_protocol::control::Channel;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
-use oci_spec::runtime::{LinuxSeccomp, Process};
+use oci_spec::runtime::Process;
 use rustix::fs::OFlags;
 use rustix::pty::unlockpt;
 use serde::Serialize;
 
+pub use self::filter::{Filter, Filters};
 pub use self::user::become_user;
 use crate::command::open_in_container;
 use crate::scheduler;
@@ -96,8 +98,10 @@ pub fn set_scheduling(process: &Process) -> Result<(), Failure> {
 }
 
 /// Loads the filter, if there is one.
-pub fn load_seccomp(filter: Option<&LinuxSeccomp>) -> Result<(), Failure> {
-    filter.map_or(Ok(()), seccomp::load).map_err(at("seccomp"))
+pub fn load_seccomp(filter: Option<&Filter>) -> Result<(), Failure> {
+    filter
+        .map_or(Ok(()), Filter::load)
+        .map_err(at("seccomp: loading the filter"))
 }
 
 /// A system error as runc prints it.

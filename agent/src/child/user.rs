@@ -5,13 +5,13 @@
 use std::path::Path;
 
 use nix::sys::personality::{self, Persona};
-use oci_spec::runtime::{LinuxPersonalityDomain, LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{LinuxPersonalityDomain, Process, Spec};
 use rustix::fs::Mode;
 use rustix::thread::{
     Gid, Uid, set_keep_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-use super::{Failure, at, capabilities, load_seccomp, runc_text};
+use super::{Failure, Filter, at, capabilities, load_seccomp, runc_text};
 
 /// The umask of a process whose spec has none, as with runc.
 const DEFAULT_UMASK: u32 = 0o022;
@@ -20,7 +20,7 @@ const LINUX32: i32 = 8;
 
 /// Changes from root to the process's user, working directory and capabilities. Without noNewPrivileges,
 /// `filter` is loaded on the way.
-pub fn become_user(process: &Process, spec: &Spec, filter: Option<&LinuxSeccomp>) -> Result<(), Failure> {
+pub fn become_user(process: &Process, spec: &Spec, filter: Option<&Filter>) -> Result<(), Failure> {
     let user = process.user();
     let no_new_privileges = process.no_new_privileges() == Some(true);
     if no_new_privileges {

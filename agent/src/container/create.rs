@@ -14,6 +14,7 @@ use super::process::Process;
 use super::state::{Input, Lifecycle};
 use super::{Container, Containers, lock};
 use crate::cgroup::Cgroup;
+use crate::child::Filter;
 use crate::devices;
 use crate::disk::{self, MountedFileSystems};
 use crate::error::Error;
@@ -79,12 +80,15 @@ impl Containers {
         // Unmounted again if a step fails.
         let file_systems = MountedFileSystems::mount(id, &request.file_systems).await?;
         let dialed = stdio::dial(&self.dialer, request.stdio.get_or_default())?;
+        let profile = prepared.seccomp.clone();
+        let filter = profile.map(|profile| self.filters.get(profile)).transpose()?;
         let cgroup = Cgroup::new(&prepared.cgroup);
         cgroup.create()?;
         let restrictions: Vec<_> = request.restricted_mounts.iter().map(restriction).collect();
         let init_request = InitRequest {
             id,
             spec: &prepared.spec,
+            filter: filter.as_deref(),
             cgroup: &cgroup,
             find_home: prepared.find_home,
             restrictions: &restrictions,
@@ -96,7 +100,7 @@ impl Containers {
             Some(master) => dialed.with_terminal(master).await?,
             None => dialed.with_pipes(pending).await?,
         };
-        let container = self.adopt(id, prepared, cgroup, (process, init.gate))?;
+        let container = self.adopt(id, prepared, (cgroup, filter), (process, init.gate))?;
         *lock(&container.file_systems) = file_systems;
         container.init.attach(streams, init.terminal);
         container.watch_oom_kills();
@@ -145,7 +149,7 @@ impl Containers {
         &self,
         id: &str,
         prepared: &PreparedSpec,
-        cgroup: Cgroup,
+        (cgroup, filter): (Cgroup, Option<Arc<Filter>>),
         (process, gate): (Arc<Process>, Gate),
     ) -> Result<Arc<Container>, Error> {
         let init_pidfd = pidfd_open(process.pid(), PidfdFlags::empty())
@@ -153,6 +157,7 @@ impl Containers {
         let container = Arc::new(Container {
             id: id.to_owned(),
             spec: prepared.spec.clone(),
+            filter,
             ignored: prepared.ignored.clone(),
             init: process,
             init_pidfd,

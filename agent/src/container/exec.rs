@@ -65,6 +65,7 @@ impl Containers {
             process: &process,
             find_home,
             spec: &container.spec,
+            filter: container.filter.as_deref(),
             init: (container.init.pid(), container.init_pidfd.as_fd()),
             cgroup: &container.cgroup,
         };

@@ -26,6 +26,7 @@ use tokio::task::AbortHandle;
 use self::process::Process;
 use self::state::{Input, Lifecycle, TaskState};
 use crate::cgroup::Cgroup;
+use crate::child::{Filter, Filters};
 use crate::dial::Dialer;
 use crate::disk::MountedFileSystems;
 use crate::error::Error;
@@ -45,6 +46,7 @@ pub struct Containers {
     /// By id; None while the container is being created.
     table: Mutex<HashMap<String, Option<Arc<Container>>>>,
     shared_init: SharedInit,
+    filters: Filters,
 }
 
 /// One container, from the time its init waits for the start notification.
@@ -52,6 +54,8 @@ pub struct Container {
     id: String,
     /// The spec that the container was created from.
     spec: Spec,
+    /// Its seccomp filter.
+    filter: Option<Arc<Filter>>,
     /// The parts of the spec that have no effect in this guest.
     ignored: Vec<String>,
     init: Arc<Process>,
@@ -94,6 +98,7 @@ impl Containers {
             reaper,
             table: Mutex::default(),
             shared_init: SharedInit::default(),
+            filters: Filters::default(),
         })
     }
 

@@ -74,11 +74,10 @@ fn execute_command(
         open_terminal(terminal, report, &FromChild::Terminal)?;
     }
     reopen_null().map_err(at("/dev/null"))?;
-    let filter = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-    become_user(process, spec, filter)?;
+    become_user(process, spec, request.filter)?;
     let command = Command::find(process, request.find_home).map_err(Failure::Command)?;
     if process.no_new_privileges() == Some(true) {
-        load_seccomp(filter)?;
+        load_seccomp(request.filter)?;
     }
     match command.execute() {
         Ok(never) => match never {},

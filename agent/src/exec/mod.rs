@@ -27,6 +27,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::async_fd;
 use crate::cgroup::{self, Cgroup};
+use crate::child::Filter;
 use crate::error::Error;
 use crate::fork;
 use crate::spec::has_namespace;
@@ -41,6 +42,8 @@ pub struct ExecRequest<'a> {
     pub find_home: bool,
     /// The container's spec.
     pub spec: &'a Spec,
+    /// The container's seccomp filter.
+    pub filter: Option<&'a Filter>,
     /// The container's init: its pid, and a pidfd of it.
     pub init: (Pid, BorrowedFd<'a>),
     /// The container's cgroup.

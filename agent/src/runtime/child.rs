@@ -171,11 +171,10 @@ fn set_up(
     root::make_read_only(spec, &read_only)?;
     drop(read_only);
     paths::restrict(spec)?;
-    let filter = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     if !has_namespace(spec, Kind::User) {
         limits::set_all(process)?;
     }
-    become_user(process, spec, filter)?;
+    become_user(process, spec, request.filter)?;
     let command = Command::find(process, request.find_home).map_err(Failure::Command)?;
     report.send(&FromChild::Ready, &[]).map_err(at("reporting"))?;
     if !wait(report) {
@@ -211,8 +210,7 @@ fn execute(request: &InitRequest<'_>, spec: &Spec, command: &Command) -> String 
     }
     let process = spec.process().as_ref();
     let no_new_privileges = process.and_then(Process::no_new_privileges) == Some(true);
-    let filter = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-    if no_new_privileges && let Err(failure) = load_seccomp(filter) {
+    if no_new_privileges && let Err(failure) = load_seccomp(request.filter) {
         return format!("exec {}: {failure}", command.path().display());
     }
     match command.execute() {

@@ -44,7 +44,7 @@ use tokio::io::unix::AsyncFd;
 use self::namespaces::Namespaces;
 use crate::async_fd;
 use crate::cgroup::Cgroup;
-use crate::child::limits;
+use crate::child::{Filter, limits};
 use crate::error::Error;
 use crate::fork;
 use crate::spec::{MountPropagation, UtsNames, has_namespace};
@@ -58,6 +58,8 @@ pub struct InitRequest<'a> {
     pub id: &'a str,
     /// The container's spec, whose namespaces have paths in the guest.
     pub spec: &'a Spec,
+    /// The container's seccomp filter.
+    pub filter: Option<&'a Filter>,
     /// The container's cgroup, which exists.
     pub cgroup: &'a Cgroup,
     /// HOME must be looked up in the container's /etc/passwd.

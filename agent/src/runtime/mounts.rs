@@ -68,8 +68,8 @@ impl AsRawFd for ReadOnly {
     }
 }
 
-/// Whether `mounts` have a directory that exists at /dev, as the last one there and by the words of the spec: where
-/// a link of the image leads does not matter.
+/// Whether `mounts` have a directory that exists at /dev, as the last one there and by the words of the spec:
+/// where a link of the image leads does not matter.
 pub fn bind_dev(mounts: &[Mount]) -> bool {
     let mut mounts = mounts.iter();
     let last = mounts.rfind(|mount| mount.destination() == Path::new(DEV));

@@ -50,7 +50,8 @@ impl Options {
         self.attributes | self.atime.unwrap_or(0)
     }
 
-    /// The change of the attributes of a copy of a mount. That of the mounts below it, [`Self::below_copy`], follows.
+    /// The change of the attributes of a copy of a mount. That of the mounts below it, [`Self::below_copy`],
+    /// follows.
     pub fn of_copy(&self) -> Change {
         let attributes = self.attributes & !self.below.clear;
         Change {
@@ -59,8 +60,8 @@ impl Options {
         }
     }
 
-    /// The change of the attributes of a copy of a mount and of the mounts below it. It takes off nothing that the
-    /// host's mounts do not allow: all that a mount of the guest does not allow.
+    /// The change of the attributes of a copy of a mount and of the mounts below it. It takes off nothing
+    /// that the host's mounts do not allow: all that a mount of the guest does not allow.
     pub fn below_copy(&self) -> Change {
         Change {
             clear: self.below.clear & !RESTRICTIONS,

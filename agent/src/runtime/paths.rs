@@ -87,7 +87,8 @@ impl Covers {
         }
         if let Some(mounted) = &self.directory {
             let copy = copy_of(mounted, OpenTreeFlags::empty()).map_err(failed)?;
-            // Not a peer of the other, should that be shared: what is mounted on one must not appear on the other.
+            // Not a peer of the other, should that be shared: what is mounted on one must not appear on the
+            // other.
             let private = Change::propagation(libc::MS_PRIVATE).apply(copy.as_fd(), false);
             private.map_err(|error| error.to_string())?;
             return attach(&copy, path).map_err(failed);

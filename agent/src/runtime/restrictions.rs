@@ -79,8 +79,8 @@ fn add_options(spec: &mut Spec, restriction: &Restriction) {
         }
         let mut options = mount.options().clone().unwrap_or_default();
         for option in &restriction.options {
-            // Also as an option for the mounts below: an option such as rexec, which is applied last, would take it
-            // off again.
+            // Also as an option for the mounts below: an option such as rexec, which is applied last, would
+            // take it off again.
             options.extend([option.clone(), format!("r{option}")]);
         }
         mount.set_options(Some(options));

@@ -18,8 +18,8 @@ use super::{dev, mounts};
 use crate::child::{Failure, at};
 use crate::spec::MountPropagation;
 
-/// Mounts what `spec` asks for below its root directory. The root stays that of the guest. Returns the mounts for
-/// [`make_read_only`].
+/// Mounts what `spec` asks for below its root directory. The root stays that of the guest. Returns the mounts
+/// for [`make_read_only`].
 pub fn prepare(
     spec: &Spec,
     arranged: &Arranged,

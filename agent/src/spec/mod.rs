@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use nacre_protocol::spec::{self, Checked};
-use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, Spec};
+use oci_spec::runtime::{Capabilities, LinuxCapabilities, LinuxSeccomp, Process, Spec};
 
 use crate::cgroup::limits::{self, Setting};
 use crate::devices;
@@ -40,6 +40,8 @@ pub struct PreparedSpec {
     pub find_home: bool,
     /// Names to set in a UTS namespace that the container shares.
     pub uts_names: UtsNames,
+    /// The seccomp profile.
+    pub seccomp: Option<LinuxSeccomp>,
     /// Propagation types to set once the container's mounts exist.
     pub propagation: Vec<MountPropagation>,
     /// The parts of the spec that have no effect in this guest, each as a JSON path and the reason.
@@ -67,6 +69,8 @@ pub fn prepare(
     let mut linux = required("linux", spec.linux())?;
     let resources = linux.resources().clone().unwrap_or_default();
     linux.set_resources(None);
+    let seccomp = linux.seccomp().clone();
+    linux.set_seccomp(None);
     let devices = devices::program(resources.devices().as_deref().unwrap_or_default())?;
     let limits = limits::settings(&resources);
     let cgroup = cgroup_path(id, linux.cgroups_path().as_deref())?;
@@ -84,6 +88,7 @@ pub fn prepare(
         uid,
         find_home,
         uts_names,
+        seccomp,
         propagation,
         ignored,
     })

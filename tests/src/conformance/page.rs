@@ -73,7 +73,8 @@ const NOTES: &str = "\
   Of the cgroup's own files only cgroup.max.depth, cgroup.max.descendants and cgroup.pressure.
 - **linux.sysctl**: sysctls of network, IPC and UTS namespaces. If the container shares the pod's namespace,
   they are the pod's. Others are refused with their name.
-- **linux.seccomp**: system call names that libseccomp does not know get the default action.
+- **linux.seccomp**: system call names that libseccomp does not know get the default action. So do calls by numbers of
+  x32, which the guest's kernel does not have, if the profile has x86 and x32.
 - **linux.cgroupsPath**: the VM's cgroup on the host. In the guest, a container's cgroup is named after its
   id.
 - **hooks**: prestart and createRuntime run on the host before the container's first process is created,
