@@ -138,12 +138,12 @@ fn find_target(tree: &Tree, mount: &Mount, kind: &str) -> Result<OwnedFd, String
             return Err(format!("a file system {kind} cannot be mounted there"));
         }
         // As runc does: a link in the image must not decide where they are.
-        let found = tree.find(destination, OFlags::NOFOLLOW);
-        let kind_of = |file: OwnedFd| fstat(&file).map(|stat| FileType::from_raw_mode(stat.st_mode));
-        if found
-            .and_then(kind_of)
-            .is_ok_and(|kind| kind != FileType::Directory)
+        if let Ok(found) = tree.find(destination, OFlags::NOFOLLOW)
+            && let Ok(stat) = fstat(&found)
         {
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                return Ok(found);
+            }
             return Err(format!(
                 "a file system {kind} must be mounted on an ordinary directory"
             ));

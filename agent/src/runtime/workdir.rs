@@ -25,8 +25,8 @@ pub struct WorkingDirectory {
 /// The reason why `process.cwd` cannot be used.
 pub fn create(directory: &WorkingDirectory) -> Result<(), String> {
     let failed = |error: Errno| format!("creating the directory: {error}");
-    if !directory.tree.is_dir() {
-        // A bind mount of a file, or of a missing source: the mount's error names it.
+    if directory.path.as_os_str().is_empty() || !directory.tree.is_dir() {
+        // There already; or a bind mount of a file, or of a missing source, whose error names it.
         return Ok(());
     }
     let tree = Tree::open(&directory.tree).map_err(failed)?;
