@@ -9,12 +9,11 @@ use nacre_tests::cri::node::{Node, prepare_cgroup};
 use serde_json::Value;
 
 use crate::results::{Measure, Results};
-use crate::statistics::{median, percentile};
 
 /// The largest ratio to runc that is wanted.
 const WANTED: f64 = 1.9;
 
-/// Runs `count` pods under each runtime, in turns, and adds the row `crirun`, with p10 and p90 in its note.
+/// Runs `count` pods under each runtime, in turns, and adds the row `crirun`.
 ///
 /// # Errors
 /// If containerd has no CRI or a pod fails.
@@ -46,23 +45,10 @@ pub fn measure(count: usize, results: &mut Results) -> Result<()> {
     }
     let each = |pick: fn(&(f64, f64)) -> f64| -> Vec<f64> { rounds.iter().map(pick).collect() };
     let (nacre, runc) = (each(|round| round.0 * 1e3), each(|round| round.1 * 1e3));
-    let ratios = each(|round| round.0 / round.1);
-    let note = format!(
-        "medians of {count} rounds, RunPodSandbox to the container's first output, with a network; ratio: \
-         p10..p90 {:.2}..{:.2}; wanted: at most {WANTED}",
-        percentile(&ratios, 10.0),
-        percentile(&ratios, 90.0)
-    );
-    results.add(Measure {
-        name: "crirun".to_owned(),
-        unit: "ms",
-        nacre: median(&nacre),
-        peer: Some(median(&runc)),
-        peer_name: Some("runc"),
-        ratio: Some(median(&ratios)),
-        note,
-        ..Measure::default()
-    });
+    let note =
+        format!("RunPodSandbox to the container's first output, with a network; wanted: at most {WANTED}");
+    let row = ("crirun", "ms", note.as_str());
+    results.add(Measure::of_rounds(row, &nacre, ("runc", &runc)));
     Ok(())
 }
 

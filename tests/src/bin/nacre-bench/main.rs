@@ -1,7 +1,7 @@
 //! The benchmark: Nacre, runc and a shim that runs nothing, in one run under the containerd at
 //! CONTAINERD_ADDRESS, on a host with working KVM (`tests/lab/run --cri -- target/debug/nacre-bench`). Prints
-//! progress on standard error and the results on standard output; writes `results.json` and `index.html`
-//! under `target/bench`.
+//! progress on standard error and the results on standard output; writes `results.json`, `results.md`
+//! and `index.html` under `target/bench`.
 //!
 //! Times under emulation mean something only as ratios within one run, so the runtimes take turns.
 
@@ -71,7 +71,7 @@ struct Arguments {
     /// Also measure the build of Nacre installed at this prefix, and compare the two.
     #[arg(long, value_name = "PREFIX")]
     other: Option<PathBuf>,
-    /// Directory of results.json and index.html.
+    /// Directory of results.json, results.md and index.html.
     #[arg(long, default_value = "target/bench")]
     output: PathBuf,
     /// Serve traffic; the part `network` runs this in pods.
@@ -109,13 +109,16 @@ fn run(arguments: &Arguments) -> Result<()> {
     installed::warn_if_unoptimised(&runtimes)?;
     let mut results = Results::default();
     let page = measure(arguments, &runtimes, &mut results)?;
-    let json = arguments.output.join("results.json");
-    std::fs::write(&json, results.json()?).with_context(|| format!("writing {}", json.display()))?;
-    println!("{}\n{}", results.table(), json.display());
-    if let Some(page) = page {
-        let html = arguments.output.join("index.html");
-        std::fs::write(&html, page).with_context(|| format!("writing {}", html.display()))?;
-        println!("{}", html.display());
+    println!("{}", results.table());
+    let mut files = vec![
+        ("results.json", results.json()?),
+        ("results.md", results.markdown()),
+    ];
+    files.extend(page.map(|page| ("index.html", page)));
+    for (name, text) in files {
+        let file = arguments.output.join(name);
+        std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+        println!("{}", file.display());
     }
     Ok(())
 }

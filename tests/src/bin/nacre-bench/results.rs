@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::runtimes::{Build, MeasuredRuntimes};
+use crate::statistics::{median, percentile, ratios};
 
 /// One row: a figure of Nacre's, beside the peer's and the other build's if they have one.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -20,6 +21,12 @@ pub struct Measure {
     pub peer_name: Option<&'static str>,
     /// Nacre's figure divided by the peer's. For times, the median of the rounds' ratios.
     pub ratio: Option<f64>,
+    /// The 10th percentile of the rounds' ratios to the peer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio_p10: Option<f64>,
+    /// The 90th percentile of the rounds' ratios to the peer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio_p90: Option<f64>,
     /// The other build's figure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub other: Option<f64>,
@@ -40,6 +47,28 @@ impl Measure {
             nacre,
             note: note.into(),
             ..Self::default()
+        }
+    }
+
+    /// The medians of rounds in each of which `nacre` and the peer were measured, and of the rounds' ratios.
+    pub fn of_rounds(
+        (name, unit, note): (&str, &'static str, &str),
+        nacre: &[f64],
+        (peer_name, peer): (&'static str, &[f64]),
+    ) -> Self {
+        let ratios = ratios(nacre, peer);
+        let (p10, p90) = (percentile(&ratios, 10.0), percentile(&ratios, 90.0));
+        Self {
+            peer: Some(median(peer)),
+            peer_name: Some(peer_name),
+            ratio: Some(median(&ratios)),
+            ratio_p10: Some(p10),
+            ratio_p90: Some(p90),
+            note: format!(
+                "{note}; medians of {} rounds, ratio: p10..p90 {p10:.2}..{p90:.2}",
+                ratios.len()
+            ),
+            ..Self::alone(name, unit, median(nacre), "")
         }
     }
 
@@ -89,6 +118,36 @@ impl Results {
     /// All rows as a JSON list.
     pub fn json(&self) -> Result<String> {
         Ok(serde_json::to_string_pretty(&self.0)? + "\n")
+    }
+
+    /// All rows as a table in Markdown, for docs/figures.md.
+    pub fn markdown(&self) -> String {
+        let mut out = "| row | nacre | peer | ratio to peer | how |\n|---|---|---|---|---|\n".to_owned();
+        for row in &self.0 {
+            let unit = if row.unit.is_empty() {
+                String::new()
+            } else {
+                format!(" {}", row.unit)
+            };
+            let peer = row.peer.map_or_else(String::new, |peer| {
+                let name = row.peer_name.unwrap_or_default();
+                format!("{name}: {}{unit}", number(peer))
+            });
+            let spread = match (row.ratio_p10, row.ratio_p90) {
+                (Some(p10), Some(p90)) => format!(" ({p10:.2} to {p90:.2})"),
+                _ => String::new(),
+            };
+            let ratio = row
+                .ratio
+                .map_or_else(String::new, |ratio| format!("{ratio:.2}{spread}"));
+            let note = row.note.replace('|', "\\|");
+            out += &format!(
+                "| `{}` | {}{unit} | {peer} | {ratio} | {note} |\n",
+                row.name,
+                number(row.nacre)
+            );
+        }
+        out
     }
 
     /// All rows, a line each.
@@ -149,5 +208,31 @@ mod tests {
             text.contains("1.50 MiB") && text.contains("wanted: less") && text.contains("ratio 0.50"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn rounds_give_medians_and_the_spread_of_their_ratios() {
+        let row = ("restore", "ms", "to the first answer");
+        let measure = Measure::of_rounds(row, &[2.0, 4.0, 3.0], ("QEMU", &[4.0, 4.0, 4.0]));
+        let near = |found: Option<f64>, expected: f64| (found.unwrap() - expected).abs() < 1e-9;
+        assert!(near(Some(measure.nacre), 3.0) && near(measure.peer, 4.0) && near(measure.ratio, 0.75));
+        assert!(near(measure.ratio_p10, 0.55) && near(measure.ratio_p90, 0.95));
+        let expected = "to the first answer; medians of 3 rounds, ratio: p10..p90 0.55..0.95";
+        assert_eq!(measure.note, expected);
+        assert_eq!(keys(measure).len(), 8);
+    }
+
+    #[test]
+    fn a_row_of_markdown_has_five_cells() {
+        let mut results = Results::default();
+        results.add(Measure::of_rounds(("a", "ms", "x | y"), &[3.0], ("runc", &[2.0])));
+        results.add(Measure::alone("b", "", 7.0, "count"));
+        let text = results.markdown();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(
+            lines[2].starts_with("| `a` | 3 ms | runc: 2 ms | 1.50 (1.50 to 1.50) | x \\| y; medians"),
+            "{text}"
+        );
+        assert_eq!(lines[3], "| `b` | 7 |  |  | count |");
     }
 }

@@ -200,6 +200,7 @@ impl Rounds {
             other: other.map(|seconds| of(&seconds) * 1e3),
             other_ratio: other_ratios.map(|ratios| of(&ratios)),
             note,
+            ..Measure::default()
         }
     }
 }

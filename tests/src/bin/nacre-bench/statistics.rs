@@ -18,6 +18,12 @@ pub fn median(values: &[f64]) -> f64 {
     percentile(values, 50.0)
 }
 
+/// Each of `values` divided by the one of `others` at the same index.
+pub fn ratios(values: &[f64], others: &[f64]) -> Vec<f64> {
+    let pairs = values.iter().zip(others);
+    pairs.map(|(value, other)| value / other).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -30,5 +36,11 @@ mod tests {
         assert!((percentile(&tens, 10.0) - 1.0).abs() < 1e-9);
         assert!((percentile(&tens, 100.0) - 10.0).abs() < 1e-9);
         assert!(percentile(&[], 50.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn ratios_are_of_the_same_round() {
+        let found = ratios(&[3.0, 1.0], &[2.0, 4.0]);
+        assert!((found[0] - 1.5).abs() < 1e-9 && (found[1] - 0.25).abs() < 1e-9);
     }
 }
