@@ -14,6 +14,7 @@ mod installed;
 mod memory;
 mod network;
 mod page;
+mod plot;
 mod results;
 mod rounds;
 mod runtimes;
@@ -27,6 +28,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
 
+use page::Plotted;
 use results::Results;
 use runtimes::MeasuredRuntimes;
 
@@ -65,7 +67,7 @@ struct Arguments {
     /// How many rounds of guests without containerd.
     #[arg(long, default_value_t = 5)]
     guests: usize,
-    /// Measure only these parts; then no page is written.
+    /// Measure only these parts.
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     only: Vec<Part>,
     /// Also measure the build of Nacre installed at this prefix, and compare the two.
@@ -108,13 +110,13 @@ fn run(arguments: &Arguments) -> Result<()> {
     let runtimes = MeasuredRuntimes::find(arguments.other.as_deref())?;
     installed::warn_if_unoptimised(&runtimes)?;
     let mut results = Results::default();
-    let page = measure(arguments, &runtimes, &mut results)?;
+    let plotted = measure(arguments, &runtimes, &mut results)?;
     println!("{}", results.table());
-    let mut files = vec![
+    let files = [
         ("results.json", results.json()?),
         ("results.md", results.markdown()),
+        ("index.html", page::html(&results, &plotted)),
     ];
-    files.extend(page.map(|page| ("index.html", page)));
     for (name, text) in files {
         let file = arguments.output.join(name);
         std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
@@ -123,29 +125,24 @@ fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Measures the parts that `arguments` want; returns the page if these are all.
-fn measure(
-    arguments: &Arguments,
-    runtimes: &MeasuredRuntimes,
-    results: &mut Results,
-) -> Result<Option<String>> {
+/// Measures the parts that `arguments` want; returns what can be plotted of them.
+fn measure(arguments: &Arguments, runtimes: &MeasuredRuntimes, results: &mut Results) -> Result<Plotted> {
     let wants = |part| arguments.only.is_empty() || arguments.only.contains(&part);
-    let mut measured = Vec::new();
+    let mut plotted = Plotted::default();
     if wants(Part::Start) {
-        measured.push(rounds::starts(runtimes, arguments.pairs)?);
+        plotted.rounds.push(rounds::starts(runtimes, arguments.pairs)?);
     }
     if wants(Part::Exec) {
-        measured.push(rounds::execs(runtimes, arguments.pairs)?);
+        plotted.rounds.push(rounds::execs(runtimes, arguments.pairs)?);
     }
-    for rounds in &measured {
+    for rounds in &plotted.rounds {
         rounds.report(results);
     }
     if wants(Part::Exec) {
         exec_exits::measure(runtimes, results)?;
     }
-    let mut starts = None;
     if wants(Part::Boot) {
-        let starts = starts.insert(start::measure(runtimes, arguments.starts)?);
+        let starts = plotted.starts.insert(start::measure(runtimes, arguments.starts)?);
         starts.report(results)?;
     }
     if wants(Part::Guest) {
@@ -166,6 +163,5 @@ fn measure(
     if wants(Part::Sizes) {
         installed::measure(runtimes, results)?;
     }
-    let all = starts.filter(|_| arguments.only.is_empty());
-    Ok(all.map(|starts| page::html(results, &measured, &starts)))
+    Ok(plotted)
 }
