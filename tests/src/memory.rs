@@ -16,6 +16,8 @@ pub struct Memory {
     pub own_kib: u64,
     /// Number of mappings that are guest memory.
     pub guests: u64,
+    /// KiB of `Private_Dirty` of these.
+    pub guests_kib: u64,
 }
 
 /// Reads the memory of process `pid`.
@@ -33,9 +35,22 @@ pub fn of(pid: u64) -> Result<Memory> {
 /// # Errors
 /// If the process does not exist or its smaps_rollup can't be parsed.
 pub fn resident_kib(pid: u32) -> Result<u64> {
+    rollup_kib(pid.into(), "Rss")
+}
+
+/// KiB of the proportional set size of process `pid`, guest memory included: a page that N processes map counts as
+/// 1/N of a page.
+///
+/// # Errors
+/// If the process does not exist or its smaps_rollup can't be parsed.
+pub fn proportional_kib(pid: u64) -> Result<u64> {
+    rollup_kib(pid, "Pss")
+}
+
+fn rollup_kib(pid: u64, field: &str) -> Result<u64> {
     let file = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
-    field_kib(&text, "Rss").context(file)
+    field_kib(&text, field).context(file)
 }
 
 /// The value of field `name` in the text of /proc/meminfo or of a process's smaps_rollup, KiB.
@@ -56,6 +71,7 @@ fn parse(smaps: &str) -> Result<Memory> {
     let mut memory = Memory {
         own_kib: 0,
         guests: 0,
+        guests_kib: 0,
     };
     let mut in_guest = false;
     for line in smaps.lines() {
@@ -67,7 +83,8 @@ fn parse(smaps: &str) -> Result<Memory> {
                 in_guest = kib(value)? >= GUEST_KIB;
                 memory.guests += u64::from(in_guest);
             }
-            "Private_Dirty" if !in_guest => memory.own_kib += kib(value)?,
+            "Private_Dirty" if in_guest => memory.guests_kib += kib(value)?,
+            "Private_Dirty" => memory.own_kib += kib(value)?,
             _ => {}
         }
     }
@@ -83,6 +100,7 @@ mod tests {
         let allocated = std::hint::black_box(vec![1_u8; 32 << 20]);
         // Not compared with the value before: other tests, on other threads, free memory meanwhile.
         assert!(resident_kib(std::process::id()).unwrap() >= 32 << 10);
+        assert!(proportional_kib(std::process::id().into()).unwrap() >= 32 << 10);
         drop(allocated);
         assert!(resident_kib(0).is_err());
     }
@@ -99,7 +117,8 @@ mod tests {
             parse(&smaps).unwrap(),
             Memory {
                 own_kib: 104,
-                guests: 1
+                guests: 1,
+                guests_kib: 90_000,
             }
         );
         assert_eq!(parse(&mapping(132, 100)).unwrap().guests, 0);

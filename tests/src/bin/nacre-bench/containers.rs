@@ -63,14 +63,16 @@ pub fn nacre(build: &Build, arguments: &[&str]) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("parsing the output of nacre {arguments:?}"))
 }
 
+/// The entries of all pods in `nacre ps`.
+pub fn pods(build: &Build) -> Result<Vec<Value>> {
+    let pods = nacre(build, &["ps"])?;
+    pods.as_array().cloned().context("nacre ps prints no list")
+}
+
 /// The entry of pod `id` in `nacre ps`.
 pub fn pod(build: &Build, id: &str) -> Result<Value> {
-    let pods = nacre(build, &["ps"])?;
-    let pods = pods.as_array().context("nacre ps prints no list")?;
-    let found = pods.iter().find(|pod| pod["id"] == id);
-    found
-        .cloned()
-        .with_context(|| format!("nacre ps does not list {id}"))
+    let found = pods(build)?.into_iter().find(|pod| pod["id"] == id);
+    found.with_context(|| format!("nacre ps does not list {id}"))
 }
 
 /// A running container; dropping it ends and removes it.
@@ -85,17 +87,15 @@ impl Running {
     /// Starts `sh -c script` and waits for its first line of output. A shim_runtime that runs no processes is
     /// not waited for.
     pub fn start(shim_runtime: &MeasuredRuntime, id: &str, script: &str) -> Result<Self> {
-        let command = ["sh", "-c", script];
+        if !shim_runtime.runs_processes {
+            return Self::detached(shim_runtime, id, script);
+        }
         let mut running = Self {
             id: id.to_owned(),
             ctr: None,
             ended: false,
         };
-        if !shim_runtime.runs_processes {
-            output(&mut ctr_run(shim_runtime, &["-d"], id, &command))?;
-            return Ok(running);
-        }
-        let mut run = ctr_run(shim_runtime, &["--rm"], id, &command);
+        let mut run = ctr_run(shim_runtime, &["--rm"], id, &["sh", "-c", script]);
         let mut child = run
             .stdout(Stdio::piped())
             .spawn()
@@ -106,6 +106,17 @@ impl Running {
         if BufReader::new(stdout).read_line(&mut line)? == 0 {
             bail!("{id} ended without a line of output");
         }
+        Ok(running)
+    }
+
+    /// Starts `sh -c script` by `ctr run -d`, which returns once the container's init process is started.
+    pub fn detached(shim_runtime: &MeasuredRuntime, id: &str, script: &str) -> Result<Self> {
+        let running = Self {
+            id: id.to_owned(),
+            ctr: None,
+            ended: false,
+        };
+        output(&mut ctr_run(shim_runtime, &["-d"], id, &["sh", "-c", script]))?;
         Ok(running)
     }
 

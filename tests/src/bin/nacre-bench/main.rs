@@ -15,6 +15,7 @@ mod memory;
 mod network;
 mod page;
 mod plot;
+mod pods_memory;
 mod results;
 mod rounds;
 mod runtimes;
@@ -49,6 +50,8 @@ enum Part {
     Network,
     /// Files in a container, beside runc. Not part of a whole run.
     Files,
+    /// Memory of the host by the number of pods, beside runc. Not part of a whole run.
+    PodsMemory,
     /// Memory of an idle pod.
     Memory,
     /// Sizes of the installed files.
@@ -67,6 +70,9 @@ struct Arguments {
     /// How many rounds of guests without containerd.
     #[arg(long, default_value_t = 5)]
     guests: usize,
+    /// How many pods the part `pods-memory` starts, if the host has memory for them.
+    #[arg(long, default_value_t = 50)]
+    pods: usize,
     /// Measure only these parts.
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     only: Vec<Part>,
@@ -154,14 +160,29 @@ fn measure(arguments: &Arguments, runtimes: &MeasuredRuntimes, results: &mut Res
     if wants(Part::Network) {
         network::measure(runtimes, arguments.guests, results)?;
     }
-    if arguments.only.contains(&Part::Files) {
-        files::measure(arguments.guests, results)?;
-    }
     if wants(Part::Memory) {
         memory::measure(runtimes, results)?;
     }
     if wants(Part::Sizes) {
         installed::measure(runtimes, results)?;
     }
+    longer_parts(arguments, runtimes, results, &mut plotted)?;
     Ok(plotted)
+}
+
+/// Measures the parts that are not in a whole run.
+fn longer_parts(
+    arguments: &Arguments,
+    runtimes: &MeasuredRuntimes,
+    results: &mut Results,
+    plotted: &mut Plotted,
+) -> Result<()> {
+    let wants = |part| arguments.only.contains(&part);
+    if wants(Part::Files) {
+        files::measure(arguments.guests, results)?;
+    }
+    if wants(Part::PodsMemory) {
+        plotted.growths = pods_memory::measure(runtimes, arguments.pods, results)?;
+    }
+    Ok(())
 }

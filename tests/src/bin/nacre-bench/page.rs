@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::plot::{self, Bar, escape};
+use crate::pods_memory::Growth;
 use crate::results::{Results, number};
 use crate::rounds::Rounds;
 use crate::start::Starts;
@@ -10,7 +11,9 @@ use crate::statistics::{median, percentile};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:900px;margin:2em auto;padding:0 1em;color:#222}\
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}svg{width:100%;height:auto}text{font:13px system-ui,sans-serif}\
-.n{fill:#2a78a8}.p{fill:#c9a24a}.f{fill:#a0a0a0}.o{fill:#6a9a5a}.t{fill:#777}table{border-collapse:collapse}td,th{padding:.15em .8em;text-align:left;\
+.n{fill:#2a78a8}.p{fill:#c9a24a}.f{fill:#a0a0a0}.o{fill:#6a9a5a}.t{fill:#777}\
+.a{fill:none;stroke:#999}.l{fill:none;stroke-width:2}.l.n{stroke:#2a78a8}.l.p{stroke:#c9a24a}\
+.l.f{stroke:#a0a0a0}.l.o{stroke:#6a9a5a}table{border-collapse:collapse}td,th{padding:.15em .8em;text-align:left;\
 border-bottom:1px solid #ddd}td.r{text-align:right;font-variant-numeric:tabular-nums}";
 
 /// What is plotted; what was not measured is empty.
@@ -20,6 +23,8 @@ pub struct Plotted {
     pub rounds: Vec<Rounds>,
     /// Starts, step by step.
     pub starts: Option<Starts>,
+    /// The host's memory by the number of pods.
+    pub growths: Vec<Growth>,
 }
 
 /// The whole page.
@@ -33,6 +38,9 @@ pub fn html(results: &Results, plotted: &Plotted) -> String {
     }
     if let Some(starts) = &plotted.starts {
         of_starts(&mut out, starts);
+    }
+    if !plotted.growths.is_empty() {
+        of_memory(&mut out, &plotted.growths);
     }
     table(&mut out, results);
     out.push_str("</html>\n");
@@ -65,6 +73,24 @@ fn of_starts(out: &mut String, starts: &Starts) {
     let words = "Medians, from the guest's first instruction until its agent is ready.";
     section(out, "VM exits during boot", words);
     plot::bars(out, &exits(starts));
+}
+
+fn of_memory(out: &mut String, growths: &[Growth]) {
+    let words =
+        "What the host's available memory (MemAvailable) has fallen by when that many idle busybox pods run.";
+    section(out, "Memory by the number of pods", words);
+    let line = |growth: &Growth| plot::Line {
+        label: format!("{}: {:.1} MiB each", growth.name, growth.per_pod()),
+        points: growth.points.clone(),
+        class: match growth.name {
+            "nacre" => "n",
+            "runc" => "p",
+            "other" => "o",
+            _ => "f",
+        },
+    };
+    let lines: Vec<plot::Line> = growths.iter().map(line).collect();
+    plot::lines(out, &lines, ("pods", "MiB"));
 }
 
 fn medians(rounds: &Rounds) -> Vec<Bar> {
@@ -160,6 +186,19 @@ mod tests {
         let page = html(&results, &Plotted::default());
         assert!(
             page.contains("a &lt;b&gt; &amp; c") && !page.contains("<svg"),
+            "{page}"
+        );
+        let growth = Growth {
+            name: "nacre",
+            points: vec![(0.0, 0.0), (1.0, 80.0), (11.0, 330.0)],
+        };
+        let plotted = Plotted {
+            growths: vec![growth],
+            ..Plotted::default()
+        };
+        let page = html(&results, &plotted);
+        assert!(
+            page.contains("nacre: 25.0 MiB each") && page.contains("class=\"l n\""),
             "{page}"
         );
     }

@@ -1,6 +1,8 @@
-//! Plots in SVG. Pure.
+//! Plots in SVG: bars, and lines over a number. Pure.
 
 use std::fmt::Write as _;
+
+use crate::results::number;
 
 /// The width of all plots, in the plot's own unit.
 const WIDTH: f64 = 860.0;
@@ -8,6 +10,11 @@ const WIDTH: f64 = 860.0;
 const LABEL: f64 = 290.0;
 /// The height of a bar with its gap.
 const ROW: f64 = 24.0;
+/// The height of a plot of lines.
+const HEIGHT: f64 = 300.0;
+/// Room for the labels of the axes, and for those of lines at their ends.
+const AXIS: f64 = 60.0;
+const ENDS: f64 = 190.0;
 
 /// A bar from `from` to `to`, in the plot's unit.
 pub struct Bar {
@@ -21,6 +28,16 @@ pub struct Bar {
     pub class: &'static str,
     /// Its value, right of it.
     pub text: String,
+}
+
+/// Points that are joined by a line, in the order of x.
+pub struct Line {
+    /// What it is, at its end.
+    pub label: String,
+    /// Pairs of x and y, neither negative.
+    pub points: Vec<(f64, f64)>,
+    /// The class of the page's style that colours it.
+    pub class: &'static str,
 }
 
 /// Bars below each other, to one scale from 0.
@@ -46,6 +63,50 @@ pub fn bars(out: &mut String, bars: &[Bar]) {
             end + 6.0,
             middle + 4.5,
             escape(&bar.text)
+        );
+    }
+    out.push_str("</svg>\n");
+}
+
+/// Lines in one plot, both axes from 0 and each named by its unit.
+pub fn lines(out: &mut String, lines: &[Line], (x_unit, y_unit): (&str, &str)) {
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let most = |of: fn(&(f64, f64)) -> f64| points().map(of).fold(f64::MIN_POSITIVE, f64::max);
+    let (most_x, most_y) = (most(|point| point.0), most(|point| point.1));
+    let bottom = HEIGHT - 30.0;
+    let at = |&(x, y): &(f64, f64)| {
+        let across = (WIDTH - AXIS - ENDS) * x / most_x;
+        (AXIS + across, bottom - (bottom - 20.0) * y.max(0.0) / most_y)
+    };
+    let (left, right, top) = (AXIS, WIDTH - ENDS, 20.0);
+    // Writing to a String can't fail.
+    let _ = writeln!(
+        out,
+        "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\
+         <path class=\"a\" d=\"M{left} {top}V{bottom}H{right}\"/>\
+         <text class=\"t\" x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>\
+         <text class=\"t\" x=\"{right}\" y=\"{}\" text-anchor=\"end\">{} {}</text>\
+         <text class=\"t\" x=\"{left}\" y=\"14\">{}</text>",
+        left - 6.0,
+        top + 4.5,
+        number(most_y.round()),
+        bottom + 18.0,
+        number(most_x),
+        escape(x_unit),
+        escape(y_unit)
+    );
+    for line in lines {
+        let places: Vec<(f64, f64)> = line.points.iter().map(at).collect();
+        let path: Vec<String> = places.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+        let (x, y) = places.last().copied().unwrap_or((left, bottom));
+        let _ = writeln!(
+            out,
+            "<polyline class=\"l {}\" points=\"{}\"/><text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+            line.class,
+            path.join(" "),
+            x + 8.0,
+            y + 4.5,
+            escape(&line.label)
         );
     }
     out.push_str("</svg>\n");
@@ -77,5 +138,27 @@ mod tests {
         assert!(out.contains("x&lt;y") && !out.contains("NaN"), "{out}");
         let widest = format!("width=\"{:.1}\"", WIDTH - LABEL - 90.0);
         assert!(out.contains(&widest), "{out}");
+    }
+
+    #[test]
+    fn lines_begin_at_the_axes_and_end_at_the_largest_point() {
+        let line = |label: &str, most: f64| Line {
+            label: label.to_owned(),
+            points: vec![(0.0, 0.0), (50.0, most)],
+            class: "n",
+        };
+        let mut out = String::new();
+        lines(
+            &mut out,
+            &[line("a&b", 600.0), line("runc", -1.0)],
+            ("pods", "MiB"),
+        );
+        assert!(out.contains("points=\"60.0,270.0 670.0,20.0\""), "{out}");
+        // Less than nothing is measured if the host frees memory meanwhile.
+        assert!(out.contains("points=\"60.0,270.0 670.0,270.0\""), "{out}");
+        assert!(out.contains("a&amp;b") && out.contains("50 pods") && out.contains(">600<"));
+        let mut empty = String::new();
+        lines(&mut empty, &[], ("pods", "MiB"));
+        assert!(!empty.contains("NaN"), "{empty}");
     }
 }

@@ -18,6 +18,17 @@ pub fn median(values: &[f64]) -> f64 {
     percentile(values, 50.0)
 }
 
+/// The slope of the straight line that fits `points`, pairs of x and y, with the least squares; 0 if all have the
+/// same x.
+pub fn slope(points: &[(f64, f64)]) -> f64 {
+    let count = points.len() as f64;
+    let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
+    let (x, y) = (mean(|point| point.0), mean(|point| point.1));
+    let across: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
+    let both: f64 = points.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
+    if across > 0.0 { both / across } else { 0.0 }
+}
+
 /// Each of `values` divided by the one of `others` at the same index.
 pub fn ratios(values: &[f64], others: &[f64]) -> Vec<f64> {
     let pairs = values.iter().zip(others);
@@ -36,6 +47,20 @@ mod tests {
         assert!((percentile(&tens, 10.0) - 1.0).abs() < 1e-9);
         assert!((percentile(&tens, 100.0) - 10.0).abs() < 1e-9);
         assert!(percentile(&[], 50.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_slope_ignores_the_offset() {
+        let line = |slope: f64| -> Vec<(f64, f64)> {
+            let points = [0.0, 1.0, 5.0, 10.0];
+            points.map(|x| (x, 700.0 + slope * x)).to_vec()
+        };
+        assert!((slope(&line(-24.5)) + 24.5).abs() < 1e-9);
+        assert!(slope(&line(0.0)).abs() < 1e-9);
+        // One outlier of 8 above a flat line, at its end.
+        let bent = [(0.0, 1.0), (1.0, 1.0), (2.0, 9.0)];
+        assert!((slope(&bent) - 4.0).abs() < 1e-9);
+        assert!(slope(&[(3.0, 1.0)]).abs() < 1e-9 && slope(&[]).abs() < 1e-9);
     }
 
     #[test]

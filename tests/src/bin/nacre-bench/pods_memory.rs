@@ -1,0 +1,230 @@
+//! The memory that each more idle pod takes on the host. Pods are started one after the other; MemAvailable of the
+//! host falls by what one takes, shared pages counted once. The memory of its processes says where it goes.
+
+use std::fs;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use nacre_tests::memory;
+use serde_json::Value;
+
+use crate::containers::{Running, id, pods};
+use crate::results::{Measure, Results};
+use crate::runtimes::{MeasuredRuntime, MeasuredRuntimes};
+use crate::statistics::{median, slope};
+
+const KIB: f64 = 1024.0;
+/// No pod is started if the host has less available memory, MiB: it must not run out of it.
+const RESERVE_MIB: f64 = 400.0;
+/// After how many pods the memory is read.
+const STEP: usize = 5;
+
+/// How the memory of the host has changed with the number of one runtime's pods.
+pub struct Growth {
+    /// The runtime's name.
+    pub name: &'static str,
+    /// The number of pods, and the memory that was available less than without pods, MiB.
+    pub points: Vec<(f64, f64)>,
+}
+
+impl Growth {
+    /// MiB that each pod after the first takes: the first one also brings what all share into memory.
+    pub fn per_pod(&self) -> f64 {
+        let after_first: Vec<(f64, f64)> = self
+            .points
+            .iter()
+            .copied()
+            .filter(|point| point.0 >= 1.0)
+            .collect();
+        slope(&after_first)
+    }
+
+    /// The most pods that there were.
+    pub fn pods(&self) -> f64 {
+        self.points.iter().map(|point| point.0).fold(0.0, f64::max)
+    }
+}
+
+/// Memory of the processes of one pod, KiB.
+struct Processes {
+    /// Proportional set size of VMM and shim: a page that N processes map counts as 1/N.
+    pss: u64,
+    /// Private dirty memory of the VMM without its guest's.
+    vmm: u64,
+    /// Private dirty memory of the shim.
+    shim: u64,
+    /// Private dirty memory of the guest.
+    guest: u64,
+}
+
+/// Starts up to `count` idle pods under runc, under Nacre and under the other build, and adds the rows
+/// `memory_per_pod…`. Returns what to plot.
+///
+/// # Errors
+/// If a pod does not start.
+pub fn measure(runtimes: &MeasuredRuntimes, count: usize, results: &mut Results) -> Result<Vec<Growth>> {
+    let (runc, _) = grow(&runtimes.runc, count, || ())?;
+    let mut growths = Vec::new();
+    for build in runtimes.builds() {
+        let list = || processes(&pods(build)?);
+        let (growth, processes) = grow(&build.shim_runtime, count, list)?;
+        growths.push((growth, processes?));
+    }
+    let other = growths.iter().find(|(growth, _)| growth.name == "other");
+    let other = other.map(|(growth, _)| growth.per_pod());
+    if let Some((growth, processes)) = growths.first() {
+        report(growth, processes, (&runc, other), results);
+    }
+    let plotted = growths.into_iter().map(|(growth, _)| growth);
+    Ok(plotted.chain([runc]).collect())
+}
+
+/// Starts up to `count` pods, reads the host's memory meanwhile, calls `at_most` when all run, and ends them.
+fn grow<T>(shim_runtime: &MeasuredRuntime, count: usize, at_most: impl FnOnce() -> T) -> Result<(Growth, T)> {
+    let name = shim_runtime.name;
+    let without = available()?;
+    let mut points = vec![(0.0, 0.0)];
+    let mut running = Vec::with_capacity(count);
+    let started = Instant::now();
+    for number in 1..=count {
+        if available()? < RESERVE_MIB {
+            eprintln!(
+                "pods of {name}: no more than {}, since memory ends",
+                running.len()
+            );
+            break;
+        }
+        let id = id(&format!("{name}-many"), number);
+        // Detached: a waiting ctr would take more memory than many a pod.
+        running.push(Running::detached(shim_runtime, &id, "exec sleep 1000000")?);
+        if number == 1 || number % STEP == 0 || number == count {
+            let taken = without - available()?;
+            eprintln!(
+                "pods of {name}: {number:3} take {taken:6.1} MiB, {:.0} s",
+                started.elapsed().as_secs_f64()
+            );
+            points.push((number as f64, taken));
+        }
+    }
+    let most = at_most();
+    for running in running {
+        running.end()?;
+    }
+    Ok((Growth { name, points }, most))
+}
+
+/// MemAvailable, MiB, once the caches that nobody needs are dropped: the kernel counts only a part of those of
+/// inodes and names.
+fn available() -> Result<f64> {
+    fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches")?;
+    let text = fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
+    Ok(memory::field_kib(&text, "MemAvailable")? as f64 / KIB)
+}
+
+/// The memory of the processes of all `pods` of this run, as `nacre ps` lists them.
+fn processes(pods: &[Value]) -> Result<Vec<Processes>> {
+    let pids = pods
+        .iter()
+        .filter_map(|pod| Some((pod["vmm_pid"].as_u64()?, pod["shim_pid"].as_u64()?)));
+    pids.map(|(vmm, shim)| {
+        let (of_vmm, of_shim) = (memory::of(vmm)?, memory::of(shim)?);
+        Ok(Processes {
+            pss: memory::proportional_kib(vmm)? + memory::proportional_kib(shim)?,
+            vmm: of_vmm.own_kib,
+            shim: of_shim.own_kib,
+            guest: of_vmm.guests_kib,
+        })
+    })
+    .collect()
+}
+
+fn beside_runc(name: &str, growth: &Growth, runc: &Growth, note: &str) -> Measure {
+    let (nacre, peer) = (growth.per_pod(), runc.per_pod());
+    Measure {
+        peer: Some(peer),
+        peer_name: Some("runc"),
+        ratio: Some(nacre / peer),
+        note: format!("{note}; {} pods, runc: {}", growth.pods(), runc.pods()),
+        ..Measure::alone(name, "MiB", nacre, "")
+    }
+}
+
+/// Adds a row of the host's memory, one of the processes', and their parts.
+fn report(growth: &Growth, processes: &[Processes], beside: (&Growth, Option<f64>), results: &mut Results) {
+    let (runc, other) = beside;
+    let note = "MemAvailable of the host that each idle busybox pod after the first takes, slope";
+    let row = beside_runc("memory_per_pod", growth, runc, note).beside(other);
+    results.add(row);
+    let of = |pick: fn(&Processes) -> u64| -> f64 {
+        let kib: Vec<f64> = processes.iter().map(|one| pick(one) as f64).collect();
+        median(&kib) / KIB
+    };
+    let pss = of(|one| one.pss);
+    let rows = [
+        ("memory_per_pod_pss", pss, "proportional set size of VMM and shim"),
+        (
+            "memory_per_pod: guest_private",
+            of(|one| one.guest),
+            "private dirty memory of the guest",
+        ),
+        (
+            "memory_per_pod: vmm_private",
+            of(|one| one.vmm),
+            "private dirty memory of the VMM without the guest's",
+        ),
+        (
+            "memory_per_pod: shim_private",
+            of(|one| one.shim),
+            "private dirty memory of the shim",
+        ),
+        (
+            "memory_per_pod: not in processes",
+            growth.per_pod() - pss,
+            "memory_per_pod less memory_per_pod_pss: the kernel's own, KVM's, containerd's",
+        ),
+    ];
+    for (name, mib, note) in rows {
+        let note = format!("{note}; median of {} pods", processes.len());
+        results.add(Measure::alone(name, "MiB", mib, note));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn growth(name: &'static str, first: f64, each: f64) -> Growth {
+        let more = [1.0, 5.0, 10.0].map(|pods| (pods, first + each * pods));
+        let points = [&[(0.0, 0.0)], &more[..]].concat();
+        Growth { name, points }
+    }
+
+    #[test]
+    fn what_only_the_first_pod_takes_is_not_in_the_slope() {
+        let growth = growth("nacre", 80.0, 12.5);
+        assert!((growth.per_pod() - 12.5).abs() < 1e-9 && (growth.pods() - 10.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_rest_is_what_no_process_has() {
+        let processes = [10, 30, 20].map(|mib: u64| Processes {
+            pss: mib << 10,
+            vmm: 1 << 10,
+            shim: 2 << 10,
+            guest: 9 << 10,
+        });
+        let mut results = Results::default();
+        let (nacre, runc) = (growth("nacre", 80.0, 24.0), growth("runc", 5.0, 6.0));
+        report(&nacre, &processes, (&runc, Some(48.0)), &mut results);
+        let near = |name: &str, expected: f64| {
+            let row = results.0.iter().find(|row| row.name == name).unwrap();
+            assert!((row.nacre - expected).abs() < 1e-9, "{row:?}");
+        };
+        near("memory_per_pod", 24.0);
+        near("memory_per_pod_pss", 20.0);
+        near("memory_per_pod: guest_private", 9.0);
+        near("memory_per_pod: not in processes", 4.0);
+        let row = &results.0[0];
+        assert!((row.ratio.unwrap() - 4.0).abs() < 1e-9 && (row.other_ratio.unwrap() - 0.5).abs() < 1e-9);
+    }
+}
