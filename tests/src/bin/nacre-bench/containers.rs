@@ -31,6 +31,42 @@ pub fn run_true(shim_runtime: &MeasuredRuntime, id: &str) -> Result<()> {
     output(&mut ctr_run(shim_runtime, &["--rm"], id, &["true"])).map(drop)
 }
 
+/// Runs `true` in as many new containers as there are `ids`, all at once, and waits for their ends.
+///
+/// # Errors
+/// If one fails: how many, and what the first one printed. Its containers are removed.
+pub fn run_true_at_once(shim_runtime: &MeasuredRuntime, ids: &[String]) -> Result<()> {
+    let mut children = Vec::with_capacity(ids.len());
+    for id in ids {
+        let mut run = ctr_run(shim_runtime, &["--rm"], id, &["true"]);
+        run.stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = run.spawn().with_context(|| format!("starting {run:?}"))?;
+        children.push((id, child));
+    }
+    let mut failures = Vec::new();
+    for (id, child) in children {
+        // What one prints fits into its pipe, so it does not wait for those that are read before it.
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            failures.push((id, format!("{}: {text}", output.status)));
+        }
+    }
+    for (id, _) in &failures {
+        // Errors mean that nothing is left.
+        let _ = output(Command::new("ctr").args(["task", "delete", "--force", id]));
+        let _ = output(Command::new("ctr").args(["containers", "delete", id]));
+    }
+    if let Some((id, text)) = failures.first() {
+        bail!(
+            "{} of {} failed, the first one is {id}: {text}",
+            failures.len(),
+            ids.len()
+        );
+    }
+    Ok(())
+}
+
 /// Runs `true` in the running container `id` and waits for its end.
 pub fn exec_true(id: &str, exec_id: &str) -> Result<()> {
     let mut exec = Command::new("ctr");

@@ -5,6 +5,7 @@
 //!
 //! Times under emulation mean something only as ratios within one run, so the runtimes take turns.
 
+mod concurrent;
 mod containers;
 mod crirun;
 mod exec_exits;
@@ -50,6 +51,10 @@ enum Part {
     Network,
     /// Files in a container, beside runc. Not part of a whole run.
     Files,
+    /// 20 containers at once, beside runc.
+    Concurrent20,
+    /// 100 containers at once, beside runc. Not part of a whole run.
+    Concurrent100,
     /// Memory of the host by the number of pods, beside runc. Not part of a whole run.
     PodsMemory,
     /// Memory of an idle pod.
@@ -160,6 +165,9 @@ fn measure(arguments: &Arguments, runtimes: &MeasuredRuntimes, results: &mut Res
     if wants(Part::Network) {
         network::measure(runtimes, arguments.guests, results)?;
     }
+    if wants(Part::Concurrent20) {
+        concurrent::measure(runtimes, 20, 2, results)?;
+    }
     if wants(Part::Memory) {
         memory::measure(runtimes, results)?;
     }
@@ -180,6 +188,9 @@ fn longer_parts(
     let wants = |part| arguments.only.contains(&part);
     if wants(Part::Files) {
         files::measure(arguments.guests, results)?;
+    }
+    if wants(Part::Concurrent100) {
+        concurrent::measure(runtimes, 100, 1, results)?;
     }
     if wants(Part::PodsMemory) {
         plotted.growths = pods_memory::measure(runtimes, arguments.pods, results)?;
