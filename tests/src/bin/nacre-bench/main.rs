@@ -37,8 +37,10 @@ use runtimes::MeasuredRuntimes;
 /// A part of the benchmark, for `--only`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Start and end of a container, beside runc.
+    /// Start and end of a container, beside runc, with and without templates.
     Start,
+    /// A container in the background, until it is started, beside runc.
+    CreateStart,
     /// An exec, beside runc, and its VM exits.
     Exec,
     /// The steps of a start, and the VM exits of its boot.
@@ -140,8 +142,15 @@ fn run(arguments: &Arguments) -> Result<()> {
 fn measure(arguments: &Arguments, runtimes: &MeasuredRuntimes, results: &mut Results) -> Result<Plotted> {
     let wants = |part| arguments.only.is_empty() || arguments.only.contains(&part);
     let mut plotted = Plotted::default();
+    for build in runtimes.builds() {
+        build.make_template()?;
+    }
     if wants(Part::Start) {
         plotted.rounds.push(rounds::starts(runtimes, arguments.pairs)?);
+    }
+    if wants(Part::CreateStart) {
+        let count = arguments.pairs.div_ceil(2);
+        plotted.rounds.push(rounds::create_starts(runtimes, count)?);
     }
     if wants(Part::Exec) {
         plotted.rounds.push(rounds::execs(runtimes, arguments.pairs)?);

@@ -6,7 +6,7 @@ use crate::plot::{self, Bar, escape};
 use crate::pods_memory::Growth;
 use crate::results::{Results, number};
 use crate::rounds::Rounds;
-use crate::start::Starts;
+use crate::start::{Starts, Timelines};
 use crate::statistics::{median, percentile};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:900px;margin:2em auto;padding:0 1em;color:#222}\
@@ -69,7 +69,11 @@ fn of_rounds(out: &mut String, rounds: &Rounds) {
 fn of_starts(out: &mut String, starts: &Starts) {
     let words = "Medians, milliseconds since containerd executed the shim.";
     section(out, "Steps of a start", words);
-    plot::bars(out, &steps(starts));
+    plot::bars(out, &steps(&starts.nacre, "n"));
+    if let Some(cold) = &starts.cold {
+        section(out, "Steps of a start with templates off", words);
+        plot::bars(out, &steps(cold, "o"));
+    }
     let words = "Medians, from the guest's first instruction until its agent is ready.";
     section(out, "VM exits during boot", words);
     plot::bars(out, &exits(starts));
@@ -109,6 +113,11 @@ fn medians(rounds: &Rounds) -> Vec<Bar> {
         bar("runc", "p", rounds.each(|round| round.runc)),
         bar("floor", "f", rounds.each(|round| round.floor)),
     ];
+    bars.extend(
+        rounds
+            .cold()
+            .map(|seconds| bar("nacre, templates off", "n", seconds)),
+    );
     bars.extend(rounds.other().map(|seconds| bar("other build", "o", seconds)));
     bars
 }
@@ -124,15 +133,15 @@ fn each_round(ratios: &[f64]) -> Vec<Bar> {
     ratios.iter().enumerate().map(bar).collect()
 }
 
-fn steps(starts: &Starts) -> Vec<Bar> {
+fn steps(timelines: &Timelines, class: &'static str) -> Vec<Bar> {
     let bar = |(name, done, took): (String, f64, f64)| Bar {
         label: name,
         from: (done - took).max(0.0),
         to: done,
-        class: "n",
+        class,
         text: format!("{took:.1} ms"),
     };
-    starts.nacre.steps().into_iter().map(bar).collect()
+    timelines.steps().into_iter().map(bar).collect()
 }
 
 fn exits(starts: &Starts) -> Vec<Bar> {
@@ -143,7 +152,7 @@ fn exits(starts: &Starts) -> Vec<Bar> {
         class: "n",
         text: number(count),
     };
-    starts.nacre.exits().into_iter().map(bar).collect()
+    starts.booted().exits().into_iter().map(bar).collect()
 }
 
 fn section(out: &mut String, title: &str, words: &str) {

@@ -65,7 +65,10 @@ struct Processes {
 pub fn measure(runtimes: &MeasuredRuntimes, count: usize, results: &mut Results) -> Result<Vec<Growth>> {
     let (runc, _) = grow(&runtimes.runc, count, || ())?;
     let mut growths = Vec::new();
-    for build in runtimes.builds() {
+    let builds = runtimes
+        .builds()
+        .chain(runtimes.nacre.has_templates().then_some(&runtimes.cold));
+    for build in builds {
         let list = || processes(&pods(build)?);
         let (growth, processes) = grow(&build.shim_runtime, count, list)?;
         growths.push((growth, processes?));
@@ -74,6 +77,14 @@ pub fn measure(runtimes: &MeasuredRuntimes, count: usize, results: &mut Results)
     let other = other.map(|(growth, _)| growth.per_pod());
     if let Some((growth, processes)) = growths.first() {
         report(growth, processes, (&runc, other), results);
+    }
+    if let Some((cold, _)) = growths.iter().find(|(growth, _)| growth.name == "cold") {
+        results.add(beside_runc(
+            "cold_memory_per_pod",
+            cold,
+            &runc,
+            "the same with templates off",
+        ));
     }
     let plotted = growths.into_iter().map(|(growth, _)| growth);
     Ok(plotted.chain([runc]).collect())

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use crate::containers::{Running, exec_true, id, run_true};
 use crate::results::{Measure, Results};
@@ -12,7 +12,7 @@ use crate::runtimes::{MeasuredRuntime, MeasuredRuntimes};
 use crate::statistics::{median, percentile};
 
 /// Seconds of one round.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Round {
     /// The installed build.
     pub nacre: f64,
@@ -22,6 +22,8 @@ pub struct Round {
     pub floor: f64,
     /// The build that `--other` names.
     pub other: Option<f64>,
+    /// The installed build without templates.
+    pub cold: Option<f64>,
 }
 
 /// A command that was timed.
@@ -30,26 +32,42 @@ pub struct Rounds {
     pub name: &'static str,
     /// The command, for people.
     pub command: &'static str,
-    /// The largest ratio to runc that is wanted.
-    wanted: f64,
+    /// The largest ratio to runc that is wanted, if one is.
+    wanted: Option<f64>,
     /// Its rounds, without the one that warms up.
     pub rounds: Vec<Round>,
 }
 
-/// Starts and ends a container per shim_runtime, `count` times.
+/// Starts and ends a container per runtime, `count` times. Also without templates.
 pub fn starts(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
-    let rounds = alternate("start", &runtimes.all(), count, |shim_runtime, number| {
-        run_true(shim_runtime, &id(shim_runtime.name, number))
+    let mut all = runtimes.all();
+    all.push(&runtimes.cold.shim_runtime);
+    let rounds = alternate("start", &all, count, |shim_runtime, number| {
+        run_true(shim_runtime, &id(shim_runtime.name, number)).map(|()| None)
     })?;
     Ok(Rounds {
         name: "start",
         command: "ctr run --rm busybox true",
-        wanted: 2.0,
+        wanted: Some(2.0),
         rounds,
     })
 }
 
-/// Runs a command in a running container per shim_runtime, `count` times.
+/// Starts a container per runtime in the background, `count` times; it is ended when no time is taken.
+pub fn create_starts(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
+    let rounds = alternate("create_start", &runtimes.all(), count, |shim_runtime, number| {
+        let id = id(&format!("{}-detached", shim_runtime.name), number);
+        Running::detached(shim_runtime, &id, "exec sleep 1000000").map(Some)
+    })?;
+    Ok(Rounds {
+        name: "create_start",
+        command: "ctr run -d busybox sleep",
+        wanted: None,
+        rounds,
+    })
+}
+
+/// Runs a command in a running container per runtime, `count` times.
 pub fn execs(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
     let all = runtimes.all();
     let mut containers = Vec::new();
@@ -59,7 +77,7 @@ pub fn execs(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
     }
     let rounds = alternate("exec", &all, count, |shim_runtime, number| {
         let container = id(shim_runtime.name, 0);
-        exec_true(&container, &format!("exec-{number}"))
+        exec_true(&container, &format!("exec-{number}")).map(|()| None)
     });
     for container in containers {
         container.end()?;
@@ -67,40 +85,36 @@ pub fn execs(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
     Ok(Rounds {
         name: "exec",
         command: "ctr task exec true",
-        wanted: 1.0,
+        wanted: Some(1.0),
         rounds: rounds?,
     })
 }
 
-/// Runs one round that does not count, then `count` that do.
+/// Runs one round that does not count, then `count` that do. A container that `run` returns is ended after its
+/// time was taken.
 fn alternate(
     word: &str,
     runtimes: &[&MeasuredRuntime],
     count: usize,
-    run: impl Fn(&MeasuredRuntime, usize) -> Result<()>,
+    run: impl Fn(&MeasuredRuntime, usize) -> Result<Option<Running>>,
 ) -> Result<Vec<Round>> {
     eprintln!("warming up: one {word} each");
     let mut rounds = Vec::with_capacity(count);
     for number in 0..=count {
-        let mut seconds = vec![0.0; runtimes.len()];
+        let mut seconds = vec![("", 0.0); runtimes.len()];
         for index in order(number, runtimes.len()) {
             let shim_runtime = runtimes[index];
+            let context = || format!("{word} under {}", shim_runtime.name);
             let started = Instant::now();
-            run(shim_runtime, number).with_context(|| format!("{word} under {}", shim_runtime.name))?;
-            seconds[index] = started.elapsed().as_secs_f64();
+            let running = run(shim_runtime, number).with_context(context)?;
+            seconds[index] = (shim_runtime.name, started.elapsed().as_secs_f64());
+            running.map(Running::end).transpose().with_context(context)?;
         }
-        ensure!(seconds.len() >= 3, "a round needs nacre, runc and the null shim");
-        let round = Round {
-            nacre: seconds[0],
-            runc: seconds[1],
-            floor: seconds[2],
-            other: seconds.get(3).copied(),
-        };
+        let round = Round::new(&seconds)?;
         if number > 0 {
-            let times: Vec<String> = runtimes
+            let times: Vec<String> = seconds
                 .iter()
-                .zip(&seconds)
-                .map(|(shim_runtime, seconds)| format!("{} {:6.0} ms", shim_runtime.name, seconds * 1e3))
+                .map(|(name, seconds)| format!("{name} {:6.0} ms", seconds * 1e3))
                 .collect();
             let ratio = round.nacre / round.runc;
             eprintln!(
@@ -111,6 +125,24 @@ fn alternate(
         }
     }
     Ok(rounds)
+}
+
+impl Round {
+    /// A round in which each runtime, by its name, took that many seconds.
+    fn new(seconds: &[(&str, f64)]) -> Result<Self> {
+        let of = |wanted: &str| {
+            let found = seconds.iter().find(|(name, _)| *name == wanted);
+            found.map(|(_, seconds)| *seconds)
+        };
+        let must = |name| of(name).with_context(|| format!("a round without {name}"));
+        Ok(Self {
+            nacre: must("nacre")?,
+            runc: must("runc")?,
+            floor: must("floor")?,
+            other: of("other"),
+            cold: of("cold"),
+        })
+    }
 }
 
 /// The order of `count` runtimes in a round, as their indexes. In `count` rounds, or twice as many if `count` is
@@ -148,23 +180,29 @@ impl Rounds {
         self.rounds.iter().map(|round| round.other).collect()
     }
 
+    /// The time in seconds without templates, of each round; None if it was not measured.
+    pub fn cold(&self) -> Option<Vec<f64>> {
+        self.rounds.iter().map(|round| round.cold).collect()
+    }
+
     /// Median of the rounds' ratios of what Nacre and runc add to the null shim's time.
     pub fn ratio_above_floor(&self) -> f64 {
         median(&self.each(|round| (round.nacre - round.floor) / (round.runc - round.floor).max(1e-3)))
     }
 
-    /// Adds the medians with the spread, then the null shim's.
+    /// Adds the medians with the spread, then the null shim's, then those without templates.
     pub fn report(&self, results: &mut Results) {
         let ratios = self.ratios();
-        let note = format!(
-            "medians of {} rounds; ratio: median of the rounds' ratios, p10..p90 {:.2}..{:.2}, above the floor {:.2}; \
-             wanted: at most {}",
+        let mut note = format!(
+            "medians of {} rounds; ratio: median of the rounds' ratios, p10..p90 {:.2}..{:.2}, above the floor {:.2}",
             self.rounds.len(),
             percentile(&ratios, 10.0),
             percentile(&ratios, 90.0),
-            self.ratio_above_floor(),
-            self.wanted
+            self.ratio_above_floor()
         );
+        if let Some(wanted) = self.wanted {
+            note += &format!("; wanted: at most {wanted}");
+        }
         results.add(self.row(self.name.to_owned(), 50.0, note));
         for (name, percent) in [("p10", 10.0), ("p90", 90.0)] {
             let note = "ratio: of the rounds' ratios".to_owned();
@@ -180,6 +218,14 @@ impl Rounds {
             note: "the null shim: what ctr and containerd take with a runtime that does nothing".to_owned(),
             ..Measure::default()
         });
+        if let Some(cold) = self.cold() {
+            let milliseconds =
+                |seconds: Vec<f64>| -> Vec<f64> { seconds.iter().map(|seconds| seconds * 1e3).collect() };
+            let runc = milliseconds(self.each(|round| round.runc));
+            let name = format!("cold_{}", self.name);
+            let row = (name.as_str(), "ms", "the same with templates off");
+            results.add(Measure::of_rounds(row, &milliseconds(cold), ("runc", &runc)));
+        }
     }
 
     fn row(&self, name: String, percent: f64, note: String) -> Measure {
@@ -237,24 +283,41 @@ mod tests {
             runc: 2.0,
             floor: 1.0,
             other,
+            cold: other.map(|_| 5.0),
         };
         let measured = |other| Rounds {
             name: "start",
             command: "",
-            wanted: 2.0,
+            wanted: Some(2.0),
             rounds: vec![round(4.0, other), round(3.0, other), round(3.0, other)],
         };
         assert!(close(measured(None).ratio_above_floor(), 2.0));
         let mut results = Results::default();
         measured(Some(1.5)).report(&mut results);
         let names: Vec<&str> = results.0.iter().map(|row| row.name.as_str()).collect();
-        assert_eq!(names, ["start", "start, p10", "start, p90", "start_floor"]);
+        let expected = ["start", "start, p10", "start, p90", "start_floor", "cold_start"];
+        assert_eq!(names, expected);
         let (start, floor) = (&results.0[0], &results.0[3]);
         assert!(close(start.nacre, 3000.0) && close(start.ratio.unwrap(), 1.5));
         assert!(close(start.other.unwrap(), 1500.0) && close(start.other_ratio.unwrap(), 2.0));
         assert!(close(floor.nacre, 1000.0) && close(floor.ratio.unwrap(), 0.5));
+        let cold = &results.0[4];
+        assert!(close(cold.nacre, 5000.0) && close(cold.ratio.unwrap(), 2.5));
         let mut alone = Results::default();
         measured(None).report(&mut alone);
-        assert!(alone.0[0].other.is_none());
+        assert!(alone.0[0].other.is_none() && alone.0.len() == 4);
+    }
+
+    #[test]
+    fn a_round_is_put_together_by_names() {
+        let seconds = [("nacre", 1.0), ("runc", 2.0), ("floor", 3.0), ("cold", 4.0)];
+        let round = Round::new(&seconds).unwrap();
+        assert!(close(round.floor, 3.0) && close(round.cold.unwrap(), 4.0) && round.other.is_none());
+        assert!(
+            Round::new(&seconds[1..])
+                .unwrap_err()
+                .to_string()
+                .contains("nacre")
+        );
     }
 }

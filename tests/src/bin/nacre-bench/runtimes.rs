@@ -1,12 +1,21 @@
-//! What the benchmark compares: the installed build of Nacre, runc, the null shim, and with `--other` a
-//! second build.
+//! What the benchmark compares: the installed build of Nacre, runc, the null shim, the installed build without
+//! templates, and with `--other` a second build.
 
 use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::Runtime;
 use nacre_tests::installation::{self, SHIM};
+use tempfile::TempDir;
+
+/// The programs of an installed build.
+const PROGRAMS: [&str; 3] = [SHIM, "bin/nacre-vmm", "bin/nacre"];
+/// What config.toml has in a build whose pods never start from a template.
+const WITHOUT_TEMPLATES: &str = "templates = false\n";
 
 /// A runtime as `ctr` calls it.
 #[derive(Debug, Clone)]
@@ -39,6 +48,10 @@ pub struct MeasuredRuntimes {
     pub floor: MeasuredRuntime,
     /// The build that `--other` names.
     pub other: Option<Build>,
+    /// The build in PATH with templates off.
+    pub cold: Build,
+    /// The prefix of `cold`.
+    _cold_prefix: TempDir,
 }
 
 impl MeasuredRuntimes {
@@ -54,10 +67,12 @@ impl MeasuredRuntimes {
             "{} does not exist; run: cargo build -p nacre-tests",
             null_shim.display()
         );
+        let prefix = installation::prefix()?;
+        let (cold, cold_prefix) = cold_build(&prefix).context("installing the build without templates")?;
         Ok(Self {
             nacre: Build {
                 shim_runtime: shim_runtime("nacre", Runtime::Nacre.name()),
-                prefix: installation::prefix()?,
+                prefix,
             },
             runc: shim_runtime("runc", Runtime::Runc.name()),
             floor: MeasuredRuntime {
@@ -65,6 +80,8 @@ impl MeasuredRuntimes {
                 ..shim_runtime("floor", &null_shim.to_string_lossy())
             },
             other: other.map(other_build).transpose()?,
+            cold,
+            _cold_prefix: cold_prefix,
         })
     }
 
@@ -99,4 +116,84 @@ fn other_build(prefix: &Path) -> Result<Build> {
         shim_runtime: shim_runtime("other", &shim.to_string_lossy()),
         prefix,
     })
+}
+
+impl Build {
+    /// Whether the build can start pods from templates: it has the command to make one.
+    pub fn has_templates(&self) -> bool {
+        let mut command = Command::new(self.prefix.join("bin/nacre"));
+        command.args(["template", "--help"]).stdin(Stdio::null());
+        command.output().is_ok_and(|output| output.status.success())
+    }
+
+    /// Makes the template from which this build's pods start; nothing if it has none.
+    ///
+    /// # Errors
+    /// If the command fails.
+    pub fn make_template(&self) -> Result<()> {
+        if !self.has_templates() {
+            return Ok(());
+        }
+        let mut command = Command::new(self.prefix.join("bin/nacre"));
+        command.args(["template", "build"]).stdin(Stdio::null());
+        let output = command
+            .output()
+            .with_context(|| format!("starting {command:?}"))?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{command:?}: {}\n{text}", output.status);
+        Ok(())
+    }
+}
+
+/// A copy of the build at `prefix` whose config.toml turns templates off. The programs are copies because each
+/// finds its config.toml by its own path, with symbolic links resolved.
+fn cold_build(prefix: &Path) -> Result<(Build, TempDir)> {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    for folder in ["bin", "share", "etc/nacre"] {
+        fs::create_dir_all(path.join(folder))?;
+    }
+    for program in PROGRAMS {
+        let from = prefix.join(program);
+        fs::copy(&from, path.join(program)).with_context(|| format!("copying {}", from.display()))?;
+    }
+    symlink(prefix.join("share/nacre"), path.join("share/nacre"))?;
+    let build = Build {
+        shim_runtime: shim_runtime("cold", &path.join(SHIM).to_string_lossy()),
+        prefix: path.to_owned(),
+    };
+    let config = path.join("etc/nacre/config.toml");
+    let mut text = match fs::read_to_string(prefix.join("etc/nacre/config.toml")) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).context("reading the installed config.toml"),
+    };
+    // A build that does not know the key refuses it, and all of its starts are cold.
+    if build.has_templates() {
+        text = without_templates(&text);
+    }
+    fs::write(config, text)?;
+    Ok((build, directory))
+}
+
+/// `config`, the text of a config.toml, with templates off.
+fn without_templates(config: &str) -> String {
+    let is_other = |line: &&str| line.split('=').next().is_none_or(|key| key.trim() != "templates");
+    let kept = config.lines().filter(is_other);
+    let kept: String = kept.flat_map(|line| [line, "\n"]).collect();
+    // First, since a table would take the key that follows it.
+    WITHOUT_TEMPLATES.to_owned() + &kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cold_configuration_keeps_the_other_keys() {
+        assert_eq!(without_templates(""), "templates = false\n");
+        let text = without_templates("vcpus = 2\ntemplates = true\nmemory_mib = 256");
+        assert_eq!(text, "templates = false\nvcpus = 2\nmemory_mib = 256\n");
+    }
 }

@@ -16,6 +16,8 @@ pub struct Starts {
     pub nacre: Timelines,
     /// The other build.
     other: Option<Timelines>,
+    /// The installed build without templates, if it has any.
+    pub cold: Option<Timelines>,
 }
 
 /// Timelines of several starts of one build.
@@ -23,18 +25,26 @@ pub struct Timelines(Vec<Timeline>);
 
 /// Starts `count` pods of each build, one after the other and in turns, and reads their timelines.
 pub fn measure(runtimes: &MeasuredRuntimes, count: usize) -> Result<Starts> {
-    let mut timelines: Vec<Timelines> = runtimes.builds().map(|_| Timelines(Vec::new())).collect();
+    let cold = runtimes.nacre.has_templates().then_some(&runtimes.cold);
+    let builds: Vec<&Build> = runtimes.builds().chain(cold).collect();
+    let mut timelines: Vec<Timelines> = builds.iter().map(|_| Timelines(Vec::new())).collect();
     for number in 1..=count {
-        for (build, timelines) in runtimes.builds().zip(&mut timelines) {
+        for (build, timelines) in builds.iter().zip(&mut timelines) {
             let timeline = start(build, number)?;
-            eprintln!("start {number} of {count}: {} steps", timeline.steps.len());
+            let name = build.shim_runtime.name;
+            eprintln!(
+                "start {number} of {count}: {name}: {} steps",
+                timeline.steps.len()
+            );
             timelines.0.push(timeline);
         }
     }
+    let cold = cold.and_then(|_| timelines.pop());
     let mut timelines = timelines.into_iter();
     Ok(Starts {
         nacre: timelines.next().context("no build")?,
         other: timelines.next(),
+        cold,
     })
 }
 
@@ -53,6 +63,11 @@ fn start(build: &Build, number: usize) -> Result<Timeline> {
 }
 
 impl Starts {
+    /// The starts in which the installed build's guests booted.
+    pub fn booted(&self) -> &Timelines {
+        self.cold.as_ref().unwrap_or(&self.nacre)
+    }
+
     /// Adds the boot, the steps and the exits.
     ///
     /// # Errors
@@ -60,8 +75,9 @@ impl Starts {
     pub fn report(&self, results: &mut Results) -> Result<()> {
         let note =
             "the guest's first instruction to its agent's first answer; wanted: at most 1000 under emulation";
-        let other = self.other.as_ref().map(Timelines::boot).transpose()?;
-        results.add(Measure::alone("boot", "ms", self.nacre.boot()?, note).beside(other));
+        // None if the other build's guests do not boot.
+        let other = self.other.as_ref().and_then(|other| other.boot().ok());
+        results.add(Measure::alone("boot", "ms", self.booted().boot()?, note).beside(other));
         let others = self.other.as_ref().map(Timelines::steps).unwrap_or_default();
         for (name, done, took) in self.nacre.steps() {
             let note = format!("done {done:.1} ms after containerd executed the shim");
@@ -69,7 +85,7 @@ impl Starts {
             results.add(Measure::alone(format!("step: {name}"), "ms", took, note).beside(other));
         }
         let others = self.other.as_ref().map(Timelines::exits).unwrap_or_default();
-        for (kind, count) in self.nacre.exits() {
+        for (kind, count) in self.booted().exits() {
             let other = others.iter().find(|other| other.0 == kind).map(|other| other.1);
             let note = "VM exits until the agent is ready";
             results.add(Measure::alone(format!("exits: {kind}"), "", count, note).beside(other));
