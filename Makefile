@@ -109,7 +109,8 @@ soak: setup
 bench: setup
 	@$(MAKE) --no-print-directory install
 	@cargo build --quiet --package nacre-tests
-	@tests/lab/run --cri -- $(TARGET)/debug/nacre-bench --output $(TARGET)/bench $(if $(OTHER),--other $(abspath $(OTHER)))
+	@tests/lab/run --cri -- $(TARGET)/debug/nacre-bench --output $(TARGET)/bench $(if $(OTHER),--other $(abspath $(OTHER))) \
+		$(addprefix --qemu ,$(lastword $(wildcard $(CACHE)/lab/qemu-*/usr/bin/qemu-system-x86_64)))
 
 clean:
 	@cargo clean

@@ -17,6 +17,7 @@ mod network;
 mod page;
 mod plot;
 mod pods_memory;
+mod restore;
 mod results;
 mod rounds;
 mod runtimes;
@@ -47,6 +48,8 @@ enum Part {
     Boot,
     /// Guests without containerd: boot, vsock round trips, virtio-fs requests.
     Guest,
+    /// A guest that continues from a snapshot, beside QEMU.
+    Restore,
     /// A pod by containerd's CRI, beside runc.
     Pod,
     /// TCP and datagrams with a pod, beside runc and QEMU.
@@ -80,6 +83,9 @@ struct Arguments {
     /// How many pods the part `pods-memory` starts, if the host has memory for them.
     #[arg(long, default_value_t = 50)]
     pods: usize,
+    /// The QEMU of the part `restore`.
+    #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
+    qemu: PathBuf,
     /// Measure only these parts.
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     only: Vec<Part>,
@@ -167,6 +173,9 @@ fn measure(arguments: &Arguments, runtimes: &MeasuredRuntimes, results: &mut Res
     }
     if wants(Part::Guest) {
         guest_io::measure(runtimes, arguments.guests, results)?;
+    }
+    if wants(Part::Restore) {
+        restore::measure(runtimes, &arguments.qemu, 2 * arguments.guests, results)?;
     }
     if wants(Part::Pod) {
         crirun::measure(arguments.pairs, results)?;
