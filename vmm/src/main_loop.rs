@@ -24,7 +24,7 @@ pub enum StopReason {
     VmExited(Outcome),
     /// The shim closed the control socket or sent an invalid message; the VM does not run without a shim.
     ShimGone(String),
-    /// [`Inputs::stop_request`] is readable.
+    /// [`Inputs::stop_request`] is readable, or [`Inputs::deadline`] has passed.
     Requested,
 }
 
@@ -39,6 +39,8 @@ pub struct Inputs<'a> {
     pub late_devices: Option<&'a LateDevices>,
     /// Ends the loop when it is readable; the loop does not read it.
     pub stop_request: Option<BorrowedFd<'a>>,
+    /// Ends the loop.
+    pub deadline: Option<Instant>,
 }
 
 /// Devices that the operator adds while the guest runs, by [`Command::AttachDevice`].
@@ -149,13 +151,21 @@ fn wait(machine: &Machine, inputs: &Inputs<'_>) -> Result<Vec<Source>, Errno> {
         .into_iter()
         .filter_map(|(source, fd)| Some((source, PollFd::new(fd?, PollFlags::POLLIN))))
         .unzip();
-    let timeout = machine.plug_deadline().map_or(PollTimeout::NONE, |deadline| {
-        // One more, since it is rounded down.
-        let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-    });
+    let deadlines = [machine.plug_deadline(), inputs.deadline];
+    let timeout = deadlines
+        .into_iter()
+        .flatten()
+        .min()
+        .map_or(PollTimeout::NONE, |deadline| {
+            // One more, since it is rounded down.
+            let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
     match poll(&mut fds, timeout) {
         Err(Errno::EINTR) => return Ok(Vec::new()),
+        Ok(0) if inputs.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
+            return Ok(vec![Source::StopRequest]);
+        }
         Ok(0) => return Ok(vec![Source::MemoryTaken]),
         result => result?,
     };

@@ -92,6 +92,7 @@ pub fn restore(
     };
     let ranges = Ranges::of(config.memory_bytes());
     let memory = memory::map(&ranges, &backing).map_err(Failure::at("map guest memory"))?;
+    memory::copy_ahead(&memory, &saved.early_writes);
     let memory = Arc::new(memory);
     vm.set_memory(&memory)
         .map_err(Failure::at("create virtual machine"))?;

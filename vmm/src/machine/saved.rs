@@ -4,7 +4,8 @@
 use super::Machine;
 use super::pause::{PauseError, RunState};
 use crate::kvm;
-use crate::snapshot::state::{DeviceState, MachineState};
+use crate::snapshot::content::FileId;
+use crate::snapshot::state::{DeviceState, MachineState, PageRange};
 use crate::snapshot::{self, Target, WriteError};
 use crate::virtio::DeviceError;
 
@@ -60,6 +61,15 @@ impl Machine {
     /// # Errors
     /// [`SaveError`]; `target` then has no snapshot that can be opened.
     pub fn save(&self, target: &Target) -> Result<(), SaveError> {
+        let (machine, memory) = self.capture(target)?;
+        Ok(target.finish(&machine, memory)?)
+    }
+
+    /// Writes the memory of the paused machine to `target`, and returns what [`Target::finish`] takes.
+    ///
+    /// # Errors
+    /// [`SaveError`]; `target` then has no snapshot that can be opened.
+    pub fn capture(&self, target: &Target) -> Result<(MachineState, FileId), SaveError> {
         if self.state != RunState::Paused {
             return Err(SaveError::NotPaused);
         }
@@ -74,10 +84,19 @@ impl Machine {
             serial: self.serial_input.save(),
             pci_address: self.pci_ports.address(),
             devices,
+            early_writes: Vec::new(),
         };
         let memory = snapshot::memory::write(&self.memory, target.memory());
-        let memory = memory.map_err(target.memory_failed())?;
-        Ok(target.finish(&machine, memory)?)
+        Ok((machine, memory.map_err(target.memory_failed())?))
+    }
+
+    /// The pages that the guest has written since [`Machine::capture`], of a paused machine.
+    ///
+    /// # Errors
+    /// [`WriteError`] if the file can't be read.
+    pub fn early_writes(&self, target: &Target) -> Result<Vec<PageRange>, WriteError> {
+        let changed = snapshot::memory::changed(&self.memory, target.memory());
+        changed.map_err(target.memory_failed())
     }
 
     fn save_devices(&self) -> Result<Vec<DeviceState>, SaveError> {

@@ -8,10 +8,13 @@ use std::os::unix::fs::FileExt as _;
 use vm_memory::{Bytes as _, GuestMemory as _, GuestMemoryRegion as _, MemoryRegionAddress};
 
 use super::content::{BLOCK, ContentSum, FileId, is_zero};
+use super::state::PageRange;
 use crate::virtio::Memory;
 
 /// Bytes that are looked at and written at once.
 const CHUNK: usize = 1 << 20;
+/// Most pages that [`changed`] returns: 4 MiB, which each restored VM has as memory of its own.
+pub const MAX_EARLY_WRITES: u32 = 1024;
 
 /// Writes `memory` to the empty file `file`, and returns the id of that.
 ///
@@ -39,6 +42,54 @@ pub fn write(memory: &Memory, file: &File) -> io::Result<FileId> {
     }
     file.sync_all()?;
     FileId::of_written(file, sum.finish())
+}
+
+/// The pages in which `memory` differs from `file`, which [`write`] has written; not more than
+/// [`MAX_EARLY_WRITES`].
+///
+/// # Errors
+/// The error of pread(2).
+pub fn changed(memory: &Memory, file: &File) -> io::Result<Vec<PageRange>> {
+    let mut ranges: Vec<PageRange> = Vec::new();
+    let (mut now, mut before) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let (mut position, mut count) = (0_u64, 0_u32);
+    for region in memory.iter() {
+        let mut offset = 0;
+        while offset < region.len() {
+            let length = usize::try_from(region.len().saturating_sub(offset)).unwrap_or(CHUNK);
+            let now = now.get_mut(..length.min(CHUNK)).unwrap_or_default();
+            let before = before.get_mut(..length.min(CHUNK)).unwrap_or_default();
+            region
+                .read_slice(now, MemoryRegionAddress(offset))
+                .map_err(io::Error::other)?;
+            file.read_exact_at(before, position)?;
+            let pairs = now.chunks(BLOCK).zip(before.chunks(BLOCK));
+            for (index, _) in (0..).zip(pairs).filter(|(_, (now, before))| now != before) {
+                let page = u32::try_from(position / BLOCK as u64).unwrap_or(u32::MAX);
+                count = count.saturating_add(1);
+                if count > MAX_EARLY_WRITES {
+                    return Ok(ranges);
+                }
+                push(&mut ranges, page.saturating_add(index));
+            }
+            offset = offset.saturating_add(now.len() as u64);
+            position = position.saturating_add(now.len() as u64);
+        }
+    }
+    Ok(ranges)
+}
+
+/// Appends `page`, which follows all pages of `ranges`.
+fn push(ranges: &mut Vec<PageRange>, page: u32) {
+    match ranges.last_mut() {
+        Some(last) if last.first.checked_add(last.count) == Some(page) => {
+            last.count = last.count.saturating_add(1);
+        }
+        _ => ranges.push(PageRange {
+            first: page,
+            count: 1,
+        }),
+    }
 }
 
 /// Writes the blocks of `part` that are not zeros, neighbours together.
@@ -113,7 +164,14 @@ mod tests {
         for (place, value) in places.into_iter().zip(1_u32..) {
             assert_eq!(restored.read_obj::<u32>(GuestAddress(place)).unwrap(), value);
         }
+        assert_eq!(changed(&restored, &file).unwrap(), []);
         fill(&restored, 8192, &[1]);
+        fill(&restored, 4096 + 5, &[1]);
+        fill(&restored, 1 << 32, &[9]);
+        let range = |first, count| PageRange { first, count };
+        assert_eq!(changed(&restored, &file).unwrap(), [range(1, 2), range(1024, 1)]);
+        fill(&restored, 4096 + 5, &[0]);
+        fill(&restored, 1 << 32, &[4]);
         let again = tempfile::tempfile().unwrap();
         assert_ne!(write(&restored, &again).unwrap().sum, id.sum);
         fill(&restored, 8192, &[0]);

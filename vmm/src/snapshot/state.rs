@@ -28,6 +28,18 @@ pub struct MachineState {
     pub pci_address: [u8; 4],
     /// The virtio devices.
     pub devices: Vec<DeviceState>,
+    /// Pages of guest memory that a guest writes as soon as it continues, in ascending order. A restored VM has
+    /// them copied before the guest runs.
+    pub early_writes: Vec<PageRange>,
+}
+
+/// Pages of the file of guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRange {
+    /// The number of the first page.
+    pub first: u32,
+    /// How many there are.
+    pub count: u32,
 }
 
 /// The size of a machine.
@@ -78,6 +90,7 @@ pub(super) mod tests {
             serial: serial.save(),
             pci_address: [8, 0, 0, 0x80],
             devices: Vec::new(),
+            early_writes: vec![PageRange { first: 3, count: 2 }],
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What the standalone mode does with the guest's vsock connections: it accepts them and keeps them open.
 //! Only the agent's is read, by [`super::save`].
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -21,11 +21,11 @@ pub struct StreamAcceptor {
     streams: Vec<OwnedFd>,
 }
 
-/// The first connection to the agent's port, as the main thread sees it.
+/// The last connection to the agent's port, as the main thread sees it.
 pub struct Agent {
     /// Written when the agent has connected.
     connected: EventFd,
-    stream: Arc<OnceLock<OwnedFd>>,
+    stream: Arc<Mutex<Option<OwnedFd>>>,
 }
 
 impl Agent {
@@ -34,9 +34,11 @@ impl Agent {
         borrow_eventfd(&self.connected)
     }
 
-    /// The host's end of the agent's stream, once that has connected.
-    pub fn stream(&self) -> Option<BorrowedFd<'_>> {
-        self.stream.get().map(|stream| stream.as_fd())
+    /// Takes the host's end of the agent's stream, once that has connected. The next one is another one.
+    pub fn take_stream(&self) -> Option<OwnedFd> {
+        // Fails if it is not readable.
+        let _ = self.connected.read();
+        lock(&self.stream).take()
     }
 }
 
@@ -45,7 +47,7 @@ impl StreamAcceptor {
     pub fn new(guest_started: Arc<OnceLock<Instant>>) -> anyhow::Result<(Self, Agent)> {
         let connected =
             EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("creating an eventfd")?;
-        let stream = Arc::new(OnceLock::new());
+        let stream = Arc::default();
         let agent = Agent {
             connected: connected.try_clone()?,
             stream: Arc::clone(&stream),
@@ -59,6 +61,10 @@ impl StreamAcceptor {
     }
 }
 
+fn lock(stream: &Mutex<Option<OwnedFd>>) -> MutexGuard<'_, Option<OwnedFd>> {
+    stream.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl vsock::Host for StreamAcceptor {
     fn expects(&mut self, _ports: vsock::Ports) -> bool {
         self.streams.len() < MAX_STREAMS
@@ -69,9 +75,7 @@ impl vsock::Host for StreamAcceptor {
             self.streams.push(stream);
             return Ok(());
         }
-        if let Err(stream) = self.agent.stream.set(stream) {
-            self.streams.push(stream);
-        }
+        self.streams.extend(lock(&self.agent.stream).replace(stream));
         let started = self.guest_started.get();
         let ms = started.map_or(0, |started| started.elapsed().as_millis());
         eprintln!("nacre-vmm: the agent connected {ms} ms after the guest's first instruction");

@@ -143,12 +143,20 @@ fn apply_to(policy: PagePolicy, start: *mut libc::c_void, size: usize) -> Result
 }
 
 fn advise(start: *mut libc::c_void, size: usize, advice: i32) -> io::Result<()> {
-    // SAFETY: the range is a whole mapping of this module; neither advice changes the content of a page.
+    // SAFETY: the range lies in a mapping of this module; no advice that is passed changes a page's content.
     let result = unsafe { libc::madvise(start, size, advice) };
     if result == 0 {
         return Ok(());
     }
     Err(io::Error::last_os_error())
+}
+
+/// Makes the pages of `slice` writable, and copies those that are a file's, as far as the host can
+/// (MADV_POPULATE_WRITE). `slice` must begin at a multiple of 4096.
+pub fn populate(slice: &VolatileSlice<'_>) {
+    let start = slice.ptr_guard_mut();
+    // Fails before Linux 5.14, or without memory: the guest's own access finds that.
+    let _ = advise(start.as_ptr().cast(), slice.len(), libc::MADV_POPULATE_WRITE);
 }
 
 /// Frees the pages of `slice`, which must begin and end at a multiple of 4096 (MADV_DONTNEED).

@@ -247,3 +247,57 @@ fn plugged_memory_has_the_policy_of_boot_memory() {
     );
     assert_eq!(usize::try_from(growth.host).unwrap() % HUGE_PAGE, 0);
 }
+
+/// Two ranges of 4 MiB, and a file for both that has text at the beginning of each.
+fn two_ranges() -> (Ranges, File) {
+    let range = |start| Range {
+        start,
+        bytes: 4 << 20,
+    };
+    let ranges = Ranges {
+        boot: vec![range(0), range(1 << 32)],
+        ..Ranges::of(0)
+    };
+    (ranges, file_with(8 << 20, &[(0, "low"), (4 << 20, "high")]))
+}
+
+/// Whether the page at `address` of this process is memory of its own (pagemap(5)).
+fn is_own(address: usize) -> bool {
+    let mut entry = [0; 8];
+    let pagemap = File::open("/proc/self/pagemap").unwrap();
+    let at = u64::try_from(address / 4096 * 8).unwrap();
+    pagemap.read_exact_at(&mut entry, at).unwrap();
+    let (present, of_file) = (1 << 63, 1 << 61);
+    u64::from_le_bytes(entry) & (present | of_file) == present
+}
+
+#[test]
+fn pages_are_copied_ahead_of_the_guest() {
+    let (ranges, file) = two_ranges();
+    let memory = map(&ranges, &file_backing(&file, 0)).unwrap();
+    let pages = |first, count| PageRange { first, count };
+    copy_ahead(&memory, &[pages(0, 1), pages(7, 2), pages(1024, 1)]);
+    let own = |region: usize, page: usize| {
+        let region = memory.iter().nth(region).unwrap();
+        is_own(region.as_ptr().addr() + page * 4096)
+    };
+    let copied = [(0, 0), (0, 7), (0, 8), (1, 0)];
+    for (region, page) in copied {
+        assert!(own(region, page), "page {page} of region {region}");
+    }
+    for (region, page) in [(0, 1), (0, 6), (0, 9), (1, 1)] {
+        assert!(!own(region, page), "page {page} of region {region}");
+    }
+    assert_eq!(
+        (&text_at(&memory, 0), &text_at(&memory, 1 << 32)),
+        (b"low", b"high")
+    );
+    // Those that guest memory does not have, or not in one range, are left out.
+    copy_ahead(
+        &memory,
+        &[pages(1023, 2), pages(2048, 1), pages(u32::MAX, u32::MAX)],
+    );
+    memory.write_slice(b"new", GuestAddress(0)).unwrap();
+    let again = map(&ranges, &file_backing(&file, 0)).unwrap();
+    assert_eq!(&text_at(&again, 0), b"low", "the file was written");
+}
