@@ -35,7 +35,7 @@ pub fn measure(
     let nacre = Snapshot::save(&runtimes.nacre.prefix).context("saving a guest of nacre-vmm")?;
     let other = runtimes.other.as_ref();
     let other = other.map(|build| Snapshot::save(&build.prefix)).transpose()?;
-    let peer = match qemu(runtimes, program) {
+    let mut peer = match qemu(runtimes, program) {
         Ok(peer) => Some(peer),
         Err(error) => {
             eprintln!("restore: QEMU is not measured: {error:#}");
@@ -49,7 +49,7 @@ pub fn measure(
             let index = (number + turn) % 3;
             let Some(taken) = (match index {
                 0 => Some(nacre.restore()?),
-                1 => peer.as_ref().map(Peer::restore).transpose()?,
+                1 => restore_peer(&mut peer),
                 _ => other.as_ref().map(Snapshot::restore).transpose()?,
             }) else {
                 continue;
@@ -61,8 +61,23 @@ pub fn measure(
             }
         }
     }
+    if peer.is_none() {
+        milliseconds[1].clear();
+    }
     report(&milliseconds, results);
     Ok(())
+}
+
+/// Milliseconds of a restore of QEMU; None, and no peer any more, if it fails.
+fn restore_peer(peer: &mut Option<Peer>) -> Option<f64> {
+    match peer.as_ref()?.restore() {
+        Ok(taken) => Some(taken),
+        Err(error) => {
+            eprintln!("restore: QEMU is no longer measured: {error:#}");
+            *peer = None;
+            None
+        }
+    }
 }
 
 fn qemu(runtimes: &MeasuredRuntimes, program: &Path) -> Result<Peer> {

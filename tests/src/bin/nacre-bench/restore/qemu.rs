@@ -6,6 +6,7 @@ use std::io::Read as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,8 +18,9 @@ use tempfile::TempDir;
 
 use super::qmp::{Format, Qmp};
 
-/// The guest's address. Nacre's guests have none on the host.
-const GUEST_CID: u32 = 7077;
+/// The next guest's address. Each has its own: a clone dials from the same port, and the host keeps a connection
+/// that was closed for seconds.
+static NEXT_CID: AtomicU32 = AtomicU32::new(7077);
 /// How long a guest may take until its agent connects.
 const DEADLINE: Duration = Duration::from_secs(90);
 
@@ -101,6 +103,7 @@ impl Peer {
     }
 
     fn command(&self) -> Result<Command> {
+        let cid = NEXT_CID.fetch_add(1, Ordering::Relaxed);
         let mut command = Command::new(&self.qemu.program);
         command
             .args(["-M", "microvm,pcie=on,rtc=off,isa-serial=on", "-accel", "kvm"])
@@ -111,11 +114,13 @@ impl Peer {
             .arg("-initrd")
             .arg(&self.qemu.initramfs)
             .arg("-append")
-            .arg(format!("console=ttyS0 quiet loglevel=4 panic=-1 {TEMPLATE}"))
+            // Without a shared tree the agent ends right after it has dialed: the panic must neither end
+            // QEMU before the host has seen that, nor take the time of a console.
+            .arg(format!("quiet panic=0 {TEMPLATE}"))
             .arg("-serial")
             .arg(format!("file:{}", self.log.display()))
             .arg("-device")
-            .arg(format!("vhost-vsock-pci,guest-cid={GUEST_CID}"))
+            .arg(format!("vhost-vsock-pci,guest-cid={cid}"))
             .stdin(Stdio::null())
             .stderr(File::options().create(true).append(true).open(&self.log)?);
         Ok(command)
