@@ -9,7 +9,7 @@ use ttrpc::Code;
 
 use crate::Case;
 use crate::cases;
-use crate::pod::{Pod, pidfd, programs, refused, soon, wait_end};
+use crate::pod::{Pod, pidfd, programs, refused, soon, wait_end, write_config};
 use crate::pods::{annotate, create_inner};
 use crate::remote::Remote;
 
@@ -123,7 +123,7 @@ async fn delete_after_a_cancelled_create_leaves_the_id_free() -> Result<()> {
     refused(created)?;
     deleted?;
     pod.finish(&client).await?;
-    std::fs::write(pod.path().join("etc/nacre/config.toml"), "")?;
+    write_config(pod.path(), "")?;
     let client = pod.run_start().await?;
     client.create(soon(), &pod.creation()).await?;
     ensure!(pod.delete(&client).await?.exit_status == 137);

@@ -54,6 +54,12 @@ pub fn soon() -> ttrpc::context::Context {
     with_duration(Duration::from_secs(20))
 }
 
+/// Writes `config` as config.toml of the installation in `directory`. No fake guest is saved as a template.
+pub fn write_config(directory: &Path, config: &str) -> Result<()> {
+    let text = format!("templates = false\n{config}");
+    Ok(std::fs::write(directory.join("etc/nacre/config.toml"), text)?)
+}
+
 impl Pod {
     /// Makes an installation with `config` as its config.toml, and a bundle whose spec `change` has adapted.
     /// Runs nothing.
@@ -71,7 +77,7 @@ impl Pod {
         for name in ["vmlinux", "initramfs.cpio"] {
             std::fs::write(path.join("share/nacre").join(name), "fake")?;
         }
-        std::fs::write(path.join("etc/nacre/config.toml"), config)?;
+        write_config(path, config)?;
         std::fs::write(path.join("root/in-the-root"), "")?;
         std::fs::write(path.join("host/on-the-host"), "")?;
         let mut spec = json!({
