@@ -89,6 +89,7 @@ pub fn restore(
     let backing = Backing::File {
         file: memory,
         offset: 0,
+        data: saved.data.clone(),
     };
     let ranges = Ranges::of(config.memory_bytes());
     let memory = memory::map(&ranges, &backing).map_err(Failure::at("map guest memory"))?;

@@ -75,6 +75,8 @@ impl Machine {
         }
         let devices = self.save_devices()?;
         let (host, vcpus) = self.vcpus.save()?;
+        let memory = snapshot::memory::write(&self.memory, target.memory());
+        let (memory, data) = memory.map_err(target.memory_failed())?;
         let machine = MachineState {
             size: self.size,
             host,
@@ -85,9 +87,9 @@ impl Machine {
             pci_address: self.pci_ports.address(),
             devices,
             early_writes: Vec::new(),
+            data,
         };
-        let memory = snapshot::memory::write(&self.memory, target.memory());
-        Ok((machine, memory.map_err(target.memory_failed())?))
+        Ok((machine, memory))
     }
 
     /// The pages that the guest has written since [`Machine::capture`], of a paused machine.

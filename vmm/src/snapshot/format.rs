@@ -19,7 +19,7 @@ use super::state::MachineState;
 
 const MAGIC: [u8; 8] = *b"nacresnp";
 /// Changes with the layout above; the build id covers the rest.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const FIXED: usize = 32;
 /// Where the sum is.
 const SUM: std::ops::Range<usize> = 24..32;

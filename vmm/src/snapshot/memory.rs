@@ -15,18 +15,22 @@ use crate::virtio::Memory;
 const CHUNK: usize = 1 << 20;
 /// Most pages that [`changed`] returns: 4 MiB, which each restored VM has as memory of its own.
 pub const MAX_EARLY_WRITES: u32 = 1024;
+/// Holes of fewer pages between data are not worth a mapping: 256 KiB.
+const SMALL_HOLE: u32 = 64;
 
-/// Writes `memory` to the empty file `file`, and returns the id of that.
+/// Writes `memory` to the empty file `file`. Returns the id of that, and the pages that it has ([`MachineState::data`]).
+///
+/// [`MachineState::data`]: super::state::MachineState::data
 ///
 /// # Errors
 /// The error of ftruncate(2), pwrite(2), fsync(2) or fstat(2).
-pub fn write(memory: &Memory, file: &File) -> io::Result<FileId> {
+pub fn write(memory: &Memory, file: &File) -> io::Result<(FileId, Vec<PageRange>)> {
     let bytes = memory
         .iter()
         .fold(0_u64, |sum, region| sum.saturating_add(region.len()));
     file.set_len(bytes)?;
     let (mut sum, mut buffer) = (ContentSum::default(), vec![0; CHUNK]);
-    let mut position = 0_u64;
+    let (mut position, mut data) = (0_u64, Vec::new());
     for region in memory.iter() {
         let mut offset = 0;
         while offset < region.len() {
@@ -35,16 +39,18 @@ pub fn write(memory: &Memory, file: &File) -> io::Result<FileId> {
             region
                 .read_slice(part, MemoryRegionAddress(offset))
                 .map_err(io::Error::other)?;
-            write_data(file, position, part, &mut sum)?;
+            for range in write_data(file, position, part, &mut sum)? {
+                add_data(&mut data, range.first, range.count);
+            }
             offset = offset.saturating_add(part.len() as u64);
             position = position.saturating_add(part.len() as u64);
         }
     }
     file.sync_all()?;
-    FileId::of_written(file, sum.finish())
+    Ok((FileId::of_written(file, sum.finish())?, data))
 }
 
-/// The pages in which `memory` differs from `file`, which [`write`] has written; not more than
+/// The pages in which `memory` differs from `file`, which [`write()`] has written; not more than
 /// [`MAX_EARLY_WRITES`].
 ///
 /// # Errors
@@ -79,10 +85,21 @@ pub fn changed(memory: &Memory, file: &File) -> io::Result<Vec<PageRange>> {
     Ok(ranges)
 }
 
+/// Adds `count` pages from `first` on, which follow all pages of `data`. A small hole before them is taken for data:
+/// each range is a mapping of a restored VM.
+fn add_data(data: &mut Vec<PageRange>, first: u32, count: u32) {
+    match data.last_mut() {
+        Some(last) if first.saturating_sub(last.end()) < SMALL_HOLE => {
+            last.count = first.saturating_add(count).saturating_sub(last.first);
+        }
+        _ => data.push(PageRange { first, count }),
+    }
+}
+
 /// Appends `page`, which follows all pages of `ranges`.
 fn push(ranges: &mut Vec<PageRange>, page: u32) {
     match ranges.last_mut() {
-        Some(last) if last.first.checked_add(last.count) == Some(page) => {
+        Some(last) if last.end() == page => {
             last.count = last.count.saturating_add(1);
         }
         _ => ranges.push(PageRange {
@@ -92,21 +109,25 @@ fn push(ranges: &mut Vec<PageRange>, page: u32) {
     }
 }
 
-/// Writes the blocks of `part` that are not zeros, neighbours together.
-fn write_data(file: &File, position: u64, part: &[u8], sum: &mut ContentSum) -> io::Result<()> {
+/// Writes the blocks of `part` that are not zeros, neighbours together; returns them.
+fn write_data(file: &File, position: u64, part: &[u8], sum: &mut ContentSum) -> io::Result<Vec<PageRange>> {
     let blocks: Vec<&[u8]> = part.chunks(BLOCK).collect();
-    let mut position = position;
+    let (mut position, mut written) = (position, Vec::new());
     for run in blocks.chunk_by(|one, other| is_zero(one) == is_zero(other)) {
         let length = run.iter().map(|block| block.len()).sum::<usize>() as u64;
         if !run.first().is_none_or(|block| is_zero(block)) {
             file.write_all_at(&run.concat(), position)?;
+            written.push(PageRange {
+                first: u32::try_from(position / BLOCK as u64).unwrap_or(u32::MAX),
+                count: u32::try_from(run.len()).unwrap_or(u32::MAX),
+            });
             for (block, at) in run.iter().zip((position..).step_by(BLOCK)) {
                 sum.add(at, block);
             }
         }
         position = position.saturating_add(length);
     }
-    Ok(())
+    Ok(written)
 }
 
 #[cfg(test)]
@@ -146,7 +167,9 @@ mod tests {
             fill(&memory, place, &value.to_le_bytes());
         }
         let file = tempfile::tempfile().unwrap();
-        let id = write(&memory, &file).unwrap();
+        let (id, data) = write(&memory, &file).unwrap();
+        let range = |first, count| PageRange { first, count };
+        assert_eq!(data, [range(0, 2), range(1023, 2), range(1791, 1)]);
         assert_eq!(id, FileId::of(&file).unwrap());
         let metadata = file.metadata().unwrap();
         assert_eq!(metadata.len(), 7 * MIB);
@@ -159,6 +182,7 @@ mod tests {
         let backing = Backing::File {
             file: file.try_clone().unwrap(),
             offset: 0,
+            data,
         };
         let restored = map(&ranges, &backing).unwrap();
         for (place, value) in places.into_iter().zip(1_u32..) {
@@ -168,15 +192,24 @@ mod tests {
         fill(&restored, 8192, &[1]);
         fill(&restored, 4096 + 5, &[1]);
         fill(&restored, 1 << 32, &[9]);
-        let range = |first, count| PageRange { first, count };
         assert_eq!(changed(&restored, &file).unwrap(), [range(1, 2), range(1024, 1)]);
         fill(&restored, 4096 + 5, &[0]);
         fill(&restored, 1 << 32, &[4]);
         let again = tempfile::tempfile().unwrap();
-        assert_ne!(write(&restored, &again).unwrap().sum, id.sum);
+        assert_ne!(write(&restored, &again).unwrap().0.sum, id.sum);
         fill(&restored, 8192, &[0]);
         let again = tempfile::tempfile().unwrap();
-        assert_eq!(write(&restored, &again).unwrap().sum, id.sum);
+        assert_eq!(write(&restored, &again).unwrap().0.sum, id.sum);
         assert_eq!(id.compare(&file).unwrap(), Ok(()), "the file was changed");
+    }
+
+    #[test]
+    fn small_holes_are_data() {
+        let mut data = Vec::new();
+        let range = |first, count| PageRange { first, count };
+        for (first, count) in [(3, 2), (5, 1), (6 + SMALL_HOLE - 1, 4), (1000, 1)] {
+            add_data(&mut data, first, count);
+        }
+        assert_eq!(data, [range(3, 2 + 1 + SMALL_HOLE - 1 + 4), range(1000, 1)]);
     }
 }

@@ -31,6 +31,9 @@ pub struct MachineState {
     /// Pages of guest memory that a guest writes as soon as it continues, in ascending order. A restored VM has
     /// them copied before the guest runs.
     pub early_writes: Vec<PageRange>,
+    /// The pages that the file of guest memory has, in ascending order, with small holes between them. All others
+    /// are zeros, and no page of the file.
+    pub data: Vec<PageRange>,
 }
 
 /// Pages of the file of guest memory.
@@ -40,6 +43,14 @@ pub struct PageRange {
     pub first: u32,
     /// How many there are.
     pub count: u32,
+}
+
+impl PageRange {
+    /// The number of the page after the last one.
+    #[must_use]
+    pub fn end(self) -> u32 {
+        self.first.saturating_add(self.count)
+    }
 }
 
 /// The size of a machine.
@@ -91,6 +102,7 @@ pub(super) mod tests {
             pci_address: [8, 0, 0, 0x80],
             devices: Vec::new(),
             early_writes: vec![PageRange { first: 3, count: 2 }],
+            data: vec![PageRange { first: 0, count: 8 }],
         }
     }
 }

@@ -60,7 +60,7 @@ pub fn save(
 }
 
 /// Lets the guest, which was saved, go on as a restored one does: its agent's `stream` ends. Returns the pages that
-/// it writes until its agent waits for the host again; none if it does not get there.
+/// it writes until its agent waits for the host again. A guest that does not get there must not be a template.
 fn early_writes(
     machine: &mut Machine,
     target: &Target,
@@ -85,14 +85,21 @@ fn early_writes(
     let failed = "waiting for the guest that was saved";
     let reason = main_loop::run(machine, connected).context(failed)?;
     // The agent powers the guest off when it ends.
+    ensure!(
+        reason == StopReason::Requested,
+        "the guest that was saved has ended: {reason:?}"
+    );
     let stream = agent.take_stream();
-    if reason != StopReason::Requested || stream.is_none() {
-        return Ok(Vec::new());
-    }
+    ensure!(
+        stream.is_some(),
+        "the agent of the guest that was saved has not connected within {} s",
+        CONNECTS.as_secs()
+    );
     let reason = main_loop::run(machine, idle(until(SETTLES))).context(failed)?;
-    if reason != StopReason::Requested {
-        return Ok(Vec::new());
-    }
+    ensure!(
+        reason == StopReason::Requested,
+        "the guest that was saved has ended: {reason:?}"
+    );
     machine.pause().context("pausing the guest")?;
     drop(stream);
     let written = machine.early_writes(target).context("saving the guest")?;

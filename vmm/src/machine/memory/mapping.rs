@@ -10,6 +10,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{MmapRegion, VolatileSlice};
 
 use super::{Backing, Error, PagePolicy};
+use crate::snapshot::state::PageRange;
 
 /// Size and alignment of a page, in bytes.
 pub const PAGE: u64 = 4096;
@@ -40,19 +41,46 @@ pub fn map(bytes: u64, backing: &Backing, position: u64) -> Result<MmapRegion, E
     let failed = |source| Error::Map { bytes, source };
     let too_large = || failed(io::Error::from_raw_os_error(libc::EOVERFLOW));
     let size = usize::try_from(bytes).map_err(|_| too_large())?;
-    let source = match backing {
-        Backing::Anonymous => ZEROS,
-        Backing::File { file, offset } => Source {
-            flags: PRIVATE,
-            fd: file.as_raw_fd(),
-            offset: offset
-                .checked_add(position)
-                .and_then(|offset| i64::try_from(offset).ok())
-                .ok_or_else(too_large)?,
-        },
-    };
-    let memory = map_aligned(size, source, READ_WRITE).map_err(failed)?;
-    region(memory, size, source.flags)
+    let memory = map_aligned(size, ZEROS, READ_WRITE).map_err(failed)?;
+    if let Backing::File { file, offset, data } = backing {
+        for range in data {
+            let Some(part) = Part::of(*range, position, bytes) else {
+                continue;
+            };
+            let offset = offset.checked_add(part.in_file).ok_or_else(too_large)?;
+            let source = Source {
+                flags: PRIVATE | libc::MAP_FIXED,
+                fd: file.as_raw_fd(),
+                offset: i64::try_from(offset).map_err(|_| too_large())?,
+            };
+            let address = memory.wrapping_byte_add(part.in_mapping);
+            mmap(address, part.size, READ_WRITE, source).map_err(failed)?;
+        }
+    }
+    region(memory, size, ZEROS.flags)
+}
+
+/// The part of a range of a file's pages that is in one mapping.
+#[derive(Debug, PartialEq, Eq)]
+struct Part {
+    in_file: u64,
+    in_mapping: usize,
+    size: usize,
+}
+
+impl Part {
+    /// That of `pages` in a mapping of `bytes` at `position` of the file; None if there is none.
+    fn of(pages: PageRange, position: u64, bytes: u64) -> Option<Self> {
+        let in_bytes = |page: u32| u64::from(page).saturating_mul(PAGE);
+        let start = in_bytes(pages.first).max(position);
+        let end = in_bytes(pages.end()).min(position.saturating_add(bytes));
+        let size = end.checked_sub(start).filter(|size| *size > 0)?;
+        Some(Self {
+            in_file: start,
+            in_mapping: usize::try_from(start.saturating_sub(position)).ok()?,
+            size: usize::try_from(size).ok()?,
+        })
+    }
 }
 
 /// Reserves `bytes` of addresses for anonymous memory at a multiple of [`HUGE_PAGE`], with `policy`. They are
@@ -109,8 +137,8 @@ fn mmap(
     source: Source,
 ) -> io::Result<*mut libc::c_void> {
     let Source { flags, fd, offset } = source;
-    // SAFETY: creates a mapping. With MAP_FIXED, [`map_aligned`] passes a range inside the reservation that
-    // it has just made, so nothing else is replaced.
+    // SAFETY: creates a mapping. With MAP_FIXED, [`map_aligned`] and [`map`] pass a range inside the reservation
+    // that they have just made, so nothing else is replaced.
     let mapped = unsafe { libc::mmap(address, size, protection, flags, fd, offset) };
     if mapped == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());

@@ -11,6 +11,7 @@ use std::io;
 
 use vm_memory::{GuestAddress, GuestMemory as _, GuestMemoryRegion as _, MemoryRegionAddress, VolatileSlice};
 
+use crate::snapshot::memory::MAX_EARLY_WRITES;
 use crate::snapshot::state::PageRange;
 use crate::virtio::Memory;
 use ranges::Ranges;
@@ -21,14 +22,19 @@ use ranges::Ranges;
 pub enum Backing {
     /// Zeros.
     Anonymous,
-    /// The bytes of a file, copied page by page when the guest writes them (MAP_PRIVATE). The file must not
-    /// change while the VM exists: an access to a page that was truncated is a SIGBUS.
+    /// The bytes of a file, copied page by page when the guest writes them (MAP_PRIVATE), and zeros where the file
+    /// has holes. The file must not change while the VM exists: an access to a page that was truncated is a
+    /// SIGBUS.
+    ///
+    /// The holes are anonymous memory: an access to a hole that is mapped from a tmpfs makes the file larger.
     File {
         /// The file, open for reading.
         file: File,
         /// Position of the first range's first byte, a multiple of 4096. The second range follows without a
         /// gap.
         offset: u64,
+        /// The pages that are mapped from the file, counted from `offset`, in ascending order.
+        data: Vec<PageRange>,
     },
 }
 
@@ -139,7 +145,12 @@ pub fn discard(memory: &Memory, address: GuestAddress, bytes: u64) -> io::Result
 /// each would cost the guest two or three page faults. One that can't be copied is left to the guest, as all
 /// are before Linux 5.14.
 pub fn copy_ahead(memory: &Memory, ranges: &[PageRange]) {
+    let mut left = MAX_EARLY_WRITES;
     for range in ranges {
+        let Some(less) = left.checked_sub(range.count) else {
+            return;
+        };
+        left = less;
         let start = u64::from(range.first).saturating_mul(mapping::PAGE);
         let bytes = u64::from(range.count).saturating_mul(mapping::PAGE);
         if let Some(slice) = at_position(memory, start, bytes) {
@@ -164,7 +175,7 @@ fn at_position(memory: &Memory, position: u64, bytes: u64) -> Option<VolatileSli
 
 /// A file that is shorter than its mapping would be a SIGBUS at some later access.
 fn check_size(ranges: &Ranges, backing: &Backing) -> Result<(), Error> {
-    let Backing::File { file, offset } = backing else {
+    let Backing::File { file, offset, .. } = backing else {
         return Ok(());
     };
     let bytes = file.metadata().map_err(Error::File)?.len();

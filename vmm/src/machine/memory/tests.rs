@@ -22,9 +22,16 @@ fn file_with(bytes: u64, texts: &[(u64, &str)]) -> File {
 }
 
 fn file_backing(file: &File, offset: u64) -> Backing {
+    // And more: a mapping has the part that it needs.
+    let pages = file.metadata().unwrap().len() / 4096 + 1;
+    let all = PageRange {
+        first: 0,
+        count: u32::try_from(pages).unwrap(),
+    };
     Backing::File {
         file: file.try_clone().unwrap(),
         offset,
+        data: vec![all],
     }
 }
 
@@ -300,4 +307,47 @@ fn pages_are_copied_ahead_of_the_guest() {
     memory.write_slice(b"new", GuestAddress(0)).unwrap();
     let again = map(&ranges, &file_backing(&file, 0)).unwrap();
     assert_eq!(&text_at(&again, 0), b"low", "the file was written");
+}
+
+#[test]
+fn holes_of_a_file_on_a_tmpfs_stay_holes() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let file = File::from(rustix::fs::memfd_create("template", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(16 << 20).unwrap();
+    file.write_all_at(b"data", (5 << 20) + 4096).unwrap();
+    let data = vec![PageRange {
+        first: (5 << 8) + 1,
+        count: 1,
+    }];
+    let blocks = file.metadata().unwrap().blocks();
+    let backing = Backing::File {
+        file: file.try_clone().unwrap(),
+        offset: 0,
+        data,
+    };
+    let memory = map(&Ranges::of(16 << 20), &backing).unwrap();
+    assert_eq!(text_at(&memory, (5 << 20) + 4096), *b"data");
+    for page in (0..16 << 20).step_by(4096) {
+        memory.write_slice(b"guest", GuestAddress(page)).unwrap();
+    }
+    assert_eq!(text_at(&memory, (5 << 20) + 4096), *b"guest");
+    assert_eq!(file.metadata().unwrap().blocks(), blocks, "the file has grown");
+}
+
+#[test]
+fn a_file_s_ranges_are_cut_at_the_regions() {
+    let (low, high) = (layout::MMIO, 4096);
+    let file = file_with(low + high, &[(low - 2, "ends and begins")]);
+    let backing = Backing::File {
+        file,
+        offset: 0,
+        data: vec![PageRange {
+            first: u32::try_from(low / 4096).unwrap() - 1,
+            count: 2,
+        }],
+    };
+    let memory = map(&Ranges::of(low + high), &backing).unwrap();
+    assert_eq!(text_at(&memory, low - 2), *b"en");
+    assert_eq!(text_at(&memory, layout::RAM_ABOVE_4G), *b"ds and begins");
 }
