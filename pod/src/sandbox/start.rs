@@ -145,8 +145,8 @@ impl Sandbox {
             self.recorder.step("container started", clock::monotonic_ns());
             self.recorder.write();
             self.follow_memory();
-            self.make_template();
             if !self.is_pause(id) {
+                self.make_template();
                 self.plan_common_devices();
             }
         } else {

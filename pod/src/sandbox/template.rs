@@ -8,7 +8,7 @@ use super::progress::Progress;
 use crate::log;
 use crate::size::VmSize;
 use crate::template::maker::{self, Waiting};
-use crate::template::{Absent, Kind, Store, Template};
+use crate::template::{Absent, Kind, MAX_MEMORY_MIB, Store, Template};
 
 /// What a pod has to do with templates.
 #[derive(Debug, Default)]
@@ -45,6 +45,12 @@ impl Sandbox {
         if !config.templates {
             return Err(Absent::Off);
         }
+        if config.console_to_log {
+            return Err(Absent::Logged);
+        }
+        if size.boot_mib > MAX_MEMORY_MIB {
+            return Err(Absent::Large(size.boot_mib));
+        }
         let unreadable = |error: std::io::Error| Absent::Unreadable(error.to_string());
         let kind = Kind::of(config, size).map_err(unreadable)?;
         let key = kind.key().map_err(unreadable)?;
@@ -75,15 +81,31 @@ impl Sandbox {
         ));
         self.recorder
             .origin(format!("boot: template {key} can't be used: {reason}"));
+        // The next pod has another one made: this one's shim may be in the pod's cgroup by now.
         if let Err(error) = Store::default().remove(&key) {
-            return log::warn(format_args!("removing template {key}: {error}"));
-        }
-        if let Some(config) = self.config.clone() {
-            self.prepare_template(&config);
+            log::warn(format_args!("removing template {key}: {error}"));
         }
     }
 
-    /// The pod has started: if there is to be a template of its kind, it is made now.
+    /// The VM has ended by itself. If its agent has never been ready, the next pods boot.
+    pub(super) fn template_failed(&mut self, reason: &str) {
+        let is_ready = matches!(*self.progress.borrow(), Progress::Ready(_));
+        let Some(key) = self.template.used.take().filter(|_| !is_ready && !self.closing) else {
+            return;
+        };
+        log::warn(format_args!(
+            "a guest did not continue from template {key}, which is removed"
+        ));
+        let store = Store::default();
+        let removed = store
+            .remove(&key)
+            .and_then(|()| store.record_failure(&key, reason));
+        if let Err(error) = removed {
+            log::warn(format_args!("removing template {key}: {error}"));
+        }
+    }
+
+    /// The pod has started, or never will: if there is to be a template of its kind, it is made now.
     pub(super) fn make_template(&mut self) {
         self.template.maker = None;
     }

@@ -113,6 +113,10 @@ impl Sandbox {
             vm::Event::MemoryPlugged { mib } => self.memory_plugged(mib),
             vm::Event::Ended(end) => {
                 let reason = self.reason(&end);
+                // A VMM that someone else has killed says nothing of its template.
+                if self.cause.is_some() || end.failed.is_some() || end.outcome.is_some() {
+                    self.template_failed(&reason.reason);
+                }
                 self.vm_ended(reason);
             }
         }
@@ -301,6 +305,7 @@ impl Sandbox {
         self.vm = None;
         self.pod.silent_since = None;
         self.expected_streams.clear();
+        self.make_template();
         self.leave_cgroup();
         self.release_network();
         self.remove_cgroup();

@@ -5,13 +5,17 @@ use std::time::{Duration, Instant};
 
 use super::{CHILD_DEADLINE, fork_into, in_child_blocking, wait_readable};
 
-/// Runs `work` in a process that is nobody's child and has a session of its own. It begins when the result is
-/// dropped, or this process has ended, and after `deadline` at the latest. Of this process's descriptors it has
-/// standard output and error alone.
+/// Runs `first` and `work` in a process that is nobody's child and has a session of its own. `work` begins when the
+/// result is dropped, or this process has ended, and after `deadline` at the latest. Of this process's descriptors
+/// it has standard output and error alone.
 ///
 /// # Errors
 /// If a process or pipe can't be created.
-pub fn detached_after(deadline: Duration, work: impl FnOnce()) -> io::Result<io::PipeWriter> {
+pub fn detached_after(
+    deadline: Duration,
+    first: impl FnOnce(),
+    work: impl FnOnce(),
+) -> io::Result<io::PipeWriter> {
     let (reader, writer) = io::pipe()?;
     let begin = || -> io::Result<()> {
         nix::unistd::setsid()?;
@@ -19,6 +23,7 @@ pub fn detached_after(deadline: Duration, work: impl FnOnce()) -> io::Result<io:
         // SAFETY: plain numbers. This process never returns to the owners of these descriptors, which it has
         // from its parent: it exits when `work` has returned.
         unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+        first();
         wait_readable(io::stdin(), Instant::now() + deadline)?;
         Ok(())
     };
@@ -51,15 +56,19 @@ mod tests {
         let (file, fifo) = (directory.path().join("file"), directory.path().join("fifo"));
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let (mut other_end, kept) = io::pipe().unwrap();
-        let waiting = detached_after(Duration::from_secs(60), || {
-            let left: Vec<String> = fs::read_dir("/proc/self/fd")
-                .unwrap()
-                .map(|fd| fd.unwrap().file_name().to_string_lossy().into_owned())
-                .collect();
-            let session = nix::unistd::getsid(None).unwrap() == nix::unistd::getpid();
-            fs::write(&file, format!("{} {session}", left.len())).unwrap();
-            fs::write(&fifo, "done").unwrap();
-        });
+        let waiting = detached_after(
+            Duration::from_secs(60),
+            || {},
+            || {
+                let left: Vec<String> = fs::read_dir("/proc/self/fd")
+                    .unwrap()
+                    .map(|fd| fd.unwrap().file_name().to_string_lossy().into_owned())
+                    .collect();
+                let session = nix::unistd::getsid(None).unwrap() == nix::unistd::getpid();
+                fs::write(&file, format!("{} {session}", left.len())).unwrap();
+                fs::write(&fifo, "done").unwrap();
+            },
+        );
         // The process has no copy of it, so this end is the last.
         drop(kept);
         let deadline = Instant::now() + Duration::from_secs(10);

@@ -1,7 +1,8 @@
 //! Makes a template: runs `nacre-vmm --save`, which boots a guest of the template's kind and saves it. For a
 //! pod that has found no template, a process of its own does that ([`prepare`]), which outlives the pod.
 
-use std::io::{self, Read as _};
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
 
-use super::{Begun, Error, Kind, Store};
+use super::{Absent, Begun, Error, Kind, Store};
 use crate::{log, sys};
 
 /// The name of the process that makes a template, as in /proc/PID/comm.
@@ -19,9 +20,9 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the guest may take to be saved once it has booted.
 const SAVE_DEADLINE: Duration = Duration::from_secs(60);
 /// The OOM killer's preference for a process that makes a template: nobody waits for it.
-const OOM_SCORE_ADJ: &str = "500";
-/// Most of the VMM's standard error that is read, bytes.
-const MAX_STDERR: u64 = 16 * 1024;
+const OOM_SCORE_ADJ: &str = "1000";
+/// Most of the end of the VMM's standard error that is read, bytes.
+const MAX_STDERR: i64 = 16 * 1024;
 /// Lines of it that are reported.
 const REPORTED_LINES: usize = 3;
 /// The exit code of a process that could not execute the VMM, as a shell reports it.
@@ -50,21 +51,22 @@ pub struct Waiting(#[expect(dead_code, reason = "it is closed on drop")] io::Pip
 /// # Errors
 /// If the process can't be started.
 pub fn prepare(store: &Store, kind: &Kind, boot_deadline: Duration) -> io::Result<Waiting> {
-    let waiting = sys::detached_after(START_DEADLINE, || {
-        be_dispensable();
+    let waiting = sys::detached_after(START_DEADLINE, be_dispensable, || {
+        // Another pod's may have failed meanwhile.
+        let key = kind.key().unwrap_or_default();
+        if matches!(store.find(&key), Err(Absent::Failed(_))) {
+            return;
+        }
         match make(store, kind, boot_deadline) {
             Ok(Made::Now) => log::info("a template for pods of this kind was made"),
             Ok(Made::Before | Made::Elsewhere) => {}
             Err(error) => log::warn(format_args!("making a template: {error}")),
         }
-        if let Err(error) = store.collect() {
-            log::warn(format_args!("removing old templates: {error}"));
-        }
     })?;
     Ok(Waiting(waiting))
 }
 
-/// Lets everything else on this host come first.
+/// Lets the OOM killer take this process before others.
 fn be_dispensable() {
     // None of these can fail for root; if one does, the template is made all the same.
     let _ = nix::sys::prctl::set_name(PROCESS_NAME);
@@ -102,7 +104,9 @@ fn save(kind: &Kind, directory: &std::path::Path, deadline: Duration) -> Result<
     vmm.arg(format!("--memory-mib={}", kind.memory_mib));
     vmm.arg(format!("--vcpus={}", kind.vcpus));
     vmm.arg(format!("--max-vcpus={}", kind.max_vcpus));
-    let (ended, mut stderr) = start(vmm).map_err(|error| format!("starting the VMM: {error}"))?;
+    let stderr = sys::memory_file("nacre-template-stderr", 0);
+    let mut stderr = stderr.map_err(|error| format!("memfd_create: {error}"))?;
+    let ended = start(vmm, &stderr).map_err(|error| format!("starting the VMM: {error}"))?;
     let until = Instant::now() + deadline;
     if !sys::wait_readable(&ended, until).unwrap_or(false) {
         sys::end_child(&ended);
@@ -116,7 +120,11 @@ fn save(kind: &Kind, directory: &std::path::Path, deadline: Duration) -> Result<
         return Ok(());
     }
     let mut text = Vec::new();
-    let read = stderr.by_ref().take(MAX_STDERR).read_to_end(&mut text);
+    let end = stderr.seek(SeekFrom::End(0)).unwrap_or_default();
+    let from = i64::try_from(end).unwrap_or_default().min(MAX_STDERR);
+    let read = stderr
+        .seek(SeekFrom::End(-from))
+        .and_then(|_| stderr.read_to_end(&mut text));
     let text = read.map_or_else(|error| error.to_string(), |_| last_lines(&text));
     Err(match status.terminating_signal() {
         Some(signal) => format!("the VMM was killed by signal {signal}: {text}"),
@@ -124,11 +132,11 @@ fn save(kind: &Kind, directory: &std::path::Path, deadline: Duration) -> Result<
     })
 }
 
-/// Starts `vmm`, which is killed with this process. Returns a descriptor that is readable when it has ended, and its
-/// standard error.
-fn start(mut vmm: Command) -> io::Result<(OwnedFd, io::PipeReader)> {
-    let (reader, writer) = io::pipe()?;
-    vmm.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
+/// Starts `vmm`, which is killed with this process, and writes its standard error to `stderr`. Returns a descriptor
+/// that is readable when it has ended.
+fn start(mut vmm: Command, stderr: &File) -> io::Result<OwnedFd> {
+    vmm.env_clear().stdin(Stdio::null()).stdout(Stdio::null());
+    vmm.stderr(stderr.try_clone()?);
     let child = sys::fork_into(move || {
         // It can't fail: the signal exists.
         let _ = set_parent_process_death_signal(Some(Signal::KILL));
@@ -137,7 +145,7 @@ fn start(mut vmm: Command) -> io::Result<(OwnedFd, io::PipeReader)> {
         NOT_EXECUTED
     })?;
     let child = Pid::from_raw(child.as_raw()).ok_or_else(|| io::Error::other("no pid"))?;
-    Ok((pidfd_open(child, PidfdFlags::empty())?, reader))
+    Ok(pidfd_open(child, PidfdFlags::empty())?)
 }
 
 /// The last lines of the VMM's standard error, in one line.

@@ -18,7 +18,7 @@ pub mod maker;
 mod store;
 
 pub use kind::Kind;
-pub use store::{Absent, Begun, Collected, Entry, Error, Store, Template};
+pub use store::{Absent, Begun, Collected, Entry, Error, MAX_MEMORY_MIB, Store, Template};
 
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,8 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW, 
 
 use super::Kind;
 
+/// Most memory at boot of a guest that is saved, MiB: of each page, the kernel has 64 bytes in the template.
+pub const MAX_MEMORY_MIB: u32 = 4096;
 /// Most templates that are kept. Each takes about 40 MiB of the host's memory.
 const MAX_TEMPLATES: usize = 4;
 /// A template that has not been used for so long makes room for another one.
@@ -24,6 +26,8 @@ const MEMORY: &str = "memory";
 const KIND: &str = "kind.json";
 const BUILDING: &str = "building";
 const FAILED: &str = "failed";
+/// Of a template that is being removed.
+const REMOVED: &str = "removed";
 /// In the directory of a template that is being made.
 const NEW: &str = "new";
 
@@ -51,6 +55,12 @@ pub enum Absent {
     /// No pod of this kind has started before.
     #[error("there is no template for this kind of pod yet")]
     None,
+    /// Its console is to be logged from the boot on.
+    #[error("console_to_log in config.toml: the guest boots, so that the log has all of it")]
+    Logged,
+    /// Its memory at boot, MiB, would make a large template.
+    #[error("the pod has {0} MiB at boot, and templates at most {MAX_MEMORY_MIB}")]
+    Large(u32),
     /// One could not be made.
     #[error("no template for this kind of pod could be made: {0}")]
     Failed(String),
@@ -209,7 +219,7 @@ impl Store {
     /// # Errors
     /// [`Error`] with the file, or [`Error::Full`].
     pub fn begin(&self, key: &str) -> Result<Begun, Error> {
-        if self.directory(key).exists() {
+        if self.find(key).is_ok() {
             return Ok(Begun::Exists);
         }
         let make = |path: &Path| {
@@ -229,12 +239,15 @@ impl Store {
             directory,
             _lock: lock,
         };
-        if self.directory(key).exists() {
+        if self.find(key).is_ok() {
             return Ok(Begun::Exists);
         }
+        // A template with a file too few.
+        self.remove(key)?;
         // Of a process that was killed.
         let left = making.files();
         if_exists(fs::remove_dir_all(&left)).map_err(at(&left))?;
+        self.collect()?;
         self.make_room()?;
         Ok(Begun::Making(making))
     }
@@ -271,11 +284,12 @@ impl Store {
     fn entry(&self, key: String) -> Option<Entry> {
         let directory = self.directory(&key);
         let used = fs::metadata(&directory).ok()?.modified().ok()?;
-        let blocks = |name| fs::metadata(directory.join(name)).map_or(0, |metadata| metadata.blocks());
+        let blocks = |name| Some(fs::metadata(directory.join(name)).ok()?.blocks());
+        let blocks = blocks(STATE)?.saturating_add(blocks(MEMORY)?);
         let kind = fs::read(directory.join(KIND)).ok();
         Some(Entry {
             kind: kind.and_then(|json| serde_json::from_slice(&json).ok()),
-            bytes: (blocks(STATE) + blocks(MEMORY)) * 512,
+            bytes: blocks.saturating_mul(512),
             used,
             key,
         })
@@ -295,8 +309,17 @@ impl Store {
     /// # Errors
     /// [`Error`] with its directory.
     pub fn remove(&self, key: &str) -> Result<(), Error> {
-        let directory = self.directory(key);
-        if_exists(fs::remove_dir_all(&directory)).map_err(at(&directory))
+        let (directory, removed) = (self.directory(key), self.beside(key, REMOVED));
+        // First by its name, so that no half of it is found if this process is killed.
+        match fs::rename(&directory, &removed) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                if_exists(fs::remove_dir_all(&removed)).map_err(at(&removed))?;
+                if_exists(fs::rename(&directory, &removed))
+            }
+            renamed => if_exists(renamed),
+        }
+        .map_err(at(&directory))?;
+        if_exists(fs::remove_dir_all(&removed)).map_err(at(&removed))
     }
 
     /// Records that the template with `key` could not be made, so that pods do not try again at once.
@@ -308,8 +331,8 @@ impl Store {
         fs::write(&record, reason).map_err(at(&record))
     }
 
-    /// Removes what no pod can use: templates of files that were replaced since, or of another build of
-    /// those files; what processes left that were killed; old records of failures.
+    /// Removes what no pod can use: templates of files that were replaced since; what processes left that were
+    /// killed; old records of failures.
     ///
     /// # Errors
     /// [`Error`] with the first object that can't be removed.
@@ -325,8 +348,12 @@ impl Store {
             let path = self.0.join(&name);
             let extension = path.extension().and_then(|extension| extension.to_str());
             let removed = match extension {
-                // Nobody holds the lock.
-                Some(BUILDING) if matches!(lock(&path), Ok(Some(_))) => fs::remove_dir_all(&path),
+                Some(BUILDING) => match lock(&path) {
+                    // Of a process that was killed. Nobody else has the lock until it is removed.
+                    Ok(Some(_held)) => fs::remove_dir_all(&path),
+                    Ok(None) | Err(_) => continue,
+                },
+                Some(REMOVED) => fs::remove_dir_all(&path),
                 Some(FAILED) if age(fs::metadata(&path).and_then(|it| it.modified())) >= FAILED_FOR => {
                     fs::remove_file(&path)
                 }
@@ -357,8 +384,9 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
     Ok(is_locked.then_some(directory))
 }
 
+/// How long ago `time` was. A time to come is long ago: the clock was set back.
 fn age(time: io::Result<SystemTime>) -> Duration {
-    time.ok().and_then(|time| time.elapsed().ok()).unwrap_or_default()
+    time.map_or(Duration::MAX, |time| time.elapsed().unwrap_or(Duration::MAX))
 }
 
 impl Making {

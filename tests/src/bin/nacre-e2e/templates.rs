@@ -28,6 +28,9 @@ pub const TESTS: &[Test] = &[
 const IDENTITY: &str = "head -c 16 /dev/urandom | md5sum; cat /proc/sys/kernel/random/uuid \
     /proc/sys/kernel/random/boot_id; sleep 1000";
 
+/// The origin of the first pod of a kind.
+const NONE_YET: &str = "boot: there is no template for this kind of pod yet";
+
 /// A detached pod, which is removed on [`Pod::remove`].
 struct Pod(String);
 
@@ -124,10 +127,7 @@ fn first_of_a_kind() -> Result<()> {
     let origin = first.origin();
     first.remove()?;
     let (origin, template) = (origin?, template?);
-    ensure!(
-        origin == "boot: there is no template for this kind of pod yet",
-        "{origin}"
-    );
+    ensure!(origin == NONE_YET, "{origin}");
     let next = origin_of_one("template-next");
     drop(config);
     fs::remove_dir_all(&template)?;
@@ -150,11 +150,12 @@ fn made_again() -> Result<()> {
     let key = made(&nacre(&["template", "list", "--json"])?)?;
     let appears = Appears::watch()?;
     fs::write(appears.directory.join(&key).join("state"), "damaged")?;
-    let first = Pod::start("template-damaged")?;
+    let origin = origin_of_one("template-damaged")?;
+    let next = Pod::start("template-none")?;
     let template = appears.wait();
-    let origin = first.origin();
-    first.remove()?;
-    let (origin, template) = (origin?, template?);
+    let boots = next.origin();
+    next.remove()?;
+    let (boots, template) = (boots?, template?);
     let next = origin_of_one("template-again");
     drop(config);
     fs::remove_dir_all(&template)?;
@@ -162,6 +163,7 @@ fn made_again() -> Result<()> {
         origin.starts_with(&format!("boot: template {key} can't be used: ")) && origin.contains("state"),
         "{origin}"
     );
+    ensure!(boots == NONE_YET, "{boots}");
     let next = next?;
     ensure!(next == format!("template {key}"), "{next}");
     Ok(())
