@@ -1,12 +1,13 @@
 //! Tests of pods that continue from a template instead of booting: when they do, when they don't, and that each
 //! is a machine of its own.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_protocol::state::{STATE_ROOT, TEMPLATES_DIR};
-use nacre_tests::containerd::ctr::{DEADLINE, Run, fresh_id, remove_detached, wait_readable};
+use nacre_tests::containerd::ctr::{DEADLINE, Run, ctr, fresh_id, remove_detached, wait_readable};
 use nacre_tests::installation::Config;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::Value;
@@ -21,6 +22,7 @@ pub const TESTS: &[Test] = &[
         first_of_a_kind,
     ),
     test("a template that can't be used is made again", made_again),
+    test("a template does not grow while its pods use memory", no_growth),
     test("no pod uses a template if they are off", off),
 ];
 
@@ -81,10 +83,16 @@ impl Appears {
 
     /// Waits for the template; returns its directory.
     fn wait(&self) -> Result<PathBuf> {
-        wait_readable(&self.inotify, std::time::Instant::now() + DEADLINE).context("no template appears")?;
-        let events = self.inotify.read_events()?;
-        let name = events.into_iter().find_map(|event| event.name);
-        Ok(self.directory.join(name.context("an event without a name")?))
+        let until = std::time::Instant::now() + DEADLINE;
+        loop {
+            wait_readable(&self.inotify, until).context("no template appears")?;
+            // One that is removed is renamed, too.
+            let is_template = |name: &OsString| !name.to_string_lossy().contains('.');
+            let events = self.inotify.read_events()?.into_iter();
+            if let Some(name) = events.filter_map(|event| event.name).find(is_template) {
+                return Ok(self.directory.join(name));
+            }
+        }
     }
 }
 
@@ -173,5 +181,34 @@ fn off() -> Result<()> {
     let _config = Config::with("templates = false\n")?;
     let origin = origin_of_one("template-off")?;
     ensure!(origin == "boot: templates are off in config.toml", "{origin}");
+    Ok(())
+}
+
+/// The host memory that the template `key` takes, bytes.
+fn bytes_of(key: &str) -> Result<u64> {
+    let list: Value = serde_json::from_str(&nacre(&["template", "list", "--json"])?)?;
+    let mut entries = list.as_array().into_iter().flatten();
+    let entry = entries.find(|entry| entry["key"] == key);
+    entry
+        .and_then(|entry| entry["bytes"].as_u64())
+        .with_context(|| format!("{key} is not in {list}"))
+}
+
+fn no_growth() -> Result<()> {
+    nacre(&["template", "build"])?;
+    let pod = Pod::start("template-memory")?;
+    let grown = || -> Result<(u64, u64)> {
+        let origin = pod.origin()?;
+        let key = origin.strip_prefix("template ").context(origin.clone())?;
+        let before = bytes_of(key)?;
+        let script = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=48 2>&1";
+        ctr(["task", "exec", "--exec-id", "fill", &pod.0, "sh", "-c", script])?.success()?;
+        Ok((before, bytes_of(key)?))
+    };
+    let grown = grown();
+    pod.remove()?;
+    let (before, after) = grown?;
+    // Small holes are mapped from the file.
+    ensure!(after < before + (4 << 20), "{before} bytes before, {after} after");
     Ok(())
 }
