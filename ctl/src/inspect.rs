@@ -270,7 +270,7 @@ mod tests {
             "running",
             "60.0  guest boots",
             "6.1.0-nacre",
-            "first instruction until its agent was ready",
+            "VM exits until the guest's agent was ready",
         ] {
             assert!(out.contains(text), "{text:?} is missing in:\n{out}");
         }

@@ -148,6 +148,8 @@ mod tests {
         let directory = root.path().join("templates/0123456789abcdef");
         fs::create_dir_all(&directory).unwrap();
         fs::write(directory.join("memory"), [1; 8192]).unwrap();
+        assert!(list(false).starts_with("no templates"), "half of one");
+        fs::write(directory.join("state"), "").unwrap();
         let text = list(false);
         assert!(
             text.contains("0123456789abcdef") && text.contains("unreadable"),

@@ -338,13 +338,15 @@ impl Store {
     /// [`Error`] with the first object that can't be removed.
     pub fn collect(&self) -> Result<Collected, Error> {
         let mut collected = Collected::default();
-        for entry in self.list()? {
-            if !entry.kind.as_ref().is_some_and(Kind::is_current) {
-                self.remove(&entry.key)?;
-                collected.removed.push(entry.key);
+        let names = self.names()?;
+        for key in names.iter().filter(|name| !name.contains('.')) {
+            let kind = self.entry(key.clone()).and_then(|entry| entry.kind);
+            if !kind.as_ref().is_some_and(Kind::is_current) {
+                self.remove(key)?;
+                collected.removed.push(key.clone());
             }
         }
-        for name in self.names()? {
+        for name in names {
             let path = self.0.join(&name);
             let extension = path.extension().and_then(|extension| extension.to_str());
             let removed = match extension {
