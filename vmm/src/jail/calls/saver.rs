@@ -13,13 +13,13 @@ pub const CALLS: &[Call] = &[
     ),
     any(
         libc::SYS_pread64,
-        "reads KVM's statistics, for the counts of VM exits",
+        "reads KVM's statistics, for the counts of VM exits, and the memory that was saved",
     ),
     one_of(
         libc::SYS_ioctl,
         1,
         &[KVM_SIGNAL_MSI, KVM_GET_CLOCK],
-        "interrupts the driver of the serial port; reads the guest's clock",
+        "interrupts the driver of the serial port, and for the generation id; reads the guest's clock",
     ),
     any(
         libc::SYS_pwrite64,
