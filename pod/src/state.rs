@@ -23,7 +23,8 @@ pub struct Error {
     pub source: io::Error,
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
+/// For `map_err` on an operation on `path`.
+pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error { path, source }
 }
@@ -149,6 +150,14 @@ pub fn remove_directory(directory: &Path) -> Result<(), Error> {
     if let Ok(socket) = fs::read_link(directory.join(SOCKET_FILE)) {
         remove_file(&socket)?;
     }
+    remove_tree(directory)
+}
+
+/// Removes a directory with all that is in it, if it exists.
+///
+/// # Errors
+/// [`Error`] with the directory.
+pub fn remove_tree(directory: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(directory)(error)),
         _ => Ok(()),

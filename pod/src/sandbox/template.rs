@@ -13,8 +13,6 @@ use crate::template::{Absent, Kind, MAX_MEMORY_MIB, Store, Template};
 /// What a pod has to do with templates.
 #[derive(Debug, Default)]
 pub(super) struct PodTemplate {
-    /// The kind of its VM, if templates are on.
-    kind: Option<Kind>,
     /// The one that the VMM gets with its configuration.
     pub(super) opened: Option<Template>,
     /// The VM may continue from the template with this key.
@@ -24,47 +22,29 @@ pub(super) struct PodTemplate {
 }
 
 impl Sandbox {
-    /// Looks for the template of a VM of `size`.
+    /// Looks for the template of a VM of `size`. If no pod of its kind has started before, one is made once this one
+    /// has.
     pub(super) fn find_template(&mut self, config: &Config, size: VmSize) {
-        match self.open_template(config, size) {
+        match kind_of(config, size).and_then(|kind| self.open_template(config, &kind)) {
             Ok(template) => {
                 self.recorder.origin(format!("template {}", template.key));
                 self.template.used = Some(template.key.clone());
                 self.template.opened = Some(template);
             }
-            Err(absent) => {
-                self.recorder.origin(format!("boot: {absent}"));
-                if absent == Absent::None {
-                    self.prepare_template(config);
-                }
+            Err(absent) => self.recorder.origin(format!("boot: {absent}")),
+        }
+    }
+
+    fn open_template(&mut self, config: &Config, kind: &Kind) -> Result<Template, Absent> {
+        let store = Store::default();
+        let opened = kind.key().map_err(unreadable).and_then(|key| store.open(&key));
+        if matches!(opened, Err(Absent::None)) {
+            match maker::prepare(&store, kind, config.boot_deadline) {
+                Ok(waiting) => self.template.maker = Some(waiting),
+                Err(error) => log::warn(format_args!("starting a process that makes a template: {error}")),
             }
         }
-    }
-
-    fn open_template(&mut self, config: &Config, size: VmSize) -> Result<Template, Absent> {
-        if !config.templates {
-            return Err(Absent::Off);
-        }
-        if config.console_to_log {
-            return Err(Absent::Logged);
-        }
-        if size.boot_mib > MAX_MEMORY_MIB {
-            return Err(Absent::Large(size.boot_mib));
-        }
-        let unreadable = |error: std::io::Error| Absent::Unreadable(error.to_string());
-        let kind = Kind::of(config, size).map_err(unreadable)?;
-        let key = kind.key().map_err(unreadable)?;
-        self.template.kind = Some(kind);
-        Store::default().open(&key)
-    }
-
-    /// Starts the process that makes a template once the pod has started.
-    fn prepare_template(&mut self, config: &Config) {
-        let Some(kind) = &self.template.kind else { return };
-        match maker::prepare(&Store::default(), kind, config.boot_deadline) {
-            Ok(waiting) => self.template.maker = Some(waiting),
-            Err(error) => log::warn(format_args!("starting a process that makes a template: {error}")),
-        }
+        opened
     }
 
     /// The VMM boots the guest, since it can't use the template.
@@ -109,4 +89,22 @@ impl Sandbox {
     pub(super) fn make_template(&mut self) {
         self.template.maker = None;
     }
+}
+
+/// The kind of a VM of `size`, if there are templates for such VMs.
+fn kind_of(config: &Config, size: VmSize) -> Result<Kind, Absent> {
+    if !config.templates {
+        return Err(Absent::Off);
+    }
+    if config.console_to_log {
+        return Err(Absent::Logged);
+    }
+    if size.boot_mib > MAX_MEMORY_MIB {
+        return Err(Absent::Large(size.boot_mib));
+    }
+    Kind::of(config, size).map_err(unreadable)
+}
+
+fn unreadable(error: std::io::Error) -> Absent {
+    Absent::Unreadable(error.to_string())
 }

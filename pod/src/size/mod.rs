@@ -95,4 +95,4 @@ fn vm_memory_mib(bytes: u64) -> u32 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

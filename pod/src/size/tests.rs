@@ -13,7 +13,8 @@ const HOST: Host = Host {
     memory_mib: 16 * 1024,
 };
 
-fn config(max_memory_percent: u8, max_vcpus: Option<u8>) -> Config {
+/// A configuration of no installation.
+pub(crate) fn config(max_memory_percent: u8, max_vcpus: Option<u8>) -> Config {
     Config {
         file: None,
         kernel: PathBuf::new(),

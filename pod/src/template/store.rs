@@ -1,9 +1,9 @@
 //! The directory of all templates. Each operation is safe beside any other process's: a template appears by
 //! rename(2), complete, and a lock says who makes one.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -11,6 +11,7 @@ use nacre_protocol::state::{STATE_ROOT, TEMPLATES_DIR};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, utimensat};
 
 use super::Kind;
+use crate::state::{self, at};
 
 /// Most memory at boot of a guest that is saved, MiB: of each page, the kernel has 64 bytes in the template.
 pub const MAX_MEMORY_MIB: u32 = 4096;
@@ -73,13 +74,8 @@ pub enum Absent {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or directory.
-    #[error("{}: {source}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    State(#[from] state::Error),
     /// All templates were used not long ago.
     #[error("there are {MAX_TEMPLATES} templates already, and each was used in the last hour")]
     Full,
@@ -126,19 +122,6 @@ pub struct Making {
     key: String,
     directory: PathBuf,
     _lock: File,
-}
-
-fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::File { path, source }
-}
-
-/// Ok if `removed` failed because there is nothing.
-fn if_exists(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 impl Default for Store {
@@ -222,13 +205,8 @@ impl Store {
         if self.find(key).is_ok() {
             return Ok(Begun::Exists);
         }
-        let make = |path: &Path| {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-            made.map_err(at(path))
-        };
-        make(&self.0)?;
         let directory = self.beside(key, BUILDING);
-        make(&directory)?;
+        state::make_directory(&directory)?;
         let Some(lock) = lock(&directory).map_err(at(&directory))? else {
             return Ok(Begun::Elsewhere);
         };
@@ -245,8 +223,7 @@ impl Store {
         // A template with a file too few.
         self.remove(key)?;
         // Of a process that was killed.
-        let left = making.files();
-        if_exists(fs::remove_dir_all(&left)).map_err(at(&left))?;
+        state::remove_tree(&making.files())?;
         self.collect()?;
         self.make_room()?;
         Ok(Begun::Making(making))
@@ -286,9 +263,8 @@ impl Store {
         let used = fs::metadata(&directory).ok()?.modified().ok()?;
         let blocks = |name| Some(fs::metadata(directory.join(name)).ok()?.blocks());
         let blocks = blocks(STATE)?.saturating_add(blocks(MEMORY)?);
-        let kind = fs::read(directory.join(KIND)).ok();
         Some(Entry {
-            kind: kind.and_then(|json| serde_json::from_slice(&json).ok()),
+            kind: state::read(&directory.join(KIND)).ok().flatten(),
             bytes: blocks.saturating_mul(512),
             used,
             key,
@@ -301,7 +277,7 @@ impl Store {
             entries => entries.map_err(at(&self.0))?,
         };
         let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-        names.collect::<io::Result<_>>().map_err(at(&self.0))
+        Ok(names.collect::<io::Result<_>>().map_err(at(&self.0))?)
     }
 
     /// Removes the template with `key`. Pods that run are not affected.
@@ -310,16 +286,14 @@ impl Store {
     /// [`Error`] with its directory.
     pub fn remove(&self, key: &str) -> Result<(), Error> {
         let (directory, removed) = (self.directory(key), self.beside(key, REMOVED));
+        // Of a process that was killed.
+        state::remove_tree(&removed)?;
         // First by its name, so that no half of it is found if this process is killed.
         match fs::rename(&directory, &removed) {
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                if_exists(fs::remove_dir_all(&removed)).map_err(at(&removed))?;
-                if_exists(fs::rename(&directory, &removed))
-            }
-            renamed => if_exists(renamed),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            renamed => renamed.map_err(at(&directory))?,
         }
-        .map_err(at(&directory))?;
-        if_exists(fs::remove_dir_all(&removed)).map_err(at(&removed))
+        Ok(state::remove_tree(&removed)?)
     }
 
     /// Records that the template with `key` could not be made, so that pods do not try again at once.
@@ -328,7 +302,7 @@ impl Store {
     /// [`Error`] with the record.
     pub fn record_failure(&self, key: &str, reason: &str) -> Result<(), Error> {
         let record = self.beside(key, FAILED);
-        fs::write(&record, reason).map_err(at(&record))
+        Ok(fs::write(&record, reason).map_err(at(&record))?)
     }
 
     /// Removes what no pod can use: templates of files that were replaced since; what processes left that were
@@ -349,19 +323,18 @@ impl Store {
         for name in names {
             let path = self.0.join(&name);
             let extension = path.extension().and_then(|extension| extension.to_str());
-            let removed = match extension {
+            match extension {
                 Some(BUILDING) => match lock(&path) {
                     // Of a process that was killed. Nobody else has the lock until it is removed.
-                    Ok(Some(_held)) => fs::remove_dir_all(&path),
+                    Ok(Some(_held)) => state::remove_tree(&path)?,
                     Ok(None) | Err(_) => continue,
                 },
-                Some(REMOVED) => fs::remove_dir_all(&path),
+                Some(REMOVED) => state::remove_tree(&path)?,
                 Some(FAILED) if age(fs::metadata(&path).and_then(|it| it.modified())) >= FAILED_FOR => {
-                    fs::remove_file(&path)
+                    state::remove_file(&path)?;
                 }
                 _ => continue,
-            };
-            if_exists(removed).map_err(at(&path))?;
+            }
             collected.removed.push(name);
         }
         Ok(collected)
@@ -403,21 +376,17 @@ impl Making {
     /// # Errors
     /// [`Error`] with the file.
     pub fn publish(self, kind: &Kind) -> Result<(), Error> {
-        let file = self.files().join(KIND);
-        let json = serde_json::to_vec_pretty(kind).map_err(io::Error::other);
-        json.and_then(|json| fs::write(&file, json)).map_err(at(&file))?;
+        state::write(&self.files().join(KIND), kind)?;
         let directory = self.store.directory(&self.key);
         fs::rename(self.files(), &directory).map_err(at(&directory))?;
-        let record = self.store.beside(&self.key, FAILED);
-        if_exists(fs::remove_file(&record)).map_err(at(&record))
+        Ok(state::remove_file(&self.store.beside(&self.key, FAILED))?)
     }
 }
 
 impl Drop for Making {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.directory) {
-            let path = self.directory.display();
-            crate::log::warn(format_args!("removing {path}: {error}"));
+        if let Err(error) = state::remove_tree(&self.directory) {
+            crate::log::warn(format_args!("removing {error}"));
         }
     }
 }

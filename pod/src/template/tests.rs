@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use nacre_protocol::config::Config;
@@ -37,20 +37,11 @@ impl Host {
         fs::write(path("vmm"), format!("#!/bin/sh\n{vmm}\n")).unwrap();
         fs::set_permissions(path("vmm"), fs::Permissions::from_mode(0o755)).unwrap();
         let config = Config {
-            file: None,
             kernel: path("kernel"),
             initrd: path("initrd"),
             vmm: path("vmm"),
-            memory_mib: 512,
-            max_memory_percent: 75,
-            vcpus: 1,
-            max_vcpus: None,
             kernel_params: "a=1 b".to_owned(),
-            console_to_log: false,
-            boot_deadline: DEADLINE,
-            writable_layer: None,
-            layer_template: PathBuf::new(),
-            templates: true,
+            ..crate::size::tests::config(75, None)
         };
         let store = Store::at(directory.path());
         Self {

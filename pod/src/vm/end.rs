@@ -172,25 +172,12 @@ fn signal_name(signal: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
-    use std::time::Duration;
 
     fn config() -> Config {
         Config {
-            file: None,
             kernel: "/k/vmlinux".into(),
             initrd: "/i/image.cpio".into(),
-            vmm: Path::new("/v").into(),
-            memory_mib: 512,
-            max_memory_percent: 75,
-            vcpus: 1,
-            max_vcpus: None,
-            kernel_params: String::new(),
-            console_to_log: false,
-            boot_deadline: Duration::from_secs(1),
-            writable_layer: None,
-            layer_template: std::path::PathBuf::new(),
-            templates: true,
+            ..crate::size::tests::config(75, None)
         }
     }
 
