@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt as _;
 
 use vm_memory::{Bytes as _, GuestMemory as _, GuestMemoryRegion as _, MemoryRegionAddress};
@@ -17,6 +18,8 @@ const CHUNK: usize = 1 << 20;
 pub const MAX_EARLY_WRITES: u32 = 1024;
 /// Holes of fewer pages between data are not worth a mapping: 256 KiB.
 const SMALL_HOLE: u32 = 64;
+/// For [`append`]: only neighbours become one.
+const NEIGHBOURS: u32 = 1;
 
 /// Writes `memory` to the empty file `file`. Returns the id of that, and the pages that it has ([`MachineState::data`]).
 ///
@@ -29,24 +32,13 @@ pub fn write(memory: &Memory, file: &File) -> io::Result<(FileId, Vec<PageRange>
         .iter()
         .fold(0_u64, |sum, region| sum.saturating_add(region.len()));
     file.set_len(bytes)?;
-    let (mut sum, mut buffer) = (ContentSum::default(), vec![0; CHUNK]);
-    let (mut position, mut data) = (0_u64, Vec::new());
-    for region in memory.iter() {
-        let mut offset = 0;
-        while offset < region.len() {
-            let length = usize::try_from(region.len().saturating_sub(offset)).unwrap_or(CHUNK);
-            let part = buffer.get_mut(..length.min(CHUNK)).unwrap_or_default();
-            region
-                .read_slice(part, MemoryRegionAddress(offset))
-                .map_err(io::Error::other)?;
-            for range in write_data(file, position, part, &mut sum)? {
-                add_data(&mut data, range.first, range.count);
-            }
-            offset = offset.saturating_add(part.len() as u64);
-            position = position.saturating_add(part.len() as u64);
-        }
-    }
+    let mut written = Written::default();
+    for_each_part(memory, |position, part| {
+        written.write(file, position, part)?;
+        Ok(ControlFlow::Continue(()))
+    })?;
     file.sync_all()?;
+    let Written { sum, data } = written;
     Ok((FileId::of_written(file, sum.finish())?, data))
 }
 
@@ -56,78 +48,102 @@ pub fn write(memory: &Memory, file: &File) -> io::Result<(FileId, Vec<PageRange>
 /// # Errors
 /// The error of pread(2).
 pub fn changed(memory: &Memory, file: &File) -> io::Result<Vec<PageRange>> {
-    let mut ranges: Vec<PageRange> = Vec::new();
-    let (mut now, mut before) = (vec![0; CHUNK], vec![0; CHUNK]);
-    let (mut position, mut count) = (0_u64, 0_u32);
+    let (mut ranges, mut count, mut buffer) = (Vec::new(), 0_u32, vec![0; CHUNK]);
+    for_each_part(memory, |position, now| {
+        let before = buffer.get_mut(..now.len()).unwrap_or_default();
+        file.read_exact_at(before, position)?;
+        let pairs = now.chunks(BLOCK).zip(before.chunks(BLOCK));
+        for (page, _) in (page_at(position)..)
+            .zip(pairs)
+            .filter(|(_, (now, before))| now != before)
+        {
+            count = count.saturating_add(1);
+            if count > MAX_EARLY_WRITES {
+                return Ok(ControlFlow::Break(()));
+            }
+            append(
+                &mut ranges,
+                PageRange {
+                    first: page,
+                    count: 1,
+                },
+                NEIGHBOURS,
+            );
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(ranges)
+}
+
+/// Calls `visit` with each part of `memory`, of [`CHUNK`] bytes at most, and its position in the file, until it
+/// breaks or fails.
+fn for_each_part(
+    memory: &Memory,
+    mut visit: impl FnMut(u64, &[u8]) -> io::Result<ControlFlow<()>>,
+) -> io::Result<()> {
+    let (mut buffer, mut position) = (vec![0; CHUNK], 0_u64);
     for region in memory.iter() {
         let mut offset = 0;
         while offset < region.len() {
             let length = usize::try_from(region.len().saturating_sub(offset)).unwrap_or(CHUNK);
-            let now = now.get_mut(..length.min(CHUNK)).unwrap_or_default();
-            let before = before.get_mut(..length.min(CHUNK)).unwrap_or_default();
+            let part = buffer.get_mut(..length.min(CHUNK)).unwrap_or_default();
             region
-                .read_slice(now, MemoryRegionAddress(offset))
+                .read_slice(part, MemoryRegionAddress(offset))
                 .map_err(io::Error::other)?;
-            file.read_exact_at(before, position)?;
-            let pairs = now.chunks(BLOCK).zip(before.chunks(BLOCK));
-            for (index, _) in (0..).zip(pairs).filter(|(_, (now, before))| now != before) {
-                let page = u32::try_from(position / BLOCK as u64).unwrap_or(u32::MAX);
-                count = count.saturating_add(1);
-                if count > MAX_EARLY_WRITES {
-                    return Ok(ranges);
-                }
-                push(&mut ranges, page.saturating_add(index));
+            if visit(position, part)?.is_break() {
+                return Ok(());
             }
-            offset = offset.saturating_add(now.len() as u64);
-            position = position.saturating_add(now.len() as u64);
+            offset = offset.saturating_add(part.len() as u64);
+            position = position.saturating_add(part.len() as u64);
         }
     }
-    Ok(ranges)
+    Ok(())
 }
 
-/// Adds `count` pages from `first` on, which follow all pages of `data`. A small hole before them is taken for data:
-/// each range is a mapping of a restored VM.
-fn add_data(data: &mut Vec<PageRange>, first: u32, count: u32) {
-    match data.last_mut() {
-        Some(last) if first.saturating_sub(last.end()) < SMALL_HOLE => {
-            last.count = first.saturating_add(count).saturating_sub(last.first);
-        }
-        _ => data.push(PageRange { first, count }),
-    }
+/// The number of the page at `position` of the file.
+fn page_at(position: u64) -> u32 {
+    u32::try_from(position / BLOCK as u64).unwrap_or(u32::MAX)
 }
 
-/// Appends `page`, which follows all pages of `ranges`.
-fn push(ranges: &mut Vec<PageRange>, page: u32) {
+/// Appends `range`, which follows all of `ranges`. If fewer than `distance` pages are between it and the last one, both
+/// become one.
+fn append(ranges: &mut Vec<PageRange>, range: PageRange, distance: u32) {
     match ranges.last_mut() {
-        Some(last) if last.end() == page => {
-            last.count = last.count.saturating_add(1);
+        Some(last) if range.first.saturating_sub(last.end()) < distance => {
+            last.count = range.end().saturating_sub(last.first);
         }
-        _ => ranges.push(PageRange {
-            first: page,
-            count: 1,
-        }),
+        _ => ranges.push(range),
     }
 }
 
-/// Writes the blocks of `part` that are not zeros, neighbours together; returns them.
-fn write_data(file: &File, position: u64, part: &[u8], sum: &mut ContentSum) -> io::Result<Vec<PageRange>> {
-    let blocks: Vec<&[u8]> = part.chunks(BLOCK).collect();
-    let (mut position, mut written) = (position, Vec::new());
-    for run in blocks.chunk_by(|one, other| is_zero(one) == is_zero(other)) {
-        let length = run.iter().map(|block| block.len()).sum::<usize>() as u64;
-        if !run.first().is_none_or(|block| is_zero(block)) {
-            file.write_all_at(&run.concat(), position)?;
-            written.push(PageRange {
-                first: u32::try_from(position / BLOCK as u64).unwrap_or(u32::MAX),
-                count: u32::try_from(run.len()).unwrap_or(u32::MAX),
-            });
-            for (block, at) in run.iter().zip((position..).step_by(BLOCK)) {
-                sum.add(at, block);
+/// What was written to the file.
+#[derive(Default)]
+struct Written {
+    sum: ContentSum,
+    data: Vec<PageRange>,
+}
+
+impl Written {
+    /// Writes the blocks of `part` that are not zeros, neighbours together.
+    fn write(&mut self, file: &File, position: u64, part: &[u8]) -> io::Result<()> {
+        let blocks: Vec<&[u8]> = part.chunks(BLOCK).collect();
+        let mut position = position;
+        for run in blocks.chunk_by(|one, other| is_zero(one) == is_zero(other)) {
+            let length = run.iter().map(|block| block.len()).sum::<usize>() as u64;
+            if !run.first().is_none_or(|block| is_zero(block)) {
+                file.write_all_at(&run.concat(), position)?;
+                let count = u32::try_from(run.len()).unwrap_or(u32::MAX);
+                let first = page_at(position);
+                // Each range is a mapping of a restored VM.
+                append(&mut self.data, PageRange { first, count }, SMALL_HOLE);
+                for (block, at) in run.iter().zip((position..).step_by(BLOCK)) {
+                    self.sum.add(at, block);
+                }
             }
+            position = position.saturating_add(length);
         }
-        position = position.saturating_add(length);
+        Ok(())
     }
-    Ok(written)
 }
 
 #[cfg(test)]
@@ -208,7 +224,7 @@ mod tests {
         let mut data = Vec::new();
         let range = |first, count| PageRange { first, count };
         for (first, count) in [(3, 2), (5, 1), (6 + SMALL_HOLE - 1, 4), (1000, 1)] {
-            add_data(&mut data, first, count);
+            append(&mut data, range(first, count), SMALL_HOLE);
         }
         assert_eq!(data, [range(3, 2 + 1 + SMALL_HOLE - 1 + 4), range(1000, 1)]);
     }
