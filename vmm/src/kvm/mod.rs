@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_CAP_PMU_CAPABILITY, KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, Msrs,
+    CpuId, KVM_CAP_PMU_CAPABILITY, KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, Msrs,
     kvm_clock_data, kvm_enable_cap, kvm_msi,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
@@ -93,6 +93,16 @@ pub struct Vm {
     kvm: Kvm,
     /// Shared with the closures of [`Vm::message_sender`].
     fd: Arc<VmFd>,
+    supported_cpuid: CpuId,
+}
+
+/// See [`Vm::supported_cpuid`].
+fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, Error> {
+    let mut supported = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .map_err(error_at("reading the supported CPUID"))?;
+    cpuid::complete_l1_caches(supported.as_mut_slice(), __cpuid(cpuid::AMD_L1_CACHES));
+    Ok(supported)
 }
 
 impl Vm {
@@ -124,6 +134,7 @@ impl Vm {
         })
         .map_err(error_at("creating the interrupt controllers"))?;
         Ok(Self {
+            supported_cpuid: supported_cpuid(&kvm)?,
             kvm,
             fd: Arc::new(fd),
         })
@@ -204,16 +215,9 @@ impl Vm {
     }
 
     /// The CPUID entries that this KVM supports, with the host's L1 caches if KVM leaves them out.
-    ///
-    /// # Errors
-    /// [`Error::Ioctl`] if KVM refuses.
-    pub fn supported_cpuid(&self) -> Result<kvm_bindings::CpuId, Error> {
-        let mut supported = self
-            .kvm
-            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .map_err(error_at("reading the supported CPUID"))?;
-        cpuid::complete_l1_caches(supported.as_mut_slice(), __cpuid(cpuid::AMD_L1_CACHES));
-        Ok(supported)
+    #[must_use]
+    pub fn supported_cpuid(&self) -> &CpuId {
+        &self.supported_cpuid
     }
 
     /// The result of KVM_CHECK_EXTENSION for capability `number`; 0 if this KVM does not know it.

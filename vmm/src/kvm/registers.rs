@@ -84,7 +84,7 @@ mod tests {
             return;
         };
         let vcpu = vm.create_vcpu(0).unwrap();
-        let cpuid = super::super::cpuid::for_vcpu(&vm.supported_cpuid().unwrap(), 0, 1).unwrap();
+        let cpuid = super::super::cpuid::for_vcpu(vm.supported_cpuid(), 0, 1).unwrap();
         vcpu.set_cpuid2(&cpuid).unwrap();
         set_msrs(&vcpu).unwrap();
         set_entry(&vcpu, 0x100_0000).unwrap();

@@ -101,7 +101,7 @@ impl Plan<'_> {
 
     /// All vCPUs with their CPUID entries.
     fn create(&mut self) -> Result<Vec<VcpuFd>, Error> {
-        let supported = self.vm.supported_cpuid()?;
+        let supported = self.vm.supported_cpuid();
         let mut first = self.first.take();
         let mut all = Vec::new();
         for index in 0..self.count {
@@ -109,7 +109,7 @@ impl Plan<'_> {
                 Some(first) => first,
                 None => self.vm.create_vcpu(index)?,
             };
-            let cpuid = cpuid::for_vcpu(&supported, index, self.count)?;
+            let cpuid = cpuid::for_vcpu(supported, index, self.count)?;
             fd.set_cpuid2(&cpuid).map_err(error_at("setting CPUID"))?;
             all.push(fd);
         }

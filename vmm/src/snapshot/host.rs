@@ -74,7 +74,7 @@ impl Host {
     /// # Errors
     /// [`kvm::Error`] if KVM refuses a request.
     pub fn of(vm: &Vm, vcpu: &VcpuFd, vcpus: u8) -> Result<Self, kvm::Error> {
-        let cpuid = cpuid::for_vcpu(&vm.supported_cpuid()?, 0, vcpus)?;
+        let cpuid = cpuid::for_vcpu(vm.supported_cpuid(), 0, vcpus)?;
         let leaf = |entry: &kvm_bindings::kvm_cpuid_entry2| Leaf {
             function: entry.function,
             index: entry.index,

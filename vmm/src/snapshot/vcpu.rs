@@ -204,7 +204,7 @@ mod tests {
     fn vcpus(vm: &Vm, count: u8) -> Vec<VcpuFd> {
         let create = |index| {
             let vcpu = vm.create_vcpu(index).unwrap();
-            let cpuid = cpuid::for_vcpu(&vm.supported_cpuid().unwrap(), index, count).unwrap();
+            let cpuid = cpuid::for_vcpu(vm.supported_cpuid(), index, count).unwrap();
             vcpu.set_cpuid2(&cpuid).unwrap();
             vcpu
         };

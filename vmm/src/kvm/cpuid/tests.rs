@@ -383,10 +383,10 @@ fn kvm_accepts_the_entries() {
     let Some(vm) = crate::kvm::tests::vm() else {
         return;
     };
-    let supported = vm.supported_cpuid().unwrap();
+    let supported = vm.supported_cpuid();
     for index in 0..4 {
         let vcpu = vm.create_vcpu(index).unwrap();
-        vcpu.set_cpuid2(&for_vcpu(&supported, index, 4).unwrap()).unwrap();
+        vcpu.set_cpuid2(&for_vcpu(supported, index, 4).unwrap()).unwrap();
         let accepted = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
         let leaf_1 = accepted
             .as_slice()

@@ -43,7 +43,7 @@ impl Guest {
         crate::boot::zero_page::write(&memory, "", no_initrd, 0, [0; 32]).unwrap();
         vm.set_memory(&memory).unwrap();
         let fd = vm.create_vcpu(0).unwrap();
-        let cpuid = cpuid::for_vcpu(&vm.supported_cpuid().unwrap(), 0, 1).unwrap();
+        let cpuid = cpuid::for_vcpu(vm.supported_cpuid(), 0, 1).unwrap();
         fd.set_cpuid2(&cpuid).unwrap();
         registers::set_entry(&fd, CODE).unwrap();
         let vm_exit = VmExit::new().unwrap();
