@@ -56,15 +56,6 @@ pub enum SaveError {
 }
 
 impl Machine {
-    /// Saves the paused machine to `target`.
-    ///
-    /// # Errors
-    /// [`SaveError`]; `target` then has no snapshot that can be opened.
-    pub fn save(&self, target: &Target) -> Result<(), SaveError> {
-        let (machine, memory) = self.capture(target)?;
-        Ok(target.finish(&machine, memory)?)
-    }
-
     /// Writes the memory of the paused machine to `target`, and returns what [`Target::finish`] takes.
     ///
     /// # Errors

@@ -89,7 +89,8 @@ impl Template {
             initramfs,
         };
         let target = Target::create(&self.path("snapshot"), images, "a=1").unwrap();
-        machine.save(&target).unwrap();
+        let (state, memory) = machine.capture(&target).unwrap();
+        target.finish(&state, memory).unwrap();
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -48,7 +48,9 @@ impl Files {
 
     fn save(&self, machine: &Machine, name: &str) -> Result<(), SaveError> {
         let target = self.with_images(|images| Target::create(&self.path(name), images, ""));
-        machine.save(&target.unwrap())
+        let target = target.unwrap();
+        let (state, memory) = machine.capture(&target)?;
+        Ok(target.finish(&state, memory)?)
     }
 
     fn restore(&self, name: &str, devices: Vec<DeviceBuilder>) -> Result<Machine, crate::machine::Failure> {
