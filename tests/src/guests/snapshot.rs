@@ -4,7 +4,6 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,7 +15,7 @@ use serde_json::{Value, json};
 use super::vm::{DEADLINE, Options};
 use super::vsock::{Conversation, dial_agent_port};
 use super::workload::{self, Parameters};
-use super::{Build, Test, Workload, test};
+use super::{Build, Test, Workload, test, until_connected};
 
 /// The tests.
 pub const TESTS: &[Test] = &[
@@ -243,24 +242,7 @@ fn until_ready(build: &Build, shared: &Path, arguments: &[&str]) -> Result<Start
         .arg("--share")
         .arg(shared)
         .args(["--until-ready", "--exits"]);
-    let started = Instant::now();
-    let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-    let mut stderr = child.stderr.take().context("no standard error")?;
-    let (mut log, mut part, mut connected) = (Vec::new(), [0; 4096], None);
-    loop {
-        let count = stderr.read(&mut part)?;
-        if count == 0 {
-            break;
-        }
-        log.extend_from_slice(&part[..count]);
-        let text = String::from_utf8_lossy(&log);
-        if connected.is_none() && text.contains("the agent connected") {
-            connected = Some(started.elapsed());
-        }
-    }
-    let (status, text) = (child.wait()?, String::from_utf8_lossy(&log).into_owned());
-    ensure!(status.success(), "{status}\n{text}");
-    let connected = connected.with_context(|| format!("no agent connected\n{text}"))?;
+    let (connected, text) = until_connected(command)?;
     let before = |mark: &str| {
         let line = text.lines().find(|line| line.ends_with(mark));
         let word = line.and_then(|line| line.split_whitespace().next()?.parse().ok());

@@ -25,6 +25,32 @@ const READY: &str = "the agent connected";
 /// The workload's program, beside the running one.
 const WORKLOAD_PROGRAM: &str = "nacre-guest-workload";
 
+/// Runs `vmm`, which ends when its agent has connected. Returns how long after its execution that was, and what it
+/// printed.
+///
+/// # Errors
+/// If `vmm` can't be executed or fails, or no agent connects.
+pub fn until_connected(mut vmm: Command) -> Result<(Duration, String)> {
+    let started = Instant::now();
+    let mut child = vmm.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let mut stderr = child.stderr.take().context("no standard error")?;
+    let (mut log, mut part, mut connected) = (Vec::new(), [0; 4096], None);
+    loop {
+        let count = stderr.read(&mut part)?;
+        if count == 0 {
+            break;
+        }
+        log.extend_from_slice(&part[..count]);
+        if connected.is_none() && String::from_utf8_lossy(&log).contains(READY) {
+            connected = Some(started.elapsed());
+        }
+    }
+    let (status, text) = (child.wait()?, String::from_utf8_lossy(&log).into_owned());
+    ensure!(status.success(), "nacre-vmm: {status}\n{text}");
+    let connected = connected.with_context(|| format!("no agent connected\n{text}"))?;
+    Ok((connected, text))
+}
+
 /// An installed build of Nacre, with an initramfs that has the workloads.
 #[derive(Debug)]
 pub struct Build {

@@ -5,21 +5,15 @@
 mod qemu;
 mod qmp;
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
-use nacre_tests::guests::Build;
+use anyhow::{Context as _, Result};
+use nacre_tests::guests::{Build, until_connected};
 use tempfile::TempDir;
 
 use self::qemu::{Peer, Qemu};
 use crate::results::{Measure, Results};
 use crate::runtimes::MeasuredRuntimes;
-
-/// What nacre-vmm prints when its agent connects.
-const CONNECTED: &str = "the agent connected";
 
 /// Continues guests of each VMM in `count` rounds, and adds the row `restore`; without a peer if `program`, QEMU,
 /// can't be used here.
@@ -139,24 +133,7 @@ impl Snapshot {
     fn restore(&self) -> Result<f64> {
         let mut command = self.build.vmm(&["--until-ready", "--restore"]);
         command.arg(&self.directory).arg("--share").arg(&self.shared);
-        command.stdin(Stdio::null()).stderr(Stdio::piped());
-        let started = Instant::now();
-        let mut child = command.spawn().context("executing nacre-vmm")?;
-        let mut stderr = child.stderr.take().context("no standard error")?;
-        let (mut log, mut part, mut connected) = (Vec::new(), [0; 4096], None);
-        loop {
-            let count = stderr.read(&mut part)?;
-            if count == 0 {
-                break;
-            }
-            log.extend_from_slice(&part[..count]);
-            if connected.is_none() && String::from_utf8_lossy(&log).contains(CONNECTED) {
-                connected = Some(started.elapsed());
-            }
-        }
-        let (status, text) = (child.wait()?, String::from_utf8_lossy(&log));
-        ensure!(status.success(), "nacre-vmm: {status}\n{text}");
-        let connected = connected.with_context(|| format!("no agent connected\n{text}"))?;
+        let (connected, _) = until_connected(command)?;
         Ok(connected.as_secs_f64() * 1e3)
     }
 }
