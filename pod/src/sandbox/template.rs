@@ -6,7 +6,7 @@ use nacre_protocol::config::Config;
 use super::Sandbox;
 use super::progress::Progress;
 use crate::log;
-use crate::size::VmSize;
+use crate::size::{Host, VmSize};
 use crate::template::maker::{self, Waiting};
 use crate::template::{Absent, Kind, MAX_MEMORY_MIB, Store, Template};
 
@@ -22,16 +22,22 @@ pub(super) struct PodTemplate {
 }
 
 impl Sandbox {
-    /// Looks for the template of a VM of `size`. If no pod of its kind has started before, one is made once this one
-    /// has.
-    pub(super) fn find_template(&mut self, config: &Config, size: VmSize) {
-        match kind_of(config, size).and_then(|kind| self.open_template(config, &kind)) {
-            Ok(template) => {
+    /// Looks for a template from which a VM of `size` can continue, and returns what the VM has at first. If no pod
+    /// of its kind has started before, one is made once this one has.
+    pub(super) fn find_template(&mut self, config: &Config, size: VmSize, host: Host) -> VmSize {
+        let found = kind_of(config, size, host)
+            .and_then(|(kind, in_template)| Ok((self.open_template(config, &kind)?, in_template)));
+        match found {
+            Ok((template, in_template)) => {
                 self.recorder.origin(format!("template {}", template.key));
                 self.template.used = Some(template.key.clone());
                 self.template.opened = Some(template);
+                in_template
             }
-            Err(absent) => self.recorder.origin(format!("boot: {absent}")),
+            Err(absent) => {
+                self.recorder.origin(format!("boot: {absent}"));
+                size
+            }
         }
     }
 
@@ -91,18 +97,22 @@ impl Sandbox {
     }
 }
 
-/// The kind of a VM of `size`, if there are templates for such VMs.
-fn kind_of(config: &Config, size: VmSize) -> Result<Kind, Absent> {
+/// What a VM of `size` can continue from, and its size then, if there are templates for such VMs.
+fn kind_of(config: &Config, size: VmSize, host: Host) -> Result<(Kind, VmSize), Absent> {
     if !config.templates {
         return Err(Absent::Off);
     }
     if config.console_to_log {
         return Err(Absent::Logged);
     }
-    if size.boot_mib > MAX_MEMORY_MIB {
-        return Err(Absent::Large(size.boot_mib));
+    let in_template = size
+        .in_template(config, host)
+        .ok_or(Absent::Large(size.boot_mib))?;
+    if in_template.boot_mib > MAX_MEMORY_MIB {
+        return Err(Absent::Large(in_template.boot_mib));
     }
-    Kind::of(config, size).map_err(unreadable)
+    let kind = Kind::of(config, in_template).map_err(unreadable)?;
+    Ok((kind, in_template))
 }
 
 fn unreadable(error: std::io::Error) -> Absent {

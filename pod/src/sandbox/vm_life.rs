@@ -30,6 +30,7 @@ impl Sandbox {
         let config = config::load().map_err(|error| failed("read configuration", error, None))?;
         let (limits, host) = (Limits::from(self.spec.size), Host::read(&self.spec.cpus));
         let size = VmSize::plan(&limits, &config, host);
+        let size = self.find_template(&config, size, host);
         let sizing = Sizing::new(PodSize::new(size, limits, host));
         self.pod.size = Some(sizing.recorded());
         self.sizing = Some(sizing);
@@ -41,7 +42,6 @@ impl Sandbox {
         }
         self.pod.cgroup = Some(cgroup.path().to_owned());
         self.write_pod();
-        self.find_template(&config, size);
         fault::reach(FaultPoint::VmPlanned);
         let started = Vm::start(&config, &cgroup, &self.spec);
         self.cgroup = Some(cgroup);

@@ -5,6 +5,8 @@
 pub struct Host {
     /// CPUs that a VM may run on, 255 at most.
     pub cpus: u8,
+    /// CPUs that are online, 255 at most.
+    pub all_cpus: u8,
     /// Memory, MiB.
     pub memory_mib: u32,
 }
@@ -22,9 +24,17 @@ impl Host {
         let bytes = info.totalram.saturating_mul(info.mem_unit.into());
         Self {
             cpus: u8::try_from(count).unwrap_or(u8::MAX).max(1),
+            all_cpus: online_cpus(),
             memory_mib: u32::try_from(bytes >> 20).unwrap_or(u32::MAX),
         }
     }
+}
+
+/// Unlike those that a process may run on, they are the same for all pods.
+fn online_cpus() -> u8 {
+    let count = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN);
+    let count = count.ok().flatten().unwrap_or(1);
+    u8::try_from(count).unwrap_or(u8::MAX).max(1)
 }
 
 /// The CPUs that this process may run on, which the VMM inherits.

@@ -7,6 +7,9 @@
 //! memory     the limit and what the guest needs      memory_mib, more on demand up to max_memory_percent
 //! vCPUs      as many as the quota needs              as many as the host has CPUs, up to max_vcpus
 //! ```
+//!
+//! A guest that continues from a template has less at first ([`VmSize::in_template`]): the rest is added before a
+//! container starts.
 
 mod hints;
 mod host;
@@ -36,6 +39,8 @@ pub struct VmSize {
     pub max_mib: u32,
     /// vCPUs that are online at boot.
     pub vcpus: u8,
+    /// vCPUs that come online if no limit says how many.
+    pub usual_vcpus: u8,
     /// The most vCPUs.
     pub max_vcpus: u8,
 }
@@ -51,15 +56,38 @@ impl VmSize {
         let share = u32::try_from(share).unwrap_or(u32::MAX);
         let pluggable = share.saturating_sub(boot_mib).min(MAX_PLUGGED_MIB);
         let vcpus = limits.cpus().unwrap_or(config.vcpus).clamp(1, MAX_VCPUS);
-        let configured = config
-            .max_vcpus
-            .unwrap_or_else(|| host.cpus.clamp(1, DEFAULT_MAX_VCPUS));
+        let max_vcpus = max_vcpus(config, host.cpus).max(vcpus);
         Self {
             boot_mib,
             max_mib: boot_mib + pluggable / MEMORY_SECTION_MIB * MEMORY_SECTION_MIB,
             vcpus,
-            max_vcpus: configured.max(vcpus),
+            usual_vcpus: max_vcpus,
+            max_vcpus,
         }
+    }
+
+    /// This size, if the guest continues from a template, with what the template's guest has: as few sizes as
+    /// possible, so that most pods share one. Memory is a multiple of [`MEMORY_SECTION_MIB`] up to that of a pod
+    /// without a limit. None if the rest can't be plugged in.
+    #[must_use]
+    pub fn in_template(&self, config: &Config, host: Host) -> Option<Self> {
+        let boot_mib = self
+            .boot_mib
+            .next_multiple_of(MEMORY_SECTION_MIB)
+            .min(config.memory_mib);
+        let missing = self
+            .boot_mib
+            .saturating_sub(boot_mib)
+            .next_multiple_of(MEMORY_SECTION_MIB);
+        let pluggable = self.max_mib.saturating_sub(boot_mib) / MEMORY_SECTION_MIB * MEMORY_SECTION_MIB;
+        let pluggable = pluggable.min(MAX_PLUGGED_MIB).max(missing);
+        (pluggable <= MAX_PLUGGED_MIB).then(|| Self {
+            boot_mib,
+            max_mib: boot_mib + pluggable,
+            vcpus: self.vcpus.min(config.vcpus),
+            usual_vcpus: self.usual_vcpus,
+            max_vcpus: self.max_vcpus.max(max_vcpus(config, host.all_cpus)),
+        })
     }
 
     /// The most memory that can be plugged in besides that at boot, MiB.
@@ -83,6 +111,13 @@ impl VmSize {
             .saturating_mul(MEMORY_SECTION_MIB);
         self.boot_mib.saturating_add(plugged).min(self.max_mib)
     }
+}
+
+/// The most vCPUs of a VM without a limit that may run on `cpus` of the host's CPUs.
+fn max_vcpus(config: &Config, cpus: u8) -> u8 {
+    config
+        .max_vcpus
+        .unwrap_or_else(|| cpus.clamp(1, DEFAULT_MAX_VCPUS))
 }
 
 /// The memory of a VM whose containers may use `bytes`, MiB.

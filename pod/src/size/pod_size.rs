@@ -146,7 +146,12 @@ impl PodSize {
             } else {
                 self.vm.max_mib
             },
-            vcpus: if cpus.is_limited { limited } else { u8::MAX }.min(self.vm.max_vcpus),
+            vcpus: if cpus.is_limited {
+                limited
+            } else {
+                self.vm.usual_vcpus
+            }
+            .min(self.vm.max_vcpus),
         }
     }
 

@@ -10,6 +10,7 @@ use super::*;
 const GIB: i64 = 1 << 30;
 const HOST: Host = Host {
     cpus: 8,
+    all_cpus: 8,
     memory_mib: 16 * 1024,
 };
 
@@ -79,6 +80,7 @@ fn the_maximum_is_a_share_of_the_host() {
             None,
             Host {
                 cpus: 64,
+                all_cpus: 64,
                 memory_mib: 1024 * 1024,
             },
             0,
@@ -89,6 +91,7 @@ fn the_maximum_is_a_share_of_the_host() {
             None,
             Host {
                 cpus: 1,
+                all_cpus: 1,
                 memory_mib: 600,
             },
             0,
@@ -107,11 +110,76 @@ fn the_maximum_is_a_share_of_the_host() {
 }
 
 #[test]
+fn most_pods_continue_from_the_same_size() {
+    let config = config(75, None);
+    let in_template =
+        |limits: Limits, host: Host| VmSize::plan(&limits, &config, host).in_template(&config, host);
+    let usual = in_template(Limits::default(), HOST).unwrap();
+    assert_eq!((usual.boot_mib, usual.vcpus, usual.max_vcpus), (512, 1, 8));
+    for (memory, quota, boot_mib) in [
+        (1, 0, 256),
+        (64 << 20, 50_000, 256),
+        (250 << 20, 100_000, 384),
+        (300 << 20, 100_000, 512),
+        (GIB, 200_000, 512),
+        (8 * GIB, 800_000, 512),
+        // The CPU limit beyond the host's limits nothing.
+        (0, 700_000, 512),
+    ] {
+        let limits = limits(memory, quota);
+        let size = in_template(limits, HOST).unwrap();
+        assert_eq!(
+            (size.boot_mib, size.vcpus, size.max_vcpus),
+            (boot_mib, 1, 8),
+            "{memory} {quota}"
+        );
+        // The VM becomes as large as one that boots.
+        let (booted, continued) = (plan(limits), PodSize::new(size, limits, HOST).target());
+        assert!(
+            continued.memory_mib >= booted.boot_mib && continued.memory_mib < booted.boot_mib + 128 + 128
+        );
+        assert_eq!(
+            continued.vcpus,
+            PodSize::new(booted, limits, HOST).target().vcpus,
+            "{quota}"
+        );
+    }
+    // Two of the host's CPUs, for which a VM that boots has two vCPUs.
+    let few = Host { cpus: 2, ..HOST };
+    let size = in_template(Limits::default(), few).unwrap();
+    assert_eq!((size.boot_mib, size.max_vcpus), (usual.boot_mib, usual.max_vcpus));
+    assert_eq!(PodSize::new(size, Limits::default(), few).target().vcpus, 2);
+}
+
+#[test]
+fn a_limit_beyond_the_share_of_the_host_is_plugged_in() {
+    let config = config(1, None);
+    let limits = limits(GIB, 0);
+    let size = VmSize::plan(&limits, &config, HOST)
+        .in_template(&config, HOST)
+        .unwrap();
+    assert_eq!((size.boot_mib, size.max_mib), (512, 512 + 6 * 128));
+    assert_eq!(PodSize::new(size, limits, HOST).target().memory_mib, size.max_mib);
+}
+
+#[test]
+fn a_pod_that_needs_more_than_can_be_plugged_in_boots() {
+    let host = Host {
+        memory_mib: u32::MAX,
+        ..HOST
+    };
+    let config = config(75, None);
+    let size = VmSize::plan(&limits(300 << 30, 0), &config, host);
+    assert_eq!(size.in_template(&config, host), None);
+}
+
+#[test]
 fn sizes_are_steps_from_that_at_boot() {
     let size = VmSize {
         boot_mib: 513,
         max_mib: 513 + 3 * 128,
         vcpus: 1,
+        usual_vcpus: 1,
         max_vcpus: 1,
     };
     for (mib, want) in [

@@ -68,7 +68,7 @@ impl Version {
 }
 
 impl Kind {
-    /// The kind of a pod's guest that boots with `size`.
+    /// The kind of a guest that boots with `size`.
     ///
     /// # Errors
     /// If a file of the installation is missing; the error names it.
@@ -90,8 +90,9 @@ impl Kind {
     /// # Errors
     /// As [`Kind::of`].
     pub fn usual(config: &Config) -> io::Result<Self> {
-        let size = VmSize::plan(&Limits::default(), config, Host::read(&[]));
-        Self::of(config, size)
+        let host = Host::read(&[]);
+        let size = VmSize::plan(&Limits::default(), config, host);
+        Self::of(config, size.in_template(config, host).unwrap_or(size))
     }
 
     /// The name of the template's directory: 16 hex digits.

@@ -385,10 +385,12 @@ mod tests {
             boot_mib: 256,
             max_mib: 512,
             vcpus: 1,
+            usual_vcpus: 1,
             max_vcpus: 1,
         };
         let host = Host {
             cpus: 1,
+            all_cpus: 1,
             memory_mib: 1024,
         };
         let mut sizing = Sizing::new(PodSize::new(vm, Limits::default(), host));

@@ -14,7 +14,7 @@ use nacre_tests::containerd::task;
 use nacre_tests::installation::Config;
 use serde_json::{Value, json};
 
-use crate::operator::pod;
+use crate::operator::{nacre, pod};
 use crate::{Test, test};
 
 pub const TESTS: &[Test] = &[
@@ -33,12 +33,19 @@ pub const TESTS: &[Test] = &[
         free_vcpus,
     ),
     test(
+        "a pod with limits continues from the template of those without",
+        from_the_usual_template,
+    ),
+    test(
         "a pod gets the devices that no boot needs when its container runs",
         common_devices,
     ),
 ];
 
 const GIB: u64 = 1 << 30;
+
+/// Prints the vCPUs that are online and the memory in MiB.
+const SIZE: &str = "nproc; awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo";
 
 /// A pod of one container that is removed on [`Pod::remove`].
 struct Pod {
@@ -78,7 +85,12 @@ impl Pod {
 
     /// The vCPUs that are online and the memory in MiB, as the guest counts them.
     fn guest(&mut self) -> Result<(u64, u64)> {
-        let text = self.exec("nproc; awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo")?;
+        let text = self.exec(SIZE)?;
+        Self::size(&text)
+    }
+
+    /// What [`SIZE`] has printed.
+    fn size(text: &str) -> Result<(u64, u64)> {
         let mut numbers = text.lines().map(str::parse);
         let mut next = || numbers.next().context("too few lines")?.context("no number");
         let vcpus: u64 = next()?;
@@ -131,6 +143,35 @@ pub const AWAIT_COMMON_DEVICES: &str = "cd /sys/bus/virtio/drivers; \
 fn common_devices() -> Result<()> {
     let printed = shell("common", AWAIT_COMMON_DEVICES)?.success()?;
     ensure!(printed.starts_with("virtio_rng."), "printed {printed:?}");
+    Ok(())
+}
+
+fn from_the_usual_template() -> Result<()> {
+    nacre(&["template", "build"])?;
+    let origin = |pod: &Pod| -> Result<String> {
+        let inspected: Value = serde_json::from_str(&nacre(&["inspect", "--json", &pod.id])?)?;
+        let origin = inspected["timeline"]["origin"].as_str();
+        Ok(origin.context("no origin in the timeline")?.to_owned())
+    };
+    let usual = Pod::start("usual", &json!({}), "sleep 1000000")?;
+    let from = origin(&usual);
+    let from = usual.remove(from)?;
+    ensure!(from.starts_with("template "), "{from}");
+    // Each has at its first instruction what it may use.
+    for memory in [GIB, 5 * GIB / 2] {
+        let script = format!("({SIZE}) >/new; mv /new /size; sleep 1000000");
+        let mut limited = Pod::start("limited", &limits(memory, 1), &script)?;
+        let seen = origin(&limited).and_then(|origin| {
+            let size = limited.exec("until [ -e /size ]; do usleep 1000; done; cat /size")?;
+            Ok((origin, Pod::size(&size)?))
+        });
+        let (origin, (vcpus, memory_mib)) = limited.remove(seen)?;
+        ensure!(origin == from, "{origin}, not {from}");
+        ensure!(
+            vcpus == 1 && memory_mib >= memory >> 20,
+            "{vcpus} vCPUs and {memory_mib} MiB for {memory} bytes"
+        );
+    }
     Ok(())
 }
 
