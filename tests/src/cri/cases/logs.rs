@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::cri::node::Node;
@@ -12,8 +12,11 @@ use crate::parity::Outcome;
 pub const CASES: &[Case] = &[
     calls("log: both streams, long lines, no line feed at the end", entries),
     calls("log: reopened after it was moved", reopened),
-    calls("log: two megabytes are complete", two_megabytes),
-    calls("log: ten megabytes are complete", ten_megabytes).long(),
+    // Under runc containerd 1.6.20 loses the end now and then, so runc is nothing to compare with.
+    calls("log: two megabytes are complete", two_megabytes).only_nacre(),
+    calls("log: ten megabytes are complete", ten_megabytes)
+        .only_nacre()
+        .long(),
     calls("log: twenty containers of one line each", one_line_each),
 ];
 
@@ -69,12 +72,15 @@ fn complete(node: &Node, bytes: usize) -> Result<Outcome> {
     let pod = node.pod(Value::Null)?;
     let outcome = pod.run(&format!("yes {LINE} | head -c {bytes}"), Value::Null)?;
     pod.remove()?;
-    let wrong = outcome.stdout.lines().filter(|line| *line != LINE).count();
-    Ok(Outcome::text(format!(
-        "{:?}: {} bytes, {wrong} short lines",
-        outcome.code,
+    ensure!(outcome.code == Some(0), "exit code {:?}", outcome.code);
+    let complete = format!("{LINE}\n").repeat(bytes.div_ceil(LINE.len() + 1));
+    let complete = complete.get(..bytes).unwrap_or_default();
+    ensure!(
+        outcome.stdout.trim_end() == complete.trim_end(),
+        "{} bytes of {bytes}, or others",
         outcome.stdout.len()
-    )))
+    );
+    Ok(outcome)
 }
 
 fn one_line_each(node: &Node) -> Result<Outcome> {
