@@ -15,7 +15,8 @@ pub const CASES: &[Case] = &[
     calls("container: restarted as a next attempt", restarted),
     calls("container: init containers prepare a volume", init_containers),
     calls("container: a failed one does not hurt the others", failed_one),
-    calls("container: 20 in a pod", twenty),
+    calls("container: six in a pod", |node| many(node, 6)),
+    calls("container: 20 in a pod", |node| many(node, 20)).long(),
     calls("container: events", events).since("1.7"),
 ];
 
@@ -160,10 +161,10 @@ fn failed_one(node: &Node) -> Result<Outcome> {
     Ok(Outcome::text(seen.join("\n")))
 }
 
-fn twenty(node: &Node) -> Result<Outcome> {
+fn many(node: &Node, count: usize) -> Result<Outcome> {
     let pod = node.pod(Value::Null)?;
     let mut containers = Vec::new();
-    for number in 0..20 {
+    for number in 0..count {
         let script = format!("echo {number} >/dev/shm/{number}; echo up; exec sleep 1000000");
         let container = pod.start(&script, Value::Null)?;
         container.prints("up")?;

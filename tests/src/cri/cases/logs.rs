@@ -17,7 +17,13 @@ pub const CASES: &[Case] = &[
     calls("log: ten megabytes are complete", ten_megabytes)
         .only_nacre()
         .long(),
-    calls("log: twenty containers of one line each", one_line_each),
+    calls("log: six containers of one line each", |node| {
+        one_line_each(node, 6)
+    }),
+    calls("log: 20 containers of one line each", |node| {
+        one_line_each(node, 20)
+    })
+    .long(),
 ];
 
 /// What [`complete`] writes, again and again.
@@ -83,10 +89,10 @@ fn complete(node: &Node, bytes: usize) -> Result<Outcome> {
     Ok(outcome)
 }
 
-fn one_line_each(node: &Node) -> Result<Outcome> {
+fn one_line_each(node: &Node, count: usize) -> Result<Outcome> {
     let pod = node.pod(Value::Null)?;
     let mut printed = String::new();
-    for number in 0..20 {
+    for number in 0..count {
         printed += &pod.run(&format!("echo {number}"), Value::Null)?.stdout;
     }
     pod.remove()?;
