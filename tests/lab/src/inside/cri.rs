@@ -10,11 +10,12 @@ use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use serde_json::json;
 
+use super::cni;
 use super::containerd::DIRECTORY;
 use super::run_quietly;
 
 /// Where the package containernetworking-plugins installs its programs.
-const PLUGINS: &str = "/usr/lib/cni";
+pub const PLUGINS: &str = "/usr/lib/cni";
 
 /// The image without a process of its own; `tests/lab/prepare` makes it.
 const PAUSE_IMAGE: &str = "localhost/pause:lab";
@@ -93,9 +94,14 @@ pub fn network() -> Result<()> {
     fs::create_dir_all(&programs)?;
     for entry in fs::read_dir(PLUGINS)? {
         let entry = entry?;
-        symlink(entry.path(), programs.join(entry.file_name()))?;
+        if !cni::OPTIONAL.iter().any(|(name, _)| entry.file_name() == *name) {
+            symlink(entry.path(), programs.join(entry.file_name()))?;
+        }
     }
-    symlink(std::env::current_exe()?, programs.join("lab"))?;
+    let this = std::env::current_exe()?;
+    for name in ["lab"].into_iter().chain(cni::OPTIONAL.map(|(name, _)| name)) {
+        symlink(&this, programs.join(name))?;
+    }
     let networks = directory.join("cni");
     fs::create_dir_all(&networks)?;
     let file = networks.join("10-lab.conflist");
