@@ -9,6 +9,7 @@ use nacre_protocol::state::{Failure, PodSize, Timeline};
 use serde_json::json;
 
 use crate::pods::{self, Found};
+use crate::process_memory::{PodProcesses, ProcessMemory};
 use crate::ps::unreadable_lines;
 use crate::text::{age, bar, bytes, mib, printable, table};
 
@@ -101,9 +102,10 @@ fn write_state(out: &mut String, found: &Found) {
         .size
         .as_ref()
         .map_or(("unknown".to_owned(), "unknown".to_owned()), size);
+    let processes = PodProcesses::of(pod);
     let vmm = pod
         .vmm_pid
-        .map_or("not started".to_owned(), |pid| format!("pid {pid}"));
+        .map_or("not started".to_owned(), |pid| process(pid, processes.vmm));
     let cgroup = pod
         .cgroup
         .as_ref()
@@ -119,7 +121,7 @@ fn write_state(out: &mut String, found: &Found) {
         ["age".to_owned(), age(pods::seconds_since(pod.created))],
         ["agent".to_owned(), agent],
         ["VMM".to_owned(), vmm],
-        ["shim".to_owned(), format!("pid {}", pod.shim_pid)],
+        ["shim".to_owned(), process(pod.shim_pid, processes.shim)],
         ["vCPUs".to_owned(), vcpus],
         ["VM memory".to_owned(), vm_memory],
         ["memory used".to_owned(), memory],
@@ -128,6 +130,15 @@ fn write_state(out: &mut String, found: &Found) {
         ["containerd".to_owned(), pod.containerd_address.clone()],
     ];
     write_indented(out, &table(&rows.map(Vec::from)));
+}
+
+/// A process and its memory, in words.
+fn process(pid: u32, memory: Option<ProcessMemory>) -> String {
+    let memory = memory.map_or_else(String::new, |memory| {
+        let (private, shared) = (bytes(memory.private_bytes), bytes(memory.shared_bytes));
+        format!(": {private} of its own, {shared} shared")
+    });
+    format!("pid {pid}{memory}")
 }
 
 /// A VM's vCPUs and its memory, in words.

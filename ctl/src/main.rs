@@ -6,6 +6,7 @@ mod doctor;
 mod inspect;
 mod overhead;
 mod pods;
+mod process_memory;
 mod ps;
 mod template;
 mod text;

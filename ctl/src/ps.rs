@@ -7,6 +7,7 @@ use nacre_protocol::state::Failure;
 use serde_json::{Value, json};
 
 use crate::pods::{self, Listing, Unreadable};
+use crate::process_memory::PodProcesses;
 use crate::text::{age, bytes, mib, printable, table};
 
 /// The pods that have a directory in `root`, oldest first.
@@ -26,6 +27,8 @@ pub fn pods(root: &Path, json: bool) -> Result<String> {
         "VCPUS",
         "VM MEMORY",
         "USED",
+        "PRIVATE",
+        "SHARED",
         "AGE",
     ])];
     let mut list = Vec::new();
@@ -35,6 +38,8 @@ pub fn pods(root: &Path, json: bool) -> Result<String> {
             unreadable.push(error);
             None
         });
+        let processes = PodProcesses::of(pod);
+        let mapped = processes.together();
         let seconds = pods::seconds_since(pod.created);
         let state = pods::state(pod);
         rows.push(vec![
@@ -45,11 +50,14 @@ pub fn pods(root: &Path, json: bool) -> Result<String> {
             pod.size.map_or("-".to_owned(), |size| size.vcpus.to_string()),
             pod.size.map_or("-".to_owned(), |size| mib(size.memory_mib)),
             memory.map_or("-".to_owned(), bytes),
+            mapped.map_or("-".to_owned(), |mapped| bytes(mapped.private_bytes)),
+            mapped.map_or("-".to_owned(), |mapped| bytes(mapped.shared_bytes)),
             age(seconds),
         ]);
         list.push(json!({
             "id": pod.id, "namespace": pod.namespace, "state": state, "vmm_pid": pod.vmm_pid,
-            "shim_pid": pod.shim_pid, "size": pod.size, "memory_bytes": memory, "age_seconds": seconds,
+            "shim_pid": pod.shim_pid, "size": pod.size, "memory_bytes": memory, "processes": processes,
+            "age_seconds": seconds,
             "cgroup": pod.cgroup,
         }));
     }

@@ -79,12 +79,22 @@ fn shown() -> Result<()> {
             pod["memory_bytes"].as_u64().is_none_or(|bytes| bytes > 1 << 20),
             "{pod:#}"
         );
+        for process in ["vmm", "shim"] {
+            for kind in ["private_bytes", "shared_bytes"] {
+                let bytes = pod["processes"][process][kind].as_u64();
+                ensure!(
+                    bytes.is_some_and(|bytes| bytes > 100 << 10),
+                    "{process}, {kind}: {pod:#}"
+                );
+            }
+        }
         let out = nacre(&["inspect", id.get(..id.len() - 1).context("the id is empty")?])?;
         for text in [
             "state",
             "running",
             "agent ready",
             "guest kernel: ",
+            " of its own, ",
             "-nacre",
             "VM exits",
         ] {

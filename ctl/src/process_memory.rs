@@ -1,0 +1,113 @@
+//! The host memory that a pod's shim and VMM have mapped, by /proc/PID/smaps_rollup
+//! (Documentation/filesystems/proc.rst). `ps` and `inspect` show it, `overhead` counts a part of it.
+
+use std::fs;
+
+use nacre_protocol::state::Pod;
+use serde::Serialize;
+
+/// The resident memory of one process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ProcessMemory {
+    /// Bytes that only this process has, and has written: those of a guest are among them.
+    pub private_bytes: u64,
+    /// Bytes of files and of memory that other processes may map, too: programs, libraries, and the template from which
+    /// a guest continues.
+    pub shared_bytes: u64,
+}
+
+impl ProcessMemory {
+    /// The memory of process `pid`; None if it has exited or belongs to another user.
+    pub fn of(pid: u32) -> Option<Self> {
+        Self::parse(&rollup(pid)?)
+    }
+
+    fn parse(rollup: &str) -> Option<Self> {
+        let resident = field(rollup, "Rss:")?;
+        let private_bytes = field(rollup, "Private_Dirty:")?;
+        Some(Self {
+            private_bytes,
+            shared_bytes: resident.saturating_sub(private_bytes),
+        })
+    }
+}
+
+/// The memory of a pod's processes; None for one that does not run.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct PodProcesses {
+    /// The VMM, with its guest's memory.
+    pub vmm: Option<ProcessMemory>,
+    /// The shim.
+    pub shim: Option<ProcessMemory>,
+}
+
+impl PodProcesses {
+    /// The memory of `pod`'s processes.
+    pub fn of(pod: &Pod) -> Self {
+        let shim = pod.is_shim_running().then_some(pod.shim_pid);
+        Self {
+            vmm: pod.vmm_pid.and_then(ProcessMemory::of),
+            shim: shim.and_then(ProcessMemory::of),
+        }
+    }
+
+    /// That of both together; None if neither runs.
+    pub fn together(&self) -> Option<ProcessMemory> {
+        let processes = [self.vmm, self.shim].into_iter().flatten();
+        processes.reduce(|one, other| ProcessMemory {
+            private_bytes: one.private_bytes.saturating_add(other.private_bytes),
+            shared_bytes: one.shared_bytes.saturating_add(other.shared_bytes),
+        })
+    }
+}
+
+/// The proportional set size of process `pid`, bytes: a page that N processes map counts as 1/N of a page. None as for
+/// [`ProcessMemory::of`].
+pub fn proportional_bytes(pid: u32) -> Option<u64> {
+    field(&rollup(pid)?, "Pss:")
+}
+
+fn rollup(pid: u32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()
+}
+
+/// The value of the line that begins with `name`, bytes.
+fn field(rollup: &str, name: &str) -> Option<u64> {
+    let mut lines = rollup.lines().map(str::split_whitespace);
+    let mut line = lines.find_map(|mut words| (words.next() == Some(name)).then_some(words))?;
+    let kib: u64 = line.next()?.parse().ok()?;
+    Some(kib.saturating_mul(1024))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_process_has_not_written_alone_is_shared() {
+        let rollup = "55d0-7ffd ---p 00000000 00:00 0 [rollup]\nRss:   9 kB\nPss:      7 kB\nPss_Dirty: 1 kB\n\
+            Shared_Clean: 4 kB\nPrivate_Clean: 2 kB\nPrivate_Dirty: 3 kB\n";
+        let memory = ProcessMemory::parse(rollup).unwrap();
+        assert_eq!((memory.private_bytes, memory.shared_bytes), (3 << 10, 6 << 10));
+        assert_eq!(field(rollup, "Pss:"), Some(7 << 10));
+        assert_eq!(ProcessMemory::parse("Rss: 9 kB\n"), None);
+    }
+
+    #[test]
+    fn a_process_that_does_not_exist_has_no_memory() {
+        let this = ProcessMemory::of(std::process::id()).unwrap();
+        assert!(this.private_bytes > 0 && this.shared_bytes > 0, "{this:?}");
+        assert!(proportional_bytes(std::process::id()).is_some());
+        assert_eq!(ProcessMemory::of(u32::MAX), None);
+        let none = PodProcesses {
+            vmm: None,
+            shim: None,
+        };
+        assert_eq!(none.together(), None);
+        let both = PodProcesses {
+            vmm: Some(this),
+            shim: Some(this),
+        };
+        assert_eq!(both.together().unwrap().private_bytes, 2 * this.private_bytes);
+    }
+}
