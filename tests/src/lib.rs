@@ -21,3 +21,4 @@ pub mod posix;
 pub mod runner;
 pub mod selection;
 pub mod soak;
+pub mod templates;

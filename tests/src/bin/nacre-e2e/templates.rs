@@ -1,15 +1,12 @@
 //! Tests of pods that continue from a template instead of booting: when they do, when they don't, and that each
 //! is a machine of its own.
 
-use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use nacre_protocol::state::{STATE_ROOT, TEMPLATES_DIR};
-use nacre_tests::containerd::ctr::{DEADLINE, Run, ctr, fresh_id, remove_detached, wait_readable};
+use nacre_tests::containerd::ctr::{Run, ctr, fresh_id, remove_detached};
 use nacre_tests::installation::Config;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nacre_tests::templates::{Appears, NONE_YET, directory};
 use serde_json::Value;
 
 use crate::operator::nacre;
@@ -29,9 +26,6 @@ pub const TESTS: &[Test] = &[
 /// Prints what must differ between two pods, a line each: two random numbers of the kernel, and its id of the boot.
 const IDENTITY: &str = "head -c 16 /dev/urandom | md5sum; cat /proc/sys/kernel/random/uuid \
     /proc/sys/kernel/random/boot_id; sleep 1000";
-
-/// The origin of the first pod of a kind.
-const NONE_YET: &str = "boot: there is no template for this kind of pod yet";
 
 /// A detached pod, which is removed on [`Pod::remove`].
 struct Pod(String);
@@ -65,35 +59,6 @@ fn origin_of_one(word: &str) -> Result<String> {
     let origin = pod.origin();
     pod.remove()?;
     origin
-}
-
-/// The directory of templates, which is watched for one that appears.
-struct Appears {
-    directory: PathBuf,
-    inotify: Inotify,
-}
-
-impl Appears {
-    fn watch() -> Result<Self> {
-        let directory = Path::new(STATE_ROOT).join(TEMPLATES_DIR);
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
-        inotify.add_watch(&directory, AddWatchFlags::IN_MOVED_TO)?;
-        Ok(Self { directory, inotify })
-    }
-
-    /// Waits for the template; returns its directory.
-    fn wait(&self) -> Result<PathBuf> {
-        let until = std::time::Instant::now() + DEADLINE;
-        loop {
-            wait_readable(&self.inotify, until).context("no template appears")?;
-            // One that is removed is renamed, too.
-            let is_template = |name: &OsString| !name.to_string_lossy().contains('.');
-            let events = self.inotify.read_events()?.into_iter();
-            if let Some(name) = events.filter_map(|event| event.name).find(is_template) {
-                return Ok(self.directory.join(name));
-            }
-        }
-    }
 }
 
 fn own_machines() -> Result<()> {
@@ -157,7 +122,7 @@ fn made_again() -> Result<()> {
     };
     let key = made(&nacre(&["template", "list", "--json"])?)?;
     let appears = Appears::watch()?;
-    fs::write(appears.directory.join(&key).join("state"), "damaged")?;
+    fs::write(directory().join(&key).join("state"), "damaged")?;
     let origin = origin_of_one("template-damaged")?;
     let next = Pod::start("template-none")?;
     let template = appears.wait();
