@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 
 use crate::containers::{id, run_true_at_once};
+use crate::origin::Kinds;
 use crate::results::{Measure, Results};
 use crate::runtimes::{MeasuredRuntime, MeasuredRuntimes};
 
@@ -21,6 +22,7 @@ pub fn measure(
     results: &mut Results,
 ) -> Result<()> {
     let peers = [&runtimes.nacre.shim_runtime, &runtimes.runc];
+    let kinds = Kinds::prepare([&runtimes.nacre], &[])?;
     let mut milliseconds = [Vec::with_capacity(count), Vec::with_capacity(count)];
     for number in 1..=count {
         for turn in 0..peers.len() {
@@ -33,6 +35,7 @@ pub fn measure(
             milliseconds[index].push(taken);
         }
     }
+    kinds.verify()?;
     let [nacre, runc] = milliseconds;
     let note = format!("{at_once} times ctr run --rm busybox true, started at once, until all have ended");
     let name = format!("concurrent{at_once}");

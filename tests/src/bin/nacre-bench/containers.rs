@@ -26,9 +26,10 @@ fn ctr_run(shim_runtime: &MeasuredRuntime, flags: &[&str], id: &str, command: &[
     run
 }
 
-/// Runs `true` in a new container and waits for its end.
-pub fn run_true(shim_runtime: &MeasuredRuntime, id: &str) -> Result<()> {
-    output(&mut ctr_run(shim_runtime, &["--rm"], id, &["true"])).map(drop)
+/// Runs `true` in a new container, which `ctr run` starts with `flags`, and waits for its end.
+pub fn run_true(shim_runtime: &MeasuredRuntime, flags: &[&str], id: &str) -> Result<()> {
+    let flags = [&["--rm"], flags].concat();
+    output(&mut ctr_run(shim_runtime, &flags, id, &["true"])).map(drop)
 }
 
 /// Runs `true` in as many new containers as there are `ids`, all at once, and waits for their ends.
@@ -124,7 +125,7 @@ impl Running {
     /// not waited for.
     pub fn start(shim_runtime: &MeasuredRuntime, id: &str, script: &str) -> Result<Self> {
         if !shim_runtime.runs_processes {
-            return Self::detached(shim_runtime, id, script);
+            return Self::detached(shim_runtime, &[], id, script);
         }
         let mut running = Self {
             id: id.to_owned(),
@@ -145,14 +146,16 @@ impl Running {
         Ok(running)
     }
 
-    /// Starts `sh -c script` by `ctr run -d`, which returns once the container's init process is started.
-    pub fn detached(shim_runtime: &MeasuredRuntime, id: &str, script: &str) -> Result<Self> {
+    /// Starts `sh -c script` by `ctr run -d` with `flags`, which returns once the container's init process is
+    /// started.
+    pub fn detached(shim_runtime: &MeasuredRuntime, flags: &[&str], id: &str, script: &str) -> Result<Self> {
         let running = Self {
             id: id.to_owned(),
             ctr: None,
             ended: false,
         };
-        output(&mut ctr_run(shim_runtime, &["-d"], id, &["sh", "-c", script]))?;
+        let flags = [&["-d"], flags].concat();
+        output(&mut ctr_run(shim_runtime, &flags, id, &["sh", "-c", script]))?;
         Ok(running)
     }
 

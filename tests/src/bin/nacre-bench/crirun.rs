@@ -8,16 +8,18 @@ use nacre_tests::containerd::Runtime;
 use nacre_tests::cri::node::{Node, prepare_cgroup};
 use serde_json::Value;
 
+use crate::origin;
 use crate::results::{Measure, Results};
+use crate::runtimes::Build;
 
 /// The largest ratio to runc that is wanted.
 const WANTED: f64 = 1.9;
 
-/// Runs `count` pods under each runtime, in turns, and adds the row `crirun`.
+/// Runs `count` pods under runc and `build`, the installed one, in turns, and adds the row `crirun`.
 ///
 /// # Errors
 /// If containerd has no CRI or a pod fails.
-pub fn measure(count: usize, results: &mut Results) -> Result<()> {
+pub fn measure(build: &Build, count: usize, results: &mut Results) -> Result<()> {
     prepare_cgroup()?;
     let nodes = [
         Node::new(Runtime::Nacre, "nacre")?,
@@ -30,7 +32,8 @@ pub fn measure(count: usize, results: &mut Results) -> Result<()> {
         for turn in 0..2 {
             let index = (number + turn) % 2;
             let name = &nodes[index].handler;
-            seconds[index] = run(&nodes[index]).with_context(|| format!("a pod under {name}"))?;
+            let build = (nodes[index].runtime == Runtime::Nacre).then_some(build);
+            seconds[index] = run(&nodes[index], build).with_context(|| format!("a pod under {name}"))?;
         }
         if number > 0 {
             let [nacre, runc] = seconds;
@@ -52,13 +55,15 @@ pub fn measure(count: usize, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// Seconds from the pod's first call to the container's first output.
-fn run(node: &Node) -> Result<f64> {
+/// Seconds from the pod's first call to the container's first output. Checks where the guest came from if the pod is
+/// one of `build`.
+fn run(node: &Node, build: Option<&Build>) -> Result<f64> {
     let started = Instant::now();
     let pod = node.pod(Value::Null)?;
     let container = pod.start("echo up; exec sleep 1000000", Value::Null)?;
     container.prints("up")?;
     let seconds = started.elapsed().as_secs_f64();
+    build.map_or(Ok(()), |build| origin::check(build, &pod.id))?;
     pod.remove()?;
     Ok(seconds)
 }

@@ -3,7 +3,8 @@
 use anyhow::{Context as _, Result};
 use nacre_tests::guests::exits::Exits;
 
-use crate::containers::{Running, exec_true, id, pod};
+use crate::containers::{exec_true, id, pod};
+use crate::origin;
 use crate::results::Results;
 use crate::runtimes::{Build, MeasuredRuntimes};
 
@@ -18,7 +19,7 @@ pub fn measure(runtimes: &MeasuredRuntimes, results: &mut Results) -> Result<()>
 
 fn exits(build: &Build) -> Result<Option<f64>> {
     let id = id(&format!("{}-exits", build.shim_runtime.name), 0);
-    let running = Running::start(&build.shim_runtime, &id, "echo up; exec sleep 1000")?;
+    let running = origin::start(build, &id, "echo up; exec sleep 1000")?;
     let pid = pod(build, running.id())?["vmm_pid"].as_u64();
     let pid = u32::try_from(pid.with_context(|| format!("nacre ps names no VMM of {id}"))?)?;
     // The first exec reads the command's file.

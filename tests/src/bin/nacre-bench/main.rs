@@ -14,6 +14,7 @@ mod guest_io;
 mod installed;
 mod memory;
 mod network;
+mod origin;
 mod page;
 mod plot;
 mod pods_memory;
@@ -178,7 +179,7 @@ fn measure(arguments: &Arguments, runtimes: &MeasuredRuntimes, results: &mut Res
         restore::measure(runtimes, &arguments.qemu, 2 * arguments.guests, results)?;
     }
     if wants(Part::Pod) {
-        crirun::measure(arguments.pairs, results)?;
+        crirun::measure(&runtimes.nacre, arguments.pairs, results)?;
     }
     if wants(Part::Network) {
         network::measure(runtimes, arguments.guests, results)?;

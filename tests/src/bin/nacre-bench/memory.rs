@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use nacre_tests::memory;
 
 use crate::containers::{Running, id, pod};
+use crate::origin;
 use crate::results::Results;
 use crate::runtimes::{Build, MeasuredRuntimes};
 
@@ -35,7 +36,7 @@ pub fn measure(runtimes: &MeasuredRuntimes, results: &mut Results) -> Result<()>
 
 fn idle(build: &Build, number: usize) -> Result<Running> {
     let id = id(&format!("{}-idle", build.shim_runtime.name), number);
-    Running::start(&build.shim_runtime, &id, "echo up; exec sleep 1000")
+    origin::start(build, &id, "echo up; exec sleep 1000")
 }
 
 /// KiB of private dirty memory of a VMM without its guest's: the larger of two that run at once and have each
@@ -45,7 +46,7 @@ fn vmm_kib(build: &Build) -> Result<u64> {
     let script = "find / >/dev/null 2>&1; echo done; exec sleep 1000";
     let start = |number| {
         let id = id(&format!("{}-find", build.shim_runtime.name), number);
-        Running::start(&build.shim_runtime, &id, script)
+        origin::start(build, &id, script)
     };
     let pods = [start(1)?, start(2)?];
     let mut most = 0;

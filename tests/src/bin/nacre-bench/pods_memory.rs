@@ -9,6 +9,7 @@ use nacre_tests::memory;
 use serde_json::Value;
 
 use crate::containers::{Running, id, pods};
+use crate::origin;
 use crate::results::{Measure, Results};
 use crate::runtimes::{MeasuredRuntime, MeasuredRuntimes};
 use crate::statistics::{median, slope};
@@ -63,15 +64,19 @@ struct Processes {
 /// # Errors
 /// If a pod does not start.
 pub fn measure(runtimes: &MeasuredRuntimes, count: usize, results: &mut Results) -> Result<Vec<Growth>> {
-    let (runc, _) = grow(&runtimes.runc, count, || ())?;
+    let (runc, ()) = grow(&runtimes.runc, count, |_| Ok(()))?;
     let mut growths = Vec::new();
     let builds = runtimes
         .builds()
-        .chain(runtimes.nacre.has_templates().then_some(&runtimes.cold));
+        .chain(runtimes.nacre.has_templates.then_some(&runtimes.cold));
     for build in builds {
-        let list = || processes(&pods(build)?);
-        let (growth, processes) = grow(&build.shim_runtime, count, list)?;
-        growths.push((growth, processes?));
+        let at_most = |running: &[Running]| {
+            running
+                .iter()
+                .try_for_each(|running| origin::check(build, running.id()))?;
+            processes(&pods(build)?)
+        };
+        growths.push(grow(&build.shim_runtime, count, at_most)?);
     }
     let other = growths.iter().find(|(growth, _)| growth.name == "other");
     let other = other.map(|(growth, _)| growth.per_pod());
@@ -91,7 +96,11 @@ pub fn measure(runtimes: &MeasuredRuntimes, count: usize, results: &mut Results)
 }
 
 /// Starts up to `count` pods, reads the host's memory meanwhile, calls `at_most` when all run, and ends them.
-fn grow<T>(shim_runtime: &MeasuredRuntime, count: usize, at_most: impl FnOnce() -> T) -> Result<(Growth, T)> {
+fn grow<T>(
+    shim_runtime: &MeasuredRuntime,
+    count: usize,
+    at_most: impl FnOnce(&[Running]) -> Result<T>,
+) -> Result<(Growth, T)> {
     let name = shim_runtime.name;
     let without = available()?;
     let mut points = vec![(0.0, 0.0)];
@@ -107,7 +116,7 @@ fn grow<T>(shim_runtime: &MeasuredRuntime, count: usize, at_most: impl FnOnce() 
         }
         let id = id(&format!("{name}-many"), number);
         // Detached: a waiting ctr would take more memory than many a pod.
-        running.push(Running::detached(shim_runtime, &id, "exec sleep 1000000")?);
+        running.push(Running::detached(shim_runtime, &[], &id, "exec sleep 1000000")?);
         if number == 1 || number % STEP == 0 || number == count {
             let taken = without - available()?;
             eprintln!(
@@ -117,7 +126,7 @@ fn grow<T>(shim_runtime: &MeasuredRuntime, count: usize, at_most: impl FnOnce() 
             points.push((number as f64, taken));
         }
     }
-    let most = at_most();
+    let most = at_most(&running)?;
     for running in running {
         running.end()?;
     }

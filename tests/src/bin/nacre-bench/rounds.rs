@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 
 use crate::containers::{Running, exec_true, id, run_true};
+use crate::origin::{self, Kinds};
 use crate::results::{Measure, Results};
 use crate::runtimes::{MeasuredRuntime, MeasuredRuntimes};
 use crate::statistics::{median, percentile};
@@ -42,9 +43,11 @@ pub struct Rounds {
 pub fn starts(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
     let mut all = runtimes.all();
     all.push(&runtimes.cold.shim_runtime);
-    let rounds = alternate("start", &all, count, |shim_runtime, number| {
-        run_true(shim_runtime, &id(shim_runtime.name, number)).map(|()| None)
-    })?;
+    let kinds = Kinds::of_all(runtimes, &[])?;
+    let run =
+        |shim_runtime: &MeasuredRuntime, number| run_true(shim_runtime, &[], &id(shim_runtime.name, number));
+    let rounds = alternate("start", &all, count, (run, |_, ()| Ok(())))?;
+    kinds.verify()?;
     Ok(Rounds {
         name: "start",
         command: "ctr run --rm busybox true",
@@ -55,10 +58,18 @@ pub fn starts(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
 
 /// Starts a container per runtime in the background, `count` times; it is ended when no time is taken.
 pub fn create_starts(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
-    let rounds = alternate("create_start", &runtimes.all(), count, |shim_runtime, number| {
+    let _prepared = Kinds::prepare(runtimes.builds(), &[])?;
+    let run = |shim_runtime: &MeasuredRuntime, number| {
         let id = id(&format!("{}-detached", shim_runtime.name), number);
-        Running::detached(shim_runtime, &id, "exec sleep 1000000").map(Some)
-    })?;
+        Running::detached(shim_runtime, &[], &id, "exec sleep 1000000")
+    };
+    let after = |shim_runtime: &MeasuredRuntime, running: Running| {
+        let build = runtimes.build(shim_runtime.name);
+        let checked = build.map_or(Ok(()), |build| origin::check(build, running.id()));
+        running.end()?;
+        checked
+    };
+    let rounds = alternate("create_start", &runtimes.all(), count, (run, after))?;
     Ok(Rounds {
         name: "create_start",
         command: "ctr run -d busybox sleep",
@@ -73,12 +84,16 @@ pub fn execs(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
     let mut containers = Vec::new();
     for shim_runtime in &all {
         let script = "echo up; exec sleep 1000000";
-        containers.push(Running::start(shim_runtime, &id(shim_runtime.name, 0), script)?);
+        let id = id(shim_runtime.name, 0);
+        containers.push(match runtimes.build(shim_runtime.name) {
+            Some(build) => origin::start(build, &id, script)?,
+            None => Running::start(shim_runtime, &id, script)?,
+        });
     }
-    let rounds = alternate("exec", &all, count, |shim_runtime, number| {
-        let container = id(shim_runtime.name, 0);
-        exec_true(&container, &format!("exec-{number}")).map(|()| None)
-    });
+    let run = |shim_runtime: &MeasuredRuntime, number| {
+        exec_true(&id(shim_runtime.name, 0), &format!("exec-{number}"))
+    };
+    let rounds = alternate("exec", &all, count, (run, |_, ()| Ok(())));
     for container in containers {
         container.end()?;
     }
@@ -90,13 +105,16 @@ pub fn execs(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
     })
 }
 
-/// Runs one round that does not count, then `count` that do. A container that `run` returns is ended after its
-/// time was taken.
-fn alternate(
+/// Runs one round that does not count, then `count` that do. The second function gets what the first one has
+/// returned, once its time was taken.
+fn alternate<T>(
     word: &str,
     runtimes: &[&MeasuredRuntime],
     count: usize,
-    run: impl Fn(&MeasuredRuntime, usize) -> Result<Option<Running>>,
+    (run, after): (
+        impl Fn(&MeasuredRuntime, usize) -> Result<T>,
+        impl Fn(&MeasuredRuntime, T) -> Result<()>,
+    ),
 ) -> Result<Vec<Round>> {
     eprintln!("warming up: one {word} each");
     let mut rounds = Vec::with_capacity(count);
@@ -106,9 +124,9 @@ fn alternate(
             let shim_runtime = runtimes[index];
             let context = || format!("{word} under {}", shim_runtime.name);
             let started = Instant::now();
-            let running = run(shim_runtime, number).with_context(context)?;
+            let returned = run(shim_runtime, number).with_context(context)?;
             seconds[index] = (shim_runtime.name, started.elapsed().as_secs_f64());
-            running.map(Running::end).transpose().with_context(context)?;
+            after(shim_runtime, returned).with_context(context)?;
         }
         let round = Round::new(&seconds)?;
         if number > 0 {

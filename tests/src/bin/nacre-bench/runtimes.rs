@@ -35,6 +35,8 @@ pub struct Build {
     pub shim_runtime: MeasuredRuntime,
     /// Directory with its `bin`, `share/nacre` and `etc/nacre`.
     pub prefix: PathBuf,
+    /// Its pods' guests are to continue from templates, not to boot.
+    pub has_templates: bool,
 }
 
 /// Everything that takes part in a run.
@@ -72,6 +74,7 @@ impl MeasuredRuntimes {
         Ok(Self {
             nacre: Build {
                 shim_runtime: shim_runtime("nacre", Runtime::Nacre.name()),
+                has_templates: makes_templates(&prefix),
                 prefix,
             },
             runc: shim_runtime("runc", Runtime::Runc.name()),
@@ -88,6 +91,12 @@ impl MeasuredRuntimes {
     /// The builds of Nacre: the installed one, then the other.
     pub fn builds(&self) -> impl Iterator<Item = &Build> {
         std::iter::once(&self.nacre).chain(&self.other)
+    }
+
+    /// The build whose shim has the name `name`; none for runc and the null shim.
+    pub fn build(&self, name: &str) -> Option<&Build> {
+        let mut builds = self.builds().chain([&self.cold]);
+        builds.find(|build| build.shim_runtime.name == name)
     }
 
     /// Everything that can run a container: nacre, runc, the null shim, the other build.
@@ -114,24 +123,25 @@ fn other_build(prefix: &Path) -> Result<Build> {
     ensure!(shim.exists(), "{} does not exist", shim.display());
     Ok(Build {
         shim_runtime: shim_runtime("other", &shim.to_string_lossy()),
+        has_templates: makes_templates(&prefix),
         prefix,
     })
 }
 
-impl Build {
-    /// Whether the build can start pods from templates: it has the command to make one.
-    pub fn has_templates(&self) -> bool {
-        let mut command = Command::new(self.prefix.join("bin/nacre"));
-        command.args(["template", "--help"]).stdin(Stdio::null());
-        command.output().is_ok_and(|output| output.status.success())
-    }
+/// Whether the build at `prefix` can start pods from templates: it has the command to make one.
+fn makes_templates(prefix: &Path) -> bool {
+    let mut command = Command::new(prefix.join("bin/nacre"));
+    command.args(["template", "--help"]).stdin(Stdio::null());
+    command.output().is_ok_and(|output| output.status.success())
+}
 
-    /// Makes the template from which this build's pods start; nothing if it has none.
+impl Build {
+    /// Makes the template from which this build's pods without limits start; nothing if it has none.
     ///
     /// # Errors
     /// If the command fails.
     pub fn make_template(&self) -> Result<()> {
-        if !self.has_templates() {
+        if !self.has_templates {
             return Ok(());
         }
         let mut command = Command::new(self.prefix.join("bin/nacre"));
@@ -162,6 +172,7 @@ fn cold_build(prefix: &Path) -> Result<(Build, TempDir)> {
     let build = Build {
         shim_runtime: shim_runtime("cold", &path.join(SHIM).to_string_lossy()),
         prefix: path.to_owned(),
+        has_templates: false,
     };
     let config = path.join("etc/nacre/config.toml");
     let mut text = match fs::read_to_string(prefix.join("etc/nacre/config.toml")) {
@@ -170,7 +181,7 @@ fn cold_build(prefix: &Path) -> Result<(Build, TempDir)> {
         Err(error) => return Err(error).context("reading the installed config.toml"),
     };
     // A build that does not know the key refuses it, and all of its starts are cold.
-    if build.has_templates() {
+    if makes_templates(prefix) {
         text = without_templates(&text);
     }
     fs::write(config, text)?;

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use nacre_protocol::state::Timeline;
 
 use crate::containers::{Running, id, nacre};
+use crate::origin;
 use crate::results::{Measure, Results};
 use crate::runtimes::{Build, MeasuredRuntimes};
 use crate::statistics::median;
@@ -25,7 +26,7 @@ pub struct Timelines(Vec<Timeline>);
 
 /// Starts `count` pods of each build, one after the other and in turns, and reads their timelines.
 pub fn measure(runtimes: &MeasuredRuntimes, count: usize) -> Result<Starts> {
-    let cold = runtimes.nacre.has_templates().then_some(&runtimes.cold);
+    let cold = runtimes.nacre.has_templates.then_some(&runtimes.cold);
     let builds: Vec<&Build> = runtimes.builds().chain(cold).collect();
     let mut timelines: Vec<Timelines> = builds.iter().map(|_| Timelines(Vec::new())).collect();
     for number in 1..=count {
@@ -59,6 +60,7 @@ fn start(build: &Build, number: usize) -> Result<Timeline> {
         !timeline.steps.is_empty(),
         "the timeline of a running pod has no steps"
     );
+    origin::check_origin(timeline.origin.as_deref(), build.has_templates).context(id)?;
     Ok(timeline)
 }
 
