@@ -11,7 +11,7 @@ use crate::results::{Measure, Results};
 use crate::runtimes::{MeasuredRuntime, MeasuredRuntimes};
 
 /// Runs `at_once` containers under each runtime in `count` rounds, and adds the row `concurrent` with that number.
-/// No round warms up: the other parts of the benchmark have.
+/// One container of each warms up, so that all files are in memory.
 ///
 /// # Errors
 /// If a container fails.
@@ -23,6 +23,9 @@ pub fn measure(
 ) -> Result<()> {
     let peers = [&runtimes.nacre.shim_runtime, &runtimes.runc];
     let kinds = Kinds::prepare([&runtimes.nacre], &[])?;
+    for peer in peers {
+        run(peer, 1, 0)?;
+    }
     let mut milliseconds = [Vec::with_capacity(count), Vec::with_capacity(count)];
     for number in 1..=count {
         for turn in 0..peers.len() {

@@ -7,7 +7,7 @@ use crate::pods_memory::Growth;
 use crate::results::{Results, number};
 use crate::rounds::Rounds;
 use crate::start::{Starts, Timelines};
-use crate::statistics::{median, percentile};
+use crate::statistics::{median, spread};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:900px;margin:2em auto;padding:0 1em;color:#222}\
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}svg{width:100%;height:auto}text{font:13px system-ui,sans-serif}\
@@ -49,14 +49,14 @@ pub fn html(results: &Results, plotted: &Plotted) -> String {
 
 fn of_rounds(out: &mut String, rounds: &Rounds) {
     let ratios = rounds.ratios();
+    let scatter = spread(&ratios).map(|(p10, p90)| format!(" (p10 to p90: {p10:.2} to {p90:.2})"));
     let words = format!(
-        "Medians of {} rounds in which the runtimes take turns. Median of the rounds' ratios of nacre to runc: {:.2} \
-         (p10 to p90: {:.2} to {:.2}). The floor is a shim that does nothing: what ctr and containerd take \
-         themselves. Above the floor the ratio is {:.2}. Times under emulation mean something only as ratios.",
+        "Medians of {} rounds in which the runtimes take turns. Median of the rounds' ratios of nacre to runc: \
+         {:.2}{}. The floor is a shim that does nothing: what ctr and containerd take themselves. Above the floor the \
+         ratio is {:.2}. Times under emulation mean something only as ratios.",
         rounds.rounds.len(),
         median(&ratios),
-        percentile(&ratios, 10.0),
-        percentile(&ratios, 90.0),
+        scatter.unwrap_or_default(),
         rounds.ratio_above_floor()
     );
     section(out, rounds.command, &words);

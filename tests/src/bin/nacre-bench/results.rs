@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::runtimes::{Build, MeasuredRuntimes};
-use crate::statistics::{median, percentile, ratios};
+use crate::statistics::{median, ratios, spread};
 
 /// One row: a figure of Nacre's, beside the peer's and the other build's if they have one.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -21,10 +21,10 @@ pub struct Measure {
     pub peer_name: Option<&'static str>,
     /// Nacre's figure divided by the peer's. For times, the median of the rounds' ratios.
     pub ratio: Option<f64>,
-    /// The 10th percentile of the rounds' ratios to the peer.
+    /// The 10th percentile of the rounds' ratios to the peer; None if there were few rounds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio_p10: Option<f64>,
-    /// The 90th percentile of the rounds' ratios to the peer.
+    /// The 90th percentile of the rounds' ratios to the peer; None if there were few rounds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio_p90: Option<f64>,
     /// The other build's figure.
@@ -57,17 +57,14 @@ impl Measure {
         (peer_name, peer): (&'static str, &[f64]),
     ) -> Self {
         let ratios = ratios(nacre, peer);
-        let (p10, p90) = (percentile(&ratios, 10.0), percentile(&ratios, 90.0));
+        let spread = spread(&ratios);
         Self {
             peer: Some(median(peer)),
             peer_name: Some(peer_name),
             ratio: Some(median(&ratios)),
-            ratio_p10: Some(p10),
-            ratio_p90: Some(p90),
-            note: format!(
-                "{note}; medians of {} rounds, ratio: p10..p90 {p10:.2}..{p90:.2}",
-                ratios.len()
-            ),
+            ratio_p10: spread.map(|(p10, _)| p10),
+            ratio_p90: spread.map(|(_, p90)| p90),
+            note: format!("{note}; {}", describe(&ratios)),
             ..Self::alone(name, unit, median(nacre), "")
         }
     }
@@ -77,6 +74,21 @@ impl Measure {
         self.other = other;
         self.other_ratio = other.map(|other| self.nacre / other);
         self
+    }
+}
+
+/// How many rounds there were, and how their `ratios` scatter: few are listed.
+pub fn describe(ratios: &[f64]) -> String {
+    let rounds = ratios.len();
+    if let Some((p10, p90)) = spread(ratios) {
+        return format!(
+            "medians of {rounds} rounds, ratio: median of the rounds' ratios, p10..p90 {p10:.2}..{p90:.2}"
+        );
+    }
+    let listed: Vec<String> = ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
+    match rounds {
+        1 => "one round".to_owned(),
+        _ => format!("medians of {rounds} rounds, ratios {}", listed.join(", ")),
     }
 }
 
@@ -213,13 +225,26 @@ mod tests {
     #[test]
     fn rounds_give_medians_and_the_spread_of_their_ratios() {
         let row = ("restore", "ms", "to the first answer");
-        let measure = Measure::of_rounds(row, &[2.0, 4.0, 3.0], ("QEMU", &[4.0, 4.0, 4.0]));
+        let measure = Measure::of_rounds(row, &[2.0, 4.0, 3.0, 2.0, 4.0], ("QEMU", &[4.0; 5]));
         let near = |found: Option<f64>, expected: f64| (found.unwrap() - expected).abs() < 1e-9;
         assert!(near(Some(measure.nacre), 3.0) && near(measure.peer, 4.0) && near(measure.ratio, 0.75));
-        assert!(near(measure.ratio_p10, 0.55) && near(measure.ratio_p90, 0.95));
-        let expected = "to the first answer; medians of 3 rounds, ratio: p10..p90 0.55..0.95";
+        assert!(near(measure.ratio_p10, 0.5) && near(measure.ratio_p90, 1.0));
+        let expected = "to the first answer; medians of 5 rounds, ratio: median of the rounds' ratios, p10..p90 0.50..1.00";
         assert_eq!(measure.note, expected);
         assert_eq!(keys(measure).len(), 8);
+    }
+
+    #[test]
+    fn a_row_of_few_rounds_has_no_spread() {
+        let row = ("concurrent100", "ms", "until all have ended");
+        let one = Measure::of_rounds(row, &[2.0], ("runc", &[4.0]));
+        assert_eq!(one.note, "until all have ended; one round");
+        let two = Measure::of_rounds(row, &[2.0, 3.0], ("runc", &[4.0, 4.0]));
+        assert!(
+            two.note.ends_with("medians of 2 rounds, ratios 0.50, 0.75"),
+            "{two:?}"
+        );
+        assert_eq!(keys(two).len(), 6);
     }
 
     #[test]
@@ -230,7 +255,7 @@ mod tests {
         let text = results.markdown();
         let lines: Vec<&str> = text.lines().collect();
         assert!(
-            lines[2].starts_with("| `a` | 3 ms | runc: 2 ms | 1.50 (1.50 to 1.50) | x \\| y; medians"),
+            lines[2].starts_with("| `a` | 3 ms | runc: 2 ms | 1.50 | x \\| y; one round"),
             "{text}"
         );
         assert_eq!(lines[3], "| `b` | 7 |  |  | count |");

@@ -8,9 +8,9 @@ use anyhow::{Context as _, Result};
 
 use crate::containers::{Running, exec_true, id, run_true};
 use crate::origin::{self, Kinds};
-use crate::results::{Measure, Results};
+use crate::results::{Measure, Results, describe};
 use crate::runtimes::{MeasuredRuntime, MeasuredRuntimes};
-use crate::statistics::{median, percentile};
+use crate::statistics::{median, percentile, spread};
 
 /// Seconds of one round.
 #[derive(Debug, Clone, Copy, Default)]
@@ -208,21 +208,23 @@ impl Rounds {
         median(&self.each(|round| (round.nacre - round.floor) / (round.runc - round.floor).max(1e-3)))
     }
 
-    /// Adds the medians with the spread, then the null shim's, then those without templates.
+    /// Adds the medians, with the spread if there are enough rounds, then the null shim's, then those without templates.
     pub fn report(&self, results: &mut Results) {
         let ratios = self.ratios();
         let mut note = format!(
-            "medians of {} rounds; ratio: median of the rounds' ratios, p10..p90 {:.2}..{:.2}, above the floor {:.2}",
-            self.rounds.len(),
-            percentile(&ratios, 10.0),
-            percentile(&ratios, 90.0),
+            "{}, above the floor {:.2}",
+            describe(&ratios),
             self.ratio_above_floor()
         );
         if let Some(wanted) = self.wanted {
             note += &format!("; wanted: at most {wanted}");
         }
         results.add(self.row(self.name.to_owned(), 50.0, note));
-        for (name, percent) in [("p10", 10.0), ("p90", 90.0)] {
+        let percentiles: &[_] = match spread(&ratios) {
+            Some(_) => &[("p10", 10.0), ("p90", 90.0)],
+            None => &[],
+        };
+        for &(name, percent) in percentiles {
             let note = "ratio: of the rounds' ratios".to_owned();
             results.add(self.row(format!("{}, {name}", self.name), percent, note));
         }
@@ -307,7 +309,9 @@ mod tests {
             name: "start",
             command: "",
             wanted: Some(2.0),
-            rounds: vec![round(4.0, other), round(3.0, other), round(3.0, other)],
+            rounds: [4.0, 3.0, 3.0, 3.0, 3.0]
+                .map(|nacre| round(nacre, other))
+                .to_vec(),
         };
         assert!(close(measured(None).ratio_above_floor(), 2.0));
         let mut results = Results::default();
@@ -324,6 +328,11 @@ mod tests {
         let mut alone = Results::default();
         measured(None).report(&mut alone);
         assert!(alone.0[0].other.is_none() && alone.0.len() == 4);
+        let mut few = Results::default();
+        let mut measured = measured(None);
+        measured.rounds.truncate(2);
+        measured.report(&mut few);
+        assert_eq!(few.0.len(), 2, "{few:?}");
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Medians and percentiles. Pure.
 
+/// The 10th percentile of fewer values is little else than the least one.
+const FEWEST_WITH_SPREAD: usize = 5;
+
 /// The `percent`th percentile of `values`, interpolated linearly between neighbours; 0 if there are none.
 pub fn percentile(values: &[f64], percent: f64) -> f64 {
     let mut sorted = values.to_vec();
@@ -16,6 +19,12 @@ pub fn percentile(values: &[f64], percent: f64) -> f64 {
 /// The 50th percentile of `values`.
 pub fn median(values: &[f64]) -> f64 {
     percentile(values, 50.0)
+}
+
+/// The 10th and the 90th percentile of `values`; None if they are too few to say how far others would scatter.
+pub fn spread(values: &[f64]) -> Option<(f64, f64)> {
+    let are_enough = values.len() >= FEWEST_WITH_SPREAD;
+    are_enough.then(|| (percentile(values, 10.0), percentile(values, 90.0)))
 }
 
 /// The slope of the straight line that fits `points`, pairs of x and y, with the least squares; 0 if all have the
@@ -47,6 +56,14 @@ mod tests {
         assert!((percentile(&tens, 10.0) - 1.0).abs() < 1e-9);
         assert!((percentile(&tens, 100.0) - 10.0).abs() < 1e-9);
         assert!(percentile(&[], 50.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn few_values_have_no_spread() {
+        let values = [5.0, 1.0, 2.0, 3.0, 4.0];
+        assert_eq!(spread(&values[..4]), None);
+        let (p10, p90) = spread(&values).unwrap();
+        assert!((p10 - 1.4).abs() < 1e-9 && (p90 - 4.6).abs() < 1e-9);
     }
 
     #[test]
