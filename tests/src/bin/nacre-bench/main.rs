@@ -41,6 +41,8 @@ use runtimes::MeasuredRuntimes;
 enum Part {
     /// Start and end of a container, beside runc, with and without templates.
     Start,
+    /// The same of a container with a memory and a CPU limit.
+    StartLimited,
     /// A container in the background, until it is started, beside runc.
     CreateStart,
     /// An exec, beside runc, and its VM exits.
@@ -155,8 +157,11 @@ fn measure(arguments: &Arguments, runtimes: &MeasuredRuntimes, results: &mut Res
     if wants(Part::Start) {
         plotted.rounds.push(rounds::starts(runtimes, arguments.pairs)?);
     }
+    let count = arguments.pairs.div_ceil(2);
+    if wants(Part::StartLimited) {
+        plotted.rounds.push(rounds::limited_starts(runtimes, count)?);
+    }
     if wants(Part::CreateStart) {
-        let count = arguments.pairs.div_ceil(2);
         plotted.rounds.push(rounds::create_starts(runtimes, count)?);
     }
     if wants(Part::Exec) {

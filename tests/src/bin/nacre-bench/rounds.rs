@@ -39,21 +39,45 @@ pub struct Rounds {
     pub rounds: Vec<Round>,
 }
 
+/// The limits of [`limited_starts`]: 1 GiB of memory and two CPUs.
+const LIMITS: &[&str] = &["--memory-limit", "1073741824", "--cpus", "2"];
+
 /// Starts and ends a container per runtime, `count` times. Also without templates.
 pub fn starts(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
-    let mut all = runtimes.all();
-    all.push(&runtimes.cold.shim_runtime);
-    let kinds = Kinds::of_all(runtimes, &[])?;
-    let run =
-        |shim_runtime: &MeasuredRuntime, number| run_true(shim_runtime, &[], &id(shim_runtime.name, number));
-    let rounds = alternate("start", &all, count, (run, |_, ()| Ok(())))?;
-    kinds.verify()?;
     Ok(Rounds {
         name: "start",
         command: "ctr run --rm busybox true",
         wanted: Some(2.0),
-        rounds,
+        rounds: start_and_end(runtimes, "start", &[], count)?,
     })
+}
+
+/// The same with [`LIMITS`].
+pub fn limited_starts(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
+    Ok(Rounds {
+        name: "start_limited",
+        command: "ctr run --rm --memory-limit 1073741824 --cpus 2 busybox true",
+        wanted: None,
+        rounds: start_and_end(runtimes, "start_limited", LIMITS, count)?,
+    })
+}
+
+fn start_and_end(
+    runtimes: &MeasuredRuntimes,
+    word: &str,
+    flags: &[&str],
+    count: usize,
+) -> Result<Vec<Round>> {
+    let mut all = runtimes.all();
+    all.push(&runtimes.cold.shim_runtime);
+    let kinds = Kinds::of_all(runtimes, flags)?;
+    let run = |shim_runtime: &MeasuredRuntime, number| {
+        let id = id(&format!("{word}-{}", shim_runtime.name), number);
+        run_true(shim_runtime, flags, &id)
+    };
+    let rounds = alternate(word, &all, count, (run, |_, ()| Ok(())))?;
+    kinds.verify()?;
+    Ok(rounds)
 }
 
 /// Starts a container per runtime in the background, `count` times; it is ended when no time is taken.
