@@ -127,6 +127,11 @@ fn run(arguments: &Arguments) -> Result<()> {
         arguments.pairs > 0 && arguments.starts > 0 && arguments.guests > 0,
         "--pairs, --starts and --guests must be at least 1"
     );
+    ensure!(
+        arguments.pods >= pods_memory::FEWEST_PODS || !arguments.only.contains(&Part::PodsMemory),
+        "--pods must be at least {}: the memory of fewer is lost in what else changes that of the host",
+        pods_memory::FEWEST_PODS
+    );
     std::fs::create_dir_all(&arguments.output)
         .with_context(|| format!("creating {}", arguments.output.display()))?;
     let runtimes = MeasuredRuntimes::find(arguments.other.as_deref())?;

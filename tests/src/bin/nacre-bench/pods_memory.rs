@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nacre_tests::memory;
 use serde_json::Value;
 
@@ -12,13 +12,15 @@ use crate::containers::{Running, id, pods};
 use crate::origin;
 use crate::results::{Measure, Results};
 use crate::runtimes::{MeasuredRuntime, MeasuredRuntimes};
-use crate::statistics::{median, slope};
+use crate::statistics::{median, slope, slope_error};
 
 const KIB: f64 = 1024.0;
 /// No pod is started if the host has less available memory, MiB: it must not run out of it.
 const RESERVE_MIB: f64 = 400.0;
 /// After how many pods the memory is read.
 const STEP: usize = 5;
+/// The fewest pods of a runtime: what else the host does changes its available memory, too, which more pods even out.
+pub const FEWEST_PODS: usize = 20;
 
 /// How the memory of the host has changed with the number of one runtime's pods.
 pub struct Growth {
@@ -31,13 +33,21 @@ pub struct Growth {
 impl Growth {
     /// MiB that each pod after the first takes: the first one also brings what all share into memory.
     pub fn per_pod(&self) -> f64 {
-        let after_first: Vec<(f64, f64)> = self
-            .points
-            .iter()
-            .copied()
-            .filter(|point| point.0 >= 1.0)
-            .collect();
-        slope(&after_first)
+        slope(&self.after_first())
+    }
+
+    fn after_first(&self) -> Vec<(f64, f64)> {
+        let points = self.points.iter().copied();
+        points.filter(|point| point.0 >= 1.0).collect()
+    }
+
+    /// How many pods there were, and the standard error of [`Growth::per_pod`].
+    fn certainty(&self) -> String {
+        format!(
+            "{} pods, ± {:.2} MiB",
+            self.pods(),
+            slope_error(&self.after_first())
+        )
     }
 
     /// The most pods that there were.
@@ -46,23 +56,24 @@ impl Growth {
     }
 }
 
-/// Memory of the processes of one pod, KiB.
+/// Memory of the processes of one pod, or the medians of several, MiB.
+#[derive(Debug, Clone, Copy)]
 struct Processes {
     /// Proportional set size of VMM and shim: a page that N processes map counts as 1/N.
-    pss: u64,
-    /// Private dirty memory of the VMM without its guest's.
-    vmm: u64,
-    /// Private dirty memory of the shim.
-    shim: u64,
+    pss: f64,
     /// Private dirty memory of the guest.
-    guest: u64,
+    guest: f64,
+    /// Private dirty memory of the VMM without its guest's.
+    vmm: f64,
+    /// Private dirty memory of the shim.
+    shim: f64,
 }
 
 /// Starts up to `count` idle pods under runc, under Nacre and under the other build, and adds the rows
 /// `memory_per_pod…`. Returns what to plot.
 ///
 /// # Errors
-/// If a pod does not start.
+/// If a pod does not start, or the host has no memory for [`FEWEST_PODS`].
 pub fn measure(runtimes: &MeasuredRuntimes, count: usize, results: &mut Results) -> Result<Vec<Growth>> {
     let (runc, ()) = grow(&runtimes.runc, count, |_| Ok(()))?;
     let mut growths = Vec::new();
@@ -76,14 +87,15 @@ pub fn measure(runtimes: &MeasuredRuntimes, count: usize, results: &mut Results)
                 .try_for_each(|running| origin::check(build, running.id()))?;
             processes(&pods(build)?)
         };
-        growths.push(grow(&build.shim_runtime, count, at_most)?);
+        let (growth, processes) = grow(&build.shim_runtime, count, at_most)?;
+        eprintln!("pods of {}: {processes}", growth.name);
+        growths.push((growth, processes));
     }
-    let other = growths.iter().find(|(growth, _)| growth.name == "other");
-    let other = other.map(|(growth, _)| growth.per_pod());
-    if let Some((growth, processes)) = growths.first() {
-        report(growth, processes, (&runc, other), results);
+    let of = |name: &str| growths.iter().find(|(growth, _)| growth.name == name);
+    if let Some(nacre) = of("nacre") {
+        report(nacre, &runc, of("other"), results);
     }
-    if let Some((cold, _)) = growths.iter().find(|(growth, _)| growth.name == "cold") {
+    if let Some((cold, _)) = of("cold") {
         results.add(beside_runc(
             "cold_memory_per_pod",
             cold,
@@ -126,6 +138,11 @@ fn grow<T>(
             points.push((number as f64, taken));
         }
     }
+    ensure!(
+        running.len() >= FEWEST_PODS,
+        "the host has memory for {} pods of {name} only, and fewer than {FEWEST_PODS} say little",
+        running.len()
+    );
     let most = at_most(&running)?;
     for running in running {
         running.end()?;
@@ -141,21 +158,49 @@ fn available() -> Result<f64> {
     Ok(memory::field_kib(&text, "MemAvailable")? as f64 / KIB)
 }
 
-/// The memory of the processes of all `pods` of this run, as `nacre ps` lists them.
-fn processes(pods: &[Value]) -> Result<Vec<Processes>> {
+/// The medians of the memory of the processes of all `pods`, as `nacre ps` lists them.
+fn processes(pods: &[Value]) -> Result<Processes> {
     let pids = pods
         .iter()
         .filter_map(|pod| Some((pod["vmm_pid"].as_u64()?, pod["shim_pid"].as_u64()?)));
-    pids.map(|(vmm, shim)| {
+    let mib = |kib: u64| kib as f64 / KIB;
+    let each = pids.map(|(vmm, shim)| {
         let (of_vmm, of_shim) = (memory::of(vmm)?, memory::of(shim)?);
         Ok(Processes {
-            pss: memory::proportional_kib(vmm)? + memory::proportional_kib(shim)?,
-            vmm: of_vmm.own_kib,
-            shim: of_shim.own_kib,
-            guest: of_vmm.guests_kib,
+            pss: mib(memory::proportional_kib(vmm)? + memory::proportional_kib(shim)?),
+            guest: mib(of_vmm.guests_kib),
+            vmm: mib(of_vmm.own_kib),
+            shim: mib(of_shim.own_kib),
         })
-    })
-    .collect()
+    });
+    Ok(Processes::medians(&each.collect::<Result<Vec<_>>>()?))
+}
+
+impl Processes {
+    fn medians(all: &[Self]) -> Self {
+        let of = |pick: fn(&Self) -> f64| median(&all.iter().map(pick).collect::<Vec<f64>>());
+        Self {
+            pss: of(|one| one.pss),
+            guest: of(|one| one.guest),
+            vmm: of(|one| one.vmm),
+            shim: of(|one| one.shim),
+        }
+    }
+}
+
+impl std::fmt::Display for Processes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            pss,
+            guest,
+            vmm,
+            shim,
+        } = self;
+        write!(
+            f,
+            "guest_private {guest:.2} MiB, vmm_private {vmm:.2} MiB, shim_private {shim:.2} MiB, PSS {pss:.2} MiB"
+        )
+    }
 }
 
 fn beside_runc(name: &str, growth: &Growth, runc: &Growth, note: &str) -> Measure {
@@ -164,48 +209,50 @@ fn beside_runc(name: &str, growth: &Growth, runc: &Growth, note: &str) -> Measur
         peer: Some(peer),
         peer_name: Some("runc"),
         ratio: Some(nacre / peer),
-        note: format!("{note}; {} pods, runc: {}", growth.pods(), runc.pods()),
+        note: format!("{note}; {}, runc: {}", growth.certainty(), runc.certainty()),
         ..Measure::alone(name, "MiB", nacre, "")
     }
 }
 
+/// A build's pods: how they have changed the host's memory, and the medians of their processes'.
+type Pods = (Growth, Processes);
+
 /// Adds a row of the host's memory, one of the processes', and their parts.
-fn report(growth: &Growth, processes: &[Processes], beside: (&Growth, Option<f64>), results: &mut Results) {
-    let (runc, other) = beside;
+fn report(nacre: &Pods, runc: &Growth, other: Option<&Pods>, results: &mut Results) {
+    type Pick = fn(&Pods) -> f64;
     let note = "MemAvailable of the host that each idle busybox pod after the first takes, slope";
-    let row = beside_runc("memory_per_pod", growth, runc, note).beside(other);
-    results.add(row);
-    let of = |pick: fn(&Processes) -> u64| -> f64 {
-        let kib: Vec<f64> = processes.iter().map(|one| pick(one) as f64).collect();
-        median(&kib) / KIB
-    };
-    let pss = of(|one| one.pss);
-    let rows = [
-        ("memory_per_pod_pss", pss, "proportional set size of VMM and shim"),
+    let row = beside_runc("memory_per_pod", &nacre.0, runc, note);
+    results.add(row.beside(other.map(|other| other.0.per_pod())));
+    let rows: [(&str, Pick, &str); 5] = [
+        (
+            "memory_per_pod_pss",
+            |pods| pods.1.pss,
+            "proportional set size of VMM and shim",
+        ),
         (
             "memory_per_pod: guest_private",
-            of(|one| one.guest),
+            |pods| pods.1.guest,
             "private dirty memory of the guest",
         ),
         (
             "memory_per_pod: vmm_private",
-            of(|one| one.vmm),
+            |pods| pods.1.vmm,
             "private dirty memory of the VMM without the guest's",
         ),
         (
             "memory_per_pod: shim_private",
-            of(|one| one.shim),
+            |pods| pods.1.shim,
             "private dirty memory of the shim",
         ),
         (
             "memory_per_pod: not in processes",
-            growth.per_pod() - pss,
+            |pods| pods.0.per_pod() - pods.1.pss,
             "memory_per_pod less memory_per_pod_pss: the kernel's own, KVM's, containerd's",
         ),
     ];
-    for (name, mib, note) in rows {
-        let note = format!("{note}; median of {} pods", processes.len());
-        results.add(Measure::alone(name, "MiB", mib, note));
+    for (name, pick, note) in rows {
+        let note = format!("{note}; median of {} pods", nacre.0.pods());
+        results.add(Measure::alone(name, "MiB", pick(nacre), note).beside(other.map(pick)));
     }
 }
 
@@ -227,15 +274,17 @@ mod tests {
 
     #[test]
     fn the_rest_is_what_no_process_has() {
-        let processes = [10, 30, 20].map(|mib: u64| Processes {
-            pss: mib << 10,
-            vmm: 1 << 10,
-            shim: 2 << 10,
-            guest: 9 << 10,
+        let processes = [10.0, 30.0, 20.0].map(|pss| Processes {
+            pss,
+            guest: 9.0,
+            vmm: 1.0,
+            shim: 2.0,
         });
+        let processes = Processes::medians(&processes);
         let mut results = Results::default();
         let (nacre, runc) = (growth("nacre", 80.0, 24.0), growth("runc", 5.0, 6.0));
-        report(&nacre, &processes, (&runc, Some(48.0)), &mut results);
+        let other = (growth("other", 80.0, 48.0), processes);
+        report(&(nacre, processes), &runc, Some(&other), &mut results);
         let near = |name: &str, expected: f64| {
             let row = results.0.iter().find(|row| row.name == name).unwrap();
             assert!((row.nacre - expected).abs() < 1e-9, "{row:?}");
@@ -245,6 +294,11 @@ mod tests {
         near("memory_per_pod: guest_private", 9.0);
         near("memory_per_pod: not in processes", 4.0);
         let row = &results.0[0];
+        assert!(
+            row.note
+                .ends_with("slope; 10 pods, ± 0.00 MiB, runc: 10 pods, ± 0.00 MiB"),
+            "{row:?}"
+        );
         assert!((row.ratio.unwrap() - 4.0).abs() < 1e-9 && (row.other_ratio.unwrap() - 0.5).abs() < 1e-9);
     }
 }

@@ -38,6 +38,24 @@ pub fn slope(points: &[(f64, f64)]) -> f64 {
     if across > 0.0 { both / across } else { 0.0 }
 }
 
+/// The standard error of [`slope`], if the points scatter around the line by chance; 0 if there are fewer than three.
+pub fn slope_error(points: &[(f64, f64)]) -> f64 {
+    let count = points.len() as f64;
+    let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
+    let (x, y) = (mean(|point| point.0), mean(|point| point.1));
+    let slope = slope(points);
+    let across: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
+    let besides = points
+        .iter()
+        .map(|point| (point.1 - y - slope * (point.0 - x)).powi(2))
+        .sum::<f64>();
+    if count > 2.0 && across > 0.0 {
+        (besides / (count - 2.0) / across).sqrt()
+    } else {
+        0.0
+    }
+}
+
 /// Each of `values` divided by the one of `others` at the same index.
 pub fn ratios(values: &[f64], others: &[f64]) -> Vec<f64> {
     let pairs = values.iter().zip(others);
@@ -78,6 +96,16 @@ mod tests {
         let bent = [(0.0, 1.0), (1.0, 1.0), (2.0, 9.0)];
         assert!((slope(&bent) - 4.0).abs() < 1e-9);
         assert!(slope(&[(3.0, 1.0)]).abs() < 1e-9 && slope(&[]).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_slope_of_a_straight_line_has_no_error() {
+        let straight = [1.0, 5.0, 10.0].map(|x| (x, 3.0 + 2.0 * x));
+        assert!(slope_error(&straight).abs() < 1e-9 && slope_error(&straight[..2]).abs() < 1e-9);
+        // The residuals of y = 0.5 + 0.6 x are -0.5, 0.9, -0.3 and -0.1, and the sum of the squares of x is 5.
+        let bent = [(0.0, 0.0), (1.0, 2.0), (2.0, 1.4), (3.0, 2.2)];
+        assert!((slope(&bent) - 0.6).abs() < 1e-9);
+        assert!((slope_error(&bent) - (1.16_f64 / 2.0 / 5.0).sqrt()).abs() < 1e-9);
     }
 
     #[test]
