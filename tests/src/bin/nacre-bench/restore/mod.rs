@@ -84,16 +84,18 @@ fn qemu(runtimes: &MeasuredRuntimes, program: &Path) -> Result<Peer> {
     Peer::save(qemu)
 }
 
-fn report([nacre, qemu, other]: &[Vec<f64>; 3], results: &mut Results) {
+fn report([nacre, peer, other]: &[Vec<f64>; 3], results: &mut Results) {
     let row = (
         "restore",
         "ms",
         "execution of the VMM until the agent connects, from a snapshot of a booted guest",
     );
-    let mut measure = if qemu.is_empty() {
+    let mut measure = if peer.is_empty() {
         Measure::alone(row.0, row.1, crate::statistics::median(nacre), row.2)
     } else {
-        Measure::of_rounds(row, nacre, ("QEMU", qemu))
+        let beside = Measure::of_rounds(row, nacre, ("QEMU", peer));
+        let note = format!("{}; {}", beside.note, qemu::DIFFERENCES);
+        Measure { note, ..beside }
     };
     if !other.is_empty() {
         let beside = Measure::of_rounds(row, nacre, ("other", other));
@@ -152,6 +154,7 @@ mod tests {
             panic!("{results:?}")
         };
         assert_eq!((beside.peer_name, beside.ratio), (Some("QEMU"), Some(0.5)));
+        assert!(beside.note.contains("fw_cfg") && !alone.note.contains("fw_cfg"));
         assert_eq!((beside.other, beside.other_ratio), (Some(5.0), Some(4.0)));
         assert!((alone.nacre - 20.0).abs() < 1e-9 && alone.peer.is_none() && alone.other.is_none());
     }
