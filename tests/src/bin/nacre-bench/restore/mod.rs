@@ -27,7 +27,8 @@ pub fn measure(
     results: &mut Results,
 ) -> Result<()> {
     let nacre = Snapshot::save(&runtimes.nacre.prefix).context("saving a guest of nacre-vmm")?;
-    let other = runtimes.other.as_ref();
+    // An older one can't save a guest.
+    let other = runtimes.other.as_ref().filter(|build| build.has_templates);
     let other = other.map(|build| Snapshot::save(&build.prefix)).transpose()?;
     let mut peer = match qemu(runtimes, program) {
         Ok(peer) => Some(peer),
