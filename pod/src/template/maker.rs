@@ -85,11 +85,15 @@ pub fn make(store: &Store, kind: &Kind, boot_deadline: Duration) -> Result<Made,
         Begun::Elsewhere => return Ok(Made::Elsewhere),
     };
     let saved = save(kind, &making.files(), boot_deadline.saturating_add(SAVE_DEADLINE));
-    if let Err(reason) = saved {
-        store.record_failure(&key, &reason)?;
+    let published = saved.and_then(|()| making.publish(kind).map_err(|error| error.to_string()));
+    if let Err(reason) = published {
+        if let Err(error) = making.fail(&format!(
+            "no template could be made for this kind of pod: {reason}"
+        )) {
+            log::warn(format_args!("recording that a template was not made: {error}"));
+        }
         return Err(Error::NotMade(reason));
     }
-    making.publish(kind)?;
     Ok(Made::Now)
 }
 

@@ -13,12 +13,15 @@
 //!
 //! Nothing here decides whether a snapshot fits this host: the VMM does, and boots the guest if not.
 
+mod error;
 mod kind;
 pub mod maker;
+mod own_files;
 mod store;
 
+pub use error::{Absent, Error};
 pub use kind::Kind;
-pub use store::{Absent, Begun, Collected, Entry, Error, MAX_MEMORY_MIB, Store, Template};
+pub use store::{Begun, Collected, Entry, MAX_MEMORY_MIB, Store, Template, TemplateId};
 
 #[cfg(test)]
 mod tests;

@@ -1,26 +1,31 @@
 //! The directory of all templates. Each operation is safe beside any other process's: a template appears by
 //! rename(2), complete, and a lock says who makes one.
 
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use nacre_protocol::state::{STATE_ROOT, TEMPLATES_DIR};
-use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, utimensat};
+use rustix::fs::{CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, futimens};
 
 use super::Kind;
+use super::error::{Absent, Error};
+use super::own_files::{Fault, open_directory, open_file};
 use crate::state::{self, at};
 
 /// Most memory at boot of a guest that is saved, MiB: of each page, the kernel has 64 bytes in the template.
 pub const MAX_MEMORY_MIB: u32 = 4096;
 /// Most templates that are kept. Each takes about 40 MiB of the host's memory.
-const MAX_TEMPLATES: usize = 4;
+pub(super) const MAX_TEMPLATES: usize = 4;
 /// A template that has not been used for so long makes room for another one.
 const UNUSED_FOR: Duration = Duration::from_secs(3600);
 /// How long no pod makes a template that could not be made.
 const FAILED_FOR: Duration = Duration::from_secs(600);
+/// Most bytes of `kind.json`, or of a record of a failure, that are read.
+const MAX_TEXT: u64 = 64 * 1024;
 
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
@@ -41,48 +46,17 @@ pub struct Store(PathBuf);
 pub struct Template {
     /// The name of its directory.
     pub key: String,
+    /// Differs from that of any other template with this key.
+    pub id: TemplateId,
     /// All but the guest's memory.
     pub state: File,
     /// The guest's memory.
     pub memory: File,
 }
 
-/// Why a pod has no template.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Absent {
-    /// `templates = false` in config.toml.
-    #[error("templates are off in config.toml")]
-    Off,
-    /// No pod of this kind has started before.
-    #[error("there is no template for this kind of pod yet")]
-    None,
-    /// Its console is to be logged from the boot on.
-    #[error("console_to_log in config.toml: the guest boots, so that the log has all of it")]
-    Logged,
-    /// Its memory at boot, MiB, would make a large template.
-    #[error("the pod has {0} MiB at boot, and templates at most {MAX_MEMORY_MIB}")]
-    Large(u32),
-    /// One could not be made.
-    #[error("no template for this kind of pod could be made: {0}")]
-    Failed(String),
-    /// A file of it can't be opened, for another reason than that it does not exist.
-    #[error("{0}")]
-    Unreadable(String),
-}
-
-/// An operation on a template failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A file or directory.
-    #[error(transparent)]
-    State(#[from] state::Error),
-    /// All templates were used not long ago.
-    #[error("there are {MAX_TEMPLATES} templates already, and each was used in the last hour")]
-    Full,
-    /// The VMM did not make it.
-    #[error("{0}")]
-    NotMade(String),
-}
+/// Which template one is of those that had a key one after the other: the device and the inode of its file `state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TemplateId(u64, u64);
 
 /// A template in a list.
 #[derive(Debug)]
@@ -150,22 +124,7 @@ impl Store {
     /// # Errors
     /// [`Absent`].
     pub fn open(&self, key: &str) -> Result<Template, Absent> {
-        let directory = self.directory(key);
-        let open = |name| {
-            let path = directory.join(name);
-            File::open(&path).map_err(|error| {
-                if error.kind() == io::ErrorKind::NotFound {
-                    self.why_none(key)
-                } else {
-                    Absent::Unreadable(format!("{}: {error}", path.display()))
-                }
-            })
-        };
-        let template = Template {
-            key: key.to_owned(),
-            state: open(STATE)?,
-            memory: open(MEMORY)?,
-        };
+        let (template, directory) = self.open_unrecorded(key)?;
         let now = Timespec {
             tv_sec: 0,
             tv_nsec: UTIME_NOW,
@@ -174,9 +133,50 @@ impl Store {
             last_access: now,
             last_modification: now,
         };
-        // Fails if it is removed at this moment, which does not matter to the open files.
-        let _ = utimensat(CWD, &directory, &now, AtFlags::empty());
+        // It can't fail for the directory's owner; if it does, the template makes room earlier.
+        let _ = futimens(&directory, &now);
         Ok(template)
+    }
+
+    /// The template with `key`, and its directory.
+    fn open_unrecorded(&self, key: &str) -> Result<(Template, OwnedFd), Absent> {
+        let unreadable =
+            |path: &Path, fault: Fault| Absent::Unreadable(format!("{}: {fault}", path.display()));
+        let root = match self.root() {
+            Err(Fault::Missing) => return Err(Absent::None),
+            root => root.map_err(|fault| unreadable(&self.0, fault))?,
+        };
+        let path = self.directory(key);
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            let root = &root;
+            move |fault| match fault {
+                Fault::Missing => why_none(root, key),
+                Fault::Unsafe(_) => Absent::Unusable {
+                    key: key.to_owned(),
+                    reason: format!("{}: {fault}", path.display()),
+                },
+                Fault::Io(_) => unreadable(&path, fault),
+            }
+        };
+        let directory = open_directory(&root, key).map_err(failed(&path))?;
+        let open = |name| open_file(&directory, name).map_err(failed(&path.join(name)));
+        let (state, memory) = (open(STATE)?, open(MEMORY)?);
+        let metadata = state
+            .metadata()
+            .map_err(|error| Absent::Unreadable(error.to_string()))?;
+        let template = Template {
+            key: key.to_owned(),
+            id: TemplateId(metadata.dev(), metadata.ino()),
+            state,
+            memory,
+        };
+        Ok((template, directory))
+    }
+
+    /// The store's directory.
+    fn root(&self) -> Result<OwnedFd, Fault> {
+        open_directory(CWD, &self.0)
     }
 
     /// The template with `key`, which is not opened.
@@ -184,17 +184,20 @@ impl Store {
     /// # Errors
     /// [`Absent`].
     pub fn find(&self, key: &str) -> Result<Entry, Absent> {
-        self.entry(key.to_owned()).ok_or_else(|| self.why_none(key))
-    }
-
-    /// Why there is no template with `key`.
-    fn why_none(&self, key: &str) -> Absent {
-        let record = self.beside(key, FAILED);
-        let is_recent = |metadata: fs::Metadata| age(metadata.modified()) < FAILED_FOR;
-        match fs::metadata(&record).map(is_recent) {
-            Ok(true) => Absent::Failed(fs::read_to_string(&record).unwrap_or_default()),
-            Ok(false) | Err(_) => Absent::None,
-        }
+        let (template, directory) = self.open_unrecorded(key)?;
+        let unreadable = |error: io::Error| Absent::Unreadable(error.to_string());
+        let blocks = |file: &File| Ok(file.metadata().map_err(unreadable)?.blocks());
+        let blocks = blocks(&template.state)?.saturating_add(blocks(&template.memory)?);
+        let kind = open_file(&directory, KIND).ok();
+        let used = File::from(directory)
+            .metadata()
+            .and_then(|directory| directory.modified());
+        Ok(Entry {
+            key: template.key,
+            kind: kind.and_then(|file| serde_json::from_reader(file.take(MAX_TEXT)).ok()),
+            bytes: blocks.saturating_mul(512),
+            used: used.map_err(unreadable)?,
+        })
     }
 
     /// Begins to make a template with `key`. The least recently used one makes room if there are many.
@@ -205,6 +208,8 @@ impl Store {
         if self.find(key).is_ok() {
             return Ok(Begun::Exists);
         }
+        state::make_directory(&self.0)?;
+        self.root().map_err(io::Error::from).map_err(at(&self.0))?;
         let directory = self.beside(key, BUILDING);
         state::make_directory(&directory)?;
         let Some(lock) = lock(&directory).map_err(at(&directory))? else {
@@ -220,10 +225,10 @@ impl Store {
         if self.find(key).is_ok() {
             return Ok(Begun::Exists);
         }
-        // A template with a file too few.
+        // One that no pod can use, such as with a file too few.
         self.remove(key)?;
         // Of a process that was killed.
-        state::remove_tree(&making.files())?;
+        discard(&making.files())?;
         self.collect()?;
         self.make_room()?;
         Ok(Begun::Making(making))
@@ -251,24 +256,10 @@ impl Store {
             .names()?
             .into_iter()
             .filter(|name| !name.contains('.'))
-            .filter_map(|key| self.entry(key))
+            .filter_map(|key| self.find(&key).ok())
             .collect();
         entries.sort_by(|one, other| one.key.cmp(&other.key));
         Ok(entries)
-    }
-
-    /// The template with `key`; None if it is removed at this moment.
-    fn entry(&self, key: String) -> Option<Entry> {
-        let directory = self.directory(&key);
-        let used = fs::metadata(&directory).ok()?.modified().ok()?;
-        let blocks = |name| Some(fs::metadata(directory.join(name)).ok()?.blocks());
-        let blocks = blocks(STATE)?.saturating_add(blocks(MEMORY)?);
-        Some(Entry {
-            kind: state::read(&directory.join(KIND)).ok().flatten(),
-            bytes: blocks.saturating_mul(512),
-            used,
-            key,
-        })
     }
 
     fn names(&self) -> Result<Vec<String>, Error> {
@@ -287,22 +278,42 @@ impl Store {
     pub fn remove(&self, key: &str) -> Result<(), Error> {
         let (directory, removed) = (self.directory(key), self.beside(key, REMOVED));
         // Of a process that was killed.
-        state::remove_tree(&removed)?;
+        discard(&removed)?;
         // First by its name, so that no half of it is found if this process is killed.
         match fs::rename(&directory, &removed) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             renamed => renamed.map_err(at(&directory))?,
         }
-        Ok(state::remove_tree(&removed)?)
+        Ok(discard(&removed)?)
     }
 
-    /// Records that the template with `key` could not be made, so that pods do not try again at once.
+    /// Removes the template with `key` if it is still the one with `id`, and returns whether it was.
+    ///
+    /// # Errors
+    /// As [`Store::remove`].
+    pub fn remove_same(&self, key: &str, id: TemplateId) -> Result<bool, Error> {
+        // Another one takes a boot to make, and nobody begins as long as this one is there.
+        let is_same = self
+            .open_unrecorded(key)
+            .is_ok_and(|(template, _)| template.id == id);
+        if is_same {
+            self.remove(key)?;
+        }
+        Ok(is_same)
+    }
+
+    /// Records why pods have no template with `key`, so that none makes one for a while.
     ///
     /// # Errors
     /// [`Error`] with the record.
     pub fn record_failure(&self, key: &str, reason: &str) -> Result<(), Error> {
         let record = self.beside(key, FAILED);
-        Ok(fs::write(&record, reason).map_err(at(&record))?)
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let written = options
+            .open(&record)
+            .and_then(|mut file| file.write_all(reason.as_bytes()));
+        Ok(written.map_err(at(&record))?)
     }
 
     /// Removes what no pod can use: templates of files that were replaced since; what processes left that were
@@ -314,7 +325,7 @@ impl Store {
         let mut collected = Collected::default();
         let names = self.names()?;
         for key in names.iter().filter(|name| !name.contains('.')) {
-            let kind = self.entry(key.clone()).and_then(|entry| entry.kind);
+            let kind = self.find(key).ok().and_then(|entry| entry.kind);
             if !kind.as_ref().is_some_and(Kind::is_current) {
                 self.remove(key)?;
                 collected.removed.push(key.clone());
@@ -326,10 +337,10 @@ impl Store {
             match extension {
                 Some(BUILDING) => match lock(&path) {
                     // Of a process that was killed. Nobody else has the lock until it is removed.
-                    Ok(Some(_held)) => state::remove_tree(&path)?,
+                    Ok(Some(_held)) => discard(&path)?,
                     Ok(None) | Err(_) => continue,
                 },
-                Some(REMOVED) => state::remove_tree(&path)?,
+                Some(REMOVED) => discard(&path)?,
                 Some(FAILED) if age(fs::metadata(&path).and_then(|it| it.modified())) >= FAILED_FOR => {
                     state::remove_file(&path)?;
                 }
@@ -341,9 +352,35 @@ impl Store {
     }
 }
 
+/// Why there is no template with `key` in the store's directory `root`.
+fn why_none(root: &OwnedFd, key: &str) -> Absent {
+    let Ok(record) = open_file(root, format!("{key}.{FAILED}")) else {
+        return Absent::None;
+    };
+    if age(record.metadata().and_then(|metadata| metadata.modified())) >= FAILED_FOR {
+        return Absent::None;
+    }
+    let mut reason = Vec::new();
+    // An error leaves the reason shorter.
+    let _ = record.take(MAX_TEXT).read_to_end(&mut reason);
+    Absent::Failed(String::from_utf8_lossy(&reason).into_owned())
+}
+
+/// Removes what is at `path`: a directory with all that is in it, or anything else.
+fn discard(path: &Path) -> Result<(), state::Error> {
+    match state::remove_tree(path) {
+        Err(error) if error.source.kind() == io::ErrorKind::NotADirectory => state::remove_file(path),
+        removed => removed,
+    }
+}
+
 /// Locks the directory at `path`; None if another process has it, or it was removed meanwhile.
 fn lock(path: &Path) -> io::Result<Option<File>> {
-    let directory = match File::open(path) {
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW);
+    let directory = match options.open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
     };
@@ -375,11 +412,20 @@ impl Making {
     ///
     /// # Errors
     /// [`Error`] with the file.
-    pub fn publish(self, kind: &Kind) -> Result<(), Error> {
+    pub fn publish(&self, kind: &Kind) -> Result<(), Error> {
         state::write(&self.files().join(KIND), kind)?;
         let directory = self.store.directory(&self.key);
         fs::rename(self.files(), &directory).map_err(at(&directory))?;
         Ok(state::remove_file(&self.store.beside(&self.key, FAILED))?)
+    }
+
+    /// Removes what was written, and then records `reason`: the record needs room, which may be what was missing.
+    ///
+    /// # Errors
+    /// [`Error`] with the file.
+    pub fn fail(&self, reason: &str) -> Result<(), Error> {
+        discard(&self.files())?;
+        self.store.record_failure(&self.key, reason)
     }
 }
 

@@ -1,6 +1,8 @@
 //! The store beside other processes: a lock by another open file is as good as one by another process. The VMM
 //! is a program of the test's.
 
+mod poisoned;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -56,7 +58,7 @@ impl Host {
     fn that_saves() -> Self {
         Self::new(
             r#"for word; do [ "$last" = --save ] && saved=$word; last=$word; done
-mkdir "$saved" && echo "$@" >"$saved/state" && echo memory >"$saved/memory""#,
+umask 022; mkdir "$saved" && echo "$@" >"$saved/state" && echo memory >"$saved/memory""#,
         )
     }
 
@@ -196,8 +198,9 @@ fn a_failure_is_recorded_with_the_vmm_s_last_words() {
         "{error}"
     );
     let key = host.key();
-    assert_eq!(host.store.find(&key).unwrap_err(), Absent::Failed(error.clone()));
-    assert_eq!(host.store.open(&key).unwrap_err(), Absent::Failed(error));
+    let recorded = Absent::Failed(format!("no template could be made for this kind of pod: {error}"));
+    assert_eq!(host.store.find(&key).unwrap_err(), recorded);
+    assert_eq!(host.store.open(&key).unwrap_err(), recorded);
     let record = format!("{key}.failed");
     assert_eq!(host.names(), std::slice::from_ref(&record));
     let path = host.directory.path().join("templates").join(&record);
@@ -279,7 +282,7 @@ fn a_process_of_its_own_makes_a_template_when_the_pod_has_started() {
     let waiting = maker::prepare(&host.store, &host.kind(), DEADLINE).unwrap();
     assert!(host.store.list().unwrap().is_empty());
     let directory = host.directory.path().join("templates");
-    fs::create_dir_all(&directory).unwrap();
+    crate::state::make_directory(&directory).unwrap();
     let inotify = nix::sys::inotify::Inotify::init(nix::sys::inotify::InitFlags::empty()).unwrap();
     inotify
         .add_watch(&directory, nix::sys::inotify::AddWatchFlags::IN_MOVED_TO)
