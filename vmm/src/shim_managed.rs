@@ -88,7 +88,9 @@ fn prepare(control: &Control) -> Result<Prepared, StepError> {
     control.send_step("jail closed");
     let opened = template.map(|template| template.open(&config, &resources));
     let continuation = opened.and_then(|opened| {
-        let refused = |error: &template::Refused| control.send_template_refused(&error.to_string());
+        let refused = |error: &template::Refused| {
+            control.send_template_refused(&error.to_string(), error.is_transient());
+        };
         opened.inspect_err(refused).ok()
     });
     Ok(Prepared {
@@ -205,11 +207,11 @@ fn continue_from(
     confinement: &Confinement,
     on_step: impl FnMut(&'static str),
 ) -> Result<Machine, Failure> {
-    let Continuation { snapshot, vm } = continuation;
+    let Continuation { snapshot, prepared } = continuation;
     let mut devices = resources.devices;
     let later = devices.split_off(snapshot.machine.devices.len().min(devices.len()));
     let resources = restore::Resources {
-        vm,
+        prepared,
         snapshot,
         console_ring: resources.console_ring,
         devices,

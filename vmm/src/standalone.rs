@@ -211,7 +211,7 @@ impl Plan {
                 devices,
             } => {
                 let resources = restore::Resources {
-                    vm: restore::compare_host(kvm, &snapshot)?,
+                    prepared: restore::prepare(kvm, &snapshot)?,
                     snapshot: *snapshot,
                     console_ring: None,
                     devices,

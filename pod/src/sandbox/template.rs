@@ -8,15 +8,15 @@ use super::progress::Progress;
 use crate::log;
 use crate::size::{Host, VmSize};
 use crate::template::maker::{self, Waiting};
-use crate::template::{Absent, Kind, MAX_MEMORY_MIB, Store, Template};
+use crate::template::{Absent, Kind, MAX_MEMORY_MIB, Store, Template, TemplateId};
 
 /// What a pod has to do with templates.
 #[derive(Debug, Default)]
 pub(super) struct PodTemplate {
     /// The one that the VMM gets with its configuration.
     pub(super) opened: Option<Template>,
-    /// The VM may continue from the template with this key.
-    used: Option<String>,
+    /// The VM may continue from the template with this key and id.
+    used: Option<(String, TemplateId)>,
     /// Makes a template once the pod has started.
     maker: Option<Waiting>,
 }
@@ -30,7 +30,7 @@ impl Sandbox {
         match found {
             Ok((template, in_template)) => {
                 self.recorder.origin(format!("template {}", template.key));
-                self.template.used = Some(template.key.clone());
+                self.template.used = Some((template.key.clone(), template.id));
                 self.template.opened = Some(template);
                 in_template
             }
@@ -44,7 +44,7 @@ impl Sandbox {
     fn open_template(&mut self, config: &Config, kind: &Kind) -> Result<Template, Absent> {
         let store = Store::default();
         let opened = kind.key().map_err(unreadable).and_then(|key| store.open(&key));
-        if matches!(opened, Err(Absent::None)) {
+        if matches!(opened, Err(Absent::None | Absent::Unusable { .. })) {
             match maker::prepare(&store, kind, config.boot_deadline) {
                 Ok(waiting) => self.template.maker = Some(waiting),
                 Err(error) => log::warn(format_args!("starting a process that makes a template: {error}")),
@@ -53,22 +53,26 @@ impl Sandbox {
         opened
     }
 
-    /// The VMM boots the guest, since it can't use the template.
-    pub(super) fn template_refused(&mut self, reason: &str) {
+    /// The VMM boots the guest, since it can't use the template. Another VMM can if `is_transient`.
+    pub(super) fn template_refused(&mut self, reason: &str, is_transient: bool) {
         // A VMM that was taken over may send this at any time, and as often as it likes.
         if !matches!(*self.progress.borrow(), Progress::Starting) {
             return;
         }
-        let Some(key) = self.template.used.take() else {
+        let Some((key, id)) = self.template.used.take() else {
             return;
         };
+        let now = if is_transient { " now" } else { "" };
         log::warn(format_args!(
-            "the guest boots, since template {key} can't be used: {reason}"
+            "the guest boots, since template {key} can't be used{now}: {reason}"
         ));
         self.recorder
-            .origin(format!("boot: template {key} can't be used: {reason}"));
+            .origin(format!("boot: template {key} can't be used{now}: {reason}"));
+        if is_transient {
+            return;
+        }
         // The next pod has another one made: this one's shim may be in the pod's cgroup by now.
-        if let Err(error) = Store::default().remove(&key) {
+        if let Err(error) = Store::default().remove_same(&key, id) {
             log::warn(format_args!("removing template {key}: {error}"));
         }
     }
@@ -76,16 +80,19 @@ impl Sandbox {
     /// The VM has ended by itself. If its agent has never been ready, the next pods boot.
     pub(super) fn template_failed(&mut self, reason: &str) {
         let is_ready = matches!(*self.progress.borrow(), Progress::Ready(_));
-        let Some(key) = self.template.used.take().filter(|_| !is_ready && !self.closing) else {
+        let Some((key, id)) = self.template.used.take().filter(|_| !is_ready && !self.closing) else {
             return;
         };
-        log::warn(format_args!(
-            "a guest did not continue from template {key}, which is removed"
-        ));
+        log::warn(format_args!("a guest did not continue from template {key}"));
         let store = Store::default();
-        let removed = store
-            .remove(&key)
-            .and_then(|()| store.record_failure(&key, reason));
+        let removed = store.remove_same(&key, id).and_then(|was_there| {
+            let reason = format!("a guest did not continue from the template of this kind of pod: {reason}");
+            if was_there {
+                store.record_failure(&key, &reason)
+            } else {
+                Ok(())
+            }
+        });
         if let Err(error) = removed {
             log::warn(format_args!("removing template {key}: {error}"));
         }

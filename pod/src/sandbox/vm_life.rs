@@ -96,7 +96,9 @@ impl Sandbox {
     pub(super) fn vm_event(&mut self, event: vm::Event) {
         match event {
             vm::Event::Step(step) => self.recorder.step(step.name, step.done_ns),
-            vm::Event::TemplateRefused(reason) => self.template_refused(&reason),
+            vm::Event::TemplateRefused { reason, is_transient } => {
+                self.template_refused(&reason, is_transient);
+            }
             vm::Event::Running => {
                 self.recorder.step("guest starts", clock::monotonic_ns());
                 // Only once: a VMM that was taken over must not make a pod that is ready look like one that

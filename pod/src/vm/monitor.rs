@@ -33,8 +33,13 @@ pub(super) const KILL_DEADLINE: Duration = Duration::from_secs(5);
 pub enum Event {
     /// A step of the start is done.
     Step(Step),
-    /// The guest boots, since its template can't be used, with the reason.
-    TemplateRefused(String),
+    /// The guest boots, since its template can't be used.
+    TemplateRefused {
+        /// What is wrong.
+        reason: String,
+        /// Whether another VMM can use it.
+        is_transient: bool,
+    },
     /// The VMM's mount namespace is ready and the guest boots.
     Running,
     /// The guest opened a vsock connection.
@@ -163,7 +168,10 @@ fn event(message: FromVmm, fds: Vec<OwnedFd>, end: &mut End) -> Option<Event> {
             name: printable(&name, MAX_NAME),
             done_ns,
         })),
-        FromVmm::TemplateRefused { reason } => Some(Event::TemplateRefused(printable(&reason, MAX_MESSAGE))),
+        FromVmm::TemplateRefused { reason, is_transient } => Some(Event::TemplateRefused {
+            reason: printable(&reason, MAX_MESSAGE),
+            is_transient,
+        }),
         FromVmm::Running => Some(Event::Running),
         FromVmm::Connection {
             host_port,
@@ -316,7 +324,7 @@ mod tests {
                 event @ (Event::Step(_)
                 | Event::Running
                 | Event::Connection { .. }
-                | Event::TemplateRefused(_)
+                | Event::TemplateRefused { .. }
                 | Event::MemoryPlugged { .. }) => events.push(event),
             }
         }

@@ -64,8 +64,11 @@ pub enum FromVmm {
     Step(Step),
     /// The template of the configuration can't be used, and the guest boots. Sent before the guest runs.
     TemplateRefused {
-        /// What is wrong with which file.
+        /// What is wrong with which file, or what failed.
         reason: String,
+        /// Whether the host failed at this moment, such as for lack of memory, and the template may be used
+        /// by another VMM. Otherwise it is damaged, or was made by another build or on another host.
+        is_transient: bool,
     },
     /// The VMM is confined, and the guest's first instruction is about to run. From now on, mounts can be
     /// moved into the VMM's mount namespace, whose root is the tree that the guest sees.

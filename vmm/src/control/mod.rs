@@ -100,10 +100,12 @@ impl Control {
         }
     }
 
-    /// Reports that the guest boots, though the configuration has a template, and why.
-    pub fn send_template_refused(&self, reason: &str) {
+    /// Reports that the guest boots, though the configuration has a template, and why. Another VMM can use it if
+    /// `is_transient`.
+    pub fn send_template_refused(&self, reason: &str, is_transient: bool) {
         self.send(&FromVmm::TemplateRefused {
             reason: reason.to_owned(),
+            is_transient,
         });
     }
 

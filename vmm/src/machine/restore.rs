@@ -1,8 +1,8 @@
 //! A machine that continues from a snapshot. Called by the standalone mode and, with a template, by
 //! [`crate::shim_managed`], in place of [`super::build`].
 //!
-//! The order follows from what refers to what: the host is compared before anything else, so that a guest can
-//! still boot in this process ([`compare_host`]); memory and devices exist before their states are set; KVM
+//! The order follows from what refers to what: the host is compared and memory is mapped before anything else, so
+//! that a guest can still boot in this process ([`prepare`]); memory and devices exist before their states are set; KVM
 //! takes a vCPU's state while its thread does not exist ([`crate::snapshot::vcpu`]); the clock starts last;
 //! the new generation id interrupts a vCPU, which must have its local APIC.
 
@@ -23,11 +23,12 @@ use crate::kvm::Vm;
 use crate::snapshot::Snapshot;
 use crate::snapshot::host::Host;
 use crate::snapshot::state::MachineState;
+use crate::virtio::Memory;
 
 /// Open files and devices that a machine is restored with.
 pub struct Resources {
-    /// Of [`compare_host`].
-    pub vm: SameHost,
+    /// Of [`prepare`], with this snapshot.
+    pub prepared: Prepared,
     /// Where the machine continues.
     pub snapshot: Snapshot,
     /// The console's ring, [`nacre_protocol::console::RING_BYTES`] long.
@@ -36,32 +37,44 @@ pub struct Resources {
     pub devices: Vec<DeviceBuilder>,
 }
 
-/// A VM on a host that does not differ from the snapshot's. It has vCPU 0, whose TSC was compared, and nothing
-/// else.
+/// A VM on a host that does not differ from the snapshot's, and the snapshot's memory.
 #[derive(Debug)]
-pub struct SameHost {
+pub struct Prepared {
+    /// It has vCPU 0, whose TSC was compared, and nothing else.
     vm: Vm,
     first: VcpuFd,
+    memory: Memory,
 }
 
-/// Compares this host with the one that `snapshot` was made on. `kvm` is `/dev/kvm`, open for reading and
-/// writing.
+/// Compares this host with the one that `snapshot` was made on, and maps the snapshot's memory. `kvm` is `/dev/kvm`,
+/// open for reading and writing.
 ///
 /// # Errors
-/// [`Failure`] with the first difference.
-pub fn compare_host(kvm: OwnedFd, snapshot: &Snapshot) -> Result<SameHost, Failure> {
-    let compare = || {
-        let saved = &snapshot.machine;
-        let vcpus = saved.size.max_vcpus;
-        if let Some(missing) = (0..vcpus).nth(saved.vcpus.len()) {
-            return Err(Error::MissingVcpu(missing));
-        }
-        let vm = Vm::new(kvm)?;
-        let first = vm.create_vcpu(0)?;
-        saved.host.compare(&Host::of(&vm, &first, vcpus)?)?;
-        Ok(SameHost { vm, first })
+/// [`Failure`] with the step that failed, or with the first difference.
+pub fn prepare(kvm: OwnedFd, snapshot: &Snapshot) -> Result<Prepared, Failure> {
+    let saved = &snapshot.machine;
+    let (vm, first) = compare_host(kvm, saved).map_err(Failure::at("compare the host"))?;
+    let failed = "map guest memory";
+    let file = snapshot.memory.try_clone().map_err(memory::Error::File);
+    let backing = Backing::File {
+        file: file.map_err(Failure::at(failed))?,
+        offset: 0,
+        data: saved.data.clone(),
     };
-    compare().map_err(Failure::at("compare the host"))
+    let ranges = Ranges::of(u64::from(saved.size.memory_mib) << 20);
+    let memory = memory::map(&ranges, &backing).map_err(Failure::at(failed))?;
+    Ok(Prepared { vm, first, memory })
+}
+
+fn compare_host(kvm: OwnedFd, saved: &MachineState) -> Result<(Vm, VcpuFd), Error> {
+    let vcpus = saved.size.max_vcpus;
+    if let Some(missing) = (0..vcpus).nth(saved.vcpus.len()) {
+        return Err(Error::MissingVcpu(missing));
+    }
+    let vm = Vm::new(kvm)?;
+    let first = vm.create_vcpu(0)?;
+    saved.host.compare(&Host::of(&vm, &first, vcpus)?)?;
+    Ok((vm, first))
 }
 
 /// Restores a machine, which is then paused: [`Machine::resume`] lets the guest continue, and
@@ -77,22 +90,11 @@ pub fn restore(
     mut on_step: impl FnMut(&'static str),
 ) -> Result<Machine, Failure> {
     let Resources {
-        vm: SameHost { vm, first },
-        snapshot: Snapshot {
-            machine: saved,
-            memory,
-            ..
-        },
+        prepared: Prepared { vm, first, memory },
+        snapshot: Snapshot { machine: saved, .. },
         console_ring,
         devices,
     } = resources;
-    let backing = Backing::File {
-        file: memory,
-        offset: 0,
-        data: saved.data.clone(),
-    };
-    let ranges = Ranges::of(config.memory_bytes());
-    let memory = memory::map(&ranges, &backing).map_err(Failure::at("map guest memory"))?;
     memory::copy_ahead(&memory, &saved.early_writes);
     let memory = Arc::new(memory);
     vm.set_memory(&memory)

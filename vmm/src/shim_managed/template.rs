@@ -8,8 +8,9 @@ use nacre_protocol::control::{DescriptorError, Descriptors, DeviceConfig, Templa
 use nacre_protocol::guest::SHARED_TAG;
 
 use crate::config::Config;
-use crate::machine::restore::{SameHost, compare_host};
-use crate::machine::{Failure, Resources};
+use crate::kvm;
+use crate::machine::restore::{self, Prepared};
+use crate::machine::{self, Failure, Resources, memory};
 use crate::snapshot::state::Size;
 use crate::snapshot::{Files, Named, OpenError, Snapshot};
 
@@ -29,7 +30,7 @@ pub struct Continuation {
     /// The template's snapshot.
     pub snapshot: Snapshot,
     /// The VM to restore it in.
-    pub vm: SameHost,
+    pub prepared: Prepared,
 }
 
 /// Why the guest does not continue from the template.
@@ -67,12 +68,46 @@ pub enum Refused {
     /// The tag of virtio-fs is in the memory of the template's guest.
     #[error("the template has the tag {SHARED_TAG:?}, and virtio-fs of the VM another one")]
     Tag,
-    /// The host differs from the one that the template was made on.
+    /// The host differs from the one that the template was made on, or memory can't be mapped.
     #[error(transparent)]
     Host(#[from] Failure),
     /// `/dev/kvm` can't be opened twice.
     #[error("duplicating the descriptor of /dev/kvm: {0}")]
     Descriptor(std::io::Error),
+}
+
+impl Refused {
+    /// Whether the host lacked memory or descriptors at this moment, so that nothing is known to be wrong with the
+    /// template.
+    pub fn is_transient(&self) -> bool {
+        let cause = match self {
+            Self::Descriptor(error) => error.raw_os_error(),
+            Self::Open(OpenError::Io { reason, .. }) => reason.raw_os_error(),
+            Self::Host(failure) => os_error(&failure.error),
+            Self::Open(OpenError::Unsafe(_) | OpenError::Format { .. } | OpenError::Content { .. })
+            | Self::Size { .. }
+            | Self::CommandLine { .. }
+            | Self::Devices { .. }
+            | Self::Tag => None,
+        };
+        cause.is_some_and(|errno| [libc::ENOMEM, libc::EAGAIN, libc::EMFILE, libc::ENFILE].contains(&errno))
+    }
+}
+
+/// The error of the system call that a step of [`restore::prepare`] failed by.
+fn os_error(error: &machine::Error) -> Option<i32> {
+    if let machine::Error::Kvm(kvm::Error::Ioctl { source, .. }) = error {
+        return Some(source.errno());
+    }
+    if let machine::Error::Memory(
+        memory::Error::Map { source, .. }
+        | memory::Error::Advise { source, .. }
+        | memory::Error::File(source),
+    ) = error
+    {
+        return source.raw_os_error();
+    }
+    None
 }
 
 impl Template {
@@ -114,8 +149,8 @@ impl Template {
         check_command_line(&snapshot.extra_cmdline, &config.extra_cmdline)?;
         self.check_devices(&snapshot)?;
         let kvm = resources.kvm.try_clone().map_err(Refused::Descriptor)?;
-        let vm = compare_host(kvm, &snapshot)?;
-        Ok(Continuation { snapshot, vm })
+        let prepared = restore::prepare(kvm, &snapshot)?;
+        Ok(Continuation { snapshot, prepared })
     }
 
     fn check_devices(&self, snapshot: &Snapshot) -> Result<(), Refused> {
@@ -164,4 +199,55 @@ fn check_command_line(saved: &str, found: &str) -> Result<(), Refused> {
         saved: saved.to_owned(),
         found: found.to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_shortage_says_nothing_of_the_template() {
+        let failed = |errno| io::Error::from_raw_os_error(errno);
+        let read = |errno| {
+            Refused::Open(OpenError::Io {
+                file: "state".into(),
+                reason: failed(errno),
+            })
+        };
+        let mapped = |errno| {
+            let (bytes, source) = (1, failed(errno));
+            Refused::Host(Failure::at("map guest memory")(memory::Error::Map {
+                bytes,
+                source,
+            }))
+        };
+        let kvm = |errno| {
+            let error = kvm::error_at("creating a VM")(kvm_ioctls::Error::new(errno));
+            Refused::Host(Failure::at("compare the host")(error))
+        };
+        for shortage in [
+            read(libc::ENFILE),
+            mapped(libc::ENOMEM),
+            kvm(libc::ENOMEM),
+            Refused::Descriptor(failed(libc::EMFILE)),
+        ] {
+            assert!(shortage.is_transient(), "{shortage}");
+        }
+        let end = OpenError::Io {
+            file: "state".into(),
+            reason: io::ErrorKind::UnexpectedEof.into(),
+        };
+        let missing = Failure::at("compare the host")(machine::Error::MissingVcpu(1));
+        for fault in [
+            Refused::Open(end),
+            read(libc::EIO),
+            mapped(libc::EINVAL),
+            Refused::Host(missing),
+            Refused::Tag,
+        ] {
+            assert!(!fault.is_transient(), "{fault}");
+        }
+    }
 }

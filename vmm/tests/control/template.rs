@@ -1,11 +1,14 @@
 //! A VMM in its jail whose guest continues from a template, or boots because that can't be used.
 
-use std::os::unix::fs::FileExt as _;
+use std::fs::Permissions;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nacre_vmm::config::{Config, ConsoleOutput};
 use nacre_vmm::jail::Confinement;
 use nacre_vmm::machine::{self, DeviceBuilder, Machine, Resources};
+use nacre_vmm::snapshot::format::{self, Header};
+use nacre_vmm::snapshot::state::MachineState;
 use nacre_vmm::snapshot::{Images, Target};
 use nacre_vmm::virtio::{fs, vsock};
 use tempfile::TempDir;
@@ -43,7 +46,22 @@ struct Template {
     directory: TempDir,
 }
 
+/// Changes what the file `state` has.
+type Change = fn(&mut Header, &mut MachineState);
+
 impl Template {
+    /// A copy of the file `state` that `change` has changed, with the sum of the changed content.
+    fn with_state(&self, change: Change) -> File {
+        let bytes = std::fs::read(self.path("snapshot").join("state")).unwrap();
+        let (mut header, mut machine) = format::decode(&bytes, nacre_vmm::snapshot::BUILD).unwrap();
+        change(&mut header, &mut machine);
+        let path = self.path("changed");
+        std::fs::write(&path, format::encode(&header, &machine).unwrap()).unwrap();
+        let changed = File::open(path).unwrap();
+        changed.set_permissions(Permissions::from_mode(0o600)).unwrap();
+        changed
+    }
+
     /// Runs the guest in this process, and saves it; None without KVM.
     fn new() -> Option<Self> {
         let Some(kvm) = kvm() else {
@@ -171,7 +189,8 @@ fn a_template_that_can_t_be_used_is_named_and_the_guest_boots() {
             let message = vmm.control.receive::<FromVmm>().unwrap().0;
             if message == FromVmm::Running {
                 break;
-            } else if let FromVmm::TemplateRefused { reason } = message {
+            } else if let FromVmm::TemplateRefused { reason, is_transient } = message {
+                assert!(!is_transient, "{reason}");
                 reasons.push(reason);
             } else {
                 assert!(matches!(message, FromVmm::Step(_)), "{expected}: {message:?}");
@@ -233,4 +252,22 @@ fn a_template_that_can_t_be_used_is_named_and_the_guest_boots() {
         &memory,
         "the template's state: not a snapshot",
     );
+    let rows: [(Change, &str); 3] = [
+        (
+            |_, machine| machine.host.tsc_khz += 1,
+            "compare the host: the snapshot was made on another host: it differs in the frequency",
+        ),
+        (
+            |_, machine| machine.host.feature_msrs.push((0x8b, 1)),
+            "compare the host: the snapshot was made on another host: it differs in the MSR 0x8b",
+        ),
+        (
+            |header, _| header.build = "1+x".to_owned(),
+            "made by the build 1+x of nacre-vmm",
+        ),
+    ];
+    for (change, expected) in rows {
+        let changed = template.with_state(change);
+        refused(with_template(), &template.kernel, &changed, expected);
+    }
 }

@@ -58,7 +58,7 @@ impl Files {
         let snapshot = snapshot.unwrap();
         let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
         let resources = restore::Resources {
-            vm: restore::compare_host(kvm.into(), &snapshot)?,
+            prepared: restore::prepare(kvm.into(), &snapshot)?,
             snapshot,
             console_ring: None,
             devices,
@@ -259,9 +259,7 @@ fn another_host_and_a_missing_vcpu_are_found_before_anything_else() {
         let mut snapshot = opened.unwrap();
         change(&mut snapshot.machine);
         let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
-        restore::compare_host(kvm.into(), &snapshot)
-            .unwrap_err()
-            .to_string()
+        restore::prepare(kvm.into(), &snapshot).unwrap_err().to_string()
     };
     let text = error(&|machine| machine.host.tsc_khz += 1);
     assert!(
