@@ -3,8 +3,10 @@
 #![allow(unsafe_code, reason = "descriptor 3 is the protocol's")]
 
 use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::Arc;
 
@@ -21,6 +23,21 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::fake_agent::FakeAgent;
 use crate::fake_memory;
+
+/// Saves what is not a guest, to the directory after `--save`.
+pub fn save(arguments: &[String]) {
+    let mut words = arguments.iter().skip_while(|word| *word != "--save");
+    let directory = std::path::Path::new(words.nth(1).unwrap());
+    std::fs::DirBuilder::new().mode(0o700).create(directory).unwrap();
+    for name in ["state", "memory"] {
+        let mut options = File::options();
+        let file = options.write(true).create_new(true).mode(0o600);
+        file.open(directory.join(name))
+            .unwrap()
+            .write_all(b"fake")
+            .unwrap();
+    }
+}
 
 pub fn main() {
     assert_inherits_nothing_else();
@@ -77,6 +94,10 @@ fn take_files(configure: &Configure, fds: Vec<OwnedFd>) -> (File, StreamTable) {
             taps.iter().for_each(|tap| drop(fds.take("taps", *tap).unwrap()));
         }
     }
+    if let Some(files) = configure.template {
+        drop(fds.take("template: state", files.state).unwrap());
+        drop(fds.take("template: memory", files.memory).unwrap());
+    }
     let stream_table = fds.take("stream_table", stream_table.unwrap()).unwrap();
     fds.finish().unwrap();
     configure.check_devices().unwrap();
@@ -114,6 +135,20 @@ fn behave(channel: &Channel, configure: &Configure, console: &mut Writer) -> boo
             console.write(b"Kernel panic - not syncing: no init\n").unwrap();
             channel.send(&FromVmm::Ended(Outcome::Panic), &[]).unwrap();
             true
+        }
+        "fake=template-fails" if configure.template.is_some() => {
+            enter_namespaces();
+            channel.send(&FromVmm::Running, &[]).unwrap();
+            channel.send(&FromVmm::Ended(Outcome::Panic), &[]).unwrap();
+            true
+        }
+        "fake=template-refused" | "fake=template-refused-now" if configure.template.is_some() => {
+            let refused = FromVmm::TemplateRefused {
+                reason: "a reason".into(),
+                is_transient: configure.extra_cmdline.ends_with("now"),
+            };
+            channel.send(&refused, &[]).unwrap();
+            false
         }
         "fake=nonsense" => {
             channel.send(&"Nonsense", &[]).unwrap();

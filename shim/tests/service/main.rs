@@ -1,5 +1,5 @@
 //! Tests of the built shim from `start` to `delete`, by the ttrpc calls that containerd makes. VMM and agent
-//! are test doubles: this program, if it is started as `nacre-vmm --control-fd 3`. Needs root, for namespaces
+//! are test doubles: this program, if it is started as `nacre-vmm --control-fd 3`, or with `--save`. Needs root, for namespaces
 //! and mounts, and /dev/kvm, which the shim opens; no guest is run.
 #![allow(missing_docs, reason = "a test")]
 
@@ -20,6 +20,7 @@ mod remote;
 mod sandboxes;
 mod sizes;
 mod tasks;
+mod templates;
 
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -48,6 +49,10 @@ fn main() -> ExitCode {
         fake_vmm::main();
         return ExitCode::SUCCESS;
     }
+    if arguments.iter().any(|word| word == "--save") {
+        fake_vmm::save(&arguments);
+        return ExitCode::SUCCESS;
+    }
     if !nix::unistd::geteuid().is_root() || !std::path::Path::new("/dev/kvm").exists() {
         println!("skipped: these tests need root and /dev/kvm");
         return ExitCode::SUCCESS;
@@ -68,6 +73,7 @@ fn main() -> ExitCode {
         sandboxes::ALL,
         bootstrap::ALL,
         sizes::ALL,
+        templates::ALL,
     ]
     .into_iter()
     .flatten()

@@ -54,9 +54,15 @@ pub fn soon() -> ttrpc::context::Context {
     with_duration(Duration::from_secs(20))
 }
 
-/// Writes `config` as config.toml of the installation in `directory`. No fake guest is saved as a template.
+/// Writes `config` as config.toml of the installation in `directory`. No fake guest is saved as a template, unless
+/// `config` turns templates on.
 pub fn write_config(directory: &Path, config: &str) -> Result<()> {
-    let text = format!("templates = false\n{config}");
+    let off = if config.contains("templates = ") {
+        ""
+    } else {
+        "templates = false\n"
+    };
+    let text = format!("{off}{config}");
     Ok(std::fs::write(directory.join("etc/nacre/config.toml"), text)?)
 }
 
