@@ -1,5 +1,6 @@
 //! Opens streams to the host: over vsock in a guest, over Unix sockets if the agent runs standalone. Used for
 //! the agent's own connection and for every standard stream of a process; never accepts a connection.
+#![allow(unsafe_code, reason = "vsock's socket option has no safe wrapper")]
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -15,6 +16,15 @@ use tokio::io::unix::AsyncFd;
 
 use crate::async_fd;
 use crate::error::Error;
+
+/// SO_VM_SOCKETS_CONNECT_TIMEOUT of linux/vm_sockets.h.
+const CONNECT_TIMEOUT_OPTION: libc::c_int = 6;
+/// How long the host may take to accept a connection. It refuses one at once; the kernel's 2 s are too short for a host
+/// whose CPUs are all busy.
+static CONNECT_TIMEOUT: libc::timeval = libc::timeval {
+    tv_sec: 60,
+    tv_usec: 0,
+};
 
 /// The address family and address of the host.
 #[derive(Debug, Clone)]
@@ -61,10 +71,27 @@ impl Dialer {
 /// A vsock socket, bound to `port` of the guest if one is given.
 fn vsock_socket(port: Option<u32>) -> nix::Result<OwnedFd> {
     let socket = new_socket(AddressFamily::Vsock)?;
+    set_connect_timeout(&socket)?;
     if let Some(port) = port {
         bind(socket.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, port))?;
     }
     Ok(socket)
+}
+
+fn set_connect_timeout(socket: &OwnedFd) -> nix::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<libc::timeval>()).map_err(|_| Errno::EOVERFLOW)?;
+    let timeout = (&raw const CONNECT_TIMEOUT).cast();
+    // SAFETY: the kernel reads `length` bytes of a static of that size; the descriptor is open.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::AF_VSOCK,
+            CONNECT_TIMEOUT_OPTION,
+            timeout,
+            length,
+        )
+    };
+    Errno::result(result).map(drop)
 }
 
 fn new_socket(family: AddressFamily) -> nix::Result<OwnedFd> {
@@ -90,6 +117,20 @@ impl Dialing {
         match getsockopt(&stream, sockopt::SocketError).map_err(Error::system(what.clone()))? {
             0 => Ok(stream),
             error => Err(context()(io::Error::from_raw_os_error(error))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vsock_socket_takes_the_timeout() {
+        // A host without vsock has no such sockets.
+        match new_socket(AddressFamily::Vsock) {
+            Ok(_) => drop(vsock_socket(None).unwrap()),
+            Err(error) => println!("skipped: {error}"),
         }
     }
 }
