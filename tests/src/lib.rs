@@ -12,6 +12,7 @@ pub mod guests;
 pub mod host_mount;
 pub mod hostile;
 pub mod hung_file_system;
+pub mod identity;
 pub mod installation;
 pub mod leaks;
 pub mod loop_device;

@@ -265,6 +265,12 @@ impl Foreground {
         Ok(())
     }
 
+    /// Writes `line` and a newline to standard input.
+    pub fn send_line(&mut self, line: &str) -> Result<()> {
+        let stdin = self.stdin.as_mut().context("standard input was taken")?;
+        Ok(stdin.write_all(format!("{line}\n").as_bytes())?)
+    }
+
     /// Writes `bytes` to standard input in a new thread, then closes it.
     pub fn feed(&mut self, bytes: Vec<u8>) -> Result<std::thread::JoinHandle<std::io::Result<()>>> {
         let mut stdin = self.stdin.take().context("standard input was taken")?;

@@ -1,6 +1,9 @@
 //! Tests of pods that continue from a template instead of booting: when they do, when they don't, and that each
 //! is a machine of its own.
 
+mod clones;
+mod poisoned;
+
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,22 +13,32 @@ use nacre_tests::templates::{Appears, NONE_YET, directory};
 use serde_json::Value;
 
 use crate::operator::nacre;
-use crate::{Test, core, test};
+use crate::{Test, core, long, test};
 
 pub const TESTS: &[Test] = &[
-    core("pods from one template are machines of their own", own_machines),
+    core("pods from one template are machines of their own", || {
+        clones::differ(6)
+    }),
+    long("200 pods from one template are machines of their own", || {
+        clones::differ(200)
+    }),
     test(
         "the first pod of a kind has a template made, from which the next one continues",
         first_of_a_kind,
     ),
     test("a template that can't be used is made again", made_again),
+    test(
+        "whatever is in a template's place, the pod starts",
+        poisoned::ways,
+    ),
+    test(
+        "a template that is removed stays with the pods that use it",
+        poisoned::removed_in_use,
+    ),
+    test("a full disk leaves no template and a reason", poisoned::full_disk),
     test("a template does not grow while its pods use memory", no_growth),
     test("no pod uses a template if they are off", off),
 ];
-
-/// Prints what must differ between two pods, a line each: two random numbers of the kernel, and its id of the boot.
-const IDENTITY: &str = "head -c 16 /dev/urandom | md5sum; cat /proc/sys/kernel/random/uuid \
-    /proc/sys/kernel/random/boot_id; sleep 1000";
 
 /// A detached pod, which is removed on [`Pod::remove`].
 struct Pod(String);
@@ -43,14 +56,19 @@ impl Pod {
 
     /// Where its guest came from.
     fn origin(&self) -> Result<String> {
-        let inspected: Value = serde_json::from_str(&nacre(&["inspect", "--json", &self.0])?)?;
-        let origin = inspected["timeline"]["origin"].as_str();
-        Ok(origin.context("no origin in the timeline")?.to_owned())
+        origin_of(&self.0)
     }
 
     fn remove(self) -> Result<()> {
         remove_detached(&self.0)
     }
+}
+
+/// Where the guest of the pod `id` came from.
+fn origin_of(id: &str) -> Result<String> {
+    let inspected: Value = serde_json::from_str(&nacre(&["inspect", "--json", id])?)?;
+    let origin = inspected["timeline"]["origin"].as_str();
+    Ok(origin.context("no origin in the timeline")?.to_owned())
 }
 
 /// The origin of a pod that has come and gone.
@@ -61,39 +79,19 @@ fn origin_of_one(word: &str) -> Result<String> {
     origin
 }
 
-fn own_machines() -> Result<()> {
-    // The lab makes only that of pods without limits and configuration.
-    nacre(&["template", "build"])?;
-    let mut outputs = Vec::new();
-    let mut pods = Vec::new();
-    for word in ["clone-a", "clone-b"] {
-        let id = fresh_id(word);
-        let run = Run {
-            command: &["sh", "-c", IDENTITY],
-            ..Run::default()
-        };
-        let mut pod = run.spawn(&id)?;
-        let lines: Vec<String> = (0..3).map(|_| pod.line()).collect::<Result<_>>()?;
-        let origin = Pod(id).origin()?;
-        ensure!(origin.starts_with("template "), "{origin}");
-        outputs.push(lines);
-        pods.push(pod);
+/// A configuration whose pods are a kind of their own, with room for their template: those of other tests are removed.
+fn own_kind(memory_mib: u32) -> Result<Config> {
+    for entry in fs::read_dir(directory())? {
+        let path = entry?.path();
+        if path.extension().is_none() {
+            fs::remove_dir_all(path)?;
+        }
     }
-    for pod in pods {
-        pod.kill("KILL")?;
-        pod.wait_with_output()?;
-    }
-    let [one, other] = &outputs[..] else {
-        anyhow::bail!("two pods")
-    };
-    for (a, b) in one.iter().zip(other) {
-        ensure!(a != b, "both pods have {a}");
-    }
-    Ok(())
+    Config::with(&format!("memory_mib = {memory_mib}\n"))
 }
 
 fn first_of_a_kind() -> Result<()> {
-    let config = Config::with("memory_mib = 320\n")?;
+    let config = own_kind(320)?;
     let appears = Appears::watch()?;
     let first = Pod::start("template-first")?;
     let template = appears.wait();
@@ -110,17 +108,19 @@ fn first_of_a_kind() -> Result<()> {
     Ok(())
 }
 
+/// The key of the template with `memory_mib`.
+fn key_of(memory_mib: u32) -> Result<String> {
+    let list: Value = serde_json::from_str(&nacre(&["template", "list", "--json"])?)?;
+    let mut entries = list.as_array().into_iter().flatten();
+    let entry = entries.find(|entry| entry["kind"]["memory_mib"] == memory_mib);
+    let key = entry.and_then(|entry| entry["key"].as_str());
+    Ok(key.context("the template is not listed")?.to_owned())
+}
+
 fn made_again() -> Result<()> {
-    let config = Config::with("memory_mib = 336\n")?;
+    let config = own_kind(336)?;
     nacre(&["template", "build"])?;
-    let made = |json: &str| -> Result<String> {
-        let list: Value = serde_json::from_str(json)?;
-        let mut entries = list.as_array().into_iter().flatten();
-        let entry = entries.find(|entry| entry["kind"]["memory_mib"] == 336);
-        let key = entry.and_then(|entry| entry["key"].as_str());
-        Ok(key.context("the template is not listed")?.to_owned())
-    };
-    let key = made(&nacre(&["template", "list", "--json"])?)?;
+    let key = key_of(336)?;
     let appears = Appears::watch()?;
     fs::write(directory().join(&key).join("state"), "damaged")?;
     let origin = origin_of_one("template-damaged")?;
