@@ -7,6 +7,8 @@ use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
 
+use nacre_protocol::bpf;
+
 use crate::error::Error;
 
 const BPF_PROG_LOAD: libc::c_int = 5;
@@ -42,7 +44,7 @@ struct AttachAttributes {
 /// an access.
 pub fn attach(program: &[u64], directory: &Path) -> Result<(), Error> {
     let cgroup = File::open(directory).map_err(Error::file("opening", directory))?;
-    let program = load(program).map_err(Error::system("loading the device program"))?;
+    let program = bpf::load(|| load(program)).map_err(Error::system("loading the device program"))?;
     let number = |fd: i32| u32::try_from(fd).unwrap_or(u32::MAX);
     let attributes = AttachAttributes {
         target: number(cgroup.as_raw_fd()),

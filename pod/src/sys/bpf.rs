@@ -5,6 +5,8 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
+use nacre_protocol::bpf;
+
 const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_PROG_LOAD: libc::c_int = 5;
@@ -121,9 +123,11 @@ pub fn load_socket_lookup(instructions: &[u64]) -> io::Result<OwnedFd> {
         interface: 0,
         expected_attach_type: BPF_SK_LOOKUP,
     };
-    // SAFETY: the structure is the one that this command reads; it and the memory that it points to outlive
-    // the call.
-    let result = unsafe { call(BPF_PROG_LOAD, &attributes) };
+    let result = bpf::load(|| {
+        // SAFETY: the structure is the one that this command reads; it and the memory that it points to outlive
+        // the call.
+        unsafe { call(BPF_PROG_LOAD, &attributes) }
+    });
     owned(result?)
 }
 
