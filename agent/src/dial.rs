@@ -22,7 +22,7 @@ const CONNECT_TIMEOUT_OPTION: libc::c_int = 6;
 /// How long the host may take to accept a connection. It refuses one at once; the kernel's 2 s are too short for a host
 /// whose CPUs are all busy.
 static CONNECT_TIMEOUT: libc::timeval = libc::timeval {
-    tv_sec: 60,
+    tv_sec: 45,
     tv_usec: 0,
 };
 

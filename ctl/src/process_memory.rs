@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use nacre_protocol::state::Pod;
+use nacre_protocol::state::{Pod, PodState};
 use serde::Serialize;
 
 /// The resident memory of one process.
@@ -44,10 +44,17 @@ pub struct PodProcesses {
 impl PodProcesses {
     /// The memory of `pod`'s processes.
     pub fn of(pod: &Pod) -> Self {
-        let shim = pod.is_shim_running().then_some(pod.shim_pid);
+        if !pod.is_shim_running() {
+            return Self {
+                vmm: None,
+                shim: None,
+            };
+        }
+        // Another process may have the pid of a VMM that has ended.
+        let vmm = pod.vmm_pid.filter(|_| pod.state != PodState::Stopped);
         Self {
-            vmm: pod.vmm_pid.and_then(ProcessMemory::of),
-            shim: shim.and_then(ProcessMemory::of),
+            vmm: vmm.and_then(ProcessMemory::of),
+            shim: ProcessMemory::of(pod.shim_pid),
         }
     }
 

@@ -24,7 +24,8 @@ pub enum Command {
     },
     /// Make the template of a pod without limits, as its first start would.
     ///
-    /// Pods with limits have templates of their own, which their first starts make.
+    /// Most other pods continue from it, too. Those that need less memory have smaller ones, which their first starts
+    /// make.
     Build,
     /// Remove the templates that no pod can use: a file of the installation was replaced since. Pods do this,
     /// too, whenever one makes a template.

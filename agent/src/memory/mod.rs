@@ -31,7 +31,7 @@ const MEMINFO: &str = "/proc/meminfo";
 const INTERVAL: Duration = Duration::from_secs(10);
 /// How many looks in a row must find it unneeded.
 const LOOKS: u32 = 3;
-/// How long the kernel may take to make plugged memory usable.
+/// How long the kernel may take to make the next block of plugged memory usable.
 const ARRIVAL: Duration = Duration::from_secs(20);
 
 /// Memory that the VM has besides that at boot.
@@ -80,7 +80,7 @@ impl Memory {
     }
 
     /// Takes note of what the VM has been given, finds the device that plugs it in if it is new, and waits
-    /// until the memory is usable, for [`ARRIVAL`] at most. Returns the usable memory besides that at boot,
+    /// until the memory is usable, for [`ARRIVAL`] per block at most. Returns the usable memory besides that at boot,
     /// MiB.
     pub async fn give(&self, given: Given) -> Result<u32, Error> {
         if given.plugged_mib > 0 && !self.has_device.load(Ordering::Relaxed) {
@@ -101,21 +101,24 @@ impl Memory {
 
     async fn arrival(&self, given: Given) -> Result<u32, Error> {
         let uevents = uevents()?;
-        let arrived = async {
-            loop {
-                let total = total()?;
-                let now = self.plugged_mib(total);
-                // The containers may use each block at once.
-                self.limit(total, given).await?;
-                if has_arrived(now, given.plugged_mib) {
-                    return Ok(now);
-                }
-                uevents.next().await.map_err(receiving)?;
+        let mut arrived = 0;
+        let mut late = Instant::now() + ARRIVAL;
+        loop {
+            let total = total()?;
+            let now = self.plugged_mib(total);
+            // The containers may use each block at once.
+            self.limit(total, given).await?;
+            if has_arrived(now, given.plugged_mib) {
+                return Ok(now);
             }
-        };
-        match tokio::time::timeout(ARRIVAL, arrived).await {
-            Ok(arrived) => arrived,
-            Err(_late) => Ok(self.plugged_mib(total()?)),
+            if now > arrived {
+                arrived = now;
+                late = Instant::now() + ARRIVAL;
+            }
+            match tokio::time::timeout_at(late, uevents.next()).await {
+                Ok(next) => drop(next.map_err(receiving)?),
+                Err(_late) => return Ok(now),
+            }
         }
     }
 

@@ -26,6 +26,9 @@ use nacre_protocol::control::{MAX_PLUGGED_MIB, MEMORY_SECTION_MIB};
 
 /// What the guest's kernel and agent need besides the containers, MiB.
 const GUEST_MIB: u64 = 128;
+/// Most memory that is added to a guest that continues from a template, before its first container starts, MiB. A VM
+/// that needs more boots with it.
+const MAX_ADDED_MIB: u32 = 16 * 1024;
 /// The guest's kernel describes each page of 4 KiB by 64 bytes: one part in 64 of all memory, which is one in
 /// 63 of the rest.
 const PAGES_PER_DESCRIPTION: u64 = 63;
@@ -39,9 +42,9 @@ pub struct VmSize {
     pub max_mib: u32,
     /// vCPUs that are online at boot.
     pub vcpus: u8,
-    /// vCPUs that come online if no limit says how many.
-    pub usual_vcpus: u8,
-    /// The most vCPUs.
+    /// The most vCPUs that come online, as many if no limit says less.
+    pub most_vcpus: u8,
+    /// vCPUs that exist: in a template as many as any pod may have.
     pub max_vcpus: u8,
 }
 
@@ -52,23 +55,25 @@ impl VmSize {
         let limits = limits.on(host);
         let boot_mib = limits.memory().map_or(config.memory_mib, vm_memory_mib);
         let boot_mib = boot_mib.clamp(MIN_MEMORY_MIB, MAX_MEMORY_MIB);
-        let share = u64::from(host.memory_mib) * u64::from(config.max_memory_percent) / 100;
-        let share = u32::try_from(share).unwrap_or(u32::MAX);
-        let pluggable = share.saturating_sub(boot_mib).min(MAX_PLUGGED_MIB);
-        let vcpus = limits.cpus().unwrap_or(config.vcpus).clamp(1, MAX_VCPUS);
+        // Beyond the host's CPUs a quota limits nothing.
+        let useful = max_vcpus(config, host.cpus).max(host.cpus);
+        let vcpus = limits
+            .cpus()
+            .map_or(config.vcpus, |cpus| cpus.min(useful))
+            .clamp(1, MAX_VCPUS);
         let max_vcpus = max_vcpus(config, host.cpus).max(vcpus);
         Self {
             boot_mib,
-            max_mib: boot_mib + pluggable / MEMORY_SECTION_MIB * MEMORY_SECTION_MIB,
+            max_mib: boot_mib + pluggable_mib(boot_mib, config, host),
             vcpus,
-            usual_vcpus: max_vcpus,
+            most_vcpus: max_vcpus,
             max_vcpus,
         }
     }
 
     /// This size, if the guest continues from a template, with what the template's guest has: as few sizes as
     /// possible, so that most pods share one. Memory is a multiple of [`MEMORY_SECTION_MIB`] up to that of a pod
-    /// without a limit. None if the rest can't be plugged in.
+    /// without a limit. None if more than [`MAX_ADDED_MIB`] would be missing.
     #[must_use]
     pub fn in_template(&self, config: &Config, host: Host) -> Option<Self> {
         let boot_mib = self
@@ -79,14 +84,18 @@ impl VmSize {
             .boot_mib
             .saturating_sub(boot_mib)
             .next_multiple_of(MEMORY_SECTION_MIB);
-        let pluggable = self.max_mib.saturating_sub(boot_mib) / MEMORY_SECTION_MIB * MEMORY_SECTION_MIB;
-        let pluggable = pluggable.min(MAX_PLUGGED_MIB).max(missing);
-        (pluggable <= MAX_PLUGGED_MIB).then(|| Self {
+        let usual_max = max_vcpus(config, host.all_cpus).max(config.vcpus);
+        (missing <= MAX_ADDED_MIB).then(|| Self {
             boot_mib,
-            max_mib: boot_mib + pluggable,
+            max_mib: boot_mib + pluggable_mib(boot_mib, config, host).max(missing),
             vcpus: self.vcpus.min(config.vcpus),
-            usual_vcpus: self.usual_vcpus,
-            max_vcpus: self.max_vcpus.max(max_vcpus(config, host.all_cpus)),
+            most_vcpus: self.most_vcpus,
+            // One further kind for all pods with more.
+            max_vcpus: if self.max_vcpus > usual_max {
+                MAX_VCPUS
+            } else {
+                usual_max
+            },
         })
     }
 
@@ -111,6 +120,14 @@ impl VmSize {
             .saturating_mul(MEMORY_SECTION_MIB);
         self.boot_mib.saturating_add(plugged).min(self.max_mib)
     }
+}
+
+/// What can be plugged into a VM that has `boot_mib` at boot, MiB.
+fn pluggable_mib(boot_mib: u32, config: &Config, host: Host) -> u32 {
+    let share = u64::from(host.memory_mib) * u64::from(config.max_memory_percent) / 100;
+    let share = u32::try_from(share).unwrap_or(u32::MAX);
+    let pluggable = share.saturating_sub(boot_mib).min(MAX_PLUGGED_MIB);
+    pluggable / MEMORY_SECTION_MIB * MEMORY_SECTION_MIB
 }
 
 /// The most vCPUs of a VM without a limit that may run on `cpus` of the host's CPUs.

@@ -124,7 +124,7 @@ impl PodSize {
             }
         }
         // Beyond the host's CPUs a quota limits nothing, in a VM as little as without one.
-        let (needed, max) = (limits.cpus().unwrap_or(0), self.vm.max_vcpus);
+        let (needed, max) = (limits.cpus().unwrap_or(0), self.vm.most_vcpus);
         if needed > max && self.host.cpus > max {
             return Err(TooLarge::Cpus { needed, max });
         }
@@ -146,12 +146,7 @@ impl PodSize {
             } else {
                 self.vm.max_mib
             },
-            vcpus: if cpus.is_limited {
-                limited
-            } else {
-                self.vm.usual_vcpus
-            }
-            .min(self.vm.max_vcpus),
+            vcpus: if cpus.is_limited { limited } else { u8::MAX }.min(self.vm.most_vcpus),
         }
     }
 

@@ -60,7 +60,7 @@ fn the_vm_boots_with_what_its_pod_s_limits_need() {
         (GIB, 200_000, 1024 + 16 + 128, 2),
         // As many bytes as the host has are no limit, as under runc.
         (16 * GIB, 1, 512, 1),
-        (i64::MAX, i64::MAX, 512, 32),
+        (i64::MAX, i64::MAX, 512, 8),
         (8 * GIB, 0, 8192 + 130 + 128, 1),
     ] {
         let size = plan(limits(memory, quota));
@@ -124,7 +124,7 @@ fn most_pods_continue_from_the_same_size() {
         (GIB, 200_000, 512),
         (8 * GIB, 800_000, 512),
         // The CPU limit beyond the host's limits nothing.
-        (0, 700_000, 512),
+        (0, 900_000, 512),
     ] {
         let limits = limits(memory, quota);
         let size = in_template(limits, HOST).unwrap();
@@ -144,11 +144,22 @@ fn most_pods_continue_from_the_same_size() {
             "{quota}"
         );
     }
+    // A limit above the usual maximum has another kind, whatever it is.
+    let config_of_two = super::tests::config(75, Some(2));
+    for quota in [300_000, 800_000] {
+        let size = VmSize::plan(&limits(0, quota), &config_of_two, HOST);
+        assert_eq!(
+            size.in_template(&config_of_two, HOST).unwrap().max_vcpus,
+            MAX_VCPUS
+        );
+    }
     // Two of the host's CPUs, for which a VM that boots has two vCPUs.
     let few = Host { cpus: 2, ..HOST };
     let size = in_template(Limits::default(), few).unwrap();
     assert_eq!((size.boot_mib, size.max_vcpus), (usual.boot_mib, usual.max_vcpus));
-    assert_eq!(PodSize::new(size, Limits::default(), few).target().vcpus, 2);
+    for limits in [Limits::default(), limits(0, 400_000)] {
+        assert_eq!(PodSize::new(size, limits, few).target().vcpus, 2);
+    }
 }
 
 #[test]
@@ -163,14 +174,20 @@ fn a_limit_beyond_the_share_of_the_host_is_plugged_in() {
 }
 
 #[test]
-fn a_pod_that_needs_more_than_can_be_plugged_in_boots() {
+fn a_pod_to_which_much_would_be_added_boots() {
     let host = Host {
         memory_mib: u32::MAX,
         ..HOST
     };
     let config = config(75, None);
-    let size = VmSize::plan(&limits(300 << 30, 0), &config, host);
-    assert_eq!(size.in_template(&config, host), None);
+    for (gib, is_in_template) in [(15, true), (17, false), (300, false)] {
+        let size = VmSize::plan(&limits(gib << 30, 0), &config, host);
+        assert_eq!(
+            size.in_template(&config, host).is_some(),
+            is_in_template,
+            "{gib} GiB"
+        );
+    }
 }
 
 #[test]
@@ -179,7 +196,7 @@ fn sizes_are_steps_from_that_at_boot() {
         boot_mib: 513,
         max_mib: 513 + 3 * 128,
         vcpus: 1,
-        usual_vcpus: 1,
+        most_vcpus: 1,
         max_vcpus: 1,
     };
     for (mib, want) in [

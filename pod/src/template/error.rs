@@ -3,7 +3,7 @@
 
 #[cfg(doc)]
 use super::Store;
-use super::store::{MAX_MEMORY_MIB, MAX_TEMPLATES};
+use super::store::MAX_TEMPLATES;
 use crate::state;
 
 /// Why a pod has no template.
@@ -18,8 +18,8 @@ pub enum Absent {
     /// Its console is to be logged from the boot on.
     #[error("console_to_log in config.toml: the guest boots, so that the log has all of it")]
     Logged,
-    /// Its memory at boot, MiB, would make a large template.
-    #[error("the pod has {0} MiB at boot, and templates at most {MAX_MEMORY_MIB}")]
+    /// A template with its memory at boot, MiB, would be large, or the rest would take long to plug in.
+    #[error("the pod has {0} MiB at boot, which is more than templates are for")]
     Large(u32),
     /// One could not be made, or a guest did not continue from it: what [`Store::record_failure`] has recorded.
     #[error("{0}")]

@@ -222,8 +222,10 @@ impl Store {
             directory,
             _lock: lock,
         };
-        if self.find(key).is_ok() {
-            return Ok(Begun::Exists);
+        match self.find(key) {
+            Ok(_) => return Ok(Begun::Exists),
+            Err(Absent::Unreadable(reason)) => return Err(Error::NotMade(reason)),
+            Err(_) => {}
         }
         // One that no pod can use, such as with a file too few.
         self.remove(key)?;
@@ -310,6 +312,8 @@ impl Store {
         let record = self.beside(key, FAILED);
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
+        // A FIFO in its place must not block, and a link not be followed.
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
         let written = options
             .open(&record)
             .and_then(|mut file| file.write_all(reason.as_bytes()));
@@ -325,8 +329,13 @@ impl Store {
         let mut collected = Collected::default();
         let names = self.names()?;
         for key in names.iter().filter(|name| !name.contains('.')) {
-            let kind = self.find(key).ok().and_then(|entry| entry.kind);
-            if !kind.as_ref().is_some_and(Kind::is_current) {
+            let is_current = match self.find(key) {
+                Ok(entry) => entry.kind.as_ref().is_some_and(Kind::is_current),
+                // Such as for want of descriptors.
+                Err(Absent::Unreadable(_)) => continue,
+                Err(_) => false,
+            };
+            if !is_current {
                 self.remove(key)?;
                 collected.removed.push(key.clone());
             }

@@ -18,7 +18,7 @@ const SIZE: VmSize = VmSize {
     boot_mib: 512,
     max_mib: 1024,
     vcpus: 1,
-    usual_vcpus: 2,
+    most_vcpus: 2,
     max_vcpus: 2,
 };
 const DEADLINE: Duration = Duration::from_secs(60);

@@ -16,7 +16,7 @@ use super::streams::Agent;
 use crate::StandaloneArguments;
 
 /// How long a guest that was saved may take until its agent connects again.
-const CONNECTS: Duration = Duration::from_secs(20);
+const CONNECTS: Duration = Duration::from_secs(60);
 /// How long the agent takes to mount the shared tree after that, and some more. No event says that it waits: it says
 /// nothing before it is asked, in a protocol that the VMM does not know, and a vCPU that halts does not leave KVM. If
 /// it takes longer, fewer pages are copied ahead.

@@ -283,12 +283,7 @@ impl Sandbox {
     fn end_change(&mut self, change: Change, before: Given, result: Result<(), Error>) {
         let Some(sizing) = &mut self.sizing else { return };
         match change {
-            Change::Fit => {
-                sizing.fit.send_replace(match result {
-                    Ok(()) => Fit::Fits,
-                    Err(error) => Fit::Failed(error),
-                });
-            }
+            Change::Fit => sizing.fitted(result),
             Change::Update(id, resources, reply) => {
                 if result.is_ok() && self.containers.contains_key(&id) {
                     sizing.update(&id, &resources);
@@ -312,6 +307,23 @@ impl Sandbox {
 }
 
 impl Sizing {
+    /// A [`Change::Fit`] has ended. Another one may wait, for a container that came meanwhile; it is not needed if the
+    /// VM has got what it asks for.
+    fn fitted(&mut self, result: Result<(), Error>) {
+        let target = self.target(&self.needed, self.given.memory_mib);
+        let has_target = (target.memory_mib, target.vcpus) == (self.given.memory_mib, self.given.vcpus);
+        if result.is_ok() && has_target {
+            self.waiting.retain(|change| !matches!(change, Change::Fit));
+        }
+        if self.waiting.iter().any(|change| matches!(change, Change::Fit)) {
+            return;
+        }
+        self.fit.send_replace(match result {
+            Ok(()) => Fit::Fits,
+            Err(error) => Fit::Failed(error),
+        });
+    }
+
     /// Refuses all changes that wait, for `error`.
     fn end(&mut self, error: &Error) {
         for change in self.waiting.drain(..) {
@@ -379,13 +391,13 @@ mod tests {
     use super::*;
     use crate::size::Host;
 
-    #[test]
-    fn the_end_of_the_vm_ends_the_wait_for_its_size() {
+    /// A pod without limits, whose VM has 256 of 512 MiB.
+    fn sizing() -> Sizing {
         let vm = VmSize {
             boot_mib: 256,
             max_mib: 512,
             vcpus: 1,
-            usual_vcpus: 1,
+            most_vcpus: 1,
             max_vcpus: 1,
         };
         let host = Host {
@@ -393,12 +405,45 @@ mod tests {
             all_cpus: 1,
             memory_mib: 1024,
         };
-        let mut sizing = Sizing::new(PodSize::new(vm, Limits::default(), host));
+        Sizing::new(PodSize::new(vm, Limits::default(), host))
+    }
+
+    #[test]
+    fn the_end_of_the_vm_ends_the_wait_for_its_size() {
+        let mut sizing = sizing();
         let fit = sizing.fit();
         sizing.fit.send_replace(Fit::Changing);
         sizing.waiting.push_back(Change::Fit);
         sizing.end(&Error::Closing);
         assert!(matches!(*fit.borrow(), Fit::Failed(Error::Closing)));
         assert!(sizing.waiting.is_empty());
+    }
+
+    #[test]
+    fn a_container_that_comes_during_a_change_waits_for_its_own() {
+        let mut sizing = sizing();
+        let fit = sizing.fit();
+        let come = |sizing: &mut Sizing| {
+            sizing.fit.send_replace(Fit::Changing);
+            sizing.waiting.push_back(Change::Fit);
+        };
+        come(&mut sizing);
+        // The change before it has brought what it needs.
+        sizing.fitted(Ok(()));
+        assert!(matches!(*fit.borrow(), Fit::Fits) && sizing.waiting.is_empty());
+        let limits = Limits::from(SizeHints {
+            memory_limit: Some(300 << 20),
+            ..SizeHints::default()
+        });
+        sizing.needed.set("more", limits).unwrap();
+        for result in [Ok(()), Err(Error::Closing)] {
+            sizing.waiting.clear();
+            come(&mut sizing);
+            sizing.fitted(result);
+            assert!(matches!(*fit.borrow(), Fit::Changing) && sizing.waiting.len() == 1);
+        }
+        sizing.waiting.clear();
+        sizing.fitted(Err(Error::Closing));
+        assert!(matches!(*fit.borrow(), Fit::Failed(Error::Closing)));
     }
 }
