@@ -115,7 +115,8 @@ fn overhead() -> Result<()> {
         let number = |key: &str| pod[key].as_u64().with_context(|| format!("no {key} in {pod}"));
         let (vm, shim) = (number("vm_bytes")?, number("shim_bytes")?);
         let containers = number("containers_bytes")?;
-        ensure!(vm > 16 << 20 && shim > 1 << 18 && containers > 0, "{measured:#}");
+        // The guest of a template has most of its pages from there.
+        ensure!(vm > 2 << 20 && shim > 1 << 18 && containers > 0, "{measured:#}");
         ensure!(
             number("overhead_bytes")? == vm + shim - containers,
             "{measured:#}"
