@@ -272,8 +272,9 @@ fn grow(node: &Node) -> Result<Outcome> {
         Ok(figure(&after, pointer)?.saturating_sub(figure(&before, pointer)?))
     };
     let memory = grown("/memory/working_set_bytes/value")?;
+    // Some megabytes that the container's start has taken may be given back meanwhile.
     ensure!(
-        (38 * MIB..60 * MIB).contains(&memory),
+        (32 * MIB..60 * MIB).contains(&memory),
         "40 MiB written, {memory} bytes more"
     );
     let cpu = grown("/cpu/usage_core_nano_seconds/value")?;
