@@ -159,14 +159,9 @@ impl Sandbox {
     /// Gives the VM the size that the containers need, once the agent is ready.
     pub(super) fn fit_size(&mut self) {
         let Some(sizing) = &mut self.sizing else { return };
-        let given = sizing.given;
-        let target = sizing.target(&sizing.needed, given.memory_mib);
-        let is_waiting = sizing.waiting.iter().any(|change| matches!(change, Change::Fit));
-        // The guest learns of its ceiling when it is first asked for its need.
-        let is_given = (target.memory_mib, target.vcpus) == (given.memory_mib, given.vcpus);
         // What the guest has not confirmed is tried again with the next container.
         let has_failed = matches!(*sizing.fit.borrow(), Fit::Failed(_));
-        if (is_given && !has_failed) || is_waiting {
+        if (sizing.is_given() && !has_failed) || sizing.fit_waits() {
             return self.next_resize();
         }
         sizing.fit.send_replace(Fit::Changing);
@@ -307,15 +302,25 @@ impl Sandbox {
 }
 
 impl Sizing {
+    /// Whether the VM has been given what the containers need. The guest learns of its ceiling when it is first asked
+    /// for its need.
+    fn is_given(&self) -> bool {
+        let (given, target) = (self.given, self.target(&self.needed, self.given.memory_mib));
+        (target.memory_mib, target.vcpus) == (given.memory_mib, given.vcpus)
+    }
+
+    /// Whether a [`Change::Fit`] waits.
+    fn fit_waits(&self) -> bool {
+        self.waiting.iter().any(|change| matches!(change, Change::Fit))
+    }
+
     /// A [`Change::Fit`] has ended. Another one may wait, for a container that came meanwhile; it is not needed if the
     /// VM has got what it asks for.
     fn fitted(&mut self, result: Result<(), Error>) {
-        let target = self.target(&self.needed, self.given.memory_mib);
-        let has_target = (target.memory_mib, target.vcpus) == (self.given.memory_mib, self.given.vcpus);
-        if result.is_ok() && has_target {
+        if result.is_ok() && self.is_given() {
             self.waiting.retain(|change| !matches!(change, Change::Fit));
         }
-        if self.waiting.iter().any(|change| matches!(change, Change::Fit)) {
+        if self.fit_waits() {
             return;
         }
         self.fit.send_replace(match result {
