@@ -1,5 +1,5 @@
 //! The host memory that a pod's shim and VMM have mapped, by /proc/PID/smaps_rollup
-//! (Documentation/filesystems/proc.rst). `ps` and `inspect` show it, `overhead` counts a part of it.
+//! (Documentation/filesystems/proc.rst). `ps` and `inspect` show it.
 
 use std::fs;
 
@@ -19,15 +19,15 @@ pub struct ProcessMemory {
 impl ProcessMemory {
     /// The memory of process `pid`; None if it has exited or belongs to another user.
     pub fn of(pid: u32) -> Option<Self> {
-        Self::parse(&rollup(pid)?)
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?)
     }
 
     fn parse(rollup: &str) -> Option<Self> {
-        let resident = field(rollup, "Rss:")?;
-        let private_bytes = field(rollup, "Private_Dirty:")?;
+        let bytes = |key| Some(keyed(rollup, key)?.saturating_mul(1024));
+        let private_bytes = bytes("Private_Dirty:")?;
         Some(Self {
             private_bytes,
-            shared_bytes: resident.saturating_sub(private_bytes),
+            shared_bytes: bytes("Rss:")?.saturating_sub(private_bytes),
         })
     }
 }
@@ -68,22 +68,11 @@ impl PodProcesses {
     }
 }
 
-/// The proportional set size of process `pid`, bytes: a page that N processes map counts as 1/N of a page. None as for
-/// [`ProcessMemory::of`].
-pub fn proportional_bytes(pid: u32) -> Option<u64> {
-    field(&rollup(pid)?, "Pss:")
-}
-
-fn rollup(pid: u32) -> Option<String> {
-    fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()
-}
-
-/// The value of the line that begins with `name`, bytes.
-fn field(rollup: &str, name: &str) -> Option<u64> {
-    let mut lines = rollup.lines().map(str::split_whitespace);
-    let mut line = lines.find_map(|mut words| (words.next() == Some(name)).then_some(words))?;
-    let kib: u64 = line.next()?.parse().ok()?;
-    Some(kib.saturating_mul(1024))
+/// The number after `key` in lines of words, as in the files of /proc and of a cgroup.
+pub fn keyed(text: &str, key: &str) -> Option<u64> {
+    let mut lines = text.lines().map(str::split_whitespace);
+    let mut line = lines.find_map(|mut words| (words.next() == Some(key)).then_some(words))?;
+    line.next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -96,7 +85,7 @@ mod tests {
             Shared_Clean: 4 kB\nPrivate_Clean: 2 kB\nPrivate_Dirty: 3 kB\n";
         let memory = ProcessMemory::parse(rollup).unwrap();
         assert_eq!((memory.private_bytes, memory.shared_bytes), (3 << 10, 6 << 10));
-        assert_eq!(field(rollup, "Pss:"), Some(7 << 10));
+        assert_eq!(keyed(rollup, "Pss:"), Some(7));
         assert_eq!(ProcessMemory::parse("Rss: 9 kB\n"), None);
     }
 
@@ -104,7 +93,6 @@ mod tests {
     fn a_process_that_does_not_exist_has_no_memory() {
         let this = ProcessMemory::of(std::process::id()).unwrap();
         assert!(this.private_bytes > 0 && this.shared_bytes > 0, "{this:?}");
-        assert!(proportional_bytes(std::process::id()).is_some());
         assert_eq!(ProcessMemory::of(u32::MAX), None);
         let none = PodProcesses {
             vmm: None,

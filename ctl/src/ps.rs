@@ -57,8 +57,7 @@ pub fn pods(root: &Path, json: bool) -> Result<String> {
         list.push(json!({
             "id": pod.id, "namespace": pod.namespace, "state": state, "vmm_pid": pod.vmm_pid,
             "shim_pid": pod.shim_pid, "size": pod.size, "memory_bytes": memory, "processes": processes,
-            "age_seconds": seconds,
-            "cgroup": pod.cgroup,
+            "age_seconds": seconds, "cgroup": pod.cgroup,
         }));
     }
     Ok(if json {

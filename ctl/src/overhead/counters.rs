@@ -9,7 +9,7 @@ use nacre_protocol::proc_cgroup::cgroup2_path;
 use nacre_protocol::state::{Pod, SOCKET_FILE, pod_key};
 
 use super::shim;
-use crate::process_memory::proportional_bytes;
+use crate::process_memory::keyed;
 
 /// The counters of a pod. Memory is in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,9 +36,10 @@ pub fn read(root: &Path, pod: &Pod) -> Result<Counters> {
     let key = pod_key(&pod.containerd_address, &pod.namespace, &pod.id);
     let containers = shim::usage(&root.join(key).join(SOCKET_FILE), &pod.id)?;
     let process = Path::new("/proc").join(pod.shim_pid.to_string());
+    let pss = keyed(&text(&process.join("smaps_rollup"))?, "Pss:");
     Ok(Counters {
         pod_memory: text(&cgroup.join("memory.current"))?.trim().parse()?,
-        shim_memory: proportional_bytes(pod.shim_pid).context("its shim's smaps_rollup has no Pss")?,
+        shim_memory: pss.context("smaps_rollup has no Pss")?.saturating_mul(1024),
         shim_in_cgroup: is_in(&text(&process.join("cgroup"))?, cgroup),
         containers_memory: containers.memory,
         pod_cpu_usec: keyed(&text(&cgroup.join("cpu.stat"))?, "usage_usec")
@@ -51,13 +52,6 @@ pub fn read(root: &Path, pod: &Pod) -> Result<Counters> {
 
 fn text(file: &Path) -> Result<String> {
     fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))
-}
-
-/// The number after `key` in lines of words.
-fn keyed(text: &str, key: &str) -> Option<u64> {
-    let mut lines = text.lines().map(str::split_whitespace);
-    let mut line = lines.find_map(|mut words| (words.next() == Some(key)).then_some(words))?;
-    line.next()?.parse().ok()
 }
 
 /// Whether a process is in the cgroup whose directory is `directory`, by the text of its /proc/PID/cgroup.
@@ -78,6 +72,9 @@ mod tests {
 
     #[test]
     fn numbers_are_found_by_their_key() {
+        let rollup =
+            "55d0-7ffd ---p 00000000 00:00 0 [rollup]\nRss:    9 kB\nPss:      2048 kB\nPss_Dirty: 1 kB\n";
+        assert_eq!(keyed(rollup, "Pss:"), Some(2048));
         assert_eq!(keyed("usage_usec 12\nuser_usec 5\n", "usage_usec"), Some(12));
         assert_eq!(keyed("usage_usec\n", "usage_usec"), None);
         assert_eq!(cpu_usec("5123456 7 9\n"), Some(5123));
