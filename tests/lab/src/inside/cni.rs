@@ -12,7 +12,7 @@
 //! Deletes nothing: veth pairs end with the pod's network namespace.
 //!
 //! By the names `portmap` and `bandwidth` it executes the real plugins, but only for pods that have host ports or
-//! rates: for each other pod, too, these run iptables and tc, which takes seconds under emulation.
+//! rates. For each other pod, too, these would run iptables and tc: 23 processes and threads.
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
