@@ -144,21 +144,21 @@ fn most_pods_continue_from_the_same_size() {
             "{quota}"
         );
     }
-    // A limit above the usual maximum has another kind, whatever it is.
-    let config_of_two = super::tests::config(75, Some(2));
-    for quota in [300_000, 800_000] {
-        let size = VmSize::plan(&limits(0, quota), &config_of_two, HOST);
-        assert_eq!(
-            size.in_template(&config_of_two, HOST).unwrap().max_vcpus,
-            MAX_VCPUS
-        );
-    }
     // Two of the host's CPUs, for which a VM that boots has two vCPUs.
     let few = Host { cpus: 2, ..HOST };
     let size = in_template(Limits::default(), few).unwrap();
     assert_eq!((size.boot_mib, size.max_vcpus), (usual.boot_mib, usual.max_vcpus));
     for limits in [Limits::default(), limits(0, 400_000)] {
         assert_eq!(PodSize::new(size, limits, few).target().vcpus, 2);
+    }
+}
+
+#[test]
+fn pods_with_more_vcpus_than_usual_have_one_further_kind() {
+    let config = config(75, Some(2));
+    for quota in [300_000, 800_000] {
+        let size = VmSize::plan(&limits(0, quota), &config, HOST);
+        assert_eq!(size.in_template(&config, HOST).unwrap().max_vcpus, MAX_VCPUS);
     }
 }
 

@@ -15,6 +15,7 @@ use nacre_tests::installation::Config;
 use serde_json::{Value, json};
 
 use crate::operator::{nacre, pod};
+use crate::templates::origin_of;
 use crate::{Test, test};
 
 pub const TESTS: &[Test] = &[
@@ -148,20 +149,15 @@ fn common_devices() -> Result<()> {
 
 fn from_the_usual_template() -> Result<()> {
     nacre(&["template", "build"])?;
-    let origin = |pod: &Pod| -> Result<String> {
-        let inspected: Value = serde_json::from_str(&nacre(&["inspect", "--json", &pod.id])?)?;
-        let origin = inspected["timeline"]["origin"].as_str();
-        Ok(origin.context("no origin in the timeline")?.to_owned())
-    };
     let usual = Pod::start("usual", &json!({}), "sleep 1000000")?;
-    let from = origin(&usual);
+    let from = origin_of(&usual.id);
     let from = usual.remove(from)?;
     ensure!(from.starts_with("template "), "{from}");
     // Each has at its first instruction what it may use.
     for memory in [GIB, 5 * GIB / 2] {
         let script = format!("({SIZE}) >/new; mv /new /size; sleep 1000000");
         let mut limited = Pod::start("limited", &limits(memory, 1), &script)?;
-        let seen = origin(&limited).and_then(|origin| {
+        let seen = origin_of(&limited.id).and_then(|origin| {
             let size = limited.exec("until [ -e /size ]; do usleep 1000; done; cat /size")?;
             Ok((origin, Pod::size(&size)?))
         });

@@ -65,7 +65,7 @@ impl Pod {
 }
 
 /// Where the guest of the pod `id` came from.
-fn origin_of(id: &str) -> Result<String> {
+pub fn origin_of(id: &str) -> Result<String> {
     let inspected: Value = serde_json::from_str(&nacre(&["inspect", "--json", id])?)?;
     let origin = inspected["timeline"]["origin"].as_str();
     Ok(origin.context("no origin in the timeline")?.to_owned())
