@@ -11,12 +11,13 @@
 //! ```
 //!
 //! [`state`] is what is saved, [`vcpu`] a vCPU's part of it, [`format`](mod@format) its encoding, [`memory`]
-//! the file of guest memory, [`content`] and [`host`] what must be the same. Nothing here runs while the
-//! guest does.
+//! the file of guest memory, [`huge_pages`] the parts of it that are in huge pages, [`content`] and [`host`] what must
+//! be the same. Nothing here runs while the guest does.
 
 pub mod content;
 pub mod format;
 pub mod host;
+pub mod huge_pages;
 pub mod memory;
 pub mod state;
 pub mod vcpu;

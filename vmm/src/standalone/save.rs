@@ -8,8 +8,8 @@ use anyhow::{Context as _, ensure};
 use nacre_protocol::guest::TEMPLATE_READY;
 use nacre_vmm::machine::Machine;
 use nacre_vmm::main_loop::{self, Inputs, StopReason};
-use nacre_vmm::snapshot::Target;
-use nacre_vmm::snapshot::state::PageRange;
+use nacre_vmm::snapshot::state::{MachineState, PageRange};
+use nacre_vmm::snapshot::{Target, huge_pages};
 
 use super::images;
 use super::streams::Agent;
@@ -49,9 +49,16 @@ pub fn save(
         machine.pause().context("pausing the guest")?;
     }
     let started = Instant::now();
-    let (mut state, memory) = machine.capture(target).context("saving the guest")?;
+    let (mut state, mut memory) = machine.capture(target).context("saving the guest")?;
     if let Some(stream) = stream {
         state.early_writes = early_writes(machine, target, agent, stream)?;
+        let MachineState {
+            early_writes, data, ..
+        } = &mut state;
+        let stored = huge_pages::store(target.memory(), &memory, early_writes, data);
+        memory = stored
+            .map_err(target.memory_failed())
+            .context("saving the guest")?;
     }
     target.finish(&state, memory).context("saving the guest")?;
     eprintln!(

@@ -26,6 +26,10 @@ pub const CALLS: &[Call] = &[
         "writes the snapshot, and the console's last line to its ring",
     ),
     any(libc::SYS_ftruncate, "sets the size of the file of guest memory"),
+    any(
+        libc::SYS_fallocate,
+        "frees small pages of the file of guest memory that a huge page replaces",
+    ),
     any(libc::SYS_fsync, "makes the files of the snapshot stable"),
     any(libc::SYS_fstat, "the id of the file of guest memory"),
     any(

@@ -1,7 +1,8 @@
 //! mmap(2) and madvise(2) for guest memory: an alignment, which vm-memory does not offer, and a page policy.
-//! Called by [`super::map`].
+//! Called by [`super::map`], and for the file that guest memory is saved to.
 #![allow(unsafe_code, reason = "mmap and madvise")]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::ptr::null_mut;
@@ -80,6 +81,28 @@ impl Part {
             in_mapping: usize::try_from(start.saturating_sub(position)).ok()?,
             size: usize::try_from(size).ok()?,
         })
+    }
+}
+
+/// Gives the hole of [`HUGE_PAGE`] bytes at `position` of `file`, a multiple of that, a huge page if the file system has
+/// some: a tmpfs that is mounted with `huge=advise` (Documentation/admin-guide/mm/transhuge.rst).
+///
+/// # Errors
+/// The error of mmap(2) or munmap(2).
+pub fn provide_huge_page(file: &File, position: u64) -> io::Result<()> {
+    let source = Source {
+        flags: libc::MAP_SHARED,
+        fd: file.as_raw_fd(),
+        offset: i64::try_from(position).map_err(io::Error::other)?,
+    };
+    let mapped = map_aligned(HUGE_PAGE, source, READ_WRITE)?;
+    // Fail without transparent huge pages, before Linux 5.14, or on a full disk: whoever writes the file finds that.
+    let _ = advise(mapped, HUGE_PAGE, libc::MADV_HUGEPAGE);
+    let _ = advise(mapped, HUGE_PAGE, libc::MADV_POPULATE_WRITE);
+    // SAFETY: the range is the mapping that was made above, to which nothing refers.
+    match unsafe { libc::munmap(mapped, HUGE_PAGE) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -6,6 +6,8 @@ pub mod hotplug;
 mod mapping;
 pub mod ranges;
 
+pub use mapping::{HUGE_PAGE, provide_huge_page};
+
 use std::fs::File;
 use std::io;
 
