@@ -12,6 +12,7 @@ use nacre_protocol::state::{FAILURES_DIR, STATE_ROOT, TEMPLATES_DIR};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::containerd::ctr::wait_readable;
+use crate::templates;
 
 /// Directories below which nothing may be left: of shims, of CNI, and what CRI has for each pod. Network
 /// namespaces are files in /run/netns.
@@ -47,7 +48,10 @@ impl Snapshot {
                 .split(' ')
                 .nth(4)
                 .context("a line of mountinfo has no mount point")?;
-            seen.insert(format!("mount {target}"));
+            // It outlives pods by design.
+            if Path::new(target) != templates::directory() {
+                seen.insert(format!("mount {target}"));
+            }
         }
         for line in fs::read_to_string("/proc/net/unix")?.lines() {
             let path = line.split(' ').next_back().unwrap_or_default();

@@ -3,7 +3,7 @@
 //! process of its own makes it once the pod has started ([`maker`]). `nacre template` calls the same functions.
 //!
 //! ```text
-//! /run/nacre/templates/
+//! /run/nacre/templates/       a tmpfs of its own (file_system)
 //!   <key>/             a template; its name identifies its kind
 //!     state, memory    written by nacre-vmm --save
 //!     kind.json        Kind
@@ -14,6 +14,7 @@
 //! Nothing here decides whether a snapshot fits this host: the VMM does, and boots the guest if not.
 
 mod error;
+mod file_system;
 mod kind;
 pub mod maker;
 mod own_files;

@@ -11,9 +11,10 @@ use std::time::{Duration, SystemTime};
 use nacre_protocol::state::{STATE_ROOT, TEMPLATES_DIR};
 use rustix::fs::{CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, futimens};
 
-use super::Kind;
 use super::error::{Absent, Error};
 use super::own_files::{Fault, open_directory, open_file};
+use super::{Kind, file_system};
+use crate::log;
 use crate::state::{self, at};
 
 /// Most memory at boot of a guest that is saved, MiB: of each page, the kernel has 64 bytes in the template.
@@ -208,8 +209,7 @@ impl Store {
         if self.find(key).is_ok() {
             return Ok(Begun::Exists);
         }
-        state::make_directory(&self.0)?;
-        self.root().map_err(io::Error::from).map_err(at(&self.0))?;
+        self.prepare()?;
         let directory = self.beside(key, BUILDING);
         state::make_directory(&directory)?;
         let Some(lock) = lock(&directory).map_err(at(&directory))? else {
@@ -234,6 +234,24 @@ impl Store {
         self.collect()?;
         self.make_room()?;
         Ok(Begun::Making(making))
+    }
+
+    /// Makes the store's directory. That of the host gets a file system of its own.
+    fn prepare(&self) -> Result<(), Error> {
+        state::make_directory(&self.0)?;
+        let root = self.root().map_err(io::Error::from).map_err(at(&self.0))?;
+        if *self.0 != *Self::default().0 || file_system::is_mount_point(&self.0).map_err(at(&self.0))? {
+            return Ok(());
+        }
+        // Those of an older version would be hidden.
+        self.collect()?;
+        if let Err(error) = file_system::provide(&self.0, &root) {
+            log::info(format_args!(
+                "{}: templates have no huge pages: {error}",
+                self.0.display()
+            ));
+        }
+        Ok(())
     }
 
     /// Removes the least recently used template if there are too many for another one.
@@ -441,7 +459,7 @@ impl Making {
 impl Drop for Making {
     fn drop(&mut self) {
         if let Err(error) = state::remove_tree(&self.directory) {
-            crate::log::warn(format_args!("removing {error}"));
+            log::warn(format_args!("removing {error}"));
         }
     }
 }
