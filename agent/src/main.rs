@@ -26,6 +26,7 @@ mod kernel_reports;
 mod keyring;
 mod memory;
 mod network;
+mod own_program;
 mod pci;
 mod pod;
 mod reaper;
@@ -124,6 +125,9 @@ fn main() {
 }
 
 fn run(dialer: &Dialer, started_us: u64, is_template: bool) -> Result<()> {
+    if is_template {
+        own_program::move_to_huge_pages()?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
