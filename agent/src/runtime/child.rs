@@ -150,7 +150,7 @@ fn set_up(
     let process = process(spec)?;
     set_scheduling(process)?;
     enter(namespaces, spec)?;
-    let read_only = root::prepare(spec, &files.arranged, request.propagation)?;
+    let (root, read_only) = root::prepare(spec, &files.arranged, request.propagation)?;
     // Before the guest's procfs is left: the container need not have one.
     pod::set_own_sysctls(spec).map_err(|error| {
         if let Error::BadSpec { reason, .. } = error {
@@ -159,7 +159,8 @@ fn set_up(
             Failure::Step(error.to_string())
         }
     })?;
-    root::enter(spec)?;
+    root::enter(spec, &root)?;
+    drop(root);
     let mut kept: Vec<_> = read_only.iter().map(AsRawFd::as_raw_fd).collect();
     kept.push(report.as_raw_fd());
     close_others(&mut kept).map_err(at("closing descriptors"))?;

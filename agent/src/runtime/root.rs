@@ -6,8 +6,11 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, statx};
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind_recursive, mount_change, unmount};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree,
+    unmount,
+};
 use rustix::process::{fchdir, pivot_root};
 
 use super::destinations::Arranged;
@@ -18,18 +21,16 @@ use super::{dev, mounts};
 use crate::child::{Failure, at};
 use crate::spec::MountPropagation;
 
-/// Mounts what `spec` asks for below its root directory. The root stays that of the guest. Returns the mounts
-/// for [`make_read_only`].
+/// Mounts what `spec` asks for below its root directory. The root stays that of the guest. Returns the container's
+/// root for [`enter`], and the mounts for [`make_read_only`].
 pub fn prepare(
     spec: &Spec,
     arranged: &Arranged,
     propagation: &[MountPropagation],
-) -> Result<Vec<ReadOnly>, Failure> {
+) -> Result<(Tree, Vec<ReadOnly>), Failure> {
     let root = directory(spec)?;
     detach_from_guest(spec, &root)?;
-    let step = "root";
-    mount_bind_recursive(&root, &root).map_err(at(step))?;
-    let tree = Tree::open(&root).map_err(at(step))?;
+    let tree = mount_on_itself(&root).map_err(at("root"))?;
     let mut read_only = Vec::new();
     for mount in spec.mounts().iter().flatten() {
         read_only.extend(mounts::make(&tree, mount).map_err(Failure::Step)?);
@@ -42,7 +43,24 @@ pub fn prepare(
         made.map_err(|error| Failure::Step(format!("process.cwd: creating {}: {error}", path.display())))?;
     }
     mounts::propagate(&tree, propagation).map_err(Failure::Step)?;
-    Ok(read_only)
+    Ok((tree, read_only))
+}
+
+/// Binds the directory `root` with the mounts below it to itself, as pivot_root(2) needs a mount. Its path is looked up
+/// once, since each of its names is a request to the host.
+fn mount_on_itself(root: &Path) -> rustix::io::Result<Tree> {
+    let directory = Tree::open(root)?;
+    let bound = open_tree(
+        &directory,
+        "",
+        OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_RECURSIVE
+            | OpenTreeFlags::AT_EMPTY_PATH,
+    )?;
+    let here = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(&bound, "", &directory, "", here)?;
+    Ok(Tree::from(bound))
 }
 
 fn directory(spec: &Spec) -> Result<PathBuf, Failure> {
@@ -89,14 +107,11 @@ fn mount_point_of(path: &Path) -> rustix::io::Result<PathBuf> {
     Ok(found.to_owned())
 }
 
-/// Makes the directory of `spec` the root of the mount namespace, and unmounts the guest's.
-pub fn enter(spec: &Spec) -> Result<(), Failure> {
+/// Makes `root`, which [`prepare`] has mounted for `spec`, the root of the mount namespace, and unmounts the guest's.
+pub fn enter(spec: &Spec, root: &Tree) -> Result<(), Failure> {
     let step = "pivot_root";
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let open = |path: &Path| rustix::fs::open(path, flags, Mode::empty());
-    let old = open(Path::new("/")).map_err(at(step))?;
-    let new = open(&directory(spec)?).map_err(at(step))?;
-    fchdir(&new).map_err(at(step))?;
+    let old = Tree::open(Path::new("/")).map_err(at(step))?;
+    fchdir(root).map_err(at(step))?;
     // With the same directory for both, the old root is stacked on the new one, and needs no mount point in
     // it.
     pivot_root(".", ".").map_err(at(step))?;

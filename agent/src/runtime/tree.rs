@@ -21,6 +21,13 @@ const ATTEMPTS: usize = 128;
 /// A directory that names are looked up below.
 pub struct Tree(OwnedFd);
 
+impl From<OwnedFd> for Tree {
+    /// The tree in an open directory.
+    fn from(directory: OwnedFd) -> Self {
+        Self(directory)
+    }
+}
+
 impl Tree {
     /// The tree in `directory`.
     pub fn open(directory: &Path) -> Result<Self> {
