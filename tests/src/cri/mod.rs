@@ -19,6 +19,7 @@ use serde_json::Value;
 use crate::parity::{AllowedDifference, Outcome};
 use crate::selection;
 use node::Node;
+use pod::Pod;
 
 /// The image with software from Debian packages, which a lab has with `--software` (`tests/lab/software`).
 pub const SOFTWARE: &str = "localhost/software:lab";
@@ -46,7 +47,9 @@ pub enum Procedure {
     Container(&'static PodKind, fn() -> Value, &'static str),
     /// `sh -c SCRIPT`, executed in a container that the shared pod has for that.
     Exec(&'static PodKind, &'static str),
-    /// A function that makes calls.
+    /// A function that makes calls for a shared pod; the containers that it leaves are removed.
+    InPod(&'static PodKind, fn(&Pod<'_>) -> Result<Outcome>),
+    /// A function that makes calls, and its own pods.
     Calls(fn(&Node) -> Result<Outcome>),
 }
 
@@ -80,6 +83,14 @@ const fn container(
 
 const fn exec(name: &'static str, pod: &'static PodKind, script: &'static str) -> Case {
     case(name, Procedure::Exec(pod, script))
+}
+
+const fn in_pod(
+    name: &'static str,
+    pod: &'static PodKind,
+    function: fn(&Pod<'_>) -> Result<Outcome>,
+) -> Case {
+    case(name, Procedure::InPod(pod, function))
 }
 
 const fn calls(name: &'static str, function: fn(&Node) -> Result<Outcome>) -> Case {

@@ -163,6 +163,22 @@ impl<'n> Pod<'n> {
         Ok(outcome)
     }
 
+    /// Removes the pod's containers but the one with the id `kept`.
+    ///
+    /// # Errors
+    /// If containerd refuses it.
+    pub fn remove_containers(&self, kept: Option<&str>) -> Result<()> {
+        let request = json!({"filter": {"pod_sandbox_id": self.id}});
+        let listed = self.node.call("ListContainers", request)?;
+        for container in listed["containers"].as_array().into_iter().flatten() {
+            if container["id"].as_str() != kept {
+                let request = json!({"container_id": container["id"]});
+                self.node.call("RemoveContainer", request)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Stops the pod.
     ///
     /// # Errors

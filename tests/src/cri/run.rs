@@ -20,7 +20,7 @@ pub fn groups(cases: &[&'static Case]) -> Vec<Vec<&'static Case>> {
 
 fn pod_of(case: &Case) -> Option<&'static PodKind> {
     match case.procedure {
-        Procedure::Container(pod, ..) | Procedure::Exec(pod, _) => Some(pod),
+        Procedure::Container(pod, ..) | Procedure::Exec(pod, _) | Procedure::InPod(pod, _) => Some(pod),
         Procedure::Calls(_) => None,
     }
 }
@@ -45,7 +45,9 @@ pub fn run_group(group: &[&'static Case], node: &Node) -> Vec<Result<Outcome>> {
 fn run_calls(case: &Case, node: &Node) -> Result<Outcome> {
     match case.procedure {
         Procedure::Calls(function) => function(node),
-        Procedure::Container(..) | Procedure::Exec(..) => Err(anyhow!("{} is not made of calls", case.name)),
+        Procedure::Container(..) | Procedure::Exec(..) | Procedure::InPod(..) => {
+            Err(anyhow!("{} is not made of calls", case.name))
+        }
     }
 }
 
@@ -61,6 +63,12 @@ fn run_in(pod: &Pod<'_>, group: &[&'static Case]) -> Result<Vec<Result<Outcome>>
                     shared = Some(made.context("the container for execs")?);
                 }
                 shared.as_ref().context("no container")?.exec(script)
+            }
+            Procedure::InPod(_, function) => {
+                let kept = shared.as_ref().map(|container| container.id.as_str());
+                let outcome = function(pod);
+                let removed = pod.remove_containers(kept);
+                outcome.and_then(|outcome| removed.map(|()| outcome))
             }
             Procedure::Calls(_) => Err(anyhow!("{} is made of calls", case.name)),
         });

@@ -3,25 +3,35 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::without_numbers;
+use super::{plain_pod, without_numbers};
 use crate::cri::node::Node;
-use crate::cri::{Case, calls};
+use crate::cri::pod::Pod;
+use crate::cri::{Case, PodKind, calls, in_pod};
 use crate::parity::Outcome;
 
+static POD: PodKind = plain_pod("containers");
+
 pub const CASES: &[Case] = &[
-    calls("container: states and times", states),
-    calls("container: calls at the wrong time", wrong_time),
+    in_pod("container: states and times", &POD, states),
+    in_pod("container: calls at the wrong time", &POD, wrong_time),
     calls("container: listed by id, state and pod", listed),
-    calls("container: restarted as a next attempt", restarted),
-    calls("container: init containers prepare a volume", init_containers),
-    calls("container: a failed one does not hurt the others", failed_one),
-    calls("container: six in a pod", |node| many(node, 6)),
-    calls("container: 20 in a pod", |node| many(node, 20)).long(),
+    in_pod("container: restarted as a next attempt", &POD, restarted),
+    in_pod(
+        "container: init containers prepare a volume",
+        &POD,
+        init_containers,
+    ),
+    in_pod(
+        "container: a failed one does not hurt the others",
+        &POD,
+        failed_one,
+    ),
+    in_pod("container: six in a pod", &POD, |pod| many(pod, 6)),
+    in_pod("container: 20 in a pod", &POD, |pod| many(pod, 20)).long(),
     calls("container: events", events).since("1.7"),
 ];
 
-fn states(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn states(pod: &Pod<'_>) -> Result<Outcome> {
     let mut seen = Vec::new();
     let config =
         json!({"labels": {"app": "web"}, "annotations": {"note": "a b"}, "metadata": {"attempt": 3}});
@@ -41,12 +51,11 @@ fn states(node: &Node) -> Result<Outcome> {
         ensure!(times.is_sorted() && times[0] > Some(0), "{times:?}");
         container.remove()?;
     }
-    pod.remove()?;
     Ok(Outcome::text(json!(seen).to_string()))
 }
 
-fn wrong_time(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn wrong_time(pod: &Pod<'_>) -> Result<Outcome> {
+    let node = pod.node();
     let container = pod.create("exec sleep 1000000", Value::Null)?;
     let mut seen = Vec::new();
     let mut refused = |method: &str, request: Value| -> Result<()> {
@@ -70,7 +79,6 @@ fn wrong_time(node: &Node) -> Result<Outcome> {
     let created = pod.create("true", Value::Null)?;
     created.stop(1)?;
     seen.push(created.status()?["state"].to_string());
-    pod.remove()?;
     Ok(Outcome::text(seen.join("\n")))
 }
 
@@ -95,8 +103,8 @@ fn listed(node: &Node) -> Result<Outcome> {
     Ok(Outcome::text(format!("{seen:?}")))
 }
 
-fn restarted(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn restarted(pod: &Pod<'_>) -> Result<Outcome> {
+    let node = pod.node();
     let volume = tempfile::tempdir()?;
     let mut seen = String::new();
     let mut names = Vec::new();
@@ -119,12 +127,10 @@ fn restarted(node: &Node) -> Result<Outcome> {
         }
         names.push(container.id.clone());
     }
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }
 
-fn init_containers(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn init_containers(pod: &Pod<'_>) -> Result<Outcome> {
     let volume = tempfile::tempdir()?;
     let mount = json!({"mounts": [{"container_path": "/volume", "host_path": volume.path()}]});
     let mut seen = String::new();
@@ -135,13 +141,12 @@ fn init_containers(node: &Node) -> Result<Outcome> {
     ] {
         seen.push_str(&pod.run(script, mount.clone())?.to_string());
     }
-    pod.remove()?;
     seen.push_str(&std::fs::read_to_string(volume.path().join("b"))?);
     Ok(Outcome::text(seen))
 }
 
-fn failed_one(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn failed_one(pod: &Pod<'_>) -> Result<Outcome> {
+    let node = pod.node();
     let steady = pod.start(
         "trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done",
         Value::Null,
@@ -157,12 +162,10 @@ fn failed_one(node: &Node) -> Result<Outcome> {
     seen.push(steady.output("echo alive")?);
     steady.stop(10)?;
     seen.push(steady.status()?["exit_code"].to_string());
-    pod.remove()?;
     Ok(Outcome::text(seen.join("\n")))
 }
 
-fn many(node: &Node, count: usize) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn many(pod: &Pod<'_>, count: usize) -> Result<Outcome> {
     let mut containers = Vec::new();
     for number in 0..count {
         let script = format!("echo {number} >/dev/shm/{number}; echo up; exec sleep 1000000");
@@ -178,7 +181,6 @@ fn many(node: &Node, count: usize) -> Result<Outcome> {
             "container {number}"
         );
     }
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }
 

@@ -5,37 +5,38 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use crate::cri::node::Node;
+use super::plain_pod;
 use crate::cri::pod::Pod;
-use crate::cri::{Case, calls};
+use crate::cri::{Case, PodKind, in_pod};
 use crate::parity::Outcome;
 
+static POD: PodKind = plain_pod("ends");
+
 pub const CASES: &[Case] = &[
-    calls("stop: within the grace", |node| {
-        stopped(node, "trap 'echo bye; exit 3' TERM", Value::Null, 30)
+    in_pod("stop: within the grace", &POD, |pod| {
+        stopped(pod, "trap 'echo bye; exit 3' TERM", Value::Null, 30)
     }),
-    calls("stop: SIGKILL when the grace is over", |node| {
-        stopped(node, "trap 'echo no' TERM", Value::Null, 2)
+    in_pod("stop: SIGKILL when the grace is over", &POD, |pod| {
+        stopped(pod, "trap 'echo no' TERM", Value::Null, 2)
     }),
-    calls("stop: without grace", |node| {
-        stopped(node, "trap 'exit 3' TERM", Value::Null, 0)
+    in_pod("stop: without grace", &POD, |pod| {
+        stopped(pod, "trap 'exit 3' TERM", Value::Null, 0)
     }),
-    calls("stop: the image's signal", |node| {
+    in_pod("stop: the image's signal", &POD, |pod| {
         let image = json!({"image": {"image": "localhost/configured:lab"}});
-        stopped(node, "trap 'exit 9' USR1; trap 'exit 3' TERM", image, 30)
+        stopped(pod, "trap 'exit 9' USR1; trap 'exit 3' TERM", image, 30)
     }),
-    calls("stop: the container's signal", |node| {
+    in_pod("stop: the container's signal", &POD, |pod| {
         let signal = json!({"stop_signal": "SIGNAL_SIGINT"});
-        stopped(node, "trap 'exit 8' INT; trap 'exit 3' TERM", signal, 30)
+        stopped(pod, "trap 'exit 8' INT; trap 'exit 3' TERM", signal, 30)
     })
     .since("2.2"),
-    calls("end: killed for want of memory", out_of_memory),
-    calls("end: children die with the first process", children),
+    in_pod("end: killed for want of memory", &POD, out_of_memory),
+    in_pod("end: children die with the first process", &POD, children),
 ];
 
 /// Starts a container that has the handlers `traps`, stops it, and tells how it ended.
-fn stopped(node: &Node, traps: &str, change: Value, seconds: u64) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn stopped(pod: &Pod<'_>, traps: &str, change: Value, seconds: u64) -> Result<Outcome> {
     let script = format!("{traps}; echo up; while :; do sleep 0.1; done");
     let container = pod.start(&script, change)?;
     container.prints("up")?;
@@ -49,19 +50,16 @@ fn stopped(node: &Node, traps: &str, change: Value, seconds: u64) -> Result<Outc
     );
     ensure!(killed || took < grace, "took {took:?}");
     let reason = container.status()?["reason"].clone();
-    pod.remove()?;
     Ok(Outcome {
         stdout: format!("{}{reason}", outcome.stdout),
         ..outcome
     })
 }
 
-fn out_of_memory(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
-    let outcome = use_too_much(&pod)?;
+fn out_of_memory(pod: &Pod<'_>) -> Result<Outcome> {
+    let outcome = use_too_much(pod)?;
     // The pod and its other containers live on.
     let next = pod.run("echo lives", Value::Null)?;
-    pod.remove()?;
     Ok(Outcome::text(format!("{outcome}\n{next}")))
 }
 
@@ -75,12 +73,9 @@ fn use_too_much(pod: &Pod<'_>) -> Result<String> {
     Ok(json!([status["state"], status["exit_code"], status["reason"]]).to_string())
 }
 
-fn children(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
-    let outcome = pod.run(
+fn children(pod: &Pod<'_>) -> Result<Outcome> {
+    pod.run(
         "sleep 1000000 & (setsid sleep 1000000 &) ; echo started; exit 4",
         Value::Null,
-    )?;
-    pod.remove()?;
-    Ok(outcome)
+    )
 }

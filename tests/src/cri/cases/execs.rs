@@ -3,31 +3,33 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::without_numbers;
+use super::{plain_pod, without_numbers};
 use crate::cri::node::Node;
-use crate::cri::{Case, calls};
+use crate::cri::pod::Pod;
+use crate::cri::{Case, PodKind, in_pod};
 use crate::parity::Outcome;
 
+static POD: PodKind = plain_pod("execs");
+
 pub const CASES: &[Case] = &[
-    calls("exec: time-out ends it", time_out),
-    calls("exec: a program that does not exist", missing),
-    calls("exec: the container's user and environment", user),
-    calls("exec: ten at once", ten),
-    calls("exec: two megabytes of output are complete", output),
+    in_pod("exec: time-out ends it", &POD, time_out),
+    in_pod("exec: a program that does not exist", &POD, missing),
+    in_pod("exec: the container's user and environment", &POD, user),
+    in_pod("exec: ten at once", &POD, ten),
+    in_pod("exec: two megabytes of output are complete", &POD, output),
 ];
 
-fn time_out(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn time_out(pod: &Pod<'_>) -> Result<Outcome> {
+    let node = pod.node();
     let container = pod.start("exec sleep 1000000", Value::Null)?;
     let request = json!({"container_id": container.id, "cmd": ["sleep", "4321"], "timeout": 1});
     let refused = node.refused("ExecSync", request)?;
     let left = container.output("ps -o args | grep -c '^sleep 4321'; true")?;
-    pod.remove()?;
     Ok(Outcome::text(format!("{} {left}", refused.code)))
 }
 
-fn missing(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn missing(pod: &Pod<'_>) -> Result<Outcome> {
+    let node = pod.node();
     let container = pod.start("exec sleep 1000000", Value::Null)?;
     let request = json!({"container_id": container.id, "cmd": ["/no/such/program"]});
     let refused = node.refused("ExecSync", request)?;
@@ -35,12 +37,10 @@ fn missing(node: &Node) -> Result<Outcome> {
     let after = container.output("echo alive")?;
     let text = without_numbers(&refused.message);
     ensure!(text.contains("no such file"), "{text}");
-    pod.remove()?;
     Ok(Outcome::text(after))
 }
 
-fn user(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn user(pod: &Pod<'_>) -> Result<Outcome> {
     let config = json!({
         "envs": [{"key": "A", "value": "of the container"}],
         "working_dir": "/var",
@@ -54,13 +54,11 @@ fn user(node: &Node) -> Result<Outcome> {
     });
     let container = pod.start("exec sleep 1000000", config)?;
     let script = "id; pwd; echo $A; grep -E '^(CapBnd|NoNewPrivs)' /proc/self/status";
-    let outcome = container.exec(script)?;
-    pod.remove()?;
-    Ok(outcome)
+    container.exec(script)
 }
 
-fn ten(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn ten(pod: &Pod<'_>) -> Result<Outcome> {
+    let node = pod.node();
     let container = pod.start("exec sleep 1000000", Value::Null)?;
     let id = container.id.clone();
     let outcomes: Result<Vec<Value>> = std::thread::scope(|scope| {
@@ -79,17 +77,13 @@ fn ten(node: &Node) -> Result<Outcome> {
             .map(|thread| thread.join().ok().context("a thread panicked")?);
         ended.collect()
     });
-    let outcomes = outcomes?;
-    pod.remove()?;
-    Ok(Outcome::text(json!(outcomes).to_string()))
+    Ok(Outcome::text(json!(outcomes?).to_string()))
 }
 
 /// The program ends at once after it has written them.
-fn output(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn output(pod: &Pod<'_>) -> Result<Outcome> {
     let container = pod.start("exec sleep 1000000", Value::Null)?;
     let outcome = container.exec("yes 0123456789 | head -c 2000000; exit 3")?;
-    pod.remove()?;
     let wrong = outcome
         .stdout
         .lines()

@@ -10,22 +10,26 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::cri::node::Node;
+use super::plain_pod;
 use crate::cri::pod::{Container, Pod, this_program};
-use crate::cri::{Case, calls};
+use crate::cri::{Case, PodKind, in_pod};
 use crate::parity::Outcome;
 
+static POD: PodKind = plain_pod("kubelet's volumes");
+
 pub const CASES: &[Case] = &[
-    calls("volume: updates of a ConfigMap are inotify events", updates),
-    calls(
+    in_pod("volume: updates of a ConfigMap are inotify events", &POD, updates),
+    in_pod(
         "volume: large files and many files of a projected volume",
+        &POD,
         large_and_many,
     ),
-    calls(
+    in_pod(
         "volume: two containers share a Secret, and one is replaced",
+        &POD,
         shared,
     ),
-    calls("volume: a ConfigMap that is too large or unusual", unusual),
+    in_pod("volume: a ConfigMap that is too large or unusual", &POD, unusual),
 ];
 
 /// Updates that are waited for one by one, and then as many in a row.
@@ -159,10 +163,10 @@ pub fn print_changes(directory: &Path) -> Result<()> {
 const CONTENT: &str = "cd /volume; ls -lnA | awk '{print $1, $3, $4, $9, $10, $11}'; ls -ln ..data/ | awk '{print $1, $3, $4, $5, $9}'
     cat key; readlink ..data; touch new 2>&1; echo x 2>&1 >key; rm -f ..data 2>&1; stat -c '%a %u %g' .";
 
-fn updates(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn updates(pod: &Pod<'_>) -> Result<Outcome> {
+    let node = pod.node();
     let volume = Volume::new("configmap", &[("key", b"0\n"), ("gone", b"")])?;
-    let container = volume.watcher(&pod)?;
+    let container = volume.watcher(pod)?;
     let mut latencies = Vec::new();
     for number in 1..=UPDATES {
         let value = format!("{number}\n");
@@ -187,13 +191,11 @@ fn updates(node: &Node) -> Result<Outcome> {
     ));
     // One of them may have waited for a busy host.
     ensure!(at(98) < MOST, "events came after {:?} and {:?}", at(98), at(99));
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }
 
-fn large_and_many(node: &Node) -> Result<Outcome> {
+fn large_and_many(pod: &Pod<'_>) -> Result<Outcome> {
     const COUNT: u32 = 2000;
-    let pod = node.pod(Value::Null)?;
     let names: Vec<String> = (0..COUNT).map(|number| format!("file-{number}")).collect();
     let content = |salt: u32, length: u32| -> Vec<u8> {
         let byte = |at: u32| at.wrapping_mul(2_654_435_761).wrapping_add(salt).to_le_bytes()[3];
@@ -208,7 +210,7 @@ fn large_and_many(node: &Node) -> Result<Outcome> {
         .collect();
     keys.push(("large", &large[0]));
     let volume = Volume::new("projected", &keys)?;
-    let container = volume.watcher(&pod)?;
+    let container = volume.watcher(pod)?;
     let script =
         "cd /volume; ls | wc -l; md5sum <large; cat file-* | md5sum; ls -A | md5sum; ls -ln ..data/ | md5sum";
     // The first line of `ls -l` and the times differ from run to run.
@@ -222,15 +224,13 @@ fn large_and_many(node: &Node) -> Result<Outcome> {
     volume.update(1, &keys)?;
     volume.settle(&container)?;
     seen.push_str(&container.output(&script)?);
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }
 
-fn shared(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn shared(pod: &Pod<'_>) -> Result<Outcome> {
     let volume = Volume::new("secret", &[("key", b"first\n")])?;
-    let first = volume.watcher(&pod)?;
-    let second = volume.watcher(&pod)?;
+    let first = volume.watcher(pod)?;
+    let second = volume.watcher(pod)?;
     volume.update(1, &[("key", b"second\n")])?;
     for container in [&first, &second] {
         container.prints(MOVED)?;
@@ -244,18 +244,16 @@ fn shared(node: &Node) -> Result<Outcome> {
     second.remove()?;
     // Nobody uses it now. What changes meanwhile is there when it is used again.
     volume.update(3, &[("key", b"fourth\n")])?;
-    let third = volume.watcher(&pod)?;
+    let third = volume.watcher(pod)?;
     seen.push_str(&third.output("cat /volume/key; ls -A /volume")?);
     volume.update(4, &[("key", b"fifth\n")])?;
     volume.settle(&third)?;
     seen.push_str(&third.output("cat /volume/key; ls -A /volume")?);
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }
 
 /// These have no inotify under Nacre, and are as the host's otherwise.
-fn unusual(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn unusual(pod: &Pod<'_>) -> Result<Outcome> {
     let large = Volume::new("configmap", &[("key", b"")])?;
     fs::File::create(large.at("..v0/key"))?.set_len((64 << 20) + 1)?;
     let plain = Volume::new("configmap", &[("key", b"value\n")])?;
@@ -274,6 +272,5 @@ fn unusual(node: &Node) -> Result<Outcome> {
     let write = pod.run("echo new >/volume/key", json!({"mounts": [mount]}))?;
     seen.push_str(&write.to_string());
     seen.push_str(&fs::read_to_string(written.at("key"))?);
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }

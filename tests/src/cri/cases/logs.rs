@@ -5,23 +5,31 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
+use super::plain_pod;
 use crate::cri::node::Node;
-use crate::cri::{Case, calls};
+use crate::cri::pod::Pod;
+use crate::cri::{Case, PodKind, calls, in_pod};
 use crate::parity::Outcome;
 
+static POD: PodKind = plain_pod("logs");
+
 pub const CASES: &[Case] = &[
-    calls("log: both streams, long lines, no line feed at the end", entries),
-    calls("log: reopened after it was moved", reopened),
+    in_pod(
+        "log: both streams, long lines, no line feed at the end",
+        &POD,
+        entries,
+    ),
+    in_pod("log: reopened after it was moved", &POD, reopened),
     // Under runc containerd 1.6.20 loses the end now and then, so runc is nothing to compare with.
     calls("log: two megabytes are complete", two_megabytes).only_nacre(),
     calls("log: ten megabytes are complete", ten_megabytes)
         .only_nacre()
         .long(),
-    calls("log: six containers of one line each", |node| {
-        one_line_each(node, 6)
+    in_pod("log: six containers of one line each", &POD, |pod| {
+        one_line_each(pod, 6)
     }),
-    calls("log: 20 containers of one line each", |node| {
-        one_line_each(node, 20)
+    in_pod("log: 20 containers of one line each", &POD, |pod| {
+        one_line_each(pod, 20)
     })
     .long(),
 ];
@@ -29,8 +37,7 @@ pub const CASES: &[Case] = &[
 /// What [`complete`] writes, again and again.
 const LINE: &str = "0123456789abcdef0123456789abcdef0123456789abcdef";
 
-fn entries(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn entries(pod: &Pod<'_>) -> Result<Outcome> {
     let script =
         "echo one; echo err >&2; sleep 0.2; head -c 40000 /dev/zero | tr '\\0' x; echo; echo; printf end";
     let container = pod.start(script, Value::Null)?;
@@ -42,12 +49,11 @@ fn entries(node: &Node) -> Result<Outcome> {
         format!("{} {} {} {text}\n", line.stream, line.full, line.text.len())
     });
     let seen = seen.collect::<String>();
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }
 
-fn reopened(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn reopened(pod: &Pod<'_>) -> Result<Outcome> {
+    let node = pod.node();
     let go_on = tempfile::tempdir()?;
     let script = "echo before; while [ ! -e /go/on ]; do sleep 0.1; done; echo after";
     let mount = json!({"mounts": [{"container_path": "/go", "host_path": go_on.path()}]});
@@ -59,7 +65,6 @@ fn reopened(node: &Node) -> Result<Outcome> {
     fs::write(go_on.path().join("on"), "")?;
     let outcome = container.ended()?;
     let old = fs::read_to_string(moved)?;
-    pod.remove()?;
     let old = old.split_once(' ').context("an empty log")?.1;
     Ok(Outcome::text(format!("{old}{}", outcome.stdout)))
 }
@@ -89,12 +94,10 @@ fn complete(node: &Node, bytes: usize) -> Result<Outcome> {
     Ok(outcome)
 }
 
-fn one_line_each(node: &Node, count: usize) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn one_line_each(pod: &Pod<'_>, count: usize) -> Result<Outcome> {
     let mut printed = String::new();
     for number in 0..count {
         printed += &pod.run(&format!("echo {number}"), Value::Null)?.stdout;
     }
-    pod.remove()?;
     Ok(Outcome::text(printed))
 }

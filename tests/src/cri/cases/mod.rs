@@ -1,4 +1,5 @@
-//! The cases, by subject. A pod takes seconds in the lab, so cases that need the same pod share it.
+//! The cases, by subject. A pod takes seconds in the lab, so cases share one unless they are
+//! about pods.
 
 mod bulk;
 mod containers;
@@ -76,6 +77,14 @@ static PRIVILEGED: PodKind = PodKind {
     name: "privileged",
     change: || json!({"linux": {"security_context": {"privileged": true}}}),
 };
+
+/// A pod without changes.
+const fn plain_pod(name: &'static str) -> PodKind {
+    PodKind {
+        name,
+        change: nothing,
+    }
+}
 
 /// No change.
 fn nothing() -> Value {

@@ -8,21 +8,30 @@ use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MsFlags, mount, umount};
 use serde_json::{Value, json};
 
-use super::PRIVILEGED;
+use super::{PRIVILEGED, plain_pod, security};
 use crate::cri::node::Node;
-use crate::cri::{Case, calls, container};
+use crate::cri::pod::Pod;
+use crate::cri::{Case, PodKind, calls, container, in_pod};
 use crate::loop_device::LoopDevice;
 use crate::parity::Outcome;
 
+static POD: PodKind = plain_pod("volumes");
+
 pub const CASES: &[Case] = &[
-    calls("volume: read-write, read-only, file", volumes),
-    calls(
+    in_pod("volume: read-write, read-only, file", &POD, volumes),
+    in_pod(
         "volume: a host path that is missing, a symbolic link",
+        &POD,
         unusual_paths,
     ),
-    calls("volume: kubelet's hosts file and termination log", kubelets_files),
-    calls(
+    in_pod(
+        "volume: kubelet's hosts file and termination log",
+        &POD,
+        kubelets_files,
+    ),
+    in_pod(
         "volume: changes by the host are seen, as a ConfigMap's",
+        &POD,
         config_map,
     ),
     calls("volume: mounts of the host reach the container", |node| {
@@ -35,7 +44,7 @@ pub const CASES: &[Case] = &[
     calls("volume: private mounts stay private", |node| {
         propagated(node, "PROPAGATION_PRIVATE")
     }),
-    calls("volume: as the upper layer of an overlay", overlay).allow_difference(
+    in_pod("volume: as the upper layer of an overlay", &PRIVILEGED, overlay).allow_difference(
         "the volume is a tmpfs, which has no attributes of users before Linux 6.6, and trusted ones are stored as these",
         "Invalid argument",
     ),
@@ -92,22 +101,18 @@ fn one_mount(path: &Path, more: Value) -> Value {
     json!({"mounts": [mount]})
 }
 
-fn overlay(node: &Node) -> Result<Outcome> {
-    let privileged = json!({"linux": {"security_context": {"privileged": true}}});
-    let pod = node.pod(privileged.clone())?;
+fn overlay(pod: &Pod<'_>) -> Result<Outcome> {
+    let privileged = security(json!({"privileged": true}));
     // The lab's /tmp is an overlay itself, which runc's container could not use either.
     let volume = tempfile::tempdir_in("/run")?;
     let script = "cd /volume; mkdir lower upper work merged; echo below >lower/file
         mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay merged && cat merged/file";
     let mut change = one_mount(volume.path(), Value::Null);
     crate::cri::node::merge(&mut change, privileged);
-    let outcome = pod.run(script, change)?;
-    pod.remove()?;
-    Ok(outcome)
+    pod.run(script, change)
 }
 
-fn volumes(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn volumes(pod: &Pod<'_>) -> Result<Outcome> {
     let directory = tempfile::tempdir()?;
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777))?;
     fs::write(directory.path().join("file"), "of the host\n")?;
@@ -123,12 +128,10 @@ fn volumes(node: &Node) -> Result<Outcome> {
         touch /ro/no 2>&1; echo a 2>&1 >/etc/one; stat -c '%u %g %a' /rw/new; rm /rw/new; mkdir /rw/d; ls /ro";
     let outcome = pod.run(script, mounts)?;
     ensure!(directory.path().join("d").is_dir());
-    pod.remove()?;
     Ok(outcome)
 }
 
-fn unusual_paths(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn unusual_paths(pod: &Pod<'_>) -> Result<Outcome> {
     let directory = tempfile::tempdir()?;
     let missing = directory.path().join("made/below");
     let mut seen = pod
@@ -140,12 +143,10 @@ fn unusual_paths(node: &Node) -> Result<Outcome> {
         &pod.run("ls /volume /volume/below", one_mount(&link, Value::Null))?
             .stdout,
     );
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }
 
-fn kubelets_files(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(json!({"hostname": "web-0"}))?;
+fn kubelets_files(pod: &Pod<'_>) -> Result<Outcome> {
     let directory = tempfile::tempdir()?;
     let (hosts, log) = (directory.path().join("hosts"), directory.path().join("log"));
     fs::write(&hosts, "127.0.0.1\tlocalhost\n10.1.2.3\tweb-0\n")?;
@@ -156,13 +157,11 @@ fn kubelets_files(node: &Node) -> Result<Outcome> {
     ]});
     let outcome = pod.run("cat /etc/hosts; echo why >/dev/termination-log; exit 1", mounts)?;
     ensure!(fs::read_to_string(log)? == "why\n");
-    pod.remove()?;
     Ok(outcome)
 }
 
 /// kubelet replaces a link to a directory, so that all files change at once.
-fn config_map(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn config_map(pod: &Pod<'_>) -> Result<Outcome> {
     let directory = tempfile::tempdir()?;
     let at = |name: &str| directory.path().join(name);
     for (version, text) in [("..1", "old\n"), ("..2", "new\n")] {
@@ -180,7 +179,6 @@ fn config_map(node: &Node) -> Result<Outcome> {
     fs::rename(at("..tmp"), at("..data"))?;
     let script = "i=0; while [ $(cat /volume/key) != new ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i + 1)); done; cat /volume/key";
     seen.push_str(&container.output(script)?);
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }
 

@@ -3,27 +3,33 @@
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::security;
-use crate::cri::node::Node;
-use crate::cri::{Case, calls};
+use super::{plain_pod, security};
+use crate::cri::pod::Pod;
+use crate::cri::{Case, PodKind, in_pod};
 use crate::parity::Outcome;
 
+static POD: PodKind = plain_pod("namespaces");
+
+/// A pod whose containers see each other's processes.
+static ONE_PID_NAMESPACE: PodKind = PodKind {
+    name: "one pid namespace",
+    change: || security(json!({"namespace_options": {"pid": "POD"}})),
+};
+
 pub const CASES: &[Case] = &[
-    calls("namespaces: shared and private ones", shared),
-    calls("pids: of each container", |node| pids(node, "CONTAINER")),
-    calls("pids: of the pod", |node| pids(node, "POD")),
-    calls("pids: of the pod: orphans are reaped", orphans),
-    calls("pids: of a target container", target),
-    calls("ipc: /dev/shm is the pod's", ipc),
+    in_pod("namespaces: shared and private ones", &POD, shared),
+    in_pod("pids: of each container", &POD, |pod| pids(pod, "CONTAINER")),
+    in_pod("pids: of the pod", &ONE_PID_NAMESPACE, |pod| pids(pod, "POD")),
+    in_pod(
+        "pids: of the pod: orphans are reaped",
+        &ONE_PID_NAMESPACE,
+        orphans,
+    ),
+    in_pod("pids: of a target container", &POD, target),
+    in_pod("ipc: /dev/shm is the pod's", &POD, ipc),
 ];
 
-/// A pod and its containers with this mode of process ids.
-fn mode(mode: &str) -> Value {
-    security(json!({"namespace_options": {"pid": mode}}))
-}
-
-fn shared(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn shared(pod: &Pod<'_>) -> Result<Outcome> {
     let one = pod.start("exec sleep 1000000", Value::Null)?;
     let two = pod.start("exec sleep 1000000", Value::Null)?;
     let mut seen = Vec::new();
@@ -32,12 +38,10 @@ fn shared(node: &Node) -> Result<Outcome> {
         let same = one.output(&script)? == two.output(&script)?;
         seen.push(format!("{name}: {same}"));
     }
-    pod.remove()?;
     Ok(Outcome::text(seen.join("\n")))
 }
 
-fn pids(node: &Node, of: &str) -> Result<Outcome> {
-    let pod = node.pod(mode(of))?;
+fn pids(pod: &Pod<'_>, of: &str) -> Result<Outcome> {
     let one = pod.start("echo up; exec sleep 1111", Value::Null)?;
     let two = pod.start("exec sleep 2222", Value::Null)?;
     one.prints("up")?;
@@ -51,23 +55,19 @@ fn pids(node: &Node, of: &str) -> Result<Outcome> {
         seen.push_str(&format!("{:?}", ended.code));
     }
     ensure!(two.status()?["state"] == "CONTAINER_RUNNING");
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }
 
-fn orphans(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(mode("POD"))?;
+fn orphans(pod: &Pod<'_>) -> Result<Outcome> {
     let container = pod.start("exec sleep 1000000", Value::Null)?;
     let script = "for i in 1 2 3 4 5; do sh -c 'sleep 0.1 & exit'; done
         while ps -o comm,args | grep -q '^sleep *sleep 0.1'; do sleep 0.1; done
         ps -o stat | grep -c Z; true";
     let seen = container.output(script)?;
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }
 
-fn target(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn target(pod: &Pod<'_>) -> Result<Outcome> {
     let app = pod.start("exec sleep 1111", Value::Null)?;
     let options = json!({"namespace_options": {"pid": "TARGET", "target_id": app.id}});
     // As an ephemeral container of kubectl debug.
@@ -78,12 +78,10 @@ fn target(node: &Node) -> Result<Outcome> {
     let missing = json!({"namespace_options": {"pid": "TARGET", "target_id": "0123456789"}});
     let refused = pod.create("true", security(missing)).is_err();
     ensure!(app.status()?["state"] == "CONTAINER_RUNNING");
-    pod.remove()?;
     Ok(Outcome::text(format!("{outcome}{refused}")))
 }
 
-fn ipc(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn ipc(pod: &Pod<'_>) -> Result<Outcome> {
     let one = pod.start("exec sleep 1000000", Value::Null)?;
     let mut seen = one.output("echo kept >/dev/shm/a; df -k /dev/shm | tail -n 1 | awk '{print $2}'")?;
     seen.push_str(
@@ -95,6 +93,5 @@ fn ipc(node: &Node) -> Result<Outcome> {
     );
     one.remove()?;
     seen.push_str(&pod.run("ls /dev/shm; cat /dev/shm/b", Value::Null)?.stdout);
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }

@@ -7,29 +7,32 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
+use super::plain_pod;
 use crate::containerd::ctr::{DEADLINE, output};
 use crate::cri::node::Node;
 use crate::cri::pod::{Container, Pod, this_program};
-use crate::cri::{Case, calls};
+use crate::cri::{Case, PodKind, calls, in_pod};
 use crate::parity::Outcome;
 
+static POD: PodKind = plain_pod("network");
+
 pub const CASES: &[Case] = &[
-    calls("network: TCP from the host, both families", from_host),
-    calls("network: TCP to the host, both families", to_host),
+    in_pod("network: TCP from the host, both families", &POD, from_host),
+    in_pod("network: TCP to the host, both families", &POD, to_host),
     calls("network: between pods, both families", between_pods),
-    calls("network: echo requests, whole and in fragments", pings),
-    calls("network: UDP, whole and in fragments", udp),
-    calls("network: containers of a pod by localhost", localhost),
-    calls("network: a closed port refuses", closed),
-    calls("network: a pod reaches itself by its address", itself),
-    calls("network: an unprivileged user serves port 80", unprivileged),
+    in_pod("network: echo requests, whole and in fragments", &POD, pings),
+    in_pod("network: UDP, whole and in fragments", &POD, udp),
+    in_pod("network: containers of a pod by localhost", &POD, localhost),
+    in_pod("network: a closed port refuses", &POD, closed),
+    in_pod("network: a pod reaches itself by its address", &POD, itself),
+    in_pod("network: an unprivileged user serves port 80", &POD, unprivileged),
     calls("network: MTU 1400", |node| mtu(node, "1400", 1372)),
     calls("network: MTU 9000", |node| mtu(node, "9000", 8972)),
     calls("network: a host port, TCP", host_port),
     calls("network: rates from annotations", rates),
     calls("network: 16 interfaces", many_links),
     calls("network: an interface without an address", bare_link),
-    calls("network: it stays when containers restart", stays),
+    in_pod("network: it stays when containers restart", &POD, stays),
 ];
 
 /// Where pods reach the host.
@@ -78,20 +81,17 @@ fn intact(bytes: &[u8]) -> bool {
         .all(|piece| pattern.starts_with(piece))
 }
 
-fn from_host(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
-    let _server = web_server(&pod, 80)?;
+fn from_host(pod: &Pod<'_>) -> Result<Outcome> {
+    let _server = web_server(pod, 80)?;
     let mut seen = String::new();
     for address in pod.addresses()? {
         let large = get(&at(&address, 80), "large")?;
         seen.push_str(&format!("{} bytes, intact: {}\n", large.len(), intact(&large)));
     }
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }
 
-fn to_host(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn to_host(pod: &Pod<'_>) -> Result<Outcome> {
     let container = pod.start("exec sleep 1000000", Value::Null)?;
     let mut seen = String::new();
     for (host, address) in HOST.iter().zip(pod.addresses()?) {
@@ -110,7 +110,6 @@ fn to_host(node: &Node) -> Result<Outcome> {
         ensure!(from == address, "the host sees {from}, not {address}");
         seen.push_str(&format!("{length} bytes, intact: {intact}, nc: {code}"));
     }
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }
 
@@ -132,8 +131,7 @@ fn between_pods(node: &Node) -> Result<Outcome> {
     Ok(Outcome::text(seen))
 }
 
-fn pings(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn pings(pod: &Pod<'_>) -> Result<Outcome> {
     let container = pod.start("exec sleep 1000000", Value::Null)?;
     let mut seen = String::new();
     for (host, address) in HOST.iter().zip(pod.addresses()?) {
@@ -146,7 +144,6 @@ fn pings(node: &Node) -> Result<Outcome> {
             seen.push_str(&format!("from the host: {answered:?}\n"));
         }
     }
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }
 
@@ -164,8 +161,7 @@ pub fn echo_datagrams(port: u16) -> Result<()> {
     }
 }
 
-fn udp(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn udp(pod: &Pod<'_>) -> Result<Outcome> {
     let server = pod.start("", this_program(&["--echo-datagrams", "7000"])?)?;
     server.prints("up")?;
     let mut seen = String::new();
@@ -183,21 +179,16 @@ fn udp(node: &Node) -> Result<Outcome> {
             seen.push_str(&format!("{size}: {}\n", back.get(..length) == Some(&data)));
         }
     }
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }
 
-fn localhost(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
-    let _server = web_server(&pod, 8080)?;
+fn localhost(pod: &Pod<'_>) -> Result<Outcome> {
+    let _server = web_server(pod, 8080)?;
     let script = "for a in 127.0.0.1 '[::1]' localhost; do wget -q -O - http://$a:8080/hello; done";
-    let outcome = pod.run(script, Value::Null)?;
-    pod.remove()?;
-    Ok(outcome)
+    pod.run(script, Value::Null)
 }
 
-fn closed(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn closed(pod: &Pod<'_>) -> Result<Outcome> {
     let container = pod.start("exec sleep 1000000", Value::Null)?;
     let mut seen = String::new();
     for (host, address) in HOST.iter().zip(pod.addresses()?) {
@@ -208,23 +199,19 @@ fn closed(node: &Node) -> Result<Outcome> {
         let outcome = container.exec(&format!("nc {host} 81 </dev/null"))?;
         seen.push_str(&outcome.stderr);
     }
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }
 
-fn itself(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
-    let server = web_server(&pod, 80)?;
+fn itself(pod: &Pod<'_>) -> Result<Outcome> {
+    let server = web_server(pod, 80)?;
     let mut seen = String::new();
     for address in pod.addresses()? {
         seen.push_str(&server.output(&format!("wget -q -O - http://{}/hello", at(&address, 80)))?);
     }
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }
 
-fn unprivileged(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn unprivileged(pod: &Pod<'_>) -> Result<Outcome> {
     let user = json!({"linux": {"security_context": {
         "run_as_user": {"value": 1000}, "capabilities": {"drop_capabilities": ["ALL"]},
     }}});
@@ -233,7 +220,6 @@ fn unprivileged(node: &Node) -> Result<Outcome> {
     server.prints("up")?;
     let [first, _] = pod.addresses()?;
     let seen = get(&at(&first, 80), "hello")?;
-    pod.remove()?;
     Ok(Outcome::text(String::from_utf8_lossy(&seen)))
 }
 
@@ -310,17 +296,15 @@ fn bare_link(node: &Node) -> Result<Outcome> {
     Ok(outcome)
 }
 
-fn stays(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn stays(pod: &Pod<'_>) -> Result<Outcome> {
     let addresses = pod.addresses()?;
     let mut seen = String::new();
     for _ in 0..3 {
-        let server = web_server(&pod, 80)?;
+        let server = web_server(pod, 80)?;
         for address in &addresses {
             seen.push_str(&String::from_utf8_lossy(&get(&at(address, 80), "hello")?));
         }
         server.remove()?;
     }
-    pod.remove()?;
     Ok(Outcome::text(seen))
 }

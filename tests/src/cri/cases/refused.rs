@@ -3,10 +3,13 @@
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::{security, without_numbers};
+use super::{plain_pod, security, without_numbers};
 use crate::cri::node::Node;
-use crate::cri::{Case, calls};
+use crate::cri::pod::Pod;
+use crate::cri::{Case, PodKind, calls, in_pod};
 use crate::parity::Outcome;
+
+static POD: PodKind = plain_pod("refused");
 
 pub const CASES: &[Case] = &[
     calls("refused: a runtime handler that does not exist", no_handler),
@@ -14,10 +17,14 @@ pub const CASES: &[Case] = &[
     calls("refused: a pod without a name", no_name),
     calls("refused: a container of a pod that is gone", pod_gone),
     calls("refused: a container of a pod that was stopped", pod_stopped),
-    calls("refused: an image that does not exist", no_image),
-    calls("refused: an unknown user", unknown_user),
+    in_pod("refused: an image that does not exist", &POD, no_image),
+    in_pod("refused: an unknown user", &POD, unknown_user),
     calls("refused: a sysctl that does not exist", no_sysctl),
-    calls("refused: a working directory that is a file", directory_is_file),
+    in_pod(
+        "refused: a working directory that is a file",
+        &POD,
+        directory_is_file,
+    ),
     calls("refused: ids of nothing", ids_of_nothing),
     calls("refused: the host's network", |node| hosts(node, "network")).allow_difference(NO_HOST, "network"),
     calls("refused: the host's process ids", |node| hosts(node, "pid")).allow_difference(NO_HOST, "pid"),
@@ -52,8 +59,8 @@ fn no_name(node: &Node) -> Result<Outcome> {
 }
 
 /// A container that is refused at its creation or its start: at which, and with which text.
-fn container_refused(node: &Node, change: Value) -> Result<(&'static str, String)> {
-    let pod = node.pod(Value::Null)?;
+fn container_refused(pod: &Pod<'_>, change: Value) -> Result<(&'static str, String)> {
+    let node = pod.node();
     let outcome = match pod.create("true", change) {
         Err(error) => ("create", format!("{error:#}")),
         Ok(container) => (
@@ -63,7 +70,6 @@ fn container_refused(node: &Node, change: Value) -> Result<(&'static str, String
     };
     let next = pod.run("echo next", Value::Null)?;
     ensure!(next.stdout == "next\n", "the pod is hurt: {next}");
-    pod.remove()?;
     Ok(outcome)
 }
 
@@ -83,13 +89,13 @@ fn pod_stopped(node: &Node) -> Result<Outcome> {
     Ok(Outcome::text(format!("refused: {refused}")))
 }
 
-fn no_image(node: &Node) -> Result<Outcome> {
-    let (when, text) = container_refused(node, json!({"image": {"image": "localhost/none:lab"}}))?;
+fn no_image(pod: &Pod<'_>) -> Result<Outcome> {
+    let (when, text) = container_refused(pod, json!({"image": {"image": "localhost/none:lab"}}))?;
     Ok(Outcome::text(format!("{when}: {}", text.contains("not found"))))
 }
 
-fn unknown_user(node: &Node) -> Result<Outcome> {
-    let (when, text) = container_refused(node, security(json!({"run_as_username": "nobody-here"})))?;
+fn unknown_user(pod: &Pod<'_>) -> Result<Outcome> {
+    let (when, text) = container_refused(pod, security(json!({"run_as_username": "nobody-here"})))?;
     Ok(Outcome::text(format!("{when}: {}", without_numbers(&text))))
 }
 
@@ -102,8 +108,8 @@ fn no_sysctl(node: &Node) -> Result<Outcome> {
     Ok(Outcome::text("refused by name"))
 }
 
-fn directory_is_file(node: &Node) -> Result<Outcome> {
-    let (when, text) = container_refused(node, json!({"working_dir": "/etc/passwd"}))?;
+fn directory_is_file(pod: &Pod<'_>) -> Result<Outcome> {
+    let (when, text) = container_refused(pod, json!({"working_dir": "/etc/passwd"}))?;
     ensure!(text.contains("/etc/passwd"), "{text}");
     Ok(Outcome::text(when))
 }

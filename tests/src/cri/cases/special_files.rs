@@ -9,21 +9,24 @@ use anyhow::{Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
-use crate::cri::node::Node;
+use super::plain_pod;
 use crate::cri::pod::{Pod, this_program};
-use crate::cri::{Case, calls};
+use crate::cri::{Case, PodKind, in_pod};
 use crate::parity::Outcome;
 
+static POD: PodKind = plain_pod("special files");
+
 pub const CASES: &[Case] = &[
-    calls(
+    in_pod(
         "volume: a socket and a lock of another container",
+        &POD,
         socket_of_container,
     ),
-    calls("volume: a socket that the host serves", socket_of_host).allow_difference(
+    in_pod("volume: a socket that the host serves", &POD, socket_of_host).allow_difference(
         "a socket of the host's kernel is none of the guest's",
         "Connection refused",
     ),
-    calls("volume: files of procfs and sysfs", files_of_the_kernel),
+    in_pod("volume: files of procfs and sysfs", &POD, files_of_the_kernel),
 ];
 
 /// Serves connections to a new socket at `path`, for ever: each gets a line. Meanwhile it locks the file beside it. A
@@ -78,30 +81,24 @@ fn connected(pod: &Pod<'_>, directory: &Path) -> Result<Outcome> {
     pod.run("", with_volume(&["--connect", "/volume/socket"], directory)?)
 }
 
-fn socket_of_container(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn socket_of_container(pod: &Pod<'_>) -> Result<Outcome> {
     let directory = tempfile::tempdir()?;
     let server = pod.start("", with_volume(&["--serve", "/volume/socket"], directory.path())?)?;
     server.prints("serving")?;
     let mut seen = server.output("/test --connect /volume/socket")?;
-    seen.push_str(&connected(&pod, directory.path())?.to_string());
-    pod.remove()?;
+    seen.push_str(&connected(pod, directory.path())?.to_string());
     Ok(Outcome::text(seen))
 }
 
-fn socket_of_host(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn socket_of_host(pod: &Pod<'_>) -> Result<Outcome> {
     let directory = tempfile::tempdir()?;
     let listener = UnixListener::bind(directory.path().join("socket"))?;
     // It fails or ends with the listener.
     std::thread::spawn(move || -> std::io::Result<()> { listener.accept()?.0.write_all(b"served\n") });
-    let outcome = connected(&pod, directory.path())?;
-    pod.remove()?;
-    Ok(outcome)
+    connected(pod, directory.path())
 }
 
-fn files_of_the_kernel(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn files_of_the_kernel(pod: &Pod<'_>) -> Result<Outcome> {
     let mounts = json!({"mounts": [
         {"container_path": "/version", "host_path": "/proc/version", "readonly": true},
         {"container_path": "/kernel", "host_path": "/sys/kernel", "readonly": true},
@@ -113,6 +110,5 @@ fn files_of_the_kernel(node: &Node) -> Result<Outcome> {
     let outcome = pod.run(script, mounts)?;
     let host = fs::read_to_string("/proc/version")?;
     ensure!(outcome.stdout.starts_with(&host), "{outcome}");
-    pod.remove()?;
     Ok(outcome)
 }

@@ -5,23 +5,27 @@ use std::net::TcpStream;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
+use super::plain_pod;
 use crate::cri::node::{Node, text};
+use crate::cri::pod::Pod;
 use crate::cri::session::{END, RESIZE, STDERR, STDIN, STDOUT, Session};
-use crate::cri::{Case, calls};
+use crate::cri::{Case, PodKind, in_pod};
 use crate::parity::Outcome;
 
+static POD: PodKind = plain_pod("streams");
+
 pub const CASES: &[Case] = &[
-    calls("stream: exec with both streams and an exit code", exec),
-    calls("stream: exec with standard input", exec_stdin),
-    calls("stream: exec on a terminal, resized", exec_terminal),
-    calls("stream: attach", attach),
-    calls("stream: port-forward to the pod's localhost", |node| {
-        port_forward(node, "127.0.0.1")
+    in_pod("stream: exec with both streams and an exit code", &POD, exec),
+    in_pod("stream: exec with standard input", &POD, exec_stdin),
+    in_pod("stream: exec on a terminal, resized", &POD, exec_terminal),
+    in_pod("stream: attach", &POD, attach),
+    in_pod("stream: port-forward to the pod's localhost", &POD, |pod| {
+        port_forward(pod, "127.0.0.1")
     }),
-    calls("stream: port-forward to IPv6 localhost", |node| {
-        port_forward(node, "[::1]")
+    in_pod("stream: port-forward to IPv6 localhost", &POD, |pod| {
+        port_forward(pod, "[::1]")
     }),
-    calls("stream: port-forward to a closed port", port_forward_closed).allow_difference(
+    in_pod("stream: port-forward to a closed port", &POD, port_forward_closed).allow_difference(
         "the connection is accepted on the host and closed when the guest refuses it, so containerd sees no error",
         "refused: false",
     ),
@@ -32,8 +36,8 @@ fn open(node: &Node, method: &str, request: Value) -> Result<Session> {
     Session::open(&text(&answer, "/url")?)
 }
 
-fn exec(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn exec(pod: &Pod<'_>) -> Result<Outcome> {
+    let node = pod.node();
     let container = pod.start("exec sleep 1000000", Value::Null)?;
     let command = ["sh", "-c", "echo out; echo err >&2; exit 7"];
     let request = json!({"container_id": container.id, "cmd": command, "stdout": true, "stderr": true});
@@ -49,12 +53,11 @@ fn exec(node: &Node) -> Result<Outcome> {
         let all = channels.get(usize::from(channel)).cloned().unwrap_or_default();
         String::from_utf8_lossy(&all).into_owned()
     });
-    pod.remove()?;
     Ok(Outcome::text(shown.join("\n")))
 }
 
-fn exec_stdin(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn exec_stdin(pod: &Pod<'_>) -> Result<Outcome> {
+    let node = pod.node();
     let container = pod.start("exec sleep 1000000", Value::Null)?;
     let script = "read a; echo got $a; read b; echo got $b";
     let request = json!({
@@ -67,12 +70,11 @@ fn exec_stdin(node: &Node) -> Result<Outcome> {
     seen.extend(session.read_until(STDOUT, |all| all.ends_with(b"\n"))?);
     let end = session.read_until(END, |all| all.ends_with(b"}"))?;
     seen.extend(end);
-    pod.remove()?;
     Ok(Outcome::text(String::from_utf8_lossy(&seen)))
 }
 
-fn exec_terminal(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn exec_terminal(pod: &Pod<'_>) -> Result<Outcome> {
+    let node = pod.node();
     let container = pod.start("exec sleep 1000000", Value::Null)?;
     let script = "trap 'stty size; exit 0' WINCH; test -t 0 && echo ready; while :; do sleep 0.1; done";
     let request = json!({
@@ -82,12 +84,11 @@ fn exec_terminal(node: &Node) -> Result<Outcome> {
     let mut seen = session.read_until(STDOUT, |all| all.ends_with(b"ready\r\n"))?;
     session.send(RESIZE, br#"{"Width":123,"Height":45}"#)?;
     seen.extend(session.read_until(STDOUT, |all| all.ends_with(b"\r\n"))?);
-    pod.remove()?;
     Ok(Outcome::text(String::from_utf8_lossy(&seen)))
 }
 
-fn attach(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn attach(pod: &Pod<'_>) -> Result<Outcome> {
+    let node = pod.node();
     let script = "echo up; while read line; do echo got $line; done";
     let container = pod.start(script, json!({"stdin": true}))?;
     container.prints("up")?;
@@ -96,12 +97,11 @@ fn attach(node: &Node) -> Result<Outcome> {
     session.send(STDIN, b"a line\n")?;
     let seen = session.read_until(STDOUT, |all| all.ends_with(b"got a line\n"))?;
     container.prints("got a line")?;
-    pod.remove()?;
     Ok(Outcome::text(String::from_utf8_lossy(&seen)))
 }
 
-fn port_forward(node: &Node, localhost: &str) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn port_forward(pod: &Pod<'_>, localhost: &str) -> Result<Outcome> {
+    let node = pod.node();
     let script =
         format!("echo hello >/tmp/hello; httpd -p {localhost}:8080 -h /tmp && echo up; exec sleep 1000000");
     pod.start(&script, Value::Null)?.prints("up")?;
@@ -113,7 +113,6 @@ fn port_forward(node: &Node, localhost: &str) -> Result<Outcome> {
         "localhost is reached from outside"
     );
     let again = forwarded(node, &pod.id)?;
-    pod.remove()?;
     Ok(Outcome::text(format!("{seen}{again}")))
 }
 
@@ -127,12 +126,11 @@ fn forwarded(node: &Node, pod: &str) -> Result<String> {
     Ok(seen.lines().last().context("nothing")?.to_owned())
 }
 
-fn port_forward_closed(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(Value::Null)?;
+fn port_forward_closed(pod: &Pod<'_>) -> Result<Outcome> {
+    let node = pod.node();
     let request = json!({"pod_sandbox_id": pod.id, "port": [81]});
     let mut session = open(node, "PortForward", request)?;
     let error = session.read_until(1, |all| all.len() > 2)?;
-    pod.remove()?;
     let refused = String::from_utf8_lossy(&error).to_lowercase().contains("refused");
     Ok(Outcome::text(format!("refused: {refused}")))
 }
