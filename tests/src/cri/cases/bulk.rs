@@ -15,8 +15,8 @@ use crate::cri::{Case, calls};
 use crate::parity::Outcome;
 
 pub const CASES: &[Case] = &[
-    calls("network: 32 MiB each way while 10 execs run", |node| {
-        bulk(node, 32 << 20, 10)
+    calls("network: 8 MiB each way while 10 execs run", |node| {
+        bulk(node, 8 << 20, 10)
     }),
     calls("network: 1 GiB each way while 50 execs run", |node| {
         bulk(node, 1 << 30, 50)

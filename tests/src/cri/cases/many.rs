@@ -12,7 +12,7 @@ use crate::parity::Outcome;
 use crate::runner::EXIT_DEADLINE;
 
 pub const CASES: &[Case] = &[
-    calls("many: 5 pods at once", |node| at_once(node, 5)),
+    calls("many: 3 pods at once", |node| at_once(node, 3)),
     calls("many: 30 pods, 10 at once, and no growth", thirty).long(),
 ];
 

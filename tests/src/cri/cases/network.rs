@@ -39,7 +39,7 @@ pub const CASES: &[Case] = &[
 pub(super) const HOST: [&str; 2] = ["10.88.0.1", "fd88::1"];
 
 /// A served file's size, bytes.
-const SIZE: usize = 3_000_000;
+const SIZE: usize = 1_000_000;
 
 /// An address and a port, as the standard library and `wget` take them.
 fn at(address: &str, port: u16) -> String {
