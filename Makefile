@@ -4,8 +4,8 @@
 #   make setup     installs the missing packages (apt) and checks the Rust toolchain
 #   make demo      setup and build, then runs a container in its own microVM
 #   make test      setup and build, then the unit, guest, end-to-end, parity, CRI and fault tests; the last line is their count
-#   make test-all  make test with all fault points, then file systems compared with runc's, the tests of the lab, of other versions of
-#                  containerd and of real software
+#   make test-all  make test with all fault points and longer tests, then file systems compared with runc's, the tests of the
+#                  lab, of other versions of containerd and of real software
 #   make faults    ends each program at each fault point: with programs of their own, in target/nacre-faults
 #   make fuzz      fuzzes what reads a guest's bytes, each target for a minute; FUZZ_SECONDS=N for another time
 #   make soak      lets containers come, go and be killed for two hours, and finds what grows; MINUTES=N for another time
@@ -94,7 +94,7 @@ test: setup
 
 test-all: setup
 	@$(MAKE) --no-print-directory install
-	@tests/all unit guests e2e two-vcpus parity cri faults-all posix lab other-containerds cri-others software
+	@tests/all unit guests e2e e2e-long two-vcpus-all parity cri faults-all posix lab other-containerds cri-others software
 
 faults: setup
 	@tests/all faults-all

@@ -24,7 +24,7 @@ pub const TESTS: &[Test] = &[
 
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Bytes that are sent in each direction.
-const SIZE: usize = 16 << 20;
+const SIZE: usize = 8 << 20;
 /// What the container runs: a server that sends back what it gets, one that answers after its input has
 /// ended, and one that listens to IPv6 only.
 const SERVERS: &str = "nc -ll -p 80 -e cat & nc -ll -p 81 -e sh -c 'cat > /dev/null; echo done' & \

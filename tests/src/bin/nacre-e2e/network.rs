@@ -27,7 +27,7 @@ pub const TESTS: &[Test] = &[
 
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Bytes that are sent in each direction.
-const SIZE: usize = 64 << 20;
+const SIZE: usize = 16 << 20;
 
 /// The pod's network namespace and its peer's, removed on drop. Link `n` has the address 10.n.0.2 and
 /// fd00:n::2, its peer .1 and ::1.

@@ -165,7 +165,7 @@ fn copies_are_freed() -> Result<()> {
     }
     pod.run("awaits", AWAIT_COMMON_DEVICES, |_| {})?;
     let (before, figures) = (memory("", None)?, pod.figures()?);
-    for _ in 0..8 {
+    for _ in 0..4 {
         let during = with_copy()?;
         // The agent's own files come and go.
         ensure!(

@@ -12,9 +12,9 @@ use nacre_tests::containerd::ctr::{Run, fresh_id, wait_readable};
 use crate::{Test, test};
 
 pub const TESTS: &[Test] = &[
-    test("32 MiB of random bytes through stdout", bytes_out),
+    test("8 MiB of random bytes through stdout", bytes_out),
     test(
-        "32 MiB of random bytes through stdin, cat and stdout",
+        "8 MiB of random bytes through stdin, cat and stdout",
         bytes_through,
     ),
     test("a slow reader blocks the writer", slow_reader),
@@ -24,11 +24,11 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-const MIB_32: usize = 32 * 1024 * 1024;
+const SIZE: usize = 8 << 20;
 
 /// Writes random bytes to the file `random` in `directory` and returns them.
 fn random_file(directory: &Path) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; MIB_32];
+    let mut bytes = vec![0; SIZE];
     fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     fs::write(directory.join("random"), &bytes)?;
     Ok(bytes)
@@ -111,7 +111,7 @@ fn slow_reader() -> Result<()> {
         "type=bind,src={},dst=/data,options=rbind:rw",
         directory.path().display()
     );
-    let script = "echo ready; i=0; while [ $i -lt 256 ]; do head -c 65536 /dev/zero; i=$((i+1)); echo $i > /data/count; done";
+    let script = "echo ready; i=0; while [ $i -lt 128 ]; do head -c 65536 /dev/zero; i=$((i+1)); echo $i > /data/count; done";
     let run = Run {
         flags: &["--mount", &mount],
         command: &["sh", "-c", script],
@@ -133,7 +133,7 @@ fn slow_reader() -> Result<()> {
     let output = running.wait_with_output()?;
     ensure!(output.code == Some(0), "{:?}: {}", output.code, output.stderr);
     ensure!(
-        output.stdout.len() == 256 * 65536,
+        output.stdout.len() == 128 * 65536,
         "{} bytes arrived",
         output.stdout.len()
     );
