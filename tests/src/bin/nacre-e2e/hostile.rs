@@ -24,7 +24,7 @@ pub const TESTS: &[Test] = &[
     long("an agent that breaks the protocol is bounded", || {
         lie_in(&[Lie::LongFrame, Lie::OutOfOrder, Lie::WrongAnswers])
     }),
-    test("an agent that is silent can be ended", || lie_in(&[Lie::Silent])),
+    long("an agent that is silent can be ended", || lie_in(&[Lie::Silent])),
     long("an agent that answers at length is bounded", || {
         lie_in(&[Lie::Large])
     }),

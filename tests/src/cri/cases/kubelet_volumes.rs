@@ -195,7 +195,7 @@ fn updates(pod: &Pod<'_>) -> Result<Outcome> {
 }
 
 fn large_and_many(pod: &Pod<'_>) -> Result<Outcome> {
-    const COUNT: u32 = 2000;
+    const COUNT: u32 = 500;
     let names: Vec<String> = (0..COUNT).map(|number| format!("file-{number}")).collect();
     let content = |salt: u32, length: u32| -> Vec<u8> {
         let byte = |at: u32| at.wrapping_mul(2_654_435_761).wrapping_add(salt).to_le_bytes()[3];

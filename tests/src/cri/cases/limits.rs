@@ -57,7 +57,7 @@ pub const CASES: &[Case] = &[
     calls("limits: updated while the container runs", updated)
         .allow_difference("Nacre converts shares to cpu.weight as runc 1.4 does", "35"),
     calls("limits: the status tells them", told).since("1.7"),
-    calls("limits: resized up and down under load, and all figures agree", resized),
+    calls("limits: resized up and down under load, and all figures agree", resized).long(),
     calls("figures: of a container", of_container),
     calls("figures: grow with the work", grow),
     calls("figures: of a pod", of_pod).since("1.7"),

@@ -30,7 +30,8 @@ pub const CASES: &[Case] = &[
     calls("network: MTU 9000", |node| mtu(node, "9000", 8972)),
     calls("network: a host port, TCP", host_port),
     calls("network: rates from annotations", rates),
-    calls("network: 16 interfaces", many_links),
+    calls("network: 4 interfaces", |node| many_links(node, "3")),
+    calls("network: 16 interfaces", |node| many_links(node, "15")).long(),
     calls("network: an interface without an address", bare_link),
     in_pod("network: it stays when containers restart", &POD, stays),
 ];
@@ -276,8 +277,9 @@ fn rates(node: &Node) -> Result<Outcome> {
     Ok(Outcome::text(seen))
 }
 
-fn many_links(node: &Node) -> Result<Outcome> {
-    let pod = node.pod(json!({"annotations": {"lab/links": "15"}}))?;
+/// `more` interfaces beside eth0.
+fn many_links(node: &Node, more: &str) -> Result<Outcome> {
+    let pod = node.pod(json!({"annotations": {"lab/links": more}}))?;
     let script = "ls /sys/class/net | grep -E '^(net|eth)' | sort -V | tr '\\n' ' '
         ip -o -4 addr | awk '$2 ~ /^net/ {print $2, $4}' | sort -V; ip route | grep -c 10.99";
     let outcome = pod.run(script, Value::Null)?;
