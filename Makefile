@@ -89,11 +89,11 @@ demo: setup
 	@tests/lab/run -- tests/demo
 
 test: setup
-	@$(MAKE) --no-print-directory install
+	@$(MAKE) --no-print-directory -j2 install
 	@tests/all
 
 test-all: setup
-	@$(MAKE) --no-print-directory install
+	@$(MAKE) --no-print-directory -j2 install
 	@tests/all unit guests e2e e2e-long two-vcpus-all parity cri faults-all posix lab other-containerds cri-others software
 
 faults: setup
