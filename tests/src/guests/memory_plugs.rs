@@ -23,7 +23,7 @@ pub const TESTS: &[Test] = &[
         "a guest grows from 512 MiB to 2560 and shrinks again",
         grows_and_shrinks,
     ),
-    test("10 times 1 GiB more and less during I/O", changes_during_io),
+    test("5 times 1 GiB more and less during I/O", changes_during_io),
 ];
 
 /// Serves orders until the test closes the connection.
@@ -294,13 +294,13 @@ fn grows_and_shrinks(build: &Build) -> Result<()> {
 
 fn changes_during_io(build: &Build) -> Result<()> {
     pause::during_io(build, &["--max-plugged-mib", "1024", "--commands"], |guest| {
-        for _ in 0..10 {
+        for _ in 0..5 {
             for mib in [1024, 0] {
                 guest.command(&format!("plug-memory {mib}"))?;
                 guest.wait_for(&format!("{mib} MiB are plugged in"), DEADLINE)?;
             }
         }
-        Ok("plugged and unplugged 10 times".to_owned())
+        Ok("plugged and unplugged 5 times".to_owned())
     })
 }
 

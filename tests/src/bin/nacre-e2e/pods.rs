@@ -106,7 +106,7 @@ fn pause_container() -> Result<()> {
     Ok(())
 }
 
-/// 12 containers, one after the other, the last 6 of one id, each reading its whole root file system and a
+/// 8 containers, one after the other, the last 4 of one id, each reading its whole root file system and a
 /// volume; then 3 whose creation fails.
 fn come_and_go() -> Result<()> {
     const WORK: &str =
@@ -124,8 +124,8 @@ fn come_and_go() -> Result<()> {
     pod.run("awaits", AWAIT_COMMON_DEVICES, |_| {})?;
     let before = pod.figures()?;
     let once = fresh_id("once");
-    for index in 0..12 {
-        let id = if index < 6 { fresh_id("each") } else { once.clone() };
+    for index in 0..8 {
+        let id = if index < 4 { fresh_id("each") } else { once.clone() };
         run(&id).with_context(|| format!("container {index}"))?;
     }
     for _ in 0..3 {
@@ -133,7 +133,7 @@ fn come_and_go() -> Result<()> {
         ensure!(failed.code != Some(0), "{failed:?}");
     }
     let after = pod.figures()?;
-    println!("  before 15 containers: {before}\n  after: {after}");
+    println!("  before 11 containers: {before}\n  after: {after}");
     before.compare(&after)?;
     pod.remove()
 }

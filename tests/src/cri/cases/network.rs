@@ -26,7 +26,7 @@ pub const CASES: &[Case] = &[
     in_pod("network: a closed port refuses", &POD, closed),
     in_pod("network: a pod reaches itself by its address", &POD, itself),
     in_pod("network: an unprivileged user serves port 80", &POD, unprivileged),
-    calls("network: MTU 1400", |node| mtu(node, "1400", 1372)),
+    calls("network: MTU 1400", |node| mtu(node, "1400", 1372)).long(),
     calls("network: MTU 9000", |node| mtu(node, "9000", 8972)),
     calls("network: a host port, TCP", host_port),
     calls("network: rates from annotations", rates),
