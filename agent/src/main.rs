@@ -30,6 +30,7 @@ mod own_program;
 mod pci;
 mod pod;
 mod reaper;
+mod rehearsal;
 mod report;
 mod runtime;
 mod scheduler;
@@ -56,6 +57,7 @@ use crate::dial::{Dialer, Dialing};
 use crate::memory::Memory;
 use crate::reaper::Reaper;
 use crate::service::{GuestState, Life, Service};
+use crate::template::NextLife;
 
 /// Exit status for a wrong command line, as usual for programs of the shell.
 const USAGE: i32 = 2;
@@ -70,6 +72,8 @@ enum Role {
     /// An agent outside a guest, for tests: `--standalone DIRECTORY`. It connects to Unix sockets in the
     /// directory, each named by its port number, and does not change the machine.
     Standalone { directory: PathBuf },
+    /// The program of a rehearsal's container, which does nothing: `argv[0]` is [`rehearsal::PROGRAM`].
+    Rehearsed,
     /// None of these.
     WrongUsage,
 }
@@ -80,6 +84,9 @@ impl Role {
         if name == cpus::PROGRAM {
             let arguments = arguments.collect();
             return Self::BringCpus { arguments };
+        }
+        if name == rehearsal::PROGRAM {
+            return Self::Rehearsed;
         }
         let arguments: Vec<OsString> = arguments.collect();
         match arguments.as_slice() {
@@ -110,6 +117,7 @@ fn main() {
             Dialer::Vsock
         }
         Role::Standalone { directory } => Dialer::Unix(directory),
+        Role::Rehearsed => return,
         Role::WrongUsage => {
             eprintln!(
                 "nacre-agent runs as PID 1 of a guest. To run it outside a guest: nacre-agent --standalone DIRECTORY"
@@ -171,8 +179,8 @@ async fn serve(dialer: &Dialer, started_us: u64, is_template: bool) -> Result<()
         None
     };
     let containers = Containers::new(dialer.clone(), reaper);
-    let dialing = match dialing {
-        Some(dialing) => dialing,
+    let (dialing, next_life) = match dialing {
+        Some(dialing) => (dialing, NextLife::Pod),
         None => live_again(dialer).await?,
     };
     if is_guest_init {
@@ -187,10 +195,16 @@ async fn serve(dialer: &Dialer, started_us: u64, is_template: bool) -> Result<()
             dialed_us: guest_init::monotonic_us(),
         }
     };
-    let methods = Service::methods(Arc::clone(&containers), dialer.clone(), life, guest);
-    let mut serving = connection::serve(stream, methods).await?;
+    let service = Service::new(containers, dialer.clone(), life, guest);
+    let mut serving = connection::serve(stream, Arc::clone(&service).methods()).await?;
     if is_guest_init && !is_template {
         guest_init::prepare_for_containers()?;
+    }
+    if next_life == NextLife::Rehearsal {
+        let rehearsed = rehearsal::run(&service).await;
+        serving
+            .write(&rehearsal::report(rehearsed))
+            .context("reporting the rehearsal")?;
     }
     serving.ended().await;
     Ok(())
@@ -198,10 +212,10 @@ async fn serve(dialer: &Dialer, started_us: u64, is_template: bool) -> Result<()
 
 /// Prepares a template as far as possible without a stream and without the shared tree, and waits until the
 /// VM continues from its snapshot. Returns the dialing of that life.
-async fn live_again(dialer: &Dialer) -> Result<Dialing> {
+async fn live_again(dialer: &Dialer) -> Result<(Dialing, NextLife)> {
     guest_init::prepare_for_containers()?;
-    template::wait_for_next_life(dialer).await?;
-    Ok(dialer.start(AGENT_PORT)?)
+    let life = template::wait_for_next_life(dialer).await?;
+    Ok((dialer.start(AGENT_PORT)?, life))
 }
 
 #[cfg(test)]
@@ -220,6 +234,7 @@ mod tests {
             arguments: vec!["2".into()],
         };
         assert_eq!(role(&[cpus::PROGRAM, "2"], 7), bring);
+        assert_eq!(role(&[rehearsal::PROGRAM], 1), Role::Rehearsed);
         let standalone = Role::Standalone {
             directory: "/tmp/x".into(),
         };

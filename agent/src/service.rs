@@ -71,19 +71,24 @@ pub struct Service {
 }
 
 impl Service {
-    /// The service's methods by name.
-    pub fn methods(
+    /// The service of `containers`.
+    pub fn new(
         containers: Arc<Containers>,
         dialer: Dialer,
         life: Life,
         guest: Option<GuestState>,
-    ) -> HashMap<String, Methods> {
-        create_agent(Arc::new(Self {
+    ) -> Arc<Self> {
+        Arc::new(Self {
             containers,
             dialer,
             life,
             guest,
-        }))
+        })
+    }
+
+    /// The service's methods by name.
+    pub fn methods(self: Arc<Self>) -> HashMap<String, Methods> {
+        create_agent(self)
     }
 
     fn guest(&self) -> Result<&GuestState, Error> {

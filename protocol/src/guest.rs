@@ -142,6 +142,14 @@ pub fn cgroup_path(container_id: &str) -> String {
 pub const TEMPLATE: &str = "nacre-template";
 /// The byte by which an agent reports that its VM can be saved.
 pub const TEMPLATE_READY: u8 = b'R';
+/// The byte that the VMM writes to that stream, before it ends it, if the guest goes on only to rehearse a pod's
+/// start: in the VMM that has saved it, and no other. There the agent sets itself up and runs a container of its own,
+/// and then writes a report to the stream of its next life. The stream of a pod's guest is reset without a byte.
+pub const REHEARSE: u8 = b'P';
+/// The report of a rehearsal that has succeeded. Another one is the text of an error.
+pub const REHEARSED: &[u8] = b"rehearsed";
+/// Longest report of a rehearsal, bytes: it is sent at once.
+pub const MAX_REHEARSAL_REPORT: usize = 1024;
 
 #[cfg(test)]
 mod tests {

@@ -3,11 +3,12 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
+use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use nacre_protocol::guest::TEMPLATE_READY;
+use nacre_protocol::guest::{REHEARSE, REHEARSED, TEMPLATE_READY};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -27,6 +28,10 @@ pub const TESTS: &[Test] = &[
         "a guest that has mounted the shared directory is not saved",
         mounted,
     ),
+    test(
+        "a guest that can't rehearse a pod's start is not saved",
+        not_rehearsed,
+    ),
     test("the agent goes on from a snapshot", agent_goes_on),
 ];
 
@@ -38,6 +43,11 @@ pub const WORKLOAD: Workload = Workload {
 
 /// The parameter of a workload that mounts the shared directory before it is to be saved.
 const MOUNTS: &str = "mounts";
+/// The parameter of a workload that reports a rehearsal that has failed.
+const FAILS: &str = "fails";
+/// How many pages are recorded of an agent that rehearses a pod's start. Until it waits, it writes about 220; the rest
+/// is Setup's and the container's. As many as the last one are not copied ahead.
+const REHEARSED_PAGES: Range<u32> = 400..1024;
 /// How long the workload sleeps in its second life.
 const SLEEP: Duration = Duration::from_millis(300);
 /// By how much the guest's clock may go on besides the time for which the guest exists: until it is paused,
@@ -194,12 +204,40 @@ fn mounted(build: &Build) -> Result<()> {
     Ok(())
 }
 
+fn not_rehearsed(build: &Build) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let snapshot = directory.path().join("snapshot");
+    let saved = build.save(&Options {
+        workload: WORKLOAD.name,
+        parameters: &[(FAILS, "1")],
+        arguments: &["--save", &path(&snapshot)],
+        ..Options::default()
+    });
+    let text = saved.err().context("it was saved")?.to_string();
+    let expected = "rehearsing a pod's start in the guest that was saved: Setup: refused";
+    ensure!(text.contains(expected), "{text}");
+    let restored = build.run_vmm(&["--restore", &path(&snapshot)]);
+    ensure!(restored.is_err(), "what was written of it can be restored");
+    Ok(())
+}
+
 /// Boots and restores the agent in turns, and prints how long each takes from the execution of the VMM.
 fn agent_goes_on(build: &Build) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let snapshot = directory.path().join("snapshot");
     let build = build.with_initramfs(build.agent_initramfs());
-    build.run_vmm(&["--save", &path(&snapshot)])?;
+    let saved = build.run_vmm(&["--save", &path(&snapshot)])?;
+    let written = saved
+        .lines()
+        .find(|line| line.contains(" pages at once"))
+        .with_context(|| format!("no number of pages: {saved}"))?;
+    println!("        {written}");
+    let mut words = written.split(' ');
+    let pages = words.find_map(|word| word.parse::<u32>().ok());
+    ensure!(
+        pages.is_some_and(|pages| REHEARSED_PAGES.contains(&pages)),
+        "{written}"
+    );
     let shared = directory.path().join("shared");
     fs::create_dir(&shared)?;
     let (mut cold, mut restored) = (Vec::new(), Vec::new());
@@ -274,8 +312,15 @@ fn live_twice(parameters: &Parameters) -> Result<Value> {
     let mut ready = dial_agent_port()?;
     ready.write_all(&[TEMPLATE_READY])?;
     // An error or the end: the VM continues from its snapshot.
-    let ended = ready.read(&mut [0]);
-    ensure!(!matches!(ended, Ok(1)), "the host has sent something");
+    let mut byte = [0];
+    if matches!(ready.read(&mut byte), Ok(1)) {
+        ensure!(byte == [REHEARSE], "the host has sent {byte:?}");
+        let mut rehearsal = dial_agent_port()?;
+        let fails = parameters.get::<String>(FAILS).is_ok();
+        rehearsal.write_all(if fails { b"Setup: refused" } else { REHEARSED })?;
+        // This life ends here, with its VMM.
+        rehearsal.read_exact(&mut [0])?;
+    }
     let lives_at_ms = now_ms(ClockId::Monotonic);
     workload::mount_shared()?;
     let mut conversation = Conversation::accept()?;

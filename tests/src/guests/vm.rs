@@ -111,19 +111,19 @@ impl Build {
         command
     }
 
-    /// Runs the VMM with kernel, initramfs and `arguments` until it exits.
+    /// Runs the VMM with kernel, initramfs and `arguments` until it exits. Returns its standard error.
     ///
     /// # Errors
     /// If it fails.
-    pub fn run_vmm(&self, arguments: &[&str]) -> Result<()> {
+    pub fn run_vmm(&self, arguments: &[&str]) -> Result<String> {
         let output = self.vmm(arguments).stdin(Stdio::null()).output()?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(
             output.status.success(),
-            "nacre-vmm {arguments:?}: {}\n{}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
+            "nacre-vmm {arguments:?}: {}\n{text}",
+            output.status
         );
-        Ok(())
+        Ok(text)
     }
 
     /// Boots a guest with an empty shared directory, whose VMM exits once it has saved it.
@@ -133,6 +133,7 @@ impl Build {
     pub fn save(&self, options: &Options<'_>) -> Result<()> {
         let cmdline = cmdline(options);
         self.run_vmm(&[&["--cmdline", &cmdline], options.arguments].concat())
+            .map(drop)
     }
 
     /// Continues a guest that was saved, whose shared directory was empty, with another one.

@@ -1,15 +1,17 @@
 //! Saves the guest to a snapshot (`--save`). Called by the standalone mode on the main thread, which then
 //! exits.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
-use nacre_protocol::guest::TEMPLATE_READY;
+use anyhow::{Context as _, bail, ensure};
+use nacre_protocol::guest::{MAX_REHEARSAL_REPORT, REHEARSE, REHEARSED, TEMPLATE_READY};
+use nacre_protocol::text::printable;
 use nacre_vmm::machine::Machine;
 use nacre_vmm::main_loop::{self, Inputs, StopReason};
 use nacre_vmm::snapshot::state::{MachineState, PageRange};
 use nacre_vmm::snapshot::{Target, huge_pages};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::images;
 use super::streams::Agent;
@@ -17,10 +19,10 @@ use crate::StandaloneArguments;
 
 /// How long a guest that was saved may take until its agent connects again.
 const CONNECTS: Duration = Duration::from_secs(60);
-/// How long the agent takes to mount the shared tree after that, and some more. No event says that it waits: it says
-/// nothing before it is asked, in a protocol that the VMM does not know, and a vCPU that halts does not leave KVM. If
-/// it takes longer, fewer pages are copied ahead.
-const SETTLES: Duration = Duration::from_millis(500);
+/// How long its agent may take to rehearse a pod's start after that.
+const REHEARSES: Duration = Duration::from_secs(30);
+/// Most bytes of the agent's report in an error.
+const MAX_REASON: usize = 512;
 
 /// Creates the files of the snapshot, if there is to be one, of a guest with the kernel parameters
 /// `extra_cmdline`.
@@ -68,53 +70,75 @@ pub fn save(
     Ok(StopReason::Requested)
 }
 
-/// Lets the guest, which was saved, go on as a restored one does: its agent's `stream` ends. Returns the pages that
-/// it writes until its agent waits for the host again. A guest that does not get there must not be a template.
+/// Lets the guest, which was saved, go on as a restored one does: its agent's `stream` ends. There it rehearses a
+/// pod's start. Returns the pages that it writes until that is done. A guest that does not get there must not be a
+/// template.
 fn early_writes(
     machine: &mut Machine,
     target: &Target,
     agent: &Agent,
     stream: OwnedFd,
 ) -> anyhow::Result<Vec<PageRange>> {
+    // After the guest was saved: no restored guest receives it.
+    nix::unistd::write(&stream, &[REHEARSE]).context("writing to the agent's stream")?;
     drop(stream);
     machine
         .renew_generation_id()
         .context("renewing the generation id")?;
     machine.resume().context("continuing the guest")?;
-    let until = |after| Some(Instant::now() + after);
-    let connected = Inputs {
-        stop_request: Some(agent.connected()),
-        deadline: until(CONNECTS),
+    run_until(machine, agent.connected(), CONNECTS)?;
+    let stream = agent.take_stream().with_context(|| {
+        format!(
+            "the agent of the guest that was saved has not connected within {} s",
+            CONNECTS.as_secs()
+        )
+    })?;
+    run_until(machine, stream.as_fd(), REHEARSES)?;
+    read_report(&stream).context("rehearsing a pod's start in the guest that was saved")?;
+    machine.pause().context("pausing the guest")?;
+    drop(stream);
+    let written = machine.early_writes(target).context("saving the guest")?;
+    let pages: u32 = written.iter().map(|range| range.count).sum();
+    eprintln!(
+        "nacre-vmm: a guest that continues writes {pages} pages at once, in {} ranges",
+        written.len()
+    );
+    Ok(written)
+}
+
+/// Runs the guest that was saved until `event` is readable, or for `duration`.
+fn run_until(machine: &mut Machine, event: BorrowedFd<'_>, duration: Duration) -> anyhow::Result<()> {
+    let inputs = Inputs {
+        stop_request: Some(event),
+        deadline: Some(Instant::now() + duration),
         ..Inputs::default()
     };
-    let idle = |deadline| Inputs {
-        deadline,
-        ..Inputs::default()
-    };
-    let failed = "waiting for the guest that was saved";
-    let reason = main_loop::run(machine, connected).context(failed)?;
+    let reason = main_loop::run(machine, inputs).context("waiting for the guest that was saved")?;
     // The agent powers the guest off when it ends.
     ensure!(
         reason == StopReason::Requested,
         "the guest that was saved has ended: {reason:?}"
     );
-    let stream = agent.take_stream();
+    Ok(())
+}
+
+/// Reads the agent's report of a rehearsal from `stream`, where it is if it has come in time.
+fn read_report(stream: &OwnedFd) -> anyhow::Result<()> {
+    let mut event = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+    let is_there = poll(&mut event, PollTimeout::ZERO).context("waiting for the agent's report")? > 0;
     ensure!(
-        stream.is_some(),
-        "the agent of the guest that was saved has not connected within {} s",
-        CONNECTS.as_secs()
+        is_there,
+        "the agent has not reported within {} s",
+        REHEARSES.as_secs()
     );
-    let reason = main_loop::run(machine, idle(until(SETTLES))).context(failed)?;
-    ensure!(
-        reason == StopReason::Requested,
-        "the guest that was saved has ended: {reason:?}"
-    );
-    machine.pause().context("pausing the guest")?;
-    drop(stream);
-    let written = machine.early_writes(target).context("saving the guest")?;
-    let pages: u32 = written.iter().map(|range| range.count).sum();
-    eprintln!("nacre-vmm: a guest that continues writes {pages} pages at once");
-    Ok(written)
+    // The agent sends it at once.
+    let mut report = [0; MAX_REHEARSAL_REPORT];
+    let length = nix::unistd::read(stream, &mut report).context("reading the agent's report")?;
+    match report.get(..length).unwrap_or_default() {
+        [] => bail!("the agent has ended its stream"),
+        report if report == REHEARSED => Ok(()),
+        text => bail!("{}", printable(&String::from_utf8_lossy(text), MAX_REASON)),
+    }
 }
 
 /// What a guest that is to be saved comes to.
@@ -151,4 +175,37 @@ fn run_until_ready(machine: &mut Machine, agent: &Agent) -> anyhow::Result<Ready
         "the agent does not report that it can be saved"
     );
     Ok(Ready::Stream(stream))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// What is read of an agent that has written `report` and, if `ends`, closed its stream.
+    fn read_of(report: &[u8], ends: bool) -> Result<(), String> {
+        let (mut agent, stream) = UnixStream::pair().unwrap();
+        agent.write_all(report).unwrap();
+        let agent = (!ends).then_some(agent);
+        let read = read_report(&stream.into()).map_err(|error| format!("{error:#}"));
+        drop(agent);
+        read
+    }
+
+    #[test]
+    fn only_one_report_is_that_of_a_rehearsal_that_has_succeeded() {
+        assert_eq!(read_of(REHEARSED, false), Ok(()));
+        assert_eq!(read_of(REHEARSED, true), Ok(()));
+        for (report, ends, reason) in [
+            (&b""[..], false, "the agent has not reported within 30 s"),
+            (b"", true, "the agent has ended its stream"),
+            (b"Setup: \x1b[1mrefused", false, r"Setup: \u{1b}[1mrefused"),
+        ] {
+            assert_eq!(read_of(report, ends).unwrap_err(), reason);
+        }
+        let long = read_of(&[b'x'; 4096], false).unwrap_err();
+        assert!(long.len() <= MAX_REASON, "{} bytes", long.len());
+    }
 }
