@@ -9,13 +9,14 @@ pub mod stats;
 pub mod vcpu;
 
 use core::arch::x86_64::__cpuid;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_CAP_PMU_CAPABILITY, KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, Msrs,
-    kvm_clock_data, kvm_enable_cap, kvm_msi,
+    CpuId, KVM_CAP_PMU_CAPABILITY, KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY,
+    KVM_PMU_CAP_DISABLE, Msrs, kvm_clock_data, kvm_enable_cap, kvm_msi,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{GuestMemory as _, GuestMemoryRegion as _};
@@ -44,6 +45,8 @@ const REQUIRED: &[(Cap, &str)] = &[
 const FIRST_REGISTER_SLOT: u32 = 64;
 /// The memory slots of RAM that is added later follow those of registers. KVM before 5.12 has 509 slots.
 const FIRST_ADDED_SLOT: u32 = 128;
+/// Bytes of a page in KVM's log of writes.
+const PAGE: u64 = 4096;
 /// KVM_GET_API_VERSION of every kernel since 2.6.22.
 pub(crate) const API_VERSION: i32 = 12;
 
@@ -145,12 +148,47 @@ impl Vm {
     /// # Errors
     /// [`Error::Ioctl`] if KVM refuses a memory slot.
     pub fn set_memory(&self, memory: &Memory) -> Result<(), Error> {
-        for (slot, region) in (0..).zip(memory.iter()) {
+        self.map_memory(memory, 0)
+            .map_err(error_at("mapping guest memory"))
+    }
+
+    /// Makes KVM log which pages of `memory` the guest writes from now on; [`Vm::set_memory`] has mapped it.
+    ///
+    /// # Errors
+    /// [`Error::Ioctl`] if KVM refuses the change of a memory slot.
+    pub fn log_writes(&self, memory: &Memory) -> Result<(), Error> {
+        self.map_memory(memory, KVM_MEM_LOG_DIRTY_PAGES)
+            .map_err(error_at("logging the guest's writes"))
+    }
+
+    fn map_memory(&self, memory: &Memory, flags: u32) -> Result<(), kvm_ioctls::Error> {
+        (0..).zip(memory.iter()).try_for_each(|(slot, region)| {
             let range = (region.start_addr().0, region.len());
-            raw::set_slot(&self.fd, slot, 0, range, region.as_ptr() as u64)
-                .map_err(error_at("mapping guest memory"))?;
+            raw::set_slot(&self.fd, slot, flags, range, region.as_ptr() as u64)
+        })
+    }
+
+    /// The pages of `memory` that the guest has written since [`Vm::log_writes`], numbered from 0 without a gap between
+    /// its regions. Those that only devices have written are not among them.
+    ///
+    /// # Errors
+    /// [`Error::Ioctl`] if KVM has no log.
+    pub fn logged_writes(&self, memory: &Memory) -> Result<BTreeSet<u32>, Error> {
+        let (mut written, mut first) = (BTreeSet::new(), 0_u32);
+        for (slot, region) in (0..).zip(memory.iter()) {
+            let bytes = usize::try_from(region.len()).unwrap_or(usize::MAX);
+            let log = self.fd.get_dirty_log(slot, bytes);
+            let log = log.map_err(error_at("reading the log of the guest's writes"))?;
+            for (start, word) in (first..).step_by(64).zip(log) {
+                written.extend(
+                    (start..)
+                        .zip(0..64)
+                        .filter_map(|(page, bit)| (word >> bit & 1 == 1).then_some(page)),
+                );
+            }
+            first = first.saturating_add(u32::try_from(region.len() / PAGE).unwrap_or(u32::MAX));
         }
-        Ok(())
+        Ok(written)
     }
 
     /// Maps `range`, a guest-physical address and a length, to the host memory at address `host`, as the

@@ -83,13 +83,23 @@ impl Machine {
         Ok((machine, memory))
     }
 
-    /// The pages that the guest has written since [`Machine::capture`], of a paused machine.
+    /// Makes KVM log the writes of the guest, which is paused, for [`Machine::early_writes`].
     ///
     /// # Errors
-    /// [`WriteError`] if the file can't be read.
-    pub fn early_writes(&self, target: &Target) -> Result<Vec<PageRange>, WriteError> {
-        let changed = snapshot::memory::changed(&self.memory, target.memory());
-        changed.map_err(target.memory_failed())
+    /// [`SaveError::Kvm`].
+    pub fn log_writes(&self) -> Result<(), SaveError> {
+        Ok(self.vm.log_writes(&self.memory)?)
+    }
+
+    /// The pages that the guest and its devices have written since [`Machine::capture`] and [`Machine::log_writes`],
+    /// of a paused machine.
+    ///
+    /// # Errors
+    /// [`SaveError`] if KVM has no log, or the file can't be read.
+    pub fn early_writes(&self, target: &Target) -> Result<Vec<PageRange>, SaveError> {
+        let logged = self.vm.logged_writes(&self.memory)?;
+        let written = snapshot::memory::written(&self.memory, target.memory(), &logged);
+        Ok(written.map_err(target.memory_failed())?)
     }
 
     fn save_devices(&self) -> Result<Vec<DeviceState>, SaveError> {

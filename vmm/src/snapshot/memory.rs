@@ -1,6 +1,7 @@
 //! The file `memory` of a snapshot: all of guest RAM without a gap between its ranges, with holes for pages
 //! of zeros. Written while the guest is paused; the restored VM maps it.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
@@ -14,7 +15,7 @@ use crate::virtio::Memory;
 
 /// Bytes that are looked at and written at once.
 const CHUNK: usize = 1 << 20;
-/// Most pages that [`changed`] returns: 4 MiB, which each restored VM has as memory of its own.
+/// Most pages that [`written`] returns: 4 MiB, which each restored VM has as memory of its own.
 pub const MAX_EARLY_WRITES: u32 = 1024;
 /// Holes of fewer pages between data are not worth a mapping: 256 KiB.
 const SMALL_HOLE: u32 = 64;
@@ -42,12 +43,13 @@ pub fn write(memory: &Memory, file: &File) -> io::Result<(FileId, Vec<PageRange>
     Ok((FileId::of_written(file, sum.finish())?, data))
 }
 
-/// The pages in which `memory` differs from `file`, which [`write()`] has written; not more than
-/// [`MAX_EARLY_WRITES`].
+/// The pages of `memory` that were written since [`write()`] has written `file`, not more than [`MAX_EARLY_WRITES`]:
+/// those that are `logged`, and those that differ. A log has pages that have their old content again, such as those of
+/// locks, but not what devices have written.
 ///
 /// # Errors
 /// The error of pread(2).
-pub fn changed(memory: &Memory, file: &File) -> io::Result<Vec<PageRange>> {
+pub fn written(memory: &Memory, file: &File, logged: &BTreeSet<u32>) -> io::Result<Vec<PageRange>> {
     let (mut ranges, mut count, mut buffer) = (Vec::new(), 0_u32, vec![0; CHUNK]);
     for_each_part(memory, |position, now| {
         let before = buffer.get_mut(..now.len()).unwrap_or_default();
@@ -55,7 +57,7 @@ pub fn changed(memory: &Memory, file: &File) -> io::Result<Vec<PageRange>> {
         let pairs = now.chunks(BLOCK).zip(before.chunks(BLOCK));
         for (page, _) in (page_at(position)..)
             .zip(pairs)
-            .filter(|(_, (now, before))| now != before)
+            .filter(|(page, (now, before))| logged.contains(page) || now != before)
         {
             count = count.saturating_add(1);
             if count > MAX_EARLY_WRITES {
@@ -204,11 +206,16 @@ mod tests {
         for (place, value) in places.into_iter().zip(1_u32..) {
             assert_eq!(restored.read_obj::<u32>(GuestAddress(place)).unwrap(), value);
         }
-        assert_eq!(changed(&restored, &file).unwrap(), []);
+        let none = BTreeSet::new();
+        assert_eq!(written(&restored, &file, &none).unwrap(), []);
         fill(&restored, 8192, &[1]);
         fill(&restored, 4096 + 5, &[1]);
         fill(&restored, 1 << 32, &[9]);
-        assert_eq!(changed(&restored, &file).unwrap(), [range(1, 2), range(1024, 1)]);
+        let changed = written(&restored, &file, &none).unwrap();
+        assert_eq!(changed, [range(1, 2), range(1024, 1)]);
+        let logged = BTreeSet::from([2, 3, 1791]);
+        let all = written(&restored, &file, &logged).unwrap();
+        assert_eq!(all, [range(1, 3), range(1024, 1), range(1791, 1)]);
         fill(&restored, 4096 + 5, &[0]);
         fill(&restored, 1 << 32, &[4]);
         let again = tempfile::tempfile().unwrap();

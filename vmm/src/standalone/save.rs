@@ -79,6 +79,7 @@ fn early_writes(
     agent: &Agent,
     stream: OwnedFd,
 ) -> anyhow::Result<Vec<PageRange>> {
+    machine.log_writes().context("saving the guest")?;
     // After the guest was saved: no restored guest receives it.
     nix::unistd::write(&stream, &[REHEARSE]).context("writing to the agent's stream")?;
     drop(stream);

@@ -1,10 +1,12 @@
 //! System calls of the main thread of a VMM that saves its guest and exits: it waits until the guest is
 //! ready, and writes the files of the snapshot, which are open before. It serves no shim and adds no device.
 
-use super::{Call, KVM_SIGNAL_MSI, any, one_of};
+use super::{Call, KVM_SET_USER_MEMORY_REGION, KVM_SIGNAL_MSI, any, one_of};
 
 /// `_IOR(KVMIO, 0x7c, struct kvm_clock_data)`.
 const KVM_GET_CLOCK: u64 = 0x8030_ae7c;
+/// `_IOW(KVMIO, 0x42, struct kvm_dirty_log)`.
+const KVM_GET_DIRTY_LOG: u64 = 0x4010_ae42;
 
 pub const CALLS: &[Call] = &[
     any(
@@ -18,8 +20,13 @@ pub const CALLS: &[Call] = &[
     one_of(
         libc::SYS_ioctl,
         1,
-        &[KVM_SIGNAL_MSI, KVM_GET_CLOCK],
-        "interrupts the driver of the serial port, and for the generation id; reads the guest's clock",
+        &[
+            KVM_SIGNAL_MSI,
+            KVM_GET_CLOCK,
+            KVM_SET_USER_MEMORY_REGION,
+            KVM_GET_DIRTY_LOG,
+        ],
+        "interrupts the driver of the serial port, and for the generation id; reads the guest's clock; logs its writes",
     ),
     any(
         libc::SYS_pwrite64,
