@@ -7,7 +7,6 @@ use std::fs;
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStringExt;
 
-use nix::mount::{MntFlags, umount2};
 use nix::unistd::fexecve;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, mount};
@@ -16,7 +15,8 @@ use crate::error::Error;
 
 /// The program that the kernel executes.
 const PROGRAM: &str = "/init";
-/// A directory of the initramfs, for the file system of the copy, which only this program has once it runs.
+/// A directory of the initramfs, on which the file system of the copy is mounted. It is not below the root that the
+/// agent makes afterwards.
 const DIRECTORY: &str = "/tmp";
 const COPY: &str = "/tmp/init";
 
@@ -33,7 +33,6 @@ pub fn move_to_huge_pages() -> Result<(), Error> {
     fs::remove_file(PROGRAM).map_err(Error::file("removing", PROGRAM))?;
     let copy = openat(CWD, COPY, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .map_err(Error::file("opening", COPY))?;
-    umount2(DIRECTORY, MntFlags::MNT_DETACH).map_err(Error::system("unmounting the tmpfs of the copy"))?;
     let words = |words: &mut dyn Iterator<Item = Vec<u8>>| -> Vec<CString> {
         words.filter_map(|word| CString::new(word).ok()).collect()
     };

@@ -13,6 +13,7 @@ use nacre_protocol::agent::{
 };
 use nacre_protocol::guest::{MAX_REHEARSAL_REPORT, REHEARSED, SHARED_MOUNT};
 use nacre_protocol::vsock::StreamAddress;
+use rustix::mount::mount_bind;
 use ttrpc::asynchronous::TtrpcContext;
 
 use crate::reaper::realtime_ns;
@@ -24,10 +25,10 @@ pub const PROGRAM: &str = "/nacre-rehearsal";
 const SPEC: &str = include_str!("rehearsal.json");
 /// The container's id.
 const ID: &str = "rehearsal";
-/// The container's root. It is on the same file system as the agent's program.
+/// The container's root.
 const ROOT: &str = "/run/nacre/rehearsal";
 /// The agent's program.
-const AGENT: &str = "/init";
+const AGENT: &str = "/proc/self/exe";
 /// Any bytes: nothing that is drawn from them leaves this guest.
 const ENTROPY: [u8; 64] = [0x5a; 64];
 /// The ports of the container's standard output and error.
@@ -125,7 +126,9 @@ fn container() -> CreateContainerRequest {
 fn make_root() -> std::io::Result<()> {
     let _ = Path::new(SHARED_MOUNT).join(ID).symlink_metadata();
     fs::create_dir(ROOT)?;
-    fs::hard_link(AGENT, format!("{ROOT}{PROGRAM}"))
+    let program = format!("{ROOT}{PROGRAM}");
+    fs::write(&program, "")?;
+    Ok(mount_bind(AGENT, &program)?)
 }
 
 #[cfg(test)]
