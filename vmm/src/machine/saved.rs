@@ -66,12 +66,14 @@ impl Machine {
         }
         let devices = self.save_devices()?;
         let (host, vcpus) = self.vcpus.save()?;
+        // It goes on while the memory is written, for seconds.
+        let clock_ns = self.vm.clock_ns()?;
         let memory = snapshot::memory::write(&self.memory, target.memory());
         let (memory, data) = memory.map_err(target.memory_failed())?;
         let machine = MachineState {
             size: self.size,
             host,
-            clock_ns: self.vm.clock_ns()?,
+            clock_ns,
             vcpus,
             io_apic: self.io_apic.save(),
             serial: self.serial_input.save(),
