@@ -20,6 +20,9 @@ cases![
     a_template_that_can_t_be_used_at_the_moment_stays,
 ];
 
+/// How long a file system may be mounted on the store before the template in it is found.
+const LOOKS_AGAIN: Duration = Duration::from_millis(200);
+
 /// A template of the installation of a pod; what is left of it is removed on drop.
 struct Template {
     directory: PathBuf,
@@ -31,24 +34,23 @@ impl Template {
         let store = Path::new(STATE_ROOT).join(TEMPLATES_DIR);
         nacre_pod::state::make_directory(&store)?;
         let made = inotify::init(CreateFlags::CLOEXEC)?;
-        inotify::add_watch(&made, &store, WatchFlags::MOVED_TO)?;
         let kernel = pod.path().join("share/nacre/vmlinux");
         let client = pod.run_start().await?;
         let origin = live(pod, &client).await?;
         let waited = tokio::task::spawn_blocking(move || {
             let until = Instant::now() + Duration::from_secs(20);
             loop {
+                // Each time, since the first template of a host has a file system mounted on the store.
+                inotify::add_watch(&made, &store, WatchFlags::MOVED_TO)?;
                 // Templates of other installations may be there, too.
                 if let Some(directory) = find(&store, &kernel)? {
                     return Ok(Self { directory });
                 }
-                let left = until.saturating_duration_since(Instant::now());
+                ensure!(Instant::now() < until, "no template is made");
                 let mut polled = [PollFd::new(&made, PollFlags::IN)];
-                ensure!(
-                    poll(&mut polled, Some(&Timespec::try_from(left)?))? == 1,
-                    "no template is made"
-                );
-                rustix::io::read(&made, &mut [0_u8; 4096])?;
+                if poll(&mut polled, Some(&Timespec::try_from(LOOKS_AGAIN)?))? == 1 {
+                    rustix::io::read(&made, &mut [0_u8; 4096])?;
+                }
             }
         });
         let template = waited.await??;
