@@ -5,7 +5,7 @@
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree,
@@ -19,7 +19,7 @@ use super::mounts::ReadOnly;
 use super::tree::Tree;
 use super::{dev, mounts};
 use crate::child::{Failure, at};
-use crate::spec::MountPropagation;
+use crate::spec::{MountPropagation, normalize};
 
 /// Mounts what `spec` asks for below its root directory. The root stays that of the guest. Returns the container's
 /// root for [`enter`], and the mounts for [`make_read_only`].
@@ -43,6 +43,13 @@ pub fn prepare(
         made.map_err(|error| Failure::Step(format!("process.cwd: creating {}: {error}", path.display())))?;
     }
     mounts::propagate(&tree, propagation).map_err(Failure::Step)?;
+    // A tmpfs on the root is the container's root from then on.
+    let covers_root = |mount: &Mount| normalize(mount.destination()) == Path::new("/");
+    let tree = if spec.mounts().iter().flatten().any(covers_root) {
+        Tree::open(&root).map_err(at("root"))?
+    } else {
+        tree
+    };
     Ok((tree, read_only))
 }
 
