@@ -101,7 +101,7 @@ pub fn create_starts(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds
     Ok(Rounds {
         name: "create_start",
         command: "ctr run -d busybox sleep",
-        wanted: None,
+        wanted: Some(0.8),
         cold_wanted: None,
         rounds,
     })
@@ -129,7 +129,7 @@ pub fn execs(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
     Ok(Rounds {
         name: "exec",
         command: "ctr task exec true",
-        wanted: Some(1.0),
+        wanted: Some(0.45),
         cold_wanted: None,
         rounds: rounds?,
     })
