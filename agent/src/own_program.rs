@@ -2,13 +2,10 @@
 //! free, and a VM that continues from the template touches each of them at an EPT violation of its own. So the agent of
 //! a template executes itself once more, from a copy in huge pages, which the VMM stores as such. Called by `main`.
 
-use std::ffi::CString;
 use std::fs;
-use std::os::fd::AsFd as _;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
-use nix::unistd::fexecve;
-use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, mount};
 
 use crate::error::Error;
@@ -31,16 +28,8 @@ pub fn move_to_huge_pages() -> Result<(), Error> {
     fs::copy(PROGRAM, COPY).map_err(Error::file("copying to", COPY))?;
     // Its memory is free when this program has ended.
     fs::remove_file(PROGRAM).map_err(Error::file("removing", PROGRAM))?;
-    let copy = openat(CWD, COPY, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .map_err(Error::file("opening", COPY))?;
-    let words = |words: &mut dyn Iterator<Item = Vec<u8>>| -> Vec<CString> {
-        words.filter_map(|word| CString::new(word).ok()).collect()
-    };
-    let arguments = words(&mut std::env::args_os().map(OsStringExt::into_vec));
-    let environment =
-        words(&mut std::env::vars_os().map(|(name, value)| [name.into_vec(), value.into_vec()].join(&b'=')));
-    match fexecve(copy.as_fd(), &arguments, &environment) {
-        Err(error) => Err(Error::system("executing the copy")(error)),
-        Ok(never) => match never {},
-    }
+    let mut arguments = std::env::args_os();
+    let mut copy = Command::new(COPY);
+    copy.arg0(arguments.next().unwrap_or_default()).args(arguments);
+    Err(Error::file("executing", COPY)(copy.exec()))
 }
