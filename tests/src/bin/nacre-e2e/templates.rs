@@ -182,7 +182,8 @@ fn no_growth() -> Result<()> {
     Ok(())
 }
 
-/// Most page faults of a guest from a template until its agent is ready: 480 in the lab, and 970 without huge pages.
+/// Most page faults of a guest from a template until its agent is ready: 360 in the lab, and 970 before a template had
+/// huge pages and a rehearsal.
 const MOST_FAULTS: u64 = 650;
 
 /// A template has some, and a guest that continues from it takes few page faults: its kernel's text is 4 of them.
