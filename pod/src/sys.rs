@@ -7,6 +7,7 @@
     reason = "fork, clone3 and mount_setattr have no safe form; each is wrapped here once"
 )]
 
+mod bound_child;
 pub mod bpf;
 mod child_files;
 mod detached;
@@ -25,6 +26,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open};
 use tokio::io::unix::AsyncFd;
 
+pub use bound_child::fork_bound;
 pub use child_files::in_child_with_files;
 pub use detached::detached_after;
 pub use tap::Tap;

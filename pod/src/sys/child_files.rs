@@ -5,11 +5,10 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nacre_protocol::control::{Channel, Error, socket_pair};
-use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{CHILD_DEADLINE, ForkedChild, MAX_REASON, fork_into, pidfd_of, watch};
+use super::{CHILD_DEADLINE, ForkedChild, MAX_REASON, fork_bound, pidfd_of, watch};
 
 /// Runs `work` in a forked child, as [`super::in_child`], and returns the value and the files that it
 /// returns. The child is killed with the shim, so that nothing is made that nobody knows.
@@ -21,11 +20,7 @@ pub async fn in_child_with_files<T: Serialize + DeserializeOwned>(
 ) -> io::Result<Result<(T, Vec<OwnedFd>), String>> {
     let (ours, theirs) = socket_pair()?;
     let theirs = Channel::new(theirs);
-    let child = fork_into(move || {
-        // It can't fail: the signal exists.
-        let _ = set_parent_process_death_signal(Some(Signal::KILL));
-        i32::from(send(&theirs, work()).is_err())
-    })?;
+    let child = fork_bound(move || i32::from(send(&theirs, work()).is_err()))?;
     let status = ForkedChild(watch(pidfd_of(child)?)?).wait(CHILD_DEADLINE).await?;
     // The child has exited and the closure is dropped, so this returns at once.
     match Channel::new(ours).receive::<Result<T, String>>() {
@@ -84,7 +79,7 @@ mod tests {
         let reason = in_child_with_files(too_large).await.unwrap().unwrap_err();
         assert!(reason.contains("at most"), "{reason}");
         let killed = || -> Result<((), Vec<OwnedFd>), String> {
-            rustix::process::kill_process(rustix::process::getpid(), Signal::KILL).unwrap();
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
             Ok(((), vec![]))
         };
         let reason = in_child_with_files(killed).await.unwrap_err().to_string();

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Absent, Begun, Error, Kind, Store};
 use crate::{log, sys};
@@ -76,7 +76,7 @@ fn be_dispensable() {
 /// Makes a template of `kind` in `store`. The guest may take `boot_deadline` to boot.
 ///
 /// # Errors
-/// [`Error`]; the reason is then also in the store, so that pods don't try it again at once.
+/// [`Error`]. If the guest could not be saved, the reason is also in the store, so that pods don't try it again at once.
 pub fn make(store: &Store, kind: &Kind, boot_deadline: Duration) -> Result<Made, Error> {
     let key = kind.key().map_err(|error| Error::NotMade(error.to_string()))?;
     let making = match store.begin(&key)? {
@@ -141,9 +141,7 @@ fn save(kind: &Kind, directory: &std::path::Path, deadline: Duration) -> Result<
 fn start(mut vmm: Command, stderr: &File) -> io::Result<OwnedFd> {
     vmm.env_clear().stdin(Stdio::null()).stdout(Stdio::null());
     vmm.stderr(stderr.try_clone()?);
-    let child = sys::fork_into(move || {
-        // It can't fail: the signal exists.
-        let _ = set_parent_process_death_signal(Some(Signal::KILL));
+    let child = sys::fork_bound(move || {
         let error = vmm.exec();
         log::error(format_args!("executing {}: {error}", vmm.get_program().display()));
         NOT_EXECUTED
