@@ -6,20 +6,29 @@ use containerd_shim_protos::api::{
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
-use containerd_shim_protos::protobuf::{CodedOutputStream, MessageFull};
+use containerd_shim_protos::protobuf::{CodedOutputStream, Message};
 
 use nacre_pod::{
     CreateRequest, Deleted, Error, ExecRequest, Freeze, Listed, Mount, ProcessId, StdioPaths, TaskState,
     TerminalSize, View, log,
 };
 
-/// Packs `message` into an Any. The type URL is its full name without a host, as in containerd's own
-/// messages.
-pub fn any<M: MessageFull>(message: &M) -> Any {
+/// The package of containerd's events.
+pub const EVENTS: &str = "containerd.events";
+/// The package of the metrics of cgroup v2.
+pub const METRICS: &str = "io.containerd.cgroups.v2";
+
+/// The package of what several of containerd's services use.
+pub const TYPES: &str = "containerd.types";
+
+/// Packs `message`, of the protobuf package `package`, into an Any. The type URL is its full name without a host, as in
+/// containerd's own messages. Its descriptor has that name, too, but to ask it makes those of all messages of the file
+/// and of the files that it imports, which take 400 KiB as long as the shim lives.
+pub fn any<M: Message>(package: &str, message: &M) -> Any {
     // Writing to memory fails only for messages over 2 GiB.
     let value = message.write_to_bytes().unwrap_or_default();
     Any {
-        type_url: M::descriptor().full_name().to_owned(),
+        type_url: format!("{package}.{}", M::NAME),
         value,
         ..Default::default()
     }
@@ -191,6 +200,12 @@ fn details(exec: &str) -> Any {
 
 #[cfg(test)]
 mod tests {
+    use containerd_shim_protos::events::task::{
+        TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed,
+        TaskStart,
+    };
+    use containerd_shim_protos::protobuf::MessageFull;
+
     use super::*;
 
     #[test]
@@ -246,5 +261,23 @@ mod tests {
         );
         assert!(ask(65536, 1).unwrap_err().to_string().contains("width"));
         assert!(ask(1, u32::MAX).unwrap_err().to_string().contains("height"));
+    }
+
+    #[test]
+    fn the_type_of_a_packed_message_is_its_full_name() {
+        fn check<M: MessageFull>(package: &str) {
+            assert_eq!(any(package, &M::new()).type_url, M::descriptor().full_name());
+        }
+        check::<TaskCreate>(EVENTS);
+        check::<TaskStart>(EVENTS);
+        check::<TaskExecAdded>(EVENTS);
+        check::<TaskExecStarted>(EVENTS);
+        check::<TaskPaused>(EVENTS);
+        check::<TaskResumed>(EVENTS);
+        check::<TaskOOM>(EVENTS);
+        check::<TaskExit>(EVENTS);
+        check::<TaskDelete>(EVENTS);
+        check::<containerd_shim_protos::cgroups_v2::metrics::Metrics>(METRICS);
+        check::<crate::proto::types::MountCapabilities>(TYPES);
     }
 }

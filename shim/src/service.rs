@@ -170,7 +170,7 @@ impl Task for TaskService {
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let files = self.call(|reply| Call::Stats(request.id, reply)).await?;
         Ok(StatsResponse {
-            stats: Some(messages::any(&metrics::read(&files))).into(),
+            stats: Some(messages::any(messages::METRICS, &metrics::read(&files))).into(),
             ..Default::default()
         })
     }

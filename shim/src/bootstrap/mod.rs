@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use containerd_shim_protos::protobuf::Message as _;
 
 use crate::arguments::Arguments;
-use crate::messages::any;
+use crate::messages::{TYPES, any};
 use crate::proto::bootstrap::{BootstrapParams, BootstrapResult, Extension};
 use crate::proto::types::MountCapabilities;
 
@@ -93,7 +93,7 @@ impl Bootstrap {
                     address: address.to_owned(),
                     protocol: "ttrpc".to_owned(),
                     extensions: vec![Extension {
-                        value: Some(any(&mounts)).into(),
+                        value: Some(any(TYPES, &mounts)).into(),
                         ..Default::default()
                     }],
                     ..Default::default()

@@ -5,11 +5,12 @@ use containerd_shim_protos::events::task::{
     TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
     TaskResumed, TaskStart,
 };
+use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim::event::Envelope;
 use nacre_pod::{CreateRequest, Exit, Mount, ProcessId, TaskEvent, clock};
 
-use crate::messages::{any, timestamp};
+use crate::messages::{EVENTS, any, timestamp};
 
 /// Packs `event` with containerd's topic and the current time.
 pub fn envelope(namespace: &str, event: &TaskEvent<'_>) -> Envelope {
@@ -27,40 +28,44 @@ pub fn envelope(namespace: &str, event: &TaskEvent<'_>) -> Envelope {
 fn message(event: &TaskEvent<'_>) -> (&'static str, Any) {
     let owned = |id: &&str| (*id).to_owned();
     match event {
-        TaskEvent::Created { request, pid } => ("/tasks/create", any(&created(request, *pid))),
+        TaskEvent::Created { request, pid } => ("/tasks/create", packed(&created(request, *pid))),
         TaskEvent::Started { id, pid } => {
             let mut message = TaskStart::new();
             (message.container_id, message.pid) = (owned(id), *pid);
-            ("/tasks/start", any(&message))
+            ("/tasks/start", packed(&message))
         }
         TaskEvent::ExecAdded { id, exec } => {
             let mut message = TaskExecAdded::new();
             (message.container_id, message.exec_id) = (owned(id), owned(exec));
-            ("/tasks/exec-added", any(&message))
+            ("/tasks/exec-added", packed(&message))
         }
         TaskEvent::ExecStarted { id, exec, pid } => {
             let mut message = TaskExecStarted::new();
             (message.container_id, message.exec_id, message.pid) = (owned(id), owned(exec), *pid);
-            ("/tasks/exec-started", any(&message))
+            ("/tasks/exec-started", packed(&message))
         }
         TaskEvent::Paused { id } => {
             let mut message = TaskPaused::new();
             message.container_id = owned(id);
-            ("/tasks/paused", any(&message))
+            ("/tasks/paused", packed(&message))
         }
         TaskEvent::Resumed { id } => {
             let mut message = TaskResumed::new();
             message.container_id = owned(id);
-            ("/tasks/resumed", any(&message))
+            ("/tasks/resumed", packed(&message))
         }
         TaskEvent::OutOfMemory { id } => {
             let mut message = TaskOOM::new();
             message.container_id = owned(id);
-            ("/tasks/oom", any(&message))
+            ("/tasks/oom", packed(&message))
         }
-        TaskEvent::Exited { name, pid, exit } => ("/tasks/exit", any(&exited(name, *pid, *exit))),
-        TaskEvent::Deleted { id, pid, exit } => ("/tasks/delete", any(&deleted(id, *pid, *exit))),
+        TaskEvent::Exited { name, pid, exit } => ("/tasks/exit", packed(&exited(name, *pid, *exit))),
+        TaskEvent::Deleted { id, pid, exit } => ("/tasks/delete", packed(&deleted(id, *pid, *exit))),
     }
+}
+
+fn packed<M: Message>(message: &M) -> Any {
+    any(EVENTS, message)
 }
 
 fn exited(name: &ProcessId, pid: u32, exit: Exit) -> TaskExit {

@@ -10,7 +10,7 @@ use ttrpc::asynchronous::{Service, TtrpcContext};
 
 use super::{pod_config, update};
 use crate::events::Wake;
-use crate::messages::{any, timestamp};
+use crate::messages::{METRICS, any, timestamp};
 use crate::metrics;
 use crate::proto::sandbox::{
     CreateSandboxRequest, CreateSandboxResponse, PingRequest, PingResponse, PlatformRequest,
@@ -163,7 +163,7 @@ impl Sandbox for SandboxService {
         let metric = Metric {
             timestamp: Some(timestamp(clock::realtime_ns())).into(),
             id: request.sandbox_id,
-            data: Some(any(&metrics::read(&files))).into(),
+            data: Some(any(METRICS, &metrics::read(&files))).into(),
             ..Default::default()
         };
         Ok(SandboxMetricsResponse {
