@@ -2,7 +2,8 @@
 //! and the benchmark.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -25,31 +26,67 @@ pub fn prefix() -> Result<PathBuf> {
     Ok(prefix.context("the shim is not in a prefix's bin")?.to_owned())
 }
 
-/// Nacre's config.toml below the prefix, removed on drop.
-pub struct Config(PathBuf);
+/// The config.toml of an installation under which every guest boots: `tests/all templates-off`.
+const TEMPLATES_OFF: &str = "templates = false\n";
+
+/// Whether pods of the installation may continue from templates: all may, but for those of `tests/all templates-off`.
+///
+/// # Errors
+/// If there is no installation, or its config.toml can't be read.
+pub fn has_templates() -> Result<bool> {
+    Ok(config_text(&config_file()?)?.as_deref() != Some(TEMPLATES_OFF))
+}
+
+/// The file that the shim reads first.
+fn config_file() -> Result<PathBuf> {
+    Ok(prefix()?.join("etc/nacre/config.toml"))
+}
+
+fn config_text(file: &Path) -> Result<Option<String>> {
+    match fs::read_to_string(file) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading {}", file.display())),
+    }
+}
+
+/// Nacre's config.toml below the prefix, which on drop is again as it was.
+pub struct Config {
+    file: PathBuf,
+    before: Option<String>,
+}
 
 impl Config {
-    /// Writes `toml` to the path that the shim reads first.
+    /// Writes `toml` to the path that the shim reads first. Templates stay off if they are.
     ///
     /// # Errors
-    /// If there is a config.toml, or it can't be written.
+    /// If there is another config.toml, or it can't be written.
     pub fn with(toml: &str) -> Result<Self> {
-        let file = prefix()?.join("etc/nacre/config.toml");
+        let file = config_file()?;
+        let before = config_text(&file)?;
         ensure!(
-            !file.exists(),
+            before.as_deref().is_none_or(|text| text == TEMPLATES_OFF),
             "{} exists; remove it, since the tests create and delete it",
             file.display()
         );
         fs::create_dir_all(file.parent().context("config.toml has no parent directory")?)?;
-        fs::write(&file, toml).with_context(|| format!("writing {}", file.display()))?;
-        Ok(Self(file))
+        let text = before.clone().unwrap_or_default() + toml;
+        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+        Ok(Self { file, before })
+    }
+
+    fn restore(&self) -> std::io::Result<()> {
+        match &self.before {
+            Some(text) => fs::write(&self.file, text),
+            None => fs::remove_file(&self.file),
+        }
     }
 }
 
 impl Drop for Config {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.0) {
-            eprintln!("removing {}: {error}", self.0.display());
+        if let Err(error) = self.restore() {
+            eprintln!("restoring {}: {error}", self.file.display());
         }
     }
 }
