@@ -15,6 +15,8 @@ use rustix::net::{
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
+use crate::tls::{Certificate, Hello, handshake};
+
 /// AT_RANDOM of getauxval(3): the address of 16 bytes, of which libc makes the stack canary.
 const AT_RANDOM: u64 = 25;
 /// The mappings whose addresses are random in each process: the stack, the kernel's page of code, and the first
@@ -46,6 +48,8 @@ pub struct Identity {
     pub layout: String,
     /// Of one TCP connection from each of [`SOURCE_PORTS`].
     pub tcp: [SequenceHash; 2],
+    /// The ClientHello and the ServerHello of a TLS handshake within this guest.
+    pub tls: [Hello; 2],
 }
 
 /// The hash of a connection's addresses with a secret of the kernel, from its initial sequence number.
@@ -67,11 +71,12 @@ impl SequenceHash {
 }
 
 impl Identity {
-    /// That of this guest and process.
+    /// That of this guest and process. The TLS server has `certificate`.
     ///
     /// # Errors
-    /// If a part can't be read. A raw socket needs CAP_NET_RAW.
-    pub fn read() -> Result<Self> {
+    /// If a part can't be read, or if the certificate is not valid by this guest's clock. A raw socket needs
+    /// CAP_NET_RAW.
+    pub fn read(certificate: &Certificate) -> Result<Self> {
         let mut random = [0; 16];
         let read = getrandom(&mut random, GetRandomFlags::empty())?;
         ensure!(read == random.len(), "getrandom: {read} bytes");
@@ -82,14 +87,15 @@ impl Identity {
             Ok(text.trim().to_owned())
         };
         Ok(Self {
-            getrandom: hex(random),
-            urandom: hex(urandom),
+            getrandom: hex(&random),
+            urandom: hex(&urandom),
             uuid: of_kernel("uuid")?,
             boot_id: of_kernel("boot_id")?,
             machine_id: fs::read_to_string("/etc/machine-id").ok(),
             canary: canary()?,
             layout: layout()?,
             tcp: [sequence_hash(SOURCE_PORTS[0])?, sequence_hash(SOURCE_PORTS[1])?],
+            tls: handshake(certificate)?,
         })
     }
 
@@ -101,6 +107,10 @@ impl Identity {
             .iter()
             .zip(&other.tcp)
             .all(|(one, other)| one.may_equal(*other));
+        let tls = |part: fn(&Hello) -> &String| {
+            let mut ends = self.tls.iter().zip(&other.tls);
+            ends.any(|(one, other)| part(one) == part(other))
+        };
         let parts = [
             ("getrandom", self.getrandom == other.getrandom),
             ("urandom", self.urandom == other.urandom),
@@ -113,6 +123,8 @@ impl Identity {
             ("canary", self.canary == other.canary),
             ("layout", self.layout == other.layout),
             ("TCP sequence numbers", tcp),
+            ("TLS random", tls(|hello| &hello.random)),
+            ("TLS key share", tls(|hello| &hello.key_share)),
         ];
         parts
             .into_iter()
@@ -132,8 +144,9 @@ pub fn clock_ns() -> Result<u64> {
     )?)
 }
 
-fn hex(bytes: [u8; 16]) -> String {
-    format!("{:032x}", u128::from_be_bytes(bytes))
+/// Two digits per byte.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn canary() -> Result<String> {
@@ -145,7 +158,7 @@ fn canary() -> Result<String> {
     let [_, address] = found.context("no AT_RANDOM")?;
     let mut bytes = [0; 16];
     File::open("/proc/self/mem")?.read_exact_at(&mut bytes, *address)?;
-    Ok(hex(bytes))
+    Ok(hex(&bytes))
 }
 
 fn layout() -> Result<String> {
@@ -200,10 +213,12 @@ mod tests {
     }
 
     #[test]
-    fn processes_of_one_kernel_share_what_is_the_kernel_s() {
+    fn processes_of_one_kernel_share_what_is_the_kernel_s() -> Result<()> {
+        let certificate = Certificate::new()?;
         // A raw socket needs CAP_NET_RAW.
-        let (Ok(one), Ok(other)) = (Identity::read(), Identity::read()) else {
-            return println!("skipped: no raw socket");
+        let (Ok(one), Ok(other)) = (Identity::read(&certificate), Identity::read(&certificate)) else {
+            println!("skipped: no raw socket");
+            return Ok(());
         };
         assert_eq!(
             one.shared_with(&other)
@@ -212,5 +227,6 @@ mod tests {
                 .collect::<Vec<_>>(),
             ["boot_id", "canary", "layout", "TCP sequence numbers"]
         );
+        Ok(())
     }
 }

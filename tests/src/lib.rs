@@ -23,3 +23,4 @@ pub mod runner;
 pub mod selection;
 pub mod soak;
 pub mod templates;
+pub mod tls;

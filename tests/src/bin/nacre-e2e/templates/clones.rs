@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use nacre_tests::container_program::Program;
 use nacre_tests::containerd::ctr::{Foreground, Run, fresh_id};
 use nacre_tests::identity::{Identity, clock_ns};
+use nacre_tests::tls::Certificate;
 
 use super::origin_of;
 use crate::operator::nacre;
@@ -88,7 +89,9 @@ fn start(program: &Program) -> Result<Foreground> {
         command: &words.each_ref().map(String::as_str),
         ..Run::default()
     };
-    run.spawn(&fresh_id("clone"))
+    let mut pod = run.spawn(&fresh_id("clone"))?;
+    pod.send_line(&serde_json::to_string(&Certificate::new()?)?)?;
+    Ok(pod)
 }
 
 /// Adds what is found in `pod` to `clones`, ends it, and returns its origin.
