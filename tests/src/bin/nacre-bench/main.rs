@@ -51,7 +51,7 @@ enum Part {
     Boot,
     /// Guests without containerd: boot, vsock round trips, virtio-fs requests.
     Guest,
-    /// A guest that continues from a snapshot, beside QEMU.
+    /// A guest that boots, and one that continues from a snapshot, beside QEMU.
     Restore,
     /// A pod by containerd's CRI, beside runc.
     Pod,

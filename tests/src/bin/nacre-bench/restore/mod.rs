@@ -1,78 +1,104 @@
-//! A guest that continues from a snapshot: from the execution of the VMM until the agent connects to the host, its
-//! first word. Standalone `nacre-vmm` beside QEMU's microvm machine, with the same kernel, agent, memory and number
-//! of vCPUs, in turns. Both snapshots are of the same moment: the agent is prepared and waits.
+//! A guest that boots, and one that continues from a snapshot: from the execution of the VMM until the agent connects
+//! to the host, its first word. Standalone `nacre-vmm` beside QEMU's microvm machine, with the same kernel, agent,
+//! memory and number of vCPUs, in turns. All snapshots are of the same moment: the agent is prepared and waits.
 
+mod nacre;
 mod qemu;
 mod qmp;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use nacre_tests::guests::{Build, until_connected};
-use tempfile::TempDir;
 
+use self::nacre::Guests;
 use self::qemu::{Peer, Qemu};
 use crate::results::{Measure, Results};
 use crate::runtimes::MeasuredRuntimes;
+use crate::statistics::median;
 
-/// Continues guests of each VMM in `count` rounds, and adds the row `restore`; without a peer if `program`, QEMU,
-/// can't be used here.
+/// In how many rounds guests boot; under emulation one takes seconds.
+const BOOTS: usize = 3;
+
+/// A VMM that boots guests, and that has saved one.
+trait Vmm {
+    /// Milliseconds from the execution of the VMM until the agent of a guest that boots connects.
+    fn boot(&self) -> Result<f64>;
+
+    /// The same of a guest that continues from the snapshot.
+    fn restore(&self) -> Result<f64>;
+}
+
+/// How a peer differs from nacre-vmm, for the notes.
+#[derive(Debug, Clone, Copy)]
+struct Differences {
+    /// Its machine, in all rows.
+    machine: &'static str,
+    /// Also, when a guest is restored.
+    restore: &'static str,
+}
+
+/// A VMM in the rounds.
+struct Entrant {
+    name: &'static str,
+    /// None once a peer has failed.
+    vmm: Option<Box<dyn Vmm>>,
+    /// None for a build of Nacre, whose failure ends the run.
+    differences: Option<Differences>,
+    /// The times of the rounds.
+    milliseconds: Vec<f64>,
+}
+
+/// What a row is of.
+struct Row {
+    name: &'static str,
+    note: &'static str,
+    time: fn(&dyn Vmm) -> Result<f64>,
+    differences: fn(Differences) -> String,
+}
+
+const BOOT: Row = Row {
+    name: "boot_to_agent",
+    note: "execution of the VMM until the agent connects, cold boot",
+    time: |vmm| vmm.boot(),
+    differences: |peer| peer.machine.to_owned(),
+};
+const RESTORE: Row = Row {
+    name: "restore",
+    note: "execution of the VMM until the agent connects, from a snapshot of a booted guest",
+    time: |vmm| vmm.restore(),
+    differences: |peer| format!("{}; {}", peer.machine, peer.restore),
+};
+
+/// Boots guests of each VMM in a few rounds and continues some in `count` rounds, and adds the rows; without a peer if
+/// `program`, QEMU, can't be used here.
 ///
 /// # Errors
-/// If a guest is not saved, or does not go on.
+/// If a guest of Nacre's does not boot, is not saved, or does not go on.
 pub fn measure(
     runtimes: &MeasuredRuntimes,
     program: &Path,
     count: usize,
     results: &mut Results,
 ) -> Result<()> {
-    let nacre = Snapshot::save(&runtimes.nacre.prefix).context("saving a guest of nacre-vmm")?;
+    let nacre = Guests::save(&runtimes.nacre.prefix).context("saving a guest of nacre-vmm")?;
+    let mut entrants = vec![Entrant::new("nacre", Box::new(nacre), None)];
+    match qemu(runtimes, program) {
+        Ok(peer) => entrants.push(Entrant::new("QEMU", Box::new(peer), Some(qemu::DIFFERENCES))),
+        Err(error) => eprintln!("restore: QEMU is not measured: {error:#}"),
+    }
     // An older one can't save a guest.
-    let other = runtimes.other.as_ref().filter(|build| build.has_templates);
-    let other = other.map(|build| Snapshot::save(&build.prefix)).transpose()?;
-    let mut peer = match qemu(runtimes, program) {
-        Ok(peer) => Some(peer),
-        Err(error) => {
-            eprintln!("restore: QEMU is not measured: {error:#}");
-            None
-        }
-    };
-    let mut milliseconds = [const { Vec::new() }; 3];
-    // The first round warms up.
-    for number in 0..=count {
-        for turn in 0..3 {
-            let index = (number + turn) % 3;
-            let Some(taken) = (match index {
-                0 => Some(nacre.restore()?),
-                1 => restore_peer(&mut peer),
-                _ => other.as_ref().map(Snapshot::restore).transpose()?,
-            }) else {
-                continue;
-            };
-            let name = ["nacre", "QEMU", "other"][index];
-            eprintln!("restore {number:2} of {count}: {name} {taken:.0} ms");
-            if number > 0 {
-                milliseconds[index].push(taken);
-            }
-        }
+    if let Some(other) = runtimes.other.as_ref().filter(|build| build.has_templates) {
+        entrants.push(Entrant::new(
+            "other",
+            Box::new(Guests::save(&other.prefix)?),
+            None,
+        ));
     }
-    if peer.is_none() {
-        milliseconds[1].clear();
+    for (row, count) in [(BOOT, BOOTS), (RESTORE, count)] {
+        alternate(&row, &mut entrants, count)?;
+        report(&row, &entrants, results);
     }
-    report(&milliseconds, results);
     Ok(())
-}
-
-/// Milliseconds of a restore of QEMU; None, and no peer any more, if it fails.
-fn restore_peer(peer: &mut Option<Peer>) -> Option<f64> {
-    match peer.as_ref()?.restore() {
-        Ok(taken) => Some(taken),
-        Err(error) => {
-            eprintln!("restore: QEMU is no longer measured: {error:#}");
-            *peer = None;
-            None
-        }
-    }
 }
 
 fn qemu(runtimes: &MeasuredRuntimes, program: &Path) -> Result<Peer> {
@@ -85,78 +111,146 @@ fn qemu(runtimes: &MeasuredRuntimes, program: &Path) -> Result<Peer> {
     Peer::save(qemu)
 }
 
-fn report([nacre, peer, other]: &[Vec<f64>; 3], results: &mut Results) {
-    let row = (
-        "restore",
-        "ms",
-        "execution of the VMM until the agent connects, from a snapshot of a booted guest",
-    );
-    let mut measure = if peer.is_empty() {
-        Measure::alone(row.0, row.1, crate::statistics::median(nacre), row.2)
-    } else {
-        let beside = Measure::of_rounds(row, nacre, ("QEMU", peer));
-        let note = format!("{}; {}", beside.note, qemu::DIFFERENCES);
-        Measure { note, ..beside }
+/// Takes the time of each VMM in `count` rounds.
+fn alternate(row: &Row, entrants: &mut [Entrant], count: usize) -> Result<()> {
+    for entrant in &mut *entrants {
+        entrant.milliseconds.clear();
+    }
+    // The first round warms up.
+    for number in 0..=count {
+        for turn in 0..entrants.len() {
+            let index = (number + turn) % entrants.len();
+            let entrant = &mut entrants[index];
+            let Some(taken) = entrant.time(row)? else {
+                continue;
+            };
+            eprintln!(
+                "{} {number:2} of {count}: {} {taken:.0} ms",
+                row.name, entrant.name
+            );
+            if number > 0 {
+                entrant.milliseconds.push(taken);
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Entrant {
+    fn new(name: &'static str, vmm: Box<dyn Vmm>, differences: Option<Differences>) -> Self {
+        Self {
+            name,
+            vmm: Some(vmm),
+            differences,
+            milliseconds: Vec::new(),
+        }
+    }
+
+    /// Milliseconds of one guest; None if a peer fails, which is no longer measured then.
+    fn time(&mut self, row: &Row) -> Result<Option<f64>> {
+        let Some(vmm) = &self.vmm else {
+            return Ok(None);
+        };
+        match (row.time)(vmm.as_ref()) {
+            Ok(taken) => Ok(Some(taken)),
+            Err(error) if self.differences.is_some() => {
+                eprintln!("{}: {} is no longer measured: {error:#}", row.name, self.name);
+                self.vmm = None;
+                self.milliseconds.clear();
+                Ok(None)
+            }
+            Err(error) => Err(error).with_context(|| format!("{} of {}", row.name, self.name)),
+        }
+    }
+}
+
+/// Adds the row, beside QEMU if it was measured.
+fn report(row: &Row, entrants: &[Entrant], results: &mut Results) {
+    let times = |name: &str| {
+        let found = entrants.iter().find(|entrant| entrant.name == name);
+        found.filter(|entrant| !entrant.milliseconds.is_empty())
     };
-    if !other.is_empty() {
-        let beside = Measure::of_rounds(row, nacre, ("other", other));
+    let Some(nacre) = times("nacre") else {
+        return;
+    };
+    let beside = |name: &str, peer: &Entrant| {
+        let times = (peer.name, &peer.milliseconds[..]);
+        let measure = Measure::of_rounds((name, "ms", row.note), &nacre.milliseconds, times);
+        let differences = peer.differences.map(row.differences);
+        let note = [&measure.note[..], &differences.unwrap_or_default()].join("; ");
+        Measure { note, ..measure }
+    };
+    let mut measure = times("QEMU").map_or_else(
+        || Measure::alone(row.name, "ms", median(&nacre.milliseconds), row.note),
+        |peer| beside(row.name, peer),
+    );
+    if let Some(other) = times("other") {
+        let beside = beside(row.name, other);
         (measure.other, measure.other_ratio) = (beside.peer, beside.ratio);
     }
     results.add(measure);
 }
 
-/// A saved guest of a build of Nacre.
-struct Snapshot {
-    build: Build,
-    directory: PathBuf,
-    /// The tree that the restored guest shares, as a pod does.
-    shared: PathBuf,
-    _temporary: TempDir,
-}
-
-impl Snapshot {
-    /// Boots the installed guest image of the build at `prefix`, and saves it when its agent is ready.
-    fn save(prefix: &Path) -> Result<Self> {
-        let build = Build::at(prefix)?;
-        let build = build.with_initramfs(build.agent_initramfs());
-        let temporary = tempfile::tempdir()?;
-        let directory = temporary.path().join("snapshot");
-        let shared = temporary.path().join("shared");
-        std::fs::create_dir(&shared)?;
-        build.run_vmm(&["--save", &directory.to_string_lossy()])?;
-        Ok(Self {
-            build,
-            directory,
-            shared,
-            _temporary: temporary,
-        })
-    }
-
-    /// Milliseconds from the execution of nacre-vmm until the agent connects.
-    fn restore(&self) -> Result<f64> {
-        let mut command = self.build.vmm(&["--until-ready", "--restore"]);
-        command.arg(&self.directory).arg("--share").arg(&self.shared);
-        let (connected, _) = until_connected(command)?;
-        Ok(connected.as_secs_f64() * 1e3)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
+
     use super::*;
 
+    /// A VMM whose guests take that long, and can't be restored after 20 ms.
+    struct Fake(f64);
+
+    impl Vmm for Fake {
+        fn boot(&self) -> Result<f64> {
+            Ok(self.0)
+        }
+
+        fn restore(&self) -> Result<f64> {
+            if self.0 > 20.0 {
+                bail!("too slow");
+            }
+            Ok(self.0)
+        }
+    }
+
+    fn entrants(nacre: f64, qemu: f64) -> Vec<Entrant> {
+        let differences = Differences {
+            machine: "fw_cfg",
+            restore: "copies",
+        };
+        vec![
+            Entrant::new("nacre", Box::new(Fake(nacre)), None),
+            Entrant::new("QEMU", Box::new(Fake(qemu)), Some(differences)),
+            Entrant::new("other", Box::new(Fake(5.0)), None),
+        ]
+    }
+
     #[test]
-    fn a_restore_has_a_row_with_and_without_peers() {
-        let (nacre, qemu, other) = (vec![10.0, 20.0, 30.0], vec![40.0, 40.0, 40.0], vec![5.0; 3]);
+    fn rows_are_beside_the_peer_and_the_other_build() {
         let mut results = Results::default();
-        report(&[nacre.clone(), qemu, other], &mut results);
-        report(&[nacre, Vec::new(), Vec::new()], &mut results);
-        let [beside, alone] = &results.0[..] else {
+        let mut entrants = entrants(10.0, 20.0);
+        for row in [BOOT, RESTORE] {
+            alternate(&row, &mut entrants, 3).unwrap();
+            report(&row, &entrants, &mut results);
+        }
+        let [boot, restore] = &results.0[..] else {
             panic!("{results:?}")
         };
-        assert_eq!((beside.peer_name, beside.ratio), (Some("QEMU"), Some(0.5)));
-        assert!(beside.note.contains("fw_cfg") && !alone.note.contains("fw_cfg"));
-        assert_eq!((beside.other, beside.other_ratio), (Some(5.0), Some(4.0)));
-        assert!((alone.nacre - 20.0).abs() < 1e-9 && alone.peer.is_none() && alone.other.is_none());
+        assert_eq!((boot.peer_name, boot.ratio), (Some("QEMU"), Some(0.5)));
+        assert!(boot.note.ends_with("; fw_cfg") && restore.note.ends_with("; fw_cfg; copies"));
+        assert_eq!((restore.other, restore.other_ratio), (Some(5.0), Some(2.0)));
+        assert!(entrants.iter().all(|entrant| entrant.milliseconds.len() == 3));
+    }
+
+    #[test]
+    fn a_peer_that_fails_is_left_out_and_a_build_ends_the_run() {
+        let mut results = Results::default();
+        let mut failing = entrants(10.0, 40.0);
+        alternate(&RESTORE, &mut failing, 2).unwrap();
+        report(&RESTORE, &failing, &mut results);
+        let restore = &results.0[0];
+        assert!(restore.peer.is_none() && restore.other_ratio.is_some() && !restore.note.contains("fw_cfg"));
+        let error = alternate(&RESTORE, &mut entrants(40.0, 10.0), 2).unwrap_err();
+        assert_eq!(format!("{error:#}"), "restore of nacre: too slow");
     }
 }

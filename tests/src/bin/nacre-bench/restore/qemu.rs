@@ -17,6 +17,7 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bi
 use tempfile::TempDir;
 
 use super::qmp::{Format, Qmp};
+use super::{Differences, Vmm};
 
 /// The next guest's address. Each has its own: a clone dials from the same port, and the host keeps a connection
 /// that was closed for seconds.
@@ -34,9 +35,12 @@ const CPU: &str = "host,pmu=off";
 /// right after it has dialed: the panic must not end QEMU before the host has seen that.
 const PARAMETERS: &str = "pci=noearly panic=0 reboot=acpi no_timer_check noreplace-smp swiotlb=noforce \
     memory_hotplug.online_policy=auto-movable random.trust_cpu=on console=ttyS0 quiet loglevel=4";
-/// What is still not alike, for the row's note.
-pub const DIFFERENCES: &str = "QEMU also has fw_cfg, an ACPI event device and 8 idle virtio-mmio devices, and reads \
-    the memory, where nacre-vmm maps it; it has no jail, no shared tree, and panic=0";
+/// What is still not alike, for the rows' notes.
+pub const DIFFERENCES: Differences = Differences {
+    machine: "QEMU also has firmware, fw_cfg, an ACPI event device and 8 idle virtio-mmio devices; it has no jail, \
+        no shared tree, and panic=0",
+    restore: "it reads the memory, where nacre-vmm maps it",
+};
 
 /// What QEMU is started with.
 pub struct Qemu {
@@ -78,14 +82,8 @@ impl Peer {
             log: directory.path().join("log"),
             _directory: directory,
         };
-        let mut command = peer.command()?;
+        let mut command = peer.boot_command(&format!("{PARAMETERS} {TEMPLATE}"))?;
         command
-            .arg("-kernel")
-            .arg(&peer.qemu.kernel)
-            .arg("-initrd")
-            .arg(&peer.qemu.initramfs)
-            .arg("-append")
-            .arg(format!("{PARAMETERS} {TEMPLATE}"))
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", control.display()));
         let mut running = Running::start(command, &peer)?;
@@ -103,23 +101,23 @@ impl Peer {
     }
 
     /// Milliseconds from the execution of QEMU until the agent connects.
-    ///
-    /// # Errors
-    /// If the guest does not go on.
-    pub fn restore(&self) -> Result<f64> {
-        let mut command = self.command()?;
-        match self.format {
-            Format::Stream => command
-                .args(["-incoming", "fd:0"])
-                .stdin(File::open(&self.snapshot)?),
-            Format::Mapped => command
-                .args(["-global", "migration.mapped-ram=on", "-incoming"])
-                .arg(format!("file:{}", self.snapshot.display())),
-        };
+    fn until_connected(&self, command: Command) -> Result<f64> {
         let started = Instant::now();
         let mut running = Running::start(command, self)?;
         running.accept()?;
         Ok(started.elapsed().as_secs_f64() * 1e3)
+    }
+
+    /// QEMU with a kernel that has these parameters.
+    fn boot_command(&self, parameters: &str) -> Result<Command> {
+        let mut command = self.command()?;
+        command
+            .arg("-kernel")
+            .arg(&self.qemu.kernel)
+            .arg("-initrd")
+            .arg(&self.qemu.initramfs)
+            .args(["-append", parameters]);
+        Ok(command)
     }
 
     /// QEMU without a kernel: a guest that continues has it in its memory.
@@ -137,6 +135,25 @@ impl Peer {
             .stdin(Stdio::null())
             .stderr(File::options().create(true).append(true).open(&self.log)?);
         Ok(command)
+    }
+}
+
+impl Vmm for Peer {
+    fn boot(&self) -> Result<f64> {
+        self.until_connected(self.boot_command(PARAMETERS)?)
+    }
+
+    fn restore(&self) -> Result<f64> {
+        let mut command = self.command()?;
+        match self.format {
+            Format::Stream => command
+                .args(["-incoming", "fd:0"])
+                .stdin(File::open(&self.snapshot)?),
+            Format::Mapped => command
+                .args(["-global", "migration.mapped-ram=on", "-incoming"])
+                .arg(format!("file:{}", self.snapshot.display())),
+        };
+        self.until_connected(command)
     }
 }
 
