@@ -51,7 +51,7 @@ enum Part {
     Boot,
     /// Guests without containerd: boot, vsock round trips, virtio-fs requests.
     Guest,
-    /// A guest that boots, and one that continues from a snapshot, beside QEMU.
+    /// A guest that boots, and one that continues from a snapshot, beside QEMU and Firecracker.
     Restore,
     /// A pod by containerd's CRI, beside runc.
     Pod,
@@ -89,6 +89,9 @@ struct Arguments {
     /// The QEMU of the part `restore`.
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
     qemu: PathBuf,
+    /// The Firecracker of the part `restore`.
+    #[arg(long, value_name = "PROGRAM", default_value = "firecracker")]
+    firecracker: PathBuf,
     /// Measure only these parts.
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     only: Vec<Part>,
@@ -186,7 +189,11 @@ fn measure(arguments: &Arguments, runtimes: &MeasuredRuntimes, results: &mut Res
         guest_io::measure(runtimes, arguments.guests, results)?;
     }
     if wants(Part::Restore) {
-        restore::measure(runtimes, &arguments.qemu, 2 * arguments.guests, results)?;
+        let programs = restore::Programs {
+            qemu: &arguments.qemu,
+            firecracker: &arguments.firecracker,
+        };
+        restore::measure(runtimes, programs, 2 * arguments.guests, results)?;
     }
     if wants(Part::Pod) {
         crirun::measure(&runtimes.nacre, arguments.pairs, results)?;

@@ -1,23 +1,50 @@
 //! A guest that boots, and one that continues from a snapshot: from the execution of the VMM until the agent connects
-//! to the host, its first word. Standalone `nacre-vmm` beside QEMU's microvm machine, with the same kernel, agent,
-//! memory and number of vCPUs, in turns. All snapshots are of the same moment: the agent is prepared and waits.
+//! to the host, its first word. Standalone `nacre-vmm` beside QEMU's microvm machine and Firecracker, with the same
+//! kernel, agent, memory and number of vCPUs, in turns. All snapshots are of the same moment: the agent is prepared
+//! and waits.
 
+mod firecracker;
+mod http;
 mod nacre;
 mod qemu;
 mod qmp;
+mod running;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use self::firecracker::Firecracker;
 use self::nacre::Guests;
-use self::qemu::{Peer, Qemu};
+use self::qemu::Qemu;
 use crate::results::{Measure, Results};
 use crate::runtimes::MeasuredRuntimes;
 use crate::statistics::median;
 
 /// In how many rounds guests boot; under emulation one takes seconds.
 const BOOTS: usize = 3;
+
+/// The parameters of nacre-vmm's guests (`vmm/src/boot/cmdline.rs`) but panic=-1, for the kernel of a peer's. Without a
+/// shared tree the agent ends right after it has dialed: the panic must not end the VMM before the host has seen that.
+const PARAMETERS: &str = "pci=noearly panic=0 reboot=acpi no_timer_check noreplace-smp swiotlb=noforce \
+    memory_hotplug.online_policy=auto-movable random.trust_cpu=on console=ttyS0 quiet loglevel=4";
+
+/// The programs of the peers.
+#[derive(Debug, Clone, Copy)]
+pub struct Programs<'a> {
+    /// QEMU.
+    pub qemu: &'a Path,
+    /// Firecracker.
+    pub firecracker: &'a Path,
+}
+
+/// The files that a guest boots from.
+#[derive(Debug, Clone)]
+struct Image {
+    kernel: PathBuf,
+    /// It has the agent.
+    initramfs: PathBuf,
+}
 
 /// A VMM that boots guests, and that has saved one.
 trait Vmm {
@@ -69,23 +96,28 @@ const RESTORE: Row = Row {
     differences: |peer| format!("{}; {}", peer.machine, peer.restore),
 };
 
-/// Boots guests of each VMM in a few rounds and continues some in `count` rounds, and adds the rows; without a peer if
-/// `program`, QEMU, can't be used here.
+/// Boots guests of each VMM in a few rounds and continues some in `count` rounds, and adds the rows; without a peer
+/// that can't be used here.
 ///
 /// # Errors
 /// If a guest of Nacre's does not boot, is not saved, or does not go on.
 pub fn measure(
     runtimes: &MeasuredRuntimes,
-    program: &Path,
+    programs: Programs<'_>,
     count: usize,
     results: &mut Results,
 ) -> Result<()> {
     let nacre = Guests::save(&runtimes.nacre.prefix).context("saving a guest of nacre-vmm")?;
     let mut entrants = vec![Entrant::new("nacre", Box::new(nacre), None)];
-    match qemu(runtimes, program) {
-        Ok(peer) => entrants.push(Entrant::new("QEMU", Box::new(peer), Some(qemu::DIFFERENCES))),
-        Err(error) => eprintln!("restore: QEMU is not measured: {error:#}"),
-    }
+    let share = runtimes.nacre.prefix.join("share/nacre");
+    let image = Image {
+        kernel: share.join("vmlinux"),
+        initramfs: share.join("initramfs.cpio"),
+    };
+    let qemu = Qemu::save(programs.qemu, &image);
+    let firecracker = Firecracker::save(programs.firecracker, &image);
+    entrants.extend(peer("QEMU", qemu, qemu::DIFFERENCES));
+    entrants.extend(peer("Firecracker", firecracker, firecracker::DIFFERENCES));
     // An older one can't save a guest.
     if let Some(other) = runtimes.other.as_ref().filter(|build| build.has_templates) {
         entrants.push(Entrant::new(
@@ -101,14 +133,15 @@ pub fn measure(
     Ok(())
 }
 
-fn qemu(runtimes: &MeasuredRuntimes, program: &Path) -> Result<Peer> {
-    let share = runtimes.nacre.prefix.join("share/nacre");
-    let qemu = Qemu {
-        program: program.to_owned(),
-        kernel: share.join("vmlinux"),
-        initramfs: share.join("initramfs.cpio"),
-    };
-    Peer::save(qemu)
+/// A peer that has saved a guest; None if it has not, and standard error has the reason.
+fn peer(name: &'static str, saved: Result<impl Vmm + 'static>, differences: Differences) -> Option<Entrant> {
+    match saved {
+        Ok(vmm) => Some(Entrant::new(name, Box::new(vmm), Some(differences))),
+        Err(error) => {
+            eprintln!("restore: {name} is not measured: {error:#}");
+            None
+        }
+    }
 }
 
 /// Takes the time of each VMM in `count` rounds.
@@ -164,7 +197,7 @@ impl Entrant {
     }
 }
 
-/// Adds the row, beside QEMU if it was measured.
+/// Adds the row, beside QEMU if it was measured, and another one beside Firecracker.
 fn report(row: &Row, entrants: &[Entrant], results: &mut Results) {
     let times = |name: &str| {
         let found = entrants.iter().find(|entrant| entrant.name == name);
@@ -189,6 +222,9 @@ fn report(row: &Row, entrants: &[Entrant], results: &mut Results) {
         (measure.other, measure.other_ratio) = (beside.peer, beside.ratio);
     }
     results.add(measure);
+    if let Some(peer) = times("Firecracker") {
+        results.add(beside(&format!("{}_firecracker", row.name), peer));
+    }
 }
 
 #[cfg(test)]
@@ -221,6 +257,7 @@ mod tests {
         vec![
             Entrant::new("nacre", Box::new(Fake(nacre)), None),
             Entrant::new("QEMU", Box::new(Fake(qemu)), Some(differences)),
+            Entrant::new("Firecracker", Box::new(Fake(4.0)), Some(differences)),
             Entrant::new("other", Box::new(Fake(5.0)), None),
         ]
     }
@@ -233,9 +270,21 @@ mod tests {
             alternate(&row, &mut entrants, 3).unwrap();
             report(&row, &entrants, &mut results);
         }
-        let [boot, restore] = &results.0[..] else {
+        let names: Vec<&str> = results.0.iter().map(|row| row.name.as_str()).collect();
+        let expected = [
+            "boot_to_agent",
+            "boot_to_agent_firecracker",
+            "restore",
+            "restore_firecracker",
+        ];
+        assert_eq!(names, expected);
+        let [boot, _, restore, firecracker] = &results.0[..] else {
             panic!("{results:?}")
         };
+        assert_eq!(
+            (firecracker.peer_name, firecracker.ratio),
+            (Some("Firecracker"), Some(2.5))
+        );
         assert_eq!((boot.peer_name, boot.ratio), (Some("QEMU"), Some(0.5)));
         assert!(boot.note.ends_with("; fw_cfg") && restore.note.ends_with("; fw_cfg; copies"));
         assert_eq!((restore.other, restore.other_ratio), (Some(5.0), Some(2.0)));

@@ -3,38 +3,31 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_protocol::guest::{TEMPLATE, TEMPLATE_READY};
 use nacre_protocol::vsock::AGENT_PORT;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, listen, socket};
 use tempfile::TempDir;
 
 use super::qmp::{Format, Qmp};
-use super::{Differences, Vmm};
+use super::running::Running;
+use super::{Differences, Image, PARAMETERS, Vmm};
 
 /// The next guest's address. Each has its own: a clone dials from the same port, and the host keeps a connection
 /// that was closed for seconds.
 static NEXT_CID: AtomicU32 = AtomicU32::new(7077);
-/// How long a guest may take until its agent connects.
-const DEADLINE: Duration = Duration::from_secs(90);
-
 /// The machine without what a guest of nacre-vmm does not have either: interval timer, interrupt controller and clock
 /// of a PC, a second I/O APIC, with which come 16 more virtio-mmio devices, and a performance monitoring unit.
 /// nacre-vmm has a serial port, too. The firmware needs its option ROMs to boot a kernel.
 const MACHINE: &str = "microvm,pcie=on,isa-serial=on,pit=off,pic=off,rtc=off,ioapic2=off";
 /// See [`MACHINE`].
 const CPU: &str = "host,pmu=off";
-/// The parameters of nacre-vmm's guests (`vmm/src/boot/cmdline.rs`) but panic=-1. Without a shared tree the agent ends
-/// right after it has dialed: the panic must not end QEMU before the host has seen that.
-const PARAMETERS: &str = "pci=noearly panic=0 reboot=acpi no_timer_check noreplace-smp swiotlb=noforce \
-    memory_hotplug.online_policy=auto-movable random.trust_cpu=on console=ttyS0 quiet loglevel=4";
 /// What is still not alike, for the rows' notes.
 pub const DIFFERENCES: Differences = Differences {
     machine: "QEMU also has firmware, fw_cfg, an ACPI event device and 8 idle virtio-mmio devices; it has no jail, \
@@ -42,19 +35,10 @@ pub const DIFFERENCES: Differences = Differences {
     restore: "it reads the memory, where nacre-vmm maps it",
 };
 
-/// What QEMU is started with.
+/// QEMU, and a saved guest of its.
 pub struct Qemu {
-    /// The emulator.
-    pub program: PathBuf,
-    /// The guest's kernel.
-    pub kernel: PathBuf,
-    /// The guest's image, which has the agent.
-    pub initramfs: PathBuf,
-}
-
-/// A saved guest of QEMU.
-pub struct Peer {
-    qemu: Qemu,
+    program: PathBuf,
+    image: Image,
     /// The agent's port of the host.
     listener: OwnedFd,
     snapshot: PathBuf,
@@ -64,18 +48,19 @@ pub struct Peer {
     _directory: TempDir,
 }
 
-impl Peer {
+impl Qemu {
     /// Boots a guest and saves it when its agent is ready.
     ///
     /// # Errors
-    /// If QEMU or vhost-vsock is not there, or the guest is not saved.
-    pub fn save(qemu: Qemu) -> Result<Self> {
+    /// If `program`, QEMU, or vhost-vsock is not there, or the guest is not saved.
+    pub fn save(program: &Path, image: &Image) -> Result<Self> {
         let loaded = Command::new("modprobe").arg("vhost_vsock").status()?;
         ensure!(loaded.success(), "no vhost_vsock");
         let directory = tempfile::tempdir()?;
         let control = directory.path().join("qmp");
         let peer = Self {
-            qemu,
+            program: program.to_owned(),
+            image: image.clone(),
             listener: listener()?,
             snapshot: directory.path().join("snapshot"),
             format: Format::Stream,
@@ -86,9 +71,9 @@ impl Peer {
         command
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", control.display()));
-        let mut running = Running::start(command, &peer)?;
+        let mut running = Running::start(command, &peer.log)?;
         // Open until the guest is saved: its end is how the agent learns that its next life begins.
-        let mut stream = running.accept()?;
+        let mut stream = running.accept(&peer.listener)?;
         let mut byte = [0];
         stream.read_exact(&mut byte)?;
         ensure!(
@@ -103,8 +88,8 @@ impl Peer {
     /// Milliseconds from the execution of QEMU until the agent connects.
     fn until_connected(&self, command: Command) -> Result<f64> {
         let started = Instant::now();
-        let mut running = Running::start(command, self)?;
-        running.accept()?;
+        let mut running = Running::start(command, &self.log)?;
+        running.accept(&self.listener)?;
         Ok(started.elapsed().as_secs_f64() * 1e3)
     }
 
@@ -113,9 +98,9 @@ impl Peer {
         let mut command = self.command()?;
         command
             .arg("-kernel")
-            .arg(&self.qemu.kernel)
+            .arg(&self.image.kernel)
             .arg("-initrd")
-            .arg(&self.qemu.initramfs)
+            .arg(&self.image.initramfs)
             .args(["-append", parameters]);
         Ok(command)
     }
@@ -123,7 +108,7 @@ impl Peer {
     /// QEMU without a kernel: a guest that continues has it in its memory.
     fn command(&self) -> Result<Command> {
         let cid = NEXT_CID.fetch_add(1, Ordering::Relaxed);
-        let mut command = Command::new(&self.qemu.program);
+        let mut command = Command::new(&self.program);
         command
             .args(["-M", MACHINE, "-accel", "kvm"])
             .args(["-cpu", CPU, "-m", "512", "-smp", "1"])
@@ -138,7 +123,7 @@ impl Peer {
     }
 }
 
-impl Vmm for Peer {
+impl Vmm for Qemu {
     fn boot(&self) -> Result<f64> {
         self.until_connected(self.boot_command(PARAMETERS)?)
     }
@@ -154,48 +139,6 @@ impl Vmm for Peer {
                 .arg(format!("file:{}", self.snapshot.display())),
         };
         self.until_connected(command)
-    }
-}
-
-/// A running QEMU; ends when dropped.
-struct Running<'p> {
-    child: Child,
-    peer: &'p Peer,
-}
-
-impl<'p> Running<'p> {
-    fn start(mut command: Command, peer: &'p Peer) -> Result<Self> {
-        let program = peer.qemu.program.display();
-        let child = command.spawn().with_context(|| format!("executing {program}"))?;
-        Ok(Self { child, peer })
-    }
-
-    /// Waits until the agent connects.
-    fn accept(&mut self) -> Result<File> {
-        let until = Instant::now() + DEADLINE;
-        loop {
-            let mut waiting = [PollFd::new(self.peer.listener.as_fd(), PollFlags::POLLIN)];
-            // Not longer, to find out if QEMU has ended.
-            if poll(&mut waiting, PollTimeout::from(500_u16))? > 0 {
-                let stream = rustix::net::accept(&self.peer.listener);
-                return Ok(stream.context("accepting the agent's connection")?.into());
-            }
-            let status = self.child.try_wait()?;
-            let log = || std::fs::read_to_string(&self.peer.log).unwrap_or_default();
-            ensure!(
-                status.is_none() && Instant::now() < until,
-                "no agent connected, QEMU: {status:?}\n{}",
-                log()
-            );
-        }
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        // Errors mean that it has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
