@@ -19,6 +19,7 @@ pub fn id(word: &str, number: usize) -> String {
 fn ctr_run(shim_runtime: &MeasuredRuntime, flags: &[&str], id: &str, command: &[&str]) -> Command {
     let mut run = Command::new("ctr");
     run.args(["run", "--runtime", &shim_runtime.runtime])
+        .args(&shim_runtime.arguments)
         .args(flags)
         .args([IMAGE, id])
         .args(command);
@@ -29,7 +30,18 @@ fn ctr_run(shim_runtime: &MeasuredRuntime, flags: &[&str], id: &str, command: &[
 /// Runs `true` in a new container, which `ctr run` starts with `flags`, and waits for its end.
 pub fn run_true(shim_runtime: &MeasuredRuntime, flags: &[&str], id: &str) -> Result<()> {
     let flags = [&["--rm"], flags].concat();
-    output(&mut ctr_run(shim_runtime, &flags, id, &["true"])).map(drop)
+    let ran = output(&mut ctr_run(shim_runtime, &flags, id, &["true"])).map(drop);
+    if ran.is_err() {
+        remove_failed(id);
+    }
+    ran
+}
+
+/// Removes what a `ctr run` that has failed left of container `id`.
+fn remove_failed(id: &str) {
+    // Errors mean that nothing is left.
+    let _ = output(Command::new("ctr").args(["task", "delete", "--force", id]));
+    let _ = output(Command::new("ctr").args(["containers", "delete", id]));
 }
 
 /// Runs `true` in as many new containers as there are `ids`, all at once, and waits for their ends.
@@ -54,9 +66,7 @@ pub fn run_true_at_once(shim_runtime: &MeasuredRuntime, ids: &[String]) -> Resul
         }
     }
     for (id, _) in &failures {
-        // Errors mean that nothing is left.
-        let _ = output(Command::new("ctr").args(["task", "delete", "--force", id]));
-        let _ = output(Command::new("ctr").args(["containers", "delete", id]));
+        remove_failed(id);
     }
     if let Some((id, text)) = failures.first() {
         bail!(

@@ -14,6 +14,7 @@ mod guest_io;
 mod installed;
 mod memory;
 mod network;
+mod order;
 mod origin;
 mod page;
 mod plot;

@@ -119,6 +119,8 @@ fn medians(rounds: &Rounds) -> Vec<Bar> {
             .map(|seconds| bar("nacre, templates off", "n", seconds)),
     );
     bars.extend(rounds.other().map(|seconds| bar("other build", "o", seconds)));
+    let further = rounds.further().into_iter();
+    bars.extend(further.map(|(name, seconds)| bar(name, "p", seconds)));
     bars
 }
 

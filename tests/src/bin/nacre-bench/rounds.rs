@@ -7,13 +7,14 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 
 use crate::containers::{Running, exec_true, id, run_true};
+use crate::order::order;
 use crate::origin::{self, Kinds};
 use crate::results::{Measure, Results, describe};
-use crate::runtimes::{MeasuredRuntime, MeasuredRuntimes};
+use crate::runtimes::{MeasuredRuntime, MeasuredRuntimes, further_peers};
 use crate::statistics::{median, percentile, spread};
 
 /// Seconds of one round.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Round {
     /// The installed build.
     pub nacre: f64,
@@ -25,6 +26,8 @@ pub struct Round {
     pub other: Option<f64>,
     /// The installed build without templates.
     pub cold: Option<f64>,
+    /// Further peers by their names, those that have not failed.
+    pub further: Vec<(&'static str, f64)>,
 }
 
 /// A command that was timed.
@@ -44,14 +47,14 @@ pub struct Rounds {
 /// The limits of [`limited_starts`]: 1 GiB of memory and two CPUs.
 const LIMITS: &[&str] = &["--memory-limit", "1073741824", "--cpus", "2"];
 
-/// Starts and ends a container per runtime, `count` times. Also without templates.
+/// Starts and ends a container per runtime, `count` times. Also without templates, and with the further peers.
 pub fn starts(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
     Ok(Rounds {
         name: "start",
         command: "ctr run --rm busybox true",
         wanted: Some(0.8),
         cold_wanted: Some(1.3),
-        rounds: start_and_end(runtimes, "start", &[], count)?,
+        rounds: start_and_end(runtimes, "start", &[], count, &further_peers())?,
     })
 }
 
@@ -62,7 +65,7 @@ pub fn limited_starts(runtimes: &MeasuredRuntimes, count: usize) -> Result<Round
         command: "ctr run --rm --memory-limit 1073741824 --cpus 2 busybox true",
         wanted: None,
         cold_wanted: None,
-        rounds: start_and_end(runtimes, "start_limited", LIMITS, count)?,
+        rounds: start_and_end(runtimes, "start_limited", LIMITS, count, &[])?,
     })
 }
 
@@ -71,9 +74,11 @@ fn start_and_end(
     word: &str,
     flags: &[&str],
     count: usize,
+    further: &[MeasuredRuntime],
 ) -> Result<Vec<Round>> {
     let mut all = runtimes.all();
     all.push(&runtimes.cold.shim_runtime);
+    all.extend(further);
     let kinds = Kinds::of_all(runtimes, flags)?;
     let run = |shim_runtime: &MeasuredRuntime, number| {
         let id = id(&format!("{word}-{}", shim_runtime.name), number);
@@ -136,7 +141,7 @@ pub fn execs(runtimes: &MeasuredRuntimes, count: usize) -> Result<Rounds> {
 }
 
 /// Runs one round that does not count, then `count` that do. The second function gets what the first one has
-/// returned, once its time was taken.
+/// returned, once its time was taken. An optional runtime that fails is left out from then on.
 fn alternate<T>(
     word: &str,
     runtimes: &[&MeasuredRuntime],
@@ -148,16 +153,28 @@ fn alternate<T>(
 ) -> Result<Vec<Round>> {
     eprintln!("warming up: one {word} each");
     let mut rounds = Vec::with_capacity(count);
+    let mut has_failed = vec![false; runtimes.len()];
     for number in 0..=count {
-        let mut seconds = vec![("", 0.0); runtimes.len()];
+        let mut seconds = vec![None; runtimes.len()];
         for index in order(number, runtimes.len()) {
             let shim_runtime = runtimes[index];
+            if has_failed[index] {
+                continue;
+            }
             let context = || format!("{word} under {}", shim_runtime.name);
             let started = Instant::now();
-            let returned = run(shim_runtime, number).with_context(context)?;
-            seconds[index] = (shim_runtime.name, started.elapsed().as_secs_f64());
-            after(shim_runtime, returned).with_context(context)?;
+            let returned = run(shim_runtime, number).with_context(context);
+            let taken = started.elapsed().as_secs_f64();
+            match returned.and_then(|returned| after(shim_runtime, returned).with_context(context)) {
+                Ok(()) => seconds[index] = Some((shim_runtime.name, taken)),
+                Err(error) if shim_runtime.is_optional => {
+                    eprintln!("{} is no longer measured: {error:#}", shim_runtime.name);
+                    has_failed[index] = true;
+                }
+                Err(error) => return Err(error),
+            }
         }
+        let seconds: Vec<(&'static str, f64)> = seconds.into_iter().flatten().collect();
         let round = Round::new(&seconds)?;
         if number > 0 {
             let times: Vec<String> = seconds
@@ -177,7 +194,7 @@ fn alternate<T>(
 
 impl Round {
     /// A round in which each runtime, by its name, took that many seconds.
-    fn new(seconds: &[(&str, f64)]) -> Result<Self> {
+    fn new(seconds: &[(&'static str, f64)]) -> Result<Self> {
         let of = |wanted: &str| {
             let found = seconds.iter().find(|(name, _)| *name == wanted);
             found.map(|(_, seconds)| *seconds)
@@ -189,27 +206,13 @@ impl Round {
             floor: must("floor")?,
             other: of("other"),
             cold: of("cold"),
+            further: seconds
+                .iter()
+                .filter(|(name, _)| !["nacre", "runc", "floor", "other", "cold"].contains(name))
+                .copied()
+                .collect(),
         })
     }
-}
-
-/// The order of `count` runtimes in a round, as their indexes. In `count` rounds, or twice as many if `count` is
-/// odd, each runtime follows each other one equally often within a round (Williams, "Experimental designs balanced
-/// for the estimation of residual effects of treatments", 1949).
-fn order(round: usize, count: usize) -> Vec<usize> {
-    // 0, 1, count - 1, 2, count - 2, …: all differences between neighbours are distinct modulo count.
-    let zigzag = (0..count).map(|position| {
-        if position % 2 == 1 {
-            position.div_ceil(2)
-        } else {
-            count - position / 2
-        }
-    });
-    let mut order: Vec<usize> = zigzag.map(|index| (index + round) % count).collect();
-    if count % 2 == 1 && (round / count) % 2 == 1 {
-        order.reverse();
-    }
-    order
 }
 
 /// The largest ratio that is wanted, for a note.
@@ -236,6 +239,25 @@ impl Rounds {
     /// The time in seconds without templates, of each round; None if it was not measured.
     pub fn cold(&self) -> Option<Vec<f64>> {
         self.rounds.iter().map(|round| round.cold).collect()
+    }
+
+    /// The time in seconds of each further peer, of each round, if it has not failed.
+    pub fn further(&self) -> Vec<(&'static str, Vec<f64>)> {
+        let Some(last) = self.rounds.last() else {
+            return Vec::new();
+        };
+        let of = |round: &Round, wanted: &str| {
+            let found = round.further.iter().find(|(name, _)| *name == wanted);
+            found.map(|(_, seconds)| *seconds)
+        };
+        let names = last.further.iter().map(|(name, _)| *name);
+        let seconds = names.map(|name| {
+            (
+                name,
+                self.rounds.iter().filter_map(|round| of(round, name)).collect(),
+            )
+        });
+        seconds.collect()
     }
 
     /// Median of the rounds' ratios of what Nacre and runc add to the null shim's time.
@@ -271,14 +293,25 @@ impl Rounds {
             note: "the null shim: what ctr and containerd take with a runtime that does nothing".to_owned(),
             ..Measure::default()
         });
+        self.report_beside(results);
+    }
+
+    /// Adds the row without templates, and one for each further peer.
+    fn report_beside(&self, results: &mut Results) {
+        let milliseconds =
+            |seconds: Vec<f64>| -> Vec<f64> { seconds.iter().map(|seconds| seconds * 1e3).collect() };
         if let Some(cold) = self.cold() {
-            let milliseconds =
-                |seconds: Vec<f64>| -> Vec<f64> { seconds.iter().map(|seconds| seconds * 1e3).collect() };
             let runc = milliseconds(self.each(|round| round.runc));
             let name = format!("cold_{}", self.name);
             let note = format!("the same with templates off{}", wanted(self.cold_wanted));
             let row = (name.as_str(), "ms", note.as_str());
             results.add(Measure::of_rounds(row, &milliseconds(cold), ("runc", &runc)));
+        }
+        let nacre = milliseconds(self.each(|round| round.nacre));
+        for (peer, seconds) in self.further() {
+            let name = format!("{}_{peer}", self.name);
+            let row = (name.as_str(), "ms", "the same rounds, beside another peer");
+            results.add(Measure::of_rounds(row, &nacre, (peer, &milliseconds(seconds))));
         }
     }
 
@@ -314,23 +347,6 @@ mod tests {
     }
 
     #[test]
-    fn each_runtime_follows_each_other_one_equally_often() {
-        for count in 3..=5 {
-            let mut followers = std::collections::BTreeMap::new();
-            for round in 0..2 * count {
-                let order = order(round, count);
-                for pair in order.windows(2) {
-                    *followers.entry((pair[0], pair[1])).or_insert(0) += 1;
-                }
-                let distinct: std::collections::BTreeSet<usize> = order.into_iter().collect();
-                assert_eq!(distinct, (0..count).collect());
-            }
-            assert_eq!(followers.len(), count * (count - 1), "{followers:?}");
-            assert!(followers.values().all(|&times| times == 2), "{followers:?}");
-        }
-    }
-
-    #[test]
     fn the_floor_has_a_row_and_is_subtracted_from_a_ratio() {
         let round = |nacre: f64, other: Option<f64>| Round {
             nacre,
@@ -338,6 +354,7 @@ mod tests {
             floor: 1.0,
             other,
             cold: other.map(|_| 5.0),
+            further: other.map(|_| ("crun", 6.0)).into_iter().collect(),
         };
         let measured = |other| Rounds {
             name: "start",
@@ -352,7 +369,14 @@ mod tests {
         let mut results = Results::default();
         measured(Some(1.5)).report(&mut results);
         let names: Vec<&str> = results.0.iter().map(|row| row.name.as_str()).collect();
-        let expected = ["start", "start, p10", "start, p90", "start_floor", "cold_start"];
+        let expected = [
+            "start",
+            "start, p10",
+            "start, p90",
+            "start_floor",
+            "cold_start",
+            "start_crun",
+        ];
         assert_eq!(names, expected);
         let (start, floor) = (&results.0[0], &results.0[3]);
         assert!(close(start.nacre, 3000.0) && close(start.ratio.unwrap(), 1.5));
@@ -360,6 +384,9 @@ mod tests {
         assert!(close(floor.nacre, 1000.0) && close(floor.ratio.unwrap(), 0.5));
         let cold = &results.0[4];
         assert!(close(cold.nacre, 5000.0) && close(cold.ratio.unwrap(), 2.5));
+        let crun = &results.0[5];
+        assert_eq!(crun.peer_name, Some("crun"));
+        assert!(close(crun.nacre, 3000.0) && close(crun.ratio.unwrap(), 0.5));
         let mut alone = Results::default();
         measured(None).report(&mut alone);
         assert!(alone.0[0].other.is_none() && alone.0.len() == 4);
@@ -368,6 +395,38 @@ mod tests {
         measured.rounds.truncate(2);
         measured.report(&mut few);
         assert_eq!(few.0.len(), 2, "{few:?}");
+    }
+
+    #[test]
+    fn only_an_optional_runtime_may_fail() {
+        let fake = |name, is_optional| MeasuredRuntime {
+            name,
+            runtime: String::new(),
+            arguments: Vec::new(),
+            runs_processes: true,
+            is_optional,
+        };
+        let runtimes = [
+            ("nacre", false),
+            ("runc", false),
+            ("floor", false),
+            ("crun", true),
+            ("kata", true),
+        ];
+        let runtimes = runtimes.map(|(name, is_optional)| fake(name, is_optional));
+        let runtimes: Vec<&MeasuredRuntime> = runtimes.iter().collect();
+        let rounds = |fails: &str| {
+            let run = |shim_runtime: &MeasuredRuntime, number| {
+                anyhow::ensure!(shim_runtime.name != fails || number < 2, "no");
+                Ok(())
+            };
+            alternate("start", &runtimes, 3, (run, |_, ()| Ok(())))
+        };
+        let names = |round: &Round| -> Vec<&str> { round.further.iter().map(|(name, _)| *name).collect() };
+        let rounds_without_kata = rounds("kata").unwrap();
+        assert_eq!(names(&rounds_without_kata[0]), ["crun", "kata"]);
+        assert_eq!(names(&rounds_without_kata[2]), ["crun"]);
+        assert_eq!(rounds("runc").unwrap_err().to_string(), "start under runc");
     }
 
     #[test]

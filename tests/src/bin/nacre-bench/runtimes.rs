@@ -1,6 +1,7 @@
 //! What the benchmark compares: the installed build of Nacre, runc, the null shim, the installed build without
 //! templates, and with `--other` a second build.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -24,8 +25,12 @@ pub struct MeasuredRuntime {
     pub name: &'static str,
     /// Value of `ctr run --runtime`: a name, or an absolute path.
     pub runtime: String,
+    /// Further arguments of `ctr run`.
+    pub arguments: Vec<String>,
     /// False for the null shim, whose containers print nothing and have no process.
     pub runs_processes: bool,
+    /// Left out of the rounds once it fails, where the run ends if another one does.
+    pub is_optional: bool,
 }
 
 /// An installed build of Nacre.
@@ -113,8 +118,45 @@ fn shim_runtime(name: &'static str, runtime: &str) -> MeasuredRuntime {
     MeasuredRuntime {
         name,
         runtime: runtime.to_owned(),
+        arguments: Vec::new(),
         runs_processes: true,
+        is_optional: false,
     }
+}
+
+/// The runtimes besides runc that can be peers and whose program is in PATH; prints which are not.
+pub fn further_peers() -> Vec<MeasuredRuntime> {
+    let mut peers = Vec::new();
+    for (name, program) in [("crun", "crun"), ("kata", "containerd-shim-kata-v2")] {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        match program_in(&path, program) {
+            Some(file) => peers.push(further_peer(name, &file)),
+            None => eprintln!("start: {name} is not measured: {program} is not in PATH"),
+        }
+    }
+    peers
+}
+
+/// The peer whose program is `file`. The shim of runc runs crun.
+fn further_peer(name: &'static str, file: &Path) -> MeasuredRuntime {
+    let (runtime, arguments) = match name {
+        "crun" => {
+            let binary = file.to_string_lossy().into_owned();
+            (Runtime::Runc.name(), vec!["--runc-binary".to_owned(), binary])
+        }
+        _ => ("io.containerd.kata.v2", Vec::new()),
+    };
+    MeasuredRuntime {
+        arguments,
+        is_optional: true,
+        ..shim_runtime(name, runtime)
+    }
+}
+
+/// The file of `program` in the first directory of `path` that has one.
+fn program_in(path: &OsStr, program: &str) -> Option<PathBuf> {
+    let mut files = std::env::split_paths(path).map(|directory| directory.join(program));
+    files.find(|file| file.is_file())
 }
 
 fn other_build(prefix: &Path) -> Result<Build> {
@@ -200,6 +242,23 @@ fn without_templates(config: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_shim_of_runc_runs_crun() {
+        let crun = further_peer("crun", Path::new("/opt/crun"));
+        assert_eq!(crun.runtime, Runtime::Runc.name());
+        assert_eq!(crun.arguments, ["--runc-binary", "/opt/crun"]);
+        let kata = further_peer("kata", Path::new("/opt/containerd-shim-kata-v2"));
+        assert_eq!(kata.runtime, "io.containerd.kata.v2");
+        assert!(kata.arguments.is_empty() && crun.is_optional && kata.is_optional);
+    }
+
+    #[test]
+    fn a_program_is_looked_for_in_all_directories() {
+        let path = OsStr::new("/nowhere:/bin:/usr/bin");
+        assert_eq!(program_in(path, "sh"), Some("/bin/sh".into()));
+        assert_eq!(program_in(path, "no-such-program"), None);
+    }
 
     #[test]
     fn a_cold_configuration_keeps_the_other_keys() {
