@@ -18,7 +18,9 @@ pub fn id(word: &str, number: usize) -> String {
 /// `ctr run` with `flags`; the caller starts it.
 fn ctr_run(shim_runtime: &MeasuredRuntime, flags: &[&str], id: &str, command: &[&str]) -> Command {
     let mut run = Command::new("ctr");
-    run.args(["run", "--runtime", &shim_runtime.runtime])
+    // ctr connects within 10 s by default, in which 100 of them don't share one emulated CPU.
+    run.args(["--connect-timeout", "10m"])
+        .args(["run", "--runtime", &shim_runtime.runtime])
         .args(&shim_runtime.arguments)
         .args(flags)
         .args([IMAGE, id])
