@@ -264,6 +264,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test may have descriptors")]
     fn the_type_of_a_packed_message_is_its_full_name() {
         fn check<M: MessageFull>(package: &str) {
             assert_eq!(any(package, &M::new()).type_url, M::descriptor().full_name());

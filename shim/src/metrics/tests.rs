@@ -147,6 +147,7 @@ fn every_file() -> CgroupFiles {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a test may have descriptors")]
 fn every_field_has_its_own_file_and_key() {
     let metrics = read(&every_file());
     assert_eq!(
