@@ -9,7 +9,7 @@
 #   make faults    ends each program at each fault point: with programs of their own, in target/nacre-faults
 #   make fuzz      fuzzes what reads a guest's bytes, each target for a minute; FUZZ_SECONDS=N for another time
 #   make soak      lets containers come, go and be killed for two hours, and finds what grows; MINUTES=N for another time
-#   make bench     measures nacre beside runc; writes target/bench/results.json, results.md and index.html
+#   make bench     measures nacre beside runc; writes target/bench/results.json, results.md and plots
 #                  OTHER=PREFIX also measures the build that is installed at PREFIX
 #   make clean     removes what was built; the caches in ~/.cache/nacre stay
 #

@@ -1,7 +1,7 @@
 //! The benchmark: Nacre, runc and a shim that runs nothing, in one run under the containerd at
 //! CONTAINERD_ADDRESS, on a host with working KVM (`tests/lab/run --cri -- target/debug/nacre-bench`). Prints
-//! progress on standard error and the results on standard output; writes `results.json`, `results.md`
-//! and `index.html` under `target/bench`.
+//! progress on standard error and the results on standard output; writes `results.json`, `results.md`, plots and
+//! `index.html` under `target/bench`.
 //!
 //! Times under emulation mean something only as ratios within one run, so the runtimes take turns.
 
@@ -11,6 +11,7 @@ mod crirun;
 mod exec_exits;
 mod files;
 mod guest_io;
+mod host;
 mod installed;
 mod memory;
 mod network;
@@ -19,6 +20,7 @@ mod origin;
 mod page;
 mod plot;
 mod pods_memory;
+mod published;
 mod restore;
 mod results;
 mod rounds;
@@ -27,13 +29,14 @@ mod start;
 mod statistics;
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
 
 use page::Plotted;
+use published::{RATIOS, RESULTS, Row};
 use results::Results;
 use runtimes::MeasuredRuntimes;
 
@@ -99,9 +102,13 @@ struct Arguments {
     /// Also measure the build of Nacre installed at this prefix, and compare the two.
     #[arg(long, value_name = "PREFIX")]
     other: Option<PathBuf>,
-    /// Directory of results.json, results.md and index.html.
+    /// Directory of results.json, results.md, the plots and index.html.
     #[arg(long, default_value = "target/bench")]
     output: PathBuf,
+    /// Measure nothing, but put the rows and plots of earlier runs, which are in these directories, into
+    /// docs/benchmarks/, and render docs/benchmarks.md.
+    #[arg(long, value_name = "DIRECTORY", num_args = 1..)]
+    publish: Vec<PathBuf>,
     /// Serve traffic; the part `network` runs this in pods.
     #[arg(long, hide = true)]
     serve: bool,
@@ -127,6 +134,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     if arguments.serve {
         return network::traffic::serve();
     }
+    if !arguments.publish.is_empty() {
+        return published::publish(&arguments.publish, Path::new("docs"));
+    }
     ensure!(
         arguments.pairs > 0 && arguments.starts > 0 && arguments.guests > 0,
         "--pairs, --starts and --guests must be at least 1"
@@ -141,25 +151,46 @@ fn run(arguments: &Arguments) -> Result<()> {
     let runtimes = MeasuredRuntimes::find(arguments.other.as_deref())?;
     installed::warn_if_unoptimised(&runtimes)?;
     let mut results = Results::default();
-    let plotted = measure(arguments, &runtimes, &mut results)?;
+    let mut plotted = Plotted::default();
+    let measured = measure(arguments, &runtimes, &mut results, &mut plotted);
+    // What was measured before a part failed is kept.
     println!("{}", results.table());
-    let files = [
-        ("results.json", results.json()?),
-        ("results.md", results.markdown()),
-        ("index.html", page::html(&results, &plotted)),
-    ];
+    write(&arguments.output, &results, &plotted, &host::measured()?)?;
+    measured
+}
+
+/// Writes the files of a run, which was measured as `measured` says, into `directory`, and prints their names.
+fn write(directory: &Path, results: &Results, plotted: &Plotted, measured: &str) -> Result<()> {
+    let rows: Vec<Row> = results
+        .0
+        .iter()
+        .map(|measure| Row::new(measure, measured))
+        .collect();
+    let mut files = plotted.files();
+    files.extend(published::ratios(&rows).map(|plot| (RATIOS, plot)));
+    let has_plot = |name: &str| files.iter().any(|(file, _)| *file == name);
+    let page = published::page(&rows, "", has_plot);
+    files.extend([
+        (RESULTS, published::json(&rows)?),
+        ("results.md", page),
+        ("index.html", page::html(results, plotted)),
+    ]);
     for (name, text) in files {
-        let file = arguments.output.join(name);
+        let file = directory.join(name);
         std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
         println!("{}", file.display());
     }
     Ok(())
 }
 
-/// Measures the parts that `arguments` want; returns what can be plotted of them.
-fn measure(arguments: &Arguments, runtimes: &MeasuredRuntimes, results: &mut Results) -> Result<Plotted> {
+/// Measures the parts that `arguments` want, and what can be plotted of them.
+fn measure(
+    arguments: &Arguments,
+    runtimes: &MeasuredRuntimes,
+    results: &mut Results,
+    plotted: &mut Plotted,
+) -> Result<()> {
     let wants = |part| arguments.only.is_empty() || arguments.only.contains(&part);
-    let mut plotted = Plotted::default();
     for build in runtimes.builds() {
         build.make_template()?;
     }
@@ -211,8 +242,7 @@ fn measure(arguments: &Arguments, runtimes: &MeasuredRuntimes, results: &mut Res
     if wants(Part::Sizes) {
         installed::measure(runtimes, results)?;
     }
-    longer_parts(arguments, runtimes, results, &mut plotted)?;
-    Ok(plotted)
+    longer_parts(arguments, runtimes, results, plotted)
 }
 
 /// Measures the parts that are not in a whole run.

@@ -4,16 +4,15 @@ use std::fmt::Write as _;
 
 use crate::plot::{self, Bar, escape};
 use crate::pods_memory::Growth;
+use crate::published::{MEMORY, START};
 use crate::results::{Results, number};
 use crate::rounds::Rounds;
 use crate::start::{Starts, Timelines};
 use crate::statistics::{median, spread};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:900px;margin:2em auto;padding:0 1em;color:#222}\
-h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}svg{width:100%;height:auto}text{font:13px system-ui,sans-serif}\
-.n{fill:#2a78a8}.p{fill:#c9a24a}.f{fill:#a0a0a0}.o{fill:#6a9a5a}.t{fill:#777}\
-.a{fill:none;stroke:#999}.l{fill:none;stroke-width:2}.l.n{stroke:#2a78a8}.l.p{stroke:#c9a24a}\
-.l.f{stroke:#a0a0a0}.l.o{stroke:#6a9a5a}table{border-collapse:collapse}td,th{padding:.15em .8em;text-align:left;\
+h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}svg{width:100%;height:auto}\
+table{border-collapse:collapse}td,th{padding:.15em .8em;text-align:left;\
 border-bottom:1px solid #ddd}td.r{text-align:right;font-variant-numeric:tabular-nums}";
 
 /// What is plotted; what was not measured is empty.
@@ -27,11 +26,27 @@ pub struct Plotted {
     pub growths: Vec<Growth>,
 }
 
+impl Plotted {
+    /// Plots as files of their own, each with its name.
+    pub fn files(&self) -> Vec<(&'static str, String)> {
+        let mut files = Vec::new();
+        if let Some(starts) = &self.starts {
+            let bars = steps(&starts.nacre, "n");
+            files.push((START, plot::file(|out| plot::bars(out, &bars))));
+        }
+        if !self.growths.is_empty() {
+            files.push((MEMORY, plot::file(|out| plot_memory(out, &self.growths))));
+        }
+        files
+    }
+}
+
 /// The whole page.
 pub fn html(results: &Results, plotted: &Plotted) -> String {
     let mut out = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>Nacre beside runc</title><style>{STYLE}</style>\n\
-         <h1>Nacre beside runc</h1>\n"
+        "<!DOCTYPE html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>Nacre beside runc</title><style>{STYLE}{}</style>\n\
+         <h1>Nacre beside runc</h1>\n",
+        plot::STYLE
     );
     for rounds in &plotted.rounds {
         of_rounds(&mut out, rounds);
@@ -83,6 +98,10 @@ fn of_memory(out: &mut String, growths: &[Growth]) {
     let words =
         "What the host's available memory (MemAvailable) has fallen by when that many idle busybox pods run.";
     section(out, "Memory by the number of pods", words);
+    plot_memory(out, growths);
+}
+
+fn plot_memory(out: &mut String, growths: &[Growth]) {
     let line = |growth: &Growth| plot::Line {
         label: format!("{}: {:.1} MiB each", growth.name, growth.per_pod()),
         points: growth.points.clone(),

@@ -16,6 +16,12 @@ const HEIGHT: f64 = 300.0;
 const AXIS: f64 = 60.0;
 const ENDS: f64 = 190.0;
 
+/// The style of all plots: the colours of nacre, the peer, the floor and the other build.
+pub const STYLE: &str = "text{font:13px system-ui,sans-serif}\
+.n{fill:#2a78a8}.p{fill:#c9a24a}.f{fill:#a0a0a0}.o{fill:#6a9a5a}.t{fill:#777}\
+.a{fill:none;stroke:#999}.l{fill:none;stroke-width:2}.l.n{stroke:#2a78a8}.l.p{stroke:#c9a24a}\
+.l.f{stroke:#a0a0a0}.l.o{stroke:#6a9a5a}";
+
 /// A bar from `from` to `to`, in the plot's unit.
 pub struct Bar {
     /// What it is, left of it.
@@ -112,6 +118,16 @@ pub fn lines(out: &mut String, lines: &[Line], (x_unit, y_unit): (&str, &str)) {
     out.push_str("</svg>\n");
 }
 
+/// A plot as a file of its own: what `draw` adds, with the style that a page has for all its plots.
+pub fn file(draw: impl FnOnce(&mut String)) -> String {
+    let mut svg = String::new();
+    draw(&mut svg);
+    // A viewer may have a dark background.
+    let style = format!("<style>svg{{background:#fff}}{STYLE}</style>");
+    let svg = svg.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1);
+    svg.replacen('>', &format!(">{style}"), 1)
+}
+
 /// `text` with the characters that HTML and SVG reserve replaced.
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
@@ -138,6 +154,17 @@ mod tests {
         assert!(out.contains("x&lt;y") && !out.contains("NaN"), "{out}");
         let widest = format!("width=\"{:.1}\"", WIDTH - LABEL - 90.0);
         assert!(out.contains(&widest), "{out}");
+    }
+
+    #[test]
+    fn a_file_has_its_name_space_and_style_once() {
+        let text = file(|out| lines(out, &[], ("pods", "MiB")));
+        assert!(
+            text.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 860 300\""),
+            "{text}"
+        );
+        assert_eq!(text.matches("<style>").count(), 1, "{text}");
+        assert!(text.find("<style>") < text.find("<path"), "{text}");
     }
 
     #[test]

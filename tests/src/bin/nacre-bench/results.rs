@@ -1,13 +1,12 @@
-//! The measured figures: a table for people, JSON for programs. No I/O but progress on standard error.
+//! The measured figures, and a table of them. No I/O but progress on standard error.
 
 use anyhow::Result;
-use serde::Serialize;
 
 use crate::runtimes::{Build, MeasuredRuntimes};
 use crate::statistics::{median, ratios, spread};
 
 /// One row: a figure of Nacre's, beside the peer's and the other build's if they have one.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default)]
 pub struct Measure {
     /// The row's name, for programs; stable.
     pub name: String,
@@ -22,19 +21,14 @@ pub struct Measure {
     /// Nacre's figure divided by the peer's. For times, the median of the rounds' ratios.
     pub ratio: Option<f64>,
     /// The 10th percentile of the rounds' ratios to the peer; None if there were few rounds.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio_p10: Option<f64>,
     /// The 90th percentile of the rounds' ratios to the peer; None if there were few rounds.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio_p90: Option<f64>,
     /// The other build's figure.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub other: Option<f64>,
     /// Nacre's figure divided by the other build's. For times, the median of the rounds' ratios.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub other_ratio: Option<f64>,
     /// How it was measured and what is wanted, for people.
-    #[serde(skip)]
     pub note: String,
 }
 
@@ -127,41 +121,6 @@ impl Results {
         Ok(())
     }
 
-    /// All rows as a JSON list.
-    pub fn json(&self) -> Result<String> {
-        Ok(serde_json::to_string_pretty(&self.0)? + "\n")
-    }
-
-    /// All rows as a table in Markdown, for docs/figures.md.
-    pub fn markdown(&self) -> String {
-        let mut out = "| row | nacre | peer | ratio to peer | how |\n|---|---|---|---|---|\n".to_owned();
-        for row in &self.0 {
-            let unit = if row.unit.is_empty() {
-                String::new()
-            } else {
-                format!(" {}", row.unit)
-            };
-            let peer = row.peer.map_or_else(String::new, |peer| {
-                let name = row.peer_name.unwrap_or_default();
-                format!("{name}: {}{unit}", number(peer))
-            });
-            let spread = match (row.ratio_p10, row.ratio_p90) {
-                (Some(p10), Some(p90)) => format!(" ({p10:.2} to {p90:.2})"),
-                _ => String::new(),
-            };
-            let ratio = row
-                .ratio
-                .map_or_else(String::new, |ratio| format!("{ratio:.2}{spread}"));
-            let note = row.note.replace('|', "\\|");
-            out += &format!(
-                "| `{}` | {}{unit} | {peer} | {ratio} | {note} |\n",
-                row.name,
-                number(row.nacre)
-            );
-        }
-        out
-    }
-
     /// All rows, a line each.
     pub fn table(&self) -> String {
         let lines: Vec<String> = self.0.iter().map(line).collect();
@@ -200,22 +159,9 @@ pub fn number(value: f64) -> String {
 mod tests {
     use super::*;
 
-    fn keys(measure: Measure) -> Vec<String> {
-        let mut results = Results::default();
-        results.add(measure);
-        let list: serde_json::Value = serde_json::from_str(&results.json().unwrap()).unwrap();
-        list[0].as_object().unwrap().keys().cloned().collect()
-    }
-
     #[test]
-    fn json_has_six_fields_and_two_more_beside_another_build() {
-        let alone = Measure::alone("size", "MiB", 1.5, "wanted: less");
-        let six = ["nacre", "name", "peer", "peer_name", "ratio", "unit"];
-        let mut found = keys(alone.clone());
-        found.sort();
-        assert_eq!(found, six);
-        assert_eq!(keys(alone.clone().beside(Some(3.0))).len(), 8);
-        let text = line(&alone.beside(Some(3.0)));
+    fn a_line_has_both_builds_and_the_note() {
+        let text = line(&Measure::alone("size", "MiB", 1.5, "wanted: less").beside(Some(3.0)));
         assert!(
             text.contains("1.50 MiB") && text.contains("wanted: less") && text.contains("ratio 0.50"),
             "{text}"
@@ -231,7 +177,6 @@ mod tests {
         assert!(near(measure.ratio_p10, 0.5) && near(measure.ratio_p90, 1.0));
         let expected = "to the first answer; medians of 5 rounds, ratio: median of the rounds' ratios, p10..p90 0.50..1.00";
         assert_eq!(measure.note, expected);
-        assert_eq!(keys(measure).len(), 8);
     }
 
     #[test]
@@ -244,20 +189,6 @@ mod tests {
             two.note.ends_with("medians of 2 rounds, ratios 0.50, 0.75"),
             "{two:?}"
         );
-        assert_eq!(keys(two).len(), 6);
-    }
-
-    #[test]
-    fn a_row_of_markdown_has_five_cells() {
-        let mut results = Results::default();
-        results.add(Measure::of_rounds(("a", "ms", "x | y"), &[3.0], ("runc", &[2.0])));
-        results.add(Measure::alone("b", "", 7.0, "count"));
-        let text = results.markdown();
-        let lines: Vec<&str> = text.lines().collect();
-        assert!(
-            lines[2].starts_with("| `a` | 3 ms | runc: 2 ms | 1.50 | x \\| y; one round"),
-            "{text}"
-        );
-        assert_eq!(lines[3], "| `b` | 7 |  |  | count |");
+        assert!(two.ratio_p10.is_none() && two.ratio_p90.is_none());
     }
 }
