@@ -89,7 +89,10 @@ pub fn exec_true(id: &str, exec_id: &str) -> Result<()> {
 }
 
 /// Standard output of a command that must succeed.
-fn output(command: &mut Command) -> Result<String> {
+///
+/// # Errors
+/// If it does not: with its standard error.
+pub fn output(command: &mut Command) -> Result<String> {
     let output = command
         .output()
         .with_context(|| format!("starting {command:?}"))?;

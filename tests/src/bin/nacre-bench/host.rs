@@ -3,7 +3,9 @@
 use std::fs;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
+
+use crate::containers::output;
 
 /// The day, the CPUs, the kernel, and the versions of what was measured.
 ///
@@ -25,12 +27,7 @@ pub fn measured() -> Result<String> {
 }
 
 fn first_line(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("starting {command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", output.status);
-    let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().next().unwrap_or_default().to_owned())
+    Ok(output(command)?.lines().next().unwrap_or_default().to_owned())
 }
 
 /// The model of the first CPU.

@@ -150,12 +150,14 @@ fn run(arguments: &Arguments) -> Result<()> {
         .with_context(|| format!("creating {}", arguments.output.display()))?;
     let runtimes = MeasuredRuntimes::find(arguments.other.as_deref())?;
     installed::warn_if_unoptimised(&runtimes)?;
+    // Before what takes long.
+    let host = host::measured()?;
     let mut results = Results::default();
     let mut plotted = Plotted::default();
     let measured = measure(arguments, &runtimes, &mut results, &mut plotted);
     // What was measured before a part failed is kept.
     println!("{}", results.table());
-    write(&arguments.output, &results, &plotted, &host::measured()?)?;
+    write(&arguments.output, &results, &plotted, &host)?;
     measured
 }
 
@@ -177,7 +179,7 @@ fn write(directory: &Path, results: &Results, plotted: &Plotted, measured: &str)
     ]);
     for (name, text) in files {
         let file = directory.join(name);
-        std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+        published::write(&file, &text)?;
         println!("{}", file.display());
     }
     Ok(())

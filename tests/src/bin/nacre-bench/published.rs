@@ -221,7 +221,11 @@ fn read(file: &Path) -> Result<Vec<Row>> {
     serde_json::from_str(&text).with_context(|| format!("{} has other fields", file.display()))
 }
 
-fn write(file: &Path, text: &str) -> Result<()> {
+/// Writes `file`.
+///
+/// # Errors
+/// As write(2), with the file's name.
+pub fn write(file: &Path, text: &str) -> Result<()> {
     fs::write(file, text).with_context(|| format!("writing {}", file.display()))
 }
 

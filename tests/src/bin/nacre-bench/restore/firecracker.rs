@@ -2,14 +2,14 @@
 //! shortest way of each. The agent's connection comes to a Unix socket, `SOCKET_PORT` beside that of the vsock device.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read as _};
+use std::io::ErrorKind;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use nacre_protocol::guest::{TEMPLATE, TEMPLATE_READY};
+use anyhow::{Context as _, Result};
+use nacre_protocol::guest::TEMPLATE;
 use nacre_protocol::vsock::{AGENT_PORT, GUEST_CID};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::{Value, json};
@@ -53,14 +53,8 @@ impl Firecracker {
             directory,
         };
         let mut running = this.start(this.boot_command(&format!("{PARAMETERS} {TEMPLATE}"), true)?)?;
-        // Open until the guest is saved: its end is how the agent learns that its next life begins.
-        let mut stream = running.accept(&this.listener)?;
-        let mut byte = [0];
-        stream.read_exact(&mut byte)?;
-        ensure!(
-            byte == [TEMPLATE_READY],
-            "the agent does not report that it can be saved"
-        );
+        // Open until the guest is saved.
+        let _stream = running.accept_prepared(&this.listener)?;
         request(this.connect()?, "PATCH", "/vm", &json!({"state": "Paused"}))?;
         let files = json!({
             "snapshot_type": "Full", "snapshot_path": this.path("state"), "mem_file_path": this.path("memory"),

@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result};
 use self::firecracker::Firecracker;
 use self::nacre::Guests;
 use self::qemu::Qemu;
+use crate::order::order;
 use crate::results::{Measure, Results};
 use crate::runtimes::MeasuredRuntimes;
 use crate::statistics::median;
@@ -151,8 +152,7 @@ fn alternate(row: &Row, entrants: &mut [Entrant], count: usize) -> Result<()> {
     }
     // The first round warms up.
     for number in 0..=count {
-        for turn in 0..entrants.len() {
-            let index = (number + turn) % entrants.len();
+        for index in order(number, entrants.len()) {
             let entrant = &mut entrants[index];
             let Some(taken) = entrant.time(row)? else {
                 continue;

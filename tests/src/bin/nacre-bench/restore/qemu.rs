@@ -2,7 +2,6 @@
 //! it has loaded a guest, as nacre-vmm does.
 
 use std::fs::File;
-use std::io::Read as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use nacre_protocol::guest::{TEMPLATE, TEMPLATE_READY};
+use nacre_protocol::guest::TEMPLATE;
 use nacre_protocol::vsock::AGENT_PORT;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, listen, socket};
 use tempfile::TempDir;
@@ -72,14 +71,8 @@ impl Qemu {
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", control.display()));
         let mut running = Running::start(command, &peer.log)?;
-        // Open until the guest is saved: its end is how the agent learns that its next life begins.
-        let mut stream = running.accept(&peer.listener)?;
-        let mut byte = [0];
-        stream.read_exact(&mut byte)?;
-        ensure!(
-            byte == [TEMPLATE_READY],
-            "the agent does not report that it can be saved"
-        );
+        // Open until the guest is saved.
+        let _stream = running.accept_prepared(&peer.listener)?;
         let format = Qmp::connect(&control)?.save(&peer.snapshot)?;
         drop(running);
         Ok(Self { format, ..peer })

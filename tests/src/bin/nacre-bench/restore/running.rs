@@ -1,12 +1,14 @@
 //! A peer's VMM while it runs.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nacre_protocol::guest::TEMPLATE_READY;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// How long a step of a guest's or of the VMM's may take.
@@ -51,6 +53,22 @@ impl Running {
             );
         }
         Ok(())
+    }
+
+    /// The connection of an agent that is prepared, so that its guest can be saved. It must stay open until then: its end
+    /// is how the agent learns that its next life begins.
+    ///
+    /// # Errors
+    /// As [`Self::accept`], or if the agent says anything else.
+    pub fn accept_prepared(&mut self, listener: &impl AsFd) -> Result<File> {
+        let mut stream = self.accept(listener)?;
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        ensure!(
+            byte == [TEMPLATE_READY],
+            "the agent does not report that it can be saved"
+        );
+        Ok(stream)
     }
 
     /// The agent's connection to `listener`.
