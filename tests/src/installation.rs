@@ -26,8 +26,8 @@ pub fn prefix() -> Result<PathBuf> {
     Ok(prefix.context("the shim is not in a prefix's bin")?.to_owned())
 }
 
-/// The config.toml of an installation under which every guest boots: `tests/all templates-off`.
-const TEMPLATES_OFF: &str = "templates = false\n";
+/// The config.toml of an installation under which every guest boots, such as that of `tests/all templates-off`.
+pub const TEMPLATES_OFF: &str = "templates = false\n";
 
 /// Whether pods of the installation may continue from templates: all may, but for those of `tests/all templates-off`.
 ///
@@ -42,7 +42,11 @@ fn config_file() -> Result<PathBuf> {
     Ok(prefix()?.join("etc/nacre/config.toml"))
 }
 
-fn config_text(file: &Path) -> Result<Option<String>> {
+/// The text of the config.toml `file`; None if there is none.
+///
+/// # Errors
+/// If it can't be read.
+pub fn config_text(file: &Path) -> Result<Option<String>> {
     match fs::read_to_string(file) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

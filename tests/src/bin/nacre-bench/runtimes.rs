@@ -3,20 +3,17 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::ErrorKind;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::Runtime;
-use nacre_tests::installation::{self, SHIM};
+use nacre_tests::installation::{self, SHIM, TEMPLATES_OFF, config_text};
 use tempfile::TempDir;
 
 /// The programs of an installed build.
 const PROGRAMS: [&str; 3] = [SHIM, "bin/nacre-vmm", "bin/nacre"];
-/// What config.toml has in a build whose pods never start from a template.
-const WITHOUT_TEMPLATES: &str = "templates = false\n";
 
 /// A runtime as `ctr` calls it.
 #[derive(Debug, Clone)]
@@ -217,11 +214,7 @@ fn cold_build(prefix: &Path) -> Result<(Build, TempDir)> {
         has_templates: false,
     };
     let config = path.join("etc/nacre/config.toml");
-    let mut text = match fs::read_to_string(prefix.join("etc/nacre/config.toml")) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(error).context("reading the installed config.toml"),
-    };
+    let mut text = config_text(&prefix.join("etc/nacre/config.toml"))?.unwrap_or_default();
     // A build that does not know the key refuses it, and all of its starts are cold.
     if makes_templates(prefix) {
         text = without_templates(&text);
@@ -236,7 +229,7 @@ fn without_templates(config: &str) -> String {
     let kept = config.lines().filter(is_other);
     let kept: String = kept.flat_map(|line| [line, "\n"]).collect();
     // First, since a table would take the key that follows it.
-    WITHOUT_TEMPLATES.to_owned() + &kept
+    TEMPLATES_OFF.to_owned() + &kept
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::containerd::ctr::{Run, ctr, fresh_id, remove_detached};
-use nacre_tests::installation::Config;
+use nacre_tests::installation::{Config, TEMPLATES_OFF};
 use nacre_tests::templates::{Appears, NONE_YET, directory};
 use serde_json::Value;
 
@@ -147,7 +147,7 @@ fn made_again() -> Result<()> {
 }
 
 fn off() -> Result<()> {
-    let _config = Config::with("templates = false\n")?;
+    let _config = Config::with(TEMPLATES_OFF)?;
     let origin = origin_of_one("template-off")?;
     ensure!(origin == "boot: templates are off in config.toml", "{origin}");
     Ok(())
