@@ -127,10 +127,12 @@ fn tests() -> Vec<Test> {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let all: Vec<&str> = tests().iter().map(|test| test.name).collect();
+    // Those of templates have the word in their names. Without an installation all tests fail, and say so.
+    let may_use_templates = arguments.list || has_templates().unwrap_or(true);
     let chosen: Vec<Test> = tests()
         .into_iter()
         .filter(|test| test.core || !arguments.core)
-        .filter(|test| arguments.list || can_run(test))
+        .filter(|test| may_use_templates || !test.name.contains("template"))
         .filter(|test| arguments.long || !test.long || arguments.selection.names_one(test.name))
         .filter(|test| arguments.selection.selects(test.name, &all))
         .collect();
@@ -141,12 +143,6 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     runner::exit_code("nacre-e2e", &run(&chosen, &arguments))
-}
-
-/// Whether the installation has what `test` is about: those of templates have "template" in their names.
-fn can_run(test: &Test) -> bool {
-    // Without an installation all tests fail, and say so.
-    !test.name.contains("template") || has_templates().unwrap_or(true)
 }
 
 fn run(tests: &[Test], arguments: &Arguments) -> Result<usize> {
