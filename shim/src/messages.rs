@@ -17,13 +17,12 @@ use nacre_pod::{
 pub const EVENTS: &str = "containerd.events";
 /// The package of the metrics of cgroup v2.
 pub const METRICS: &str = "io.containerd.cgroups.v2";
-
 /// The package of what several of containerd's services use.
 pub const TYPES: &str = "containerd.types";
 
 /// Packs `message`, of the protobuf package `package`, into an Any. The type URL is its full name without a host, as in
 /// containerd's own messages. Its descriptor has that name, too, but to ask it makes those of all messages of the file
-/// and of the files that it imports, which take 400 KiB as long as the shim lives.
+/// and of the files that it imports, which take half a MiB as long as the shim lives.
 pub fn any<M: Message>(package: &str, message: &M) -> Any {
     // Writing to memory fails only for messages over 2 GiB.
     let value = message.write_to_bytes().unwrap_or_default();
