@@ -27,8 +27,9 @@ const BOOTS: usize = 3;
 
 /// The parameters of nacre-vmm's guests (`vmm/src/boot/cmdline.rs`) but panic=-1, for the kernel of a peer's. Without a
 /// shared tree the agent ends right after it has dialed: the panic must not end the VMM before the host has seen that.
-const PARAMETERS: &str = "pci=noearly panic=0 reboot=acpi no_timer_check noreplace-smp swiotlb=noforce \
-    memory_hotplug.online_policy=auto-movable random.trust_cpu=on console=ttyS0 quiet loglevel=4";
+const PARAMETERS: &str = "dhash_entries=16384 ihash_entries=8192 pci=noearly panic=0 reboot=acpi \
+    no_timer_check noreplace-smp swiotlb=noforce memory_hotplug.online_policy=auto-movable random.trust_cpu=on \
+    console=ttyS0 quiet loglevel=4";
 
 /// The programs of the peers.
 #[derive(Debug, Clone, Copy)]
