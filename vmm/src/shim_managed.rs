@@ -209,7 +209,8 @@ fn continue_from(
 ) -> Result<Machine, Failure> {
     let Continuation { snapshot, prepared } = continuation;
     let mut devices = resources.devices;
-    let later = devices.split_off(snapshot.machine.devices.len().min(devices.len()));
+    let first = restore::configured_devices(&snapshot.machine).len();
+    let later = devices.split_off(first.min(devices.len()));
     let resources = restore::Resources {
         prepared,
         snapshot,

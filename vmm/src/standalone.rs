@@ -23,7 +23,7 @@ use nacre_vmm::jail::{self, Confinement, Violation};
 use nacre_vmm::machine::{self, DeviceBuilder, Failure, Machine, Resources, restore};
 use nacre_vmm::main_loop::{self, Inputs, LateDevices, StandardInput, StopReason};
 use nacre_vmm::snapshot::{Images, Snapshot};
-use nacre_vmm::virtio::{blk, fs, mem, net, vsock};
+use nacre_vmm::virtio::{balloon, blk, fs, mem, net, vsock};
 
 pub use self::disk::DiskOption;
 use self::pause_resume::Cycles;
@@ -230,7 +230,8 @@ fn images(arguments: &StandaloneArguments) -> anyhow::Result<Images<'_>> {
 }
 
 /// The devices that the shim configures, too; virtio-fs only with `--share` and in a guest that is saved or was,
-/// virtio-net with `--tap`, virtio-blk with `--disk`.
+/// virtio-net with `--tap`, virtio-blk with `--disk`. A guest that is saved has the balloon, too, so that it has
+/// reported its free pages before ([`save`]).
 fn devices(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow::Result<Vec<DeviceBuilder>> {
     let vsock = vsock::Config {
         host: Box::new(acceptor),
@@ -251,6 +252,9 @@ fn devices(arguments: &StandaloneArguments, acceptor: StreamAcceptor) -> anyhow:
     if let Some(max_mib) = arguments.max_plugged_mib {
         let config = mem_config(max_mib)?;
         devices.push(Box::new(|env| mem::spawn(config, env)));
+    }
+    if arguments.save.is_some() && arguments.restore.is_none() {
+        devices.push(Box::new(balloon::spawn));
     }
     Ok(devices)
 }

@@ -232,6 +232,7 @@ fn agent_goes_on(build: &Build) -> Result<()> {
         .find(|line| line.contains(" pages at once"))
         .with_context(|| format!("no number of pages: {saved}"))?;
     println!("        {written}");
+    ensure!(!saved.contains("reports its free pages"), "{saved}");
     let mut words = written.split(' ');
     let pages = words.find_map(|word| word.parse::<u32>().ok());
     ensure!(

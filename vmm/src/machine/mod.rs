@@ -269,8 +269,8 @@ impl Machine {
         Ok(slot)
     }
 
-    /// Adds the devices that every VM has to the running VM. The guest finds them when it scans the bus
-    /// again.
+    /// Adds the devices that every VM has to the running VM, but those with which it was restored. The guest finds
+    /// them when it scans the bus again.
     ///
     /// # Errors
     /// [`Error::HasCommonDevices`] the second time. If one can't be created, or no slot is empty, [`Error`];
@@ -279,8 +279,8 @@ impl Machine {
         if std::mem::replace(&mut self.has_common_devices, true) {
             return Err(Error::HasCommonDevices);
         }
-        for spawn in virtio_devices::EVERY_VM {
-            self.attach(Box::new(spawn))?;
+        for device in self.devices.missing_common() {
+            self.attach(device)?;
         }
         Ok(())
     }

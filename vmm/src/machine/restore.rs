@@ -16,13 +16,13 @@ use super::assembly::{Assembly, Parts};
 use super::memory::ranges::Ranges;
 use super::memory::{self, Backing};
 use super::pause::RunState;
-use super::{DeviceBuilder, Error, Failure, Machine, vcpus};
+use super::{DeviceBuilder, Error, Failure, Machine, vcpus, virtio_devices};
 use crate::config::Config;
 use crate::jail::Confinement;
 use crate::kvm::Vm;
 use crate::snapshot::Snapshot;
 use crate::snapshot::host::Host;
-use crate::snapshot::state::MachineState;
+use crate::snapshot::state::{DeviceState, MachineState};
 use crate::virtio::Memory;
 
 /// Open files and devices that a machine is restored with.
@@ -33,7 +33,8 @@ pub struct Resources {
     pub snapshot: Snapshot,
     /// The console's ring, [`nacre_protocol::console::RING_BYTES`] long.
     pub console_ring: Option<File>,
-    /// The virtio devices with which the machine was saved, in the order of their slots.
+    /// The virtio devices with which the machine was saved, in the order of their slots. Those that every VM has may be
+    /// missing at the end.
     pub devices: Vec<DeviceBuilder>,
 }
 
@@ -93,8 +94,10 @@ pub fn restore(
         prepared: Prepared { vm, first, memory },
         snapshot: Snapshot { machine: saved, .. },
         console_ring,
-        devices,
+        mut devices,
     } = resources;
+    let common = saved.devices.iter().skip(devices.len());
+    devices.extend(common.map_while(|device| virtio_devices::common(&device.name)));
     memory::copy_ahead(&memory, &saved.early_writes);
     let memory = Arc::new(memory);
     vm.set_memory(&memory)
@@ -122,6 +125,15 @@ pub fn restore(
     Ok(assembly.complete(vcpus, RunState::Paused, saved.size))
 }
 
+/// The devices of `saved` that a configuration must have first: all but those that every VM has.
+#[must_use]
+pub fn configured_devices(saved: &MachineState) -> &[DeviceState] {
+    let common = saved.devices.iter().rev();
+    let common = common.take_while(|device| virtio_devices::common(&device.name).is_some());
+    let count = saved.devices.len().saturating_sub(common.count());
+    saved.devices.get(..count).unwrap_or_default()
+}
+
 fn restore_devices(assembly: &Assembly, saved: &MachineState) -> Result<(), Error> {
     if !assembly.io_apic.restore(&saved.io_apic) {
         return Err(Error::OtherDevice("I/O APIC"));
@@ -133,7 +145,7 @@ fn restore_devices(assembly: &Assembly, saved: &MachineState) -> Result<(), Erro
         .into_iter()
         .map(|(slot, name)| (slot, name.to_owned()))
         .collect();
-    let named = |device: &crate::snapshot::state::DeviceState| (device.slot, device.name.clone());
+    let named = |device: &DeviceState| (device.slot, device.name.clone());
     let names: Vec<(u8, String)> = saved.devices.iter().map(named).collect();
     if names != found {
         return Err(Error::OtherDevices { saved: names, found });

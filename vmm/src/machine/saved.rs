@@ -8,11 +8,13 @@ use crate::snapshot::content::FileId;
 use crate::snapshot::state::{DeviceState, MachineState, PageRange};
 use crate::snapshot::{self, Target, WriteError};
 use crate::virtio::DeviceError;
+use crate::virtio::balloon::REPORTING;
 
 /// The virtio devices whose whole state is in their registers, their queues and guest memory: virtio-fs until
 /// its driver begins a session. vsock loses its connections, of which it informs the guest. Others have files of
-/// the host, or memory that was plugged in.
-const SAVED: [&str; 4] = ["vsock", "fs", "rng", "balloon"];
+/// the host, or memory that was plugged in. The driver of rng has read bytes ahead, which all guests that continue
+/// would give to their programs.
+const SAVED: [&str; 3] = ["vsock", "fs", "balloon"];
 
 /// Why a machine was not saved.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +25,7 @@ pub enum SaveError {
     /// The configuration says that the guest is not to be saved.
     #[error("the VM was not configured to be saved")]
     NotPrepared,
-    /// A device has state outside of its queues.
+    /// A device has state outside of its queues, or the guest has secrets of it.
     #[error("virtio {device} in PCI slot {slot} can't be saved: it has state outside of its queues")]
     Device {
         /// The device.
@@ -102,6 +104,20 @@ impl Machine {
         let logged = self.vm.logged_writes(&self.memory)?;
         let written = snapshot::memory::written(&self.memory, target.memory(), &logged);
         Ok(written.map_err(target.memory_failed())?)
+    }
+
+    /// How many reports of free pages the guest, which is paused, has sent, modulo 2^16; None if it has no driver that
+    /// sends any.
+    ///
+    /// # Errors
+    /// [`SaveError::Worker`] if the balloon does not answer.
+    pub fn free_page_reports(&self) -> Result<Option<u16>, SaveError> {
+        let mut devices = self.devices.names().into_iter();
+        let balloon = devices.find(|(_, name)| *name == "balloon");
+        let Some(mut transport) = balloon.and_then(|(slot, _)| self.devices.transport(slot)) else {
+            return Ok(None);
+        };
+        Ok(transport.save()?.taken(REPORTING))
     }
 
     fn save_devices(&self) -> Result<Vec<DeviceState>, SaveError> {

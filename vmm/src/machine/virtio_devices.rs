@@ -38,12 +38,18 @@ pub type DeviceBuilder = Box<dyn FnOnce(&Env) -> Result<Device, DeviceError>>;
 /// one worker serves all queues.
 const VECTORS: u16 = 2;
 
-/// A device's `spawn`, if it needs nothing from the host.
-type Spawn = fn(&Env) -> Result<Device, DeviceError>;
+/// The name and the `spawn` of a device that needs nothing from the host.
+type CommonDevice = (&'static str, fn(&Env) -> Result<Device, DeviceError>);
 
 /// The devices that every VM has, because they need nothing from the host. No boot needs them, so they are
-/// added when the guest runs: a boot would have 178 exits more for these two (docs/boot.md).
-pub(super) const EVERY_VM: [Spawn; 2] = [rng::spawn, balloon::spawn];
+/// added when the guest runs: a boot would have 178 exits more for these two (docs/boot.md). A template has the balloon.
+const EVERY_VM: [CommonDevice; 2] = [("rng", rng::spawn), ("balloon", balloon::spawn)];
+
+/// Creates the device of every VM that is called `name`, if there is one.
+pub(super) fn common(name: &str) -> Option<DeviceBuilder> {
+    let (_, spawn) = EVERY_VM.into_iter().find(|(common, _)| *common == name)?;
+    Some(Box::new(spawn))
+}
 
 /// Creates the devices of `builders` with their workers, in the order of their slots.
 pub(super) fn create(builders: Vec<DeviceBuilder>, env: &Env) -> Result<Vec<Device>, Error> {
@@ -250,6 +256,15 @@ impl PciSlots {
         let devices = self.devices.iter();
         devices
             .map(|(slot, device)| (*slot, device.memory.device()))
+            .collect()
+    }
+
+    /// What creates the devices of every VM that this one does not have.
+    pub(super) fn missing_common(&self) -> Vec<DeviceBuilder> {
+        let is_missing = |name: &str| self.names().iter().all(|(_, found)| *found != name);
+        let missing = EVERY_VM.into_iter().filter(|(name, _)| is_missing(name));
+        missing
+            .map(|(_, spawn)| -> DeviceBuilder { Box::new(spawn) })
             .collect()
     }
 

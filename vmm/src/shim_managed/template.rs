@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::kvm;
 use crate::machine::restore::{self, Prepared};
 use crate::machine::{self, Failure, Resources, memory};
-use crate::snapshot::state::Size;
+use crate::snapshot::state::{DeviceState, Size};
 use crate::snapshot::{Files, Named, OpenError, Snapshot};
 
 /// A template that was not looked at yet.
@@ -154,10 +154,9 @@ impl Template {
     }
 
     fn check_devices(&self, snapshot: &Snapshot) -> Result<(), Refused> {
-        let saved = &snapshot.machine.devices;
-        let in_place = |(slot, (saved, found)): (u8, (&crate::snapshot::state::DeviceState, &&str))| {
-            saved.slot == slot && saved.name == *found
-        };
+        let saved = restore::configured_devices(&snapshot.machine);
+        let in_place =
+            |(slot, (saved, found)): (u8, (&DeviceState, &&str))| saved.slot == slot && saved.name == *found;
         let is_first =
             saved.len() <= self.devices.len() && (0..).zip(saved.iter().zip(&self.devices)).all(in_place);
         if !is_first {

@@ -45,7 +45,7 @@ pub fn write(memory: &Memory, file: &File) -> io::Result<(FileId, Vec<PageRange>
 
 /// The pages of `memory` that were written since [`write()`] has written `file`, not more than [`MAX_EARLY_WRITES`]:
 /// those that are `logged`, and those that differ. A log has pages that have their old content again, such as those of
-/// locks, but not what devices have written.
+/// locks, but not what devices have written. Pages of zeros that are not logged were given back to the host.
 ///
 /// # Errors
 /// The error of pread(2).
@@ -57,7 +57,7 @@ pub fn written(memory: &Memory, file: &File, logged: &BTreeSet<u32>) -> io::Resu
         let pairs = now.chunks(BLOCK).zip(before.chunks(BLOCK));
         for (page, _) in (page_at(position)..)
             .zip(pairs)
-            .filter(|(page, (now, before))| logged.contains(page) || now != before)
+            .filter(|(page, (now, before))| logged.contains(page) || (now != before && !is_zero(now)))
         {
             count = count.saturating_add(1);
             if count > MAX_EARLY_WRITES {
@@ -216,6 +216,10 @@ mod tests {
         let logged = BTreeSet::from([2, 3, 1791]);
         let all = written(&restored, &file, &logged).unwrap();
         assert_eq!(all, [range(1, 3), range(1024, 1), range(1791, 1)]);
+        // Given back to the host, which the log does not have.
+        fill(&restored, 4 * MIB - 4, &[0; 4]);
+        assert_eq!(written(&restored, &file, &none).unwrap(), changed);
+        fill(&restored, 4 * MIB - 4, &[3, 0, 0, 0]);
         fill(&restored, 4096 + 5, &[0]);
         fill(&restored, 1 << 32, &[4]);
         let again = tempfile::tempfile().unwrap();

@@ -17,6 +17,11 @@ use super::images;
 use super::streams::Agent;
 use crate::StandaloneArguments;
 
+/// Linux reports the pages that were freed 2 s ago, and those that are free when its driver begins. So a guest that has
+/// sent reports, and none for this long, has told of all its free pages.
+const QUIET: Duration = Duration::from_millis(2_500);
+/// How often to wait for that, at most.
+const MOST_WAITS: u32 = 8;
 /// How long a guest that was saved may take until its agent connects again.
 const CONNECTS: Duration = Duration::from_secs(60);
 /// How long its agent may take to rehearse a pod's start after that.
@@ -45,10 +50,12 @@ pub fn save(
     let mut stream = None;
     if !is_restored {
         match run_until_ready(machine, agent)? {
-            Ready::Stream(ready) => stream = Some(ready),
+            Ready::Stream(ready) => {
+                pause_reported(machine, ready.as_fd())?;
+                stream = Some(ready);
+            }
             Ready::Stopped(reason) => return Ok(reason),
         }
-        machine.pause().context("pausing the guest")?;
     }
     let started = Instant::now();
     let (mut state, mut memory) = machine.capture(target).context("saving the guest")?;
@@ -68,6 +75,24 @@ pub fn save(
         started.elapsed().as_millis()
     );
     Ok(StopReason::Requested)
+}
+
+/// Pauses the guest once it has reported its free pages, so that what continues from it does not do that again: each
+/// report marks a block, whose page of the kernel's memory map would become a page of each of them.
+fn pause_reported(machine: &mut Machine, stream: BorrowedFd<'_>) -> anyhow::Result<()> {
+    let mut before = None;
+    for _ in 0..MOST_WAITS {
+        run_until(machine, stream, QUIET)?;
+        machine.pause().context("pausing the guest")?;
+        let reports = machine.free_page_reports().context("saving the guest")?;
+        if reports.is_some_and(|count| count > 0) && reports == before {
+            return Ok(());
+        }
+        before = reports;
+        machine.resume().context("continuing the guest")?;
+    }
+    eprintln!("nacre-vmm: the guest reports its free pages all the time, or never: {before:?} reports");
+    machine.pause().context("pausing the guest")
 }
 
 /// Lets the guest, which was saved, go on as a restored one does: its agent's `stream` ends. There it rehearses a
@@ -107,19 +132,16 @@ fn early_writes(
     Ok(written)
 }
 
-/// Runs the guest that was saved until `event` is readable, or for `duration`.
+/// Runs the guest until `event` is readable, or for `duration`.
 fn run_until(machine: &mut Machine, event: BorrowedFd<'_>, duration: Duration) -> anyhow::Result<()> {
     let inputs = Inputs {
         stop_request: Some(event),
         deadline: Some(Instant::now() + duration),
         ..Inputs::default()
     };
-    let reason = main_loop::run(machine, inputs).context("waiting for the guest that was saved")?;
+    let reason = main_loop::run(machine, inputs).context("waiting for the guest")?;
     // The agent powers the guest off when it ends.
-    ensure!(
-        reason == StopReason::Requested,
-        "the guest that was saved has ended: {reason:?}"
-    );
+    ensure!(reason == StopReason::Requested, "the guest has ended: {reason:?}");
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use crate::machine::memory;
 const PAGE_REPORTING: u64 = 1 << 5;
 /// The queue of reports. It follows inflateq and deflateq, since the features of the queues between them are
 /// not offered.
-const REPORTING: u16 = 2;
+pub const REPORTING: u16 = 2;
 /// Linux has 256 page numbers per request of the first two queues in one buffer, and 32 buffers per report.
 const QUEUE_SIZES: &[u16] = &[16, 16, 32];
 /// Most descriptors of a report that are read. A driver must not make a longer chain than the queue, in an

@@ -74,9 +74,8 @@ fn devices() -> Vec<DeviceBuilder> {
         prepared: fs::Prepared::without_jail().unwrap(),
     };
     vec![
-        Box::new(rng::spawn),
-        Box::new(balloon::spawn),
         Box::new(move |env| fs::spawn(tree(), env)),
+        Box::new(balloon::spawn),
     ]
 }
 
@@ -195,7 +194,7 @@ fn what_can_not_be_saved_is_named() {
         };
         Box::new(|env| mem::spawn(config, env))
     };
-    let Some(mut with_mem) = machine(vec![Box::new(rng::spawn), plugged()], true) else {
+    let Some(mut with_mem) = machine(vec![Box::new(balloon::spawn), plugged()], true) else {
         return;
     };
     let error = files.save(&with_mem, "a").unwrap_err();
@@ -210,14 +209,22 @@ fn what_can_not_be_saved_is_named() {
     let used: DeviceBuilder = Box::new(|env| {
         let session = Session::default();
         session.begin();
-        Ok(rng::spawn(env)?.with_session(session))
+        Ok(balloon::spawn(env)?.with_session(session))
     });
     let mut with_session = machine(vec![used], true).unwrap();
     with_session.run();
     with_session.pause().unwrap();
     let error = files.save(&with_session, "d").unwrap_err().to_string();
     assert!(
-        error.starts_with("virtio rng in PCI slot 0 can't be saved: the guest has used it"),
+        error.starts_with("virtio balloon in PCI slot 0 can't be saved: the guest has used it"),
+        "{error}"
+    );
+    let mut with_rng = machine(vec![Box::new(rng::spawn)], true).unwrap();
+    with_rng.run();
+    with_rng.pause().unwrap();
+    let error = files.save(&with_rng, "e").unwrap_err().to_string();
+    assert!(
+        error.starts_with("virtio rng in PCI slot 0 can't be saved"),
         "{error}"
     );
     let mut unprepared = machine(devices(), false).unwrap();
@@ -225,10 +232,25 @@ fn what_can_not_be_saved_is_named() {
     unprepared.pause().unwrap();
     let error = files.save(&unprepared, "c").unwrap_err().to_string();
     assert_eq!(error, "the VM was not configured to be saved");
-    for name in ["a", "b", "c", "d"] {
+    for name in ["a", "b", "c", "d", "e"] {
         let opened = files.with_images(|images| Snapshot::open(&files.path(name), images));
         assert!(opened.is_err(), "{name}");
     }
+}
+
+#[test]
+fn a_device_of_every_vm_comes_from_the_snapshot_and_is_not_added_again() {
+    let Some((original, files)) = saved_machine() else {
+        return;
+    };
+    drop(original);
+    let mut configured = devices();
+    configured.truncate(1);
+    let mut restored = files.restore("a", configured).unwrap();
+    assert_eq!(restored.devices.names(), [(0, "fs"), (1, "balloon")]);
+    assert_eq!(restored.free_page_reports().unwrap(), None, "it has no driver");
+    restored.attach_common().unwrap();
+    assert_eq!(restored.devices.names(), [(0, "fs"), (1, "balloon"), (2, "rng")]);
 }
 
 #[test]
@@ -240,11 +262,11 @@ fn other_devices_than_those_of_the_snapshot_are_refused() {
     original.run();
     original.pause().unwrap();
     files.save(&original, "a").unwrap();
-    let only_rng: Vec<DeviceBuilder> = vec![Box::new(rng::spawn)];
-    let error = files.restore("a", only_rng).err().unwrap().to_string();
+    let other: Vec<DeviceBuilder> = vec![Box::new(rng::spawn)];
+    let error = files.restore("a", other).err().unwrap().to_string();
     assert_eq!(
         error,
-        "restore devices: the snapshot has the devices [(0, \"rng\"), (1, \"balloon\"), (2, \"fs\")], the VM [(0, \"rng\")]"
+        "restore devices: the snapshot has the devices [(0, \"fs\"), (1, \"balloon\")], the VM [(0, \"rng\"), (1, \"balloon\")]"
     );
 }
 
