@@ -110,10 +110,10 @@ pub fn measure(count: usize, results: &mut Results) -> Result<()> {
             let (nacre, runc) = (median(&each(0)), median(&each(1)));
             results.add(Measure {
                 name: format!("files_{}_{operation}", place.name()),
-                unit: "ms",
+                unit: "ms".into(),
                 nacre,
                 peer: Some(runc),
-                peer_name: Some("runc"),
+                peer_name: Some("runc".into()),
                 // The clock's resolution is 10 ms.
                 ratio: Some(nacre.max(10.0) / runc.max(10.0)),
                 note: format!("medians of {count} rounds"),

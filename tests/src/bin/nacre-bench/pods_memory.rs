@@ -207,7 +207,7 @@ fn beside_runc(name: &str, growth: &Growth, runc: &Growth, note: &str) -> Measur
     let (nacre, peer) = (growth.per_pod(), runc.per_pod());
     Measure {
         peer: Some(peer),
-        peer_name: Some("runc"),
+        peer_name: Some("runc".into()),
         ratio: Some(nacre / peer),
         note: format!("{note}; {}, runc: {}", growth.certainty(), runc.certainty()),
         ..Measure::alone(name, "MiB", nacre, "")

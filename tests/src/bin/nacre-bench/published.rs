@@ -29,22 +29,8 @@ pub const RESULTS: &str = "results.json";
 /// A row of results.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    name: String,
-    unit: String,
-    nacre: f64,
-    peer: Option<f64>,
-    peer_name: Option<String>,
-    ratio: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    ratio_p10: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    ratio_p90: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    other: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    other_ratio: Option<f64>,
-    /// How it was measured and what is wanted, for people.
-    note: String,
+    #[serde(flatten)]
+    measure: Measure,
     /// When, with what, and on which host.
     measured: String,
 }
@@ -53,47 +39,42 @@ impl Row {
     /// The row of `measure`, which was measured as `measured` says.
     pub fn new(measure: &Measure, measured: &str) -> Self {
         Self {
-            name: measure.name.clone(),
-            unit: measure.unit.to_owned(),
-            nacre: measure.nacre,
-            peer: measure.peer,
-            peer_name: measure.peer_name.map(str::to_owned),
-            ratio: measure.ratio,
-            ratio_p10: measure.ratio_p10,
-            ratio_p90: measure.ratio_p90,
-            other: measure.other,
-            other_ratio: measure.other_ratio,
-            note: measure.note.clone(),
+            measure: measure.clone(),
             measured: measured.to_owned(),
         }
     }
 
     /// Whether it is a part of another row, such as a step of a start.
     fn is_part(&self) -> bool {
-        self.name.contains(": ") || self.name.contains(", ")
+        self.measure.name.contains(": ") || self.measure.name.contains(", ")
     }
 
     /// Cells of a table in Markdown; the last one has the number of the run.
     fn cells(&self, run: usize) -> String {
-        let figure = |value: f64| format!("{} {}", number(value), self.unit).trim_end().to_owned();
-        let peer = self.peer.map_or_else(String::new, |peer| {
+        let measure = &self.measure;
+        let figure = |value: f64| {
+            format!("{} {}", number(value), measure.unit)
+                .trim_end()
+                .to_owned()
+        };
+        let peer = measure.peer.map_or_else(String::new, |peer| {
             format!(
                 "{}: {}",
-                self.peer_name.as_deref().unwrap_or("peer"),
+                measure.peer_name.as_deref().unwrap_or("peer"),
                 figure(peer)
             )
         });
-        let spread = match (self.ratio_p10, self.ratio_p90) {
+        let spread = match (measure.ratio_p10, measure.ratio_p90) {
             (Some(p10), Some(p90)) => format!(" ({p10:.2} to {p90:.2})"),
             _ => String::new(),
         };
-        let ratio = self.ratio.map(|ratio| format!("**{ratio:.2}**{spread}"));
+        let ratio = measure.ratio.map(|ratio| format!("**{ratio:.2}**{spread}"));
         format!(
             "| `{}` | {} | {peer} | {} | {} | {run} |\n",
-            self.name,
-            figure(self.nacre),
+            measure.name,
+            figure(measure.nacre),
             ratio.unwrap_or_default(),
-            self.note.replace('|', "\\|"),
+            measure.note.replace('|', "\\|"),
         )
     }
 }
@@ -109,7 +90,10 @@ pub fn json(rows: &[Row]) -> Result<String> {
 /// `old` with the rows of `new` in the place of those of the same name.
 fn merged(mut old: Vec<Row>, new: Vec<Row>) -> Vec<Row> {
     for row in new {
-        match old.iter_mut().find(|before| before.name == row.name) {
+        match old
+            .iter_mut()
+            .find(|before| before.measure.name == row.measure.name)
+        {
             Some(before) => *before = row,
             None => old.push(row),
         }
@@ -159,6 +143,7 @@ pub fn page(rows: &[Row], plots: &str, has_plot: impl Fn(&str) -> bool) -> Strin
 /// The plot of the ratios to runc, as an SVG file; None if no row has one.
 pub fn ratios(rows: &[Row]) -> Option<String> {
     let bar = |row: &Row| {
+        let row = &row.measure;
         let ratio = row.ratio.filter(|_| row.peer_name.as_deref() == Some("runc"))?;
         Some(Bar {
             label: row.name.clone(),
@@ -256,7 +241,7 @@ mod tests {
             before,
             vec![row("start", 1.0, "friday"), row("pod", 1.0, "friday")],
         );
-        let names: Vec<&str> = after.iter().map(|row| row.name.as_str()).collect();
+        let names: Vec<&str> = after.iter().map(|row| row.measure.name.as_str()).collect();
         assert_eq!(names, ["start", "exec", "pod"]);
         let page = page(&after, "", |plot| plot == START);
         assert!(

@@ -1,32 +1,39 @@
 //! The measured figures, and a table of them. No I/O but progress on standard error.
 
+use std::borrow::Cow;
+
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
 use crate::runtimes::{Build, MeasuredRuntimes};
 use crate::statistics::{median, ratios, spread};
 
 /// One row: a figure of Nacre's, beside the peer's and the other build's if they have one.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measure {
     /// The row's name, for programs; stable.
     pub name: String,
     /// Unit of the figures.
-    pub unit: &'static str,
+    pub unit: Cow<'static, str>,
     /// The installed build's figure. In a `_floor` row, the null shim's.
     pub nacre: f64,
     /// The peer's figure.
     pub peer: Option<f64>,
     /// The peer's name.
-    pub peer_name: Option<&'static str>,
+    pub peer_name: Option<Cow<'static, str>>,
     /// Nacre's figure divided by the peer's. For times, the median of the rounds' ratios.
     pub ratio: Option<f64>,
     /// The 10th percentile of the rounds' ratios to the peer; None if there were few rounds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ratio_p10: Option<f64>,
     /// The 90th percentile of the rounds' ratios to the peer; None if there were few rounds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ratio_p90: Option<f64>,
     /// The other build's figure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub other: Option<f64>,
     /// Nacre's figure divided by the other build's. For times, the median of the rounds' ratios.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub other_ratio: Option<f64>,
     /// How it was measured and what is wanted, for people.
     pub note: String,
@@ -37,7 +44,7 @@ impl Measure {
     pub fn alone(name: impl Into<String>, unit: &'static str, nacre: f64, note: impl Into<String>) -> Self {
         Self {
             name: name.into(),
-            unit,
+            unit: unit.into(),
             nacre,
             note: note.into(),
             ..Self::default()
@@ -54,7 +61,7 @@ impl Measure {
         let spread = spread(&ratios);
         Self {
             peer: Some(median(peer)),
-            peer_name: Some(peer_name),
+            peer_name: Some(peer_name.into()),
             ratio: Some(median(&ratios)),
             ratio_p10: spread.map(|(p10, _)| p10),
             ratio_p90: spread.map(|(_, p90)| p90),
@@ -133,7 +140,11 @@ fn line(measure: &Measure) -> String {
         (Some(figure), Some(ratio)) => format!("{name} {:>9}, ratio {ratio:.2}", number(figure)),
         _ => String::new(),
     };
-    let peer = beside(measure.peer_name.unwrap_or_default(), measure.peer, measure.ratio);
+    let peer = beside(
+        measure.peer_name.as_deref().unwrap_or_default(),
+        measure.peer,
+        measure.ratio,
+    );
     let other = beside("other", measure.other, measure.other_ratio);
     format!(
         "{:32} {:>9} {:5}  {peer:28}  {other:28}  {}",

@@ -285,10 +285,10 @@ impl Rounds {
         }
         results.add(Measure {
             name: format!("{}_floor", self.name),
-            unit: "ms",
+            unit: "ms".into(),
             nacre: median(&self.each(|round| round.floor)) * 1e3,
             peer: Some(median(&self.each(|round| round.runc)) * 1e3),
-            peer_name: Some("runc"),
+            peer_name: Some("runc".into()),
             ratio: Some(median(&self.each(|round| round.floor / round.runc))),
             note: "the null shim: what ctr and containerd take with a runtime that does nothing".to_owned(),
             ..Measure::default()
@@ -325,10 +325,10 @@ impl Rounds {
             .collect();
         Measure {
             name,
-            unit: "ms",
+            unit: "ms".into(),
             nacre: of(&self.each(|round| round.nacre)) * 1e3,
             peer: Some(of(&self.each(|round| round.runc)) * 1e3),
-            peer_name: Some("runc"),
+            peer_name: Some("runc".into()),
             ratio: Some(of(&self.ratios())),
             other: other.map(|seconds| of(&seconds) * 1e3),
             other_ratio: other_ratios.map(|ratios| of(&ratios)),
@@ -385,7 +385,7 @@ mod tests {
         let cold = &results.0[4];
         assert!(close(cold.nacre, 5000.0) && close(cold.ratio.unwrap(), 2.5));
         let crun = &results.0[5];
-        assert_eq!(crun.peer_name, Some("crun"));
+        assert_eq!(crun.peer_name.as_deref(), Some("crun"));
         assert!(close(crun.nacre, 3000.0) && close(crun.ratio.unwrap(), 0.5));
         let mut alone = Results::default();
         measured(None).report(&mut alone);

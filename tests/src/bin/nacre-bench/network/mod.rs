@@ -256,10 +256,10 @@ fn report(peers: &[Peer], rounds: &[Vec<Round>], results: &mut Results) {
                 .collect();
             results.add(Measure {
                 name: format!("{}{}", row.name, peer.suffix),
-                unit: row.unit,
+                unit: row.unit.into(),
                 nacre: median(&nacre),
                 peer: Some(median(&theirs)),
-                peer_name: Some(peer.name),
+                peer_name: Some(peer.name.into()),
                 ratio: Some(median(&ratios)),
                 note: format!("{}; medians of {} rounds", row.what, rounds.len()),
                 ..Measure::default()
@@ -293,7 +293,7 @@ mod tests {
             .iter()
             .zip([("tcp_to_pod", "runc", 0.25), ("tcp_to_pod_qemu", "QEMU", 0.5)])
         {
-            assert_eq!((row.name.as_str(), row.peer_name), (name, Some(peer)));
+            assert_eq!((row.name.as_str(), row.peer_name.as_deref()), (name, Some(peer)));
             assert!((row.ratio.unwrap() - ratio).abs() < 1e-9);
         }
     }

@@ -283,10 +283,10 @@ mod tests {
             panic!("{results:?}")
         };
         assert_eq!(
-            (firecracker.peer_name, firecracker.ratio),
+            (firecracker.peer_name.as_deref(), firecracker.ratio),
             (Some("Firecracker"), Some(2.5))
         );
-        assert_eq!((boot.peer_name, boot.ratio), (Some("QEMU"), Some(0.5)));
+        assert_eq!((boot.peer_name.as_deref(), boot.ratio), (Some("QEMU"), Some(0.5)));
         assert!(boot.note.ends_with("; fw_cfg") && restore.note.ends_with("; fw_cfg; copies"));
         assert_eq!((restore.other, restore.other_ratio), (Some(5.0), Some(2.0)));
         assert!(entrants.iter().all(|entrant| entrant.milliseconds.len() == 3));
