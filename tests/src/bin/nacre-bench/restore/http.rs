@@ -1,4 +1,4 @@
-//! The little of HTTP that Firecracker's API takes: a request with a body of JSON, and its answer.
+//! The little of HTTP that a peer's API takes: a request, perhaps with a body of JSON, and its answer.
 
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -13,19 +13,24 @@ const MAX_BODY: u64 = 64 << 10;
 ///
 /// # Errors
 /// With the answer's body, if its status is not a success.
-pub fn request(mut stream: UnixStream, method: &str, path: &str, body: &Value) -> Result<()> {
-    let body = body.to_string();
-    let length = body.len();
-    // At once: the server reads what there is.
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-         Content-Length: {length}\r\n\r\n{body}"
-    );
+pub fn request(mut stream: UnixStream, method: &str, path: &str, body: Option<&Value>) -> Result<()> {
+    let request = message(method, path, body);
     let context = || format!("{method} {path}");
+    // At once: the server reads what there is.
     stream.write_all(request.as_bytes()).with_context(context)?;
     let (status, body) = answer(BufReader::new(stream)).with_context(context)?;
     ensure!((200..300).contains(&status), "{method} {path}: {status} {body}");
     Ok(())
+}
+
+/// The text of a request.
+fn message(method: &str, path: &str, body: Option<&Value>) -> String {
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n");
+    let Some(body) = body.map(Value::to_string) else {
+        return format!("{head}\r\n");
+    };
+    let length = body.len();
+    format!("{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}")
 }
 
 /// The status and the body of an answer.
@@ -58,6 +63,17 @@ fn answer(mut reader: impl BufRead) -> Result<(u16, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_has_a_body_or_none() {
+        let body = serde_json::json!({"a": 1});
+        let text = message("PUT", "/x", Some(&body));
+        assert!(
+            text.starts_with("PUT /x HTTP/1.1\r\n") && text.ends_with("Content-Length: 7\r\n\r\n{\"a\":1}")
+        );
+        let text = message("PUT", "/x", None);
+        assert_eq!(text, "PUT /x HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    }
 
     #[test]
     fn an_answer_has_a_status_and_a_body_or_none() {

@@ -9,6 +9,7 @@ mod nacre;
 mod qemu;
 mod qmp;
 mod running;
+mod sockets;
 
 use std::path::{Path, PathBuf};
 
