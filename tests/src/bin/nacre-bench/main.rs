@@ -55,7 +55,7 @@ enum Part {
     Boot,
     /// Guests without containerd: boot, vsock round trips, virtio-fs requests.
     Guest,
-    /// A guest that boots, and one that continues from a snapshot, beside QEMU and Firecracker.
+    /// A guest that boots, and one that continues from a snapshot, beside QEMU, Firecracker and Cloud Hypervisor.
     Restore,
     /// A pod by containerd's CRI, beside runc.
     Pod,
@@ -96,6 +96,9 @@ struct Arguments {
     /// The Firecracker of the part `restore`.
     #[arg(long, value_name = "PROGRAM", default_value = "firecracker")]
     firecracker: PathBuf,
+    /// The Cloud Hypervisor of the part `restore`.
+    #[arg(long, value_name = "PROGRAM", default_value = "cloud-hypervisor")]
+    cloud_hypervisor: PathBuf,
     /// Measure only these parts.
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     only: Vec<Part>,
@@ -226,6 +229,7 @@ fn measure(
         let programs = restore::Programs {
             qemu: &arguments.qemu,
             firecracker: &arguments.firecracker,
+            cloud_hypervisor: &arguments.cloud_hypervisor,
         };
         restore::measure(runtimes, programs, 2 * arguments.guests, results)?;
     }

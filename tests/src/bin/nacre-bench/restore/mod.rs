@@ -1,8 +1,9 @@
 //! A guest that boots, and one that continues from a snapshot: from the execution of the VMM until the agent connects
-//! to the host, its first word. Standalone `nacre-vmm` beside QEMU's microvm machine and Firecracker, with the same
-//! kernel, agent, memory and number of vCPUs, in turns. All snapshots are of the same moment: the agent is prepared
-//! and waits.
+//! to the host, its first word. Standalone `nacre-vmm` beside QEMU's microvm machine, Firecracker and Cloud
+//! Hypervisor, with the same kernel, agent, memory and number of vCPUs, in turns. All snapshots are of the same
+//! moment: the agent is prepared and waits.
 
+mod cloud_hypervisor;
 mod firecracker;
 mod http;
 mod nacre;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use self::cloud_hypervisor::CloudHypervisor;
 use self::firecracker::Firecracker;
 use self::nacre::Guests;
 use self::qemu::Qemu;
@@ -25,6 +27,12 @@ use crate::statistics::median;
 
 /// In how many rounds guests boot; under emulation one takes seconds.
 const BOOTS: usize = 3;
+
+/// The peers that have rows of their own, and the ends of the rows' names. QEMU is beside nacre-vmm in the first one.
+const OWN_ROWS: [(&str, &str); 2] = [
+    ("Firecracker", "firecracker"),
+    ("Cloud Hypervisor", "cloud_hypervisor"),
+];
 
 /// The parameters of nacre-vmm's guests (`vmm/src/boot/cmdline.rs`) but panic=-1, for the kernel of a peer's. Without a
 /// shared tree the agent ends right after it has dialed: the panic must not end the VMM before the host has seen that.
@@ -39,6 +47,8 @@ pub struct Programs<'a> {
     pub qemu: &'a Path,
     /// Firecracker.
     pub firecracker: &'a Path,
+    /// Cloud Hypervisor.
+    pub cloud_hypervisor: &'a Path,
 }
 
 /// The files that a guest boots from.
@@ -119,8 +129,11 @@ pub fn measure(
     };
     let qemu = Qemu::save(programs.qemu, &image);
     let firecracker = Firecracker::save(programs.firecracker, &image);
+    let cloud_hypervisor = CloudHypervisor::save(programs.cloud_hypervisor, &image);
     entrants.extend(peer("QEMU", qemu, qemu::DIFFERENCES));
     entrants.extend(peer("Firecracker", firecracker, firecracker::DIFFERENCES));
+    let differences = cloud_hypervisor::DIFFERENCES;
+    entrants.extend(peer("Cloud Hypervisor", cloud_hypervisor, differences));
     // An older one can't save a guest.
     if let Some(other) = runtimes.other.as_ref().filter(|build| build.has_templates) {
         entrants.push(Entrant::new(
@@ -199,7 +212,7 @@ impl Entrant {
     }
 }
 
-/// Adds the row, beside QEMU if it was measured, and another one beside Firecracker.
+/// Adds the row, beside QEMU if it was measured, and those beside the other peers.
 fn report(row: &Row, entrants: &[Entrant], results: &mut Results) {
     let times = |name: &str| {
         let found = entrants.iter().find(|entrant| entrant.name == name);
@@ -224,8 +237,10 @@ fn report(row: &Row, entrants: &[Entrant], results: &mut Results) {
         (measure.other, measure.other_ratio) = (beside.peer, beside.ratio);
     }
     results.add(measure);
-    if let Some(peer) = times("Firecracker") {
-        results.add(beside(&format!("{}_firecracker", row.name), peer));
+    for (name, end) in OWN_ROWS {
+        if let Some(peer) = times(name) {
+            results.add(beside(&format!("{}_{end}", row.name), peer));
+        }
     }
 }
 
@@ -260,6 +275,7 @@ mod tests {
             Entrant::new("nacre", Box::new(Fake(nacre)), None),
             Entrant::new("QEMU", Box::new(Fake(qemu)), Some(differences)),
             Entrant::new("Firecracker", Box::new(Fake(4.0)), Some(differences)),
+            Entrant::new("Cloud Hypervisor", Box::new(Fake(8.0)), Some(differences)),
             Entrant::new("other", Box::new(Fake(5.0)), None),
         ]
     }
@@ -276,11 +292,13 @@ mod tests {
         let expected = [
             "boot_to_agent",
             "boot_to_agent_firecracker",
+            "boot_to_agent_cloud_hypervisor",
             "restore",
             "restore_firecracker",
+            "restore_cloud_hypervisor",
         ];
         assert_eq!(names, expected);
-        let [boot, _, restore, firecracker] = &results.0[..] else {
+        let [boot, _, _, restore, firecracker, cloud_hypervisor] = &results.0[..] else {
             panic!("{results:?}")
         };
         assert_eq!(
@@ -288,6 +306,10 @@ mod tests {
             (Some("Firecracker"), Some(2.5))
         );
         assert_eq!((boot.peer_name.as_deref(), boot.ratio), (Some("QEMU"), Some(0.5)));
+        assert_eq!(
+            (cloud_hypervisor.peer_name.as_deref(), cloud_hypervisor.ratio),
+            (Some("Cloud Hypervisor"), Some(1.25))
+        );
         assert!(boot.note.ends_with("; fw_cfg") && restore.note.ends_with("; fw_cfg; copies"));
         assert_eq!((restore.other, restore.other_ratio), (Some(5.0), Some(2.0)));
         assert!(entrants.iter().all(|entrant| entrant.milliseconds.len() == 3));
