@@ -370,7 +370,7 @@ impl Agent for Service {
     }
 
     async fn forget_files(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
-        pod::forget(&request.container_id)?;
+        pod::forget(&request.container_id).await?;
         Ok(Empty::new())
     }
 }

@@ -1,6 +1,6 @@
 //! System calls that may take seconds: writes to a file of a cgroup for which the kernel reclaims memory, mounts of
-//! disks, and writing what is cached of a disk. A forked child makes them while the event loop goes on. Called by
-//! `cgroup` and `disk`.
+//! disks, writing what is cached of a disk, and lookups in the shared tree. A forked child makes them while the event
+//! loop goes on. Called by `cgroup`, `disk` and `pod`.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};

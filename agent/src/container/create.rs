@@ -48,7 +48,7 @@ impl Containers {
             pod::mount_shm(request.pod_shm_bytes)?;
         }
         pod::set_sysctls(&pod::take_shared(&mut prepared.spec))?;
-        pod::enter_volumes(&prepared.spec)?;
+        pod::enter_volumes(&prepared.spec).await?;
         self.reserve(id)?;
         let created = self.create_steps(request, &prepared).await;
         match &created {

@@ -17,6 +17,9 @@ use serde_json::{Value, json};
 use crate::sizes::AWAIT_COMMON_DEVICES;
 use crate::{Test, core, test};
 
+/// By then a container that ends is being deleted.
+const DELETED: Duration = Duration::from_secs(6);
+
 pub const TESTS: &[Test] = &[
     core(
         "containers of a pod share its VM and end on their own",
@@ -34,6 +37,10 @@ pub const TESTS: &[Test] = &[
     test(
         "a volume whose server hangs is refused, and its pod lives on",
         hanging_server,
+    ),
+    test(
+        "a volume that hangs while it is read leaves the agent to the pod's other containers",
+        hanging_later,
     ),
     test("20 containers run in a pod", twenty),
 ];
@@ -331,6 +338,45 @@ fn hanging_server() -> Result<()> {
     ensure!(other.line()? == "still here");
     other.wait_with_output()?;
     drop(hung);
+    pod.remove()
+}
+
+/// One container waits for a volume in the VMM's file server, another one is deleted meanwhile, whose directory the
+/// agent looks up there, and the streams of a third one go on.
+fn hanging_later() -> Result<()> {
+    let pod = Pod::start("hanging-later", |_| {})?;
+    let directory = tempfile::tempdir()?;
+    let hung = HungFileSystem::new(directory.path().join("hung"))?;
+    let source = directory.path().display().to_string();
+    let reads = pod.member("echo up; read line; cat /data/hung/file", |spec| {
+        let volume = json!({"destination": "/data", "type": "bind", "source": source, "options": ["rbind"]});
+        add_mount(spec, volume);
+    })?;
+    let ends = pod.member("echo up; read line", |_| {})?;
+    let echoes = pod.member("echo up; while read line; do echo $line; done", |_| {})?;
+    let mut running = Vec::new();
+    for (bundle, name) in [(&reads, "reads"), (&ends, "ends"), (&echoes, "echoes")] {
+        let mut container = pod.spawn(bundle, name)?;
+        ensure!(container.line()? == "up", "{name} has not started");
+        running.push(container);
+    }
+    let [mut reads, mut ends, mut echoes] =
+        <[_; 3]>::try_from(running).map_err(|_| anyhow::anyhow!("expected three containers"))?;
+    reads.send_line("now")?;
+    hung.until_asked()?;
+    ends.send_line("now")?;
+    let until = Instant::now() + DELETED;
+    while Instant::now() < until {
+        let asked = Instant::now();
+        echoes.send_line("still here")?;
+        ensure!(echoes.line()? == "still here");
+        let took = asked.elapsed();
+        ensure!(took < Duration::from_secs(5), "an echo took {took:?}");
+    }
+    drop(hung);
+    ensure!(reads.wait_with_output()?.code != Some(0));
+    ensure!(ends.wait_with_output()?.code == Some(0));
+    ensure!(echoes.wait_with_output()?.code == Some(0));
     pod.remove()
 }
 
