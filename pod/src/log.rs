@@ -6,6 +6,7 @@
 mod limit;
 
 use std::fmt::Display;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -15,6 +16,7 @@ pub use limit::CallSite;
 use limit::{Admitted, Limits};
 
 static ID: OnceLock<String> = OnceLock::new();
+static OUTPUT: OnceLock<OwnedFd> = OnceLock::new();
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 static LOGS_DEBUG: AtomicBool = AtomicBool::new(false);
 static LIMITS: Mutex<Limits> = Mutex::new(Limits::new());
@@ -51,6 +53,13 @@ impl Level {
 pub fn set_id(id: &str) {
     // Called once per process; if not, the first id stays.
     let _ = ID.set(id.to_owned());
+}
+
+/// Lines go to `output` from now on, instead of standard error: that of `start` is read by containerd as a part of the
+/// address.
+pub fn send_to(output: OwnedFd) {
+    // Called once per process; if not, the first one stays.
+    let _ = OUTPUT.set(output);
 }
 
 /// Lines of [`Level::Debug`] are logged from now on.
@@ -121,7 +130,10 @@ fn write(level: Level, message: &str, admitted: Admitted) {
     let dropped = DROPPED.swap(0, Ordering::Relaxed);
     let id = ID.get().map_or("", String::as_str);
     let text = format_line(level, message, id) + &notes(admitted, dropped) + "\n";
-    if rustix::io::write(rustix::stdio::stderr(), text.as_bytes()).is_err() {
+    let output = OUTPUT
+        .get()
+        .map_or(rustix::stdio::stderr(), |output| output.as_fd());
+    if rustix::io::write(output, text.as_bytes()).is_err() {
         DROPPED.fetch_add(dropped + admitted.left_out + 1, Ordering::Relaxed);
     }
 }

@@ -68,22 +68,28 @@ fn detach(start: &Start) -> anyhow::Result<()> {
         .context("/dev/null")?;
     nix::unistd::dup2_stdin(&null).context("standard input")?;
     nix::unistd::dup2_stdout(&null).context("standard output")?;
-    // Opened for reading, too: without containerd as a reader, writing then neither blocks nor raises
-    // SIGPIPE.
-    let fifo = start.identity.bundle.join("log");
-    match File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(&fifo)
-    {
-        Ok(fifo) => nix::unistd::dup2_stderr(&fifo),
-        // There is no such FIFO if the shim is run by hand.
-        Err(_) => nix::unistd::dup2_stderr(&null),
-    }
-    .context("standard error")?;
+    nix::unistd::dup2_stderr(&open_log(&start.identity.bundle)?).context("standard error")?;
     adjust_oom_score(start.containerd);
     Ok(())
+}
+
+/// Opens the log that containerd reads, the FIFO in the bundle; /dev/null if there is none, as when the shim is run by
+/// hand.
+///
+/// # Errors
+/// If /dev/null can't be opened.
+pub fn open_log(bundle: &Path) -> anyhow::Result<File> {
+    // Opened for reading, too: without containerd as a reader, writing then neither blocks nor raises
+    // SIGPIPE.
+    let open = |path: &Path| {
+        File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+    };
+    let log = open(&bundle.join("log")).or_else(|_| open(Path::new("/dev/null")));
+    log.context("/dev/null")
 }
 
 /// Makes the shim a little more likely to be OOM-killed than containerd, as containerd's own shims do.

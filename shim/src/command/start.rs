@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-use nacre_pod::{Identity, Role, clean_up, state, sys};
+use nacre_pod::{Identity, Role, clean_up, log, state, sys};
 use nacre_protocol::fault::{self, FaultPoint};
 
 use crate::arguments::Arguments;
@@ -201,8 +201,10 @@ fn remove_earlier_pod(identity: &Identity) -> anyhow::Result<()> {
             identity.namespace
         );
     }
-    // An unreadable pod.json is not reported: containerd reads standard error, too, and would take it for the
-    // address.
+    // Its hooks may fail, and containerd would take a line on standard error for the address. An unreadable pod.json is
+    // not reported at all.
+    log::set_id(&identity.id);
+    log::send_to(daemon::open_log(&identity.bundle)?.into());
     clean_up(identity).context("cleaning up after an earlier pod of this name")?;
     Ok(())
 }

@@ -11,6 +11,7 @@ mod fake_agent;
 mod fake_memory;
 mod fake_process;
 mod fake_vmm;
+mod hooks;
 mod hung;
 mod lives;
 mod logs;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         pods::ALL,
         execs::ALL,
         tasks::ALL,
+        hooks::ALL,
         codes::ALL,
         failures::ALL,
         hung::ALL,

@@ -137,9 +137,11 @@ impl Pod {
         Ok((pod, client))
     }
 
-    /// Runs `start` as containerd does.
+    /// Runs `start` as containerd does, which takes both outputs for the address.
     pub async fn run_start(&mut self) -> Result<TaskClient> {
-        self.address = String::from_utf8(self.shim(&["start"])?.stdout)?;
+        let output = self.shim(&["start"])?;
+        ensure!(output.stderr.is_empty(), "start: {output:?}");
+        self.address = String::from_utf8(output.stdout)?;
         self.connect().await
     }
 

@@ -1,4 +1,4 @@
-//! Terminals, pausing, limits, counters, OOM kills and hooks of a task.
+//! Terminals, pausing, limits, counters and OOM kills of a task.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,13 +11,11 @@ use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::Message as _;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim_async::TaskClient;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 use ttrpc::Code;
 
 use crate::cases;
-use crate::pod::{Pod, pidfd, refused, soon, wait_end};
+use crate::pod::{Pod, refused, soon};
 use crate::remote::Remote;
 use crate::{Case, LEAKED};
 
@@ -30,9 +28,6 @@ cases![
     limits_change_and_counters_are_returned,
     an_update_of_cpus_is_for_the_vm,
     an_oom_kill_is_reported_once_and_before_the_exit,
-    hooks_run_around_the_container,
-    poststop_hooks_of_a_killed_shim_run_once,
-    a_failing_hook_fails_create_and_not_the_pod,
     inherited_descriptors_reach_neither_the_shim_nor_its_hooks,
     a_checkpoint_is_refused,
 ];
@@ -300,109 +295,6 @@ async fn an_oom_kill_is_reported_once_and_before_the_exit() -> Result<()> {
     events.retain(|event| event != "start");
     ensure!(events == ["create", "oom", "exit 137", "delete"], "{events:?}");
     Ok(())
-}
-
-/// A hook that appends its name and the state's status to `hooks` in the bundle, and then runs `then`.
-fn hook(name: &str, then: &str) -> Value {
-    let script = format!(
-        "read -r state; status=${{state#*'\"status\":\"'}}; echo {name} ${{status%%'\"'*}} >> hooks; {then}"
-    );
-    json!({"path": "/bin/sh", "args": ["sh", "-c", script]})
-}
-
-async fn hooks_run_around_the_container() -> Result<()> {
-    let mut pod = Pod::prepare("hooks", "", |spec| {
-        spec["process"]["args"] = json!(["sleep"]);
-        spec["hooks"] = json!({
-            "prestart": [hook("prestart", "")],
-            "createRuntime": [hook("first", ""), hook("second", "")],
-            "poststart": [hook("poststart", "exit 1"), hook("poststart-too", "")],
-            "poststop": [hook("poststop", "exit 1"), hook("poststop-too", "")],
-        });
-    })
-    .await?;
-    let ran = pod.path().join("bundle/hooks");
-    let lines = || -> Result<Vec<String>> {
-        let text = std::fs::read_to_string(&ran)?;
-        Ok(text.lines().map(str::to_owned).collect())
-    };
-    let client = pod.run_start().await?;
-    client.create(soon(), &pod.creation()).await?;
-    let created = ["prestart creating", "first creating", "second creating"];
-    ensure!(lines()? == created, "{:?}", lines()?);
-    let init = Remote::init(&client, "hooks");
-    init.start().await?;
-    ensure!(
-        lines()?[3..] == ["poststart running", "poststart-too running"],
-        "{:?}",
-        lines()?
-    );
-    init.kill(9).await?;
-    init.wait().await?;
-    ensure!(lines()?.len() == 5);
-    init.delete().await?;
-    ensure!(
-        lines()?[5..] == ["poststop stopped", "poststop-too stopped"],
-        "{:?}",
-        lines()?
-    );
-    pod.finish(&client).await?;
-    let events = pod.events_until("delete").await?;
-    ensure!(events == ["create", "start", "exit 137", "delete"], "{events:?}");
-    Ok(())
-}
-
-/// As after `kill -9` of a shim: containerd runs `delete`, perhaps twice.
-async fn poststop_hooks_of_a_killed_shim_run_once() -> Result<()> {
-    let mut pod = Pod::prepare("hooks-left", "", |spec| {
-        spec["hooks"] = json!({
-            "createRuntime": [hook("first", "")],
-            "poststop": [hook("poststop", "exit 1"), hook("poststop-too", "")],
-        });
-    })
-    .await?;
-    let client = pod.run_start().await?;
-    client.create(soon(), &pod.creation()).await?;
-    let shim = i32::try_from(pod.recorded()?.shim_pid)?;
-    let ended = pidfd(pod.recorded()?.shim_pid)?;
-    kill(Pid::from_raw(shim), Signal::SIGKILL)?;
-    wait_end(ended).await?;
-    for _ in 0..2 {
-        pod.shim(&["delete"])?;
-        let ran = std::fs::read_to_string(pod.path().join("bundle/hooks"))?;
-        ensure!(
-            ran == "first creating\npoststop stopped\npoststop-too stopped\n",
-            "{ran}"
-        );
-        pod.nothing_left()?;
-    }
-    Ok(())
-}
-
-async fn a_failing_hook_fails_create_and_not_the_pod() -> Result<()> {
-    let mut pod = Pod::prepare("hook-fails", "", |spec| {
-        spec["hooks"] = json!({
-            "createRuntime": [hook("first", "echo no luck; exit 3"), hook("second", "")],
-            "poststop": [hook("poststop", "")],
-        });
-    })
-    .await?;
-    let client = pod.run_start().await?;
-    let (_, message) = refused(client.create(soon(), &pod.creation()).await)?;
-    ensure!(
-        message.contains("hooks.createRuntime[0]") && message.contains("exited with 3; output: no luck"),
-        "{message}"
-    );
-    let bundle = pod.path().join("bundle");
-    let ran = std::fs::read_to_string(bundle.join("hooks"))?;
-    ensure!(ran == "first creating\npoststop stopped\n", "{ran}");
-    // The pod still works: Create succeeds without the hooks.
-    let mut spec: Value = serde_json::from_slice(&std::fs::read(bundle.join("config.json"))?)?;
-    spec.as_object_mut().context("no object")?.remove("hooks");
-    std::fs::write(bundle.join("config.json"), spec.to_string())?;
-    client.create(soon(), &pod.creation()).await?;
-    pod.delete(&client).await?;
-    pod.finish(&client).await
 }
 
 async fn inherited_descriptors_reach_neither_the_shim_nor_its_hooks() -> Result<()> {
