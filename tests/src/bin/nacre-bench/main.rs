@@ -154,7 +154,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let runtimes = MeasuredRuntimes::find(arguments.other.as_deref())?;
     installed::warn_if_unoptimised(&runtimes)?;
     // Before what takes long.
-    let host = host::measured()?;
+    let host = host::measured(&runtimes.nacre.prefix)?;
     let mut results = Results::default();
     let mut plotted = Plotted::default();
     let measured = measure(arguments, &runtimes, &mut results, &mut plotted);
