@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::containers::{Running, id, pods};
 use crate::origin;
 use crate::results::{Measure, Results};
-use crate::runtimes::{MeasuredRuntime, MeasuredRuntimes};
+use crate::runtimes::{Build, MeasuredRuntime, MeasuredRuntimes};
 use crate::statistics::{median, slope, slope_error};
 
 const KIB: f64 = 1024.0;
@@ -77,34 +77,35 @@ struct Processes {
 pub fn measure(runtimes: &MeasuredRuntimes, count: usize, results: &mut Results) -> Result<Vec<Growth>> {
     let (runc, ()) = grow(&runtimes.runc, count, |_| Ok(()))?;
     let mut growths = Vec::new();
-    let builds = runtimes
-        .builds()
-        .chain(runtimes.nacre.has_templates.then_some(&runtimes.cold));
-    for build in builds {
-        let at_most = |running: &[Running]| {
-            running
-                .iter()
-                .try_for_each(|running| origin::check(build, running.id()))?;
-            processes(&pods(build)?)
-        };
-        let (growth, processes) = grow(&build.shim_runtime, count, at_most)?;
-        eprintln!("pods of {}: {processes}", growth.name);
-        growths.push((growth, processes));
+    for build in runtimes.builds() {
+        growths.push(grow_of(build, count)?);
     }
     let of = |name: &str| growths.iter().find(|(growth, _)| growth.name == name);
+    // Before the last ones: they take most memory and time, and their failure must not lose these.
     if let Some(nacre) = of("nacre") {
         report(nacre, &runc, of("other"), results);
     }
-    if let Some((cold, _)) = of("cold") {
-        results.add(beside_runc(
-            "cold_memory_per_pod",
-            cold,
-            &runc,
-            "the same with templates off",
-        ));
+    if runtimes.nacre.has_templates {
+        let cold = grow_of(&runtimes.cold, count)?;
+        let note = "the same with templates off";
+        results.add(beside_runc("cold_memory_per_pod", &cold.0, &runc, note));
+        growths.push(cold);
     }
     let plotted = growths.into_iter().map(|(growth, _)| growth);
     Ok(plotted.chain([runc]).collect())
+}
+
+/// As [`grow`], under a build of Nacre's, each of whose pods must have come from where it should.
+fn grow_of(build: &Build, count: usize) -> Result<Pods> {
+    let at_most = |running: &[Running]| {
+        running
+            .iter()
+            .try_for_each(|running| origin::check(build, running.id()))?;
+        processes(&pods(build)?)
+    };
+    let (growth, processes) = grow(&build.shim_runtime, count, at_most)?;
+    eprintln!("pods of {}: {processes}", growth.name);
+    Ok((growth, processes))
 }
 
 /// Starts up to `count` pods, reads the host's memory meanwhile, calls `at_most` when all run, and ends them.
