@@ -216,7 +216,13 @@ fn mounts(text: &mut String) {
 }
 
 fn differences(text: &mut String) {
-    text.push_str("\n## Differences from runc\n\n| behaviour | reason |\n|---|---|\n");
+    text.push_str(
+        "\n## Differences from runc\n\n\
+        Those of files are in [shared-files.md](shared-files.md): locks and sockets of the host, files of the host's \
+        kernel,\nwhat the host writes to a running container's root file system (`docker cp`), overlays in a \
+        container. Those of a pod's\nnetwork are in [network.md](network.md).\n\n\
+        | behaviour | reason |\n|---|---|\n",
+    );
     for behaviour in crate::parity::behaviours() {
         if let Some(allowed) = &behaviour.allowed_difference {
             line(text, format_args!("| {} | {} |", behaviour.name, allowed.reason));
