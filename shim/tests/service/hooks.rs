@@ -112,6 +112,8 @@ async fn poststop_hooks_that_the_next_start_runs_do_not_spoil_its_address() -> R
     let client = pod.run_start().await?;
     let ran = std::fs::read_to_string(pod.path().join("bundle/hooks"))?;
     ensure!(ran == "poststop stopped\n", "{ran}");
+    client.create(soon(), &pod.creation()).await?;
+    pod.delete(&client).await?;
     pod.finish(&client).await
 }
 

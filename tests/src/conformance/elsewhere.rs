@@ -29,6 +29,7 @@ const TERMINALS: &str = "agent/tests/terminals.rs";
 const LIMITS: &str = "agent/src/cgroup/limits/tests.rs";
 const HOOKS: &str = "pod/src/hooks/tests.rs";
 const TASKS: &str = "shim/tests/service/tasks.rs";
+const SHIM_HOOKS: &str = "shim/tests/service/hooks.rs";
 const LIVES: &str = "shim/tests/service/lives.rs";
 const CHECKED: &str = "protocol/src/spec/tests/checked.rs";
 const BUNDLE: &str = "pod/src/bundle/tests.rs";
@@ -251,7 +252,11 @@ pub const TESTS: &[Test] = &[
         "a_late_hook_is_killed_and_a_hook_s_children_are_not_waited_for",
         &["hooks.prestart.timeout"],
     ),
-    test(TASKS, "hooks_run_around_the_container", &["hooks.prestart.path"]),
+    test(
+        SHIM_HOOKS,
+        "hooks_run_around_the_container",
+        &["hooks.prestart.path"],
+    ),
     test(
         HOOKS,
         "a_hook_gets_the_state_its_arguments_and_its_environment",
@@ -267,7 +272,7 @@ pub const TESTS: &[Test] = &[
         &["hooks.createRuntime.timeout"],
     ),
     test(
-        TASKS,
+        SHIM_HOOKS,
         "hooks_run_around_the_container",
         &["hooks.createRuntime.path"],
     ),
@@ -285,7 +290,11 @@ pub const TESTS: &[Test] = &[
         "a_late_hook_is_killed_and_a_hook_s_children_are_not_waited_for",
         &["hooks.poststart.timeout"],
     ),
-    test(TASKS, "hooks_run_around_the_container", &["hooks.poststart.path"]),
+    test(
+        SHIM_HOOKS,
+        "hooks_run_around_the_container",
+        &["hooks.poststart.path"],
+    ),
     test(
         HOOKS,
         "a_hook_gets_the_state_its_arguments_and_its_environment",
@@ -296,7 +305,11 @@ pub const TESTS: &[Test] = &[
         "a_late_hook_is_killed_and_a_hook_s_children_are_not_waited_for",
         &["hooks.poststop.timeout"],
     ),
-    test(TASKS, "hooks_run_around_the_container", &["hooks.poststop.path"]),
+    test(
+        SHIM_HOOKS,
+        "hooks_run_around_the_container",
+        &["hooks.poststop.path"],
+    ),
     test(
         CHECKED,
         "the_resources_of_an_update_are_checked",
