@@ -50,8 +50,9 @@ pub const BEHAVIOURS: &[Behaviour] = &[
 
 /// Waits for the size, which ctr sets after Start. ctr reports an error if the process has exited by then.
 const WAIT_FOR_SIZE: &str = "until [ \"$(stty size 2>/dev/null)\" = '24 80' ]; do sleep 0.05; done; ";
+/// A pipe to wc would be among the descriptors as long as the shell has not closed it.
 const KIND: &str = "tty; test -t 0 && test -t 1 && test -t 2 && echo terminal; echo $TERM; \
-    cut -d ' ' -f 5-8 /proc/$$/stat | tr -d '0-9' | wc -w; stat -c '%a %u:%g %t,%T' $(tty) /dev/console; echo x > /dev/tty; ls -l /proc/$$/fd | wc -l";
+    cut -d ' ' -f 5-8 /proc/$$/stat | tr -d '0-9' | wc -w; stat -c '%a %u:%g %t,%T' $(tty) /dev/console; echo x > /dev/tty; ls -l /proc/$$/fd >/fds; wc -l </fds";
 const SIZE: &str = "trap 'stty size; exit 3' WINCH; echo up; while :; do sleep 0.1; done";
 /// `wait` misses no signal. `read`, which was here, blocks if one arrives just before it.
 const KEY: &str = "ulimit -c 0; trap 'echo INT; exit 5' INT; trap 'echo QUIT; exit 6' QUIT; echo up; sleep 1000 & while :; do wait; done";
