@@ -4,7 +4,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use anyhow::Result;
 use nacre_protocol::guest::TEMPLATE;
@@ -86,10 +85,7 @@ impl CloudHypervisor {
 
 impl Vmm for CloudHypervisor {
     fn boot(&self) -> Result<f64> {
-        let command = self.boot_command(PARAMETERS, MEMORY)?;
-        let started = Instant::now();
-        let mut running = self.sockets.start(command)?;
-        self.sockets.until_connected(started, &mut running)
+        self.sockets.time(self.boot_command(PARAMETERS, MEMORY)?)
     }
 
     fn restore(&self) -> Result<f64> {
@@ -98,24 +94,6 @@ impl Vmm for CloudHypervisor {
             "source_url={},resume=true,memory_restore_mode=copy",
             self.snapshot()
         ));
-        let started = Instant::now();
-        let mut running = self.sockets.start(command)?;
-        self.sockets.until_connected(started, &mut running)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_missing_cloud_hypervisor_is_an_error() {
-        let image = Image {
-            kernel: "/kernel".into(),
-            initramfs: "/initramfs".into(),
-        };
-        let error = CloudHypervisor::save(Path::new("/nowhere/cloud-hypervisor"), &image);
-        let error = format!("{:#}", error.err().unwrap());
-        assert!(error.contains("executing /nowhere/cloud-hypervisor"), "{error}");
+        self.sockets.time(command)
     }
 }

@@ -89,10 +89,7 @@ fn config(image: &Image, parameters: &str, vsock: &Path) -> Value {
 
 impl Vmm for Firecracker {
     fn boot(&self) -> Result<f64> {
-        let command = self.boot_command(PARAMETERS, false)?;
-        let started = Instant::now();
-        let mut running = self.sockets.start(command)?;
-        self.sockets.until_connected(started, &mut running)
+        self.sockets.time(self.boot_command(PARAMETERS, false)?)
     }
 
     fn restore(&self) -> Result<f64> {
@@ -107,21 +104,5 @@ impl Vmm for Firecracker {
         let (mut running, api) = self.sockets.start_with_api(command)?;
         request(api, "PUT", "/snapshot/load", Some(&snapshot))?;
         self.sockets.until_connected(started, &mut running)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_missing_firecracker_is_an_error() {
-        let image = Image {
-            kernel: "/kernel".into(),
-            initramfs: "/initramfs".into(),
-        };
-        let error = Firecracker::save(Path::new("/nowhere/firecracker"), &image);
-        let error = format!("{:#}", error.err().unwrap());
-        assert!(error.contains("executing /nowhere/firecracker"), "{error}");
     }
 }

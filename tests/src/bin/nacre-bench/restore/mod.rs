@@ -316,6 +316,23 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_peer_is_an_error() {
+        let image = Image {
+            kernel: "/kernel".into(),
+            initramfs: "/initramfs".into(),
+        };
+        let program = Path::new("/nowhere/vmm");
+        let errors = [
+            Firecracker::save(program, &image).err(),
+            CloudHypervisor::save(program, &image).err(),
+        ];
+        for error in errors {
+            let error = format!("{:#}", error.unwrap());
+            assert!(error.contains("executing /nowhere/vmm"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_peer_that_fails_is_left_out_and_a_build_ends_the_run() {
         let mut results = Results::default();
         let mut failing = entrants(10.0, 40.0);

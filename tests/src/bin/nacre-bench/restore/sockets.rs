@@ -135,6 +135,16 @@ impl Sockets {
         running.accept_prepared(&self.agent)
     }
 
+    /// Executes `command`, and returns the milliseconds from then until the agent connects.
+    ///
+    /// # Errors
+    /// As [`Running::start`] and [`Running::accept`].
+    pub fn time(&self, command: Command) -> Result<f64> {
+        let started = Instant::now();
+        let mut running = self.start(command)?;
+        self.until_connected(started, &mut running)
+    }
+
     /// Waits until the agent connects, and returns the milliseconds since `started`.
     ///
     /// # Errors
