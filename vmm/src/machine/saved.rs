@@ -117,7 +117,9 @@ impl Machine {
         let Some(mut transport) = balloon.and_then(|(slot, _)| self.devices.transport(slot)) else {
             return Ok(None);
         };
-        Ok(transport.save()?.taken(REPORTING))
+        // It is paused already, and tells how far its queues were served.
+        let queues = transport.device().pause()?;
+        Ok(queues.get(usize::from(REPORTING)).map(|queue| queue.next_avail))
     }
 
     fn save_devices(&self) -> Result<Vec<DeviceState>, SaveError> {

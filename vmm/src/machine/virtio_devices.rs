@@ -45,7 +45,7 @@ type CommonDevice = (&'static str, fn(&Env) -> Result<Device, DeviceError>);
 /// added when the guest runs: a boot would have 178 exits more for these two (docs/boot.md). A template has the balloon.
 const EVERY_VM: [CommonDevice; 2] = [("rng", rng::spawn), ("balloon", balloon::spawn)];
 
-/// Creates the device of every VM that is called `name`, if there is one.
+/// What creates the device of every VM that is called `name`, if there is one.
 pub(super) fn common(name: &str) -> Option<DeviceBuilder> {
     let (_, spawn) = EVERY_VM.into_iter().find(|(common, _)| *common == name)?;
     Some(Box::new(spawn))
@@ -261,11 +261,10 @@ impl PciSlots {
 
     /// What creates the devices of every VM that this one does not have.
     pub(super) fn missing_common(&self) -> Vec<DeviceBuilder> {
-        let is_missing = |name: &str| self.names().iter().all(|(_, found)| *found != name);
-        let missing = EVERY_VM.into_iter().filter(|(name, _)| is_missing(name));
-        missing
-            .map(|(_, spawn)| -> DeviceBuilder { Box::new(spawn) })
-            .collect()
+        let names = self.names();
+        let is_missing = |name: &str| names.iter().all(|(_, found)| *found != name);
+        let missing = EVERY_VM.iter().filter(|(name, _)| is_missing(name));
+        missing.filter_map(|(name, _)| common(name)).collect()
     }
 
     /// The transport of the device in `slot`.

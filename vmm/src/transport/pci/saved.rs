@@ -64,15 +64,6 @@ pub enum Error {
     Device(#[from] DeviceError),
 }
 
-impl TransportState {
-    /// How many requests the device has taken from `queue`, modulo 2^16; None unless the device is active.
-    #[must_use]
-    pub fn taken(&self, queue: u16) -> Option<u16> {
-        let position = self.positions.get(usize::from(queue))?;
-        Some(position.next_avail)
-    }
-}
-
 impl PciTransport {
     /// The state of the function and its device, which this pauses.
     ///
