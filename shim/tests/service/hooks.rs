@@ -67,6 +67,14 @@ async fn hooks_run_around_the_container() -> Result<()> {
     Ok(())
 }
 
+/// Kills the shim, which has written pod.json, and waits until it has exited.
+async fn kill_shim(pod: &Pod) -> Result<()> {
+    let shim = pod.recorded()?.shim_pid;
+    let ended = pidfd(shim)?;
+    kill(Pid::from_raw(i32::try_from(shim)?), Signal::SIGKILL)?;
+    wait_end(ended).await
+}
+
 /// As after `kill -9` of a shim: containerd runs `delete`, perhaps twice.
 async fn poststop_hooks_of_a_killed_shim_run_once() -> Result<()> {
     let mut pod = Pod::prepare("hooks-left", "", |spec| {
@@ -78,10 +86,7 @@ async fn poststop_hooks_of_a_killed_shim_run_once() -> Result<()> {
     .await?;
     let client = pod.run_start().await?;
     client.create(soon(), &pod.creation()).await?;
-    let shim = i32::try_from(pod.recorded()?.shim_pid)?;
-    let ended = pidfd(pod.recorded()?.shim_pid)?;
-    kill(Pid::from_raw(shim), Signal::SIGKILL)?;
-    wait_end(ended).await?;
+    kill_shim(&pod).await?;
     for _ in 0..2 {
         pod.shim(&["delete"])?;
         let ran = std::fs::read_to_string(pod.path().join("bundle/hooks"))?;
@@ -103,12 +108,7 @@ async fn poststop_hooks_that_the_next_start_runs_do_not_spoil_its_address() -> R
     .await?;
     let client = pod.run_start().await?;
     client.create(soon(), &pod.creation()).await?;
-    let ended = pidfd(pod.recorded()?.shim_pid)?;
-    kill(
-        Pid::from_raw(i32::try_from(pod.recorded()?.shim_pid)?),
-        Signal::SIGKILL,
-    )?;
-    wait_end(ended).await?;
+    kill_shim(&pod).await?;
     let client = pod.run_start().await?;
     let ran = std::fs::read_to_string(pod.path().join("bundle/hooks"))?;
     ensure!(ran == "poststop stopped\n", "{ran}");
