@@ -69,7 +69,7 @@ pub fn compose(config: &Config) -> Result<String, Error> {
 }
 
 /// A quarter of the buckets that Linux would give its caches of directory entries and inodes, one for each 8 and 16 KiB of
-/// memory. Each entry is in a random page of its table, so a pod that continues from a template has nearly all of these
+/// memory. Each entry is in a random page of its table, so a pod that continues from a template has most of these
 /// pages as its own: 768 KiB of 512 MiB, 192 KiB with these.
 fn hash_tables(memory_mib: u32) -> [String; 2] {
     let dentries = memory_mib.saturating_mul(32);
