@@ -36,6 +36,7 @@ pub mod log;
 mod mirror;
 mod mount;
 mod network;
+mod patience;
 mod pod_files;
 mod pod_spec;
 mod poststop;

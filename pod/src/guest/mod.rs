@@ -23,11 +23,12 @@ use nacre_protocol::vsock::StreamAddress;
 use tokio::sync::{Notify, oneshot};
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
-use ttrpc::context::{Context, with_duration};
+use ttrpc::context::Context;
 
 use crate::exit::Exit;
 use crate::guest_text::MAX_MESSAGE;
 use crate::log;
+use crate::patience::{self, Elapsed, within};
 use crate::process_id::ProcessId;
 use crate::streams::TerminalSize;
 
@@ -52,6 +53,8 @@ pub struct Guest {
     client: AgentClient,
     /// Notified when a call has timed out.
     timed_out: Arc<Notify>,
+    /// Deadlines are longer while it waits for a CPU.
+    vmm: patience::Vmm,
 }
 
 impl std::fmt::Debug for Guest {
@@ -75,9 +78,9 @@ fn process(name: &ProcessId) -> ProcessRef {
     }
 }
 
-/// A little longer than [`DEADLINE`], which is measured here: ttrpc reports its own as a lost stream.
+/// Without a deadline of ttrpc's, which it would report as a lost stream: [`DEADLINE`] is measured here.
 fn context() -> Context {
-    with_duration(DEADLINE.saturating_add(Duration::from_secs(1)))
+    Context::default()
 }
 
 /// Whether the agent has answered a call, if only by refusing it.
@@ -94,23 +97,24 @@ fn log_ignored(name: &ProcessId, fields: &[String]) {
 }
 
 impl Guest {
-    /// Takes over the stream that the agent opened.
+    /// Takes over the stream that the agent opened. `vmm` is the VMM of its guest.
     ///
     /// # Errors
     /// If the descriptor is not a Unix socket that epoll accepts.
-    pub fn new(stream: OwnedFd) -> std::io::Result<Self> {
+    pub fn new(stream: OwnedFd, vmm: patience::Vmm) -> std::io::Result<Self> {
         let socket = Socket::try_from(UnixStream::from(stream))?;
         Ok(Self {
             client: AgentClient::new(Client::new(socket)),
             timed_out: Arc::new(Notify::new()),
+            vmm,
         })
     }
 
     /// Waits for the answer to `call` until [`DEADLINE`].
     async fn within_deadline<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T, CallError> {
-        match tokio::time::timeout(DEADLINE, call).await {
+        match within(DEADLINE, &self.vmm, call).await {
             Ok(answer) => Ok(answer?),
-            Err(_elapsed) => {
+            Err(Elapsed) => {
                 self.timed_out.notify_one();
                 Err(CallError::TimedOut)
             }
@@ -179,7 +183,7 @@ impl Guest {
 
     /// Whether the agent answers at all, within [`PING_DEADLINE`].
     pub async fn answers(&self) -> bool {
-        tokio::time::timeout(PING_DEADLINE, self.ping())
+        within(PING_DEADLINE, &self.vmm, self.ping())
             .await
             .unwrap_or(false)
     }

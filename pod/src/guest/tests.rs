@@ -38,7 +38,7 @@ async fn a_container_that_is_paused_too_late_is_resumed() {
         .add_listener(Listener::try_from(listener).unwrap())
         .register_service(create_agent(Arc::new(LateAgent(resumed))));
     server.start().await.unwrap();
-    let guest = Guest::new(UnixStream::connect(&socket).unwrap().into()).unwrap();
+    let guest = Guest::new(UnixStream::connect(&socket).unwrap().into(), patience::Vmm::of(0)).unwrap();
     assert_eq!(guest.pause("a").await, Err(CallError::TimedOut));
     assert_eq!(resumes.recv().await.as_deref(), Some("a"));
 }

@@ -20,6 +20,7 @@ use crate::cgroup::Cgroup;
 use crate::error::StepFailed;
 use crate::guest::{CallError, Guest};
 use crate::network::Nic;
+use crate::patience::{self, within};
 use crate::size::{Host, Limits, PodSize, VmSize};
 use crate::vm::{self, Boot, End, RequestError, Vm};
 use crate::{clock, container, log};
@@ -140,7 +141,7 @@ impl Sandbox {
     }
 
     fn set_up_agent(&mut self, stream: OwnedFd) {
-        let guest = match Guest::new(stream) {
+        let guest = match Guest::new(stream, self.watched_vmm()) {
             Ok(guest) => guest,
             Err(error) => return self.fail_vm(failed("set up guest", error, None)),
         };
@@ -240,14 +241,19 @@ impl Sandbox {
         });
     }
 
+    fn watched_vmm(&self) -> patience::Vmm {
+        patience::Vmm::of(self.vm.as_ref().map_or(0, Vm::pid))
+    }
+
     /// Ends the VM if its agent does not answer Setup within `deadline`.
     pub(super) fn watch_boot(&self, deadline: Duration) {
         let mut progress = self.progress.subscribe();
         let queue = self.queue.clone();
+        let vmm = self.watched_vmm();
         tokio::spawn(async move {
             let known =
                 progress.wait_for(|progress| matches!(progress, Progress::Ready(_) | Progress::Ended(_)));
-            let late = tokio::time::timeout(deadline, known).await.is_err();
+            let late = within(deadline, &vmm, known).await.is_err();
             if late {
                 let reason = format!("the guest's agent did not answer within {} s", deadline.as_secs());
                 let hint = "boot_deadline_s in config.toml gives it longer; `nacre doctor` checks this host"
