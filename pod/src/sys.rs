@@ -11,6 +11,7 @@ mod bound_child;
 pub mod bpf;
 mod child_files;
 mod detached;
+mod file_writer;
 mod tap;
 
 use std::ffi::{CStr, CString};
@@ -29,6 +30,7 @@ use tokio::io::unix::AsyncFd;
 pub use bound_child::fork_bound;
 pub use child_files::in_child_with_files;
 pub use detached::detached_after;
+pub use file_writer::FileWriter;
 pub use tap::Tap;
 
 /// How long the work of [`in_child`] may take.

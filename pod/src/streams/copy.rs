@@ -1,8 +1,8 @@
 //! Copies between a FIFO and a vsock stream's socket by splice(2), so that bytes stay in the kernel; to a
-//! regular file by read and write. Each copy ends at the end of its source.
+//! regular file by a child that writes it. Each copy ends at the end of its source.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -61,25 +61,13 @@ pub async fn stream_to_fifo(
     }
 }
 
-/// Copies the guest's stream to a regular file; calls `moved` when bytes were moved.
-pub async fn stream_to_file(stream: OwnedFd, mut file: File, moved: impl Fn()) -> io::Result<()> {
-    let from = watch(stream)?;
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        let mut ready = from.readable().await?;
-        match ready.try_io(|from| Ok(rustix::io::read(from.get_ref(), &mut buffer)?)) {
-            Ok(Ok(0)) => return Ok(()),
-            Ok(Ok(length)) => {
-                file.write_all(buffer.get(..length).unwrap_or_default())?;
-                moved();
-            }
-            Ok(Err(error)) => return Err(error),
-            Err(_would_block) => {}
-        }
-        drop(ready);
-        // A guest that writes without a pause must not keep the only thread from other tasks.
-        tokio::task::yield_now().await;
-    }
+/// Copies the guest's stream to a regular file, which a child writes; calls `moved` when bytes were moved to it.
+pub async fn stream_to_file(stream: OwnedFd, file: File, moved: impl Fn()) -> io::Result<()> {
+    let (writer, pipe) = sys::FileWriter::start(&file)?;
+    drop(file);
+    let copied = stream_to_pipe(stream, pipe, moved).await;
+    // Its own reason is why the pipe has no reader.
+    writer.finish().await.and(copied)
 }
 
 fn nonblocking(fd: OwnedFd) -> io::Result<OwnedFd> {
