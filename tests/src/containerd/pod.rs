@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::bundle::{Bundle, shared_directory};
 use super::ctr::{Foreground, Output, Run, ctr, fresh_id, output, remove_detached};
 use crate::leaks::only_process;
-use crate::memory::resident_kib;
+use crate::memory::{self, resident_kib};
 
 /// The namespaces that CRI shares between the containers of a pod.
 const SHARED: [(&str, &str); 3] = [("network", "net"), ("ipc", "ipc"), ("uts", "uts")];
@@ -111,7 +111,7 @@ impl Pod {
             vmm_files: count(format!("/proc/{}/fd", self.pid))?,
             vmm_kib: resident_kib(self.pid)?,
             shim_files: count(format!("/proc/{shim}/fd"))?,
-            shim_kib: resident_kib(shim)?,
+            shim_kib: memory::of(shim.into())?.own_kib,
         })
     }
 }
@@ -123,6 +123,7 @@ pub struct Figures {
     vmm_files: usize,
     vmm_kib: u64,
     shim_files: usize,
+    /// Without the pages of its program, of which each new way through the code brings some.
     shim_kib: u64,
 }
 
