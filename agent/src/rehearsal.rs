@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn the_spec_is_accepted_as_it_is() {
-        let prepared = spec::prepare(ID, SPEC.as_bytes(), &BTreeMap::new()).unwrap();
+        let prepared = spec::prepare(ID, SPEC.as_bytes(), BTreeMap::new()).unwrap();
         assert!(prepared.ignored.is_empty(), "{:?}", prepared.ignored);
         assert!(!prepared.devices.is_empty());
         let process = prepared.spec.process().clone().unwrap();

@@ -1,10 +1,13 @@
 //! Loop devices of the host: block devices whose content is a file. Used by tests of disks and of volumes; never
 //! mounts one.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
 
 use crate::containerd::ctr::{Output, output};
 
@@ -28,6 +31,20 @@ impl LoopDevice {
             node: node.trim().to_owned(),
         })
     }
+
+    /// Adds it to the container of `spec` as `path`, with a rule for `access`; returns its number.
+    ///
+    /// # Errors
+    /// If the device does not exist.
+    pub fn add(&self, spec: &mut Value, path: &str, access: &str) -> Result<(u32, u32)> {
+        let number = fs::metadata(&self.node)?.rdev();
+        let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+        let device = json!({"type": "b", "path": path, "major": major, "minor": minor});
+        let rule = json!({"allow": true, "type": "b", "major": major, "minor": minor, "access": access});
+        push(&mut spec["linux"]["devices"], device);
+        push(&mut spec["linux"]["resources"]["devices"], rule);
+        Ok((major, minor))
+    }
 }
 
 impl Drop for LoopDevice {
@@ -37,6 +54,13 @@ impl Drop for LoopDevice {
         if let Err(error) = output(detach).and_then(Output::success) {
             eprintln!("losetup --detach {}: {error:#}", self.node);
         }
+    }
+}
+
+fn push(list: &mut Value, element: Value) {
+    match list.as_array_mut() {
+        Some(list) => list.push(element),
+        None => *list = json!([element]),
     }
 }
 

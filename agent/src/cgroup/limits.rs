@@ -4,10 +4,13 @@
 //! not files (`crate::devices`).
 
 mod apply;
+mod block_io;
 
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
 pub use self::apply::{apply, update};
+use crate::disk::DisksByHostNumber;
+use crate::error::Error;
 
 /// One change of, or condition on, a file of a cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,9 +51,12 @@ impl List {
     }
 }
 
-/// The settings that `resources` ask for, in an order that the kernel accepts. An absent field, or 0 for a
-/// limit that cannot be 0, yields no setting.
-pub fn settings(resources: &LinuxResources) -> Vec<Setting> {
+/// The settings that `resources` of a container with these `disks` ask for, in an order that the kernel accepts. An
+/// absent field, or 0 for a limit that cannot be 0, yields no setting.
+///
+/// # Errors
+/// [`Error::BadSpec`] for a limit of a block device that is none of `disks`.
+pub fn settings(resources: &LinuxResources, disks: &DisksByHostNumber) -> Result<Vec<Setting>, Error> {
     let mut list = List(Vec::new());
     if let Some(cpu) = resources.cpu() {
         cpu_settings(cpu, &mut list);
@@ -64,8 +70,11 @@ pub fn settings(resources: &LinuxResources) -> Vec<Setting> {
     for hugepages in resources.hugepage_limits().iter().flatten() {
         hugepage_settings(hugepages, &mut list);
     }
+    if let Some(block_io) = resources.block_io() {
+        block_io::settings(block_io, disks, &mut list)?;
+    }
     unified_settings(resources, &mut list);
-    list.0
+    Ok(list.0)
 }
 
 /// The text of a limit in a cgroup file: the number, or `max` for -1.

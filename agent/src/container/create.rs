@@ -37,7 +37,7 @@ impl Containers {
         if !container_id::is_valid(id) {
             return Err(Error::bad_id(id));
         }
-        let mut prepared = spec::prepare(id, &request.spec, &disk::find_devices(&request.disks)?)?;
+        let mut prepared = spec::prepare(id, &request.spec, disk::find_devices(&request.disks)?)?;
         spec::resolve_namespaces(&mut prepared.spec, |container| match container {
             Some(id) => self.init_of(id).map(pod::namespaces_of),
             None => self.shared_init.namespaces(&self.reaper),
@@ -159,6 +159,7 @@ impl Containers {
             spec: prepared.spec.clone(),
             filter,
             ignored: prepared.ignored.clone(),
+            disks: prepared.disks.clone(),
             init: process,
             init_pidfd,
             gate: Mutex::new(Some(gate)),

@@ -28,7 +28,7 @@ use self::state::{Input, Lifecycle, TaskState};
 use crate::cgroup::Cgroup;
 use crate::child::{Filter, Filters};
 use crate::dial::Dialer;
-use crate::disk::MountedFileSystems;
+use crate::disk::{DisksByHostNumber, MountedFileSystems};
 use crate::error::Error;
 use crate::pod::{self, SharedInit};
 use crate::reaper::{Exit, Reaper};
@@ -58,6 +58,7 @@ pub struct Container {
     filter: Option<Arc<Filter>>,
     /// The parts of the spec that have no effect in this guest.
     ignored: Vec<String>,
+    disks: DisksByHostNumber,
     init: Arc<Process>,
     init_pidfd: OwnedFd,
     /// Sends the start notification; None once it was sent.
@@ -238,7 +239,7 @@ impl Container {
         if !lifecycle.accepts_update() {
             return Err(self.wrong_state(lifecycle, "update"));
         }
-        let (limits, ignored) = spec::parse_update(resources)?;
+        let (limits, ignored) = spec::parse_update(resources, &self.disks)?;
         self.cgroup.update(&limits).await?;
         Ok(ignored)
     }

@@ -35,12 +35,14 @@ pub struct GuestDisk {
     pub minor: u32,
 }
 
-/// Finds those of `disks` that are block devices of the host in the container's spec: by their numbers there
-/// (major, minor).
+/// The disks of a container that are block devices of the host in its spec, by their numbers (major, minor) there.
+pub type DisksByHostNumber = BTreeMap<(u32, u32), GuestDisk>;
+
+/// Finds those of `disks` that are block devices of the host in the container's spec.
 ///
 /// # Errors
 /// If the guest has no such disk.
-pub fn find_devices(disks: &[Disk]) -> Result<BTreeMap<(u32, u32), GuestDisk>, Error> {
+pub fn find_devices(disks: &[Disk]) -> Result<DisksByHostNumber, Error> {
     let devices = disks
         .iter()
         .filter_map(|disk| Some((disk, disk.device.as_ref()?)));

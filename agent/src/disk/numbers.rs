@@ -1,16 +1,14 @@
 //! Block devices in a container's spec have the host's numbers, by which the guest has other devices or none.
 //! Those that are disks of the container get the guest's. Pure.
 
-use std::collections::BTreeMap;
-
 use oci_spec::runtime::{LinuxDeviceType, Spec};
 
-use super::GuestDisk;
+use super::DisksByHostNumber;
 
-/// Replaces the numbers of block devices in `linux.devices` and `linux.resources.devices` by those of `disks`,
-/// which has the guest's disk of each number (major, minor) of the host. A rule that allows other block devices of
-/// the host by number is removed: the guest does not have them. Rules for all numbers stay.
-pub fn use_guest_numbers(spec: &mut Spec, disks: &BTreeMap<(u32, u32), GuestDisk>) {
+/// Replaces the numbers of block devices in `linux.devices` and `linux.resources.devices` by those of `disks`.
+/// A rule that allows other block devices of the host by number is removed: the guest does not have them. Rules for
+/// all numbers stay.
+pub fn use_guest_numbers(spec: &mut Spec, disks: &DisksByHostNumber) {
     let Some(linux) = spec.linux_mut() else { return };
     let guest_number = |major: i64, minor: i64| {
         let host = (u32::try_from(major).ok()?, u32::try_from(minor).ok()?);
@@ -53,9 +51,12 @@ pub fn use_guest_numbers(spec: &mut Spec, disks: &BTreeMap<(u32, u32), GuestDisk
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::disk::GuestDisk;
 
     #[test]
     fn disks_of_the_container_get_the_guest_s_numbers() {

@@ -8,7 +8,6 @@ mod library;
 mod mounts;
 mod namespaces;
 
-use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use nacre_protocol::spec::{self, Checked};
@@ -16,7 +15,7 @@ use oci_spec::runtime::{Capabilities, LinuxCapabilities, LinuxSeccomp, Process, 
 
 use crate::cgroup::limits::{self, Setting};
 use crate::devices;
-use crate::disk::{GuestDisk, use_guest_numbers};
+use crate::disk::{DisksByHostNumber, use_guest_numbers};
 use crate::error::Error;
 
 pub use id_map::guest_uid;
@@ -34,6 +33,8 @@ pub struct PreparedSpec {
     pub devices: Vec<u64>,
     /// The limits to write to the cgroup's files, in order.
     pub limits: Vec<Setting>,
+    /// The disks that limits are for.
+    pub disks: DisksByHostNumber,
     /// Owner of the standard streams, a uid in the guest's initial user namespace.
     pub uid: u32,
     /// HOME in `spec` is a placeholder: it must be looked up in the container's /etc/passwd.
@@ -48,17 +49,12 @@ pub struct PreparedSpec {
     pub ignored: Vec<String>,
 }
 
-/// Checks the spec of container `id` (JSON) and completes it. `disks` are the container's by the numbers of
-/// the host's block devices that they are.
-pub fn prepare(
-    id: &str,
-    json: &[u8],
-    disks: &BTreeMap<(u32, u32), GuestDisk>,
-) -> Result<PreparedSpec, Error> {
+/// Checks the spec of container `id` (JSON), which has these disks, and completes it.
+pub fn prepare(id: &str, json: &[u8], disks: DisksByHostNumber) -> Result<PreparedSpec, Error> {
     let checked = spec::check(json)?;
     let ignored = ignored(&checked);
     let mut spec = library::spec(checked)?;
-    use_guest_numbers(&mut spec, disks);
+    use_guest_numbers(&mut spec, &disks);
     check_root(&spec)?;
     check_hooks(&spec)?;
     let mut process = required("process", spec.process())?;
@@ -72,7 +68,7 @@ pub fn prepare(
     let seccomp = linux.seccomp().clone();
     linux.set_seccomp(None);
     let devices = devices::program(resources.devices().as_deref().unwrap_or_default())?;
-    let limits = limits::settings(&resources);
+    let limits = limits::settings(&resources, &disks)?;
     let cgroup = cgroup_path(id, linux.cgroups_path().as_deref())?;
     linux.set_cgroups_path(Some(cgroup.clone()));
     let namespaces = namespaces::prepare(&linux)?;
@@ -85,6 +81,7 @@ pub fn prepare(
         cgroup,
         devices,
         limits,
+        disks,
         uid,
         find_home,
         uts_names,
@@ -102,12 +99,12 @@ pub fn parse_process(json: &[u8]) -> Result<(Process, Vec<String>), Error> {
     Ok((library::process(checked)?, ignored))
 }
 
-/// Checks a `linux.resources` object (JSON) and returns the limits that it changes. Also returns the fields
-/// that have no effect, each as a JSON path and the reason.
-pub fn parse_update(json: &[u8]) -> Result<(Vec<Setting>, Vec<String>), Error> {
+/// Checks a `linux.resources` object (JSON) of a container with these disks, and returns the limits that it changes.
+/// Also returns the fields that have no effect, each as a JSON path and the reason.
+pub fn parse_update(json: &[u8], disks: &DisksByHostNumber) -> Result<(Vec<Setting>, Vec<String>), Error> {
     let checked = spec::check_resources(json)?;
     let ignored = ignored(&checked);
-    Ok((limits::settings(&library::resources(checked)?), ignored))
+    Ok((limits::settings(&library::resources(checked)?, disks)?, ignored))
 }
 
 fn ignored<D>(checked: &Checked<D>) -> Vec<String> {

@@ -52,6 +52,26 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         },
     ),
     calls(
+        "run: tunnels and congestion control",
+        &["process.capabilities.effective"],
+        |runtime| {
+            run(
+                runtime,
+                &["--privileged"],
+                "exec 2>&1
+                add() { ip link add $*; ip -o link show $1 | cut -d @ -f 1 | cut -d : -f 2; }
+                add dum0 type dummy
+                ip link set dum0 up
+                add vxlan7 type vxlan id 7 dev dum0 dstport 4789
+                add geneve7 type geneve id 7 remote 192.0.2.1
+                add ipvlan7 link dum0 type ipvlan mode l2
+                add wireguard7 type wireguard
+                cd /proc/sys/net/ipv4
+                echo bbr > tcp_congestion_control; cat tcp_congestion_control; stat -c '%F %t:%T' /dev/net/tun",
+            )
+        },
+    ),
+    calls(
         "run: counters of a process",
         &["process.capabilities.effective"],
         |runtime| {

@@ -1,5 +1,7 @@
 //! Behaviours of namespaces, cgroups, seccomp filters, sysctls and hooks.
 
+use std::fs::File;
+
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -8,6 +10,7 @@ use super::specs::{DEFAULT, KERNEL, LIMITS};
 use super::{Behaviour, Outcome, calls, script};
 use crate::containerd::Runtime;
 use crate::containerd::bundle::{Bundle, shared_directory};
+use crate::loop_device::LoopDevice;
 
 const SECCOMP: &[&str] = &["linux.seccomp"];
 
@@ -122,8 +125,42 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         |runtime| cgroup_files(runtime, json!({"blockIO": {"weight": 300}}), "io.weight"),
     )
     .allow_difference(
-        "the guest has none of the host's disks",
+        "a VM can't share a disk with other VMs by weights",
         "linux.resources.blockIO.weight",
+    ),
+    calls(
+        "limits of a block device",
+        &[
+            "linux.devices[].major",
+            "linux.resources.blockIO.throttleReadBpsDevice[].major",
+            "linux.resources.blockIO.throttleReadBpsDevice[].minor",
+            "linux.resources.blockIO.throttleReadBpsDevice[].rate",
+            "linux.resources.blockIO.throttleWriteBpsDevice[].major",
+            "linux.resources.blockIO.throttleWriteBpsDevice[].minor",
+            "linux.resources.blockIO.throttleWriteBpsDevice[].rate",
+            "linux.resources.blockIO.throttleReadIOPSDevice[].major",
+            "linux.resources.blockIO.throttleReadIOPSDevice[].minor",
+            "linux.resources.blockIO.throttleReadIOPSDevice[].rate",
+            "linux.resources.blockIO.throttleWriteIOPSDevice[].major",
+            "linux.resources.blockIO.throttleWriteIOPSDevice[].minor",
+            "linux.resources.blockIO.throttleWriteIOPSDevice[].rate",
+        ],
+        disk_limits,
+    ),
+    calls(
+        "a limit of a disk that is no block device of the container",
+        &["linux.resources.blockIO.throttleWriteBpsDevice[].major"],
+        |runtime| {
+            cgroup_files(
+                runtime,
+                json!({"blockIO": {"throttleWriteBpsDevice": [{"major": 7, "minor": 99, "rate": 1_048_576}]}}),
+                "io.max",
+            )
+        },
+    )
+    .allow_difference(
+        "the host writes the container's files, where no limit of the guest holds; runc fails only if there is no such disk",
+        "7:99",
     ),
     calls("no limits", &["linux.resources"], |runtime| {
         cgroup_files(
@@ -245,9 +282,33 @@ fn domainname(runtime: Runtime) -> Result<Outcome> {
 fn cgroup_files(runtime: Runtime, resources: Value, files: &str) -> Result<Outcome> {
     let script = format!("cd /sys/fs/cgroup; cat {files}");
     run_with(runtime, &["sh", "-c", &script], |spec| {
-        (super::specs::LIMITS.change)(spec);
+        (LIMITS.change)(spec);
         spec["linux"]["resources"] = resources;
     })
+}
+
+/// Prints the limits without the number of the device, and whether reading takes as long as it must.
+fn disk_limits(runtime: Runtime) -> Result<Outcome> {
+    let directory = tempfile::tempdir_in("/run")?;
+    let file = directory.path().join("disk");
+    File::create_new(&file)?.set_len(4 << 20)?;
+    let device = LoopDevice::new(&file)?;
+    let script = "cut -d ' ' -f 2- /sys/fs/cgroup/io.max
+        begun=$(cut -d . -f 1 /proc/uptime)
+        dd if=/dev/disk of=/dev/null bs=64k iflag=direct 2>&1 | head -n 1
+        test $(($(cut -d . -f 1 /proc/uptime) - begun)) -ge 3 && echo limited";
+    let mut added = Ok(());
+    let outcome = run_with(runtime, &["sh", "-c", script], |spec| {
+        (LIMITS.change)(spec);
+        added = device.add(spec, "/dev/disk", "rwm").map(|(major, minor)| {
+            let limit = |rate: u64| json!([{"major": major, "minor": minor, "rate": rate}]);
+            spec["linux"]["resources"]["blockIO"] =
+                json!({"throttleReadBpsDevice": limit(1 << 20), "throttleWriteBpsDevice": limit(2 << 20),
+                    "throttleReadIOPSDevice": limit(4096), "throttleWriteIOPSDevice": limit(50)});
+        });
+    })?;
+    added?;
+    Ok(outcome)
 }
 
 fn propagation(runtime: Runtime) -> Result<Outcome> {

@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::cgroup::writer::full_pipe::FullPipe;
 
+const NO_DISKS: DisksByHostNumber = DisksByHostNumber::new();
+
 fn resources(json: Value) -> LinuxResources {
     serde_json::from_value(json).unwrap()
 }
@@ -19,7 +21,11 @@ fn lines(json: Value) -> Vec<String> {
         Change::SetSecondField(text) => format!("{}=… {text}", setting.file),
         Change::RequireAtMost(most) => format!("{}<={most}", setting.file),
     };
-    settings(&resources(json)).into_iter().map(line).collect()
+    settings(&resources(json), &NO_DISKS)
+        .unwrap()
+        .into_iter()
+        .map(line)
+        .collect()
 }
 
 #[test]
@@ -148,7 +154,7 @@ fn settings_are_applied_in_order_until_one_fails() {
     ] {
         fs::write(path(file), text).unwrap();
     }
-    let apply = |json: Value| apply(directory.path(), &settings(&resources(json)));
+    let apply = |json: Value| apply(directory.path(), &settings(&resources(json), &NO_DISKS).unwrap());
     apply(
         json!({"cpu": {"period": 50_000}, "memory": {"limit": 900, "swap": 900, "checkBeforeUpdate": true}}),
     )
@@ -186,7 +192,11 @@ fn an_update_that_reclaims_does_not_block_the_event_loop() {
     let mut pipe = FullPipe::new();
     std::os::unix::fs::symlink(pipe.path(), directory.path().join("memory.max")).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let limits = settings(&resources(json!({"memory": {"limit": 7}, "pids": {"limit": 8}})));
+    let limits = settings(
+        &resources(json!({"memory": {"limit": 7}, "pids": {"limit": 8}})),
+        &NO_DISKS,
+    )
+    .unwrap();
     runtime.unwrap().block_on(async {
         let mut updated = Box::pin(update(directory.path(), &limits));
         assert!(futures::poll!(&mut updated).is_pending());

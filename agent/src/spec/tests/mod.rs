@@ -3,11 +3,13 @@
 mod table;
 
 use super::*;
+use crate::cgroup::limits::Change;
+use crate::disk::GuestDisk;
 use oci_spec::runtime::{Linux, LinuxNamespaceType as Namespace};
 use serde_json::{Value, json};
 
 /// For a container without disks.
-const NO_DISKS: &BTreeMap<(u32, u32), GuestDisk> = &BTreeMap::new();
+const NO_DISKS: DisksByHostNumber = DisksByHostNumber::new();
 
 /// A small valid spec, changed by `change`.
 fn spec_json(change: impl FnOnce(&mut Value)) -> Vec<u8> {
@@ -158,7 +160,22 @@ fn ignored_fields_are_reported() {
     assert!(prepared.ignored[0].starts_with("process.apparmorProfile: "));
     let (_, ignored) = parse_process(br#"{"args": ["a"], "cwd": "/", "x": 1}"#).unwrap();
     assert_eq!(ignored, ["process.x: not in the OCI specification"]);
-    let (limits, ignored) = parse_update(br#"{"devices": [{"allow": true}], "pids": {"limit": 5}}"#).unwrap();
+    let throttle = br#"{"blockIO": {"throttleReadBpsDevice": [{"major": 7, "minor": 3, "rate": 9}]}}"#;
+    let disk = GuestDisk {
+        node: "/dev/vdb".into(),
+        major: 254,
+        minor: 16,
+    };
+    let (limits, _) = parse_update(throttle, &DisksByHostNumber::from([((7, 3), disk)])).unwrap();
+    assert_eq!(
+        limits.first().unwrap().change,
+        Change::Set("254:16 rbps=9".to_owned())
+    );
+    let (limits, ignored) = parse_update(
+        br#"{"devices": [{"allow": true}], "pids": {"limit": 5}}"#,
+        &NO_DISKS,
+    )
+    .unwrap();
     assert_eq!(limits.len(), 1);
     assert!(ignored[0].starts_with("linux.resources.devices: "), "{ignored:?}");
 }

@@ -252,6 +252,8 @@ fn oci_spec_reads_every_value_that_the_table_accepts() {
         match prepare("a", spec.to_string().as_bytes(), NO_DISKS) {
             Ok(_) => true,
             Err(Error::Refused(_)) => false,
+            // Of a disk, which has been read when it is looked for.
+            Err(Error::BadSpec { field, .. }) if field.starts_with("linux.resources.blockIO.") => true,
             Err(error) => panic!("{what}: {error}"),
         }
     };

@@ -12,7 +12,8 @@ const LIMIT: Kind = Integer(-1, i64::MAX as i128);
 const DEVICE_NUMBER: Kind = Integer(-1, u32::MAX as i128);
 
 const V1: &str = "exists in cgroup v1 only; the guest uses cgroup v2";
-const HOST_DISKS: &str = "refers to disks of the host, which the guest does not have";
+const WEIGHTS: &str =
+    "shares of a disk's time against other pods can't be given from inside a VM; limits can";
 
 /// `linux.resources`, of a container and of each Update.
 pub const RESOURCES: Node = Node::Object(&[
@@ -53,15 +54,15 @@ pub const RESOURCES: Node = Node::Object(&[
     object!(
         "blockIO",
         &[
-            field!("weight", U16, Refused(HOST_DISKS)),
-            field!("leafWeight", U16, Refused(HOST_DISKS)),
+            field!("weight", U16, Refused(WEIGHTS)),
+            field!("leafWeight", U16, Refused(V1)),
             list!(
                 "weightDevice",
                 &Node::Object(&[
-                    field!("major", I64, RefusedWithZero(HOST_DISKS)),
-                    field!("minor", I64, RefusedWithZero(HOST_DISKS)),
-                    field!("weight", U16, RefusedWithZero(HOST_DISKS)),
-                    field!("leafWeight", U16, RefusedWithZero(HOST_DISKS)),
+                    field!("major", I64, RefusedWithZero(WEIGHTS)),
+                    field!("minor", I64, RefusedWithZero(WEIGHTS)),
+                    field!("weight", U16, RefusedWithZero(WEIGHTS)),
+                    field!("leafWeight", U16, RefusedWithZero(V1)),
                 ]),
             ),
             list!("throttleReadBpsDevice", &THROTTLE),
@@ -109,8 +110,9 @@ const DEVICE_RULE: Node = Node::Object(&[
     field!("access", DeviceAccess, GUEST),
 ]);
 
+/// Of a block device of the container, which is a disk of the VM. The agent refuses other ones.
 const THROTTLE: Node = Node::Object(&[
-    field!("major", I64, RefusedWithZero(HOST_DISKS)),
-    field!("minor", I64, RefusedWithZero(HOST_DISKS)),
-    field!("rate", U64, RefusedWithZero(HOST_DISKS)),
+    required!("major", U32, GUEST),
+    required!("minor", U32, GUEST),
+    field!("rate", U64, GUEST),
 ]);

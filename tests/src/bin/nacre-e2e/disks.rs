@@ -2,7 +2,7 @@
 //! snapshotter such as blockfile gives it.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -19,7 +19,7 @@ use nacre_tests::containerd::pod::Pod;
 use nacre_tests::containerd::task;
 use nacre_tests::installation::{Config, prefix};
 use nacre_tests::loop_device::LoopDevice;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::sizes::AWAIT_COMMON_DEVICES;
 use crate::{Test, core, test};
@@ -75,29 +75,11 @@ impl Loop {
         })
     }
 
-    /// Adds it to `spec` as `path`, with a rule for `access`.
-    fn add(&self, spec: &mut Value, path: &str, access: &str) -> Result<()> {
-        let number = fs::metadata(&self.device.node)?.rdev();
-        let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
-        let device = json!({"type": "b", "path": path, "major": major, "minor": minor});
-        let rule = json!({"allow": true, "type": "b", "major": major, "minor": minor, "access": access});
-        push(&mut spec["linux"]["devices"], device);
-        push(&mut spec["linux"]["resources"]["devices"], rule);
-        Ok(())
-    }
-
     fn text_at(&self, offset: u64) -> Result<String> {
         let mut text = vec![0; 32];
         self.file.read_exact_at(&mut text, offset)?;
         let text = text.split(|byte| *byte == b'\n' || *byte == 0).next();
         Ok(String::from_utf8_lossy(text.unwrap_or_default()).into_owned())
-    }
-}
-
-fn push(list: &mut Value, element: Value) {
-    match list.as_array_mut() {
-        Some(list) => list.push(element),
-        None => *list = json!([element]),
     }
 }
 
@@ -107,9 +89,9 @@ fn block_device() -> Result<()> {
     let script = "head -n 1 /dev/disk; blockdev --getsize64 /dev/disk
         echo 'of the container' | dd of=/dev/disk bs=4096 seek=2000 conv=notrunc 2>/dev/null; stat -c %F /dev/disk
         mknod /dev/other b 254 77; cat /dev/other 2>&1; true";
-    let mut added = Ok(());
+    let mut added = Ok((0, 0));
     let bundle = Bundle::new(&["sh", "-c", script], |spec| {
-        added = disk.add(spec, "/dev/disk", "rwm")
+        added = disk.device.add(spec, "/dev/disk", "rwm")
     })?;
     added?;
     let seen = bundle.output("disk")?.success()?;
@@ -131,8 +113,10 @@ fn shared() -> Result<()> {
     pod.run("first", AWAIT_COMMON_DEVICES, |_| {})?;
     let before = pod.figures()?;
     let run = |word: &str, access: &str, script: &str| -> Result<String> {
-        let mut added = Ok(());
-        let seen = pod.run(word, script, |spec| added = disk.add(spec, "/dev/disk", access));
+        let mut added = Ok((0, 0));
+        let seen = pod.run(word, script, |spec| {
+            added = disk.device.add(spec, "/dev/disk", access)
+        });
         added?;
         seen
     };
@@ -141,9 +125,9 @@ fn shared() -> Result<()> {
             "echo {text} | dd of=/dev/disk bs=4096 seek={block} conv=notrunc 2>&1 | grep -v records; true"
         )
     };
-    let mut holder_added = Ok(());
+    let mut holder_added = Ok((0, 0));
     let holder = pod.member("read line", |spec| {
-        holder_added = disk.add(spec, "/dev/disk", "rwm")
+        holder_added = disk.device.add(spec, "/dev/disk", "rwm")
     })?;
     holder_added?;
     let holder = pod.spawn(&holder, "holder")?;
@@ -309,10 +293,7 @@ fn no_file_system() -> Result<()> {
 
 fn no_device() -> Result<()> {
     let bundle = Bundle::new(&["true"], |spec| {
-        push(
-            &mut spec["linux"]["devices"],
-            json!({"type": "b", "path": "/dev/disk", "major": 4000, "minor": 7}),
-        );
+        spec["linux"]["devices"] = json!([{"type": "b", "path": "/dev/disk", "major": 4000, "minor": 7}]);
     })?;
     let seen = bundle.output("no-device")?;
     ensure!(
