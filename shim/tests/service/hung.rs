@@ -1,14 +1,17 @@
-//! Guests that hang, and a containerd that is restarted while a container is being created: everything can
-//! still be ended.
+//! Guests that hang, and a containerd that is restarted while a container is being created or deleted: everything
+//! can still be ended.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use containerd_shim_protos::api::ConnectRequest;
+use containerd_shim_protos::api::{ConnectRequest, DeleteRequest};
+use containerd_shim_protos::shim_async::TaskClient;
 use ttrpc::Code;
+use ttrpc::asynchronous::Client;
 
 use crate::Case;
 use crate::cases;
+use crate::lives::printed;
 use crate::pod::{Pod, pidfd, programs, refused, soon, wait_end, write_config};
 use crate::pods::{annotate, create_inner};
 use crate::remote::Remote;
@@ -18,6 +21,7 @@ cases![
     a_guest_that_stands_still_is_reported_and_sigkill_ends_it,
     delete_cancels_a_create_that_hangs,
     delete_after_a_cancelled_create_leaves_the_id_free,
+    a_second_delete_takes_over_from_a_caller_that_left,
     a_pod_whose_create_failed_ends_without_containerd,
     a_daemon_whose_start_was_killed_ends,
 ];
@@ -127,6 +131,40 @@ async fn delete_after_a_cancelled_create_leaves_the_id_free() -> Result<()> {
     let client = pod.run_start().await?;
     client.create(soon(), &pod.creation()).await?;
     ensure!(pod.delete(&client).await?.exit_status == 137);
+    pod.finish(&client).await
+}
+
+/// containerd is restarted while Delete waits for the reader of the output: its new process calls Delete, too.
+async fn a_second_delete_takes_over_from_a_caller_that_left() -> Result<()> {
+    let (pod, client, _reader) = printed("takeover").await?;
+    let exit = pod.wait(&client).await?;
+    let address = pod.address.clone();
+    let request = DeleteRequest {
+        id: pod.id.clone(),
+        ..Default::default()
+    };
+    let leave = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(async {
+            let first = TaskClient::new(Client::connect(&address).await?);
+            // The shim refuses one of the two because the other is under way.
+            let refusal = tokio::select! {
+                answer = first.delete(soon(), &request) => answer,
+                answer = first.delete(soon(), &request) => answer,
+            };
+            refused(refusal)
+        })
+        // The end of the runtime closes the connection.
+    };
+    let (code, message) = tokio::task::spawn_blocking(leave).await??;
+    ensure!(code == Code::FAILED_PRECONDITION, "{code:?} {message}");
+    let deleted = pod.delete(&client).await?;
+    ensure!(
+        deleted.exit_status == exit.exit_status && deleted.exited_at == exit.exited_at,
+        "{deleted:?} after {exit:?}"
+    );
     pod.finish(&client).await
 }
 

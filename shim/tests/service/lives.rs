@@ -182,7 +182,7 @@ async fn a_slow_reader_stops_the_writer() -> Result<()> {
 }
 
 /// A task that prints a word and exits, whose reader has not read it yet.
-async fn printed(id: &str) -> Result<(Pod, TaskClient, File)> {
+pub async fn printed(id: &str) -> Result<(Pod, TaskClient, File)> {
     let (pod, client) = Pod::start(id, "", &["print", "word", ""]).await?;
     let stdout = pod.fifo("out")?;
     let mut creation = pod.creation();
