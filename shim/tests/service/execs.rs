@@ -21,12 +21,11 @@ cases![
     a_vmm_that_dies_while_an_exec_starts,
     events_wait_in_order_while_containerd_is_stopped,
     many_execs_leak_no_descriptors_or_memory,
-    two_hundred_execs_with_three_streams_run_at_once,
     an_exec_s_output_is_complete_though_the_only_container_exited,
 ];
 
 /// A pod whose init sleeps.
-async fn sleeping(id: &str) -> Result<(Pod, TaskClient, Remote)> {
+pub async fn sleeping(id: &str) -> Result<(Pod, TaskClient, Remote)> {
     let (pod, client) = Pod::start(id, "", &["sleep"]).await?;
     client.create(soon(), &pod.creation()).await?;
     let init = Remote::init(&client, id);
@@ -34,31 +33,11 @@ async fn sleeping(id: &str) -> Result<(Pod, TaskClient, Remote)> {
     Ok((pod, client, init))
 }
 
-async fn end(pod: &Pod, client: &TaskClient, init: &Remote) -> Result<()> {
+pub async fn end(pod: &Pod, client: &TaskClient, init: &Remote) -> Result<()> {
     init.kill(9).await?;
     init.wait().await?;
     init.delete().await?;
     pod.finish(client).await
-}
-
-async fn two_hundred_execs_with_three_streams_run_at_once() -> Result<()> {
-    let (pod, client, init) = sleeping("crowd").await?;
-    let (stdin, output) = (pod.fifo("in")?, pod.path().join("out"));
-    let execs: Vec<Remote> = (0..200)
-        .map(|n| Remote::exec(&client, "crowd", &format!("e{n}")))
-        .collect();
-    for exec in &execs {
-        let mut request = exec.request(&["sleep"]);
-        request.stdin = stdin.display().to_string();
-        request.stdout = format!("file://{}", output.display());
-        request.stderr = request.stdout.clone();
-        exec.add(&request).await?;
-        exec.start().await?;
-    }
-    for exec in &execs {
-        ensure!(exec.state().await?.status.value() == 2, "it does not run");
-    }
-    end(&pod, &client, &init).await
 }
 
 async fn an_exec_s_life_and_its_events() -> Result<()> {

@@ -5,6 +5,7 @@
 
 mod bootstrap;
 mod codes;
+mod crowds;
 mod execs;
 mod failures;
 mod fake_agent;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         lives::ALL,
         pods::ALL,
         execs::ALL,
+        crowds::ALL,
         tasks::ALL,
         hooks::ALL,
         codes::ALL,
