@@ -280,6 +280,8 @@ fn is_marked(directory: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -320,5 +322,31 @@ mod tests {
                 "{path}"
             );
         }
+    }
+
+    #[test]
+    fn a_process_that_has_not_exited_is_waited_for_until_the_deadline() {
+        if !rustix::process::getuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let cgroup = Cgroup::plan(Some("/nacre-test-populated/a"), "populated").unwrap();
+        cgroup.make().unwrap();
+        let mut process = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        fs::write(cgroup.path().join("cgroup.procs"), process.id().to_string()).unwrap();
+        let begun = Instant::now();
+        let early = cgroup.wait_until_empty(begun + Duration::from_millis(300));
+        let took = begun.elapsed();
+        cgroup.kill().unwrap();
+        cgroup.wait_until_empty(begun + Duration::from_secs(20)).unwrap();
+        process.wait().unwrap();
+        assert!(took >= Duration::from_millis(300), "{took:?}");
+        let want = format!(
+            "cgroup {}: a killed process in it has not exited",
+            cgroup.path().display()
+        );
+        assert_eq!(early.unwrap_err().to_string(), want);
+        cgroup.remove().unwrap();
+        cgroup.wait_until_empty(begun).unwrap();
     }
 }

@@ -182,4 +182,26 @@ mod tests {
         kill_processes(&pod_of(other.id(), Some(started))).unwrap();
         assert!(!other.wait().unwrap().success());
     }
+
+    /// As a process that sleeps in the kernel for ever. The directory stands in for its cgroup.
+    #[test]
+    fn a_process_that_does_not_end_is_reported_before_containerd_gives_up() {
+        let cgroup = tempfile::tempdir().unwrap();
+        let events = cgroup.path().join("cgroup.events");
+        fs::write(&events, "populated 1\nfrozen 0\n").unwrap();
+        let pod = Pod {
+            cgroup: Some(cgroup.path().to_owned()),
+            ..pod_of(0, None)
+        };
+        let begun = Instant::now();
+        let error = kill_processes(&pod).unwrap_err().to_string();
+        let took = begun.elapsed();
+        assert!(error.contains("a killed process in it has not exited"), "{error}");
+        assert!(error.contains(&cgroup.path().display().to_string()), "{error}");
+        assert!((END_DEADLINE..Duration::from_secs(5)).contains(&took), "{took:?}");
+        assert_eq!(
+            fs::read_to_string(cgroup.path().join("cgroup.kill")).unwrap(),
+            "1"
+        );
+    }
 }
