@@ -5,15 +5,21 @@
 
 #[path = "control/common.rs"]
 mod common;
+#[path = "control/disk.rs"]
+mod disk;
 mod guest;
 #[path = "control/memory.rs"]
 mod memory;
 #[path = "control/network.rs"]
 mod network;
+#[path = "control/outcomes.rs"]
+mod outcomes;
 #[path = "control/pause.rs"]
 mod pause;
 #[path = "control/template.rs"]
 mod template;
+#[path = "control/used_calls.rs"]
+mod used_calls;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -24,18 +30,19 @@ use nacre_protocol::BUILD_ID;
 use nacre_protocol::console::RING_BYTES;
 use nacre_protocol::control::{
     Answer, Channel, Configure, DeviceConfig, Error, ErrorText, FdIndex, FromVmm, MAX_DEVICES, MAX_FDS,
-    Outcome, Request, TemplateFiles, ToVmm,
+    Request, TemplateFiles, ToVmm,
 };
 use nacre_protocol::guest::SHARED_TAG;
 use nacre_protocol::stream_table::TABLE_BYTES;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde_json::{Value, json};
 
-use guest::{PANIC, POWER_OFF, RESET, kernel, kvm, write_port};
+use guest::{kernel, kvm};
 
 struct Vmm {
     child: Child,
     control: Channel,
+    console: File,
 }
 
 impl Vmm {
@@ -59,9 +66,12 @@ impl Vmm {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
+        let console = tempfile::tempfile().unwrap();
+        console.set_len(RING_BYTES).unwrap();
         Some(Self {
             child,
             control: Channel::new(ours),
+            console,
         })
     }
 
@@ -71,8 +81,6 @@ impl Vmm {
 
     /// With `more` descriptors after those of [`configure`].
     fn configure_with(&self, configure: Configure, kernel: &File, more: &[RawFd]) {
-        let console = tempfile::tempfile().unwrap();
-        console.set_len(RING_BYTES).unwrap();
         let mut initrd = tempfile::tempfile().unwrap();
         initrd.write_all(INITRD).unwrap();
         let kvm: OwnedFd = kvm().unwrap_or_else(|| File::open("/dev/null").unwrap()).into();
@@ -82,7 +90,7 @@ impl Vmm {
             kvm.as_raw_fd(),
             kernel.as_raw_fd(),
             initrd.as_raw_fd(),
-            console.as_raw_fd(),
+            self.console.as_raw_fd(),
             stream_table.as_raw_fd(),
         ];
         let message: ToVmm = ToVmm::Configure(configure);
@@ -177,48 +185,11 @@ fn configure() -> Configure {
     }
 }
 
-/// Runs a guest with `code`, checks the messages before the last one, and returns the outcome in that.
-fn outcome(code: &[u8]) -> Option<Outcome> {
-    if kvm().is_none() {
-        println!("skipped: no /dev/kvm");
-        return None;
-    }
-    let vmm = Vmm::start()?;
-    vmm.configure(configure(), &kernel(code));
-    let messages = vmm.messages();
-    let running = messages.iter().position(|message| *message == FromVmm::Running);
-    let running = running.unwrap_or_else(|| panic!("never ran: {messages:?}"));
-    let mut last = 0;
-    for message in &messages[..running] {
-        let FromVmm::Step(step) = message else {
-            panic!("{message:?} before Running")
-        };
-        assert!(step.done_ns >= last, "{messages:?}");
-        last = step.done_ns;
-    }
-    let [FromVmm::Ended(outcome)] = &messages[running + 1..] else {
-        panic!("{messages:?}")
-    };
-    assert!(vmm.close().success());
-    Some(outcome.clone())
-}
-
 /// Starts the VMM with a configuration that it refuses; returns step, error and hint.
 fn failure(configure: Configure, kernel: &File) -> Option<(String, String, Option<String>)> {
     let vmm = Vmm::start()?;
     vmm.configure(configure, kernel);
     Some(vmm.failure())
-}
-
-#[test]
-fn power_off_reset_and_panic_are_different_outcomes() {
-    let off = outcome(&write_port(POWER_OFF));
-    if off.is_none() {
-        return;
-    }
-    assert_eq!(off, Some(Outcome::PowerOff));
-    assert!(matches!(outcome(&write_port(RESET)), Some(Outcome::Reset { .. })));
-    assert_eq!(outcome(&write_port(PANIC)), Some(Outcome::Panic));
 }
 
 /// `in al, 0x99; hlt`, in a loop. No interrupt ends the hlt.

@@ -4,6 +4,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use nacre_protocol::control::Outcome;
 use nacre_vmm::config::{Config, ConsoleOutput};
 use nacre_vmm::jail::Confinement;
 use nacre_vmm::machine::{self, DeviceBuilder, Machine, Resources};
@@ -13,6 +14,7 @@ use nacre_vmm::snapshot::{Images, Target};
 use nacre_vmm::virtio::{fs, vsock};
 use tempfile::TempDir;
 
+use super::guest::{POWER_OFF, write_port};
 use super::*;
 
 /// No connection is expected.
@@ -270,4 +272,27 @@ fn a_template_that_can_t_be_used_is_named_and_the_guest_boots() {
         let changed = template.with_state(change);
         refused(with_template(), &template.kernel, &changed, expected);
     }
+}
+
+/// As templates are saved, except that no agent is waited for.
+#[test]
+fn a_restored_guest_is_saved_again_in_the_jail() {
+    let Some(template) = Template::new() else { return };
+    if !nix::unistd::geteuid().is_root() {
+        return println!("skipped: not root");
+    }
+    let kernel = format!("/proc/{}/fd/{}", std::process::id(), template.kernel.as_raw_fd());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nacre-vmm"));
+    command
+        .args(["--kernel", &kernel, "--initrd"])
+        .arg(template.path("initramfs"));
+    command.arg("--restore").arg(template.path("snapshot"));
+    command.arg("--save").arg(template.path("again"));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let memory = |name: &str| std::fs::read(template.path(name).join("memory")).unwrap();
+    assert!(
+        memory("snapshot") == memory("again"),
+        "the guest's memory differs"
+    );
 }

@@ -37,6 +37,12 @@ impl Profile {
     pub(super) fn calls(&self) -> impl Iterator<Item = &'static Call> {
         self.calls.iter().copied().flatten()
     }
+
+    /// Those that not every thread may make.
+    pub fn own_calls(&self) -> impl Iterator<Item = &'static Call> {
+        // The first table is that of all threads.
+        self.calls.iter().skip(1).copied().flatten()
+    }
 }
 
 /// Runs a vCPU.
