@@ -113,7 +113,7 @@ pub fn prepare_for_containers() -> Result<(), Error> {
         )
         .map_err(Error::system(format!("setting resource limit {resource:?}")))?;
     }
-    crate::runtime::bring_loopback_up().map_err(Error::system("bringing the loopback device up"))
+    crate::loopback::bring_up().map_err(Error::system("bringing the loopback device up"))
 }
 
 /// Enables [`CONTROLLERS`] for the children of the cgroup in `directory`.

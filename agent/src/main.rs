@@ -24,6 +24,7 @@ mod forward;
 mod guest_init;
 mod kernel_reports;
 mod keyring;
+mod loopback;
 mod memory;
 mod network;
 mod own_program;

@@ -225,6 +225,9 @@ impl DiskOverlay {
     }
 }
 
+/// Most layers of an overlay that are disks. A VM has at most 24 disks.
+pub const MAX_LAYERS: usize = 16;
+
 /// The layers of an overlay that are only read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LowerLayers {

@@ -19,8 +19,8 @@ use rustix::thread::{
 
 use super::SharedInit;
 use crate::error::Error;
+use crate::loopback;
 use crate::reaper::Reaper;
-use crate::runtime::bring_loopback_up;
 
 /// The network namespace of the agent's process.
 const NETWORK: &str = "/proc/self/ns/net";
@@ -75,7 +75,7 @@ fn enter_others(pid: Pid) -> Result<(), Error> {
     move_into_thread_name_spaces(holder.as_fd(), namespaces).map_err(Error::system(step))?;
     // It is set once: `enter_users` has checked that.
     let _ = INITIAL_NETWORK.set(initial.into());
-    bring_loopback_up().map_err(Error::system("bringing the loopback device up"))
+    loopback::bring_up().map_err(Error::system("bringing the loopback device up"))
 }
 
 /// Calls `work` in the guest's initial network namespace, with that of the pod as its argument. None if they

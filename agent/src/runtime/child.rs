@@ -15,7 +15,7 @@ use rustix::process::DumpableBehavior;
 
 use super::destinations::{self, Arranged};
 use super::namespaces::{self, Namespaces};
-use super::{FromChild, InitRequest, bring_loopback_up, dev, hooks, paths, restrictions, root, workdir};
+use super::{FromChild, InitRequest, dev, hooks, paths, restrictions, root, workdir};
 use crate::child::{
     Failure, at, become_user, limits, load_seccomp, open_terminal, set_scheduling, set_stdio,
 };
@@ -190,7 +190,7 @@ fn set_up(
 fn enter(namespaces: &Namespaces, spec: &Spec) -> Result<(), Failure> {
     namespaces.enter_others()?;
     if namespaces.makes(Kind::Network) {
-        bring_loopback_up().map_err(at("bringing the loopback device up"))?;
+        crate::loopback::bring_up().map_err(at("bringing the loopback device up"))?;
     }
     if namespaces.makes(Kind::Uts) {
         if let Some(name) = spec.hostname().as_ref().filter(|name| !name.is_empty()) {

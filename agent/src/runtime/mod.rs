@@ -15,7 +15,6 @@ mod destinations;
 mod dev;
 mod forerunner;
 mod hooks;
-mod loopback;
 mod mount_attributes;
 mod mounts;
 mod namespaces;
@@ -26,7 +25,6 @@ mod root;
 mod tree;
 mod workdir;
 
-pub use loopback::bring_up as bring_loopback_up;
 pub use restrictions::Restriction;
 
 use std::fs::{self, File};

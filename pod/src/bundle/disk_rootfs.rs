@@ -3,14 +3,11 @@
 
 use std::path::Path;
 
-use crate::mount::{Disk, DiskFileSystem, DiskOverlay, DiskSource, LowerLayers, Mount, Rootfs};
+use crate::mount::{Disk, DiskFileSystem, DiskOverlay, DiskSource, LowerLayers, MAX_LAYERS, Mount, Rootfs};
 use crate::rootfs::writable_layer;
 
 /// File systems that the guest's kernel mounts from a disk.
 const FILE_SYSTEMS: [&str; 2] = ["ext4", "erofs"];
-
-/// Most layers of an overlay that are disks. A VM has at most 24 disks.
-pub const MAX_LAYERS: usize = 16;
 
 /// The root file system of these mounts of a snapshotter. `template` is what a writable layer that is a disk is to be
 /// a copy of; without it, the host writes the layer.

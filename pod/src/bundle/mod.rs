@@ -22,7 +22,7 @@ use crate::mount::{Disk, Extent, HostMount, Mount, Rootfs};
 use crate::pod_files;
 use crate::pod_spec::{Lifetime, oom_score_adj};
 use crate::size::Limits;
-pub use disk_rootfs::{MAX_LAYERS, has_images, upper_directory};
+pub use disk_rootfs::{has_images, upper_directory};
 pub use namespaces::{Pids, Pod};
 
 /// Where the host's kernel shows files that it makes when they are read.

@@ -5,8 +5,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::bundle::MAX_LAYERS;
-use crate::mount::Mount;
+use crate::mount::{MAX_LAYERS, Mount};
 
 /// In the directory of a layer: its mount point, and beside it the image.
 const MOUNT_POINT: &str = "fs";
