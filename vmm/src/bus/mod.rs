@@ -4,7 +4,7 @@
 //! Lock order: each device has one lock, taken only here and only one at a time. A transport has a second one
 //! ([`crate::transport::pci`]), taken after it; the machine, which pauses the device, takes only that one.
 #![cfg_attr(
-    not(test),
+    not(any(test, feature = "fuzzing")),
     deny(
         clippy::unwrap_used,
         clippy::expect_used,

@@ -2,7 +2,7 @@
 //! registers, the I/O APIC and the PCI bus; vCPU threads call them on each access. The VM generation id is in
 //! memory. The guest chooses all values, so no code here may panic on any.
 #![cfg_attr(
-    not(test),
+    not(any(test, feature = "fuzzing")),
     deny(
         clippy::unwrap_used,
         clippy::expect_used,

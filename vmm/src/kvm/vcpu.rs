@@ -2,7 +2,7 @@
 //! buses, counts exits, sets the VM's outcome, and takes [`orders`] to run and to pause. It never touches a
 //! virtqueue and blocks on nothing but the guest and its orders. [`state`] has the chart of its states.
 #![cfg_attr(
-    not(test),
+    not(any(test, feature = "fuzzing")),
     deny(
         clippy::unwrap_used,
         clippy::expect_used,
