@@ -45,6 +45,7 @@ mod rootfs;
 mod sandbox;
 mod shared_mounts;
 mod size;
+mod splice;
 pub mod state;
 mod streams;
 pub mod sys;

@@ -7,14 +7,12 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
-use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
+use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::splice::splice_once;
 use crate::sys;
-
-/// Most bytes of one splice: the default capacity of a pipe.
-const CHUNK: usize = 64 * 1024;
 
 /// Copies between `client` and `stream`, both non-blocking, until both directions have ended. The end of one
 /// is passed on while the other goes on.
@@ -58,12 +56,9 @@ async fn splice_when(
 ) -> io::Result<usize> {
     loop {
         let mut ready = side.ready(interest).await?;
-        let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
-        match splice(&from, None, &to, None, CHUNK, flags) {
-            Ok(length) => return Ok(length),
-            Err(Errno::AGAIN) => ready.clear_ready(),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+        match splice_once(&from, &to)? {
+            Some(length) => return Ok(length),
+            None => ready.clear_ready(),
         }
     }
 }

@@ -8,15 +8,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::unix::AsyncFd;
 
 use super::read_out;
+use crate::splice::splice_once;
 use crate::sys;
 
-/// Most bytes of one splice: the default capacity of a FIFO.
-const CHUNK: usize = 64 * 1024;
 /// Most splices in a row before other tasks run.
 const TURN: usize = 16;
 
@@ -117,19 +114,10 @@ enum Turn {
 
 fn splice_turn(from: &OwnedFd, to: &OwnedFd, moved: &impl Fn()) -> io::Result<Turn> {
     for _ in 0..TURN {
-        match splice(
-            from,
-            None,
-            to,
-            None,
-            CHUNK,
-            SpliceFlags::NONBLOCK | SpliceFlags::MOVE,
-        ) {
-            Ok(0) => return Ok(Turn::Ended),
-            Ok(_) => moved(),
-            Err(Errno::AGAIN) => return Ok(Turn::Blocked),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+        match splice_once(from, to)? {
+            Some(0) => return Ok(Turn::Ended),
+            Some(_) => moved(),
+            None => return Ok(Turn::Blocked),
         }
     }
     Ok(Turn::Blocked)
