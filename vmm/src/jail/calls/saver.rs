@@ -28,10 +28,7 @@ pub const CALLS: &[Call] = &[
         ],
         "interrupts the driver of the serial port, and for the generation id; reads the guest's clock; logs its writes",
     ),
-    any(
-        libc::SYS_pwrite64,
-        "writes the snapshot, and the console's last line to its ring",
-    ),
+    any(libc::SYS_pwrite64, "writes the snapshot"),
     any(libc::SYS_ftruncate, "sets the size of the file of guest memory"),
     any(
         libc::SYS_fallocate,
