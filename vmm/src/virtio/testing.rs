@@ -7,6 +7,8 @@
     allow(dead_code, unused_imports, reason = "the fuzzer needs a part")
 )]
 
+#[cfg(test)]
+mod allocations;
 mod chains;
 mod hammer;
 
@@ -113,6 +115,9 @@ pub struct Signals {
     /// Configuration change notifications.
     pub config: u64,
     pub needs_reset: u64,
+    /// Allocations of the thread that sent the last notification, the worker, up to then.
+    #[cfg(test)]
+    pub allocations: u64,
 }
 
 /// Counts a device's notifications, and wakes the test that waits for them.
@@ -137,7 +142,13 @@ impl Interrupts {
     }
 
     fn change(&self, change: impl FnOnce(&mut Signals)) {
-        change(&mut self.signals());
+        let mut signals = self.signals();
+        change(&mut signals);
+        #[cfg(test)]
+        {
+            signals.allocations = allocations::of_this_thread();
+        }
+        drop(signals);
         self.changed.notify_all();
     }
 }

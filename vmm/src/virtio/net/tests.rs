@@ -2,6 +2,7 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "sizes of a test guest are small")]
 
+mod allocations;
 mod malformed;
 mod pairs;
 mod pause;
