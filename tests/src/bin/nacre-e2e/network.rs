@@ -15,7 +15,10 @@ use crate::{Test, core, test};
 use nacre_tests::leaks::{only_process, send_sigkill};
 
 pub const TESTS: &[Test] = &[
-    core("network: TCP, fragments and routes, both ways", both_ways),
+    core(
+        "network: TCP, fragments, routes and neighbours, both ways",
+        both_ways,
+    ),
     test("network: an MTU of 9000 and 16 links; 17 are refused", many_links),
     test("network: what can't be tied is refused by name", refused),
     test(
@@ -141,14 +144,16 @@ fn both_ways() -> Result<()> {
         "ip -n {pod} route add default via 10.0.0.1 metric 7
          ip -n {pod} route add 192.0.2.7 dev eth0
          ip -n {pod} route add 198.51.100.0/24 via 192.0.2.7 mtu 1300
-         ip -n {pod} -6 route add default via fd00:0::1"
+         ip -n {pod} -6 route add default via fd00:0::1
+         ip -n {pod} neigh add 10.0.0.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent
+         ip -n {pod} neigh add fd00:0::77 lladdr 02:00:00:00:00:78 dev eth0 nud permanent"
     ))?;
     let before = network.shown()?;
     let routes = |family: &str| sh(&format!("ip netns exec {pod} /bin/busybox ip {family} route"));
     let on_host = [routes("-4")?, routes("-6")?];
     let script = "nc -ll -p 80 -e cat & until netstat -ltn | grep -q ':80 .*LISTEN'; do usleep 10000; done
         ping -c 1 -W 20 -s 4000 10.0.0.1 >/dev/null && ping -6 -c 1 -W 20 -s 4000 fd00:0::1 >/dev/null && echo reached
-        cat; ip -4 route; echo; ip -6 route";
+        cat; ip -4 route; echo; ip -6 route; ip neigh";
     let (id, flag) = (fresh_id("net"), network.flag());
     let run = Run {
         flags: &["--with-ns", &flag],
@@ -173,6 +178,16 @@ fn both_ways() -> Result<()> {
         ensure!(
             shown.contains(line.trim()),
             "the route {line:?} is missing in:\n{shown}"
+        );
+    }
+    for neighbour in [
+        "10.0.0.77 dev eth0 lladdr 02:00:00:00:00:77",
+        "fd00::77 dev eth0 lladdr 02:00:00:00:00:78",
+    ] {
+        let is_permanent = |line: &str| line.contains(neighbour) && line.contains("PERMANENT");
+        ensure!(
+            shown.lines().any(is_permanent),
+            "the neighbour {neighbour:?} is missing in:\n{shown}"
         );
     }
     network.is_as_before(&before)?;

@@ -29,7 +29,7 @@ pub const CASES: &[Case] = &[
     in_pod("network: an unprivileged user serves port 80", &POD, unprivileged),
     calls("network: MTU 1400", |node| mtu(node, "1400", 1372)).long(),
     calls("network: MTU 9000", |node| mtu(node, "9000", 8972)),
-    calls("network: a host port, TCP", host_port),
+    calls("network: a host port, TCP and UDP", host_port),
     calls("network: rates from annotations hold", rates),
     calls("network: 4 interfaces", |node| many_links(node, "3")),
     calls("network: 16 interfaces", |node| many_links(node, "15")).long(),
@@ -163,22 +163,28 @@ pub fn echo_datagrams(port: u16) -> Result<()> {
     }
 }
 
+/// Whether a datagram of `size` bytes that is sent from `from` to `to` comes back unchanged.
+fn echoed(from: &str, to: &str, size: usize) -> Result<bool> {
+    let socket = UdpSocket::bind((from, 0))?;
+    socket.set_read_timeout(Some(DEADLINE))?;
+    socket.connect(to)?;
+    let data: Vec<u8> = b"0123456789\n".iter().copied().cycle().take(size).collect();
+    socket.send(&data)?;
+    let mut back = vec![0; 65536];
+    let length = socket
+        .recv(&mut back)
+        .with_context(|| format!("{size} bytes to {to}"))?;
+    Ok(back.get(..length) == Some(&data))
+}
+
 fn udp(pod: &Pod<'_>) -> Result<Outcome> {
     let server = pod.start("", this_program(&["--echo-datagrams", "7000"])?)?;
     server.prints("up")?;
     let mut seen = String::new();
     for (host, address) in HOST.iter().zip(pod.addresses()?) {
-        let socket = UdpSocket::bind((*host, 0))?;
-        socket.set_read_timeout(Some(DEADLINE))?;
-        socket.connect(at(&address, 7000))?;
         for size in [0, 1, 1472, 8000, 60000] {
-            let data: Vec<u8> = b"0123456789\n".iter().copied().cycle().take(size).collect();
-            socket.send(&data)?;
-            let mut back = vec![0; 65536];
-            let length = socket
-                .recv(&mut back)
-                .with_context(|| format!("{size} bytes to {address}"))?;
-            seen.push_str(&format!("{size}: {}\n", back.get(..length) == Some(&data)));
+            let same = echoed(host, &at(&address, 7000), size)?;
+            seen.push_str(&format!("{size}: {same}\n"));
         }
     }
     Ok(Outcome::text(seen))
@@ -240,12 +246,20 @@ fn mtu(node: &Node, mtu: &str, payload: usize) -> Result<Outcome> {
 }
 
 fn host_port(node: &Node) -> Result<Outcome> {
-    let mapping = json!({"port_mappings": [{"protocol": "TCP", "container_port": 80, "host_port": 18080}]});
+    let mapping = json!({"port_mappings": [
+        {"protocol": "TCP", "container_port": 80, "host_port": 18080},
+        {"protocol": "UDP", "container_port": 7000, "host_port": 18080},
+    ]});
     let pod = node.pod(mapping)?;
     let _server = web_server(&pod, 80)?;
+    let echo = pod.start("", this_program(&["--echo-datagrams", "7000"])?)?;
+    echo.prints("up")?;
     let mut seen = String::new();
     for host in HOST {
         seen.push_str(&String::from_utf8_lossy(&get(&at(host, 18080), "hello")?));
+        for size in [1, 1400, 8000] {
+            seen.push_str(&format!("{size}: {}\n", echoed(host, &at(host, 18080), size)?));
+        }
     }
     pod.remove()?;
     for program in ["iptables-save", "ip6tables-save"] {
