@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::PLAIN;
+use super::network::{time_from_pod, time_to_pod};
 use crate::containerd::Runtime;
 use crate::containerd::ctr::{DEADLINE, output};
 use crate::cri::node::Node;
@@ -60,7 +61,9 @@ pub const CASES: &[Case] = &[
     calls("limits: resized up and down under load, and all figures agree", resized).long(),
     calls("figures: of a container", of_container),
     calls("figures: grow with the work", grow),
+    calls("figures: of a writable layer", writable_layer),
     calls("figures: of a pod", of_pod).since("1.7"),
+    calls("figures: of a pod's network", of_network).since("1.7"),
 ];
 
 const CGROUP_FILES: &str = "cd /sys/fs/cgroup; cat memory.max cpu.max cpu.weight; cat memory.swap.max";
@@ -281,6 +284,79 @@ fn grow(node: &Node) -> Result<Outcome> {
     ensure!(cpu > 50_000_000, "{cpu} ns after work of {times}");
     pod.remove()?;
     Ok(Outcome::text("as expected"))
+}
+
+/// A writable layer's bytes and inodes. containerd counts them every 10 s; a container that it has not counted yet has
+/// none.
+fn layer(node: &Node, container: &Container<'_>) -> Result<[u64; 2]> {
+    let stats = stats(node, container)?;
+    let of = |pointer: &str| stats.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
+    Ok([
+        of("/writable_layer/used_bytes/value"),
+        of("/writable_layer/inodes_used/value"),
+    ])
+}
+
+fn writable_layer(node: &Node) -> Result<Outcome> {
+    let pod = node.pod(Value::Null)?;
+    let container = pod.start("exec sleep 1000000", Value::Null)?;
+    container.output(
+        "head -c 3145728 /dev/urandom >/large; mkdir /many; cd /many; for i in $(seq 100); do : >$i; done; sync",
+    )?;
+    let until = Instant::now() + DEADLINE;
+    let [bytes, inodes] = loop {
+        match layer(node, &container)? {
+            [bytes, inodes] if inodes > 100 => break [bytes, inodes],
+            counted => ensure!(
+                Instant::now() < until,
+                "102 files written, counted are {counted:?}"
+            ),
+        }
+        container.output("sleep 1")?;
+    };
+    node.figure(&format!("writable layer: {bytes} bytes, {inodes} inodes"));
+    ensure!(
+        (3 * MIB..4 * MIB).contains(&bytes),
+        "3 MiB written, {bytes} bytes counted"
+    );
+    pod.remove()?;
+    Ok(Outcome::text(format!("{inodes} inodes")))
+}
+
+/// Bytes that a pod's first interface has received and sent.
+fn transferred(node: &Node, pod: &Pod<'_>) -> Result<[u64; 2]> {
+    let stats = node.call("PodSandboxStats", pod.request())?;
+    let of = |name: &str| {
+        figure(
+            &stats,
+            &format!("/stats/linux/network/default_interface/{name}/value"),
+        )
+    };
+    Ok([of("rx_bytes")?, of("tx_bytes")?])
+}
+
+/// What is sent to and from the pod is counted, each byte once: beside it are headers and acknowledgements.
+fn of_network(node: &Node) -> Result<Outcome> {
+    const TO_POD: u64 = 2_000_000;
+    const FROM_POD: u64 = 1_000_000;
+    let pod = node.pod(Value::Null)?;
+    let before = transferred(node, &pod)?;
+    time_to_pod(&pod, usize::try_from(TO_POD)?)?;
+    time_from_pod(&pod, usize::try_from(FROM_POD)?)?;
+    let after = transferred(node, &pod)?;
+    for (direction, sent, before, after) in [
+        ("received", TO_POD, before[0], after[0]),
+        ("sent", FROM_POD, before[1], after[1]),
+    ] {
+        let counted = after.saturating_sub(before);
+        node.figure(&format!("{direction} {sent} bytes, counted {counted}"));
+        ensure!(
+            (sent..sent + sent / 4).contains(&counted),
+            "{direction} {sent} bytes, counted {counted}"
+        );
+    }
+    pod.remove()?;
+    Ok(Outcome::text("both are counted"))
 }
 
 fn of_pod(node: &Node) -> Result<Outcome> {

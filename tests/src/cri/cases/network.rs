@@ -328,7 +328,7 @@ fn rates(node: &Node) -> Result<Outcome> {
 }
 
 /// How long a pod takes to receive `size` bytes from the host. Its end of the connection is closed when it has all.
-fn time_to_pod(pod: &Pod<'_>, size: usize) -> Result<Duration> {
+pub(super) fn time_to_pod(pod: &Pod<'_>, size: usize) -> Result<Duration> {
     let listener = TcpListener::bind((HOST[0], 0))?;
     let port = listener.local_addr()?.port();
     let script = format!("sleep 1000000 | nc {} {port} | wc -c", HOST[0]);
@@ -347,7 +347,7 @@ fn time_to_pod(pod: &Pod<'_>, size: usize) -> Result<Duration> {
 }
 
 /// How long the host takes to receive `size` bytes from a pod.
-fn time_from_pod(pod: &Pod<'_>, size: usize) -> Result<Duration> {
+pub(super) fn time_from_pod(pod: &Pod<'_>, size: usize) -> Result<Duration> {
     let listener = TcpListener::bind((HOST[0], 0))?;
     let port = listener.local_addr()?.port();
     let script = format!("head -c {size} /dev/zero | nc {} {port}", HOST[0]);
