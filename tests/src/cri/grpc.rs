@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use h2::RecvStream;
-use h2::client::SendRequest;
+use h2::client::{ResponseFuture, SendRequest};
 use http::HeaderMap;
 use percent_encoding::percent_decode_str;
 use tokio::net::UnixStream;
@@ -50,9 +50,32 @@ pub struct Connection {
 /// The answers of a call, one after the other.
 pub struct Answers<'c> {
     connection: &'c Connection,
-    body: RecvStream,
+    /// Where they come from; the server sends its headers with the first of them.
+    response: Response,
     /// What has arrived and is not yet a whole message.
     pending: BytesMut,
+}
+
+enum Response {
+    Headers(ResponseFuture),
+    Body(RecvStream),
+}
+
+impl Response {
+    /// The body, once the headers have come; a refusal by the server is an error.
+    async fn body(&mut self) -> Result<&mut RecvStream> {
+        if let Self::Headers(headers) = self {
+            let response = headers.await?;
+            if let Some(status) = status(response.headers())? {
+                return Err(status.into());
+            }
+            *self = Self::Body(response.into_body());
+        }
+        match self {
+            Self::Body(body) => Ok(body),
+            Self::Headers(_) => bail!("the answer has no body"),
+        }
+    }
 }
 
 impl Connection {
@@ -96,7 +119,7 @@ impl Connection {
     /// If there is none within `within`, or the connection fails; a refusal by the server is the inner error.
     pub fn call(&self, path: &str, message: &[u8], within: Duration) -> Result<Result<Bytes, Status>> {
         let answer = async {
-            let mut response = self.request(path, message).await?;
+            let mut response = self.request(path, message).await?.await?;
             if let Some(status) = status(response.headers())? {
                 return Ok(Err(status));
             }
@@ -112,28 +135,19 @@ impl Connection {
         self.within(within, answer)
     }
 
-    /// Sends `message` and returns what reads the answers.
+    /// Sends `message` and returns what reads the answers. Does not wait for the first.
     ///
     /// # Errors
     /// As [`Self::call`].
-    pub fn stream(
-        &self,
-        path: &str,
-        message: &[u8],
-        within: Duration,
-    ) -> Result<Result<Answers<'_>, Status>> {
-        let response = self.within(within, self.request(path, message))?;
-        if let Some(status) = status(response.headers())? {
-            return Ok(Err(status));
-        }
-        Ok(Ok(Answers {
+    pub fn stream(&self, path: &str, message: &[u8], within: Duration) -> Result<Answers<'_>> {
+        Ok(Answers {
             connection: self,
-            body: response.into_body(),
+            response: Response::Headers(self.within(within, self.request(path, message))?),
             pending: BytesMut::new(),
-        }))
+        })
     }
 
-    async fn request(&self, path: &str, message: &[u8]) -> Result<http::Response<RecvStream>> {
+    async fn request(&self, path: &str, message: &[u8]) -> Result<ResponseFuture> {
         let request = http::Request::post(format!("http://localhost{path}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
@@ -145,7 +159,7 @@ impl Connection {
         frame.put_u32(u32::try_from(message.len())?);
         frame.put_slice(message);
         body.send_data(frame.freeze(), true)?;
-        Ok(response.await?)
+        Ok(response)
     }
 
     fn within<A>(&self, within: Duration, answer: impl Future<Output = Result<A>>) -> Result<A> {
@@ -159,10 +173,11 @@ impl Answers<'_> {
     /// The next answer; None at their end.
     ///
     /// # Errors
-    /// If none arrives within `within`, or the connection fails.
+    /// If none arrives within `within`, the server refuses the call, or the connection fails.
     pub fn next(&mut self, within: Duration) -> Result<Option<Bytes>> {
-        let (body, pending) = (&mut self.body, &mut self.pending);
+        let (response, pending) = (&mut self.response, &mut self.pending);
         self.connection.within(within, async {
+            let body = response.body().await?;
             loop {
                 if let Some(message) = split(pending)? {
                     return Ok(Some(message));

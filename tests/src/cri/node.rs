@@ -138,7 +138,7 @@ impl Node {
     pub fn stream(&self, method: &str, request: &Value) -> Result<Stream<'_>> {
         let method = self.schema.method(method)?;
         let bytes = method.encode(request)?;
-        let answers = self.connection.stream(&method.path, &bytes, DEADLINE)??;
+        let answers = self.connection.stream(&method.path, &bytes, DEADLINE)?;
         Ok(Stream { method, answers })
     }
 
