@@ -43,6 +43,7 @@ mod poststop;
 mod process_id;
 mod rootfs;
 mod sandbox;
+mod scheduling;
 mod shared_mounts;
 mod size;
 mod splice;

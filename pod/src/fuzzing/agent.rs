@@ -16,9 +16,9 @@ use nacre_fuzzing::Input;
 use super::sized;
 use crate::guest::{CallError, Guest, SIGKILL};
 use crate::guest_text::{MAX_MESSAGE, MAX_NAME};
-use crate::patience;
 use crate::pod_spec::PodSpec;
 use crate::process_id::ProcessId;
+use crate::scheduling::Scheduled;
 
 /// Frames are sent until they are this long together: less than the socket holds.
 const MAX_BYTES: usize = 128 << 10;
@@ -36,7 +36,7 @@ pub fn agent(data: &[u8]) {
         let (ours, agent) = UnixStream::pair().unwrap();
         agent.set_nonblocking(true).unwrap();
         let mut agent = tokio::net::UnixStream::from_std(agent).unwrap();
-        let guest = Guest::new(OwnedFd::from(ours), patience::Vmm::of(0)).unwrap();
+        let guest = Guest::new(OwnedFd::from(ours), Scheduled::default()).unwrap();
         tokio::join!(lives(&guest), asks(&guest), waits(&guest), async {
             // Fails if the client has given up. The end of the stream ends every call.
             let _ = agent.write_all(&frames).await;

@@ -28,8 +28,9 @@ use ttrpc::context::Context;
 use crate::exit::Exit;
 use crate::guest_text::MAX_MESSAGE;
 use crate::log;
-use crate::patience::{self, Elapsed, within};
+use crate::patience::{Elapsed, within};
 use crate::process_id::ProcessId;
+use crate::scheduling::Scheduled;
 use crate::streams::TerminalSize;
 
 pub use self::call_error::CallError;
@@ -54,7 +55,7 @@ pub struct Guest {
     /// Notified when a call has timed out.
     timed_out: Arc<Notify>,
     /// Deadlines are longer while it waits for a CPU.
-    vmm: patience::Vmm,
+    vmm: Scheduled,
 }
 
 impl std::fmt::Debug for Guest {
@@ -101,7 +102,7 @@ impl Guest {
     ///
     /// # Errors
     /// If the descriptor is not a Unix socket that epoll accepts.
-    pub fn new(stream: OwnedFd, vmm: patience::Vmm) -> std::io::Result<Self> {
+    pub fn new(stream: OwnedFd, vmm: Scheduled) -> std::io::Result<Self> {
         let socket = Socket::try_from(UnixStream::from(stream))?;
         Ok(Self {
             client: AgentClient::new(Client::new(socket)),

@@ -84,7 +84,7 @@ async fn assert_undone<T>(call: impl AsyncFnOnce(&Guest) -> Result<T, CallError>
         .add_listener(Listener::try_from(listener).unwrap())
         .register_service(create_agent(Arc::new(LateAgent(reports))));
     server.start().await.unwrap();
-    let guest = Guest::new(UnixStream::connect(&socket).unwrap().into(), patience::Vmm::of(0)).unwrap();
+    let guest = Guest::new(UnixStream::connect(&socket).unwrap().into(), Scheduled::default()).unwrap();
     assert_eq!(call(&guest).await.err(), Some(CallError::TimedOut));
     for want in undone {
         let received = tokio::time::timeout(Duration::from_secs(60), reported.recv()).await;

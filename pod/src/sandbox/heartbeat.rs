@@ -22,7 +22,7 @@ use super::progress::until_ended;
 use super::queue::{Event, Queue};
 use super::{Sandbox, failed};
 use crate::guest::Guest;
-use crate::vm::Scheduled;
+use crate::scheduling::Threads;
 use crate::{clock, log};
 
 /// How often, and for how long.
@@ -46,11 +46,10 @@ const HINT: &str = "SIGKILL to a container's init ends the VM within 15 s (`ctr 
 impl Sandbox {
     /// Pings the agent for as long as the VM lives.
     pub(super) fn watch_heartbeat(&self, guest: Guest) {
-        let Some(vm) = &self.vm else { return };
-        let vmm = Scheduled {
-            pid: vm.pid(),
-            cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_owned()),
-        };
+        if self.vm.is_none() {
+            return;
+        }
+        let vmm = self.scheduled(Threads::Vcpus);
         let (mut progress, queue) = (self.progress.subscribe(), self.queue.clone());
         tokio::spawn(async move {
             let was_held_back = {

@@ -20,7 +20,8 @@ use crate::cgroup::Cgroup;
 use crate::error::StepFailed;
 use crate::guest::{CallError, Guest};
 use crate::network::Nic;
-use crate::patience::{self, within};
+use crate::patience::within;
+use crate::scheduling::{Scheduled, Threads};
 use crate::size::{Host, Limits, PodSize, VmSize};
 use crate::vm::{self, Boot, End, RequestError, Vm};
 use crate::{clock, container, log};
@@ -141,7 +142,7 @@ impl Sandbox {
     }
 
     fn set_up_agent(&mut self, stream: OwnedFd) {
-        let guest = match Guest::new(stream, self.watched_vmm()) {
+        let guest = match Guest::new(stream, self.scheduled(Threads::Vcpus)) {
             Ok(guest) => guest,
             Err(error) => return self.fail_vm(failed("set up guest", error, None)),
         };
@@ -241,15 +242,20 @@ impl Sandbox {
         });
     }
 
-    fn watched_vmm(&self) -> patience::Vmm {
-        patience::Vmm::of(self.vm.as_ref().map_or(0, Vm::pid))
+    /// The VMM, for who waits for it.
+    pub(super) fn scheduled(&self, which: Threads) -> Scheduled {
+        Scheduled {
+            pid: self.vm.as_ref().map_or(0, Vm::pid),
+            cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_owned()),
+            which,
+        }
     }
 
     /// Ends the VM if its agent does not answer Setup within `deadline`.
     pub(super) fn watch_boot(&self, deadline: Duration) {
         let mut progress = self.progress.subscribe();
         let queue = self.queue.clone();
-        let vmm = self.watched_vmm();
+        let vmm = self.scheduled(Threads::WhileBooting);
         tokio::spawn(async move {
             let known =
                 progress.wait_for(|progress| matches!(progress, Progress::Ready(_) | Progress::Ended(_)));

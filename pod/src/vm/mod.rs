@@ -9,7 +9,6 @@ mod end;
 mod memory;
 mod monitor;
 mod requests;
-mod scheduling;
 mod stderr_tail;
 
 use std::collections::BTreeMap;
@@ -47,7 +46,6 @@ pub(crate) use monitor::received;
 pub use monitor::{Event, VmmMonitor};
 pub use requests::RequestError;
 use requests::Requests;
-pub use scheduling::Scheduled;
 use stderr_tail::StderrTail;
 
 /// How long the VMM may take to answer a request that costs it no time. Emulated hosts take seconds for what
