@@ -33,20 +33,11 @@ pub async fn within<T>(
     vmm: &Scheduled,
     answer: impl Future<Output = T>,
 ) -> Result<T, Elapsed> {
-    let was_held_back = || {
-        let mut earlier = vmm.read();
-        move || {
-            let now = vmm.read();
-            let held = now.was_held_back(&earlier, SAMPLE);
-            earlier = now;
-            held
-        }
-    };
-    within_of(deadline, was_held_back, answer).await
+    within_of(deadline, || vmm.watch(), answer).await
 }
 
-/// Calls `watch` when the deadline has passed, and what that returns after each sample.
-async fn within_of<T, W: FnMut() -> bool>(
+/// Calls `watch` when the deadline has passed, and what that returns after each sample, with its length.
+async fn within_of<T, W: FnMut(Duration) -> bool>(
     deadline: Duration,
     watch: impl FnOnce() -> W,
     answer: impl Future<Output = T>,
@@ -64,7 +55,11 @@ async fn within_of<T, W: FnMut() -> bool>(
             return Ok(answer);
         }
         let is_late = begun.elapsed() > SAMPLE + MAX_LATE;
-        free = if was_held_back() || is_late { 0 } else { free + 1 };
+        free = if was_held_back(SAMPLE) || is_late {
+            0
+        } else {
+            free + 1
+        };
         if free == FREE {
             return Err(Elapsed);
         }
@@ -87,7 +82,7 @@ mod tests {
     async fn seconds(mut samples: u32) -> u64 {
         let begun = Instant::now();
         let watch = || {
-            move || {
+            move |_| {
                 samples = samples.saturating_sub(1);
                 samples > 0
             }
@@ -110,12 +105,12 @@ mod tests {
             sleep(DEADLINE * 3).await;
             "late"
         };
-        assert_eq!(within_of(DEADLINE, || || true, late).await, Ok("late"));
+        assert_eq!(within_of(DEADLINE, || |_| true, late).await, Ok("late"));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_in_time_is_taken_without_a_look_at_the_vmm() {
-        let watch = || -> fn() -> bool { panic!("the VMM is looked at") };
+        let watch = || -> fn(Duration) -> bool { panic!("the VMM is looked at") };
         assert_eq!(within_of(DEADLINE, watch, async { 7 }).await, Ok(7));
     }
 }

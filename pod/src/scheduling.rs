@@ -68,6 +68,18 @@ impl Scheduled {
             threads: threads.collect(),
         }
     }
+
+    /// Looks at the VMM now. What is returned tells, each time, [whether it was held back](Scheduling::was_held_back)
+    /// since the look before, which was that long ago.
+    pub fn watch(&self) -> impl FnMut(Duration) -> bool {
+        let mut earlier = self.read();
+        move |window| {
+            let now = self.read();
+            let was_held_back = now.was_held_back(&earlier, window);
+            earlier = now;
+            was_held_back
+        }
+    }
 }
 
 impl Scheduling {

@@ -52,18 +52,9 @@ impl Sandbox {
         let vmm = self.scheduled(Threads::Vcpus);
         let (mut progress, queue) = (self.progress.subscribe(), self.queue.clone());
         tokio::spawn(async move {
-            let was_held_back = {
-                let mut earlier = vmm.read();
-                move |window| {
-                    let now = vmm.read();
-                    let held = now.was_held_back(&earlier, window);
-                    earlier = now;
-                    held
-                }
-            };
             tokio::select! {
                 () = until_ended(&mut progress) => {}
-                () = beat(PACE, || guest.ping(), was_held_back, &queue) => {}
+                () = beat(PACE, || guest.ping(), vmm.watch(), &queue) => {}
             }
         });
     }
