@@ -15,6 +15,8 @@ use crate::containerd::ctr::{Output, output};
 pub struct LoopDevice {
     /// Its device node, such as "/dev/loop0".
     pub node: String,
+    /// Its number, major and minor.
+    pub number: (u32, u32),
 }
 
 impl LoopDevice {
@@ -27,23 +29,21 @@ impl LoopDevice {
         let mut setup = Command::new("losetup");
         setup.args(["--find", "--show"]).arg(file);
         let node = output(setup)?.success().context("losetup")?;
+        let node = node.trim().to_owned();
+        let number = fs::metadata(&node)?.rdev();
         Ok(Self {
-            node: node.trim().to_owned(),
+            node,
+            number: (rustix::fs::major(number), rustix::fs::minor(number)),
         })
     }
 
-    /// Adds it to the container of `spec` as `path`, with a rule for `access`; returns its number.
-    ///
-    /// # Errors
-    /// If the device does not exist.
-    pub fn add(&self, spec: &mut Value, path: &str, access: &str) -> Result<(u32, u32)> {
-        let number = fs::metadata(&self.node)?.rdev();
-        let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    /// Adds it to the container of `spec` as `path`, with a rule for `access`.
+    pub fn add(&self, spec: &mut Value, path: &str, access: &str) {
+        let (major, minor) = self.number;
         let device = json!({"type": "b", "path": path, "major": major, "minor": minor});
         let rule = json!({"allow": true, "type": "b", "major": major, "minor": minor, "access": access});
         push(&mut spec["linux"]["devices"], device);
         push(&mut spec["linux"]["resources"]["devices"], rule);
-        Ok((major, minor))
     }
 }
 

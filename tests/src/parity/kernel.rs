@@ -297,18 +297,15 @@ fn disk_limits(runtime: Runtime) -> Result<Outcome> {
         begun=$(cut -d . -f 1 /proc/uptime)
         dd if=/dev/disk of=/dev/null bs=64k iflag=direct 2>&1 | head -n 1
         test $(($(cut -d . -f 1 /proc/uptime) - begun)) -ge 3 && echo limited";
-    let mut added = Ok(());
-    let outcome = run_with(runtime, &["sh", "-c", script], |spec| {
+    let (major, minor) = device.number;
+    let limit = |rate: u64| json!([{"major": major, "minor": minor, "rate": rate}]);
+    let limits = json!({"throttleReadBpsDevice": limit(1 << 20), "throttleWriteBpsDevice": limit(2 << 20),
+        "throttleReadIOPSDevice": limit(4096), "throttleWriteIOPSDevice": limit(50)});
+    run_with(runtime, &["sh", "-c", script], |spec| {
         (LIMITS.change)(spec);
-        added = device.add(spec, "/dev/disk", "rwm").map(|(major, minor)| {
-            let limit = |rate: u64| json!([{"major": major, "minor": minor, "rate": rate}]);
-            spec["linux"]["resources"]["blockIO"] =
-                json!({"throttleReadBpsDevice": limit(1 << 20), "throttleWriteBpsDevice": limit(2 << 20),
-                    "throttleReadIOPSDevice": limit(4096), "throttleWriteIOPSDevice": limit(50)});
-        });
-    })?;
-    added?;
-    Ok(outcome)
+        device.add(spec, "/dev/disk", "rwm");
+        spec["linux"]["resources"]["blockIO"] = limits;
+    })
 }
 
 fn propagation(runtime: Runtime) -> Result<Outcome> {

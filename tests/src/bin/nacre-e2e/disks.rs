@@ -89,11 +89,9 @@ fn block_device() -> Result<()> {
     let script = "head -n 1 /dev/disk; blockdev --getsize64 /dev/disk
         echo 'of the container' | dd of=/dev/disk bs=4096 seek=2000 conv=notrunc 2>/dev/null; stat -c %F /dev/disk
         mknod /dev/other b 254 77; cat /dev/other 2>&1; true";
-    let mut added = Ok((0, 0));
     let bundle = Bundle::new(&["sh", "-c", script], |spec| {
-        added = disk.device.add(spec, "/dev/disk", "rwm")
+        disk.device.add(spec, "/dev/disk", "rwm");
     })?;
-    added?;
     let seen = bundle.output("disk")?.success()?;
     let size = BLOCK * BLOCKS;
     let expected = format!(
@@ -113,23 +111,14 @@ fn shared() -> Result<()> {
     pod.run("first", AWAIT_COMMON_DEVICES, |_| {})?;
     let before = pod.figures()?;
     let run = |word: &str, access: &str, script: &str| -> Result<String> {
-        let mut added = Ok((0, 0));
-        let seen = pod.run(word, script, |spec| {
-            added = disk.device.add(spec, "/dev/disk", access)
-        });
-        added?;
-        seen
+        pod.run(word, script, |spec| disk.device.add(spec, "/dev/disk", access))
     };
     let write = |block: u32, text: &str| {
         format!(
             "echo {text} | dd of=/dev/disk bs=4096 seek={block} conv=notrunc 2>&1 | grep -v records; true"
         )
     };
-    let mut holder_added = Ok((0, 0));
-    let holder = pod.member("read line", |spec| {
-        holder_added = disk.device.add(spec, "/dev/disk", "rwm")
-    })?;
-    holder_added?;
+    let holder = pod.member("read line", |spec| disk.device.add(spec, "/dev/disk", "rwm"))?;
     let holder = pod.spawn(&holder, "holder")?;
     run("one", "rwm", &format!("{}; sync", write(1, "first")))?;
     let seen = run(
