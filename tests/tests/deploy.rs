@@ -1,8 +1,6 @@
 //! The files in `deploy/`: they parse, nothing in them is left to be filled in, and they say what docs/kubernetes.md
 //! promises of them.
 
-mod yaml;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -30,7 +28,8 @@ fn files(extension: &str) -> Vec<(PathBuf, String)> {
 /// The Kubernetes objects, each with its file.
 fn objects() -> Vec<(PathBuf, Value)> {
     let parse = |(path, text): (PathBuf, String)| {
-        let object = yaml::parse(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let object =
+            serde_yaml_ng::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         (path, object)
     };
     files("yaml").into_iter().map(parse).collect()
