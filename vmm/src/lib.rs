@@ -9,6 +9,9 @@
 //!                        standalone ─▶ snapshot    the machine's state in two files, for another process
 //! standalone, shim_managed ─▶ main_loop ─▶ control    the shim's requests, the end of the VM
 //! ```
+//!
+//! All of them may use `layout`, `memory`, `msi`, `process` and `vm_exit`. A module uses only what is to its right or
+//! below it: no module at the top of this crate reaches itself.
 
 pub mod acpi;
 pub mod boot;
@@ -21,9 +24,11 @@ pub mod devices;
 pub mod fuzzing;
 pub mod jail;
 pub mod kvm;
+pub mod layout;
 mod log;
 pub mod machine;
 pub mod main_loop;
+pub mod memory;
 pub mod msi;
 pub mod probe;
 pub mod process;
@@ -31,3 +36,4 @@ pub mod shim_managed;
 pub mod snapshot;
 pub mod transport;
 pub mod virtio;
+pub mod vm_exit;

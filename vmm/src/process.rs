@@ -1,5 +1,5 @@
-//! The stack of a thread, how its panic is described, and how the process ends. Used by the main thread and
-//! by each thread's outermost function.
+//! The stack of a thread, the signal of a vCPU's thread, how a panic is described, and how the process ends. Used
+//! by the main thread and by each thread's outermost function.
 
 use std::any::Any;
 
@@ -7,6 +7,10 @@ use std::any::Any;
 /// kernel puts one under a stack depends on its address, and a VMM's own memory is then 2 MiB larger in some
 /// runs.
 pub const THREAD_STACK: usize = 1 << 20;
+
+/// Makes a vCPU's thread leave the guest. A real-time signal that no C library uses for itself: glibc
+/// reserves 32 and 33, musl also 34.
+pub const KICK_SIGNAL: libc::c_int = 40;
 
 /// Ends the process with `code` at once, by exit_group(2): no destructor and no exit handler runs, and no
 /// other thread is joined. A worker that hangs in a system call to a broken host file system is killed.

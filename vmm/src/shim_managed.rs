@@ -6,20 +6,17 @@ mod template;
 
 use std::error::Error as StdError;
 
-use nacre_protocol::control::{
-    Configure, DescriptorError, Descriptors, DeviceConfig, DeviceListError, Outcome,
-};
+use nacre_protocol::control::{Configure, Descriptors, Outcome};
 use nacre_protocol::fault::{self, FaultPoint};
-use nacre_protocol::stream_table::StreamTable;
 
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::control::Control;
+use crate::control::devices::{self, Refused};
 use crate::jail::calls::CONTROL;
 use crate::jail::{self, Confinement, Violation};
-use crate::machine::{self, DeviceBuilder, Failure, Machine, Resources, restore};
+use crate::machine::{self, Failure, Machine, Resources, restore};
 use crate::main_loop::{self, Inputs, StopReason};
 use crate::process::exit_now;
-use crate::virtio::{blk, fs, mem, net, vsock};
 use template::{Continuation, Template};
 
 /// A failed step before [`machine::build`], with its error.
@@ -29,29 +26,6 @@ impl StepError {
     fn at<E: StdError + 'static>(step: &'static str) -> impl FnOnce(E) -> Self {
         move |error| Self(step, Box::new(error))
     }
-}
-
-/// Why a configuration is refused.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Refused {
-    /// A value is out of range.
-    #[error(transparent)]
-    Value(#[from] config::Error),
-    /// There are too many devices, or too few.
-    #[error(transparent)]
-    Devices(#[from] DeviceListError),
-    /// A descriptor is missing, or is used twice or not at all.
-    #[error(transparent)]
-    Descriptor(#[from] DescriptorError),
-    /// A network device has an invalid value, or a descriptor that is not a tap.
-    #[error("devices: {0}")]
-    Net(#[from] net::ConfigError),
-    /// A disk has an invalid value, or a descriptor that can't be a disk.
-    #[error("devices: {0}")]
-    Blk(#[from] blk::ConfigError),
-    /// A file that a device needs can't be opened.
-    #[error("open /proc/self/fd: {0}")]
-    Open(#[from] std::io::Error),
 }
 
 /// What the shim has configured, once the jail is closed.
@@ -114,7 +88,7 @@ pub(crate) fn check_configuration(
         .map(|files| Template::take(files, &mut descriptors, &configure.devices))
         .transpose()?;
     let devices = configure.devices.into_iter();
-    let devices = devices.map(|config| device(config, &mut descriptors, control));
+    let devices = devices.map(|config| devices::builder(config, &mut descriptors, control));
     let devices = devices.collect::<Result<_, _>>()?;
     let resources = Resources {
         kvm: descriptors.take("kvm", configure.kvm)?,
@@ -125,59 +99,6 @@ pub(crate) fn check_configuration(
     };
     descriptors.finish()?;
     Ok((config, resources, template))
-}
-
-/// The device that `config` describes: the one place where a configuration becomes a device. Opens what can't
-/// be opened in the jail.
-pub(crate) fn device(
-    config: DeviceConfig,
-    descriptors: &mut Descriptors,
-    control: &Control,
-) -> Result<DeviceBuilder, Refused> {
-    Ok(match config {
-        DeviceConfig::Vsock { stream_table } => {
-            let table = descriptors.take("devices: vsock: stream_table", stream_table)?;
-            let config = vsock::Config {
-                host: Box::new(control.connection_sender(StreamTable::new(table.into()))),
-                listener: None,
-            };
-            Box::new(|env| vsock::spawn(config, env))
-        }
-        DeviceConfig::Fs { tag } => {
-            let config = fs::Config {
-                tag,
-                // The root of this process's mount namespace, into which the shim moves the containers'
-                // mounts.
-                root: "/".into(),
-                prepared: fs::Prepared::before_jail()?,
-            };
-            Box::new(|env| fs::spawn(config, env))
-        }
-        DeviceConfig::Net { taps, mac, mtu } => {
-            let taps = taps
-                .into_iter()
-                .map(|tap| descriptors.take("devices: net: taps", tap));
-            let config = net::Config::new(taps.collect::<Result<_, _>>()?, mac, mtu)?;
-            Box::new(|env| net::spawn(config, env))
-        }
-        DeviceConfig::Blk {
-            file,
-            read_only,
-            serial,
-            queues,
-        } => {
-            let file = descriptors.take("devices: blk: file", file)?;
-            let config = blk::Config::new(file, read_only, &serial, queues)?;
-            Box::new(|env| blk::spawn(config, env))
-        }
-        DeviceConfig::Mem { max_mib } => {
-            let config = mem::Config {
-                max_bytes: u64::from(max_mib) << 20,
-                on_reached: control.memory_reporter(),
-            };
-            Box::new(|env| mem::spawn(config, env))
-        }
-    })
 }
 
 /// Boots or restores the machine, and confines the main thread.
@@ -261,6 +182,7 @@ mod tests {
     use super::*;
     use crate::boot::kernel;
     use crate::config::ConsoleOutput;
+    use crate::virtio::vsock;
     use nacre_protocol::control::{Channel, FromVmm};
     use nix::poll::{PollFd, PollFlags, poll};
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};

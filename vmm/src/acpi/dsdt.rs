@@ -10,7 +10,7 @@ use acpi_tables::aml::{
 
 use super::{Platform, generation_id};
 use crate::devices::{pci, power};
-use crate::machine::layout;
+use crate::layout;
 
 /// The AML.
 pub(super) fn body(platform: &Platform) -> Vec<u8> {

@@ -7,7 +7,7 @@ use acpi_tables::Aml;
 use acpi_tables::aml::{Arg, Device, Equal, If, Method, Name, Notify, Package, Path, ResourceTemplate};
 
 use super::dsdt::edge_interrupt;
-use crate::machine::layout;
+use crate::layout;
 
 /// The value with which the specification notifies the device that its id has changed.
 const ID_CHANGED: u8 = 0x80;

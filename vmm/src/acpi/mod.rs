@@ -22,8 +22,8 @@ use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use crate::devices::{pci, power};
-use crate::machine::layout;
-use crate::virtio::Memory;
+use crate::layout;
+use crate::memory::Memory;
 
 const OEM_ID: [u8; 6] = *b"NACRE ";
 const OEM_TABLE_ID: [u8; 8] = *b"NACREVMM";
@@ -233,7 +233,7 @@ mod tests {
             vcpus: crate::config::MAX_VCPUS,
             serial: true,
         });
-        let memory = crate::machine::memory::allocate(2 << 20).unwrap();
+        let memory = crate::memory::allocate(2 << 20).unwrap();
         tables.write(&memory).unwrap();
         assert_eq!(
             memory.read_obj::<[u8; 8]>(GuestAddress(layout::ACPI)).unwrap(),

@@ -2,7 +2,7 @@
 //! Pure; called by the machine's steps.
 
 use crate::config::{Config, ConsoleOutput};
-use crate::machine::layout;
+use crate::layout;
 
 /// Why the command line can't be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

@@ -6,8 +6,8 @@ use std::io::{self, Seek as _, SeekFrom};
 
 use vm_memory::{Bytes as _, GuestAddress, GuestMemory as _, GuestMemoryError};
 
-use crate::machine::layout;
-use crate::virtio::Memory;
+use crate::layout;
+use crate::memory::Memory;
 
 /// Why an initramfs can't be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn is_loaded_page_aligned_at_the_end_of_memory() {
-        let memory = crate::machine::memory::allocate(8 << 20).unwrap();
+        let memory = crate::memory::allocate(8 << 20).unwrap();
         let location = load(&file(&[7; 5000]), 5000, &memory, 4 << 20).unwrap();
         assert_eq!(
             location,
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn is_refused_if_it_is_empty_or_overlaps_the_kernel() {
-        let memory = crate::machine::memory::allocate(8 << 20).unwrap();
+        let memory = crate::memory::allocate(8 << 20).unwrap();
         let image = file(&[7; 5000]);
         assert!(matches!(
             load(&image, 5000, &memory, (8 << 20) - 4096),
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_file_shorter_than_expected_is_an_error() {
-        let memory = crate::machine::memory::allocate(8 << 20).unwrap();
+        let memory = crate::memory::allocate(8 << 20).unwrap();
         assert!(matches!(
             load(&file(&[7; 10]), 5000, &memory, 0),
             Err(Error::Read(_))

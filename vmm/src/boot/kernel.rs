@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt as _;
 use linux_loader::elf;
 use vm_memory::{ByteValued, GuestAddress};
 
-use crate::virtio::Memory;
+use crate::memory::Memory;
 
 /// Name and type of the ELF note with the 32-bit PVH entry point (XEN_ELFNOTE_PHYS32_ENTRY).
 const PVH_NOTE: (&[u8], u32) = (b"Xen\0", 18);
@@ -306,7 +306,7 @@ pub(crate) mod tests {
         let file = vmlinux(b"code", &notes);
         let image = inspect(&file).unwrap();
         assert_eq!((image.entry, image.end), (ENTRY, 0x10_0000 + 104));
-        let memory = crate::machine::memory::allocate(2 << 20).unwrap();
+        let memory = crate::memory::allocate(2 << 20).unwrap();
         load(&image, &file, &memory).unwrap();
         assert_eq!(
             memory.read_obj::<[u8; 5]>(GuestAddress(0x10_0000)).unwrap(),
@@ -353,7 +353,7 @@ pub(crate) mod tests {
     fn a_segment_outside_of_guest_memory_is_refused() {
         let file = vmlinux(b"code", &pvh_note());
         let image = inspect(&file).unwrap();
-        let memory = crate::machine::memory::allocate(1 << 20).unwrap();
+        let memory = crate::memory::allocate(1 << 20).unwrap();
         assert!(matches!(
             load(&image, &file, &memory),
             Err(Error::Segment {

@@ -10,8 +10,8 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemory as _, GuestMemoryRegion as
 
 use super::Error;
 use super::initrd::Location;
-use crate::machine::layout;
-use crate::virtio::Memory;
+use crate::layout;
+use crate::memory::Memory;
 
 const PAGE: usize = 4096;
 /// E820 types: usable RAM, reserved, ACPI reclaimable.
@@ -162,7 +162,7 @@ mod tests {
     }
 
     fn written_memory() -> Memory {
-        let memory = crate::machine::memory::allocate(5 << 30).unwrap();
+        let memory = crate::memory::allocate(5 << 30).unwrap();
         write(
             &memory,
             "a=b",
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn the_generation_id_is_aligned_and_in_a_reserved_page_of_its_own() {
-        let memory = crate::machine::memory::allocate(5 << 30).unwrap();
+        let memory = crate::memory::allocate(5 << 30).unwrap();
         let id = (layout::GENERATION_ID, layout::GENERATION_ID + 16);
         let overlapping: Vec<_> = memory_map(&memory)
             .into_iter()
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_memory_map_has_all_ram_once_and_no_mmio_hole() {
-        let memory = crate::machine::memory::allocate(5 << 30).unwrap();
+        let memory = crate::memory::allocate(5 << 30).unwrap();
         let map = memory_map(&memory);
         for pair in map.windows(2) {
             assert!(pair[0].1 <= pair[1].0, "{map:?}");

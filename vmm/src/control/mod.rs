@@ -3,6 +3,7 @@
 //! packet is one whole message.
 
 mod connections;
+pub(crate) mod devices;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -16,7 +17,6 @@ use nacre_protocol::text::printable;
 
 use crate::machine::{Failure, Machine, PlugError};
 use crate::process::exit_now;
-use crate::shim_managed;
 use crate::virtio::mem::OnReached;
 use connections::ConnectionSender;
 
@@ -204,7 +204,7 @@ impl Control {
         machine: &mut Machine,
     ) -> Result<Answer, ErrorText> {
         check_attached(&device, machine)?;
-        let device = shim_managed::device(device, &mut descriptors, self).map_err(ErrorText::new)?;
+        let device = devices::builder(device, &mut descriptors, self).map_err(ErrorText::new)?;
         descriptors.finish().map_err(ErrorText::new)?;
         let slot = machine.attach(device).map_err(ErrorText::new)?;
         Ok(Answer::Attached { slot })

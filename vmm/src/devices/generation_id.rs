@@ -9,8 +9,8 @@ use std::sync::Arc;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::io_apic::Pin;
-use crate::machine::layout;
-use crate::virtio::Memory;
+use crate::layout;
+use crate::memory::Memory;
 
 /// Why the id was not set, or the guest not notified.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn each_id_is_new_and_only_a_change_interrupts_the_guest() {
-        let memory = Arc::new(crate::machine::memory::allocate(2 << 20).unwrap());
+        let memory = Arc::new(crate::memory::allocate(2 << 20).unwrap());
         let (io_apic, interrupts) = io_apic();
         let id = GenerationId::new(Arc::clone(&memory), io_apic.pin(5));
         assert_eq!(read(&memory), [0; 16], "a restored VM keeps its id");
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn memory_without_room_for_the_id_is_an_error() {
-        let memory = Arc::new(crate::machine::memory::allocate(4096).unwrap());
+        let memory = Arc::new(crate::memory::allocate(4096).unwrap());
         let (io_apic, _) = io_apic();
         let id = GenerationId::new(memory, io_apic.pin(5));
         assert!(matches!(id.write_random(), Err(Error::Memory(_))));

@@ -4,7 +4,7 @@
 use nacre_protocol::control::Outcome;
 
 use crate::bus::BusDevice;
-use crate::machine::vm_exit::VmExit;
+use crate::vm_exit::VmExit;
 
 /// Offset of the sleep control register.
 pub const SLEEP_CONTROL: u16 = 0;

@@ -3,7 +3,7 @@
 use nacre_protocol::control::Outcome;
 
 use crate::bus::BusDevice;
-use crate::machine::vm_exit::VmExit;
+use crate::vm_exit::VmExit;
 
 /// Event: the kernel panicked and halts.
 const PANICKED: u8 = 1 << 0;

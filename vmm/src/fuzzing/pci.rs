@@ -7,11 +7,12 @@ use std::sync::mpsc::channel;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use crate::jail::Confinement;
-use crate::machine::memory;
+use crate::memory;
+use crate::memory::Memory;
 use crate::transport::pci::page::RegisterPages;
 use crate::transport::pci::testing::{BAR1, Driver, MEMORY};
 use crate::virtio::testing::HOTPLUG;
-use crate::virtio::{Env, Interrupt as _, Memory, rng};
+use crate::virtio::{Env, Interrupt as _, rng};
 use nacre_fuzzing::Input;
 
 const MAX_OPERATIONS: usize = 256;

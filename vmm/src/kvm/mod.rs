@@ -23,11 +23,11 @@ use vm_memory::{GuestMemory as _, GuestMemoryRegion as _};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Half;
-use crate::machine::layout;
+use crate::layout;
+use crate::memory::Memory;
 use crate::msi::Message;
 use crate::msi::SendMessage;
 use crate::transport::pci::page::RegisterPages;
-use crate::virtio::Memory;
 
 /// The capabilities that the VMM relies on, with their names in error messages.
 const REQUIRED: &[(Cap, &str)] = &[
@@ -402,9 +402,9 @@ pub(crate) mod tests {
     #[test]
     fn memory_registers_and_ioeventfds_can_be_registered() {
         let Some(vm) = vm() else { return };
-        let memory = crate::machine::memory::allocate(4 << 20).unwrap();
+        let memory = crate::memory::allocate(4 << 20).unwrap();
         vm.set_memory(&memory).unwrap();
-        let more = crate::machine::memory::allocate(4 << 20).unwrap();
+        let more = crate::memory::allocate(4 << 20).unwrap();
         let host = more.iter().next().unwrap().as_ptr() as u64;
         vm.add_memory(0, (8 << 30, 4 << 20), host).unwrap();
         vm.add_memory(1, (9 << 30, 4 << 20), host).unwrap();

@@ -7,7 +7,7 @@ use kvm_ioctls::VcpuFd;
 
 use super::segments::{self, Tss};
 use super::{Error, error_at};
-use crate::machine::layout;
+use crate::layout;
 
 /// CR0: PE, ET, PG.
 const CR0: u64 = 1 | 1 << 4 | 1 << 31;

@@ -31,8 +31,8 @@ use self::orders::{Order, VcpuThread};
 use self::state::{Event, State};
 use super::raw::ImmediateExit;
 use crate::jail::{self, Confinement, Profile};
-use crate::machine::vm_exit::VmExit;
 use crate::process::{THREAD_STACK, panic_text};
+use crate::vm_exit::VmExit;
 
 /// A vCPU whose thread has not been spawned.
 pub struct Vcpu {

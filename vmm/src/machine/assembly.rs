@@ -12,8 +12,7 @@ use super::pause::RunState;
 use super::plug::Plug;
 use super::vcpus::{self, Vcpus};
 use super::virtio_devices::{self, DeviceBuilder, PciSlots};
-use super::vm_exit::VmExit;
-use super::{Error, Failure, Machine, io_devices, layout};
+use super::{Error, Failure, Machine, io_devices};
 use crate::config::Config;
 use crate::devices::console::Console;
 use crate::devices::generation_id::GenerationId;
@@ -23,9 +22,12 @@ use crate::devices::serial::{SerialInput, SerialState};
 use crate::jail::Confinement;
 use crate::kvm::Vm;
 use crate::kvm::vcpu::IoBuses;
+use crate::layout;
+use crate::memory::Memory;
 use crate::snapshot::state::Size;
+use crate::virtio::Device;
 use crate::virtio::mem::Plugger;
-use crate::virtio::{Device, Memory};
+use crate::vm_exit::VmExit;
 
 /// What the devices are made from.
 pub(super) struct Parts<'a> {

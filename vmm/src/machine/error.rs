@@ -13,7 +13,7 @@ pub enum Error {
     Boot(#[from] boot::Error),
     /// Guest memory can't be allocated.
     #[error(transparent)]
-    Memory(#[from] super::memory::Error),
+    Memory(#[from] crate::memory::Error),
     /// KVM refused a request.
     #[error("KVM: {0}")]
     Kvm(#[from] kvm::Error),

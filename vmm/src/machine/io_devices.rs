@@ -1,8 +1,7 @@
 //! The devices that every VM has besides the virtio devices, at the ports and addresses of [`layout`]. Called
 //! by the machine's steps; [`super::virtio_devices`] adds the PCI bus.
 
-use super::vm_exit::VmExit;
-use super::{Error, layout};
+use super::Error;
 use crate::bus::Bus;
 use crate::devices::cmos::{self, NoCmos};
 use crate::devices::console::Console;
@@ -12,6 +11,8 @@ use crate::devices::power::{self, PowerRegisters};
 use crate::devices::pvpanic::PvPanic;
 use crate::devices::serial::{self, SerialInput, SerialInterrupt, SerialPort, SerialState};
 use crate::kvm::vcpu::{IoBuses, OtherExits};
+use crate::layout;
+use crate::vm_exit::VmExit;
 
 /// What the devices are created from.
 pub(super) struct Legacy<'a> {

@@ -7,15 +7,12 @@
 mod assembly;
 mod error;
 mod io_devices;
-pub mod layout;
-pub mod memory;
 mod pause;
 mod plug;
 pub mod restore;
 mod saved;
 mod vcpus;
 mod virtio_devices;
-pub mod vm_exit;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -36,7 +33,6 @@ pub use self::saved::SaveError;
 use self::vcpus::Vcpus;
 pub use self::virtio_devices::DeviceBuilder;
 use self::virtio_devices::PciSlots;
-use self::vm_exit::{VmExit, borrow_eventfd};
 use crate::acpi;
 use crate::boot::{self, cmdline, initrd, kernel, zero_page};
 use crate::config::{Config, ConsoleOutput};
@@ -48,9 +44,11 @@ use crate::devices::serial::SerialInput;
 use crate::jail::Confinement;
 use crate::kvm::Vm;
 use crate::kvm::vcpu::IoBuses;
+use crate::layout;
+use crate::memory::{self, Memory};
 use crate::snapshot::state::Size;
-use crate::virtio::Memory;
 use crate::virtio::mem::Sizes;
+use crate::vm_exit::{VmExit, borrow_eventfd};
 
 /// Open files and devices that a machine is built from.
 pub struct Resources {

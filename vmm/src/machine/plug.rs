@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use nacre_protocol::control::MEMORY_BLOCK_MIB;
 
-use super::memory;
-use super::memory::hotplug::{Growth, Hotplug};
 use super::virtio_devices::PciSlots;
 use crate::kvm::{self, Vm};
+use crate::memory;
+use crate::memory::Memory;
+use crate::memory::hotplug::{Growth, Hotplug};
+use crate::virtio::DeviceError;
 use crate::virtio::mem::{Plugger, Sizes};
-use crate::virtio::{DeviceError, Memory};
 use vmm_sys_util::eventfd::EventFd;
 
 const MIB: u64 = 1 << 20;

@@ -13,17 +13,17 @@ use std::sync::Arc;
 use kvm_ioctls::VcpuFd;
 
 use super::assembly::{Assembly, Parts};
-use super::memory::ranges::Ranges;
-use super::memory::{self, Backing};
 use super::pause::RunState;
 use super::{DeviceBuilder, Error, Failure, Machine, vcpus, virtio_devices};
 use crate::config::Config;
 use crate::jail::Confinement;
 use crate::kvm::Vm;
+use crate::memory::Memory;
+use crate::memory::ranges::Ranges;
+use crate::memory::{self, Backing};
 use crate::snapshot::Snapshot;
 use crate::snapshot::host::Host;
 use crate::snapshot::state::{DeviceState, MachineState};
-use crate::virtio::Memory;
 
 /// Open files and devices that a machine is restored with.
 pub struct Resources {

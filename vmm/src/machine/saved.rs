@@ -4,8 +4,9 @@
 use super::Machine;
 use super::pause::{PauseError, RunState};
 use crate::kvm;
+use crate::memory::page_range::PageRange;
 use crate::snapshot::content::FileId;
-use crate::snapshot::state::{DeviceState, MachineState, PageRange};
+use crate::snapshot::state::{DeviceState, MachineState};
 use crate::snapshot::{self, Target, WriteError};
 use crate::virtio::DeviceError;
 use crate::virtio::balloon::REPORTING;

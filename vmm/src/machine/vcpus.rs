@@ -12,7 +12,6 @@ use kvm_ioctls::VcpuFd;
 use super::Error;
 use super::pause::{Pausable, PauseError};
 use super::saved::SaveError;
-use super::vm_exit::VmExit;
 use crate::jail::Confinement;
 use crate::jail::calls::{SAVED_VCPU, VCPU};
 use crate::kvm::stats::Statistics;
@@ -22,6 +21,7 @@ use crate::kvm::{Vm, cpuid, error_at, registers};
 use crate::snapshot::host::Host;
 use crate::snapshot::state::MachineState;
 use crate::snapshot::vcpu::{VcpuState, set_all};
+use crate::vm_exit::VmExit;
 
 /// How long a pause waits for the vCPUs. A vCPU leaves the guest within microseconds; it takes longer only if
 /// it waits for a device's worker, as it does when the guest resets a device.
@@ -237,7 +237,7 @@ mod tests {
     use super::*;
     use crate::bus::{Bus, BusDevice};
     use crate::kvm::vcpu::OtherExits;
-    use crate::virtio::Memory;
+    use crate::memory::Memory;
 
     const ENTRY: u64 = 0x10_0000;
     /// Where the guest counts.
@@ -257,7 +257,7 @@ mod tests {
     /// Two vCPUs. The first executes `code`, the second waits to be started. The port 0x90 is a [`Slow`].
     fn vcpus(code: &[u8], slow: Receiver<()>) -> Option<(Vcpus, Memory, VmExit, Vm)> {
         let vm = crate::kvm::tests::vm()?;
-        let memory = crate::machine::memory::allocate(2 << 20).unwrap();
+        let memory = crate::memory::allocate(2 << 20).unwrap();
         memory.write_slice(code, GuestAddress(ENTRY)).unwrap();
         let no_initrd = crate::boot::initrd::Location { address: 0, bytes: 0 };
         crate::boot::zero_page::write(&memory, "", no_initrd, 0, [0; 32]).unwrap();

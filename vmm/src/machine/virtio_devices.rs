@@ -8,21 +8,23 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::memory::ranges::Ranges;
+use super::Error;
 use super::pause::{Pausable, PauseError};
-use super::vm_exit::VmExit;
-use super::{Error, layout};
 use crate::devices::pci::{self, SlotWindow};
 use crate::jail::Confinement;
 use crate::kvm::Vm;
 use crate::kvm::vcpu::IoBuses;
-use crate::transport::pci::config_space::BAR_BYTES;
+use crate::layout;
+use crate::layout::BAR_BYTES;
+use crate::memory::ranges::Ranges;
+use crate::memory::{Memory, SharedMemory};
 use crate::transport::pci::function::FunctionPages;
 use crate::transport::pci::page::{PAGE_BYTES, RegisterPages};
 use crate::transport::pci::{Areas, PciTransport, Placement, notify_offset};
 use crate::virtio::mem::Plugger;
 use crate::virtio::worker::MemorySender;
-use crate::virtio::{Device, DeviceError, Env, Memory, Report, SharedMemory, balloon, rng};
+use crate::virtio::{Device, DeviceError, Env, Report, balloon, rng};
+use crate::vm_exit::VmExit;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Pages of BAR 0.

@@ -10,7 +10,8 @@ use nacre_protocol::guest::SHARED_TAG;
 use crate::config::Config;
 use crate::kvm;
 use crate::machine::restore::{self, Prepared};
-use crate::machine::{self, Failure, Resources, memory};
+use crate::machine::{self, Failure, Resources};
+use crate::memory;
 use crate::snapshot::state::{DeviceState, Size};
 use crate::snapshot::{Files, Named, OpenError, Snapshot};
 

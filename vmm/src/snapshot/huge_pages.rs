@@ -11,8 +11,8 @@ use std::os::unix::fs::FileExt as _;
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::content::{BLOCK, FileId};
-use super::state::PageRange;
-use crate::machine::memory::{HUGE_PAGE, provide_huge_page};
+use crate::memory::page_range::PageRange;
+use crate::memory::{HUGE_PAGE, provide_huge_page};
 
 /// Pages of 4 KiB in a huge page.
 const PAGES: u32 = 512;

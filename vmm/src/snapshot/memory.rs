@@ -10,13 +10,11 @@ use std::os::unix::fs::FileExt as _;
 use vm_memory::{Bytes as _, GuestMemory as _, GuestMemoryRegion as _, MemoryRegionAddress};
 
 use super::content::{BLOCK, ContentSum, FileId, is_zero};
-use super::state::PageRange;
-use crate::virtio::Memory;
+use crate::memory::Memory;
+use crate::memory::page_range::{MAX_EARLY_WRITES, PageRange};
 
 /// Bytes that are looked at and written at once.
 const CHUNK: usize = 1 << 20;
-/// Most pages that [`written`] returns: 4 MiB, which each restored VM has as memory of its own.
-pub const MAX_EARLY_WRITES: u32 = 1024;
 /// Holes of fewer pages between data are not worth a mapping: 256 KiB.
 const SMALL_HOLE: u32 = 64;
 /// For [`append`]: only neighbours become one.
@@ -155,8 +153,8 @@ mod tests {
     use vm_memory::GuestAddress;
 
     use super::*;
-    use crate::machine::memory::ranges::{Range, Ranges};
-    use crate::machine::memory::{Backing, map};
+    use crate::memory::ranges::{Range, Ranges};
+    use crate::memory::{Backing, map};
 
     const MIB: u64 = 1 << 20;
 

@@ -7,6 +7,7 @@ use super::host::Host;
 use super::vcpu::VcpuState;
 use crate::devices::io_apic::IoApicState;
 use crate::devices::serial::SerialState;
+use crate::memory::page_range::PageRange;
 use crate::transport::pci::saved::TransportState;
 
 /// The state of a machine.
@@ -34,23 +35,6 @@ pub struct MachineState {
     /// The pages that the file of guest memory has, in ascending order, with small holes between them. All others
     /// are zeros, and no page of the file.
     pub data: Vec<PageRange>,
-}
-
-/// Pages of the file of guest memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PageRange {
-    /// The number of the first page.
-    pub first: u32,
-    /// How many there are.
-    pub count: u32,
-}
-
-impl PageRange {
-    /// The number of the page after the last one.
-    #[must_use]
-    pub fn end(self) -> u32 {
-        self.first.saturating_add(self.count)
-    }
 }
 
 /// The size of a machine.

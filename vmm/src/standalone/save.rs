@@ -9,7 +9,8 @@ use nacre_protocol::guest::{MAX_REHEARSAL_REPORT, REHEARSE, REHEARSED, TEMPLATE_
 use nacre_protocol::text::printable;
 use nacre_vmm::machine::Machine;
 use nacre_vmm::main_loop::{self, Inputs, StopReason};
-use nacre_vmm::snapshot::state::{MachineState, PageRange};
+use nacre_vmm::memory::page_range::PageRange;
+use nacre_vmm::snapshot::state::MachineState;
 use nacre_vmm::snapshot::{Target, huge_pages};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 

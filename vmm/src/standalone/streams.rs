@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use nacre_protocol::vsock::AGENT_PORT;
-use nacre_vmm::machine::vm_exit::borrow_eventfd;
 use nacre_vmm::virtio::vsock;
+use nacre_vmm::vm_exit::borrow_eventfd;
 use vmm_sys_util::eventfd::EventFd;
 
 /// How many of the guest's vsock connections are accepted in all; each costs a descriptor.

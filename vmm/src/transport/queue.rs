@@ -5,7 +5,7 @@ use virtio_queue::{Queue, QueueState, QueueT as _};
 
 use super::pci::saved::SavedQueue;
 use crate::bus::Half;
-use crate::virtio::Memory;
+use crate::memory::Memory;
 use crate::virtio::rings::{BadRings, Ring, Rings};
 
 /// The registers of a queue.

@@ -8,9 +8,10 @@
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
 use super::worker::{ActiveDevice, Chain, DataPath, Fault, Notify};
-use super::{Device, DeviceError, Env, Memory, Spec};
+use super::{Device, DeviceError, Env, Spec};
 use crate::jail::calls::balloon::PROFILE;
-use crate::machine::memory;
+use crate::memory;
+use crate::memory::Memory;
 
 /// VIRTIO_BALLOON_F_PAGE_REPORTING (virtio 1.2, 5.5.3).
 const PAGE_REPORTING: u64 = 1 << 5;

@@ -84,15 +84,15 @@ mod vectors;
 pub mod vsock;
 pub mod worker;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use virtio_queue::Queue;
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::worker::Fault;
 use crate::jail::Confinement;
-use crate::machine::memory::ranges::Range;
+use crate::memory::Memory;
+use crate::memory::ranges::Range;
 pub(crate) use config_space::copy_padded;
 pub use config_space::{ConfigSpace, NotWritable};
 pub use device::{Device, DeviceError, Session, Spec};
@@ -100,36 +100,6 @@ pub use device::{Device, DeviceError, Session, Spec};
 /// The bit of feature number `number`, which is at most 63.
 const fn feature(number: u32) -> u64 {
     1_u64.wrapping_shl(number)
-}
-
-/// Guest memory. It has no dirty bitmap, because nothing reads one.
-pub type Memory = GuestMemoryMmap;
-
-/// Guest memory, which grows while the VM runs. Clones are the same memory.
-#[derive(Clone)]
-pub struct SharedMemory(Arc<Mutex<Arc<Memory>>>);
-
-impl SharedMemory {
-    /// Guest memory that has not grown.
-    #[must_use]
-    pub fn new(memory: Arc<Memory>) -> Self {
-        Self(Arc::new(Mutex::new(memory)))
-    }
-
-    /// All of it.
-    #[must_use]
-    pub fn get(&self) -> Arc<Memory> {
-        Arc::clone(&self.lock())
-    }
-
-    /// Replaces it by `memory`, which contains it.
-    pub fn set(&self, memory: Arc<Memory>) {
-        *self.lock() = memory;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Arc<Memory>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Notifications from a device to its driver. One implementation per transport, one double for tests.

@@ -5,7 +5,7 @@
 use virtio_queue::{Queue, QueueT as _};
 use vm_memory::{GuestAddress, GuestMemory as _};
 
-use super::Memory;
+use crate::memory::Memory;
 
 /// One of the three areas of a split virtqueue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

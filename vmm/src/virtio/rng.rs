@@ -5,8 +5,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vm_memory::Bytes as _;
 
 use super::worker::{ActiveDevice, Chain, DataPath, Fault, Notify};
-use super::{Device, DeviceError, Env, Memory, Spec};
+use super::{Device, DeviceError, Env, Spec};
 use crate::jail::calls::rng::PROFILE;
+use crate::memory::Memory;
 
 /// Most bytes returned for one request. A driver that wants more sends another one; Linux requests at most 64
 /// bytes.

@@ -23,9 +23,10 @@ use virtio_queue::{Queue, QueueT as _};
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Activation, ActiveQueue, Device, Env, Interrupt, Memory, Report};
+use super::{Activation, ActiveQueue, Device, Env, Interrupt, Report};
 use crate::jail::{Confinement, Violation, recorder};
-use crate::machine::memory::ranges::Range;
+use crate::memory::Memory;
+use crate::memory::ranges::Range;
 pub use chains::{Fields, INDIRECT, NEXT, Prng, WRITE, malformed_chains, readable, writable};
 pub use hammer::hammer;
 

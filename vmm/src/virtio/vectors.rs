@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemory as _};
 
-use super::Memory;
+use crate::memory::Memory;
 
 /// Most ranges of one system call (UIO_MAXIOV).
 pub const MAX_VECTORS: usize = 1024;

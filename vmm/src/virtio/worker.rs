@@ -26,7 +26,8 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::thread::WorkerThread;
-use super::{Activation, ConfigSpace, DeviceError, Env, Memory, Spec};
+use super::{Activation, ConfigSpace, DeviceError, Env, Spec};
+use crate::memory::Memory;
 use crate::process::THREAD_STACK;
 pub use active::{ActiveDevice, Notify, Poller};
 pub use fault::Fault;

@@ -2,7 +2,7 @@
 //! panic.
 
 use super::{Call, any, one_of, without};
-use crate::kvm::vcpu::orders::KICK_SIGNAL;
+use crate::process::KICK_SIGNAL;
 
 /// PROT_EXEC of mmap and mprotect.
 const EXEC: u64 = libc::PROT_EXEC as u64;

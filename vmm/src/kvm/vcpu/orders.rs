@@ -12,10 +12,7 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{Killable as _, register_signal_handler};
 
 use super::super::raw::ImmediateExit;
-
-/// Makes a vCPU's thread leave the guest. A real-time signal that no C library uses for itself: glibc
-/// reserves 32 and 33, musl also 34.
-pub const KICK_SIGNAL: libc::c_int = 40;
+use crate::process::KICK_SIGNAL;
 
 /// Called on a vCPU's thread with KVM's descriptor of it.
 pub type Inspect = Box<dyn FnOnce(&VcpuFd) + Send>;

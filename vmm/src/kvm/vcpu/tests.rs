@@ -13,8 +13,9 @@ use crate::bus::{Bus, BusDevice};
 use crate::devices::power::{PORTS, PowerRegisters, RESET, RESET_VALUE};
 use crate::jail::calls::VCPU;
 use crate::kvm::{Vm, cpuid, registers, tests::vm};
-use crate::machine::{layout, memory};
-use crate::virtio::Memory;
+use crate::layout;
+use crate::memory;
+use crate::memory::Memory;
 
 const CODE: u64 = 0x10_0000;
 /// Where the guests write.

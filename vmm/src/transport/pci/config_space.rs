@@ -13,11 +13,10 @@
 
 use super::msix::Control;
 use super::register::COMMON_BYTES;
+use crate::layout::BAR_BYTES;
 
 /// Bytes of the configuration space that have a meaning.
 pub const BYTES: usize = 256;
-/// Size of each BAR, in bytes.
-pub const BAR_BYTES: u32 = 0x2000;
 
 /// In BAR 0: offset of the device configuration structure. The common structure is at 0.
 pub const DEVICE_CONFIG: u32 = 0x100;

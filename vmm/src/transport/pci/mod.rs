@@ -43,15 +43,16 @@ use super::queue::QueueSetup;
 use super::status::{self, DRIVER_OK, Transition};
 use crate::bus::{BusDevice, Half};
 use crate::log::LimitedLog;
+use crate::memory::SharedMemory;
 use crate::msi::SendMessage;
-use crate::virtio::{Activation, ActiveQueue, Device, Interrupt as _, SharedMemory};
+use crate::virtio::{Activation, ActiveQueue, Device, Interrupt as _};
 
 /// VIRTIO_F_VERSION_1: compliance with virtio 1.0 and later (virtio 1.2, 6).
 const VERSION_1: u64 = 1 << 32;
 
 /// What the machine assigns to a device.
 pub struct Placement {
-    /// The addresses of the BARs, multiples of [`config_space::BAR_BYTES`].
+    /// The addresses of the BARs, multiples of [`crate::layout::BAR_BYTES`].
     pub bars: [u32; 2],
     /// Whether the guest must be told to leave these addresses, as one that runs already must be.
     pub has_fixed_bars: bool,

@@ -10,14 +10,16 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::jail::Confinement;
 use crate::jail::calls::rng;
+use crate::layout::BAR_BYTES;
+use crate::memory::{Memory, SharedMemory};
 use crate::msi::Message;
-use crate::transport::pci::config_space::{BAR_BYTES, ISR};
+use crate::transport::pci::config_space::ISR;
 use crate::transport::pci::function::{FunctionPages, PciFunction};
 use crate::transport::pci::page::RegisterPages;
 use crate::transport::pci::register::COMMON_BYTES;
 use crate::transport::pci::{Areas, PciTransport, Placement, VERSION_1};
 use crate::virtio::worker::{ActiveDevice, DataPath, Fault};
-use crate::virtio::{Device, Env, Memory, Report, SharedMemory, Spec};
+use crate::virtio::{Device, Env, Report, Spec};
 
 pub const FEATURES: u64 = VERSION_1 | 1 << 29 | 1 << 28 | 1;
 pub const MEMORY: u64 = 1 << 20;
@@ -95,7 +97,7 @@ impl Driver {
 
     /// A driver of `device`, with memory accesses and bus mastering enabled.
     pub fn of(device: Device, reports: Receiver<Report>) -> Self {
-        let memory = Arc::new(crate::machine::memory::allocate(MEMORY).unwrap());
+        let memory = Arc::new(crate::memory::allocate(MEMORY).unwrap());
         Self::on(RegisterPages::allocate(3).unwrap(), memory, device, reports)
     }
 

@@ -14,7 +14,7 @@ use super::blocking::Blocking;
 use super::disk::Disk;
 use super::request::{Operation, Request};
 use super::ring::Ring;
-use crate::virtio::Memory;
+use crate::memory::Memory;
 use crate::virtio::vectors::Vectors;
 
 /// A chain of the driver that holds a request.

@@ -31,9 +31,10 @@ use self::request::{
     ID_BYTES, Limits, MAX_DESCRIPTORS, MAX_DISCARD_SECTORS, Operation, Parsed, SECTOR, Status,
 };
 use super::worker::{ActiveDevice, Chain, DataPath, Fault};
-use super::{Device, DeviceError, Env, Memory, Spec, feature};
+use super::{Device, DeviceError, Env, Spec, feature};
 use crate::jail::calls::blk::PROFILE;
 use crate::log::LimitedLog;
+use crate::memory::Memory;
 
 /// Most queues of a disk.
 pub const MAX_QUEUES: u16 = 8;

@@ -3,7 +3,7 @@
 
 use vm_memory::{Address as _, Bytes as _, GuestAddress};
 
-use crate::virtio::Memory;
+use crate::memory::Memory;
 use crate::virtio::vectors::Vectors;
 use crate::virtio::worker::Chain;
 

@@ -9,7 +9,7 @@ use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Address as _, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion as _, GuestRegionMmap};
 
-use crate::virtio::Memory;
+use crate::memory::Memory;
 
 /// Guest memory in both types. Ours owns the mapping.
 pub struct MemoryView {

@@ -23,10 +23,11 @@ pub use self::blocks::BLOCK;
 use self::blocks::{Blocks, Response, Span};
 use self::request::{REQUEST_BYTES, RESPONSE_BYTES, Request};
 use super::worker::{ActiveDevice, Chain, DataPath, Fault, Notify};
-use super::{ConfigSpace, Device, DeviceError, Env, Memory, Spec};
+use super::{ConfigSpace, Device, DeviceError, Env, Spec};
 use crate::jail::calls::mem::PROFILE;
-use crate::machine::memory;
-use crate::machine::memory::ranges::Range;
+use crate::memory;
+use crate::memory::Memory;
+use crate::memory::ranges::Range;
 
 const NAME: &str = "mem";
 const QUEUE_SIZES: &[u16] = &[16];

@@ -3,7 +3,7 @@
 
 use vm_memory::{Bytes as _, GuestAddress};
 
-use crate::virtio::Memory;
+use crate::memory::Memory;
 use crate::virtio::worker::Chain;
 
 /// Most descriptors of a command that are read.

@@ -16,7 +16,7 @@ use super::MAX_DESCRIPTORS;
 use super::pace::Passed;
 use super::tap::{HEADER_BYTES, Tap};
 use crate::log::LimitedLog;
-use crate::virtio::Memory;
+use crate::memory::Memory;
 use crate::virtio::vectors::{MAX_VECTORS, Vectors};
 use crate::virtio::worker::{ActiveDevice, Chain, Fault};
 

@@ -10,7 +10,7 @@ use super::pace::Passed;
 use super::tap::{HEADER_BYTES, Tap};
 use super::{MAX_DESCRIPTORS, TAP_EVENTS};
 use crate::log::LimitedLog;
-use crate::virtio::Memory;
+use crate::memory::Memory;
 use crate::virtio::vectors::{MAX_VECTORS, Vectors};
 use crate::virtio::worker::{ActiveDevice, Chain, Fault};
 

@@ -4,7 +4,7 @@
 
 use vm_memory::{Address as _, GuestAddress, GuestMemory as _, VolatileSlice};
 
-use crate::virtio::Memory;
+use crate::memory::Memory;
 use crate::virtio::worker::Chain;
 
 /// Most descriptors of a chain that are read; a longer chain ends there. The queues have as many descriptors,

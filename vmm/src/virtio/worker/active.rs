@@ -12,7 +12,8 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::token::Token;
 use super::{Chain, Fault};
-use crate::virtio::{ActiveQueue, ConfigSpace, Interrupt, Memory};
+use crate::memory::Memory;
+use crate::virtio::{ActiveQueue, ConfigSpace, Interrupt};
 
 /// The worker's epoll set, to which a data path adds its own descriptors.
 #[derive(Debug)]

@@ -19,9 +19,10 @@ use super::lifecycle::{Action, Event, Lifecycle};
 use super::token::Token;
 use super::{ActiveDevice, Command, DataPath, Fault, MAX_REPORTS, Poller};
 use crate::jail::Profile;
+use crate::memory::Memory;
 use crate::process::panic_text;
 use crate::virtio::rings::Rings;
-use crate::virtio::{Activation, ActiveQueue, ConfigSpace, DeviceError, Env, Memory, Report, WorkerDeath};
+use crate::virtio::{Activation, ActiveQueue, ConfigSpace, DeviceError, Env, Report, WorkerDeath};
 
 /// Most events that one epoll_wait returns.
 const EVENTS_PER_WAIT: usize = 32;

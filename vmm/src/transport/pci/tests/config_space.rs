@@ -1,7 +1,8 @@
 //! The configuration space: header, BARs, capabilities and the window on the BARs.
 
 use super::driver::{BAR1, BARS, Driver, STATUS};
-use crate::transport::pci::config_space::{BAR_BYTES, ISR};
+use crate::layout::BAR_BYTES;
+use crate::transport::pci::config_space::ISR;
 use crate::virtio::Interrupt as _;
 
 /// Offset of the window's capability.

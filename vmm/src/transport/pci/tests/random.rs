@@ -6,7 +6,7 @@
 )]
 
 use super::driver::{BAR1, BARS, Driver};
-use crate::transport::pci::config_space::BAR_BYTES;
+use crate::layout::BAR_BYTES;
 use crate::virtio::Interrupt as _;
 use crate::virtio::testing::Prng;
 use crate::virtio::worker::{ActiveDevice, DataPath, Fault};

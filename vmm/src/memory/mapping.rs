@@ -10,8 +10,8 @@ use std::ptr::null_mut;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{MmapRegion, VolatileSlice};
 
+use super::page_range::PageRange;
 use super::{Backing, Error, PagePolicy};
-use crate::snapshot::state::PageRange;
 
 /// Size and alignment of a page, in bytes.
 pub const PAGE: u64 = 4096;

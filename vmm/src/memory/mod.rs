@@ -4,19 +4,52 @@
 
 pub mod hotplug;
 mod mapping;
+pub mod page_range;
 pub mod ranges;
 
 pub use mapping::{HUGE_PAGE, provide_huge_page};
 
 use std::fs::File;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vm_memory::{GuestAddress, GuestMemory as _, GuestMemoryRegion as _, MemoryRegionAddress, VolatileSlice};
+use vm_memory::{
+    GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion as _, MemoryRegionAddress,
+    VolatileSlice,
+};
 
-use crate::snapshot::memory::MAX_EARLY_WRITES;
-use crate::snapshot::state::PageRange;
-use crate::virtio::Memory;
+use page_range::{MAX_EARLY_WRITES, PageRange};
 use ranges::Ranges;
+
+/// Guest memory. It has no dirty bitmap, because nothing reads one.
+pub type Memory = GuestMemoryMmap;
+
+/// Guest memory, which grows while the VM runs. Clones are the same memory.
+#[derive(Clone)]
+pub struct SharedMemory(Arc<Mutex<Arc<Memory>>>);
+
+impl SharedMemory {
+    /// Guest memory that has not grown.
+    #[must_use]
+    pub fn new(memory: Arc<Memory>) -> Self {
+        Self(Arc::new(Mutex::new(memory)))
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn get(&self) -> Arc<Memory> {
+        Arc::clone(&self.lock())
+    }
+
+    /// Replaces it by `memory`, which contains it.
+    pub fn set(&self, memory: Arc<Memory>) {
+        *self.lock() = memory;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<Memory>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// What the bytes of guest memory are before the first write. Either way the memory belongs to this VM: no
 /// write reaches a file or another process.

@@ -8,8 +8,7 @@ use std::ptr::NonNull;
 use vm_memory::{GuestAddress, GuestRegionMmap};
 
 use super::ranges::{HOTPLUG_ALIGNMENT, Range};
-use super::{Backing, Error, PagePolicy, mapping};
-use crate::virtio::Memory;
+use super::{Backing, Error, Memory, PagePolicy, mapping};
 
 /// The range, and how much of it has memory.
 #[derive(Debug)]

@@ -9,7 +9,7 @@
 
 use nacre_protocol::control::{MAX_PLUGGED_MIB, MEMORY_SECTION_MIB};
 
-use crate::machine::layout::{MMIO, RAM_ABOVE_4G};
+use crate::layout::{MMIO, RAM_ABOVE_4G};
 
 /// Alignment of the hot-plug region's start and size, in bytes: the blocks in which Linux adds memory on
 /// x86-64. It is a multiple of each block size of 2 MiB to 128 MiB, as virtio-mem requires (virtio 1.2,
@@ -76,7 +76,7 @@ impl Ranges {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::layout::{IO_APIC, PCI_CONFIG, PCI_WINDOW, PCI_WINDOW_BYTES, TSS};
+    use crate::layout::{IO_APIC, PCI_CONFIG, PCI_WINDOW, PCI_WINDOW_BYTES, TSS};
 
     const SIZES: [u64; 8] = [
         4096,

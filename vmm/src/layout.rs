@@ -15,8 +15,6 @@
 
 use std::ops::Range;
 
-use crate::transport::pci::config_space::BAR_BYTES;
-
 /// The GDT that the boot protocol requires.
 pub const GDT: u64 = 0x500;
 /// The zero page (`struct boot_params`).
@@ -53,6 +51,8 @@ pub const PCI_CONFIG: u32 = 0xd000_0000;
 pub const PCI_WINDOW: u32 = 0xd010_0000;
 /// Its size, in bytes.
 pub const PCI_WINDOW_BYTES: u32 = 0x10_0000;
+/// Size of each BAR of a virtio function, in bytes.
+pub const BAR_BYTES: u32 = 0x2000;
 
 /// The I/O APIC's registers.
 pub const IO_APIC: u32 = 0xfec0_0000;

@@ -9,7 +9,7 @@ use super::hotplug::Hotplug;
 use super::mapping::HUGE_PAGE;
 use super::ranges::Range;
 use super::*;
-use crate::machine::layout;
+use crate::layout;
 
 /// A file of `bytes` zeros with each of `texts` at its position.
 fn file_with(bytes: u64, texts: &[(u64, &str)]) -> File {
