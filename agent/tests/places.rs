@@ -137,3 +137,78 @@ fn a_read_only_tmpfs_takes_mounts_and_the_working_directory() {
         }
     });
 }
+
+fn copy_up(destination: &str, options: &[&str]) -> Value {
+    let options = [&["tmpcopyup"], options].concat();
+    json!({"destination": destination, "type": "tmpfs", "options": options})
+}
+
+/// Also in a user namespace, where ids are those of the container.
+#[test]
+fn a_tmpfs_has_a_copy_of_what_it_covers() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let app = guest.rootfs.path().join("app");
+        std::fs::create_dir_all(app.join("sub/deep")).unwrap();
+        std::fs::write(app.join("sub/file"), "of the image\n").unwrap();
+        symlink("/app/sub", guest.rootfs.path().join("link")).unwrap();
+        symlink("sub/file", app.join("short")).unwrap();
+        chown(guest.rootfs.path(), 100_000);
+        std::os::unix::fs::lchown(app.join("sub/deep"), Some(100_007), Some(100_008)).unwrap();
+        let volume = tempfile::tempdir().unwrap();
+        std::fs::write(volume.path().join("data"), "of the volume\n").unwrap();
+        // In the user namespace, an owner that has no number there could not be given to the copy.
+        chown(volume.path(), 100_000);
+        std::os::unix::fs::lchown(volume.path(), Some(100_000), Some(100_000)).unwrap();
+        for (id, has_users) in [("a", false), ("b", true)] {
+            let script = "cd ..; cat short data/data; stat -c '%n %u:%g' sub sub/deep new; echo new > short; \
+                cat /link/file; echo x > data/data";
+            let text = guest
+                .output(id, script, |spec| {
+                    add(spec, "/mounts", bind(volume.path(), "/app/data"));
+                    add(spec, "/mounts", copy_up("/app", &["size=1m"]));
+                    spec["process"]["cwd"] = json!("/app/new");
+                    if has_users {
+                        add(spec, "/linux/namespaces", json!({"type": "user"}));
+                        let ids = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
+                        spec["linux"]["uidMappings"] = ids.clone();
+                        spec["linux"]["gidMappings"] = ids;
+                    }
+                })
+                .await;
+            let (root, other) = if has_users {
+                ("0:0", "7:8")
+            } else {
+                ("100000:100000", "100007:100008")
+            };
+            let want = format!("of the image\nof the volume\nsub {root}\nsub/deep {other}\nnew 0:0\nnew\n");
+            assert_eq!(text, want, "{id}");
+        }
+        assert_eq!(
+            std::fs::read_to_string(app.join("short")).unwrap(),
+            "of the image\n"
+        );
+        assert_eq!(
+            std::fs::read(volume.path().join("data")).unwrap(),
+            b"of the volume\n"
+        );
+        assert!(!app.join("new").exists(), "made in the image");
+    });
+}
+
+#[test]
+fn a_copy_that_does_not_fit_is_refused() {
+    run(async {
+        let mut guest = Guest::start().await;
+        let app = guest.rootfs.path().join("app");
+        std::fs::create_dir(&app).unwrap();
+        std::fs::write(app.join("large"), [1; 100_000]).unwrap();
+        let (_, text) = guest
+            .refusal(|spec| add(spec, "/mounts", copy_up("/app", &["size=64k"])))
+            .await;
+        assert!(
+            text.contains("mounts: /app: tmpcopyup: copying /large: No space left on device"),
+            "{text}"
+        );
+    });
+}

@@ -108,6 +108,7 @@ mod tests {
             ("/hooks", "poststop"),
             ("/mountOptions", "noexec"),
             ("/mountOptions", "rro"),
+            ("/mountOptions", "tmpcopyup"),
             ("/linux/namespaces", "user"),
             ("/linux/capabilities", "CAP_NET_RAW"),
             ("/linux/seccomp/actions", "SCMP_ACT_ERRNO"),
@@ -132,7 +133,7 @@ mod tests {
         let features = features();
         for (path, name) in [
             ("/hooks", "createContainer"),
-            ("/mountOptions", "tmpcopyup"),
+            ("/mountOptions", "remount"),
             ("/linux/seccomp/actions", "SCMP_ACT_NOTIFY"),
             (
                 "/linux/seccomp/supportedFlags",

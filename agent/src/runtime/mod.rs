@@ -11,6 +11,7 @@
 //! A child with a user or time namespace, or with the pid namespace of others, is forked by a [`forerunner`].
 
 mod child;
+mod copy_up;
 mod destinations;
 mod dev;
 mod forerunner;

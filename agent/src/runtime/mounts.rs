@@ -13,6 +13,7 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
+use super::copy_up;
 use super::mount_attributes::Change;
 use super::options::Options;
 use super::tree::Tree;
@@ -122,6 +123,9 @@ fn new_file_system(tree: &Tree, mount: &Mount, options: &Options) -> Result<Owne
         attributes: options.of_new_mount(),
     }
     .make()?;
+    if kind == "tmpfs" && options.copies_up {
+        copy_up::copy(target.as_fd(), made.as_fd()).map_err(|reason| format!("tmpcopyup: {reason}"))?;
+    }
     options
         .below
         .apply(made.as_fd(), true)

@@ -16,6 +16,9 @@ const NO_SYMLINKS: u64 = libc::MOUNT_ATTR_NOSYMFOLLOW;
 /// A field of several bits; relatime is 0 in it.
 const ATIME: u64 = libc::MOUNT_ATTR__ATIME;
 
+/// The option for [`Options::copies_up`].
+pub const COPY_UP: &str = "tmpcopyup";
+
 /// What the host's mounts may not allow (`super::restrictions`).
 const RESTRICTIONS: u64 = NO_EXEC | NO_SUID | NO_DEV | NO_SYMLINKS;
 
@@ -28,6 +31,8 @@ pub struct Options {
     atime: Option<u64>,
     /// Attributes of the mount and of those below it.
     pub below: Change,
+    /// A tmpfs gets a copy of what it covers.
+    pub copies_up: bool,
     /// Parameters of the file system, each `NAME` or `NAME=VALUE`.
     pub parameters: Vec<String>,
 }
@@ -37,6 +42,7 @@ impl Options {
     pub fn parse<'a>(options: impl IntoIterator<Item = &'a str>) -> Self {
         let mut all = Self::default();
         for option in options {
+            all.copies_up |= option == COPY_UP;
             let known = all.set_attribute(option) || all.set_below(option);
             if !known && !is_handled_elsewhere(option) {
                 all.parameters.push(option.to_owned());
@@ -141,14 +147,14 @@ impl Options {
     }
 }
 
-/// Options that say what kind of mount it is, that are applied to all mounts once they exist (propagation),
-/// or that the host has applied (id maps).
+/// Options that say what kind of mount it is or what is copied into it, that are applied to all mounts once they
+/// exist (propagation), or that the host has applied (id maps).
 fn is_handled_elsewhere(option: &str) -> bool {
     let plain = option.strip_prefix('r').unwrap_or(option);
     matches!(
         plain,
         "bind" | "private" | "shared" | "slave" | "unbindable" | "idmap"
-    ) || matches!(option, "defaults" | "noiversion")
+    ) || matches!(option, "defaults" | "noiversion" | COPY_UP)
 }
 
 #[cfg(test)]
@@ -160,6 +166,7 @@ mod tests {
         let parse = |text: &str| Options::parse(text.split(' '));
         let options = parse("ro nosuid rw noexec size=1m sync nosuid suid bind rshared idmap defaults");
         assert_eq!(options.of_new_mount(), NO_EXEC);
+        assert!(!options.copies_up && parse("tmpcopyup ro").copies_up);
         assert_eq!(options.parameters, ["size=1m", "sync"]);
         assert_eq!(options.of_copy(), Change::set(NO_EXEC));
         for (text, attributes, clear) in [

@@ -49,7 +49,10 @@ const NO_LOCKS: OptionHandling = Refused("Linux has no mandatory locks since 5.1
 const NO_REMOUNT: OptionHandling =
     Refused("a container's mounts are always new; set the options on the mount itself");
 const NO_ID_MAPS: OptionHandling = Refused("only a bind mount can be id-mapped");
-const NO_COPY: OptionHandling = Refused("copying the image's files into a tmpfs is not implemented");
+const ONLY_TMPFS: OptionHandling = Ignored("only a tmpfs gets a copy");
+
+/// Copies what a tmpfs covers into it.
+const COPY_UP: &str = "tmpcopyup";
 
 const fn both(name: &'static str, handling: OptionHandling) -> MountOption {
     MountOption {
@@ -127,7 +130,7 @@ pub static OPTIONS: &[MountOption] = &[
     both("suid", Applied),
     both("symfollow", Applied),
     differing("sync", Applied, OF_FILE_SYSTEM),
-    both("tmpcopyup", NO_COPY),
+    differing(COPY_UP, Applied, ONLY_TMPFS),
     both("unbindable", Applied),
     differing("idmap", NO_ID_MAPS, Applied),
 ];
@@ -161,6 +164,7 @@ pub fn option(name: &str, kind: MountKind) -> OptionHandling {
 pub(super) fn filter_mount(mount: &mut Value, path: &str, findings: &mut Findings) {
     let mut kind = MountKind::InGuest;
     let file_system = mount["type"].as_str().unwrap_or_default();
+    let is_tmpfs = file_system == "tmpfs";
     let options = mount["options"].as_array();
     let is_bind = |option: &Value| option == "bind" || option == "rbind";
     if file_system == "bind" || options.into_iter().flatten().any(is_bind) {
@@ -177,7 +181,12 @@ pub(super) fn filter_mount(mount: &mut Value, path: &str, findings: &mut Finding
         let path = format!("{path}.options[{index}]");
         index += 1;
         let name = name.as_str().unwrap_or_default();
-        match option(name, kind) {
+        let handling = if name == COPY_UP && !is_tmpfs {
+            ONLY_TMPFS
+        } else {
+            option(name, kind)
+        };
+        match handling {
             OptionHandling::Applied => true,
             OptionHandling::Ignored(reason) => {
                 findings.ignore(path, format!("{}: {reason}", quoted(name)));

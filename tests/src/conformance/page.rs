@@ -86,6 +86,9 @@ const NOTES: &str = "\
 - **A directory that is bound to /dev** is taken as it is: no node and no link is made, changed or removed in it. It
   must have a null device, as under runc.
 - **A tmpfs without `mode`** has the mode of the directory that it covers, or 1777 if that is made for it.
+- **`tmpcopyup`**: a tmpfs gets a copy of what it covers, mounts below included: content, owners, modes and symbolic
+  links, but not times, extended attributes and hard links, as under runc. Named pipes, sockets and devices are copied,
+  too. The tmpfs itself keeps its own owner and mode. If something can't be copied, Create fails and names it.
 - **Flags of the host's mounts**: noexec, nosuid, nodev and nosymfollow of the mount that a bind mount's source is in,
   and of the mounts below it, hold in the container, whatever its options. As under runc, a container with
   CAP_SYS_ADMIN and without a user namespace can take them off. A copy of a volume

@@ -6,6 +6,7 @@
 //! one container, and so do exec commands.
 
 mod compare;
+mod copies;
 mod execs;
 mod files;
 mod flags;
@@ -95,6 +96,7 @@ pub fn behaviours() -> Vec<&'static Behaviour> {
         process::BEHAVIOURS,
         files::BEHAVIOURS,
         places::BEHAVIOURS,
+        copies::BEHAVIOURS,
         flags::BEHAVIOURS,
         kernel::BEHAVIOURS,
         execs::BEHAVIOURS,

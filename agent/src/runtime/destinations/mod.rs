@@ -10,6 +10,7 @@ use oci_spec::runtime::{Mount, Spec};
 
 use self::view::{Content, Found, View};
 use super::mounts::bind_dev;
+use super::options::COPY_UP;
 use super::workdir::WorkingDirectory;
 use crate::child::Failure;
 use crate::spec::{guest_uid, normalize};
@@ -70,6 +71,8 @@ fn place(mount: &mut Mount, view: &mut View) -> std::io::Result<()> {
     };
     let content = if kind == "bind" || has(&["bind", "rbind"]) {
         Content::Tree(mount.source().clone().unwrap_or_default())
+    } else if kind == "tmpfs" && has(&[COPY_UP]) {
+        Content::Copy
     } else if kind == "tmpfs" || kind == "ramfs" {
         Content::Empty
     } else {
@@ -81,7 +84,7 @@ fn place(mount: &mut Mount, view: &mut View) -> std::io::Result<()> {
         .flatten()
         .any(|option| option.starts_with("mode="));
     if kind == "tmpfs"
-        && content == Content::Empty
+        && matches!(content, Content::Empty | Content::Copy)
         && !has_mode
         && let Found::Directory { mode } = view.look(mount.destination())?
     {
@@ -106,10 +109,10 @@ fn working_directory(cwd: &Path, view: &View, owner: u32) -> std::io::Result<Arr
                 owner,
             });
         }
-        Content::Empty if view.look(&resolved)? == Found::Missing => {
+        Content::Empty | Content::Copy if view.look(&resolved)? == Found::Missing => {
             arranged.working_directory_in_mount = Some(resolved);
         }
-        Content::Empty | Content::Kernel => {}
+        Content::Empty | Content::Copy | Content::Kernel => {}
     }
     Ok(arranged)
 }

@@ -119,3 +119,47 @@ fn a_working_directory_is_made_where_it_is_seen() {
     assert_eq!(of("/run"), (None, None));
     assert_eq!(of("/run/lock"), (None, None));
 }
+
+#[test]
+fn a_tmpfs_with_a_copy_shows_what_it_covers() {
+    let root = root(&[("config", "etc")]);
+    std::fs::create_dir(root.path().join("etc/app")).unwrap();
+    symlink("app/real", root.path().join("etc/link")).unwrap();
+    let etc = root.path().join("etc");
+    std::fs::set_permissions(&etc, std::os::unix::fs::PermissionsExt::from_mode(0o751)).unwrap();
+    let mounts = || {
+        json!([
+            bind("/etc/data"),
+            tmpfs("/config", &["tmpcopyup"]),
+            bind("/etc/link"),
+            tmpfs("/etc/app", &["tmpcopyup", "mode=700"])
+        ])
+    };
+    let mut placed = spec(&root, "/", mounts());
+    arrange(&mut placed).unwrap();
+    let placed = placed.mounts().clone().unwrap();
+    assert_eq!(
+        destinations(&placed),
+        ["/etc/data", "/etc", "/etc/app/real", "/etc/app"]
+    );
+    let options: Vec<_> = placed
+        .iter()
+        .filter_map(|mount| mount.options().clone())
+        .collect();
+    assert_eq!(options[1], ["tmpcopyup", "mode=751"]);
+    assert_eq!(options[3], ["tmpcopyup", "mode=700"]);
+    // Not in the image, of which the copy is made, but in the copy.
+    for (cwd, want) in [
+        ("/config/new", Some("/etc/new")),
+        ("/etc/app/new/er", Some("/etc/app/new/er")),
+        ("/etc/app", None),
+    ] {
+        let arranged = arrange(&mut spec(&root, cwd, mounts())).unwrap();
+        assert_eq!(arranged.working_directory, None, "{cwd}");
+        assert_eq!(
+            arranged.working_directory_in_mount,
+            want.map(PathBuf::from),
+            "{cwd}"
+        );
+    }
+}

@@ -24,6 +24,8 @@ pub enum Content {
     Tree(PathBuf),
     /// Nothing: a new tmpfs.
     Empty,
+    /// A copy of what is there without it, in a new tmpfs.
+    Copy,
     /// Files of the kernel, in which no link is followed.
     Kernel,
 }
@@ -82,15 +84,17 @@ impl View {
 
     /// The mount that `path`, which has no links, is in: what it shows, and the path in it.
     pub fn mount_of<'a>(&self, path: &'a Path) -> (&Content, &'a Path) {
-        self.find(path)
+        self.mounts_of(path)
+            .next()
             .map_or((&Content::Empty, path), |(mounted, rest)| {
                 (&mounted.content, rest)
             })
     }
 
-    fn find<'a>(&self, path: &'a Path) -> Option<(&Mounted, &'a Path)> {
-        let mut mounts = self.mounts.iter().rev();
-        mounts.find_map(|mounted| Some((mounted, path.strip_prefix(&mounted.at).ok()?)))
+    /// The mounts that have `path`, from the one that shows it down to the root, each with the path in it.
+    fn mounts_of<'v, 'p>(&'v self, path: &'p Path) -> impl Iterator<Item = (&'v Mounted, &'p Path)> {
+        let mounts = self.mounts.iter().rev();
+        mounts.filter_map(|mounted| Some((mounted, path.strip_prefix(&mounted.at).ok()?)))
     }
 
     /// `path` without links, as an absolute path in the container. What is missing is taken as it is.
@@ -155,7 +159,9 @@ impl View {
     /// # Errors
     /// What opening it or reading a link returns.
     pub fn look(&self, path: &Path) -> io::Result<Found> {
-        let found = match self.find(path) {
+        let mut mounts = self.mounts_of(path);
+        // What is found in a copy is found where it was copied from.
+        let found = match mounts.find(|(mounted, _)| mounted.content != Content::Copy) {
             Some((
                 Mounted {
                     content: Content::Tree(root),
@@ -180,7 +186,7 @@ impl View {
             )) => Found::Other,
             Some((
                 Mounted {
-                    content: Content::Empty,
+                    content: Content::Empty | Content::Copy,
                     ..
                 },
                 _,

@@ -48,6 +48,10 @@ fn mount_options_by_kind_of_mount() {
             assert_eq!(left == json!([option.name]), handling == OptionHandling::Applied);
         }
     }
+    let (findings, left) =
+        filtered(json!({"destination": "/a", "type": "ramfs", "options": ["tmpcopyup", "mode=1"]}));
+    assert_eq!(findings.ignored[0].path, "mounts[0].options[0]");
+    assert_eq!(left, json!(["mode=1"]));
     let (findings, _) = filtered(json!({"destination": "/a", "type": "tmpfs", "options": ["ridmap"]}));
     assert_eq!(findings.refused.len(), 1);
 }
