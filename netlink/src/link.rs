@@ -15,6 +15,7 @@ const NAME: u16 = 3;
 const MTU: u16 = 4;
 const MASTER: u16 = 10;
 const QUEUE_LENGTH: u16 = 13;
+const OPERATIONAL_STATE: u16 = 16;
 const INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
 const FAMILY_SPEC: u16 = 26;
@@ -23,6 +24,9 @@ const FAMILY_INET6: u16 = 10;
 const INET6_ADDRESS_MODE: u16 = 8;
 /// IN6_ADDR_GEN_MODE_NONE.
 const NO_ADDRESSES: u8 = 1;
+
+/// IF_OPER_UP.
+const OPERATIONAL: u8 = 6;
 
 const UP: u32 = 0x1;
 const LOOPBACK: u32 = 0x8;
@@ -134,6 +138,13 @@ fn change(index: u32, flags: u32) -> Message {
 #[must_use]
 pub fn set_up(index: u32) -> Message {
     change(index, UP)
+}
+
+/// Sets a link up. If the kernel does not know its operational state, because its carrier has never changed, that
+/// becomes "up", too.
+#[must_use]
+pub fn set_operational(index: u32) -> Message {
+    set_up(index).with(OPERATIONAL_STATE, &[OPERATIONAL])
 }
 
 /// Renames a link that is down.

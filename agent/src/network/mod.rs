@@ -158,7 +158,12 @@ impl Requests<'_> {
         }
         if link.up {
             // Before its addresses: an IPv6 address of a link that is down has no route.
-            self.request(link::set_up(index), name, "setting it up")?;
+            let request = if is_nic {
+                link::set_operational(index)
+            } else {
+                link::set_up(index)
+            };
+            self.request(request, name, "setting it up")?;
         }
         for address in &link.addresses {
             let step = format!(

@@ -203,12 +203,16 @@ fn many_links() -> Result<()> {
         command: &[
             "sh",
             "-c",
-            "cat /sys/class/net/eth*/mtu | sort | uniq -c; ping -c 1 -W 20 -s 8900 10.0.0.1 && ping -c 1 -W 20 10.15.0.1",
+            "cat /sys/class/net/eth*/mtu /sys/class/net/eth*/operstate | sort | uniq -c; ping -c 1 -W 20 -s 8900 10.0.0.1 && ping -c 1 -W 20 10.15.0.1",
         ],
         ..Run::default()
     };
     let shown = run.output(&fresh_id("net"))?.success()?;
-    ensure!(shown.trim_start().starts_with("16 9000"), "{shown}");
+    let mut lines = shown.lines().map(str::trim);
+    ensure!(
+        lines.next() == Some("16 9000") && lines.next() == Some("16 up"),
+        "{shown}"
+    );
     sh(&format!(
         "ip -n {} link add eth16 up type veth peer name p16 netns {}",
         network.name,
@@ -303,7 +307,7 @@ fn late_links() -> Result<()> {
         command: &[
             "sh",
             "-c",
-            "ip addr show eth0; ip route; ping -c 1 -W 20 10.77.0.1 && ping -6 -c 1 -W 20 fd77::1",
+            "cat /sys/class/net/eth0/operstate; ip addr show eth0; ip route; ping -c 1 -W 20 10.77.0.1 && ping -6 -c 1 -W 20 fd77::1",
         ],
         ..Run::default()
     };
@@ -316,7 +320,7 @@ fn late_links() -> Result<()> {
     let shown = shown?.success()?;
     sh("ip link del cni-test0")?;
     ensure!(
-        shown.contains("mtu 1400") && shown.contains("default via 10.77.0.1"),
+        shown.starts_with("up\n") && shown.contains("mtu 1400") && shown.contains("default via 10.77.0.1"),
         "{shown}"
     );
     Ok(())

@@ -378,7 +378,7 @@ fn many_links(node: &Node, more: &str) -> Result<Outcome> {
 
 fn bare_link(node: &Node) -> Result<Outcome> {
     let pod = node.pod(json!({"annotations": {"lab/bare-links": "1"}}))?;
-    let script = "cat /sys/class/net/bare0/operstate; ip -o -4 addr show dev bare0 | wc -l; ping -c 1 10.88.0.1 >/dev/null; echo $?";
+    let script = "cat /sys/class/net/bare0/operstate /sys/class/net/eth0/operstate; ip -o -4 addr show dev bare0 | wc -l; ping -c 1 10.88.0.1 >/dev/null; echo $?";
     let outcome = pod.run(script, Value::Null)?;
     pod.remove()?;
     Ok(outcome)
