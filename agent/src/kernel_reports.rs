@@ -1,5 +1,5 @@
-//! The kernel's reports by netlink multicast, for the fact that something has changed: devices (uevents), links.
-//! Called by `memory` and `network`, which then look; reads no message.
+//! The kernel's reports of its devices by netlink multicast (uevents), for the fact that something has changed.
+//! Called by `memory`, which then looks; reads no message.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -15,8 +15,6 @@ use crate::async_fd;
 
 /// The multicast group of the kernel's own uevents (`lib/kobject_uevent.c`).
 const KERNEL_UEVENTS: u32 = 1;
-/// RTMGRP_LINK.
-const LINK_CHANGES: u32 = 1;
 
 /// A socket that receives reports.
 pub struct KernelReports(AsyncFd<OwnedFd>);
@@ -24,18 +22,10 @@ pub struct KernelReports(AsyncFd<OwnedFd>);
 impl KernelReports {
     /// Receives the reports of devices from now on.
     pub fn of_devices() -> io::Result<Self> {
-        Self::open(SockProtocol::NetlinkKObjectUEvent, KERNEL_UEVENTS)
-    }
-
-    /// Receives the reports of links from now on.
-    pub fn of_links() -> io::Result<Self> {
-        Self::open(SockProtocol::NetlinkRoute, LINK_CHANGES)
-    }
-
-    fn open(protocol: SockProtocol, group: u32) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let protocol = SockProtocol::NetlinkKObjectUEvent;
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, group))?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_UEVENTS))?;
         async_fd::register_for(socket, Interest::READABLE).map(Self)
     }
 

@@ -31,8 +31,6 @@ const OPERATIONAL: u8 = 6;
 const UP: u32 = 0x1;
 const LOOPBACK: u32 = 0x8;
 const NO_ARP: u32 = 0x80;
-/// IFF_LOWER_UP.
-const CARRIER: u32 = 0x1_0000;
 
 /// A link of the network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,12 +72,6 @@ impl Found {
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.flags & UP != 0
-    }
-
-    /// Whether frames can be sent and received.
-    #[must_use]
-    pub fn has_carrier(&self) -> bool {
-        self.flags & CARRIER != 0
     }
 
     /// Whether hosts on it are found by ARP or neighbour discovery.
@@ -213,7 +205,7 @@ mod tests {
         );
         assert_eq!(link.mac, [2, 0, 0, 0, 0, 1]);
         assert!(link.is_up() && link.is_ethernet());
-        assert!(!link.is_loopback() && !link.has_neighbours() && !link.has_carrier());
+        assert!(!link.is_loopback() && !link.has_neighbours());
         assert_eq!(parse(&bytes[16..20]), None);
     }
 }

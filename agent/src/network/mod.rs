@@ -2,7 +2,6 @@
 //! routes, as the engine found them on the host. Called by the requests Setup and ConfigureNetwork of an agent
 //! that is PID 1; never by an agent outside a guest. Removes nothing: a step that fails ends the pod's start.
 
-mod carrier;
 #[cfg(test)]
 mod tests;
 
@@ -12,7 +11,6 @@ use nacre_netlink::{Error as NetlinkError, Message, Socket, address, link, neigh
 use nacre_protocol::agent::{Link, Network};
 
 use crate::error::Error;
-use crate::kernel_reports::KernelReports;
 use crate::pci;
 use crate::pod;
 
@@ -21,13 +19,10 @@ const MAX_LINKS: usize = 4096;
 /// What a link's name begins with before it gets its own.
 const ASIDE: &str = "nacre";
 
-/// Finds devices that were attached to the VM since its boot, and then sets up `network`. When this returns,
-/// the links can send.
-pub async fn set_up_attached(network: &Network) -> Result<(), Error> {
-    let changes = KernelReports::of_links().map_err(Error::system("watching the guest's links"))?;
+/// Finds devices that were attached to the VM since its boot, and then sets up `network`.
+pub fn set_up_attached(network: &Network) -> Result<(), Error> {
     pci::find_attached()?;
-    set_up(network)?;
-    carrier::wait_for_carriers(&changes, &network.links).await
+    set_up(network)
 }
 
 /// Whether a link of `network` is a device of the VM.
@@ -35,7 +30,8 @@ pub fn has_devices(network: &Network) -> bool {
     network.links.iter().any(|link| !link.mac.is_empty())
 }
 
-/// Sets up `network`; costs nothing if it is empty.
+/// Sets up `network`; costs nothing if it is empty. When this returns, the links can send: the driver takes them for up
+/// until their device reports another status (`guest-kernel-config/virtio-net.patch`).
 pub fn set_up(network: &Network) -> Result<(), Error> {
     if network.links.is_empty() && network.routes.is_empty() && network.rules.is_empty() {
         return Ok(());

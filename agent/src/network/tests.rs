@@ -256,35 +256,6 @@ fn an_error_names_the_object_and_the_kernel_s_reason() {
     }
 }
 
-/// A veth link has a carrier when its peer is up.
-#[test]
-fn a_link_is_waited_for_until_it_can_send() {
-    let waited = in_namespace(|| {
-        run("ip link set peer0 down");
-        let links = [link("eth0", 1, vec![])];
-        let network = Network {
-            links: links.to_vec(),
-            ..Network::default()
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let changes = KernelReports::of_links().unwrap();
-            set_up(&network).unwrap();
-            let wait = carrier::wait_for_carriers(&changes, &links);
-            tokio::pin!(wait);
-            let early = tokio::time::timeout(std::time::Duration::from_millis(50), &mut wait).await;
-            assert!(early.is_err(), "the link has no carrier");
-            run("ip link set peer0 up");
-            wait.await.unwrap();
-        });
-        run("ip link show dev eth0")
-    });
-    assert!(waited.is_none_or(|shown| shown.contains("LOWER_UP")));
-}
-
 #[test]
 fn an_empty_network_needs_nothing() {
     set_up(&Network::default()).unwrap();
