@@ -30,7 +30,7 @@ pub mod workload;
 use anyhow::Result;
 use serde_json::Value;
 
-pub use vm::{Build, Guest, Options, until_connected};
+pub use vm::{Build, Guest, Options, OtherVmm, until_connected};
 
 /// The host half of a test.
 #[derive(Debug, Clone, Copy)]

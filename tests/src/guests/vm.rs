@@ -141,8 +141,8 @@ impl Build {
     /// # Errors
     /// If `nacre-vmm` can't be executed.
     pub fn restore(&self, arguments: &[&str]) -> Result<Guest> {
-        let (directory, shared) = shared_directory()?;
-        Self::start(self.vmm(arguments), directory, shared)
+        let shared = Shared::new(None)?;
+        Self::start(self.vmm(arguments), shared)
     }
 
     /// Boots a guest.
@@ -150,62 +150,86 @@ impl Build {
     /// # Errors
     /// If `nacre-vmm` can't be executed.
     pub fn boot(&self, options: &Options<'_>) -> Result<Guest> {
-        let (directory, shared) = shared_directory()?;
+        let shared = Shared::new(options.storage)?;
         let cmdline = cmdline(options);
-        let mut command = with_mounts(&self.vmm, &shared, options.mounts)?;
+        let mut command = with_mounts(&self.vmm, &shared.path, options.mounts)?;
         command
             .arg("--kernel")
             .arg(&self.kernel)
             .arg("--initrd")
             .arg(&self.initramfs);
         command.args(["--cmdline", &cmdline]).args(options.arguments);
-        Self::start(command, directory, shared)
+        Self::start(command, shared)
     }
 
-    /// Executes `command`, with the directory `shared` in `directory` and a vsock socket.
-    fn start(mut command: Command, directory: TempDir, shared: PathBuf) -> Result<Guest> {
-        let socket = directory.path().join("vsock");
+    /// Boots a guest under another VMM. Its options are those that do not name nacre-vmm's arguments; `command` makes its
+    /// command line. Its standard error must have the guest's serial port.
+    ///
+    /// # Errors
+    /// If `command` fails, or what it returns can't be executed.
+    pub fn boot_under(
+        &self,
+        options: &Options<'_>,
+        command: impl FnOnce(&OtherVmm<'_>) -> Result<Command>,
+    ) -> Result<Guest> {
+        let shared = Shared::new(options.storage)?;
+        let command = command(&OtherVmm {
+            kernel: &self.kernel,
+            initramfs: &self.initramfs,
+            parameters: &cmdline(options),
+            shared: &shared.path,
+        })?;
+        Guest::start(command, shared)
+    }
+
+    /// Executes `command`, a nacre-vmm, with a shared directory and a vsock socket.
+    fn start(mut command: Command, shared: Shared) -> Result<Guest> {
         command
             .arg("--share")
-            .arg(&shared)
+            .arg(&shared.path)
             .arg("--vsock-uds")
-            .arg(&socket);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("executing {}", command.get_program().display()))?;
-        let stdin = child.stdin.take().context("no standard input")?;
-        let stderr = child.stderr.take().context("no standard error")?;
-        let (sender, lines) = channel();
-        // The thread ends with the VMM, which closes its standard error, or when nobody listens.
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).split(b'\n').map_while(std::io::Result::ok) {
-                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        Ok(Guest {
-            child,
-            stdin,
-            lines,
-            log: Vec::new(),
-            shared,
-            socket,
-            _directory: directory,
-        })
+            .arg(&shared.socket);
+        Guest::start(command, shared)
     }
 }
 
-/// A directory, and the one in it that a guest shares.
-fn shared_directory() -> Result<(TempDir, PathBuf)> {
-    let directory = tempfile::tempdir()?;
-    let shared = directory.path().join("shared");
-    fs::create_dir(&shared)?;
-    Ok((directory, shared))
+/// What another VMM boots a guest from.
+#[derive(Debug, Clone, Copy)]
+pub struct OtherVmm<'a> {
+    /// The kernel.
+    pub kernel: &'a Path,
+    /// The initramfs, which has the workloads.
+    pub initramfs: &'a Path,
+    /// The kernel's parameters that the workload needs.
+    pub parameters: &'a str,
+    /// The directory to share.
+    pub shared: &'a Path,
+}
+
+/// The directory that a guest shares.
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    /// The VMM's socket, beside it.
+    socket: PathBuf,
+    _directory: TempDir,
+}
+
+impl Shared {
+    /// Makes it in `storage`, or where temporary files are.
+    fn new(storage: Option<&Path>) -> Result<Self> {
+        let directory = match storage {
+            Some(storage) => tempfile::tempdir_in(storage)?,
+            None => tempfile::tempdir()?,
+        };
+        let path = directory.path().join("shared");
+        fs::create_dir(&path)?;
+        Ok(Self {
+            path,
+            socket: directory.path().join("vsock"),
+            _directory: directory,
+        })
+    }
 }
 
 /// What a guest's kernel command line has for its workload.
@@ -250,6 +274,8 @@ pub struct Options<'a> {
     /// Directories that the shared directory has from the start. For the VMM, each is a mount of its own, as a
     /// container's root file system and its volumes are.
     pub mounts: &'a [&'a str],
+    /// The directory of the host in which the shared directory is made, if it is not that of temporary files.
+    pub storage: Option<&'a Path>,
     /// Arguments of `nacre-vmm` besides kernel, initramfs, command line, shared directory and vsock socket.
     pub arguments: &'a [&'a str],
 }
@@ -264,12 +290,39 @@ pub struct Guest {
     lines: Receiver<String>,
     /// Those that were read.
     log: Vec<String>,
-    shared: PathBuf,
-    socket: PathBuf,
-    _directory: TempDir,
+    shared: Shared,
 }
 
 impl Guest {
+    /// Executes `command`, a VMM whose standard error has the guest's console.
+    fn start(mut command: Command, shared: Shared) -> Result<Self> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("executing {}", command.get_program().display()))?;
+        let stdin = child.stdin.take().context("no standard input")?;
+        let stderr = child.stderr.take().context("no standard error")?;
+        let (sender, lines) = channel();
+        // The thread ends with the VMM, which closes its standard error, or when nobody listens.
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).split(b'\n').map_while(std::io::Result::ok) {
+                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Self {
+            child,
+            stdin,
+            lines,
+            log: Vec::new(),
+            shared,
+        })
+    }
+
     /// The VMM's PID.
     pub fn vmm_pid(&self) -> u32 {
         self.child.id()
@@ -277,7 +330,7 @@ impl Guest {
 
     /// The host's path of the directory that the guest shares.
     pub fn shared(&self) -> &Path {
-        &self.shared
+        &self.shared.path
     }
 
     /// Waits until the workload is ready and connects to it. Reads and writes of the stream fail after
@@ -287,7 +340,8 @@ impl Guest {
     /// If the guest ends instead, or is not ready within [`DEADLINE`].
     pub fn connect(&mut self) -> Result<UnixStream> {
         self.wait_for(READY, DEADLINE)?;
-        let mut stream = UnixStream::connect(&self.socket).context("connecting to the VMM's vsock socket")?;
+        let mut stream =
+            UnixStream::connect(&self.shared.socket).context("connecting to the VMM's vsock socket")?;
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
         writeln!(stream, "CONNECT {}", vsock::PORT)?;
@@ -350,7 +404,7 @@ impl Guest {
         while self.next_line(until)?.is_some() {}
         let status = self.child.wait()?;
         ensure!(status.success(), "nacre-vmm: {status}\n{}", self.output());
-        let file = self.shared.join(workload::REPORT);
+        let file = self.shared.path.join(workload::REPORT);
         let report = fs::read(&file).with_context(|| format!("no report\n{}", self.output()))?;
         serde_json::from_slice(&report).context("parsing the report")
     }

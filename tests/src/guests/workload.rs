@@ -22,6 +22,9 @@ pub const FAILED: &str = "workload: failed: ";
 /// The parameter with the workload's name.
 pub const NAME: &str = "workload";
 
+/// The word of the kernel command line of a VM that has no shared directory. The report is lost.
+pub const UNSHARED: &str = "workload.unshared";
+
 /// File systems of the guest: type, source, mount point.
 const MOUNTS: [(&str, &str, &str); 3] = [
     ("devtmpfs", "devtmpfs", "/dev"),
@@ -87,15 +90,20 @@ pub fn run_as_init() {
     }
 }
 
-/// Prints `reason` on the console, by the kernel's log: unless the VMM has a terminal for it, the serial port
-/// is no tty, and writes to standard output fail.
+/// Prints `line`, of less than 900 bytes, on the console, by the kernel's log: unless the VMM has a terminal for it, the
+/// serial port is no tty, and writes to standard output fail.
+///
+/// # Errors
+/// If the kernel does not take it.
+pub fn print(line: &str) -> Result<()> {
+    let mut log = File::options().write(true).open("/dev/kmsg")?;
+    // Level 3 is an error, which is printed in spite of `quiet`. Each message is one write.
+    Ok(log.write_all(format!("<3>{line}\n").as_bytes())?)
+}
+
 fn print_failure(reason: &str) {
-    let Ok(mut log) = File::options().write(true).open("/dev/kmsg") else {
-        return;
-    };
     for line in reason.lines() {
-        // Level 3 is an error, which is printed in spite of `quiet`. Each message is one write.
-        let _ = log.write_all(format!("<3>{FAILED}{line}\n").as_bytes());
+        let _ = print(&format!("{FAILED}{line}"));
     }
 }
 
@@ -108,7 +116,11 @@ fn run() -> Result<()> {
     }
     let parameters = Parameters(fs::read_to_string("/proc/cmdline")?);
     // A VM that is to be saved must not have mounted it.
-    if !parameters.0.split_whitespace().any(|word| word == TEMPLATE) {
+    if !parameters
+        .0
+        .split_whitespace()
+        .any(|word| [TEMPLATE, UNSHARED].contains(&word))
+    {
         mount_shared()?;
     }
     let name = parameters.word(&format!("{NAME}="))?;
