@@ -7,6 +7,7 @@ pub mod container_program;
 pub mod containerd;
 pub mod cri;
 pub mod elf;
+pub mod file_times;
 pub mod growth;
 pub mod guests;
 pub mod host_mount;

@@ -1,7 +1,7 @@
-//! What `nacre-posix` and an end-to-end test run in containers: it observes behaviours of the file system of a
-//! directory, exercises the contents of files there, or makes commits. It needs nothing of Nacre and runs on any
-//! directory of any Linux: `nacre-files behaviours DIRECTORY [NAME…]`, `nacre-files exercise DIRECTORY`,
-//! `nacre-files commits PLACE…`. Never judges a behaviour.
+//! What `nacre-posix`, `nacre-bench` and an end-to-end test run in containers: it observes behaviours of the file system of
+//! a directory, exercises the contents of files there, makes commits, or takes the time of operations. It needs nothing of
+//! Nacre and runs on any directory of any Linux: `nacre-files behaviours DIRECTORY [NAME…]`, `nacre-files exercise
+//! DIRECTORY`, `nacre-files commits PLACE…`, `nacre-files times DIRECTORY`. Never judges a behaviour.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use clap::Parser;
 use nacre_tests::commits::{self, Writer};
+use nacre_tests::file_times;
 use nacre_tests::posix::{self, exercise};
 
 /// Observes the file system of a directory.
@@ -32,6 +33,11 @@ enum Arguments {
         /// Directories, which are created, and block devices.
         #[arg(required = true)]
         places: Vec<PathBuf>,
+    },
+    /// Print how long operations on files take, in one line.
+    Times {
+        /// An empty directory.
+        directory: PathBuf,
     },
     /// Print a line `PLACE COUNT` for each place: how many commits are whole there.
     Count {
@@ -78,6 +84,11 @@ fn run(arguments: Arguments) -> Result<()> {
                     println!("{index} {}", number + 1);
                 }
             }
+        }
+        Arguments::Times { directory } => {
+            // Of a container's cache only the host could drop anything.
+            let times = file_times::run(&directory, || Ok(()))?;
+            println!("{}", file_times::line(&times));
         }
         Arguments::Count { places } => {
             for (index, place) in places.iter().enumerate() {

@@ -9,6 +9,7 @@
 
 pub mod disk;
 pub mod exits;
+pub mod file_times;
 pub mod initramfs;
 pub mod io;
 pub mod large;
@@ -84,6 +85,7 @@ const WORKLOADS: &[Workload] = &[
     network::WORKLOAD,
     disk::WORKLOAD,
     late_disks::WORKLOAD,
+    file_times::WORKLOAD,
 ];
 
 const fn test(name: &'static str, run: fn(&Build) -> Result<()>) -> Test {
