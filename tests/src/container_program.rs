@@ -1,6 +1,6 @@
 //! A program of this crate as containers get it: a host directory with the program, the dynamic loader and
-//! the libraries that it needs, mounted read-only. An image needs nothing for it. Called by `nacre-posix` and
-//! `nacre-e2e`.
+//! the libraries that it needs, mounted read-only. An image needs nothing for it. Called by `nacre-posix`,
+//! `nacre-bench` and `nacre-e2e`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

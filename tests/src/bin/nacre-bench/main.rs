@@ -10,6 +10,7 @@ mod containers;
 mod crirun;
 mod exec_exits;
 mod files;
+mod files_vmm;
 mod guest_io;
 mod host;
 mod installed;
@@ -34,6 +35,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
+use nacre_tests::guests;
 
 use page::Plotted;
 use published::{RATIOS, RESULTS, Row};
@@ -63,6 +65,9 @@ enum Part {
     Network,
     /// Files in a container, beside runc. Not part of a whole run.
     Files,
+    /// Files in a guest without containerd, beside QEMU with virtiofsd, QEMU with a disk, and runc. Not part of a whole
+    /// run.
+    FilesVmm,
     /// 20 containers at once, beside runc.
     Concurrent20,
     /// 100 containers at once, beside runc. Not part of a whole run.
@@ -90,9 +95,12 @@ struct Arguments {
     /// How many pods the part `pods-memory` starts, if the host has memory for them.
     #[arg(long, default_value_t = 50)]
     pods: usize,
-    /// The QEMU of the part `restore`.
+    /// The QEMU of the parts `restore` and `files-vmm`.
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
     qemu: PathBuf,
+    /// The virtiofsd of the part `files-vmm`; Debian's, if none is named.
+    #[arg(long, value_name = "PROGRAM")]
+    virtiofsd: Option<PathBuf>,
     /// The Firecracker of the part `restore`.
     #[arg(long, value_name = "PROGRAM", default_value = "firecracker")]
     firecracker: PathBuf,
@@ -261,6 +269,11 @@ fn longer_parts(
     let wants = |part| arguments.only.contains(&part);
     if wants(Part::Files) {
         files::measure(arguments.guests, results)?;
+    }
+    if wants(Part::FilesVmm) {
+        let programs = files_vmm::Programs::new(&arguments.qemu, arguments.virtiofsd.as_deref());
+        let build = guests::Build::at(&runtimes.nacre.prefix)?;
+        files_vmm::measure(&build, &programs, arguments.guests, results)?;
     }
     if wants(Part::Concurrent100) {
         concurrent::measure(runtimes, 100, 1, results)?;

@@ -20,6 +20,7 @@ use self::cloud_hypervisor::CloudHypervisor;
 use self::firecracker::Firecracker;
 use self::nacre::Guests;
 use self::qemu::Qemu;
+pub use self::qemu::{MEMORY_MIB, microvm};
 use crate::order::order;
 use crate::results::{Measure, Results};
 use crate::runtimes::MeasuredRuntimes;
@@ -36,7 +37,7 @@ const OWN_ROWS: [(&str, &str); 2] = [
 
 /// The parameters of nacre-vmm's guests (`vmm/src/boot/cmdline.rs`) but panic=-1, for the kernel of a peer's. Without a
 /// shared tree the agent ends right after it has dialed: the panic must not end the VMM before the host has seen that.
-const PARAMETERS: &str = "dhash_entries=16384 ihash_entries=8192 pci=noearly panic=0 reboot=acpi \
+pub const PARAMETERS: &str = "dhash_entries=16384 ihash_entries=8192 pci=noearly panic=0 reboot=acpi \
     no_timer_check noreplace-smp swiotlb=noforce memory_hotplug.online_policy=auto-movable random.trust_cpu=on \
     console=ttyS0 quiet loglevel=4";
 

@@ -27,6 +27,8 @@ static NEXT_CID: AtomicU32 = AtomicU32::new(7077);
 const MACHINE: &str = "microvm,pcie=on,isa-serial=on,pit=off,pic=off,rtc=off,ioapic2=off";
 /// See [`MACHINE`].
 const CPU: &str = "host,pmu=off";
+/// The guest's memory in MiB.
+pub const MEMORY_MIB: u32 = 512;
 /// What is still not alike, for the rows' notes.
 pub const DIFFERENCES: Differences = Differences {
     machine: "QEMU also has firmware, fw_cfg, an ACPI event device and 8 idle virtio-mmio devices; it has no jail, \
@@ -101,11 +103,8 @@ impl Qemu {
     /// QEMU without a kernel: a guest that continues has it in its memory.
     fn command(&self) -> Result<Command> {
         let cid = NEXT_CID.fetch_add(1, Ordering::Relaxed);
-        let mut command = Command::new(&self.program);
+        let mut command = microvm(&self.program, "");
         command
-            .args(["-M", MACHINE, "-accel", "kvm"])
-            .args(["-cpu", CPU, "-m", "512", "-smp", "1"])
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .arg("-serial")
             .arg(format!("file:{}", self.log.display()))
             .arg("-device")
@@ -114,6 +113,16 @@ impl Qemu {
             .stderr(File::options().create(true).append(true).open(&self.log)?);
         Ok(command)
     }
+}
+
+/// QEMU, `program`, with one vCPU and no devices yet; `options` are further ones of the machine.
+pub fn microvm(program: &Path, options: &str) -> Command {
+    let mut command = Command::new(program);
+    command
+        .args(["-M", &format!("{MACHINE}{options}"), "-accel", "kvm"])
+        .args(["-cpu", CPU, "-m", &MEMORY_MIB.to_string(), "-smp", "1"])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    command
 }
 
 impl Vmm for Qemu {
