@@ -15,6 +15,7 @@ use super::workload::{self, Parameters, SHARED};
 use super::{Build, Guest, Options, OtherVmm, Workload};
 use crate::containerd::ctr::output;
 use crate::file_times::{self, MARK, Times};
+use crate::posix::root::INITIALISED;
 
 /// Makes the steps.
 pub const WORKLOAD: Workload = Workload {
@@ -135,7 +136,7 @@ fn make_disk(storage: &Path) -> Result<PathBuf> {
     let image = storage.join("disk");
     File::create(&image)?.set_len(DISK_BYTES)?;
     let mut make = Command::new("mkfs.ext4");
-    make.args(["-q", "-F"]).arg(&image);
+    make.args(["-q", "-F"]).args(INITIALISED).arg(&image);
     output(make)?.success().context("mkfs.ext4")?;
     Ok(image)
 }

@@ -14,6 +14,9 @@ use crate::loop_device::load_module;
 /// Bytes of a volume. Its image is sparse.
 const VOLUME_BYTES: u64 = 256 << 20;
 
+/// Options of mkfs.ext4, so that no thread of the kernel writes to the file system after it was mounted.
+pub const INITIALISED: [&str; 2] = ["-E", "lazy_itable_init=0,lazy_journal_init=0"];
+
 /// Name of the mount point in a volume's directory.
 const MOUNTED: &str = "mounted";
 
@@ -65,6 +68,7 @@ impl Volume {
         fs::create_dir(&mounted)?;
         let mut make = Command::new("mkfs.ext4");
         make.args(["-q", "-F", "-m", "0", "-b", "4096", "-I", "256"])
+            .args(INITIALISED)
             .arg(&image);
         output(make)?.success().context("mkfs.ext4")?;
         load_module()?;
