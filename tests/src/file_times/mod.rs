@@ -164,7 +164,7 @@ pub fn line(times: &Times) -> String {
     MARK.to_owned() + &words.collect::<String>()
 }
 
-/// The times of a line of [`line`]'s, which may have something else before.
+/// The times of a line of [`line()`]'s, which may have something else before.
 ///
 /// # Errors
 /// If they are not those of [`STEPS`].
