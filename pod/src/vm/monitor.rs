@@ -1,8 +1,9 @@
 //! Watches a VMM from its first message until its process has exited. Messages become events in the sandbox's
-//! queue, in order; the last event is [`Event::Ended`], and it always comes: a VMM that has sent its last
-//! message, has closed its control socket or was killed must exit within a deadline. Started by the sandbox
-//! as a task; never calls the guest.
+//! queue, in order; the last event is [`Event::Ended`], and it always comes, also if somebody else has the VMM's
+//! end of the control socket: a VMM that has sent its last message, has closed that socket or was killed must exit
+//! within a deadline. Started by the sandbox as a task; never calls the guest.
 
+use std::future::pending;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::pin;
@@ -76,10 +77,12 @@ impl VmmMonitor {
     pub async fn run<E: From<Event>>(self, queue: mpsc::Sender<E>) {
         let tail = Arc::clone(&self.stderr_tail);
         let stderr = tokio::spawn(async move { tail.read(self.stderr).await });
+        let exited = self.pidfd.try_clone().and_then(sys::watch);
         let mut end = End::default();
         {
             let mut messages = pin!(receive_until_last(
                 &self.channel,
+                exited.as_ref().ok(),
                 &self.requests,
                 &queue,
                 &mut end
@@ -92,7 +95,10 @@ impl VmmMonitor {
             }
         }
         self.requests.end();
-        end.status = wait_for_exit(&self.pidfd, end.protocol_error.is_some()).await;
+        end.status = match exited {
+            Ok(exited) => wait_for_exit(&self.pidfd, &exited, end.protocol_error.is_some()).await,
+            Err(error) => Status::Unknown(error.to_string()),
+        };
         // The pipe closes when the process exits; one that hangs keeps it open.
         if let Ok(Err(error)) = tokio::time::timeout(EXIT_DEADLINE, stderr).await {
             crate::log::error(format_args!("reading the VMM's standard error: {error}"));
@@ -102,16 +108,17 @@ impl VmmMonitor {
     }
 }
 
-/// Returns after the VMM's last message (Ended or Failed), if it has closed its socket, or if it sent
+/// Returns after the VMM's last message (Ended or Failed), if it has closed its socket or `exited`, or if it sent
 /// something that is not a message, or one with a wrong number of descriptors.
 async fn receive_until_last<E: From<Event>>(
     channel: &AsyncFd<Channel>,
+    exited: Option<&AsyncFd<OwnedFd>>,
     requests: &Requests,
     queue: &mpsc::Sender<E>,
     end: &mut End,
 ) {
     loop {
-        let (message, fds) = match receive(channel).await {
+        let (message, fds) = match receive(channel, exited).await {
             Ok(received) => received,
             Err(Error::Closed) => return,
             Err(error) => {
@@ -149,7 +156,7 @@ pub(crate) async fn received(channel: Channel) -> (Vec<Event>, End) {
     let (queue, mut events) = mpsc::channel::<Event>(1);
     let (mut received, mut end) = (Vec::new(), End::default());
     let messages = async {
-        receive_until_last(&channel, &requests, &queue, &mut end).await;
+        receive_until_last(&channel, None, &requests, &queue, &mut end).await;
         drop(queue);
     };
     let collect = async {
@@ -203,14 +210,34 @@ fn event(message: FromVmm, fds: Vec<OwnedFd>, end: &mut End) -> Option<Event> {
     }
 }
 
-async fn receive(channel: &AsyncFd<Channel>) -> Result<(FromVmm, Vec<OwnedFd>), Error> {
+/// The next message. Nobody sends any more once the process has `exited`, but its socket may still be open: a VMM that
+/// was taken over can have sent its end of it as a stream.
+async fn receive(
+    channel: &AsyncFd<Channel>,
+    exited: Option<&AsyncFd<OwnedFd>>,
+) -> Result<(FromVmm, Vec<OwnedFd>), Error> {
     loop {
-        let mut ready = channel.readable().await.map_err(|_| Error::Closed)?;
-        match channel.get_ref().receive() {
-            Err(Error::Socket(nix::Error::EAGAIN)) => ready.clear_ready(),
-            Err(Error::Socket(nix::Error::ECONNRESET)) => return Err(Error::Closed),
-            received => return received,
+        let mut ready = tokio::select! {
+            biased;
+            ready = channel.readable() => Some(ready.map_err(|_| Error::Closed)?),
+            () = has_exited(exited) => None,
+        };
+        match (channel.get_ref().receive(), &mut ready) {
+            (Err(Error::Socket(nix::Error::EAGAIN)), Some(ready)) => ready.clear_ready(),
+            (Err(Error::Socket(nix::Error::EAGAIN)), None)
+            | (Err(Error::Socket(nix::Error::ECONNRESET)), _) => {
+                return Err(Error::Closed);
+            }
+            (received, _) => return received,
         }
+    }
+}
+
+/// Returns when the process of the pidfd `exited` has exited; never without one.
+async fn has_exited(exited: Option<&AsyncFd<OwnedFd>>) {
+    match exited {
+        Some(exited) => drop(exited.readable().await),
+        None => pending().await,
     }
 }
 
@@ -228,11 +255,7 @@ fn bounded_outcome(outcome: Outcome) -> Outcome {
 }
 
 /// Waits until the process has exited, kills it at the deadline or `at_once`, and takes its exit status.
-async fn wait_for_exit(pidfd: &OwnedFd, at_once: bool) -> Status {
-    let exited = match pidfd.try_clone().and_then(sys::watch) {
-        Ok(exited) => exited,
-        Err(error) => return Status::Unknown(error.to_string()),
-    };
+async fn wait_for_exit(pidfd: &OwnedFd, exited: &AsyncFd<OwnedFd>, at_once: bool) -> Status {
     let mut was_late = false;
     if at_once
         || tokio::time::timeout(EXIT_DEADLINE, exited.readable())
@@ -262,175 +285,4 @@ async fn wait_for_exit(pidfd: &OwnedFd, at_once: bool) -> Status {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::RequestError;
-    use super::*;
-    use std::collections::BTreeMap;
-    use std::os::fd::AsRawFd as _;
-    use std::time::Instant;
-
-    use nacre_protocol::control::{Answer, Request};
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-    use rustix::process::{Pid, PidfdFlags, pidfd_open};
-
-    /// A process that stands in for the VMM, and the VMM's end of the control socket.
-    struct StandIn {
-        control: Channel,
-        monitor: VmmMonitor,
-        killed: Arc<Notify>,
-    }
-
-    fn stand_in(command: &str) -> StandIn {
-        let (stderr, writer) = io::pipe().unwrap();
-        #[expect(clippy::zombie_processes, reason = "the monitor waits for it")]
-        let child = std::process::Command::new("sh")
-            .args(["-c", command])
-            .stderr(writer)
-            .spawn()
-            .unwrap();
-        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-        let (ours, theirs) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        )
-        .unwrap();
-        let killed = Arc::new(Notify::new());
-        let channel = Arc::new(sys::watch_channel(Channel::new(ours)).unwrap());
-        let monitor = VmmMonitor {
-            requests: Arc::new(Requests::new(Arc::clone(&channel))),
-            channel,
-            pidfd: Arc::new(pidfd_open(pid, PidfdFlags::empty()).unwrap()),
-            stderr,
-            stderr_tail: Arc::default(),
-            killed: Arc::clone(&killed),
-        };
-        let control = Channel::new(theirs);
-        StandIn {
-            control,
-            monitor,
-            killed,
-        }
-    }
-
-    async fn last_event(monitor: VmmMonitor) -> (Vec<Event>, End) {
-        let (queue, mut received) = mpsc::channel::<Event>(64);
-        tokio::spawn(monitor.run(queue));
-        let mut events = Vec::new();
-        loop {
-            match received.recv().await.unwrap() {
-                Event::Ended(end) => return (events, end),
-                event @ (Event::Step(_)
-                | Event::Running
-                | Event::Connection { .. }
-                | Event::TemplateRefused { .. }
-                | Event::MemoryPlugged { .. }) => events.push(event),
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn a_vmm_that_stays_after_its_last_message_is_killed() {
-        for message in [
-            FromVmm::Ended(Outcome::Panic),
-            FromVmm::Failed {
-                step: "s".into(),
-                error: "e".into(),
-                hint: None,
-            },
-        ] {
-            let vmm = stand_in("exec sleep 1000");
-            vmm.control.send(&message, &[]).unwrap();
-            let begun = Instant::now();
-            let (_, end) = last_event(vmm.monitor).await;
-            assert!(begun.elapsed() < EXIT_DEADLINE * 2, "{:?}", begun.elapsed());
-            assert_eq!(end.status, Status::KilledLate);
-            assert!(
-                end.outcome == Some(Outcome::Panic) || end.failed.is_some(),
-                "{end:?}"
-            );
-            drop(vmm.control);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_killed_vmm_that_keeps_its_socket_open_is_not_waited_for() {
-        let vmm = stand_in("exec sleep 1000");
-        vmm.killed.notify_one();
-        let begun = Instant::now();
-        let (_, end) = last_event(vmm.monitor).await;
-        assert!(begun.elapsed() < EXIT_DEADLINE * 3, "{:?}", begun.elapsed());
-        assert_eq!((end.outcome, end.status), (None, Status::KilledLate));
-        drop(vmm.control);
-    }
-
-    #[tokio::test]
-    async fn messages_before_the_last_one_become_events() {
-        let vmm = stand_in("exit 3");
-        vmm.control.send(&FromVmm::Running, &[]).unwrap();
-        let step = Step {
-            name: "\x1b".repeat(1000),
-            done_ns: 1,
-        };
-        vmm.control.send(&FromVmm::Step(step), &[]).unwrap();
-        drop(vmm.control);
-        let (events, end) = last_event(vmm.monitor).await;
-        let [Event::Running, Event::Step(step)] = events.as_slice() else {
-            panic!("{events:?}")
-        };
-        assert!(step.name.len() <= MAX_NAME && !step.name.contains('\x1b'));
-        assert_eq!(end.status, Status::Exited(3));
-    }
-
-    #[tokio::test]
-    async fn answers_reach_their_requests_until_the_vm_ends() {
-        let vmm = stand_in("exit 0");
-        let requests = Arc::clone(&vmm.monitor.requests);
-        let send = || requests.send(Request::Exits, Duration::from_secs(60));
-        let (answered, never_answered) = (send(), send());
-        let exits = Answer::Exits([("kind".to_owned(), 1)].into());
-        for id in [7, 0, 0] {
-            let result = Ok(exits.clone());
-            vmm.control.send(&FromVmm::Answer { id, result }, &[]).unwrap();
-        }
-        vmm.control.send(&FromVmm::Ended(Outcome::PowerOff), &[]).unwrap();
-        let (events, end) = last_event(vmm.monitor).await;
-        assert!(events.is_empty(), "{events:?}");
-        assert_eq!(end.outcome, Some(Outcome::PowerOff));
-        assert_eq!(answered.await.unwrap(), exits);
-        assert!(matches!(never_answered.await, Err(RequestError::Ended)));
-        assert!(matches!(send().await, Err(RequestError::Ended)));
-    }
-
-    #[tokio::test]
-    async fn a_missing_or_superfluous_descriptor_ends_the_vmm() {
-        let connection = FromVmm::Connection {
-            host_port: 5,
-            guest_port: 6,
-        };
-        let exits = FromVmm::Answer {
-            id: 0,
-            result: Ok(Answer::Exits(BTreeMap::new())),
-        };
-        for (message, count, named) in [
-            (connection.clone(), 0, "host_port: 5"),
-            (connection, 2, "host_port: 5"),
-            (FromVmm::Running, 1, "Running"),
-            (exits, 1, "Exits"),
-        ] {
-            let vmm = stand_in("exec sleep 1000");
-            let fds = vec![vmm.control.as_raw_fd(); count];
-            vmm.control.send(&message, &fds).unwrap();
-            let (events, end) = last_event(vmm.monitor).await;
-            assert!(events.is_empty(), "{events:?}");
-            let error = end.protocol_error.unwrap();
-            assert!(
-                error.contains(named) && error.contains(&format!("{count} descriptors")),
-                "{error}"
-            );
-            assert_eq!(end.status, Status::Signal(libc::SIGKILL));
-            drop(vmm.control);
-        }
-    }
-}
+mod tests;
