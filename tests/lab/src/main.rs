@@ -51,6 +51,9 @@ pub struct Arguments {
     /// erofs (2.1 and later).
     #[arg(long, value_enum, conflicts_with_all = ["cri", "software"])]
     snapshotter: Option<Snapshotter>,
+    /// Keep containerd's files in an ext4 file system, whose mounts can have id maps, instead of a tmpfs.
+    #[arg(long)]
+    ext4: bool,
     /// Print where a command would run, `vm` or `direct`, and run nothing.
     #[arg(long = "where")]
     place: bool,

@@ -125,6 +125,7 @@ pub fn job(arguments: &Arguments, checkout: &Path) -> Result<Job> {
         containerd_version: arguments.containerd.clone(),
         snapshotter: arguments.snapshotter,
         erofs,
+        ext4: arguments.ext4,
         name: arguments.name.clone(),
         image: part(&images, "image")?,
         pod_images,

@@ -60,6 +60,8 @@ pub struct Job {
     pub snapshotter: Option<Snapshotter>,
     /// Directory of the program mkfs.erofs, which containerd runs for its snapshotter erofs.
     pub erofs: Option<PathBuf>,
+    /// Whether containerd's files are in an ext4 file system instead of a tmpfs.
+    pub ext4: bool,
     /// Name of this lab among several side by side.
     pub name: Option<String>,
     /// The busybox image, an OCI archive.

@@ -8,10 +8,17 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use nix::mount::{MsFlags, mount};
 
+use super::run_quietly;
 use crate::wire::{Job, TAG_TARGET};
 
+/// containerd's directory.
+const CONTAINERD: &str = "/var/lib/containerd";
+
+/// The size of its file system, if that is ext4, bytes. The image in memory is sparse.
+const EXT4_SIZE: u64 = 4 << 30;
+
 /// Directories that get a private tmpfs in a run on this machine.
-const PRIVATE: [&str; 3] = ["/run/containerd", "/run/nacre", "/var/lib/containerd"];
+const PRIVATE: [&str; 3] = ["/run/containerd", "/run/nacre", CONTAINERD];
 
 /// The same, if containerd runs pods.
 const PRIVATE_OF_PODS: [&str; 2] = ["/run/netns", "/var/lib/cni"];
@@ -31,12 +38,13 @@ pub fn vm(job: &Job) -> Result<()> {
     mount_new("tmpfs", "/dev/shm", "mode=1777")?;
     mount_new("mqueue", "/dev/mqueue", "")?;
     mount_new("tmpfs", "/run", "mode=755")?;
-    mount_new("tmpfs", "/var/lib/containerd", "mode=711")?;
+    mount_new("tmpfs", CONTAINERD, "mode=711")?;
     mount_new("cgroup2", "/sys/fs/cgroup", "")?;
     mount_new("debugfs", "/sys/kernel/debug", "")?;
     mount_from(TAG_TARGET, "virtiofs", &job.target, "")?;
     private_configuration(job)?;
     modules(job)?;
+    ext4(job)?;
     controllers()
 }
 
@@ -60,6 +68,7 @@ pub fn direct(job: &Job) -> Result<()> {
     for directory in PRIVATE.iter().chain(pods) {
         mount_new("tmpfs", directory, "mode=711")?;
     }
+    ext4(job)?;
     private_configuration(job)
 }
 
@@ -83,6 +92,19 @@ fn private_configuration(job: &Job) -> Result<()> {
         fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(())
+}
+
+/// Covers the tmpfs of containerd's files by a new ext4 file system, whose image is in that tmpfs, if `job` wants it.
+fn ext4(job: &Job) -> Result<()> {
+    if !job.ext4 {
+        return Ok(());
+    }
+    run_quietly("modprobe", &["-a", "loop", "ext4"])?;
+    let image = format!("{CONTAINERD}/image");
+    fs::File::create_new(&image)?.set_len(EXT4_SIZE)?;
+    let initialised = "lazy_itable_init=0,lazy_journal_init=0";
+    run_quietly("mkfs.ext4", &["-q", "-F", "-E", initialised, &image])?;
+    run_quietly("mount", &["-o", "loop", &image, CONTAINERD])
 }
 
 fn mount_new(kind: &str, target: &str, options: &str) -> Result<()> {
