@@ -9,12 +9,6 @@ use serde_json::{Value, json};
 /// The type URL of the document in `RuntimeInfo.features`; its content is JSON.
 pub const TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
-/// Mount options of the table that are not offered to kubelet: what a pod is promised must have its own tests
-/// in a pod. Empty this list as they come.
-/// `idmap` is what user namespaces of pods depend on: no pod with one has run under containerd's CRI so far, whose
-/// own files must be on a file system with id maps.
-const NOT_OFFERED: [&str; 2] = ["idmap", "ridmap"];
-
 /// The document.
 pub fn features() -> Value {
     let (actions, _) = names("linux.seccomp.defaultAction");
@@ -41,7 +35,7 @@ pub fn features() -> Value {
             "selinux": {"enabled": is_applied("process.selinuxLabel")},
             "intelRdt": {"enabled": is_applied("linux.intelRdt.schemata[]")},
             "netDevices": {"enabled": is_applied("linux.netDevices.*.name")},
-            "mountExtensions": {"idmap": {"enabled": offers("idmap")}},
+            "mountExtensions": {"idmap": {"enabled": has_mount_option("idmap")}},
         },
     })
 }
@@ -62,13 +56,9 @@ fn hooks() -> Vec<String> {
 fn mount_options() -> Vec<&'static str> {
     let options = spec::OPTIONS.iter().map(|option| option.name);
     let mut options: Vec<&str> = options.chain(["ridmap"]).collect();
-    options.retain(|name| offers(name));
+    options.retain(|name| has_mount_option(name));
     options.sort_unstable();
     options
-}
-
-fn offers(name: &str) -> bool {
-    has_mount_option(name) && !NOT_OFFERED.contains(&name)
 }
 
 fn has_mount_option(name: &str) -> bool {
@@ -152,12 +142,12 @@ mod tests {
     }
 
     #[test]
-    fn id_mapped_mounts_are_announced_in_both_places_or_in_none() {
+    fn id_mapped_mounts_are_announced_in_both_places() {
         let features = features();
-        let idmap = &features["linux"]["mountExtensions"]["idmap"]["enabled"];
+        assert_eq!(features["linux"]["mountExtensions"]["idmap"]["enabled"], true);
         let options = features["mountOptions"].as_array().unwrap();
         for name in ["idmap", "ridmap"] {
-            assert_eq!(options.contains(&json!(name)), *idmap == true, "{name}");
+            assert!(options.contains(&json!(name)), "{name}");
         }
     }
 }

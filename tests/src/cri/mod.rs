@@ -34,6 +34,8 @@ pub struct Case {
     pub since: &'static str,
     /// Whether it takes more than half a minute: only `--long` runs it.
     pub long: bool,
+    /// Whether containerd's files must be on a file system with id maps, as in a lab with `--ext4`.
+    pub needs_id_maps: bool,
     /// Whether runc has nothing to compare with: it runs under Nacre alone, and what it ensures is the test.
     pub only_nacre: bool,
     /// Set if Nacre is allowed to differ from runc.
@@ -67,6 +69,7 @@ const fn case(name: &'static str, procedure: Procedure) -> Case {
         procedure,
         since: "1.6",
         long: false,
+        needs_id_maps: false,
         only_nacre: false,
         allowed_difference: None,
     }
@@ -107,6 +110,12 @@ impl Case {
     /// Takes long.
     const fn long(mut self) -> Self {
         self.long = true;
+        self
+    }
+
+    /// Needs id maps of containerd's files.
+    const fn needs_id_maps(mut self) -> Self {
+        self.needs_id_maps = true;
         self
     }
 

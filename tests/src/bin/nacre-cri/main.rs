@@ -14,6 +14,7 @@ use nacre_tests::leaks::Snapshot;
 use nacre_tests::parity::{Outcome, Verdict, compare};
 use nacre_tests::runner;
 use nacre_tests::selection::{Selection, command_for};
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, statfs};
 use serde_json::Value;
 
 /// Compares Nacre with runc, case by case, through the CRI of the containerd at CONTAINERD_ADDRESS.
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         .filter(|case| arguments.long || !case.long || arguments.selection.names_one(case.name))
         .filter(|case| case.needs_software() == arguments.software)
         .filter(|case| case.runs_under(&version))
+        .filter(|case| !case.needs_id_maps || has_id_maps())
         .collect();
     if arguments.list {
         for case in &chosen {
@@ -80,6 +82,11 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     runner::exit_code("nacre-cri", &run(&arguments, &chosen))
+}
+
+/// Whether containerd's files are on ext4, as in a lab with `--ext4`.
+fn has_id_maps() -> bool {
+    statfs("/var/lib/containerd").is_ok_and(|found| found.filesystem_type() == EXT4_SUPER_MAGIC)
 }
 
 /// Both nodes; a runtime that is not wanted has none.
