@@ -5,7 +5,7 @@
 #[allow(dead_code, reason = "each file of tests uses a part of it")]
 mod guest;
 
-use guest::container::{Container, add, chown};
+use guest::container::{Container, add, add_users, chown};
 use guest::{Guest, run};
 use serde_json::{Value, json};
 use ttrpc::Code;
@@ -390,10 +390,7 @@ fn sysctls_of_a_user_namespace_need_one_of_the_container() {
         let script = "cat /proc/sys/user/max_pid_namespaces /proc/sys/net/ipv4/ip_unprivileged_port_start";
         let text = guest
             .output("a", script, |spec| {
-                add(spec, "/linux/namespaces", json!({"type": "user"}));
-                let ids = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
-                spec["linux"]["uidMappings"] = ids.clone();
-                spec["linux"]["gidMappings"] = ids;
+                add_users(spec);
                 spec["linux"]["sysctl"] = sysctl;
             })
             .await;

@@ -6,7 +6,7 @@ mod guest;
 
 use std::os::unix::fs::symlink;
 
-use guest::container::{add, chown};
+use guest::container::{add, add_users, chown};
 use guest::{Guest, run};
 use serde_json::{Value, json};
 
@@ -54,10 +54,7 @@ fn a_working_directory_is_made_in_a_tmpfs() {
                 .output(id, "readlink /proc/self/cwd; stat -c '%a %u' .", |spec| {
                     spec["process"]["cwd"] = json!("/run/app/state");
                     if has_users {
-                        add(spec, "/linux/namespaces", json!({"type": "user"}));
-                        let ids = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
-                        spec["linux"]["uidMappings"] = ids.clone();
-                        spec["linux"]["gidMappings"] = ids;
+                        add_users(spec);
                     }
                 })
                 .await;
@@ -169,10 +166,7 @@ fn a_tmpfs_has_a_copy_of_what_it_covers() {
                     add(spec, "/mounts", copy_up("/app", &["size=1m"]));
                     spec["process"]["cwd"] = json!("/app/new");
                     if has_users {
-                        add(spec, "/linux/namespaces", json!({"type": "user"}));
-                        let ids = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
-                        spec["linux"]["uidMappings"] = ids.clone();
-                        spec["linux"]["gidMappings"] = ids;
+                        add_users(spec);
                     }
                 })
                 .await;

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use ttrpc::Code;
 
@@ -159,6 +159,14 @@ pub fn add(spec: &mut Value, pointer: &str, value: Value) {
         .as_array_mut()
         .unwrap()
         .push(value);
+}
+
+/// Gives a container a user namespace, whose root is 100,000 outside.
+pub fn add_users(spec: &mut Value) {
+    add(spec, "/linux/namespaces", json!({"type": "user"}));
+    let ids = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
+    spec["linux"]["uidMappings"] = ids.clone();
+    spec["linux"]["gidMappings"] = ids;
 }
 
 /// Changes the owner of `path` and everything below it to uid and gid `id`; does not follow symbolic links.
