@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
-use std::process::Command;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -14,6 +13,7 @@ use crate::cri::node::{Node, merge};
 use crate::cri::pod::Pod;
 use crate::cri::{Case, calls};
 use crate::parity::Outcome;
+use crate::posix::root::Volume;
 
 pub const CASES: &[Case] = &[
     case("users: of the pod", of_the_pod).only_nacre(),
@@ -157,43 +157,10 @@ fn volume(node: &Node) -> Result<Outcome> {
     )
 }
 
-/// An ext4 file system in a file, mounted; its root directory is `0`.
-struct Ext4(tempfile::TempDir);
-
-impl Ext4 {
-    fn new() -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let (image, target) = (directory.path().join("image"), directory.path().join("on"));
-        fs::File::create(&image)?.set_len(16 << 20)?;
-        fs::create_dir(&target)?;
-        let made = Command::new("mkfs.ext4").arg("-q").arg(&image).status()?;
-        ensure!(made.success(), "mkfs.ext4: {made}");
-        let mounted = Command::new("mount")
-            .args(["-o", "loop"])
-            .args([&image, &target])
-            .status()?;
-        ensure!(mounted.success(), "mount: {mounted}");
-        Ok(Self(directory))
-    }
-
-    fn path(&self) -> std::path::PathBuf {
-        self.0.path().join("on")
-    }
-}
-
-impl Drop for Ext4 {
-    fn drop(&mut self) {
-        if let Err(error) = nix::mount::umount(&self.path()) {
-            eprintln!("nacre-cri: unmounting {}: {error}", self.path().display());
-        }
-    }
-}
-
-/// The owners on the host are those in the container; a group that may write
-/// (fsGroup) does so under its own number.
+/// The owners on the host are those in the container; a group that may write (fsGroup) does so under its own number.
 fn mapped_volume(node: &Node) -> Result<Outcome> {
-    let ext4 = Ext4::new()?;
-    let of = ext4.path().join("volume");
+    let volume = Volume::new()?;
+    let of = volume.path().join("volume");
     fs::create_dir(&of)?;
     fs::set_permissions(&of, fs::Permissions::from_mode(0o2775))?;
     chown(&of, Some(0), Some(2000))?;
@@ -201,7 +168,8 @@ fn mapped_volume(node: &Node) -> Result<Outcome> {
     let pod = pod(node)?;
     let mount = mapped(json!({"container_path": "/volume", "host_path": of}));
     let mut config = json!({"mounts": [mount]});
-    let script = "stat -c '%u %g' /volume /volume/of-host /etc/hosts; touch /volume/new; chown 7:8 /volume/new; stat -c '%u %g' /volume/new";
+    let script = "stat -c '%u %g' /volume /volume/of-host /etc/hosts; touch /volume/new
+        chown 7:8 /volume/new; stat -c '%u %g' /volume/new";
     let mut seen = pod.run(script, config.clone())?.stdout;
     let other = json!({"run_as_user": {"value": 1000}, "supplemental_groups": [2000]});
     merge(&mut config, security(other));
