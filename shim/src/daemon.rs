@@ -2,31 +2,26 @@
 //! Task and Sandbox services on the socket that `start` has bound, and exits with its sandbox.
 
 use std::fs::File;
-use std::future::pending;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::io::AsyncReadExt as _;
 use ttrpc::asynchronous::Server;
-use ttrpc::asynchronous::transport::Listener;
 
 use nacre_pod::{Call, Handle, Identity, Sandbox, log, sys};
 
+use crate::connections::Connections;
 use crate::events::Publisher;
 use crate::{sandbox, service, streaming, ttrpc_log};
 
 /// How long the last answers and events may take to be delivered before the daemon exits.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How long the connection stays open on which ShutdownSandbox was answered. containerd's client takes an answer and the
-/// end of its connection, if it finds both at once, in any order, and RemovePodSandbox fails with "ttrpc: closed". The
-/// answer to the Task service's Shutdown may be lost.
-const ANSWER_READ: Duration = Duration::from_millis(500);
+/// How long clients that got the last answers may take to close their connections before the daemon closes them.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What `start` writes when it has printed the address.
 pub const PRINTED: &[u8] = b"+";
@@ -169,21 +164,20 @@ fn serve(start: Start) -> anyhow::Result<()> {
         let wake = publisher.wake();
         let (id, namespace) = (start.identity.id.clone(), start.identity.namespace.clone());
         let (sandbox, handle) = Sandbox::new(start.identity, Box::new(publisher), start.begun_ns);
-        let listener = Listener::try_from(start.listener).context("registering the pod's socket")?;
-        let shut_down = Arc::new(AtomicBool::new(false));
+        let (connections, listener) =
+            Connections::listen(start.listener).context("registering the pod's socket")?;
         let mut server = Server::new()
             .add_listener(listener)
             .register_service(service::services(&handle, &wake))
-            .register_service(sandbox::services(id, namespace, &handle, &wake, &shut_down))
+            .register_service(sandbox::services(id, namespace, &handle, &wake))
             .register_service(streaming::services());
         server.start().await.context("starting the services")?;
         tokio::spawn(report_exit(start.containerd, handle.clone()));
         tokio::spawn(end_if_unknown(start.starter, handle));
         sandbox.run().await;
-        if shut_down.load(Ordering::Relaxed) {
-            let _ = tokio::time::timeout(ANSWER_READ, pending::<()>()).await;
-        }
-        // Waits until the answer to Shutdown is written, not until clients close their connections.
+        // A client that is still connected then, perhaps another one, gets the end of its connection.
+        let _ = tokio::time::timeout(CLOSE_DEADLINE, connections.closed()).await;
+        // Waits until the answers are written, if clients did not wait for them.
         let last = async {
             if let Err(error) = server.shutdown().await {
                 log::warn(format_args!("shutting down the services: {error}"));

@@ -6,6 +6,7 @@
 mod arguments;
 mod bootstrap;
 mod command;
+mod connections;
 mod daemon;
 mod events;
 mod features;

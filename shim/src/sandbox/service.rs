@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use nacre_pod::{Call, Error, Handle, PodCall, PodPhase, PodView, Reply, clock};
@@ -28,20 +27,13 @@ use crate::status::status_of;
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
 
-/// The method table for a ttrpc server, of sandbox `id` in containerd's `namespace`. ShutdownSandbox sets `shut_down`.
-pub fn services(
-    id: String,
-    namespace: String,
-    sandbox: &Handle,
-    wake: &Wake,
-    shut_down: &Arc<AtomicBool>,
-) -> HashMap<String, Service> {
+/// The method table for a ttrpc server, of sandbox `id` in containerd's `namespace`.
+pub fn services(id: String, namespace: String, sandbox: &Handle, wake: &Wake) -> HashMap<String, Service> {
     create_sandbox(Arc::new(SandboxService {
         id,
         namespace,
         sandbox: sandbox.clone(),
         wake: wake.clone(),
-        shut_down: Arc::clone(shut_down),
     }))
 }
 
@@ -50,7 +42,6 @@ struct SandboxService {
     namespace: String,
     sandbox: Handle,
     wake: Wake,
-    shut_down: Arc<AtomicBool>,
 }
 
 impl SandboxService {
@@ -158,9 +149,6 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         request: ShutdownSandboxRequest,
     ) -> ttrpc::Result<ShutdownSandboxResponse> {
-        if request.sandbox_id == self.id {
-            self.shut_down.store(true, Ordering::Relaxed);
-        }
         self.call(&request.sandbox_id, |reply| Call::Shutdown { now: true, reply })
             .await?;
         Ok(ShutdownSandboxResponse::new())

@@ -49,7 +49,7 @@ async fn start_reads_and_answers_the_bootstrap_message() -> Result<()> {
     let tasks = TaskClient::new(Client::connect(&result.address).await?);
     tasks.create(soon(), &pod.creation()).await?;
     pod.delete(&tasks).await?;
-    pod.finish(&tasks).await?;
+    pod.finish(tasks).await?;
     ensure!(
         std::fs::read_dir(&sockets)?.next().is_none(),
         "the socket is left"

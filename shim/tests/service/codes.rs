@@ -231,14 +231,15 @@ async fn bring_exec(pod: &Pod, client: &TaskClient, state: &str) -> Result<Remot
 }
 
 /// Ends the pod, whatever state its task is in.
-async fn end(pod: &Pod, client: &TaskClient) -> Result<()> {
-    let init = Remote::init(client, &pod.id);
+async fn end(pod: &Pod, client: TaskClient) -> Result<()> {
+    let init = Remote::init(&client, &pod.id);
     // Each of these is refused in some states. Delete alone ends a task that is being created.
     drop(init.kill(9).await);
     if init.delete().await.is_err() {
         drop(init.wait().await);
         drop(init.delete().await);
     }
+    drop(init);
     pod.finish(client).await
 }
 
@@ -250,7 +251,7 @@ async fn every_call_in_every_state() -> Result<()> {
                 let (pod, client) = bring_task(&id, state).await?;
                 let got = call_task(&pod, &client, call).await;
                 ensure!(got == want, "expected {want:?}, got {got:?}");
-                end(&pod, &client).await
+                end(&pod, client).await
             };
             check
                 .await
@@ -271,7 +272,7 @@ async fn every_call_in_every_state() -> Result<()> {
             let checked: Result<()> = check.await;
             checked.with_context(|| format!("{call} of an exec that is {state}"))?;
         }
-        end(&pod, &client).await?;
+        end(&pod, client).await?;
     }
     Ok(())
 }
@@ -300,5 +301,5 @@ async fn wrong_execs_are_refused() -> Result<()> {
     exec.run(&["exit", "0"]).await?;
     exec.wait().await?;
     exec.delete().await?;
-    end(&pod, &client).await
+    end(&pod, client).await
 }

@@ -32,7 +32,7 @@ async fn two_hundred_execs_with_three_streams_run_at_once() -> Result<()> {
     for exec in &execs {
         ensure!(exec.state().await?.status.value() == 2, "it does not run");
     }
-    end(&pod, &client, &init).await
+    end(&pod, client, init).await
 }
 
 async fn more_streams_than_a_vm_may_have_are_refused() -> Result<()> {
@@ -60,5 +60,5 @@ async fn more_streams_than_a_vm_may_have_are_refused() -> Result<()> {
     exec(0).wait().await?;
     exec(0).delete().await?;
     run(most).await?;
-    end(&pod, &client, &init).await
+    end(&pod, client, init).await
 }

@@ -33,10 +33,11 @@ pub async fn sleeping(id: &str) -> Result<(Pod, TaskClient, Remote)> {
     Ok((pod, client, init))
 }
 
-pub async fn end(pod: &Pod, client: &TaskClient, init: &Remote) -> Result<()> {
+pub async fn end(pod: &Pod, client: TaskClient, init: Remote) -> Result<()> {
     init.kill(9).await?;
     init.wait().await?;
     init.delete().await?;
+    drop(init);
     pod.finish(client).await
 }
 
@@ -79,7 +80,7 @@ async fn an_exec_s_life_and_its_events() -> Result<()> {
     exec.run(&["exit", "3"]).await?;
     ensure!(exec.wait().await?.exit_status == 3);
     exec.delete().await?;
-    end(&pod, &client, &init).await?;
+    end(&pod, client, init).await?;
     let events = pod.events_until("delete").await?;
     let want = [
         "create",
@@ -122,7 +123,7 @@ async fn streams_of_an_exec_are_byte_exact() -> Result<()> {
         .ok()
         .context("reader")??;
     ensure!(read == sent, "{} bytes came of {}", read.len(), sent.len());
-    end(&pod, &client, &init).await
+    end(&pod, client, init).await
 }
 
 async fn input_closed_before_start_ends() -> Result<()> {
@@ -146,7 +147,7 @@ async fn input_closed_before_start_ends() -> Result<()> {
         exec.delete().await?;
         ensure!(std::fs::read(out)? == sent);
     }
-    end(&pod, &client, &init).await
+    end(&pod, client, init).await
 }
 
 async fn an_exec_that_can_t_be_run_is_reported_and_deleted() -> Result<()> {
@@ -170,7 +171,7 @@ async fn an_exec_that_can_t_be_run_is_reported_and_deleted() -> Result<()> {
     ensure!(refused(exec.start().await)?.0 == Code::FAILED_PRECONDITION);
     ensure!(refused(exec.kill(9).await)?.0 == Code::NOT_FOUND);
     exec.delete().await?;
-    end(&pod, &client, &init).await?;
+    end(&pod, client, init).await?;
     let events = pod.events_until("delete").await?;
     ensure!(
         events == ["create", "start", "exec-added e", "exit 137", "delete"],
@@ -212,7 +213,7 @@ async fn exits_of_execs_come_before_init_s() -> Result<()> {
     });
     init.delete().await?;
     ensure!(refused(waiting.await?)?.0 == Code::NOT_FOUND);
-    pod.finish(&client).await?;
+    pod.finish(client).await?;
     let mut events = pod.events_until("delete").await?;
     let exits: Vec<_> = events.drain(9..).collect();
     ensure!(events[8] == "exec-added idle", "{events:?}");
@@ -231,7 +232,7 @@ async fn an_exec_that_does_not_exit_holds_init_s_exit_for_10_s_at_most() -> Resu
     init.kill(9).await?;
     ensure!(init.wait().await?.exit_status == 137);
     init.delete().await?;
-    pod.finish(&client).await?;
+    pod.finish(client).await?;
     let events = pod.events_until("delete").await?;
     ensure!(events[4..] == ["exit e 137", "exit 137", "delete"], "{events:?}");
     Ok(())
@@ -250,7 +251,7 @@ async fn a_killed_vmm_ends_execs_before_init() -> Result<()> {
     exec.delete().await?;
     init.delete().await?;
     pod.failure()?;
-    pod.finish(&client).await?;
+    pod.finish(client).await?;
     let events = pod.events_until("delete").await?;
     ensure!(events[4..] == ["exit e 137", "exit 137", "delete"], "{events:?}");
     Ok(())
@@ -275,7 +276,7 @@ async fn a_held_exit_is_reported_when_the_vm_ends() -> Result<()> {
     ensure!(exec.wait().await?.exit_status == 137);
     init.delete().await?;
     pod.failure()?;
-    pod.finish(&client).await?;
+    pod.finish(client).await?;
     let events = pod.events_until("delete").await?;
     ensure!(events[4..] == ["exit e 137", "exit 143", "delete"], "{events:?}");
     Ok(())
@@ -291,7 +292,7 @@ async fn a_vmm_that_dies_while_an_exec_starts() -> Result<()> {
     exec.delete().await?;
     init.delete().await?;
     pod.failure()?;
-    pod.finish(&client).await?;
+    pod.finish(client).await?;
     let events = pod.events_until("delete").await?;
     ensure!(
         events == ["create", "start", "exec-added e", "exit 137", "delete"],
@@ -322,7 +323,7 @@ async fn events_wait_in_order_while_containerd_is_stopped() -> Result<()> {
     pod.start_containerd().await?;
     let events = pod.events_until("paused").await?;
     ensure!(events == want, "{events:?}");
-    end(&pod, &client, &init).await
+    end(&pod, client, init).await
 }
 
 fn descriptors(pid: u32) -> Result<usize> {
@@ -367,7 +368,7 @@ async fn many_execs_leak_no_descriptors_or_memory() -> Result<()> {
         keeps_descriptors && keeps_memory,
         "descriptors and KiB were {looks:?}"
     );
-    end(&pod, &client, &init).await
+    end(&pod, client, init).await
 }
 
 async fn an_exec_s_output_is_complete_though_the_only_container_exited() -> Result<()> {
@@ -395,7 +396,7 @@ async fn an_exec_s_output_is_complete_though_the_only_container_exited() -> Resu
     wait_end(vmm).await?;
     exec.delete().await?;
     init.delete().await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 fn has_ended(process: &std::os::fd::OwnedFd) -> Result<bool> {

@@ -42,7 +42,7 @@ async fn a_spec_that_can_t_be_honoured_is_refused() -> Result<()> {
         message.contains("hooks.poststop[0].path") && message.contains("process.commandLine"),
         "{message}"
     );
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn an_error_of_the_agent_is_passed_on() -> Result<()> {
@@ -52,7 +52,7 @@ async fn an_error_of_the_agent_is_passed_on() -> Result<()> {
         code == Code::NOT_FOUND && message.contains("executable file not found"),
         "{code:?} {message}"
     );
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn a_killed_vmm_ends_the_task_with_137() -> Result<()> {
@@ -74,7 +74,7 @@ async fn a_killed_vmm_ends_the_task_with_137() -> Result<()> {
     ensure!(failure.console == ["Linux version of a fake"], "{failure:?}");
     ensure!(refused(pod.kill(&client, 9).await)?.0 == Code::NOT_FOUND);
     ensure!(pod.delete(&client).await?.exit_status == 137);
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn a_killed_shim_is_cleaned_up_by_delete() -> Result<()> {
@@ -143,7 +143,7 @@ async fn failed_starts_have_a_reason() -> Result<()> {
             begun.elapsed()
         );
         pod.failure().with_context(|| name.to_owned())?;
-        pod.finish(&client).await.with_context(|| name.to_owned())?;
+        pod.finish(client).await.with_context(|| name.to_owned())?;
     }
     Ok(())
 }
@@ -167,7 +167,7 @@ async fn a_failure_has_the_guest_s_console() -> Result<()> {
             .any(|step| step.name == "VMM started"),
         "{failure:?}"
     );
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn a_vmm_that_dies_in_create() -> Result<()> {
@@ -178,7 +178,7 @@ async fn a_vmm_that_dies_in_create() -> Result<()> {
         "{message}"
     );
     pod.failure()?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn a_vmm_that_stays_after_its_guest_s_end_is_killed() -> Result<()> {
@@ -200,7 +200,7 @@ async fn a_vmm_that_stays_after_its_guest_s_end_is_killed() -> Result<()> {
     ensure!(failure.reason.contains("kernel panic"), "{failure:?}");
     exec.delete().await?;
     pod.delete(&client).await?;
-    pod.finish(&client).await?;
+    pod.finish(client).await?;
     let topics = pod.topics_until("/tasks/delete").await?;
     ensure!(topics.iter().any(|topic| topic == "/tasks/exit"), "{topics:?}");
     Ok(())
@@ -218,7 +218,7 @@ async fn texts_of_the_agent_are_bounded() -> Result<()> {
     );
     let timeline = std::fs::read(format!("/run/nacre/{}/timeline.json", pod.key()))?;
     ensure!(timeline.len() < LIMIT, "{} bytes", timeline.len());
-    pod.finish(&client).await?;
+    pod.finish(client).await?;
     let config = "kernel_params = \"fake=long-build\"\n";
     let (pod, client) = Pod::start("long-build", config, &["sleep"]).await?;
     let (_, message) = refused(client.create(soon(), &pod.creation()).await)?;
@@ -229,7 +229,7 @@ async fn texts_of_the_agent_are_bounded() -> Result<()> {
         "{} bytes",
         failure.reason.len()
     );
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn a_silent_guest_is_killed_at_the_boot_deadline() -> Result<()> {
@@ -240,5 +240,5 @@ async fn a_silent_guest_is_killed_at_the_boot_deadline() -> Result<()> {
         ensure!(message.contains(word), "{message}");
     }
     pod.failure()?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }

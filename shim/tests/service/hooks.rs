@@ -61,7 +61,7 @@ async fn hooks_run_around_the_container() -> Result<()> {
         "{:?}",
         lines()?
     );
-    pod.finish(&client).await?;
+    pod.finish(client).await?;
     let events = pod.events_until("delete").await?;
     ensure!(events == ["create", "start", "exit 137", "delete"], "{events:?}");
     Ok(())
@@ -114,7 +114,7 @@ async fn poststop_hooks_that_the_next_start_runs_do_not_spoil_its_address() -> R
     ensure!(ran == "poststop stopped\n", "{ran}");
     client.create(soon(), &pod.creation()).await?;
     pod.delete(&client).await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn a_failing_hook_fails_create_and_not_the_pod() -> Result<()> {
@@ -140,5 +140,5 @@ async fn a_failing_hook_fails_create_and_not_the_pod() -> Result<()> {
     std::fs::write(bundle.join("config.json"), spec.to_string())?;
     client.create(soon(), &pod.creation()).await?;
     pod.delete(&client).await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }

@@ -48,7 +48,7 @@ async fn sigkill_ends_a_guest_that_does_not_react() -> Result<()> {
         "{failure:?}"
     );
     ensure!(pod.delete(&client).await?.exit_status == 137);
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 /// As a guest whose kernel hangs: the agent answers neither a ping nor Kill. The pod has two containers, so that
@@ -80,7 +80,7 @@ async fn a_guest_that_stands_still_is_reported_and_sigkill_ends_it() -> Result<(
     ensure!(pod.recorded()?.silent_since.is_none());
     inner.delete().await?;
     pod.delete(&client).await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 /// What containerd does when it finds a shim after its own restart: Connect, Pids, and, without processes,
@@ -112,7 +112,7 @@ async fn delete_cancels_a_create_that_hangs() -> Result<()> {
     let (_, message) = refused(created)?;
     ensure!(message.contains("cancelled by Delete"), "{message}");
     ensure!(refused(pod.state(&again).await)?.0 == Code::NOT_FOUND);
-    pod.finish(&again).await
+    pod.finish(again).await
 }
 
 async fn delete_after_a_cancelled_create_leaves_the_id_free() -> Result<()> {
@@ -126,12 +126,12 @@ async fn delete_after_a_cancelled_create_leaves_the_id_free() -> Result<()> {
     let (created, deleted) = tokio::join!(client.create(soon(), &creation), deleting);
     refused(created)?;
     deleted?;
-    pod.finish(&client).await?;
+    pod.finish(client).await?;
     write_config(pod.path(), "")?;
     let client = pod.run_start().await?;
     client.create(soon(), &pod.creation()).await?;
     ensure!(pod.delete(&client).await?.exit_status == 137);
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 /// containerd is restarted while Delete waits for the reader of the output: its new process calls Delete, too.
@@ -165,7 +165,7 @@ async fn a_second_delete_takes_over_from_a_caller_that_left() -> Result<()> {
         deleted.exit_status == exit.exit_status && deleted.exited_at == exit.exited_at,
         "{deleted:?} after {exit:?}"
     );
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 /// containerd was killed while it called Create: its client has removed the FIFOs, and nobody asks for the pod's end.

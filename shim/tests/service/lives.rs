@@ -41,7 +41,7 @@ async fn a_guest_without_the_host_s_clock_is_corrected() -> Result<()> {
     pod.start_task(&client).await?;
     ensure!(pod.wait(&client).await?.exit_status == 0);
     pod.delete(&client).await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn a_life_and_its_events() -> Result<()> {
@@ -88,7 +88,7 @@ async fn a_life_and_its_events() -> Result<()> {
     let deleted = pod.delete(&client).await?;
     ensure!(deleted.exit_status == 7 && deleted.pid == pid, "{deleted:?}");
     ensure!(refused(pod.state(&client).await)?.0 == Code::NOT_FOUND);
-    pod.finish(&client).await?;
+    pod.finish(client).await?;
     let topics = pod.topics_until("/tasks/delete").await?;
     ensure!(
         topics == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"],
@@ -113,7 +113,7 @@ async fn both_services_answer() -> Result<()> {
             "{version}: {message}"
         );
     }
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 fn random(count: usize) -> Result<Vec<u8>> {
@@ -155,7 +155,7 @@ async fn streams_are_byte_exact() -> Result<()> {
         .ok()
         .context("reader")??;
     ensure!(read == sent, "read {} of {} bytes", read.len(), sent.len());
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn a_slow_reader_stops_the_writer() -> Result<()> {
@@ -178,7 +178,7 @@ async fn a_slow_reader_stops_the_writer() -> Result<()> {
     ensure!(pod.wait(&client).await?.exit_status == 0);
     pod.delete(&client).await?;
     ensure!(count.await?? == 1024 * 65536);
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 /// A task that prints a word and exits, whose reader has not read it yet.
@@ -207,7 +207,7 @@ async fn an_exit_is_reported_when_the_output_is_read() -> Result<()> {
     ensure!(pod.wait(&client).await?.exit_status == 0 && &word == b"word");
     ensure!(reader.read(&mut word)? == 0, "the writing end is open");
     pod.delete(&client).await?;
-    pod.finish(&client).await?;
+    pod.finish(client).await?;
     let events = pod.events_until("delete").await?;
     ensure!(events == ["create", "start", "exit 0", "delete"], "{events:?}");
     Ok(())
@@ -221,7 +221,7 @@ async fn an_exit_is_reported_though_nobody_reads() -> Result<()> {
     reader.read_to_string(&mut word)?;
     ensure!(word == "word", "{word}");
     pod.delete(&client).await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 /// containerd's CRI gives all that it does about an exit 10 s.
@@ -238,7 +238,7 @@ async fn delete_waits_two_seconds_for_a_reader_that_does_not_read() -> Result<()
     let mut word = String::new();
     reader.read_to_string(&mut word)?;
     ensure!(word == "word", "{word}");
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 /// As containerd 1.6.20, whose reader is slower than the task and is stopped when it knows of the exit.
@@ -270,7 +270,7 @@ async fn a_reader_that_stops_at_the_exit_has_read_everything() -> Result<()> {
         .context("reader")??;
     ensure!(count == 1024 * 65536, "{count} bytes were read");
     pod.delete(&client).await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn an_exit_before_the_reply_to_start() -> Result<()> {
@@ -280,7 +280,7 @@ async fn an_exit_before_the_reply_to_start() -> Result<()> {
         pod.start_task(&client).await?;
         ensure!(pod.wait(&client).await?.exit_status == 0);
         pod.delete(&client).await?;
-        pod.finish(&client).await?;
+        pod.finish(client).await?;
         let topics = pod.topics_until("/tasks/delete").await?;
         ensure!(
             topics == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"],
@@ -319,7 +319,7 @@ async fn signals_and_statuses() -> Result<()> {
         "{message}"
     );
     pod.delete(&client).await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn unknown_ids_and_invalid_calls_are_refused() -> Result<()> {
@@ -337,7 +337,7 @@ async fn unknown_ids_and_invalid_calls_are_refused() -> Result<()> {
         "{message}"
     );
     pod.delete(&client).await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn mounts_appear_in_the_shared_tree() -> Result<()> {
@@ -373,7 +373,7 @@ async fn mounts_appear_in_the_shared_tree() -> Result<()> {
         } else {
             list(&pod, &client, creation, want).await?;
         }
-        pod.finish(&client).await?;
+        pod.finish(client).await?;
     }
     Ok(())
 }
@@ -409,7 +409,7 @@ async fn a_created_container_can_be_deleted() -> Result<()> {
         "took {:?}",
         begun.elapsed()
     );
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn the_vmm_gets_the_spec_s_oom_score_adj() -> Result<()> {
@@ -425,7 +425,7 @@ async fn the_vmm_gets_the_spec_s_oom_score_adj() -> Result<()> {
         let score = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
         ensure!(score.trim() == want, "{id}: {score}");
         pod.delete(&client).await?;
-        pod.finish(&client).await?;
+        pod.finish(client).await?;
     }
     Ok(())
 }

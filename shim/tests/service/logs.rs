@@ -61,7 +61,7 @@ async fn log_of(id: &str, flags: &[&str]) -> Result<Vec<String>> {
     pod.start_task(&client).await?;
     pod.wait(&client).await?;
     pod.delete(&client).await?;
-    pod.finish(&client).await?;
+    pod.finish(client).await?;
     log.lines()
 }
 
@@ -124,5 +124,5 @@ async fn events_that_can_t_be_delivered_are_logged_a_few_times() -> Result<()> {
     pod.kill(&client, 9).await?;
     pod.wait(&client).await?;
     pod.delete(&client).await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }

@@ -328,8 +328,9 @@ impl Pod {
             .await
     }
 
-    /// Shuts the sandbox down, waits until the shim exits, runs `delete`, and checks that nothing is left.
-    pub async fn finish(&self, client: &TaskClient) -> Result<()> {
+    /// Shuts the sandbox down and closes the connection, as containerd does, waits until the shim exits, runs `delete`, and
+    /// checks that nothing is left.
+    pub async fn finish(&self, client: TaskClient) -> Result<()> {
         let shim = self.recorded()?.shim_pid;
         let ended = pidfd(shim)?;
         client
@@ -341,6 +342,8 @@ impl Pod {
                 },
             )
             .await?;
+        // The shim waits for a second if a clone of it is left.
+        drop(client);
         wait_end(ended).await.context("the shim does not end")?;
         self.nothing_left()?;
         self.shim(&[

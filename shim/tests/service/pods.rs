@@ -103,7 +103,7 @@ async fn containers_of_a_pod_join_its_shim() -> Result<()> {
     pause.kill(9).await?;
     pause.wait().await?;
     pause.delete().await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn a_pod_s_shim_is_in_its_cgroup_while_the_vm_runs() -> Result<()> {
@@ -142,7 +142,7 @@ async fn a_pod_s_shim_is_in_its_cgroup_while_the_vm_runs() -> Result<()> {
     ensure!(!cgroup.exists(), "{} is left", cgroup.display());
     pod.failure()?;
     pause.delete().await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 /// The fake agent knows no container of this pod, so it would refuse each call that reached it.
@@ -202,7 +202,7 @@ async fn a_pause_container_has_no_process() -> Result<()> {
         ensure!(refused(pause.kill(signal).await)?.0 == Code::NOT_FOUND);
         ensure!(pause.delete().await?.exit_status == status);
         ensure!(refused(pause.delete().await)?.0 == Code::NOT_FOUND);
-        pod.finish(&client).await?;
+        pod.finish(client).await?;
         let topics = pod.topics_until("/tasks/delete").await?;
         ensure!(
             topics == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"],

@@ -129,12 +129,14 @@ impl Sandbox {
     }
 
     /// Ends sandbox and shim, and checks that nothing is left.
-    async fn finish(&self) -> Result<()> {
-        let ended = pidfd(self.pod.recorded()?.shim_pid)?;
-        let request = of!(ShutdownSandboxRequest, self.pod.id);
-        self.api.shutdown_sandbox(soon(), request).await?;
+    async fn finish(self) -> Result<()> {
+        let Self { pod, api, raw, tasks } = self;
+        let ended = pidfd(pod.recorded()?.shim_pid)?;
+        let request = of!(ShutdownSandboxRequest, pod.id);
+        api.shutdown_sandbox(soon(), request).await?;
+        drop((api, raw, tasks));
         wait_end(ended).await.context("the shim does not end")?;
-        self.pod.nothing_left()
+        pod.nothing_left()
     }
 }
 

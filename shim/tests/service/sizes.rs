@@ -51,7 +51,7 @@ async fn the_vm_grows_before_a_limit_and_shrinks_after_it() -> Result<()> {
     pod.kill(&client, libc::SIGKILL).await?;
     pod.wait(&client).await?;
     pod.delete(&client).await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn a_limit_beyond_the_maximum_changes_nothing() -> Result<()> {
@@ -72,7 +72,7 @@ async fn a_limit_beyond_the_maximum_changes_nothing() -> Result<()> {
     pod.kill(&client, libc::SIGKILL).await?;
     pod.wait(&client).await?;
     pod.delete(&client).await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn a_greedy_guest_gets_the_maximum_and_is_not_asked_again() -> Result<()> {
@@ -96,7 +96,7 @@ async fn a_greedy_guest_gets_the_maximum_and_is_not_asked_again() -> Result<()> 
     pod.kill(&client, libc::SIGKILL).await?;
     pod.wait(&client).await?;
     pod.delete(&client).await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn a_guest_that_has_refused_is_asked_again() -> Result<()> {
@@ -115,5 +115,5 @@ async fn a_guest_that_has_refused_is_asked_again() -> Result<()> {
     pod.kill(&client, libc::SIGKILL).await?;
     pod.wait(&client).await?;
     pod.delete(&client).await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }

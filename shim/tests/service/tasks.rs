@@ -1,7 +1,9 @@
 //! Terminals, pausing, limits, counters and OOM kills of a task.
 
 use std::collections::BTreeSet;
+use std::io::Read as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use containerd_shim_protos::api::{
@@ -30,6 +32,7 @@ cases![
     an_oom_kill_is_reported_once_and_before_the_exit,
     inherited_descriptors_reach_neither_the_shim_nor_its_hooks,
     a_checkpoint_is_refused,
+    a_client_may_close_its_connection_after_shutdown,
 ];
 
 async fn pause(client: &TaskClient, id: &str) -> ttrpc::Result<()> {
@@ -71,7 +74,7 @@ async fn a_terminal_has_one_stream_and_a_size() -> Result<()> {
     ensure!(code == Code::FAILED_PRECONDITION, "{code:?}");
     init.delete().await?;
     ensure!(std::fs::read_to_string(out)? == "81x25");
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn an_exec_s_terminal_gets_the_size_it_was_given_early() -> Result<()> {
@@ -96,7 +99,7 @@ async fn an_exec_s_terminal_gets_the_size_it_was_given_early() -> Result<()> {
     init.kill(9).await?;
     init.wait().await?;
     init.delete().await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn spec_and_call_must_agree_on_the_terminal() -> Result<()> {
@@ -110,7 +113,7 @@ async fn spec_and_call_must_agree_on_the_terminal() -> Result<()> {
             code == Code::INVALID_ARGUMENT && message.contains("process.terminal"),
             "{code:?} {message}"
         );
-        pod.finish(&client).await?;
+        pod.finish(client).await?;
     }
     Ok(())
 }
@@ -144,7 +147,7 @@ async fn a_paused_task_is_resumed_or_killed() -> Result<()> {
     ensure!(init.state().await?.status.value() == 3, "not stopped");
     ensure!(refused(resume(&client, "pause").await)?.0 == Code::FAILED_PRECONDITION);
     init.delete().await?;
-    pod.finish(&client).await?;
+    pod.finish(client).await?;
     let events = pod.events_until("delete").await?;
     let want = ["paused", "resumed", "paused", "exit e 137", "exit 137", "delete"];
     ensure!(events[4..] == want, "{events:?}");
@@ -165,7 +168,7 @@ async fn a_task_that_can_t_be_paused_keeps_running() -> Result<()> {
     init.kill(15).await?;
     ensure!(init.wait().await?.exit_status == 143);
     init.delete().await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 pub async fn update(client: &TaskClient, id: &str, resources: &Value) -> ttrpc::Result<()> {
@@ -221,7 +224,7 @@ async fn limits_change_and_counters_are_returned() -> Result<()> {
     init.kill(9).await?;
     init.wait().await?;
     init.delete().await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 /// The fake agent gets the rest of the update.
@@ -257,7 +260,7 @@ async fn an_update_of_cpus_is_for_the_vm() -> Result<()> {
     init.kill(9).await?;
     init.wait().await?;
     init.delete().await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn an_oom_kill_is_reported_once_and_before_the_exit() -> Result<()> {
@@ -272,7 +275,7 @@ async fn an_oom_kill_is_reported_once_and_before_the_exit() -> Result<()> {
     init.kill(9).await?;
     init.wait().await?;
     init.delete().await?;
-    pod.finish(&client).await?;
+    pod.finish(client).await?;
     let events = pod.events_until("delete").await?;
     // The guest reports the kill twice: by WaitOom, perhaps before its answer to StartExec, and with the
     // exit.
@@ -289,7 +292,7 @@ async fn an_oom_kill_is_reported_once_and_before_the_exit() -> Result<()> {
     init.start().await?;
     ensure!(init.wait().await?.exit_status == 137);
     init.delete().await?;
-    pod.finish(&client).await?;
+    pod.finish(client).await?;
     let mut events = pod.events_until("delete").await?;
     // The OOM event may come before the answer to Start.
     events.retain(|event| event != "start");
@@ -321,7 +324,7 @@ async fn inherited_descriptors_reach_neither_the_shim_nor_its_hooks() -> Result<
         "{files}"
     );
     pod.delete(&client).await?;
-    pod.finish(&client).await
+    pod.finish(client).await
 }
 
 async fn a_checkpoint_is_refused() -> Result<()> {
@@ -337,5 +340,20 @@ async fn a_checkpoint_is_refused() -> Result<()> {
         "{message}"
     );
     pod.delete(&client).await?;
-    pod.finish(&client).await
+    pod.finish(client).await
+}
+
+/// containerd's client loses an answer if the shim closes the connection right after it.
+async fn a_client_may_close_its_connection_after_shutdown() -> Result<()> {
+    let (pod, client) = Pod::start("close", "", &["sleep"]).await?;
+    let address = pod.address.strip_prefix("unix://").context("no Unix socket")?;
+    let mut other = std::os::unix::net::UnixStream::connect(address)?;
+    other.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let begun = Instant::now();
+    pod.finish(client).await?;
+    // The shim has ended: this client did not close its connection.
+    ensure!(other.read(&mut [0])? == 0);
+    let open = begun.elapsed();
+    ensure!(open >= Duration::from_secs(1), "closed after {open:?}");
+    Ok(())
 }

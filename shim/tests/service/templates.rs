@@ -54,7 +54,7 @@ impl Template {
             }
         });
         let template = waited.await??;
-        end(pod, &client).await?;
+        end(pod, client).await?;
         ensure!(
             origin == "boot: there is no template for this kind of pod yet",
             "{origin}"
@@ -107,10 +107,10 @@ async fn live(pod: &Pod, client: &TaskClient) -> Result<String> {
     timeline.origin.context("no origin")
 }
 
-async fn end(pod: &Pod, client: &TaskClient) -> Result<()> {
-    pod.kill(client, 9).await?;
-    pod.wait(client).await?;
-    pod.delete(client).await?;
+async fn end(pod: &Pod, client: TaskClient) -> Result<()> {
+    pod.kill(&client, 9).await?;
+    pod.wait(&client).await?;
+    pod.delete(&client).await?;
     pod.finish(client).await
 }
 
@@ -118,7 +118,7 @@ async fn end(pod: &Pod, client: &TaskClient) -> Result<()> {
 async fn next_origin(pod: &mut Pod) -> Result<String> {
     let client = pod.run_start().await?;
     let origin = live(pod, &client).await?;
-    end(pod, &client).await?;
+    end(pod, client).await?;
     Ok(origin)
 }
 
@@ -138,7 +138,7 @@ async fn a_template_from_which_a_guest_does_not_continue_is_removed_and_the_next
         failure.timeline.origin == Some(format!("template {}", template.key())),
         "{failure:?}"
     );
-    pod.finish(&client).await?;
+    pod.finish(client).await?;
     ensure!(!template.directory.exists(), "the template is left");
     let record = std::fs::read_to_string(template.record())?;
     ensure!(
