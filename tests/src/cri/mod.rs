@@ -24,6 +24,9 @@ use pod::Pod;
 /// The image with software from Debian packages, which a lab has with `--software` (`tests/lab/software`).
 pub const SOFTWARE: &str = "localhost/software:lab";
 
+/// The runtime handler whose pods have no pause container.
+pub const SANDBOX_API_HANDLER: &str = "nacre-sandbox";
+
 /// Something that a pod's owner can observe.
 pub struct Case {
     /// Unique; `nacre-cri NAME` selects by it.
@@ -32,6 +35,8 @@ pub struct Case {
     pub procedure: Procedure,
     /// The first version of containerd, as `2.1`, that has what the case needs.
     pub since: &'static str,
+    /// The same for pods without a pause container.
+    pub sandbox_api_since: &'static str,
     /// Whether it takes more than half a minute: only `--long` runs it.
     pub long: bool,
     /// Whether containerd's files must be on a file system with id maps, as in a lab with `--ext4`.
@@ -68,6 +73,7 @@ const fn case(name: &'static str, procedure: Procedure) -> Case {
         name,
         procedure,
         since: "1.6",
+        sandbox_api_since: "2.0",
         long: false,
         needs_id_maps: false,
         only_nacre: false,
@@ -107,6 +113,12 @@ impl Case {
         self
     }
 
+    /// Needs containerd `version` if the pod has no pause container.
+    const fn sandbox_api_since(mut self, version: &'static str) -> Self {
+        self.sandbox_api_since = version;
+        self
+    }
+
     /// Takes long.
     const fn long(mut self) -> Self {
         self.long = true;
@@ -136,15 +148,16 @@ impl Case {
         self.name.starts_with(selection::SOFTWARE_CASES)
     }
 
-    /// Whether containerd `version` has what it needs.
-    pub fn runs_under(&self, version: &str) -> bool {
+    /// Whether containerd `version` has what it needs, with pods of runtime handler `handler`.
+    pub fn runs_under(&self, version: &str, handler: &str) -> bool {
         fn numbers(version: &str) -> Vec<u32> {
             version
                 .split('.')
                 .filter_map(|number| number.parse().ok())
                 .collect()
         }
-        numbers(version) >= numbers(self.since)
+        let has = |since| numbers(version) >= numbers(since);
+        has(self.since) && (handler != SANDBOX_API_HANDLER || has(self.sandbox_api_since))
     }
 }
 
@@ -161,9 +174,21 @@ mod tests {
         assert_eq!(names.len(), all.len());
         let is_grouped = |case: &&Case| !matches!(case.procedure, Procedure::Calls(_));
         assert!(!all.iter().copied().filter(is_grouped).any(|case| case.only_nacre));
-        let case = calls("x", |_| Ok(Outcome::default())).since("1.10");
-        for (version, runs) in [("1.9", false), ("1.10", true), ("2.1", true)] {
-            assert_eq!(case.runs_under(version), runs, "{version}");
+        let case = calls("x", |_| Ok(Outcome::default()))
+            .since("1.10")
+            .sandbox_api_since("2.3");
+        for (version, with_pause, without) in [
+            ("1.9", false, false),
+            ("1.10", true, false),
+            ("2.1", true, false),
+            ("2.4", true, true),
+        ] {
+            assert_eq!(case.runs_under(version, "nacre"), with_pause, "{version}");
+            assert_eq!(
+                case.runs_under(version, SANDBOX_API_HANDLER),
+                without,
+                "{version}"
+            );
         }
     }
 }

@@ -72,7 +72,7 @@ fn main() -> ExitCode {
         .filter(|case| arguments.selection.selects(case.name, &names))
         .filter(|case| arguments.long || !case.long || arguments.selection.names_one(case.name))
         .filter(|case| case.needs_software() == arguments.software)
-        .filter(|case| case.runs_under(&version))
+        .filter(|case| case.runs_under(&version, &arguments.handler))
         .filter(|case| !case.needs_id_maps || has_id_maps())
         .collect();
     if arguments.list {
