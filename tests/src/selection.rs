@@ -8,9 +8,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// The names of CRI cases that need the image with software begin with this.
-pub const SOFTWARE_CASES: &str = "software: ";
-
 /// Command-line arguments of the test programs.
 #[derive(Debug, Default, clap::Args)]
 pub struct Selection {
@@ -67,8 +64,22 @@ impl Selection {
     }
 }
 
+/// Options that a test needs besides containerd's version and the snapshotter; each ends in a space.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Of the lab.
+    pub lab: String,
+    /// Of the test program.
+    pub program: String,
+}
+
 /// The command that runs the test `name` of this program alone, under the same containerd.
 pub fn command_for(name: &str) -> String {
+    command_with(&Options::default(), name)
+}
+
+/// The same, with `options`.
+pub fn command_with(options: &Options, name: &str) -> String {
     let program = std::env::current_exe().unwrap_or_default();
     let directory = std::env::current_dir().unwrap_or_default();
     let version = std::env::var("NACRE_LAB_CONTAINERD").ok();
@@ -76,14 +87,20 @@ pub fn command_for(name: &str) -> String {
         version.as_deref(),
         std::env::var("CONTAINERD_SNAPSHOTTER").ok().as_deref(),
         program.strip_prefix(&directory).unwrap_or(&program),
+        options,
         name,
     )
 }
 
-fn command_line(version: Option<&str>, snapshotter: Option<&str>, program: &Path, name: &str) -> String {
+fn command_line(
+    version: Option<&str>,
+    snapshotter: Option<&str>,
+    program: &Path,
+    options: &Options,
+    name: &str,
+) -> String {
     let snapshotter = snapshotter.map_or_else(String::new, |name| format!("--snapshotter {name} "));
-    let is = |name: &str| program.file_name() == Some(name.as_ref());
-    let environment = if is("nacre-faults") {
+    let environment = if program.file_name() == Some("nacre-faults".as_ref()) {
         "NACRE_PREFIX=nacre-faults "
     } else {
         ""
@@ -93,16 +110,11 @@ fn command_line(version: Option<&str>, snapshotter: Option<&str>, program: &Path
         Some(version) => format!("--containerd {version} "),
     };
     let name = name.replace('\'', r"'\''");
-    let (lab, more) = if !is("nacre-cri") {
-        ("", "")
-    } else if name.starts_with(SOFTWARE_CASES) {
-        ("--software ", " --software")
-    } else {
-        ("--cri ", "")
-    };
     format!(
-        "{environment}tests/lab/run {version}{snapshotter}{lab}-- {}{more} '{name}'",
-        program.display()
+        "{environment}tests/lab/run {version}{snapshotter}{}-- {} {}'{name}'",
+        options.lab,
+        program.display(),
+        options.program
     )
 }
 
@@ -161,28 +173,35 @@ mod tests {
     #[test]
     fn the_command_names_the_containerd_and_quotes_the_test() {
         let program = Path::new("target/debug/nacre-e2e");
+        let none = Options::default();
         assert_eq!(
-            command_line(Some("2.1"), None, program, "a pod's end"),
+            command_line(Some("2.1"), None, program, &none, "a pod's end"),
             r"tests/lab/run --containerd 2.1 -- target/debug/nacre-e2e 'a pod'\''s end'"
         );
+        let options = Options {
+            lab: "--cri ".to_owned(),
+            program: "--handler nacre-sandbox ".to_owned(),
+        };
         assert_eq!(
-            command_line(Some("1.7"), None, Path::new("target/debug/nacre-cri"), "x"),
-            "tests/lab/run --containerd 1.7 --cri -- target/debug/nacre-cri 'x'"
+            command_line(
+                Some("2.1"),
+                None,
+                Path::new("target/debug/nacre-cri"),
+                &options,
+                "x"
+            ),
+            "tests/lab/run --containerd 2.1 --cri -- target/debug/nacre-cri --handler nacre-sandbox 'x'"
         );
         assert_eq!(
-            command_line(None, None, Path::new("target/debug/nacre-cri"), "software: x"),
-            "tests/lab/run --software -- target/debug/nacre-cri --software 'software: x'"
-        );
-        assert_eq!(
-            command_line(Some("1.6"), None, program, "x"),
+            command_line(Some("1.6"), None, program, &none, "x"),
             "tests/lab/run -- target/debug/nacre-e2e 'x'"
         );
         assert_eq!(
-            command_line(Some("2.1"), Some("erofs"), program, "x"),
+            command_line(Some("2.1"), Some("erofs"), program, &none, "x"),
             "tests/lab/run --containerd 2.1 --snapshotter erofs -- target/debug/nacre-e2e 'x'"
         );
         assert_eq!(
-            command_line(None, None, Path::new("target/debug/nacre-faults"), "x"),
+            command_line(None, None, Path::new("target/debug/nacre-faults"), &none, "x"),
             "NACRE_PREFIX=nacre-faults tests/lab/run -- target/debug/nacre-faults 'x'"
         );
     }

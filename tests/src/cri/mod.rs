@@ -17,7 +17,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::parity::{AllowedDifference, Outcome};
-use crate::selection;
+use crate::selection::Options;
 use node::Node;
 use pod::Pod;
 
@@ -145,7 +145,25 @@ impl Case {
 
     /// Whether it needs the image [`SOFTWARE`].
     pub fn needs_software(&self) -> bool {
-        self.name.starts_with(selection::SOFTWARE_CASES)
+        self.name.starts_with("software: ")
+    }
+
+    /// What a command that runs it alone needs, with pods of runtime handler `handler`, in a lab with id maps of
+    /// containerd's files or one without.
+    pub fn options(&self, handler: &str, has_id_maps: bool) -> Options {
+        let (lab, program) = match (self.needs_software(), has_id_maps) {
+            (true, _) => ("--software ", "--software "),
+            (false, true) => ("--cri --ext4 ", ""),
+            (false, false) => ("--cri ", ""),
+        };
+        let handler = match handler {
+            "nacre" => String::new(),
+            other => format!("--handler {other} "),
+        };
+        Options {
+            lab: lab.to_owned(),
+            program: format!("{program}{handler}"),
+        }
     }
 
     /// Whether containerd `version` has what it needs, with pods of runtime handler `handler`.
@@ -164,6 +182,26 @@ impl Case {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_case_alone_has_the_same_lab_and_handler() {
+        let software = calls("software: x", |_| Ok(Outcome::default()));
+        let other = calls("x", |_| Ok(Outcome::default()));
+        for (case, handler, has_id_maps, lab, program) in [
+            (&other, "nacre", false, "--cri ", ""),
+            (
+                &other,
+                SANDBOX_API_HANDLER,
+                true,
+                "--cri --ext4 ",
+                "--handler nacre-sandbox ",
+            ),
+            (&software, "nacre", false, "--software ", "--software "),
+        ] {
+            let options = case.options(handler, has_id_maps);
+            assert_eq!((&*options.lab, &*options.program), (lab, program));
+        }
+    }
 
     #[test]
     fn names_are_unique_and_versions_are_compared_by_number() {

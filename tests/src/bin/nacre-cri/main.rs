@@ -13,7 +13,7 @@ use nacre_tests::cri::{Case, cases, connect_to, echo_datagrams, groups, print_ch
 use nacre_tests::leaks::Snapshot;
 use nacre_tests::parity::{Outcome, Verdict, compare};
 use nacre_tests::runner;
-use nacre_tests::selection::{Selection, command_for};
+use nacre_tests::selection::{Selection, command_with};
 use nix::sys::statfs::{EXT4_SUPER_MAGIC, statfs};
 use serde_json::Value;
 
@@ -123,7 +123,8 @@ fn run(arguments: &Arguments, chosen: &[&'static Case]) -> Result<usize> {
             if report(case, runc.as_ref(), nacre.as_ref(), arguments.only.is_some()) {
                 passed += 1;
             } else {
-                println!("    alone: {}", command_for(case.name));
+                let options = case.options(&arguments.handler, has_id_maps());
+                println!("    alone: {}", command_with(&options, case.name));
                 failed.push(case.name);
             }
         }
