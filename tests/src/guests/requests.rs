@@ -44,6 +44,8 @@ const LISTED: usize = 100;
 /// A directory below others, and how many files it has.
 const DEEP: &str = "deep/a/b/c";
 const DEEP_FILES: usize = 20;
+/// FORGETs of so many files as are listed are at most so many requests.
+const BATCHES: u64 = 20;
 const BLOCK: [u8; 4096] = [b'x'; 4096];
 
 /// What is measured, in this order.
@@ -73,6 +75,8 @@ const OPERATIONS: &[Operation] = &[
     operation("list 100 files, stat each", 7, 106, list).below(1),
     operation("the same again", 1, 106, list).below(1),
 ];
+/// The number of the order to drop what the kernel has cached of names and inodes.
+const DROP: u8 = u8::MAX;
 
 /// An operation and the requests that it may make.
 struct Operation {
@@ -147,11 +151,38 @@ fn count(build: &Build) -> Result<()> {
                 ));
             }
         }
+        if number == 0 {
+            check_batches(&mut guest, &mut stream)?;
+        }
     }
     drop(stream);
     guest.finish(DEADLINE)?;
     ensure!(wrong.is_empty(), "requests:\n{}", wrong.join("\n"));
     Ok(())
+}
+
+/// What the guest forgets at once, it sends in few requests, a moment later.
+fn check_batches(guest: &mut Guest, stream: &mut UnixStream) -> Result<()> {
+    let sent = |guest: &mut Guest| -> Result<[u64; 2]> {
+        let counts = requests(guest)?;
+        Ok(NOT_WAITED_FOR.map(|kind| counts.get(kind).copied().unwrap_or_default()))
+    };
+    let before = sent(guest)?;
+    order(stream, [0, DROP])?;
+    let started = Instant::now();
+    loop {
+        let now = sent(guest)?;
+        let [alone, batches] = [0, 1].map(|kind| now[kind] - before[kind]);
+        ensure!(
+            alone + batches <= BATCHES,
+            "{alone} FORGETs, {batches} BATCH_FORGETs"
+        );
+        if batches > 0 {
+            println!("        {LISTED} files forgotten: {alone} FORGETs, {batches} BATCH_FORGETs");
+            return Ok(());
+        }
+        ensure!(started.elapsed() < DEADLINE, "no BATCH_FORGET");
+    }
 }
 
 /// Files that the host has made before the guest looks at them.
@@ -210,6 +241,11 @@ fn serve(_: &Parameters) -> Result<Value> {
     let mut conversation = Conversation::accept()?;
     let mut order = [0; 2];
     while conversation.stream.read(&mut order)? == order.len() {
+        if order[1] == DROP {
+            fs::write("/proc/sys/vm/drop_caches", "2")?;
+            conversation.stream.write_all(&order)?;
+            continue;
+        }
         let [tree, index] = order.map(usize::from);
         let (Some(mount_point), Some(operation)) = (MOUNT_POINTS.get(tree), OPERATIONS.get(index)) else {
             bail!("unknown order {order:?}");

@@ -319,7 +319,7 @@ pub fn open_files(word: &str) -> usize {
 }
 
 #[test]
-fn forget_closes_the_inode_descriptor() {
+fn forgetting_one_or_many_closes_the_descriptors() {
     let mut guest = Guest::new();
     let mut nodes = Vec::new();
     for n in 0..200 {
@@ -328,15 +328,25 @@ fn forget_closes_the_inode_descriptor() {
         nodes.push(guest.lookup(ROOT, &name).unwrap().nodeid);
     }
     assert_eq!(open_files("forgotten-"), 200);
-    for nodeid in nodes {
-        let request = guest.request(FORGET, nodeid, &Body::default().u64(1));
+    let mut send = |opcode: u32, nodeid: u64, body: &Body| {
+        let request = guest.request(opcode, nodeid, body);
         guest.driver.set_bytes(REQUEST_AT, &request);
         guest
             .driver
             .offer(0, &[readable(REQUEST_AT, request.len() as u32)]);
         guest.driver.kick(0);
         assert_eq!(guest.driver.wait_used(0).1, 0);
+    };
+    let batch = nodes.split_off(100);
+    for nodeid in nodes {
+        send(FORGET, nodeid, &Body::default().u64(1));
     }
+    assert_eq!(open_files("forgotten-"), 100);
+    let count = Body::default().u32(100).u32(0);
+    let body = batch
+        .into_iter()
+        .fold(count, |body, nodeid| body.u64(nodeid).u64(1));
+    send(BATCH_FORGET, 0, &body);
     assert_eq!(open_files("forgotten-"), 0);
 }
 
