@@ -46,7 +46,14 @@ const DEEP: &str = "deep/a/b/c";
 const DEEP_FILES: usize = 20;
 /// FORGETs of so many files as are listed are at most so many requests.
 const BATCHES: u64 = 20;
-const BLOCK: [u8; 4096] = [b'x'; 4096];
+/// Blocks that are read with O_DIRECT.
+const BLOCKS: u64 = 16;
+const BLOCK_BYTES: usize = 4096;
+const BLOCK: Block = Block([b'x'; BLOCK_BYTES]);
+
+/// A block in memory as O_DIRECT needs it.
+#[repr(C, align(4096))]
+struct Block([u8; BLOCK_BYTES]);
 
 /// What is measured, in this order.
 const OPERATIONS: &[Operation] = &[
@@ -70,6 +77,7 @@ const OPERATIONS: &[Operation] = &[
     operation("unlink", 1, 2, unlink),
     operation("make it again", 2, 5, make_renamed),
     operation("mkdir, rmdir", 3, 4, make_directory),
+    operation("read 16 blocks with O_DIRECT", 17, 19, read_direct),
     operation("stat 20 files below 4 directories", 24, 24, stat_deep).below(4),
     operation("the same again", 0, 24, stat_deep).below(4),
     operation("list 100 files, stat each", 7, 106, list).below(1),
@@ -196,7 +204,10 @@ fn prepare(tree: &Path) -> Result<()> {
     for number in 0..DEEP_FILES {
         fs::write(tree.join(DEEP).join(number.to_string()), "x")?;
     }
-    Ok(())
+    Ok(fs::write(
+        tree.join("blocks"),
+        BLOCK.0.repeat(usize::try_from(BLOCKS)?),
+    )?)
 }
 
 /// What the VMM has counted so far, by kind.
@@ -300,7 +311,7 @@ fn untar(tree: &Path) -> Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(tree.join("untarred"))?;
-    file.write_all(&BLOCK)?;
+    file.write_all(&BLOCK.0)?;
     file.set_modified(SystemTime::UNIX_EPOCH)?;
     rustix::fs::fchown(&file, Some(rustix::fs::Uid::ROOT), Some(rustix::fs::Gid::ROOT))?;
     file.set_permissions(fs::Permissions::from_mode(0o644))?;
@@ -314,12 +325,12 @@ fn append(tree: &Path) -> Result<()> {
 
 fn overwrite(tree: &Path) -> Result<()> {
     let file = OpenOptions::new().write(true).open(tree.join("untarred"))?;
-    Ok(file.write_all_at(&BLOCK, 0)?)
+    Ok(file.write_all_at(&BLOCK.0, 0)?)
 }
 
 fn overwrite_and_fsync(tree: &Path) -> Result<()> {
     let file = OpenOptions::new().write(true).open(tree.join("untarred"))?;
-    file.write_all_at(&BLOCK, 0)?;
+    file.write_all_at(&BLOCK.0, 0)?;
     Ok(file.sync_all()?)
 }
 
@@ -342,6 +353,19 @@ fn make_renamed(tree: &Path) -> Result<()> {
 fn make_directory(tree: &Path) -> Result<()> {
     fs::create_dir(tree.join("directory"))?;
     Ok(fs::remove_dir(tree.join("directory"))?)
+}
+
+fn read_direct(tree: &Path) -> Result<()> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(tree.join("blocks"))?;
+    let mut block = Block([0; BLOCK_BYTES]);
+    for number in 0..BLOCKS {
+        file.read_exact_at(&mut block.0, number * BLOCK_BYTES as u64)?;
+        ensure!(block.0 == BLOCK.0, "block {number} is another one");
+    }
+    Ok(())
 }
 
 fn stat_deep(tree: &Path) -> Result<()> {
