@@ -66,7 +66,7 @@ const OPERATIONS: &[Operation] = &[
     operation(
         "make exclusively, write, set times, owner and mode, close",
         5,
-        9,
+        8,
         untar,
     ),
     operation("append", 1, 5, append),
