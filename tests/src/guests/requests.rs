@@ -80,7 +80,7 @@ const OPERATIONS: &[Operation] = &[
     operation("read 16 blocks with O_DIRECT", 17, 19, read_direct),
     operation("stat 20 files below 4 directories", 24, 24, stat_deep).below(4),
     operation("the same again", 0, 24, stat_deep).below(4),
-    operation("list 100 files, stat each", 7, 106, list).below(1),
+    operation("list 100 files, stat each", 3, 106, list).below(1),
     operation("the same again", 1, 106, list).below(1),
 ];
 /// The number of the order to drop what the kernel has cached of names and inodes.
