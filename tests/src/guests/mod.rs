@@ -7,6 +7,7 @@
 //! Conversations go over vsock: the workload listens at [`vsock::PORT`], then dials the agent's port, which
 //! the VMM reports.
 
+pub mod coherence;
 pub mod disk;
 pub mod exits;
 pub mod file_times;
@@ -62,6 +63,7 @@ pub fn tests() -> Vec<Test> {
         randomness::TESTS,
         local_files::TESTS,
         requests::TESTS,
+        coherence::TESTS,
         memory_returns::TESTS,
         memory_plugs::TESTS,
         network::TESTS,
@@ -80,6 +82,7 @@ const WORKLOADS: &[Workload] = &[
     randomness::WORKLOAD,
     local_files::WORKLOAD,
     requests::WORKLOAD,
+    coherence::WORKLOAD,
     memory_returns::WORKLOAD,
     memory_plugs::WORKLOAD,
     network::WORKLOAD,

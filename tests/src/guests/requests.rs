@@ -32,9 +32,9 @@ pub const WORKLOAD: Workload = Workload {
 };
 
 /// What the host shares: a container's root file system and its first volume.
-const TREES: [&str; 2] = ["c/rootfs", "c/mounts/0"];
+pub const TREES: [&str; 2] = ["c/rootfs", "c/mounts/0"];
 /// Where the guest mounts them, as the agent does for a container.
-const MOUNT_POINTS: [&str; 2] = ["/rootfs", "/volume"];
+pub const MOUNT_POINTS: [&str; 2] = ["/rootfs", "/volume"];
 /// Kinds that are not counted: the guest does not wait for them, and sends them when it likes.
 const NOT_WAITED_FOR: [&str; 2] = ["Forget", "BatchForget"];
 /// How long the name of a directory on the way serves at least: the guest's tick.
@@ -65,7 +65,7 @@ const OPERATIONS: &[Operation] = &[
     operation("read what was written", 0, 6, read_made),
     operation(
         "make exclusively, write, set times, owner and mode, close",
-        5,
+        3,
         8,
         untar,
     ),
@@ -244,11 +244,20 @@ fn order(stream: &mut UnixStream, order: [u8; 2]) -> Result<()> {
     Ok(())
 }
 
-fn serve(_: &Parameters) -> Result<Value> {
+/// Mounts [`TREES`] at [`MOUNT_POINTS`].
+///
+/// # Errors
+/// If that fails.
+pub fn mount_trees() -> Result<()> {
     for (tree, mount_point) in TREES.into_iter().zip(MOUNT_POINTS) {
         fs::create_dir(mount_point)?;
         mount_bind(Path::new(SHARED).join(tree), mount_point).with_context(|| format!("mounting {tree}"))?;
     }
+    Ok(())
+}
+
+fn serve(_: &Parameters) -> Result<Value> {
+    mount_trees()?;
     let mut conversation = Conversation::accept()?;
     let mut order = [0; 2];
     while conversation.stream.read(&mut order)? == order.len() {

@@ -17,6 +17,7 @@ mod special;
 mod sys;
 mod times;
 mod unlinked;
+mod waiting;
 mod xattrs;
 
 use super::Behaviour;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<&'static Behaviour> {
         names::BEHAVIOURS,
         links::BEHAVIOURS,
         times::BEHAVIOURS,
+        waiting::BEHAVIOURS,
         modes::BEHAVIOURS,
         owners::BEHAVIOURS,
         rename::BEHAVIOURS,
