@@ -1,20 +1,21 @@
 //! What the guest and the host see of each other's changes to files: times of a root file system that the guest keeps
-//! for a while, and names of a volume (docs/shared-files.md).
+//! for a while, and names of a volume (docs/shared-files.md), also when a volume is unmounted.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::mount::UnmountFlags;
 use serde_json::{Value, json};
 
 use super::requests::{MOUNT_POINTS, TREES, mount_trees};
 use super::vm::DEADLINE;
 use super::vsock::Conversation;
-use super::workload::Parameters;
+use super::workload::{Parameters, SHARED};
 use super::{Build, Guest, Options, Test, Workload, test};
 
 /// The tests.
@@ -27,6 +28,10 @@ pub const TESTS: &[Test] = &[
         "a guest sees at once that the host has replaced a file, and soon a directory",
         replaced,
     ),
+    test(
+        "a volume is unmounted while names of its directories are kept",
+        unmounted,
+    ),
 ];
 
 /// Sets times, and reads files.
@@ -38,6 +43,8 @@ pub const WORKLOAD: Workload = Workload {
 /// A file in the root file system, and one in the volume.
 const TIMED: &str = "timed";
 const REPLACED: &str = "way/file";
+/// How often the volume is unmounted.
+const ROUNDS: usize = 50;
 /// How long a guest may take to see another directory: 20 ms and the time of its requests, under emulation.
 const SOON: Duration = Duration::from_secs(2);
 
@@ -51,6 +58,7 @@ const CLOSE: u8 = b'e';
 const REMOVE: u8 = b'x';
 const READ: u8 = b'r';
 const WAIT: u8 = b'w';
+const UNMOUNT: u8 = b'u';
 
 fn boot(build: &Build) -> Result<(Guest, UnixStream)> {
     let mut guest = build.boot(&Options {
@@ -120,6 +128,16 @@ fn replaced(build: &Build) -> Result<()> {
     guest.finish(DEADLINE).map(drop)
 }
 
+fn unmounted(build: &Build) -> Result<()> {
+    let (guest, mut stream) = boot(build)?;
+    let directory = guest.shared().join(TREES[1]).join("way");
+    fs::create_dir(&directory)?;
+    fs::write(directory.join("file"), "x")?;
+    ask(&mut stream, UNMOUNT)?;
+    drop(stream);
+    guest.finish(DEADLINE).map(drop)
+}
+
 fn serve(_: &Parameters) -> Result<Value> {
     mount_trees()?;
     let [rootfs, volume] = MOUNT_POINTS.map(Path::new);
@@ -140,6 +158,7 @@ fn serve(_: &Parameters) -> Result<Value> {
                 0
             }
             READ => read(&volume.join(REPLACED))?,
+            UNMOUNT => unmount_often(volume)?,
             WAIT => wait(&volume.join(REPLACED))?,
             sends => send(sends, file.as_ref().context("no file is open")?, rootfs)?,
         };
@@ -181,4 +200,27 @@ fn wait(path: &Path) -> Result<u8> {
         );
     }
     Ok(u8::try_from(started.elapsed().as_millis()).unwrap_or(u8::MAX))
+}
+
+/// Mounts the volume, passes its directory and unmounts it, again and again. The kernel must not complain.
+fn unmount_often(volume: &Path) -> Result<u8> {
+    let submount = Path::new(SHARED).join(TREES[1]);
+    rustix::mount::unmount(volume, UnmountFlags::empty())?;
+    let mut log = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/kmsg")?;
+    for _ in 0..ROUNDS {
+        rustix::mount::unmount(&submount, UnmountFlags::empty()).context("unmounting the volume")?;
+        read(&submount.join(REPLACED))?;
+    }
+    let mut record = [0; 8192];
+    while let Ok(length) = log.read(&mut record) {
+        let line = String::from_utf8_lossy(record.get(..length).unwrap_or_default());
+        ensure!(
+            !line.contains("still in use") && !line.contains("cut here") && !line.contains("BUG:"),
+            "the kernel says {line}"
+        );
+    }
+    Ok(0)
 }
