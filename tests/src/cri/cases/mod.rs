@@ -16,6 +16,7 @@ mod pods;
 mod process;
 mod refused;
 mod rights;
+mod shaping;
 mod software;
 mod special_files;
 mod streams;
@@ -50,6 +51,7 @@ pub fn cases() -> Vec<&'static Case> {
         refused::CASES,
         many::CASES,
         software::CASES,
+        shaping::CASES,
     ]
     .into_iter()
     .flatten()

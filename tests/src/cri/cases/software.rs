@@ -43,7 +43,7 @@ fn software(more: Value) -> Value {
 }
 
 /// Starts a server, which prints `ready` when it is.
-fn serve<'p>(pod: &'p Pod<'_>, script: &str, more: Value, ready: &str) -> Result<Container<'p>> {
+pub fn serve<'p>(pod: &'p Pod<'_>, script: &str, more: Value, ready: &str) -> Result<Container<'p>> {
     let server = pod.start(script, software(more))?;
     match server.prints_within(READY, ready) {
         Ok(()) => Ok(server),
