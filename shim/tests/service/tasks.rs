@@ -346,6 +346,8 @@ async fn a_checkpoint_is_refused() -> Result<()> {
 /// containerd's client loses an answer if the shim closes the connection right after it.
 async fn a_client_may_close_its_connection_after_shutdown() -> Result<()> {
     let (pod, client) = Pod::start("close", "", &["sleep"]).await?;
+    client.create(soon(), &pod.creation()).await?;
+    pod.delete(&client).await?;
     let address = pod.address.strip_prefix("unix://").context("no Unix socket")?;
     let mut other = std::os::unix::net::UnixStream::connect(address)?;
     other.set_read_timeout(Some(Duration::from_secs(20)))?;
