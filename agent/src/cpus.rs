@@ -15,6 +15,7 @@ use rustix::process::Pid;
 use tokio::sync::oneshot;
 
 use crate::error::Error;
+use crate::pci;
 use crate::reaper::Reaper;
 
 /// The `argv[0]` of the process that brings vCPUs online or offline.
@@ -39,6 +40,7 @@ impl Cpus {
         if count == 0 || count == before {
             return Ok(before);
         }
+        let _bringing = pci::without_probing().await;
         #[allow(clippy::zombie_processes, reason = "the reaper waits for every child")]
         let child = Command::new(&self.program)
             .arg0(PROGRAM)

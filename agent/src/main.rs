@@ -109,6 +109,9 @@ fn main() {
     let dialer = match Role::parse(std::env::args_os(), std::process::id()) {
         Role::BringCpus { arguments } => {
             let brought = cpus::main(&arguments);
+            if let Err(error) = &brought {
+                eprintln!("bringing vCPUs online or offline: {error}");
+            }
             std::process::exit(i32::from(brought.is_err()));
         }
         Role::GuestInit {

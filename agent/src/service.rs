@@ -97,10 +97,10 @@ impl Service {
         })
     }
 
-    fn set_up_network(&self, network: &Network) -> Result<(), Error> {
+    async fn set_up_network(&self, network: &Network) -> Result<(), Error> {
         match self.life {
             // The kernel knows the devices of its boot only.
-            Life::Restored if network::has_devices(network) => network::set_up_attached(network),
+            Life::Restored if network::has_devices(network) => network::set_up_attached(network).await,
             Life::Booted { .. } | Life::Restored => network::set_up(network),
         }
     }
@@ -132,7 +132,7 @@ impl Agent for Service {
                 .clock
                 .set(Duration::from_nanos(request.realtime_ns.unsigned_abs()))?;
             guest_init::set_hostname(&request.hostname)?;
-            self.set_up_network(&request.network)?;
+            self.set_up_network(&request.network).await?;
             pod::set_sysctls(&request.sysctls)?;
         }
         fault::reach(FaultPoint::AgentSetUp);
@@ -345,14 +345,14 @@ impl Agent for Service {
 
     async fn configure_network(&self, _: &TtrpcContext, request: Network) -> ttrpc::Result<Empty> {
         if self.guest.is_some() {
-            network::set_up_attached(&request)?;
+            network::set_up_attached(&request).await?;
         }
         Ok(Empty::new())
     }
 
     async fn find_devices(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
         if self.guest.is_some() {
-            pci::find_attached()?;
+            pci::find_attached().await?;
         }
         Ok(Empty::new())
     }

@@ -37,7 +37,8 @@ impl Containers {
         if !container_id::is_valid(id) {
             return Err(Error::bad_id(id));
         }
-        let mut prepared = spec::prepare(id, &request.spec, disk::find_devices(&request.disks)?)?;
+        let disks = disk::find_devices(&request.disks).await?;
+        let mut prepared = spec::prepare(id, &request.spec, disks)?;
         spec::resolve_namespaces(&mut prepared.spec, |container| match container {
             Some(id) => self.init_of(id).map(pod::namespaces_of),
             None => self.shared_init.namespaces(&self.reaper),

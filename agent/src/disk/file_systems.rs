@@ -53,7 +53,7 @@ impl MountedFileSystems {
         let source = if disk.is_empty() {
             type_.as_str().into()
         } else {
-            find(disk)?.node
+            find(disk).await?.node
         };
         fs::create_dir_all(target).map_err(Error::file("creating", target))?;
         if type_ == "overlay" {

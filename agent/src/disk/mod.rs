@@ -42,23 +42,25 @@ pub type DisksByHostNumber = BTreeMap<(u32, u32), GuestDisk>;
 ///
 /// # Errors
 /// If the guest has no such disk.
-pub fn find_devices(disks: &[Disk]) -> Result<DisksByHostNumber, Error> {
-    let devices = disks
-        .iter()
-        .filter_map(|disk| Some((disk, disk.device.as_ref()?)));
-    let found = devices.map(|(disk, device)| Ok(((device.major, device.minor), find(&disk.serial)?)));
-    found.collect()
+pub async fn find_devices(disks: &[Disk]) -> Result<DisksByHostNumber, Error> {
+    let mut found = DisksByHostNumber::new();
+    for disk in disks {
+        if let Some(device) = disk.device.as_ref() {
+            found.insert((device.major, device.minor), find(&disk.serial).await?);
+        }
+    }
+    Ok(found)
 }
 
 /// Finds the disk with this serial number. If the guest does not have it, looks for new devices first.
 ///
 /// # Errors
 /// If there is no such disk.
-fn find(serial: &str) -> Result<GuestDisk, Error> {
+async fn find(serial: &str) -> Result<GuestDisk, Error> {
     let name = match name_of(serial)? {
         Some(name) => name,
         None => {
-            pci::find_attached()?;
+            pci::find_attached().await?;
             let found = name_of(serial)?;
             found.ok_or_else(|| Error::BadRequest {
                 what: format!("the guest has no disk with the serial number {serial:?}"),

@@ -84,7 +84,7 @@ impl Memory {
     /// MiB.
     pub async fn give(&self, given: Given) -> Result<u32, Error> {
         if given.plugged_mib > 0 && !self.has_device.load(Ordering::Relaxed) {
-            pci::find_attached()?;
+            pci::find_attached().await?;
             self.has_device.store(true, Ordering::Relaxed);
         }
         let grows = given.plugged_mib > self.given.borrow().plugged_mib;

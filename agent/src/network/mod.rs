@@ -20,8 +20,8 @@ const MAX_LINKS: usize = 4096;
 const ASIDE: &str = "nacre";
 
 /// Finds devices that were attached to the VM since its boot, and then sets up `network`.
-pub fn set_up_attached(network: &Network) -> Result<(), Error> {
-    pci::find_attached()?;
+pub async fn set_up_attached(network: &Network) -> Result<(), Error> {
+    pci::find_attached().await?;
     set_up(network)
 }
 
