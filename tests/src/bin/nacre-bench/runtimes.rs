@@ -76,7 +76,7 @@ impl MeasuredRuntimes {
         Ok(Self {
             nacre: Build {
                 shim_runtime: shim_runtime("nacre", Runtime::Nacre.name()),
-                has_templates: makes_templates(&prefix),
+                has_templates: makes_templates(&prefix) && !turns_templates_off(&prefix)?,
                 prefix,
             },
             runc: shim_runtime("runc", Runtime::Runc.name()),
@@ -165,6 +165,12 @@ fn other_build(prefix: &Path) -> Result<Build> {
         has_templates: makes_templates(&prefix),
         prefix,
     })
+}
+
+/// Whether config.toml of the build at `prefix` has the line [`TEMPLATES_OFF`].
+fn turns_templates_off(prefix: &Path) -> Result<bool> {
+    let text = config_text(&prefix.join("etc/nacre/config.toml"))?.unwrap_or_default();
+    Ok(text.lines().any(|line| line.trim() == TEMPLATES_OFF.trim()))
 }
 
 /// Whether the build at `prefix` can start pods from templates: it has the command to make one.
