@@ -5,7 +5,7 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::software::serve;
+use super::software::{printed, serve};
 use crate::cri::node::Node;
 use crate::cri::{Case, calls};
 use crate::parity::Outcome;
@@ -136,7 +136,8 @@ listening = socket.socket()
 listening.setsockopt(socket.SOL_IP, 19, 1)  # IP_TRANSPARENT
 listening.bind(('0.0.0.0', 15001))
 listening.listen()
-open('/ready', 'w')
+with open('/ready', 'w') as ready:
+    ready.write('listening\\n')
 while True:
     connection, client = listening.accept()
     connection.sendall(('for %s:%d, of %s\\n' % (*connection.getsockname(), client[0])).encode())
@@ -146,7 +147,7 @@ cat >/client <<'END'
 import socket, sys
 print(socket.create_connection((sys.argv[1], 80), 10).makefile().read(), end='')
 END
-python3 /server & until [ -e /ready ]; do sleep 0.1; done
+mkfifo /ready; python3 /server & read -r _ </ready
 ip rule add fwmark 1 lookup 100
 ip route add local 0.0.0.0/0 dev lo table 100
 ";
@@ -174,11 +175,7 @@ fn privileged(node: &Node, script: &str) -> Result<Outcome> {
     let server = if script == PROXIES { SERVER } else { "" };
     let script = format!("({INNER}{server}{script}) 2>&1; echo ended with $?; exec sleep 1000000");
     let container = serve(&pod, &script, privileged, "ended with")?;
-    let seen: String = container
-        .lines()?
-        .iter()
-        .map(|line| format!("{}\n", line.text))
-        .collect();
+    let seen = printed(&container)?;
     ensure!(seen.ends_with("ended with 0\n"), "{seen}");
     pod.remove()?;
     Ok(Outcome::text(seen))

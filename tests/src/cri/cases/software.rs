@@ -51,6 +51,12 @@ pub fn serve<'p>(pod: &'p Pod<'_>, script: &str, more: Value, ready: &str) -> Re
     }
 }
 
+/// All that `container` has printed.
+pub fn printed(container: &Container<'_>) -> Result<String> {
+    let lines = container.lines()?;
+    Ok(lines.iter().map(|line| format!("{}\n", line.text)).collect())
+}
+
 /// Runs the pods of clients. They have runc in each case, so that rates differ by the server's pod alone.
 fn clients() -> Result<Node> {
     Node::new(Runtime::Runc, "runc")
@@ -289,11 +295,7 @@ fn docker(node: &Node) -> Result<Outcome> {
     let pod = node.pod(privileged.clone())?;
     let script = format!("({DOCKER}); echo ended with $?; exec sleep 1000000");
     let container = serve(&pod, &script, privileged, "ended with")?;
-    let mut seen: String = container
-        .lines()?
-        .iter()
-        .map(|line| format!("{}\n", line.text))
-        .collect();
+    let mut seen = printed(&container)?;
     let [address, _] = pod.addresses()?;
     let page = get(&format!("{address}:8080"), "page").with_context(|| seen.clone())?;
     seen.push_str(&String::from_utf8_lossy(&page));
